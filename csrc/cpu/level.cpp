@@ -1,0 +1,601 @@
+// One instruction set's kernels: compiled once per level with -DDML_LEVEL and that level's flags. The planner hands in plain
+// data (problem.h); forward fills values and counts and leaves sums behind, backward turns cotangents into gradients.
+#include <cstring>
+#include <omp.h>
+
+#include "cpu/gemm.h"
+#include "cpu/strips.h"
+#include "dml_losses.h"
+
+DML_BEGIN
+
+constexpr int64_t kStripRows = 8;
+
+template <class T> using Accumulate = void (*)(const LossSlot&, const Strip<T>&, const Accumulators&);
+template <class T> using Slope = void (*)(const LossSlot&, const Strip<T>&);
+
+// The functor's parts outside the inner loops, and its inner loops, behind plain function pointers.
+template <class T> struct Entry {
+  FunctorInfo info;
+  bool (*fits)(const double* options, unsigned char* into);
+  void (*start)(const LossSlot&, const Problem<T>&, int thread);
+  void (*open)(const LossSlot&, const Problem<T>&, int64_t anchor, Positives<T>);
+  void (*begin)(const LossSlot&, const Problem<T>&, const Accumulators&, bool columns);
+  void (*flush_rows)(const LossSlot&, const Problem<T>&, const Accumulators&, int64_t i0, int64_t rows, int thread);
+  void (*flush_columns)(const LossSlot&, const Problem<T>&, const Accumulators&, int64_t j0, int64_t columns, int thread);
+  void (*merge)(const LossSlot&, const Problem<T>&, int64_t from, int64_t to, int totals);
+  void (*close)(const LossSlot&, const Problem<T>&, int64_t anchor, Positives<T>, T* values, T* counts);
+  void (*weigh)(const LossSlot&, const Problem<T>&, int64_t anchor, Positives<T>, const T* cotangents, T* slopes);
+  Accumulate<T> collect[2];
+  Slope<T> slope[2];
+  int64_t row_bytes, column_fields, row_slot_bytes, column_slot_fields;
+};
+
+template <class F> static F options_of(const LossSlot& loss) {
+  F f;
+  memcpy(&f, loss.options, sizeof f);
+  return f;
+}
+
+// The two shapes of a functor: with one accumulator per anchor, and with one more per positive.
+template <class F, class T, bool Slots = F::kSlots> struct SlotTypes {
+  using Limits = Nothing<T>;
+  using Sums = Nothing<T>;
+  using WideSums = Nothing<T>;
+};
+template <class F, class T> struct SlotTypes<F, T, true> {
+  using Limits = typename F::template SlotLimits<T>;
+  using Sums = typename F::template SlotSums<T>;
+  using WideSums = typename F::template SlotSums<typename Native<T>::V>;
+};
+
+template <class F, class T> struct Parts {
+  using V = typename Native<T>::V;
+  using Limits = typename F::template Limits<T>;
+  using Sums = typename F::template Sums<T>;
+  using Totals = typename F::template Sums<double>;
+  using WideSums = typename F::template Sums<V>;
+  using Slopes = typename F::template Slopes<T>;
+  using Slot = SlotTypes<F, T>;
+  static constexpr int lanes = Native<T>::lanes;
+  static constexpr int sums = field_count<Sums, T>(), slot_sums = field_count<typename Slot::Sums, T>();
+
+  static T* limits_at(const LossSlot& l, int64_t i) { return static_cast<T*>(l.limits_at) + i; }
+  static T* sums_at(const LossSlot& l, int64_t i) { return static_cast<T*>(l.sums_at) + i; }
+  static T* slot_limits_at(const LossSlot& l, const Problem<T>& p, int64_t i, int64_t k) {
+    return static_cast<T*>(l.slot_limits_at) + k * p.slot_stride + i - p.slot_first;
+  }
+  static T* slot_sums_at(const LossSlot& l, const Problem<T>& p, int64_t i, int64_t k) {
+    return static_cast<T*>(l.slot_sums_at) + k * p.slot_stride + i - p.slot_first;
+  }
+  static int64_t slot_field(const Problem<T>& p) { return p.most_positives * p.slot_stride; }
+  static double* totals_at(const LossSlot& l, const Problem<T>& p, int thread, int64_t i) {
+    return static_cast<double*>(l.totals_at) + int64_t(thread) * sums * p.stride + i;
+  }
+  static T* slot_totals_at(const LossSlot& l, const Problem<T>& p, int thread, int64_t i, int64_t k) {
+    return static_cast<T*>(l.slot_totals_at) + int64_t(thread) * slot_sums * slot_field(p) + k * p.slot_stride + i - p.slot_first;
+  }
+
+  static bool fits(const double* options, unsigned char* into) {
+    T values[sizeof(F) / sizeof(T)];
+    for (size_t k = 0; k < sizeof(F) / sizeof(T); ++k) values[k] = T(options[k]);
+    memcpy(into, values, sizeof values);
+    F f;
+    memcpy(&f, values, sizeof f);
+    return f.fits();
+  }
+  static void start(const LossSlot& loss, const Problem<T>& p, int thread) {
+    const F f = options_of<F>(loss);
+    const Sums nothing = f.nothing();
+    for (int64_t i = 0; i < p.stride; ++i) scatter_fields<T>(nothing, totals_at(loss, p, thread, i), p.stride);
+    if constexpr (F::kSlots)
+      for (int64_t k = 0; k < p.most_positives; ++k)
+        for (int64_t i = 0; i < p.slot_stride; ++i)
+          scatter_fields<T>(f.nothing_slot(), slot_totals_at(loss, p, thread, p.slot_first + i, k), slot_field(p));
+  }
+  static void open(const LossSlot& loss, const Problem<T>& p, int64_t i, Positives<T> positives) {
+    const F f = options_of<F>(loss);
+    scatter_fields<T>(f.open(positives), limits_at(loss, i), p.stride);
+    if constexpr (F::kSlots)
+      for (int64_t k = 0; k < p.most_positives; ++k)
+        scatter_fields<T>(k < positives.count ? f.open_slot(positives[k]) : f.absent_slot(), slot_limits_at(loss, p, i, k), slot_field(p));
+  }
+  static void begin(const LossSlot& loss, const Problem<T>& p, const Accumulators& acc, bool columns) {
+    const F f = options_of<F>(loss);
+    const Sums nothing = f.nothing();
+    if (!columns) {
+      T one[sums > 0 ? sums : 1];
+      memcpy(one, &nothing, sums * sizeof(T));
+      V wide[sums > 0 ? sums : 1];
+      for (int k = 0; k < sums; ++k) wide[k] = splat<V>(one[k]);
+      for (int64_t r = 0; r < p.tile_rows; ++r) memcpy(acc.rows + r * sums * sizeof(V), wide, sums * sizeof(V));
+    } else {
+      T* at = reinterpret_cast<T*>(acc.columns);
+      for (int64_t j = 0; j < p.tile_columns; ++j) scatter_fields<T>(nothing, at + j, p.tile_columns);
+    }
+    if constexpr (F::kSlots) {
+      const typename Slot::Sums none = f.nothing_slot();
+      T one[slot_sums];
+      memcpy(one, &none, sizeof one);
+      if (!columns) {
+        V* at = reinterpret_cast<V*>(acc.row_slots);
+        for (int64_t k = 0; k < p.tile_rows * p.most_positives; ++k)
+          for (int c = 0; c < slot_sums; ++c) at[k * slot_sums + c] = splat<V>(one[c]);
+      } else {
+        T* at = reinterpret_cast<T*>(acc.column_slots);
+        for (int c = 0; c < slot_sums; ++c)
+          for (int64_t k = 0; k < p.most_positives * p.tile_columns; ++k) at[c * p.most_positives * p.tile_columns + k] = one[c];
+      }
+    }
+  }
+  static void add_total(const F& f, const LossSlot& loss, const Problem<T>& p, const Sums& part, int64_t i, int thread) {
+    double* at = totals_at(loss, p, thread, i);
+    Totals total = gather_fields<Totals, double>(at, p.stride);
+    f.merge(part, total);
+    scatter_fields<double>(total, at, p.stride);
+  }
+  static void flush_rows(const LossSlot& loss, const Problem<T>& p, const Accumulators& acc, int64_t i0, int64_t rows, int thread) {
+    const F f = options_of<F>(loss);
+    const WideSums* at = reinterpret_cast<const WideSums*>(acc.rows);
+    for (int64_t r = 0; r < rows; ++r) {
+      double* to = totals_at(loss, p, thread, i0 + r);
+      Totals total = gather_fields<Totals, double>(to, p.stride);
+      for (int q = 0; q < lanes; ++q) f.merge(lane<Sums, WideSums, V, T>(at[r], q), total);
+      scatter_fields<double>(total, to, p.stride);
+      if constexpr (F::kSlots) {
+        const auto* slots = reinterpret_cast<const typename Slot::WideSums*>(acc.row_slots) + r * p.most_positives;
+        for (int64_t k = 0; k < p.positives[i0 + r]; ++k) {
+          T* slot = slot_totals_at(loss, p, thread, i0 + r, k);
+          auto sum = gather_fields<typename Slot::Sums, T>(slot, slot_field(p));
+          for (int q = 0; q < lanes; ++q) f.merge_slot(lane<typename Slot::Sums, typename Slot::WideSums, V, T>(slots[k], q), sum);
+          scatter_fields<T>(sum, slot, slot_field(p));
+        }
+      }
+    }
+  }
+  static void flush_columns(const LossSlot& loss, const Problem<T>& p, const Accumulators& acc, int64_t j0, int64_t columns, int thread) {
+    const F f = options_of<F>(loss);
+    const T* at = reinterpret_cast<const T*>(acc.columns);
+    for (int64_t j = 0; j < columns; ++j) add_total(f, loss, p, gather_fields<Sums, T>(at + j, p.tile_columns), j0 + j, thread);
+    if constexpr (F::kSlots) {
+      const T* slots = reinterpret_cast<const T*>(acc.column_slots);
+      for (int64_t j = 0; j < columns; ++j)
+        for (int64_t k = 0; k < p.positives[j0 + j]; ++k) {
+          T* slot = slot_totals_at(loss, p, thread, j0 + j, k);
+          auto sum = gather_fields<typename Slot::Sums, T>(slot, slot_field(p));
+          f.merge_slot(gather_fields<typename Slot::Sums, T>(slots + k * p.tile_columns + j, p.most_positives * p.tile_columns), sum);
+          scatter_fields<T>(sum, slot, slot_field(p));
+        }
+    }
+  }
+  static void merge(const LossSlot& loss, const Problem<T>& p, int64_t from, int64_t to, int totals) {
+    const F f = options_of<F>(loss);
+    for (int64_t i = from; i < to; ++i) {
+      Totals total = gather_fields<Totals, double>(totals_at(loss, p, 0, i), p.stride);
+      for (int t = 1; t < totals; ++t) f.merge(gather_fields<Totals, double>(totals_at(loss, p, t, i), p.stride), total);
+      scatter_fields<double>(total, sums_at(loss, i), p.stride);
+      if constexpr (F::kSlots)
+        for (int64_t k = 0; k < p.positives[i]; ++k) {
+          auto sum = gather_fields<typename Slot::Sums, T>(slot_totals_at(loss, p, 0, i, k), slot_field(p));
+          for (int t = 1; t < totals; ++t)
+            f.merge_slot(gather_fields<typename Slot::Sums, T>(slot_totals_at(loss, p, t, i, k), slot_field(p)), sum);
+          scatter_fields<T>(sum, slot_sums_at(loss, p, i, k), slot_field(p));
+        }
+    }
+  }
+  static void close(const LossSlot& loss, const Problem<T>& p, int64_t i, Positives<T> positives, T* values, T* counts) {
+    const F f = options_of<F>(loss);
+    const Limits limits = gather_fields<Limits, T>(limits_at(loss, i), p.stride);
+    const Sums sums = gather_fields<Sums, T>(sums_at(loss, i), p.stride);
+    if constexpr (F::kSlots) {
+      auto slot = [&](int64_t k) { return gather_fields<typename Slot::Sums, T>(slot_sums_at(loss, p, i, k), slot_field(p)); };
+      f.close(positives, limits, sums, slot, values, counts);
+    } else {
+      f.close(positives, limits, sums, values, counts);
+    }
+  }
+  // Also adds the slopes of the positives to `slopes`, one per positive.
+  static void weigh(const LossSlot& loss, const Problem<T>& p, int64_t i, Positives<T> positives, const T* cotangents, T* slopes) {
+    const F f = options_of<F>(loss);
+    const Limits limits = gather_fields<Limits, T>(limits_at(loss, i), p.stride);
+    const Sums sums = gather_fields<Sums, T>(sums_at(loss, i), p.stride);
+    Slopes w;
+    if constexpr (F::kSlots) {
+      auto slot = [&](int64_t k) { return gather_fields<typename Slot::Sums, T>(slot_sums_at(loss, p, i, k), slot_field(p)); };
+      w = f.weigh(positives, limits, sums, slot, cotangents);
+      for (int64_t k = 0; k < positives.count; ++k) slopes[k] += f.slope_positive(positives[k], w, slot(k));
+    } else {
+      w = f.weigh(positives, limits, sums, cotangents);
+      for (int64_t k = 0; k < positives.count; ++k) slopes[k] += f.slope_positive(positives[k], w);
+    }
+    scatter_fields<T>(w, static_cast<T*>(loss.slopes_at) + i, p.stride);
+  }
+};
+
+constexpr int kMostFunctors = 128;
+template <class T> struct Table {
+  Entry<T> entries[kMostFunctors];
+  int count = 0;
+  template <class F> void add_form(const char* name) {
+    using P = Parts<F, T>;
+    using V = typename Native<T>::V;
+    static_assert(sizeof(F) <= sizeof(LossSlot::options) && sizeof(F) % sizeof(T) == 0, "options are numbers of type T");
+    Entry<T>& e = entries[count++];
+    e.info = {name, F::kOptions, F::kValues, field_count<typename P::Limits, T>(), P::sums, field_count<typename P::Slopes, T>(),
+              field_count<typename P::Slot::Limits, T>(), P::slot_sums, int(sizeof(F)), F::kSlots};
+    e.fits = P::fits, e.start = P::start, e.open = P::open, e.begin = P::begin, e.flush_rows = P::flush_rows;
+    e.flush_columns = P::flush_columns, e.merge = P::merge, e.close = P::close, e.weigh = P::weigh;
+    e.collect[0] = collect<F, T, V, false>, e.collect[1] = collect<F, T, V, true>;
+    e.slope[0] = slope<F, T, V, false>, e.slope[1] = slope<F, T, V, true>;
+    e.row_bytes = P::sums * sizeof(V), e.column_fields = P::sums;
+    e.row_slot_bytes = P::slot_sums * sizeof(V), e.column_slot_fields = P::slot_sums;
+  }
+  template <template <class, bool> class F> void add(const char* name) {
+    add_form<F<T, false>>(name);
+    if constexpr (!__is_same(F<T, false>, F<T, true>)) add_form<F<T, true>>(name);
+  }
+};
+template <class T> static const Table<T>& table() {
+  static Table<T>* made = nullptr;                                     // built once under the import lock, never freed
+  if (!made) {
+    static Table<T> space;
+    list_losses(space);
+    made = &space;
+  }
+  return *made;
+}
+
+// A thread's scratch memory, laid out by the same code that measures it.
+template <class T> struct Scratch {
+  T *tile, *slopes, *block, *block_slopes, *list, *list_slopes;
+  unsigned char* gemm;
+  Accumulators* losses;
+  int64_t bytes;
+
+  Scratch(const Problem<T>& p, unsigned char* base) {
+    unsigned char* at = base;
+    auto take = [&](int64_t n) {
+      unsigned char* here = at;
+      at += (n + 63) / 64 * 64;
+      return here;
+    };
+    int64_t block_cells = 0, widest = 0;
+    for (int64_t b = 0; b < p.block_count; ++b) {
+      const int64_t rows = p.blocks[b].a1 - p.blocks[b].a0, columns = p.blocks[b].r1 - p.blocks[b].r0;
+      if (rows * columns > block_cells) block_cells = rows * columns;
+      if (columns > widest) widest = columns;
+    }
+    tile = reinterpret_cast<T*>(take(p.tile_rows * p.tile_columns * sizeof(T)));
+    slopes = reinterpret_cast<T*>(take(p.tile_rows * p.tile_columns * sizeof(T)));
+    block = reinterpret_cast<T*>(take(block_cells * sizeof(T)));
+    block_slopes = reinterpret_cast<T*>(take(block_cells * sizeof(T)));
+    list = reinterpret_cast<T*>(take((widest + 1) * sizeof(T)));
+    list_slopes = reinterpret_cast<T*>(take((widest + 1) * sizeof(T)));
+    gemm = take(p.gemm ? 0 : own_gemm_bytes<T>());
+    losses = reinterpret_cast<Accumulators*>(take(p.loss_count * int64_t(sizeof(Accumulators))));
+    for (int l = 0; l < p.loss_count; ++l) {
+      const Entry<T>& e = table<T>().entries[p.losses[l].functor];
+      Accumulators acc;
+      acc.rows = take(p.tile_rows * e.row_bytes);
+      acc.columns = take(p.tile_columns * e.column_fields * int64_t(sizeof(T)));
+      acc.row_slots = take(p.tile_rows * p.most_positives * e.row_slot_bytes);
+      acc.column_slots = p.triangle ? take(p.tile_columns * p.most_positives * e.column_slot_fields * int64_t(sizeof(T))) : nullptr;
+      if (base) losses[l] = acc;
+    }
+    bytes = at - base;
+  }
+};
+
+template <class T> static int64_t scratch_bytes(const Problem<T>& p) { return Scratch<T>(p, nullptr).bytes + 64; }
+
+template <class T> static Scratch<T> scratch_of(const Problem<T>& p, int thread) {
+  unsigned char* base = p.scratch + int64_t(thread) * p.scratch_bytes;
+  return Scratch<T>(p, reinterpret_cast<unsigned char*>((reinterpret_cast<uintptr_t>(base) + 63) & ~uintptr_t(63)));
+}
+
+template <class T> static T dot(const T* a, const T* b, int64_t n) {
+  using V = typename Native<T>::V;
+  constexpr int lanes = Native<T>::lanes;
+  V sum = V{};
+  int64_t k = 0;
+  for (; k + lanes <= n; k += lanes) {
+    V x, y;
+    memcpy(&x, a + k, sizeof x);
+    memcpy(&y, b + k, sizeof y);
+    sum += x * y;
+  }
+  T total = 0;
+  for (int q = 0; q < lanes; ++q) total += sum[q];
+  for (; k < n; ++k) total += a[k] * b[k];
+  return total;
+}
+template <class T> static void add_scaled(T factor, const T* from, int64_t n, T* to) {
+  for (int64_t k = 0; k < n; ++k) to[k] += factor * from[k];
+}
+
+constexpr int64_t kSmallBlock = 256;                                   // cells below which a product by BLAS costs more to call
+
+// Similarities of a block's anchors to all references of their class, [a1 - a0, r1 - r0].
+template <class T> static const T* block_similarities(const Problem<T>& p, const Block& b, Scratch<T>& s, bool fresh) {
+  const int64_t rows = b.a1 - b.a0, columns = b.r1 - b.r0;
+  T* at = b.stored >= 0 ? p.stored_positives + b.stored : s.block;
+  if (b.stored >= 0 && !fresh) return at;
+  const T *x = p.anchors + b.a0 * p.D, *y = p.references + b.r0 * p.D;
+  if (rows * columns > kSmallBlock) gemm(p, Form::nt, rows, columns, p.D, x, p.D, y, p.D, false, at, columns, s.gemm);
+  else
+    for (int64_t i = 0; i < rows; ++i)
+      for (int64_t j = 0; j < columns; ++j) at[i * columns + j] = dot(x + i * p.D, y + j * p.D, p.D);
+  return at;
+}
+
+// The positives of anchor i, without the anchor itself.
+template <class T> static Positives<T> positives_of(const Problem<T>& p, const Block& b, const T* cells, int64_t i, T* list) {
+  const int64_t columns = b.r1 - b.r0;
+  const T* row = cells + (i - b.a0) * columns;
+  if (!p.self) return {row, columns};
+  const int64_t own = i - b.r0;
+  memcpy(list, row, own * sizeof(T));
+  memcpy(list + own, row + own + 1, (columns - own - 1) * sizeof(T));
+  return {list, columns - 1};
+}
+
+static int64_t rounded(int64_t n) { return (n + 15) / 16 * 16; }       // columns of a tile in memory: whole registers
+static int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
+static int64_t most(int64_t a, int64_t b) { return a > b ? a : b; }
+
+// The similarities of a tile, with everything that is not a pair of anchor and negative marked.
+template <class T> static T* tile_similarities(const Problem<T>& p, const Tile& t, Scratch<T>& s) {
+  const int64_t rows = t.i1 - t.i0, columns = t.j1 - t.j0, ld = rounded(columns);
+  T* at = t.stored >= 0 ? p.stored + t.stored : s.tile;
+  gemm(p, Form::nt, rows, columns, p.D, p.anchors + t.i0 * p.D, p.D, p.references + t.j0 * p.D, p.D, false, at, ld, s.gemm);
+  for (int64_t r = 0; r < rows; ++r) {
+    T* row = at + r * ld;
+    const int64_t from = p.triangle ? t.j0 : most(t.j0, p.row_first[t.i0 + r]), to = least(t.j1, p.row_last[t.i0 + r]);
+    for (int64_t j = from; j < to; ++j) row[j - t.j0] = T(no_pair());
+    for (int64_t j = columns; j < ld; ++j) row[j] = T(no_pair());
+  }
+  return at;
+}
+
+// Walks a tile in strips; `visit` gets each strip and the columns before it that hold no pair.
+template <class T, class Visit> static void for_strips(const Problem<T>& p, const Tile& t, const T* s, T* g, Visit visit) {
+  const int64_t ld = rounded(t.j1 - t.j0);
+  int64_t column_positives = 0;
+  if (p.triangle && p.most_positives)
+    for (int64_t j = t.j0; j < t.j1; ++j) column_positives = most(column_positives, p.positives[j]);
+  for (int64_t r = 0; r < t.i1 - t.i0; r += kStripRows) {
+    const int64_t rows = least(kStripRows, t.i1 - t.i0 - r);
+    int64_t skip = 0;
+    if (p.triangle) skip = least(ld, most(0, p.row_last[t.i0 + r] - t.j0) / 16 * 16);
+    Strip<T> strip{};
+    strip.s = s + r * ld + skip, strip.g = g ? g + r * ld + skip : nullptr;
+    strip.ld = ld, strip.rows = rows, strip.columns = ld - skip;
+    strip.row = t.i0 + r, strip.column = t.j0 + skip, strip.local_row = r, strip.local_column = skip;
+    strip.tile_columns = p.tile_columns, strip.anchors = p.stride, strip.slot_first = p.slot_first, strip.slot_stride = p.slot_stride, strip.positives = p.positives;
+    strip.most_positives = p.most_positives, strip.column_positives = column_positives;
+    strip.both = p.triangle;
+    visit(strip, r, skip);
+  }
+}
+
+// Which thread works on a tile. A triangle's tiles are dealt in turn; otherwise threads own rows, or columns.
+template <class T> static bool owns(const Problem<T>& p, int64_t index, const Tile& t, int thread, bool rows) {
+  if (p.threads == 1) return true;
+  if (p.triangle) return index % p.threads == thread;
+  return (rows ? t.i0 / p.tile_rows : t.j0 / p.tile_columns) % p.threads == thread;
+}
+
+// Runs `work(thread)` on the problem's threads; a lone thread needs no team, but must hold BLAS to one thread itself.
+template <class T, class Work> static void in_threads(const Problem<T>& p, Work work) {
+  if (p.threads == 1) {
+    if (p.blas_threads) p.blas_threads(1);
+    work(0);
+    if (p.blas_threads) p.blas_threads(0);
+    return;
+  }
+#pragma omp parallel num_threads(p.threads)
+  {
+    if (p.blas_threads) p.blas_threads(1);
+    work(omp_get_thread_num());
+    if (p.blas_threads) p.blas_threads(0);
+  }
+}
+static void wait_for_all(int threads) {
+  if (threads > 1) {
+#pragma omp barrier
+  }
+}
+
+template <class T> static void forward(const Problem<T>& p, T* values, T* counts) {
+  const Entry<T>* entries = table<T>().entries;
+  const int totals = p.triangle ? p.threads : 1;                       // without a triangle every anchor has one thread
+  in_threads(p, [&](int thread) {
+    Scratch<T> s = scratch_of(p, thread);
+    for (int l = 0; l < p.loss_count; ++l)
+      if (thread < totals) entries[p.losses[l].functor].start(p.losses[l], p, thread);
+    for (int64_t k = 0; k < p.block_count; ++k) {
+      const Block& b = p.blocks[k];
+      if (b.owner != thread) continue;
+      const T* cells = block_similarities(p, b, s, true);
+      for (int64_t i = b.a0; i < b.a1; ++i) {
+        const Positives<T> positives = positives_of(p, b, cells, i, s.list);
+        for (int l = 0; l < p.loss_count; ++l) entries[p.losses[l].functor].open(p.losses[l], p, i, positives);
+      }
+    }
+    wait_for_all(p.threads);
+    int64_t rows_of = -1, rows_count = 0;
+    auto flush = [&] {
+      if (rows_of < 0) return;
+      for (int l = 0; l < p.loss_count; ++l)
+        entries[p.losses[l].functor].flush_rows(p.losses[l], p, s.losses[l], rows_of, rows_count, p.triangle ? thread : 0);
+    };
+    for (int64_t k = 0; k < p.tile_count; ++k) {
+      const Tile& t = p.tiles[k];
+      if (!owns(p, k, t, thread, true)) continue;
+      if (t.i0 != rows_of) {
+        flush();
+        rows_of = t.i0, rows_count = t.i1 - t.i0;
+        for (int l = 0; l < p.loss_count; ++l) entries[p.losses[l].functor].begin(p.losses[l], p, s.losses[l], false);
+      }
+      const T* cells = tile_similarities(p, t, s);
+      if (p.triangle)
+        for (int l = 0; l < p.loss_count; ++l) entries[p.losses[l].functor].begin(p.losses[l], p, s.losses[l], true);
+      for_strips(p, t, cells, static_cast<T*>(nullptr), [&](Strip<T>& strip, int64_t, int64_t) {
+        for (int l = 0; l < p.loss_count; ++l) entries[p.losses[l].functor].collect[p.triangle](p.losses[l], strip, s.losses[l]);
+      });
+      if (p.triangle)
+        for (int l = 0; l < p.loss_count; ++l)
+          entries[p.losses[l].functor].flush_columns(p.losses[l], p, s.losses[l], t.j0, t.j1 - t.j0, thread);
+    }
+    flush();
+    wait_for_all(p.threads);
+    const int64_t rows = p.row1 - p.row0, from = p.row0 + rows * thread / p.threads, to = p.row0 + rows * (thread + 1) / p.threads;
+    for (int l = 0; l < p.loss_count; ++l) entries[p.losses[l].functor].merge(p.losses[l], p, from, to, totals);
+    wait_for_all(p.threads);
+    for (int64_t k = 0; k < p.block_count; ++k) {
+      const Block& b = p.blocks[k];
+      if (b.owner != thread) continue;
+      const T* cells = block_similarities(p, b, s, false);
+      for (int64_t i = b.a0; i < b.a1; ++i) {
+        const Positives<T> positives = positives_of(p, b, cells, i, s.list);
+        for (int l = 0; l < p.loss_count; ++l) {
+          const LossSlot& loss = p.losses[l];
+          T value[8], count[8];
+          entries[loss.functor].close(loss, p, i, positives, value, count);
+          for (int v = 0; v < loss.values; ++v) {
+            values[(loss.value_row + v) * p.A + i] = p.broken[i] ? T(__builtin_nan("")) : value[v];
+            counts[(loss.value_row + v) * p.A + i] = p.broken[i] ? T(1) : count[v];
+          }
+        }
+      }
+    }
+  });
+}
+
+template <class T> static void backward(const Problem<T>& p, const T* cotangents, T* grad_anchors, T* grad_references, T* private_grads) {
+  const Entry<T>* entries = table<T>().entries;
+  const bool rows_own = !p.triangle && p.row_owner_backward;
+  const int64_t private_rows = p.self ? p.A : (rows_own ? p.N : p.A);  // the side whose gradient every thread adds to
+  in_threads(p, [&](int thread) {
+    Scratch<T> s = scratch_of(p, thread);
+    T* mine = thread == 0 ? nullptr : private_grads + (thread - 1) * private_rows * p.D;
+    if (mine) memset(mine, 0, private_rows * p.D * sizeof(T));
+    T* to_anchors = mine && (p.self || !rows_own) ? mine : grad_anchors;
+    T* to_references = p.self ? to_anchors : grad_references;
+    if (!p.self && rows_own && mine && grad_references) to_references = mine;
+
+    for (int64_t k = 0; k < p.block_count; ++k) {
+      const Block& b = p.blocks[k];
+      if (b.owner != thread) continue;
+      const int64_t rows = b.a1 - b.a0, columns = b.r1 - b.r0;
+      const T* cells = block_similarities(p, b, s, false);
+      if (b.stored < 0) cells = s.block;
+      for (int64_t i = b.a0; i < b.a1; ++i) {
+        const Positives<T> positives = positives_of(p, b, cells, i, s.list);
+        memset(s.list_slopes, 0, (positives.count + 1) * sizeof(T));
+        for (int l = 0; l < p.loss_count; ++l) {
+          const LossSlot& loss = p.losses[l];
+          T cotangent[8];
+          for (int v = 0; v < loss.values; ++v) cotangent[v] = cotangents[(loss.value_row + v) * p.A + i];
+          entries[loss.functor].weigh(loss, p, i, positives, cotangent, s.list_slopes);
+        }
+        T* row = s.block_slopes + (i - b.a0) * columns;
+        if (p.self) {
+          const int64_t own = i - b.r0;
+          memcpy(row, s.list_slopes, own * sizeof(T));
+          row[own] = 0;
+          memcpy(row + own + 1, s.list_slopes + own, (columns - own - 1) * sizeof(T));
+        } else {
+          memcpy(row, s.list_slopes, columns * sizeof(T));
+        }
+      }
+      const T *x = p.anchors + b.a0 * p.D, *y = p.references + b.r0 * p.D;
+      T *gx = to_anchors + b.a0 * p.D, *gy = to_references ? to_references + b.r0 * p.D : nullptr;
+      if (rows * columns > kSmallBlock) {
+        gemm(p, Form::nn, rows, p.D, columns, s.block_slopes, columns, y, p.D, true, gx, p.D, s.gemm);
+        if (gy) gemm(p, Form::tn, columns, p.D, rows, s.block_slopes, columns, x, p.D, true, gy, p.D, s.gemm);
+      } else {
+        for (int64_t i = 0; i < rows; ++i)
+          for (int64_t j = 0; j < columns; ++j) {
+            const T g = s.block_slopes[i * columns + j];
+            if (g == 0) continue;
+            add_scaled(g, y + j * p.D, p.D, gx + i * p.D);
+            if (gy) add_scaled(g, x + i * p.D, p.D, gy + j * p.D);
+          }
+      }
+    }
+    wait_for_all(p.threads);
+    for (int64_t k = 0; k < p.tile_count; ++k) {
+      const Tile& t = p.tiles[k];
+      if (!owns(p, k, t, thread, rows_own)) continue;
+      const int64_t rows = t.i1 - t.i0, columns = t.j1 - t.j0, ld = rounded(columns);
+      const T* cells = t.stored >= 0 ? p.stored + t.stored : tile_similarities(p, t, s);
+      for_strips(p, t, cells, s.slopes, [&](Strip<T>& strip, int64_t r, int64_t skip) {
+        for (int64_t q = 0; skip && q < strip.rows; ++q) memset(s.slopes + (r + q) * ld, 0, skip * sizeof(T));
+        if (strip.columns == 0) return;
+        for (int l = 0; l < p.loss_count; ++l) {
+          strip.first = l == 0;
+          entries[p.losses[l].functor].slope[p.triangle](p.losses[l], strip);
+        }
+      });
+      gemm(p, Form::nn, rows, p.D, columns, s.slopes, ld, p.references + t.j0 * p.D, p.D, true, to_anchors + t.i0 * p.D, p.D, s.gemm);
+      if (to_references)
+        gemm(p, Form::tn, columns, p.D, rows, s.slopes, ld, p.anchors + t.i0 * p.D, p.D, true, to_references + t.j0 * p.D, p.D, s.gemm);
+    }
+    wait_for_all(p.threads);
+    if (p.threads > 1 && private_grads) {                              // in the threads' order: the same bits every time
+      T* total = p.self || !rows_own ? grad_anchors : grad_references;
+      const int64_t cells = private_rows * p.D, from = cells * thread / p.threads, to = cells * (thread + 1) / p.threads;
+      if (total)
+        for (int t = 1; t < p.threads; ++t)
+          for (int64_t c = from; c < to; ++c) total[c] += private_grads[(t - 1) * cells + c];
+    }
+  });
+}
+
+template <class T> static void gather(const T* from, const int64_t* order, int64_t rows, int64_t width, bool normalise, T* to,
+                                      T* norms, bool* broken, int threads) {
+#pragma omp parallel for num_threads(threads) schedule(static) if (threads > 1)
+  for (int64_t i = 0; i < rows; ++i) {
+    const T* x = from + order[i] * width;
+    double square = 0;                                                 // double: 1e20 is no infinity
+#pragma omp simd reduction(+ : square)
+    for (int64_t k = 0; k < width; ++k) square += double(x[k]) * double(x[k]);
+    broken[i] = !(square < __builtin_inf());
+    const double norm = __builtin_sqrt(square);
+    const T factor = !normalise ? T(1) : norm > 1e-12 ? T(1 / norm) : T(0);   // a zero vector stays zero
+    norms[i] = factor;
+    for (int64_t k = 0; k < width; ++k) to[i * width + k] = x[k] * factor;
+  }
+}
+
+// The gradient of the raw vectors, in their own order: normalising removes the radial part and divides by the norm.
+template <class T> static void scatter(T* grad, const T* unit, const T* norms, const int64_t* order, int64_t rows, int64_t width,
+                                       bool normalise, T* to, int threads) {
+#pragma omp parallel for num_threads(threads) schedule(static) if (threads > 1)
+  for (int64_t i = 0; i < rows; ++i) {
+    const T *g = grad + i * width, *x = unit + i * width;
+    T* out = to + order[i] * width;
+    const T radial = normalise ? dot(g, x, width) : T(0), factor = norms[i];
+    for (int64_t k = 0; k < width; ++k) out[k] = (g[k] - radial * x[k]) * factor;
+  }
+}
+
+template <class T> static FunctorInfo describe(int functor) { return table<T>().entries[functor].info; }
+template <class T> static bool fits(int functor, const double* options, unsigned char* into) {
+  return table<T>().entries[functor].fits(options, into);
+}
+template <class T> static Kernels<T> kernels(const char* name) {
+  return {name, table<T>().count, Native<T>::lanes, describe<T>, fits<T>, scratch_bytes<T>, gather<T>, scatter<T>, forward<T>, backward<T>};
+}
+
+DML_END
+
+#define DML_JOIN_(a, b) a##b
+#define DML_JOIN(a, b) DML_JOIN_(a, b)
+#define DML_TEXT_(a) #a
+#define DML_TEXT(a) DML_TEXT_(a)
+namespace dml {
+Kernels<float> DML_JOIN(kernels_f32_, DML_LEVEL)() { return kernels<float>(DML_TEXT(DML_LEVEL)); }
+Kernels<double> DML_JOIN(kernels_f64_, DML_LEVEL)() { return kernels<double>(DML_TEXT(DML_LEVEL)); }
+}  // namespace dml

@@ -1,0 +1,85 @@
+// Buffers for similarities and gradients, kept for the next step: fresh pages cost more than the arithmetic on them.
+#pragma once
+#include <cstdint>
+#include <cstdlib>
+#include <mutex>
+#include <new>
+#include <vector>
+
+namespace dml {
+
+class Pool {
+ public:
+  struct Piece {
+    void* at;
+    size_t bytes;
+  };
+  Piece take(size_t bytes) {
+    std::lock_guard<std::mutex> hold(lock_);
+    size_t best = free_.size();
+    for (size_t k = 0; k < free_.size(); ++k)
+      if (free_[k].bytes >= bytes && free_[k].bytes <= 2 * bytes + 65536 && (best == free_.size() || free_[k].bytes < free_[best].bytes)) best = k;
+    if (best < free_.size()) {
+      Piece found = free_[best];
+      kept_ -= found.bytes;
+      free_.erase(free_.begin() + best);
+      return found;
+    }
+    bytes = (bytes + 4095) / 4096 * 4096;
+    void* at = std::aligned_alloc(64, bytes);
+    if (!at) throw std::bad_alloc();
+    return {at, bytes};
+  }
+  void give(Piece piece) {
+    std::lock_guard<std::mutex> hold(lock_);
+    if (piece.bytes + kept_ > kMost || free_.size() >= 64) {
+      std::free(piece.at);
+      return;
+    }
+    kept_ += piece.bytes;
+    free_.push_back(piece);
+  }
+  void clear() {
+    std::lock_guard<std::mutex> hold(lock_);
+    for (Piece& piece : free_) std::free(piece.at);
+    free_.clear();
+    kept_ = 0;
+  }
+  static Pool& shared() {
+    static Pool* pool = new Pool;                                      // outlives static destructors
+    return *pool;
+  }
+
+ private:
+  static constexpr size_t kMost = size_t(48) << 20;
+  std::mutex lock_;
+  std::vector<Piece> free_;
+  size_t kept_ = 0;
+};
+
+template <class T> class Buffer {
+ public:
+  Buffer() = default;
+  Buffer(const Buffer&) = delete;
+  Buffer& operator=(const Buffer&) = delete;
+  ~Buffer() { reset(); }
+  void reset() {
+    if (piece_.at) Pool::shared().give(piece_);
+    piece_ = {nullptr, 0};
+    size_ = 0;
+  }
+  T* resize(int64_t n) {                                               // contents are not kept
+    reset();
+    size_ = n;
+    if (n > 0) piece_ = Pool::shared().take(size_t(n) * sizeof(T));
+    return data();
+  }
+  T* data() const { return static_cast<T*>(piece_.at); }
+  int64_t size() const { return size_; }
+
+ private:
+  Pool::Piece piece_{nullptr, 0};
+  int64_t size_ = 0;
+};
+
+}  // namespace dml

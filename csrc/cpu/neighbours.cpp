@@ -1,0 +1,316 @@
+// One instruction set's kernels of the ranking: packing, the tile's product and its comparison with the positives. Compiled
+// once per level with -DDML_LEVEL and that level's flags.
+//
+// A task is a block of rows; it walks the panels of references. In self mode a tile above the diagonal serves its rows and its
+// columns, so only half the products are made. Counts are whole numbers: any order of threads gives the same result.
+#include "cpu/neighbours.h"
+
+#include <cstring>
+#include <omp.h>
+
+#include "dml/vector.h"
+
+DML_BEGIN
+
+#if defined(__AVX512F__)
+constexpr int kTileRows = 12;                                          // x 2 registers: 24 sums of the 32 registers
+#elif defined(__AVX__)
+constexpr int kTileRows = 6;
+#else
+constexpr int kTileRows = 4;
+#endif
+constexpr int64_t kMostGroups = 8;                                     // groups of kTileRows in a block of rows
+constexpr int64_t kBlockBytes = 384 << 10;                             // a block of rows stays in the second-level cache
+
+template <class T> using Count = typename CountOf<T>::type;
+template <class T> constexpr int64_t kWidth = 2 * Native<T>::lanes;
+
+static int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
+static int64_t most_of(int64_t a, int64_t b) { return a > b ? a : b; }
+
+template <class V> DML_FN V load(const void* from) {
+  V v;
+  __builtin_memcpy(&v, from, sizeof v);
+  return v;
+}
+
+// count + (s >= t), lane by lane
+DML_FN VecI add_if_above(VecI count, VecF s, VecF t) {
+#if defined(__AVX512F__)
+  return (VecI)_mm512_mask_sub_epi32((__m512i)count, _mm512_cmp_ps_mask((__m512)s, (__m512)t, _CMP_GE_OQ), (__m512i)count, _mm512_set1_epi32(-1));
+#else
+  return count - (s >= t);
+#endif
+}
+DML_FN VecL add_if_above(VecL count, VecD s, VecD t) { return count - (s >= t); }
+
+// out [kTileRows][width] = rows [depth][kTileRows] times panel [depth][width]
+template <class T> static inline __attribute__((always_inline)) void product(const T* rows, const T* panel, int64_t depth, T* out) {
+  using V = typename Native<T>::V;
+  constexpr int lanes = Native<T>::lanes;
+  V left[kTileRows], right[kTileRows];
+#pragma GCC unroll 16
+  for (int r = 0; r < kTileRows; ++r) left[r] = right[r] = V{};
+  for (int64_t p = 0; p < depth; ++p) {
+    const V x = load<V>(panel), y = load<V>(panel + lanes);
+#pragma GCC unroll 16
+    for (int r = 0; r < kTileRows; ++r) {
+      const V s = splat<V>(rows[r]);
+      left[r] += s * x;
+      right[r] += s * y;
+    }
+    panel += 2 * lanes;
+    rows += kTileRows;
+  }
+#pragma GCC unroll 16
+  for (int r = 0; r < kTileRows; ++r) {
+    __builtin_memcpy(out + 2 * lanes * r, &left[r], sizeof(V));
+    __builtin_memcpy(out + 2 * lanes * r + lanes, &right[r], sizeof(V));
+  }
+}
+
+template <class T> static int64_t groups_of(const Ranking<T>& p) {
+  const int64_t fit = kBlockBytes / int64_t(sizeof(T)) / (kTileRows * most_of(p.D, 1));
+  return most_of(1, least(kMostGroups, fit));
+}
+
+template <class T> struct Workspace {
+  T *rows, *block, *list;
+  Count<T>* row_counts;                                                // [row][positive][register]
+  int64_t bytes;
+
+  Workspace(const Ranking<T>& p, int64_t widest, unsigned char* base) {
+    unsigned char* at = base;
+    auto take = [&](int64_t n) {
+      unsigned char* here = at;
+      at += (n + 63) / 64 * 64;
+      return here;
+    };
+    const int64_t block_rows = groups_of(p) * kTileRows;
+    rows = reinterpret_cast<T*>(take(block_rows * p.D * int64_t(sizeof(T))));
+    block = reinterpret_cast<T*>(take(block_rows * kWidth<T> * int64_t(sizeof(T))));
+    list = reinterpret_cast<T*>(take((block_rows + kWidth<T> + Native<T>::lanes) * int64_t(sizeof(T))));
+    row_counts = reinterpret_cast<Count<T>*>(take(block_rows * widest * DML_WIDTH));
+    bytes = at - base;
+  }
+};
+
+// Positives per query, at most, of those that are compared one by one.
+template <class T> static int64_t widest_of(const Ranking<T>& p) {
+  int64_t widest = 0;
+  for (int64_t panel = p.q0 / kWidth<T>; panel * kWidth<T> < p.q1; ++panel)
+    if (p.most[panel] <= p.few) widest = most_of(widest, p.most[panel]);
+  return widest;
+}
+template <class T> static int64_t scratch_bytes(const Ranking<T>& p) { return Workspace<T>(p, widest_of(p), nullptr).bytes + 64; }
+
+template <class T> static Workspace<T> workspace_of(const Ranking<T>& p, int64_t widest, int thread) {
+  unsigned char* base = p.scratch + int64_t(thread) * p.scratch_bytes;
+  return Workspace<T>(p, widest, reinterpret_cast<unsigned char*>((reinterpret_cast<uintptr_t>(base) + 63) & ~uintptr_t(63)));
+}
+
+// Queries [i0, i1) from panels into groups [depth][kTileRows], zeros beyond the edge.
+template <class T> static void pack_rows(const Ranking<T>& p, int64_t i0, int64_t i1, T* to) {
+  for (int64_t g0 = i0; g0 < i1; g0 += kTileRows, to += p.D * kTileRows)
+    for (int64_t r = 0; r < kTileRows; ++r) {
+      const int64_t i = g0 + r;
+      const T* from = i < i1 ? p.queries + i / kWidth<T> * kWidth<T> * p.D + i % kWidth<T> : nullptr;
+      for (int64_t d = 0; d < p.D; ++d) to[d * kTileRows + r] = from ? from[d * kWidth<T>] : T(0);
+    }
+}
+
+// Similarities of one group of rows from g0 on to the panel of references from j0 on.
+template <class T> static inline __attribute__((always_inline)) void similarities(const Ranking<T>& p, const T* group, int64_t g0, int64_t g1, int64_t j0, T* out) {
+  product<T>(group, p.references + j0 * p.D, p.D, out);
+  if (!p.query_halves) return;
+  const int64_t columns = least(kWidth<T>, p.N - j0);
+  for (int64_t i = g0; i < g1; ++i)
+    for (int64_t j = 0; j < columns; ++j) out[(i - g0) * kWidth<T> + j] -= p.query_halves[i] + p.reference_halves[j0 + j];
+}
+
+template <class T, class Work> static void for_blocks(const Ranking<T>& p, Work work) {
+  const int64_t step = groups_of(p) * kTileRows, blocks = (p.q1 - p.q0 + step - 1) / step, widest = widest_of(p);
+#pragma omp parallel num_threads(p.threads) if (p.threads > 1)
+  {
+    const int thread = omp_get_thread_num();
+    const Workspace<T> w = workspace_of(p, widest, thread);
+#pragma omp for schedule(dynamic, 1)
+    for (int64_t b = 0; b < blocks; ++b) {                             // a triangle's long rows come first
+      const int64_t i0 = p.q0 + b * step, i1 = least(i0 + step, p.q1);
+      pack_rows(p, i0, i1, w.rows);
+      work(w, thread, i0, i1);
+    }
+  }
+}
+
+template <class T> static void positives(const Ranking<T>& p) {
+  for_blocks(p, [&](const Workspace<T>& w, int, int64_t i0, int64_t i1) {
+    for (int64_t g0 = i0; g0 < i1; g0 += kTileRows) {
+      const int64_t g1 = least(g0 + kTileRows, i1);
+      const T* group = w.rows + (g0 - i0) * p.D;
+      for (int64_t j0 = p.first[g0] / kWidth<T> * kWidth<T>; j0 < p.last[g1 - 1]; j0 += kWidth<T>) {
+        similarities(p, group, g0, g1, j0, w.block);
+        for (int64_t i = g0; i < g1; ++i) {
+          const int64_t to = least(p.last[i], j0 + kWidth<T>);
+          for (int64_t j = most_of(p.first[i], j0); j < to; ++j) {
+            if (p.self && i == j) continue;
+            p.thresholds[p.at(i, j - p.first[i] - (p.self && j > i), kWidth<T>)] = w.block[(i - g0) * kWidth<T> + j - j0];
+          }
+        }
+      }
+    }
+  });
+}
+
+// Adds each listed similarity to the interval it falls into: intervals[k] counts t[k] <= s < t[k - 1], t descending.
+template <class T> static void sort_in(const T* list, int64_t n, const T* t, int64_t length, Count<T>* intervals) {
+  constexpr int together = 2 * Native<T>::lanes;                       // searches in step, to hide their latency
+  for (int64_t from = 0; from < n; from += together) {
+    T s[together];
+    Count<T> base[together];
+    const int64_t here = least(together, n - from);
+    for (int q = 0; q < together; ++q) s[q] = q < here ? list[from + q] : t[0], base[q] = 0;
+    int64_t rest = length;
+    for (; rest > 1; rest -= rest / 2) {
+      const Count<T> half = Count<T>(rest / 2);
+      for (int q = 0; q < together; ++q) base[q] += t[base[q] + half - 1] > s[q] ? half : 0;
+    }
+    for (int64_t q = 0; q < here; ++q) intervals[base[q] + (t[base[q]] > s[q])] += 1;
+  }
+}
+
+template <class T> static void count_row(const Ranking<T>& p, const Workspace<T>& w, int64_t local, int64_t i, int64_t widest, Count<T>* counts) {
+  using V = typename Native<T>::V;
+  using M = typename Native<T>::M;
+  constexpr int lanes = Native<T>::lanes;
+  const int64_t length = p.last[i] - p.first[i] - p.self, panel = i / kWidth<T>;
+  const T* row = w.block + local * kWidth<T>;
+  if (length <= 0) return;
+  const int64_t place = p.at(i, 0, kWidth<T>);
+  if (p.most[panel] <= p.few) {
+    const V left = load<V>(row), right = load<V>(row + lanes);
+    Count<T>* sums = w.row_counts + local * widest * lanes;
+    for (int64_t k = 0; k < length; ++k) {
+      const V t = splat<V>(p.thresholds[place + k * kWidth<T>]);
+      const M sum = add_if_above(add_if_above(load<M>(sums + k * lanes), left, t), right, t);
+      __builtin_memcpy(sums + k * lanes, &sum, sizeof sum);
+    }
+  } else {
+    const T lowest = p.thresholds[place + length - 1];
+    int64_t n = 0;
+    for (int64_t j = 0; j < kWidth<T>; ++j) {
+      w.list[n] = row[j];
+      n += row[j] >= lowest;
+    }
+    sort_in(w.list, n, p.thresholds + place, length, counts + place);
+  }
+}
+
+template <class T> static void count_columns(const Ranking<T>& p, const Workspace<T>& w, int64_t rows, int64_t j0, Count<T>* counts) {
+  using V = typename Native<T>::V;
+  using M = typename Native<T>::M;
+  constexpr int lanes = Native<T>::lanes;
+  const int64_t panel = j0 / kWidth<T>;
+  if (p.most[panel] <= p.few) {
+    for (int64_t k = 0; k < p.most[panel]; ++k) {
+      const T* t = p.thresholds + p.start[panel] + k * kWidth<T>;
+      Count<T>* to = counts + p.start[panel] + k * kWidth<T>;
+      const V t_left = load<V>(t), t_right = load<V>(t + lanes);
+      M left = load<M>(to), right = load<M>(to + lanes);
+      for (int64_t r = 0; r < rows; ++r) {
+        left = add_if_above(left, load<V>(w.block + r * kWidth<T>), t_left);
+        right = add_if_above(right, load<V>(w.block + r * kWidth<T> + lanes), t_right);
+      }
+      __builtin_memcpy(to, &left, sizeof left);
+      __builtin_memcpy(to + lanes, &right, sizeof right);
+    }
+  } else {
+    for (int64_t j = j0; j < least(j0 + kWidth<T>, p.q1); ++j) {
+      const int64_t length = p.last[j] - p.first[j] - p.self;
+      if (length <= 0) continue;
+      const int64_t place = p.at(j, 0, kWidth<T>);
+      const T lowest = p.thresholds[place + length - 1];
+      int64_t n = 0;
+      for (int64_t r = 0; r < rows; ++r) {
+        const T s = w.block[r * kWidth<T> + j - j0];
+        w.list[n] = s;
+        n += s >= lowest;
+      }
+      sort_in(w.list, n, p.thresholds + place, length, counts + place);
+    }
+  }
+}
+
+template <class T> static void count(const Ranking<T>& p) {
+  constexpr int lanes = Native<T>::lanes;
+  const T nothing = -T(__builtin_inf());                               // below every threshold
+  const int64_t widest = widest_of(p);
+  for_blocks(p, [&](const Workspace<T>& w, int thread, int64_t i0, int64_t i1) {
+    Count<T>* counts = p.counts + thread * p.cells;
+    memset(w.row_counts, 0, (i1 - i0) * widest * DML_WIDTH);
+    for (int64_t j0 = 0; j0 < p.N; j0 += kWidth<T>) {
+      const bool both = p.self && j0 >= p.q0 && j0 < p.q1;             // the columns are queries of this run too
+      if (both && j0 + kWidth<T> <= p.last[i0]) continue;              // served already, or of one class with all the rows
+      for (int64_t g0 = i0; g0 < i1; g0 += kTileRows) {
+        const int64_t g1 = least(g0 + kTileRows, i1);
+        T* out = w.block + (g0 - i0) * kWidth<T>;
+        similarities(p, w.rows + (g0 - i0) * p.D, g0, g1, j0, out);
+        const int64_t from = both ? 0 : p.first[g0];
+        if (j0 < p.last[g1 - 1] && from < j0 + kWidth<T>)
+          for (int64_t i = g0; i < g1; ++i)
+            for (int64_t j = most_of(j0, both ? 0 : p.first[i]); j < least(p.last[i], j0 + kWidth<T>); ++j) out[(i - g0) * kWidth<T> + j - j0] = nothing;
+        if (p.N < j0 + kWidth<T>)
+          for (int64_t i = g0; i < g1; ++i)
+            for (int64_t j = p.N - j0; j < kWidth<T>; ++j) out[(i - g0) * kWidth<T> + j] = nothing;
+      }
+      for (int64_t i = i0; i < i1; ++i) count_row(p, w, i - i0, i, widest, counts);
+      if (both) count_columns(p, w, i1 - i0, j0, counts);
+    }
+    for (int64_t i = i0; i < i1; ++i) {
+      if (p.most[i / kWidth<T>] > p.few) continue;
+      for (int64_t k = 0; k < p.last[i] - p.first[i] - p.self; ++k) {
+        const Count<T>* sums = w.row_counts + ((i - i0) * widest + k) * lanes;
+        Count<T> total = 0;
+        for (int q = 0; q < lanes; ++q) total += sums[q];
+        counts[p.at(i, k, kWidth<T>)] += total;
+      }
+    }
+  });
+}
+
+template <class T> static void pack(const T* from, const int64_t* order, int64_t rows, int64_t depth, bool normalise, T* panels, T* halves, int threads) {
+#pragma omp parallel for num_threads(threads) schedule(static) if (threads > 1)
+  for (int64_t j0 = 0; j0 < rows; j0 += kWidth<T>)
+    for (int64_t q = 0; q < kWidth<T>; ++q) {
+      T* to = panels + j0 * depth + q;
+      if (j0 + q >= rows) {
+        for (int64_t d = 0; d < depth; ++d) to[d * kWidth<T>] = 0;
+        continue;
+      }
+      const T* x = from + order[j0 + q] * depth;
+      T largest = 0;
+      for (int64_t d = 0; d < depth; ++d) largest = max(largest, x[d] < 0 ? -x[d] : x[d]);
+      const T scale = normalise && largest > 0 ? largest : T(1);       // so that no square overflows or vanishes
+      double square = 0;
+#pragma omp simd reduction(+ : square)
+      for (int64_t d = 0; d < depth; ++d) square += double(x[d] / scale) * double(x[d] / scale);
+      if (halves) halves[j0 + q] = T(square / 2);
+      const T factor = normalise && square > 0 ? T(1 / __builtin_sqrt(square)) : T(1);   // a zero vector stays zero
+      for (int64_t d = 0; d < depth; ++d) to[d * kWidth<T>] = x[d] / scale * factor;
+    }
+}
+
+template <class T> static RankingKernels<T> kernels(const char* name) {
+  return {name, kWidth<T>, pack<T>, scratch_bytes<T>, positives<T>, count<T>};
+}
+
+DML_END
+
+#define DML_JOIN_(a, b) a##b
+#define DML_JOIN(a, b) DML_JOIN_(a, b)
+#define DML_TEXT_(a) #a
+#define DML_TEXT(a) DML_TEXT_(a)
+namespace dml {
+RankingKernels<float> DML_JOIN(ranking_f32_, DML_LEVEL)() { return kernels<float>(DML_TEXT(DML_LEVEL)); }
+RankingKernels<double> DML_JOIN(ranking_f64_, DML_LEVEL)() { return kernels<double>(DML_TEXT(DML_LEVEL)); }
+}  // namespace dml

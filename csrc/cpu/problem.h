@@ -1,0 +1,81 @@
+// Plain data shared by the planner (step.cpp, compiled for any CPU) and the kernels of each instruction set (level.cpp):
+// no std:: type may pass, since the linker would be free to keep one level's copy of a template for all.
+#pragma once
+#include <cstdint>
+
+namespace dml {
+
+// Row-major products by a vendor BLAS or by the level's own kernel. The Fortran interface of `gemm`.
+template <class T> using BlasGemm = void (*)(const char*, const char*, const int*, const int*, const int*, const T*, const T*,
+                                             const int*, const T*, const int*, const T*, T*, const int*);
+
+struct Tile {                     // rows [i0, i1) of the anchors against columns [j0, j1) of the references
+  int64_t i0, i1, j0, j1;
+  int64_t stored;                 // where its similarities are kept from forward to backward; -1: computed again
+};
+
+struct Block {                    // anchors [a0, a1) of one class and all references [r0, r1) of it, which may be none
+  int64_t a0, a1, r0, r1;
+  int owner;                      // the thread that works on the class, the same for all its blocks
+  int64_t stored;                 // where the positives' similarities are kept; -1: computed again
+};
+
+// One loss of the pass: a functor of a level's table, its options, and where its per-anchor arrays lie: fields are arrays over
+// the anchors, `stride` long each.
+struct LossSlot {
+  int functor;
+  alignas(16) unsigned char options[128];
+  int values, limits, sums, slopes, slot_limits, slot_sums;            // numbers of fields
+  bool slots;
+  int value_row;                                                       // first row of this loss in values [V, A]
+  void *limits_at, *sums_at, *slopes_at, *slot_limits_at, *slot_sums_at;   // T; slots are [field][positive][slot_stride]
+  void* totals_at;                                                     // double [threads][field][anchor]
+  void* slot_totals_at;                                                // T [threads][field][positive][anchor]
+};
+
+template <class T> struct Problem {
+  const T *anchors, *references;                                       // [A, D], [N, D], in class order
+  int64_t A, N, D;
+  int64_t stride;                                                      // of per-anchor arrays: A and room for one register more
+  int64_t row0, row1;                                                  // the anchors of this run; tiles and blocks are theirs
+  bool self;                                                           // references are the anchors: no pair with itself
+  bool triangle;                                                       // tiles above the diagonal serve rows and columns
+  const int64_t *row_first, *row_last;                                 // [A]: the references of the anchor's class
+  const int64_t* positives;                                            // [A]: how many positives
+  const bool* broken;                                                  // [A]: anchor with a value that is not finite
+  const Tile* tiles;
+  int64_t tile_count, tile_rows, tile_columns;
+  const Block* blocks;
+  int64_t block_count, most_positives;
+  int64_t slot_first, slot_stride;                                     // anchors the slots are kept for, from the first on
+  LossSlot* losses;
+  int loss_count, value_count;
+  int threads;
+  bool row_owner_backward;                                             // threads own anchors, else references
+  T* stored;                                                           // similarities of tiles
+  T* stored_positives;
+  unsigned char* scratch;                                              // `threads` pieces
+  int64_t scratch_bytes;                                               // of one piece
+  BlasGemm<T> gemm;                                                    // nullptr: the level's own
+  void (*blas_threads)(int);                                           // sets this thread's BLAS threads, or nullptr
+};
+
+struct FunctorInfo {
+  const char *name, *options;
+  int values, limits, sums, slopes, slot_limits, slot_sums, bytes;
+  bool slots;
+};
+
+template <class T> struct Kernels {                                    // what one instruction set offers for one number type
+  const char* level;
+  int functors, lanes;
+  FunctorInfo (*describe)(int functor);
+  bool (*fits)(int functor, const double* options, unsigned char* into);
+  int64_t (*scratch_bytes)(const Problem<T>&);
+  void (*gather)(const T* from, const int64_t* order, int64_t rows, int64_t width, bool normalise, T* to, T* norms, bool* broken, int threads);
+  void (*scatter)(T* grad, const T* unit, const T* norms, const int64_t* order, int64_t rows, int64_t width, bool normalise, T* to, int threads);
+  void (*forward)(const Problem<T>&, T* values, T* counts);            // [V, A] in class order
+  void (*backward)(const Problem<T>&, const T* cotangents, T* grad_anchors, T* grad_references, T* private_grads);   // adds
+};
+
+}  // namespace dml

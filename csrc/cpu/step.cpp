@@ -1,0 +1,403 @@
+#include "cpu/step.h"
+
+#include <omp.h>
+
+#include <algorithm>
+#include <cstring>
+#include <numeric>
+#include <stdexcept>
+
+#include "cpu/memory.h"
+#include "cpu/problem.h"
+
+namespace dml {
+
+Kernels<float> kernels_f32_base();
+Kernels<double> kernels_f64_base();
+#ifdef DML_X86
+Kernels<float> kernels_f32_avx2();
+Kernels<double> kernels_f64_avx2();
+Kernels<float> kernels_f32_avx512();
+Kernels<double> kernels_f64_avx512();
+#endif
+
+namespace {
+
+struct Level {
+  std::string name;
+  Kernels<float> f32;
+  Kernels<double> f64;
+};
+
+std::vector<Level>& all_levels() {
+  static std::vector<Level> found = [] {
+    std::vector<Level> out{{"base", kernels_f32_base(), kernels_f64_base()}};
+#ifdef DML_X86
+    if (__builtin_cpu_supports("x86-64-v3")) out.push_back({"avx2", kernels_f32_avx2(), kernels_f64_avx2()});
+    if (__builtin_cpu_supports("x86-64-v4")) out.push_back({"avx512", kernels_f32_avx512(), kernels_f64_avx512()});
+#endif
+    return out;
+  }();
+  return found;
+}
+size_t& chosen_level() {
+  static size_t index = all_levels().size() - 1;
+  return index;
+}
+
+struct Blas {
+  BlasGemm<float> sgemm = nullptr;
+  BlasGemm<double> dgemm = nullptr;
+  void (*threads)(int) = nullptr;
+} blas;
+
+template <class T> const Kernels<T>& current();
+template <> const Kernels<float>& current<float>() { return all_levels()[chosen_level()].f32; }
+template <> const Kernels<double>& current<double>() { return all_levels()[chosen_level()].f64; }
+template <class T> BlasGemm<T> current_gemm();
+template <> BlasGemm<float> current_gemm<float>() { return blas.sgemm; }
+template <> BlasGemm<double> current_gemm<double>() { return blas.dgemm; }
+
+constexpr int64_t kKeptPositives = int64_t(1) << 20;                   // cells of positives kept between the phases
+constexpr int64_t kBlockCells = int64_t(1) << 20;                      // cells of one block of a large class
+
+int64_t rounded(int64_t n, int64_t to) { return (n + to - 1) / to * to; }
+
+template <class T> struct Side {                                       // anchors or references in class order
+  std::vector<int64_t> order, labels;
+  Buffer<T> unit, norms;
+  Buffer<bool> broken;
+
+  void fill(const Kernels<T>& kernels, const Input& in, int64_t width, int threads) {
+    order.resize(in.rows);
+    std::iota(order.begin(), order.end(), int64_t(0));
+    if (!std::is_sorted(in.labels, in.labels + in.rows))
+      std::stable_sort(order.begin(), order.end(), [&](int64_t a, int64_t b) { return in.labels[a] < in.labels[b]; });
+    labels.resize(in.rows);
+    for (int64_t i = 0; i < in.rows; ++i) labels[i] = in.labels[order[i]];
+    unit.resize(in.rows * width);
+    norms.resize(in.rows);
+    broken.resize(in.rows);
+    kernels.gather(static_cast<const T*>(in.data), order.data(), in.rows, width, in.normalise, unit.data(), norms.data(),
+                   broken.data(), threads);
+  }
+};
+
+template <class T> class Step final : public StepBase {
+ public:
+  Step(const Input& anchors, const Input* references, int64_t width, const std::vector<LossRequest>& losses, const PlanRequest& request)
+      : kernels_(current<T>()), request_(request), normalise_anchors_(anchors.normalise),
+        normalise_references_(references ? references->normalise : anchors.normalise) {
+    p_.D = width;
+    p_.A = anchors.rows;
+    p_.N = references ? references->rows : anchors.rows;
+    p_.self = !references;
+    p_.stride = rounded(p_.A + 16, 16);
+    p_.gemm = current_gemm<T>();
+    p_.blas_threads = p_.gemm ? blas.threads : nullptr;
+    // a thread is worth its barriers from about 2e7 multiplications on
+    const double work = double(p_.A) * double(p_.N) * double(width);
+    p_.threads = omp_in_parallel() ? 1 : std::max(1, std::min({request.threads, omp_get_thread_limit(), int(work / 1e7) + 1}));
+    anchors_.fill(kernels_, anchors, width, p_.threads);
+    if (references) references_.fill(kernels_, *references, width, p_.threads);
+    p_.anchors = anchors_.unit.data();
+    p_.references = references ? references_.unit.data() : p_.anchors;
+    p_.broken = anchors_.broken.data();
+    find_classes();
+    find_losses(losses);
+    plan_tiles();
+  }
+
+  int value_count() const override { return p_.value_count; }
+
+  void forward(void* values, void* counts) override {
+    Buffer<T> sorted;
+    T* v = sorted.resize(2 * int64_t(p_.value_count) * p_.A);
+    T* c = v + int64_t(p_.value_count) * p_.A;
+    allocate();
+    for (size_t k = 0; k < chunks_.size(); ++k) {
+      enter(k);
+      kernels_.forward(p_, v, c);
+    }
+    T *to = static_cast<T*>(values), *to_counts = static_cast<T*>(counts);
+    for (int row = 0; row < p_.value_count; ++row)
+      for (int64_t i = 0; i < p_.A; ++i) {
+        to[row * p_.A + anchors_.order[i]] = v[row * p_.A + i];
+        to_counts[row * p_.A + anchors_.order[i]] = c[row * p_.A + i];
+      }
+    leave();
+  }
+
+  void backward(const void* cotangents, void* grad_anchors, void* grad_references) override {
+    Buffer<T> sorted, anchor_grads, reference_grads, private_grads, unused;
+    T* w = sorted.resize(int64_t(p_.value_count) * p_.A);
+    const T* from = static_cast<const T*>(cotangents);
+    for (int row = 0; row < p_.value_count; ++row)
+      for (int64_t i = 0; i < p_.A; ++i) w[row * p_.A + i] = from[row * p_.A + anchors_.order[i]];
+    T* ga = anchor_grads.resize(p_.A * p_.D);
+    std::memset(ga, 0, size_t(p_.A * p_.D) * sizeof(T));
+    T* gr = nullptr;
+    if (!p_.self && grad_references) {
+      gr = reference_grads.resize(p_.N * p_.D);
+      std::memset(gr, 0, size_t(p_.N * p_.D) * sizeof(T));
+    }
+    allocate();
+    slopes_.resize(slope_cells_);
+    for (size_t l = 0, at = 0; l < losses_.size(); at += losses_[l].slopes * p_.stride, ++l) losses_[l].slopes_at = slopes_.data() + at;
+    std::memset(slopes_.data(), 0, size_t(slope_cells_) * sizeof(T));
+    // Threads own the larger side and add to private copies of the other one. Slots force them to own anchors.
+    p_.row_owner_backward = p_.A >= p_.N || chunks_.size() > 1 || (p_.self && !p_.triangle);
+    const int64_t private_rows = p_.self ? p_.A : (p_.row_owner_backward ? p_.N : p_.A);
+    T* mine = p_.threads > 1 ? private_grads.resize((p_.threads - 1) * private_rows * p_.D) : nullptr;
+    if (chunks_.size() > 1) unused.resize(2 * int64_t(p_.value_count) * p_.A);
+    for (size_t k = 0; k < chunks_.size(); ++k) {
+      enter(k);
+      if (chunks_.size() > 1) kernels_.forward(p_, unused.data(), unused.data() + int64_t(p_.value_count) * p_.A);
+      kernels_.backward(p_, w, ga, gr, mine);
+    }
+    kernels_.scatter(ga, p_.anchors, anchors_.norms.data(), anchors_.order.data(), p_.A, p_.D, normalise_anchors_,
+                     static_cast<T*>(grad_anchors), p_.threads);
+    if (gr)
+      kernels_.scatter(gr, p_.references, references_.norms.data(), references_.order.data(), p_.N, p_.D, normalise_references_,
+                       static_cast<T*>(grad_references), p_.threads);
+    leave();
+  }
+
+  std::vector<std::pair<std::string, int64_t>> plan() const override {
+    return {{"threads", p_.threads},
+            {"triangle", p_.triangle},
+            {"tile_rows", p_.tile_rows},
+            {"tile_columns", p_.tile_columns},
+            {"tiles", int64_t(tiles_.size())},
+            {"chunks", int64_t(chunks_.size())},
+            {"stored_bytes", stored_cells_ * int64_t(sizeof(T))},
+            {"slot_bytes", slot_cells_ * int64_t(sizeof(T))}};
+  }
+
+ private:
+  struct Chunk {                                                       // anchors handled together, their tiles and blocks
+    int64_t row0, row1, tile0, tile1, block0, block1, most_positives;
+  };
+
+  void find_classes() {
+    const std::vector<int64_t>&mine = anchors_.labels, &theirs = p_.self ? anchors_.labels : references_.labels;
+    row_first_.resize(p_.A), row_last_.resize(p_.A), positives_.assign(p_.stride, 0);
+    int64_t kept = 0;
+    int owner = 0;
+    for (int64_t a0 = 0, r0 = 0; a0 < p_.A;) {
+      const int64_t label = mine[a0];
+      const int64_t a1 = std::upper_bound(mine.begin() + a0, mine.end(), label) - mine.begin();
+      r0 = std::lower_bound(theirs.begin() + r0, theirs.end(), label) - theirs.begin();
+      const int64_t r1 = std::upper_bound(theirs.begin() + r0, theirs.end(), label) - theirs.begin();
+      for (int64_t i = a0; i < a1; ++i) row_first_[i] = r0, row_last_[i] = r1, positives_[i] = r1 - r0 - (p_.self ? 1 : 0);
+      const int64_t columns = r1 - r0, step = columns ? std::max<int64_t>(1, std::min<int64_t>(128, kBlockCells / columns)) : a1 - a0;
+      for (int64_t a = a0; a < a1; a += step) {
+        const int64_t last = std::min(a1, a + step), cells = (last - a) * columns;
+        const bool keep = kept + cells <= kKeptPositives;
+        blocks_.push_back({a, last, r0, r1, owner, keep ? kept : -1});
+        if (keep) kept += cells;
+      }
+      owner = (owner + 1) % p_.threads;
+      a0 = a1;
+    }
+    kept_positives_ = kept;
+    p_.row_first = row_first_.data(), p_.row_last = row_last_.data(), p_.positives = positives_.data();
+  }
+
+  void find_losses(const std::vector<LossRequest>& requests) {
+    for (const LossRequest& request : requests) {
+      LossSlot loss{};
+      loss.functor = -1;
+      for (int f = 0; f < kernels_.functors && loss.functor < 0; ++f) {
+        const FunctorInfo info = kernels_.describe(f);
+        if (request.functor != info.name) continue;
+        if (request.options.size() != size_t(info.bytes) / sizeof(T))
+          throw std::invalid_argument("functor '" + request.functor + "' takes the options '" + info.options + "', got " +
+                                      std::to_string(request.options.size()));
+        if (!kernels_.fits(f, request.options.data(), loss.options)) continue;
+        loss.functor = f;
+        loss.values = info.values, loss.limits = info.limits, loss.sums = info.sums, loss.slopes = info.slopes;
+        loss.slot_limits = info.slot_limits, loss.slot_sums = info.slot_sums, loss.slots = info.slots;
+      }
+      if (loss.functor < 0) throw std::invalid_argument("there is no functor '" + request.functor + "' for these options");
+      loss.value_row = p_.value_count;
+      p_.value_count += loss.values;
+      slope_cells_ += loss.slopes * p_.stride;
+      has_slots_ = has_slots_ || loss.slots;
+      losses_.push_back(loss);
+    }
+    p_.losses = losses_.data();
+    p_.loss_count = int(losses_.size());
+  }
+
+  int64_t slot_cells(int64_t rows, int64_t most, int totals) const {
+    int64_t fields = 0;
+    for (const LossSlot& loss : losses_) fields += loss.slot_limits + loss.slot_sums * (1 + totals);
+    return fields * most * rows;
+  }
+
+  void plan_tiles() {
+    const int64_t budget = (request_.slot_bytes > 0 ? request_.slot_bytes : int64_t(32) << 20) / int64_t(sizeof(T));
+    const int64_t most = has_slots_ && p_.A ? *std::max_element(positives_.begin(), positives_.begin() + p_.A) : 0;
+    const bool slots_fit = slot_cells(p_.stride, most, p_.threads) <= budget;
+    p_.triangle = p_.self && slots_fit && request_.triangle != 0;
+    p_.tile_rows = request_.tile_rows > 0 ? request_.tile_rows : (p_.A >= 1024 ? 128 : 64);
+    p_.tile_columns = request_.tile_columns > 0 ? request_.tile_columns : 512;
+    if (!p_.triangle && p_.threads > 1) {                              // every thread should find rows, and columns, to own
+      p_.tile_rows = std::min(p_.tile_rows, rounded((p_.A + p_.threads - 1) / p_.threads, 8));
+      p_.tile_columns = std::min(p_.tile_columns, rounded((p_.N + p_.threads - 1) / p_.threads, 64));
+    }
+    if (has_slots_) p_.tile_rows = std::min(p_.tile_rows, std::max<int64_t>(8, (int64_t(2) << 20) / (64 * std::max<int64_t>(most, 1))));
+    p_.tile_rows = std::max<int64_t>(1, std::min(p_.tile_rows, std::max<int64_t>(p_.A, 1)));
+    p_.tile_columns = rounded(std::max<int64_t>(1, std::min(p_.tile_columns, std::max<int64_t>(p_.N, 1))), 16);
+
+    // Anchors are taken in chunks only when the slots of all of them would not fit.
+    size_t block = 0;
+    for (int64_t row = 0; row < p_.A || chunks_.empty();) {
+      int64_t last = p_.A, widest = most;
+      if (!slots_fit) {
+        widest = 0;
+        const size_t first = block;
+        for (last = row; block < blocks_.size(); ++block) {
+          const int64_t wider = std::max(widest, positives_[blocks_[block].a0]);
+          if (block > first && slot_cells(rounded(blocks_[block].a1 - row, 16), wider, 1) > budget) break;
+          widest = wider, last = blocks_[block].a1;
+        }
+      } else {
+        block = blocks_.size();
+      }
+      const int64_t first_block = chunks_.empty() ? 0 : chunks_.back().block1, first_tile = int64_t(tiles_.size());
+      for (int64_t i0 = row; i0 < last; i0 += p_.tile_rows) {
+        const int64_t i1 = std::min(i0 + p_.tile_rows, last);
+        for (int64_t j0 = p_.triangle ? i0 : 0; j0 < p_.N; j0 += p_.tile_columns) {
+          const int64_t j1 = std::min(j0 + p_.tile_columns, p_.N);
+          const bool same = row_first_[i0] <= j0 && j1 <= row_last_[i0] && row_first_[i1 - 1] <= j0 && j1 <= row_last_[i1 - 1];
+          if (p_.triangle ? j1 <= row_last_[i0] : same) continue;      // no negative in it
+          tiles_.push_back({i0, i1, j0, j1, -1});
+        }
+      }
+      chunks_.push_back({row, last, first_tile, int64_t(tiles_.size()), first_block, int64_t(block), widest});
+      row = last;
+      if (p_.A == 0) break;
+    }
+    const int64_t workspace = request_.workspace >= 0 ? request_.workspace : int64_t(p_.self ? 24 : 64) << 20;
+    int64_t cells = 0;
+    for (const Tile& t : tiles_) cells += (t.i1 - t.i0) * rounded(t.j1 - t.j0, 16);
+    if (chunks_.size() == 1 && cells * int64_t(sizeof(T)) <= workspace) {
+      int64_t at = 0;
+      for (Tile& t : tiles_) {
+        t.stored = at;
+        at += (t.i1 - t.i0) * rounded(t.j1 - t.j0, 16);
+      }
+      stored_cells_ = cells;
+    }
+    most_positives_ = most;
+    for (const Chunk& c : chunks_)
+      slot_cells_ = std::max(slot_cells_, slot_cells(rounded(c.row1 - c.row0, 16) + 16, c.most_positives, p_.triangle ? p_.threads : 1));
+  }
+
+  // Memory that lives from forward to backward is kept; what one phase needs alone is given back by leave().
+  void allocate() {
+    p_.most_positives = most_positives_;                               // scratch memory for the largest chunk
+    p_.blocks = blocks_.data(), p_.block_count = int64_t(blocks_.size());
+    p_.tiles = tiles_.data(), p_.tile_count = int64_t(tiles_.size());
+    p_.scratch_bytes = kernels_.scratch_bytes(p_);
+    p_.scratch = scratch_.resize(p_.scratch_bytes * p_.threads);
+    const int totals = p_.triangle ? p_.threads : 1;
+    int64_t kept = 0, total_fields = 0;
+    for (const LossSlot& loss : losses_) kept += loss.limits + loss.sums, total_fields += loss.sums;
+    const bool first = !stats_.data() && kept * p_.stride > 0;
+    if (first) stats_.resize(kept * p_.stride);
+    if (first) std::memset(stats_.data(), 0, size_t(kept * p_.stride) * sizeof(T));
+    if (!stored_.data()) stored_.resize(stored_cells_);
+    if (!stored_positives_.data()) stored_positives_.resize(kept_positives_);
+    if (!slots_.data()) slots_.resize(slot_cells_);
+    totals_.resize(total_fields * totals * p_.stride);
+    p_.stored = stored_.data(), p_.stored_positives = stored_positives_.data();
+    T* stat = stats_.data();
+    double* total = totals_.data();
+    for (LossSlot& loss : losses_) {
+      loss.limits_at = stat, stat += loss.limits * p_.stride;
+      loss.sums_at = stat, stat += loss.sums * p_.stride;
+      loss.totals_at = total, total += int64_t(loss.sums) * totals * p_.stride;
+    }
+  }
+
+  void enter(size_t chunk) {
+    const Chunk& c = chunks_[chunk];
+    p_.row0 = c.row0, p_.row1 = c.row1;
+    p_.tiles = tiles_.data() + c.tile0, p_.tile_count = c.tile1 - c.tile0;
+    p_.blocks = blocks_.data() + c.block0, p_.block_count = c.block1 - c.block0;
+    p_.slot_first = c.row0, p_.slot_stride = rounded(c.row1 - c.row0, 16) + 16, p_.most_positives = c.most_positives;
+    const int64_t field = p_.most_positives * p_.slot_stride;
+    T* at = slots_.data();
+    for (LossSlot& loss : losses_) {
+      loss.slot_limits_at = at, at += loss.slot_limits * field;
+      loss.slot_sums_at = at, at += loss.slot_sums * field;
+      loss.slot_totals_at = at, at += loss.slot_sums * field * (p_.triangle ? p_.threads : 1);
+    }
+  }
+
+  void leave() {
+    scratch_.reset();
+    totals_.reset();
+    slopes_.reset();
+  }
+
+  Kernels<T> kernels_;
+  PlanRequest request_;
+  bool normalise_anchors_, normalise_references_, has_slots_ = false;
+  Problem<T> p_{};
+  Side<T> anchors_, references_;
+  std::vector<int64_t> row_first_, row_last_, positives_;
+  std::vector<Tile> tiles_;
+  std::vector<Block> blocks_;
+  std::vector<Chunk> chunks_;
+  std::vector<LossSlot> losses_;
+  Buffer<T> stats_, slopes_, stored_, stored_positives_, slots_;
+  Buffer<double> totals_;
+  Buffer<unsigned char> scratch_;
+  int64_t kept_positives_ = 0, stored_cells_ = 0, slope_cells_ = 0, slot_cells_ = 0, most_positives_ = 0;
+};
+
+}  // namespace
+
+std::unique_ptr<StepBase> make_step(bool is_double, const Input& anchors, const Input* references, int64_t width,
+                                    const std::vector<LossRequest>& losses, const PlanRequest& request) {
+  if (is_double) return std::make_unique<Step<double>>(anchors, references, width, losses, request);
+  return std::make_unique<Step<float>>(anchors, references, width, losses, request);
+}
+
+std::vector<Functor> functors() {
+  std::vector<Functor> out;
+  const Kernels<float>& k = current<float>();
+  for (int f = 0; f < k.functors; ++f) {
+    const FunctorInfo info = k.describe(f);
+    if (out.empty() || out.back().name != info.name) out.push_back({info.name, info.options, info.values});
+  }
+  return out;
+}
+
+std::vector<std::string> levels() {
+  std::vector<std::string> out;
+  for (const Level& level : all_levels()) out.push_back(level.name);
+  return out;
+}
+std::string level() { return all_levels()[chosen_level()].name; }
+void use_level(const std::string& name) {
+  for (size_t k = 0; k < all_levels().size(); ++k)
+    if (all_levels()[k].name == name) {
+      chosen_level() = k;
+      return;
+    }
+  throw std::invalid_argument("this CPU or build has no level '" + name + "'");
+}
+void use_blas(void* sgemm, void* dgemm, void* set_threads_local) {
+  blas.sgemm = reinterpret_cast<BlasGemm<float>>(sgemm);
+  blas.dgemm = reinterpret_cast<BlasGemm<double>>(dgemm);
+  blas.threads = reinterpret_cast<void (*)(int)>(set_threads_local);
+}
+bool has_blas() { return blas.sgemm && blas.dgemm; }
+void release_workspaces() { Pool::shared().clear(); }
+
+}  // namespace dml

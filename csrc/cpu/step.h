@@ -1,0 +1,57 @@
+// One pass of an ensemble over the similarities, planned: ordering by class, tiles, memory, threads. Compiled for any CPU;
+// the arithmetic is in level.cpp. Used by the binding; knows neither Python nor PyTorch.
+#pragma once
+#include <cstdint>
+#include <memory>
+#include <string>
+#include <utility>
+#include <vector>
+
+namespace dml {
+
+struct LossRequest {
+  std::string functor;
+  std::vector<double> options;
+};
+
+struct PlanRequest {                   // 0 or -1: the planner decides
+  int threads = 1;
+  int64_t workspace = -1;              // bytes that similarities may be kept in between forward and backward
+  int64_t tile_rows = 0, tile_columns = 0;
+  int64_t slot_bytes = 0;              // bytes for the slots of losses that compare positives with negatives
+  int triangle = -1;                   // 0: never use the symmetry of a batch compared with itself
+};
+
+struct Input {                         // rows of T (float or double), contiguous, in any order of labels
+  const void* data;
+  const int64_t* labels;
+  int64_t rows;
+  bool normalise;
+};
+
+class StepBase {
+ public:
+  virtual ~StepBase() = default;
+  virtual int value_count() const = 0;
+  virtual void forward(void* values, void* counts) = 0;                                      // T [V, A], in the caller's order
+  virtual void backward(const void* cotangents, void* grad_anchors, void* grad_references) = 0;   // references may be nullptr
+  virtual std::vector<std::pair<std::string, int64_t>> plan() const = 0;
+};
+
+// Throws std::invalid_argument for an unknown functor or a wrong number of options.
+std::unique_ptr<StepBase> make_step(bool is_double, const Input& anchors, const Input* references, int64_t width,
+                                    const std::vector<LossRequest>& losses, const PlanRequest& request);
+
+struct Functor {
+  std::string name, options;
+  int values;
+};
+std::vector<Functor> functors();
+std::vector<std::string> levels();     // those this CPU can run, best last
+std::string level();
+void use_level(const std::string& name);
+void use_blas(void* sgemm, void* dgemm, void* set_threads_local);   // nullptr: the levels' own product
+bool has_blas();
+void release_workspaces();
+
+}  // namespace dml

@@ -1,0 +1,248 @@
+// The inner loops: a strip of a tile (a few rows, up to 512 columns, so that it stays in the first-level cache while every loss
+// of the ensemble passes over it) feeds the rows' accumulators, and the columns' too when the tile serves both.
+#pragma once
+#include "cpu/problem.h"
+#include "dml/contract.h"
+
+DML_BEGIN
+
+template <class S, class T> constexpr int field_count() { return __is_empty(S) ? 0 : int(sizeof(S) / sizeof(T)); }
+
+// A struct of fields at one index of parallel arrays: scalars broadcast to a register, or a register of neighbours.
+template <class S, class V, class T> DML_FN S broadcast(const T* at, int64_t stride) {
+  S out;
+  if constexpr (!__is_empty(S)) {
+    V fields[field_count<S, V>()];
+    for (int f = 0; f < field_count<S, V>(); ++f) fields[f] = splat<V>(at[f * stride]);
+    __builtin_memcpy(&out, fields, sizeof out);
+  }
+  return out;
+}
+template <class S, class V, class T> DML_FN S load(const T* at, int64_t stride) {
+  S out;
+  if constexpr (!__is_empty(S)) {
+    V fields[field_count<S, V>()];
+    for (int f = 0; f < field_count<S, V>(); ++f) __builtin_memcpy(&fields[f], at + f * stride, sizeof(V));
+    __builtin_memcpy(&out, fields, sizeof out);
+  }
+  return out;
+}
+template <class V, class S, class T> DML_FN void store(const S& in, T* at, int64_t stride) {
+  if constexpr (!__is_empty(S)) {
+    V fields[field_count<S, V>()];
+    __builtin_memcpy(fields, &in, sizeof in);
+    for (int f = 0; f < field_count<S, V>(); ++f) __builtin_memcpy(at + f * stride, &fields[f], sizeof(V));
+  }
+}
+template <class S, class Wide, class V, class T> DML_FN S lane(const Wide& in, int q) {    // one lane of a register struct
+  S out;
+  if constexpr (!__is_empty(S)) {
+    T fields[field_count<S, T>()];
+    for (int f = 0; f < field_count<S, T>(); ++f) __builtin_memcpy(&fields[f], reinterpret_cast<const char*>(&in) + f * sizeof(V) + q * sizeof(T), sizeof(T));
+    __builtin_memcpy(&out, fields, sizeof out);
+  }
+  return out;
+}
+template <class S, class T, class From> DML_FN S gather_fields(const From* at, int64_t stride) {   // scalars, converted
+  S out;
+  if constexpr (!__is_empty(S)) {
+    T fields[field_count<S, T>()];
+    for (int f = 0; f < field_count<S, T>(); ++f) fields[f] = T(at[f * stride]);
+    __builtin_memcpy(&out, fields, sizeof out);
+  }
+  return out;
+}
+template <class T, class S, class To> DML_FN void scatter_fields(const S& in, To* at, int64_t stride) {
+  if constexpr (!__is_empty(S)) {
+    T fields[field_count<S, T>()];
+    __builtin_memcpy(fields, &in, sizeof in);
+    for (int f = 0; f < field_count<S, T>(); ++f) at[f * stride] = To(fields[f]);
+  }
+}
+
+// Everything one loss needs to know about the strip it is given.
+template <class T> struct Strip {
+  const T* s;                       // similarities [rows][ld]; columns is a multiple of the lanes
+  T* g;                             // slopes, same shape
+  int64_t ld, rows, columns;
+  int64_t row, column;              // index of the first row among the anchors, and of the first column among the references
+  int64_t local_row, local_column;  // the same within the tile
+  int64_t tile_columns;             // stride of the columns' accumulators
+  int64_t anchors;                  // stride of per-anchor arrays
+  int64_t slot_first, slot_stride;  // the same for slots
+  const int64_t* positives;         // [A]
+  int64_t most_positives, column_positives;   // slots: stride, and the most any column of the strip has
+  bool both, first;                 // the columns are anchors too; this loss writes g instead of adding
+};
+
+// What a loss has in a thread's scratch memory.
+struct Accumulators {
+  unsigned char *rows, *columns, *row_slots, *column_slots;
+};
+
+template <class F, class T, class V, bool Both, int R>
+DML_FN void collect_rows(const F& f, const LossSlot& loss, const Strip<T>& strip, const Accumulators& acc, int64_t r0) {
+  using Limits = typename F::template Limits<V>;
+  using Sums = typename F::template Sums<V>;
+  constexpr int lanes = Native<T>::lanes;
+  const T* limits = static_cast<const T*>(loss.limits_at);
+  Sums* row_sums = reinterpret_cast<Sums*>(acc.rows) + strip.local_row + r0;
+  T* column_sums = reinterpret_cast<T*>(acc.columns) + strip.local_column;
+  const T* s = strip.s + r0 * strip.ld;
+  Limits row_limits[R];
+  Sums rows[R];
+#pragma GCC unroll 4
+  for (int r = 0; r < R; ++r) {
+    row_limits[r] = broadcast<Limits, V>(limits + strip.row + r0 + r, strip.anchors);
+    rows[r] = row_sums[r];
+  }
+  for (int64_t j = 0; j < strip.columns; j += lanes) {
+    V x[R];
+#pragma GCC unroll 4
+    for (int r = 0; r < R; ++r) __builtin_memcpy(&x[r], s + r * strip.ld + j, sizeof(V));
+    if constexpr (Both) {
+      const Limits column_limits = load<Limits, V>(limits + strip.column + j, strip.anchors);
+      Sums column = load<Sums, V>(column_sums + j, strip.tile_columns);
+#pragma GCC unroll 4
+      for (int r = 0; r < R; ++r) {
+        f.collect(x[r], row_limits[r], rows[r]);
+        f.collect(x[r], column_limits, column);
+      }
+      store<V>(column, column_sums + j, strip.tile_columns);
+    } else {
+#pragma GCC unroll 4
+      for (int r = 0; r < R; ++r) f.collect(x[r], row_limits[r], rows[r]);
+    }
+  }
+#pragma GCC unroll 4
+  for (int r = 0; r < R; ++r) row_sums[r] = rows[r];
+}
+
+template <class F, class T, class V, bool Both>
+static void collect_slots(const F& f, const LossSlot& loss, const Strip<T>& strip, const Accumulators& acc) {
+  using Sums = typename F::template Sums<V>;
+  using SlotLimits = typename F::template SlotLimits<V>;
+  using SlotSums = typename F::template SlotSums<V>;
+  constexpr int lanes = Native<T>::lanes;
+  const T* limits = static_cast<const T*>(loss.slot_limits_at);
+  const int64_t step = strip.slot_stride, field = strip.most_positives * strip.slot_stride;   // [field][positive][slot_stride]
+  T* column_sums = reinterpret_cast<T*>(acc.columns) + strip.local_column;
+  T* column_slots = reinterpret_cast<T*>(acc.column_slots) + strip.local_column;
+  const int64_t column_field = strip.most_positives * strip.tile_columns;
+  for (int64_t r = 0; r < strip.rows; ++r) {
+    const int64_t i = strip.row + r, count = strip.positives[i];
+    Sums& into = reinterpret_cast<Sums*>(acc.rows)[strip.local_row + r];
+    SlotSums* slots = reinterpret_cast<SlotSums*>(acc.row_slots) + (strip.local_row + r) * strip.most_positives;
+    Sums row = into;
+    for (int64_t j = 0; j < strip.columns; j += lanes) {
+      V s;
+      __builtin_memcpy(&s, strip.s + r * strip.ld + j, sizeof(V));
+      const V m = f.measure(s);
+      for (int64_t k = 0; k < count; ++k) f.collect(m, broadcast<SlotLimits, V>(limits + k * step + i - strip.slot_first, field), row, slots[k]);
+      if constexpr (Both) {
+        Sums column = load<Sums, V>(column_sums + j, strip.tile_columns);
+        for (int64_t k = 0; k < strip.column_positives; ++k) {
+          T* at = column_slots + k * strip.tile_columns + j;
+          SlotSums slot = load<SlotSums, V>(at, column_field);
+          f.collect(m, load<SlotLimits, V>(limits + k * step + strip.column + j, field), column, slot);
+          store<V>(slot, at, column_field);
+        }
+        store<V>(column, column_sums + j, strip.tile_columns);
+      }
+    }
+    into = row;
+  }
+}
+
+template <class F, class T, class V, bool Both> static void collect(const LossSlot& loss, const Strip<T>& strip, const Accumulators& acc) {
+  F f;
+  __builtin_memcpy(&f, loss.options, sizeof f);
+  if constexpr (F::kSlots) {
+    collect_slots<F, T, V, Both>(f, loss, strip, acc);
+  } else {
+    int64_t r = 0;
+    for (; r + 4 <= strip.rows; r += 4) collect_rows<F, T, V, Both, 4>(f, loss, strip, acc, r);
+    for (; r < strip.rows; ++r) collect_rows<F, T, V, Both, 1>(f, loss, strip, acc, r);
+  }
+}
+
+template <class F, class T, class V, bool Both, bool First, int R>
+DML_FN void slope_rows(const F& f, const LossSlot& loss, const Strip<T>& strip, int64_t r0) {
+  using Slopes = typename F::template Slopes<V>;
+  constexpr int lanes = Native<T>::lanes;
+  const T* slopes = static_cast<const T*>(loss.slopes_at);
+  const T* s = strip.s + r0 * strip.ld;
+  T* g = strip.g + r0 * strip.ld;
+  Slopes rows[R];
+#pragma GCC unroll 4
+  for (int r = 0; r < R; ++r) rows[r] = broadcast<Slopes, V>(slopes + strip.row + r0 + r, strip.anchors);
+  for (int64_t j = 0; j < strip.columns; j += lanes) {
+    Slopes column;
+    if constexpr (Both) column = load<Slopes, V>(slopes + strip.column + j, strip.anchors);
+#pragma GCC unroll 4
+    for (int r = 0; r < R; ++r) {
+      V x, y;
+      __builtin_memcpy(&x, s + r * strip.ld + j, sizeof(V));
+      y = f.slope_negative(x, rows[r]);
+      if constexpr (Both) y += f.slope_negative(x, column);
+      if constexpr (!First) {
+        V old;
+        __builtin_memcpy(&old, g + r * strip.ld + j, sizeof(V));
+        y += old;
+      }
+      __builtin_memcpy(g + r * strip.ld + j, &y, sizeof(V));
+    }
+  }
+}
+
+template <class F, class T, class V, bool Both> static void slope_slots(const F& f, const LossSlot& loss, const Strip<T>& strip) {
+  using Slopes = typename F::template Slopes<V>;
+  using SlotLimits = typename F::template SlotLimits<V>;
+  constexpr int lanes = Native<T>::lanes;
+  const T* slopes = static_cast<const T*>(loss.slopes_at);
+  const T* limits = static_cast<const T*>(loss.slot_limits_at);
+  const int64_t step = strip.slot_stride, field = strip.most_positives * strip.slot_stride;
+  for (int64_t r = 0; r < strip.rows; ++r) {
+    const int64_t i = strip.row + r, count = strip.positives[i];
+    const Slopes row = broadcast<Slopes, V>(slopes + i, strip.anchors);
+    for (int64_t j = 0; j < strip.columns; j += lanes) {
+      V s, y = V{};
+      __builtin_memcpy(&s, strip.s + r * strip.ld + j, sizeof(V));
+      const V m = f.measure(s);
+      for (int64_t k = 0; k < count; ++k) y += f.tally(m, broadcast<SlotLimits, V>(limits + k * step + i - strip.slot_first, field));
+      y = f.finish(s, m, y, row);
+      if constexpr (Both) {
+        V other = V{};
+        for (int64_t k = 0; k < strip.column_positives; ++k)
+          other += f.tally(m, load<SlotLimits, V>(limits + k * step + strip.column + j, field));
+        y += f.finish(s, m, other, load<Slopes, V>(slopes + strip.column + j, strip.anchors));
+      }
+      T* at = strip.g + r * strip.ld + j;
+      if (!strip.first) {
+        V old;
+        __builtin_memcpy(&old, at, sizeof(V));
+        y += old;
+      }
+      __builtin_memcpy(at, &y, sizeof(V));
+    }
+  }
+}
+
+template <class F, class T, class V, bool Both> static void slope(const LossSlot& loss, const Strip<T>& strip) {
+  F f;
+  __builtin_memcpy(&f, loss.options, sizeof f);
+  if constexpr (F::kSlots) {
+    slope_slots<F, T, V, Both>(f, loss, strip);
+  } else {
+    int64_t r = 0;
+    if (strip.first) {
+      for (; r + 4 <= strip.rows; r += 4) slope_rows<F, T, V, Both, true, 4>(f, loss, strip, r);
+      for (; r < strip.rows; ++r) slope_rows<F, T, V, Both, true, 1>(f, loss, strip, r);
+    } else {
+      for (; r + 4 <= strip.rows; r += 4) slope_rows<F, T, V, Both, false, 4>(f, loss, strip, r);
+      for (; r < strip.rows; ++r) slope_rows<F, T, V, Both, false, 1>(f, loss, strip, r);
+    }
+  }
+}
+
+DML_END

@@ -1,0 +1,133 @@
+// The contract of a fused loss: an anchor sees its positives as a list and its negatives as a stream.
+//
+// A loss is a struct template over the number type T, whose members are its options, in the order its header lists them.
+//   kValues               values per anchor; each comes with a count, and the default reduction is sum(values) / sum(counts)
+//   Limits<V>             what a negative is compared with, known before the stream (may be empty)
+//   Sums<V>               what the stream accumulates (may be empty)
+//   Slopes<V>             what the derivative of one similarity needs, known after the stream
+//   open(p) -> Limits     from the positives' similarities
+//   nothing() -> Sums     the accumulators before the first negative
+//   collect(s, limits, sums)           one negative similarity, or a register of them; called for every pair
+//   merge(from, into)                  two partial accumulations into one; must be associative and commutative up to rounding
+//   close(p, limits, sums, values, counts)
+//   weigh(p, limits, sums, cotangents) -> Slopes     the cotangents of the values are folded in here, once per anchor
+//   slope_positive(s, slopes), slope_negative(s, slopes)   cotangent * d value / d s
+// V is T on CUDA and in scalar code, a vector register of T in the CPU's inner loops; collect and slope_negative are templates
+// over V without branches. A pair that must not count (the anchor itself, a positive, padding) arrives as s = no_pair():
+// exponentials of it vanish and distances of it are huge; a loss for which that is not enough tests is_pair(s).
+//
+// A loss that compares every positive with every negative declares kSlots = true and keeps one slot per positive:
+//   SlotLimits<V>, SlotSums<V>         as above, per anchor and positive
+//   open_slot(s_positive) -> SlotLimits; absent_slot() -> one that no negative touches, nothing_slot(), merge_slot() as above
+//   measure(s)                         what is compared, computed once per negative (a distance, say)
+//   collect(m, slot_limits, sums, slot_sums)         instead of collect above, once per positive
+//   close(p, limits, sums, slot_sums, values, counts), weigh(p, limits, sums, slot_sums, cotangents)
+//   slope_positive(s, slopes, slot_sums)
+//   tally(m, slot_limits) -> V         summed over the positives, then finish(s, m, tally, slopes) -> cotangent * d value / d s
+//
+// The second template argument is false for the narrow form of a loss (one fixed shift of all exponents, so that rows and
+// columns share each exponential) and true for the wide one (running maxima); fits() says whether the options allow the form.
+// A header of csrc/losses named x.h ends with `struct x_functors`, whose list() names its functors; nothing else registers them.
+#pragma once
+#include "dml/vector.h"
+
+DML_BEGIN
+
+DML_FN constexpr float no_pair() { return -1e9f; }
+template <class V> DML_FN auto is_pair(V s) { return s > splat<V>(-1e8f); }
+
+// The similarities of an anchor to its positives. Scalar code: positives are few.
+template <class T> struct Positives {
+  const T* s;
+  long long count;
+  DML_FN T operator[](long long k) const { return s[k]; }
+  DML_FN T lowest() const {
+    T m = Limit<T>::lowest * T(-1);
+    for (long long k = 0; k < count; ++k) m = min(m, s[k]);
+    return m;
+  }
+  DML_FN T highest() const {
+    T m = Limit<T>::lowest;
+    for (long long k = 0; k < count; ++k) m = max(m, s[k]);
+    return m;
+  }
+};
+
+// log(sum_k exp(exponent(s_k))) over the positives, max-shifted; `floor` is a further exponent that always takes part
+// (0 for log(1 + sum), Limit<T>::lowest for none).
+template <class T, class Exponent> DML_FN T log_sum(Positives<T> p, T floor, Exponent exponent) {
+  T m = floor;
+  for (long long k = 0; k < p.count; ++k) m = max(m, exponent(p[k]));
+  T sum = exp(floor - m);
+  for (long long k = 0; k < p.count; ++k) sum += exp(exponent(p[k]) - m);
+  return m + log(sum);
+}
+
+// A running log(sum(exp(x))) over the stream of negatives.
+template <class V, bool Wide> struct LogSum {                          // narrow: one shift for every anchor
+  V sum;
+};
+template <class V> struct LogSum<V, true> {                            // wide: a running maximum of its own
+  V sum, highest;
+};
+template <class T> DML_FN void log_sum_start(LogSum<T, false>& r) { r.sum = T(0); }
+template <class T> DML_FN void log_sum_start(LogSum<T, true>& r) { r.sum = T(0); r.highest = Limit<T>::lowest; }
+template <class V> DML_FN void log_sum_add(V x, typename Scalar<V>::type shift, decltype(V{} > V{}) keep, LogSum<V, false>& r) {
+  r.sum += select(keep, exp(x - shift), splat<V>(0));
+}
+template <class V> DML_FN void log_sum_add(V x, typename Scalar<V>::type, decltype(V{} > V{}) keep, LogSum<V, true>& r) {
+  V m = select(keep, max(x, r.highest), r.highest);
+  r.sum = r.sum * exp(r.highest - m) + select(keep, exp(x - m), splat<V>(0));
+  r.highest = m;
+}
+template <class A, class B> DML_FN void log_sum_merge(const LogSum<A, false>& a, LogSum<B, false>& b) { b.sum += a.sum; }
+template <class A, class B> DML_FN void log_sum_merge(const LogSum<A, true>& a, LogSum<B, true>& b) {
+  if (!(a.sum > 0)) return;
+  B m = max(B(a.highest), b.highest);
+  b.sum = (b.sum > 0 ? b.sum * exp(b.highest - m) : b.sum) + B(a.sum) * exp(B(a.highest) - m);
+  b.highest = m;
+}
+template <class T> DML_FN T log_sum_result(const LogSum<T, false>& r, T shift) {
+  return r.sum == T(0) ? Limit<T>::lowest : shift + log(r.sum);
+}
+template <class T> DML_FN T log_sum_result(const LogSum<T, true>& r, T) {
+  return r.sum == T(0) ? Limit<T>::lowest : r.highest + log(r.sum);
+}
+// exp(x - result) * weight for one more x: the slope of a log-sum. Narrow: exp(x - shift) is shared by row and column.
+template <class V, bool Wide> struct LogSumSlope;
+template <class V> struct LogSumSlope<V, false> { V factor; };
+template <class V> struct LogSumSlope<V, true> { V factor, result; };
+template <class T> DML_FN void log_sum_slope(T result, T weight, T shift, LogSumSlope<T, false>& r) {
+  r.factor = weight == T(0) || result <= Limit<T>::lowest ? T(0) : weight * exp(shift - result);
+}
+template <class T> DML_FN void log_sum_slope(T result, T weight, T, LogSumSlope<T, true>& r) {
+  r.factor = result <= Limit<T>::lowest ? T(0) : weight;
+  r.result = result <= Limit<T>::lowest ? T(0) : result;
+}
+template <class V> DML_FN V log_sum_slope_at(V x, typename Scalar<V>::type shift, const LogSumSlope<V, false>& r) {
+  return exp(x - shift) * r.factor;
+}
+template <class V> DML_FN V log_sum_slope_at(V x, typename Scalar<V>::type, const LogSumSlope<V, true>& r) {
+  return exp(x - r.result) * r.factor;
+}
+
+// Beside exponents that reach `most` there is always the exponent 0 ("1 + sum"): the shift that keeps sums of 10^6 terms finite
+// while what underflows is below 1e-11 of the 1. Narrow suffices up to 120 (float).
+template <class T> DML_FN T shift_beside_one(T most) { return min(max(most - T(60), T(0)), T(60)); }
+
+// Euclidean distance of unit vectors from their cosine. Below the resolution of the cosine (d^2 <= 4 epsilon) the points
+// count as one: distance 0 and slope 0, so that gradients stay finite at coincident points.
+template <class V> DML_FN V distance(V s) {
+  using T = typename Scalar<V>::type;
+  V q = T(2) - T(2) * s;
+  return select(q > splat<V>(4 * Limit<T>::epsilon), q * reciprocal_sqrt(max(q, splat<V>(4 * Limit<T>::epsilon))), splat<V>(0));
+}
+template <class V> DML_FN V distance_slope(V s) {                      // d distance / d s
+  using T = typename Scalar<V>::type;
+  V q = T(2) - T(2) * s;
+  return select(q > splat<V>(4 * Limit<T>::epsilon), -reciprocal_sqrt(max(q, splat<V>(4 * Limit<T>::epsilon))), splat<V>(0));
+}
+
+template <class V> struct Nothing {};                                  // for a loss without limits or sums
+
+DML_END

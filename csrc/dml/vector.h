@@ -1,0 +1,105 @@
+// Scalars and vectors under the same names: a loss written with these runs on one float or on a register of them.
+// Vectors are the compiler's own, as wide as the instruction set's registers; wider ones would be split, ten times slower.
+#pragma once
+#include "dml/platform.h"
+#if DML_VECTORS && defined(__SSE2__)
+#include <immintrin.h>
+#endif
+#if !defined(__CUDACC_RTC__)
+#include <math.h>
+#endif
+
+DML_BEGIN
+
+template <class T> struct Limit;                                       // bounds of a number type
+template <> struct Limit<float> { static constexpr float epsilon = 1.1920929e-7f; static constexpr float lowest = -1e30f; };
+template <> struct Limit<double> { static constexpr double epsilon = 2.220446049250313e-16; static constexpr double lowest = -1e300; };
+
+DML_FN float select(bool m, float a, float b) { return m ? a : b; }
+DML_FN double select(bool m, double a, double b) { return m ? a : b; }
+DML_FN float max(float a, float b) { return a > b ? a : b; }
+DML_FN float min(float a, float b) { return a < b ? a : b; }
+DML_FN double max(double a, double b) { return a > b ? a : b; }
+DML_FN double min(double a, double b) { return a < b ? a : b; }
+DML_FN float exp(float x) { return ::expf(x); }
+DML_FN double exp(double x) { return ::exp(x); }
+DML_FN float log(float x) { return ::logf(x); }
+DML_FN double log(double x) { return ::log(x); }
+DML_FN float log1p(float x) { return ::log1pf(x); }
+DML_FN double log1p(double x) { return ::log1p(x); }
+DML_FN float reciprocal_sqrt(float x) { return 1.0f / ::sqrtf(x); }
+DML_FN double reciprocal_sqrt(double x) { return 1.0 / ::sqrt(x); }
+
+template <class V> struct Scalar { using type = V; };                  // the number type of a scalar or vector
+template <class V> DML_FN V splat(typename Scalar<V>::type x) { return x; }
+
+#if DML_VECTORS
+#if defined(__AVX512F__)
+#define DML_WIDTH 64
+#elif defined(__AVX__)
+#define DML_WIDTH 32
+#else
+#define DML_WIDTH 16
+#endif
+
+typedef float VecF __attribute__((vector_size(DML_WIDTH)));
+typedef double VecD __attribute__((vector_size(DML_WIDTH)));
+typedef decltype(VecF{} < VecF{}) VecI;
+typedef decltype(VecD{} < VecD{}) VecL;
+template <class T> struct Native;                                      // the vector of a number type
+template <> struct Native<float> { using V = VecF; using M = VecI; static constexpr int lanes = DML_WIDTH / 4; };
+template <> struct Native<double> { using V = VecD; using M = VecL; static constexpr int lanes = DML_WIDTH / 8; };
+template <> struct Scalar<VecF> { using type = float; };
+template <> struct Scalar<VecD> { using type = double; };
+template <> DML_FN VecF splat<VecF>(float x) { return VecF{} + x; }
+template <> DML_FN VecD splat<VecD>(double x) { return VecD{} + x; }
+
+DML_FN VecF select(VecI m, VecF a, VecF b) { return m ? a : b; }
+DML_FN VecD select(VecL m, VecD a, VecD b) { return m ? a : b; }
+DML_FN VecF max(VecF a, VecF b) { return a > b ? a : b; }
+DML_FN VecF min(VecF a, VecF b) { return a < b ? a : b; }
+DML_FN VecD max(VecD a, VecD b) { return a > b ? a : b; }
+DML_FN VecD min(VecD a, VecD b) { return a < b ? a : b; }
+
+// e^x = 2^n 2^f with |f| <= 1/2; the polynomial is the degree-5 minimax of 2^f (relative error 8e-8). Below 2^-127 it is 0.
+DML_FN VecF exp(VecF x) {
+  VecF t = min(max(x * 1.44269504f, splat<VecF>(-127.0f)), splat<VecF>(127.999f));
+  const VecF magic = splat<VecF>(12582912.0f);                         // 1.5 * 2^23: adding it rounds to a whole number
+  VecF n = (t + magic) - magic;
+  VecF f = x * 1.44269504f - n;                                        // one rounding less than t - n where there is FMA
+  f = select(x * 1.44269504f < -127.0f, splat<VecF>(0.0f), f);         // not `t > -127`: a NaN must stay one
+  VecF p = f * 0.00132764725f + 0.00967554096f;
+  p = p * f + 0.0555071309f;
+  p = p * f + 0.240221202f;
+  p = p * f + 0.693146944f;
+  p = p * f + 1.00000012f;
+  VecI e = (__builtin_convertvector(n, VecI) + 127) << 23;
+  return p * (VecF)e;
+}
+DML_FN VecD exp(VecD x) {                                              // double serves proofs, not speed
+  VecD y;
+  for (int k = 0; k < Native<double>::lanes; ++k) y[k] = __builtin_exp(x[k]);
+  return y;
+}
+
+DML_FN VecF reciprocal_sqrt(VecF x) {                                  // an estimate and one Newton step: error below 2e-7
+#if defined(__AVX512F__)
+  VecF y = (VecF)_mm512_rsqrt14_ps((__m512)x);
+#elif defined(__AVX__)
+  VecF y = (VecF)_mm256_rsqrt_ps((__m256)x);
+#elif defined(__SSE2__)
+  VecF y = (VecF)_mm_rsqrt_ps((__m128)x);
+#else
+  VecF y;
+  for (int k = 0; k < Native<float>::lanes; ++k) y[k] = 1.0f / __builtin_sqrtf(x[k]);
+#endif
+  return y * (1.5f - 0.5f * x * y * y);
+}
+DML_FN VecD reciprocal_sqrt(VecD x) {
+  VecD y;
+  for (int k = 0; k < Native<double>::lanes; ++k) y[k] = 1.0 / __builtin_sqrt(x[k]);
+  return y;
+}
+#endif
+
+DML_END

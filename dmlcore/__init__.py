@@ -1,0 +1,33 @@
+"""dmlcore: deep metric learning with many losses at once, fused into one pass over the similarities.
+
+Everything is loaded on first use, so that `import dmlcore` and `dmlcore --help` do not wait for torch.
+"""
+
+from __future__ import annotations
+
+import importlib
+from importlib import metadata
+from typing import TYPE_CHECKING, Any
+
+from dmlcore.hookspecs import hookimpl
+
+if TYPE_CHECKING:
+    from dmlcore import data, ensemble, evaluation, kernels, losses, models, testing, training
+    from dmlcore.ensemble import LossEnsemble
+
+try:
+    __version__ = metadata.version("dmlcore")
+except metadata.PackageNotFoundError:  # run from a source tree that was never installed
+    __version__ = "0.0.0"
+
+_PACKAGES = ("data", "ensemble", "evaluation", "kernels", "losses", "models", "testing", "training")
+
+__all__ = ["LossEnsemble", "__version__", "hookimpl", *_PACKAGES]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _PACKAGES:
+        return importlib.import_module(f"dmlcore.{name}")
+    if name == "LossEnsemble":
+        return importlib.import_module("dmlcore.ensemble").LossEnsemble
+    raise AttributeError(f"module 'dmlcore' has no attribute '{name}'")

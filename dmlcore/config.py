@@ -1,0 +1,130 @@
+"""Options of components: dataclasses whose attribute docstrings are the help. Reading configuration files lives here too;
+the command line is built on top in `cli.py`.
+"""
+
+from __future__ import annotations
+
+import ast
+import dataclasses
+import functools
+import inspect
+import textwrap
+import types
+import typing
+from typing import Any, Literal
+
+from dmlcore.errors import ConfigError, suggestion
+
+
+@functools.cache
+def option_help(options: type) -> dict[str, str]:
+    """The attribute docstrings of an options dataclass, by field name (inherited ones too)."""
+    texts: dict[str, str] = {}
+    for base in reversed(options.__mro__):
+        if not dataclasses.is_dataclass(base):
+            continue
+        try:
+            tree = ast.parse(textwrap.dedent(inspect.getsource(base)))
+        except (OSError, TypeError):
+            continue
+        body = tree.body[0].body if isinstance(tree.body[0], ast.ClassDef) else []
+        for field, text in zip(body, body[1:], strict=False):
+            if isinstance(field, ast.AnnAssign) and isinstance(field.target, ast.Name) and isinstance(text, ast.Expr):
+                if isinstance(text.value, ast.Constant) and isinstance(text.value.value, str):
+                    texts[field.target.id] = inspect.cleandoc(text.value.value)
+    return texts
+
+
+@functools.cache
+def option_types(options: type) -> dict[str, Any]:
+    """Type of every option of a dataclass, with string annotations resolved."""
+    return typing.get_type_hints(options)
+
+
+def _convert(value: Any, kind: Any, where: str) -> Any:
+    origin = typing.get_origin(kind)
+    if origin in (typing.Union, types.UnionType):
+        choices = typing.get_args(kind)
+        if type(None) in choices and (value is None or (isinstance(value, str) and value.lower() == "none")):
+            return None
+        for choice in choices:
+            if choice is not type(None):
+                return _convert(value, choice, where)
+    if origin is Literal:
+        choices = typing.get_args(kind)
+        if value not in choices:
+            known = [str(c) for c in choices]
+            raise ConfigError(f"{where} is '{value}', but must be one of {', '.join(known)}.{suggestion(str(value), known)}")
+        return value
+    if origin in (tuple, list):
+        element = typing.get_args(kind)[0]
+        parts = [part.strip() for part in value.split(",")] if isinstance(value, str) else list(value)
+        return origin(_convert(part, element, where) for part in parts)
+    if kind is bool:
+        if isinstance(value, bool):
+            return value
+        if isinstance(value, str) and value.lower() in ("true", "false", "1", "0", "yes", "no"):
+            return value.lower() in ("true", "1", "yes")
+        raise ConfigError(f"{where} is {value!r}, but must be true or false")
+    if kind in (int, float):
+        try:
+            if isinstance(value, bool) or (kind is int and isinstance(value, float) and not value.is_integer()):
+                raise ValueError
+            return kind(value)
+        except (TypeError, ValueError):
+            noun = "a whole number" if kind is int else "a number"
+            raise ConfigError(f"{where} is {value!r}, but must be {noun}") from None
+    if kind is str and not isinstance(value, str):
+        raise ConfigError(f"{where} is {value!r}, but must be text")
+    return value
+
+
+def build_options(options: type, given: dict[str, Any], owner: str) -> Any:
+    """An instance of an options dataclass from names and values.
+
+    Args:
+        options: a dataclass; its `__post_init__` may raise `ConfigError` for values out of range.
+        given: values by option name; strings are converted to the field's type, so `"none"` gives None where allowed.
+        owner: the component's name, for messages (`ms` gives `ms.alpha`).
+
+    Raises:
+        ConfigError: an unknown option (with the nearest name), a value of the wrong type or out of range.
+    """
+    known = option_types(options)
+    fields = {field.name for field in dataclasses.fields(options)}
+    for name in given:
+        if name not in fields:
+            raise ConfigError(f"{owner} has no option '{name}'.{suggestion(name, fields)}")
+    values = {name: _convert(value, known[name], f"{owner}.{name}") for name, value in given.items()}
+    try:
+        return options(**values)
+    except ConfigError as error:
+        raise ConfigError(f"{owner}: {error}") from None
+
+
+def check_range(name: str, value: float | None, *, above: float | None = None, least: float | None = None,
+                below: float | None = None, most: float | None = None) -> None:
+    """Refuse a number outside its range, for the `__post_init__` of options.
+
+    Args:
+        name: the option's name.
+        value: the number; None passes.
+        above: exclusive lower bound.
+        least: inclusive lower bound.
+        below: exclusive upper bound.
+        most: inclusive upper bound.
+
+    Raises:
+        ConfigError: the value is outside, or is not finite.
+    """
+    if value is None:
+        return
+    wanted = [f"> {above}" if above is not None else "", f">= {least}" if least is not None else "",
+              f"< {below}" if below is not None else "", f"<= {most}" if most is not None else ""]
+    bad = value != value or value in (float("inf"), float("-inf"))
+    bad |= above is not None and not value > above
+    bad |= least is not None and not value >= least
+    bad |= below is not None and not value < below
+    bad |= most is not None and not value <= most
+    if bad:
+        raise ConfigError(f"{name} is {value}, but must be {' and '.join(w for w in wanted if w) or 'finite'}")

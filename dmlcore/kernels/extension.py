@@ -1,0 +1,150 @@
+"""Loading the compiled extensions: which are there, which instruction set and BLAS they use, and why one is not used."""
+
+from __future__ import annotations
+
+import ctypes
+import importlib
+import os
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import torch  # before the extensions: it brings the OpenMP runtime they share
+
+from dmlcore.errors import ConfigError, suggestion
+
+
+def _load(name: str) -> tuple[ModuleType | None, str]:
+    try:
+        return importlib.import_module(f"dmlcore.{name}"), ""
+    except ImportError as error:
+        return None, f"dmlcore.{name} cannot be loaded ({error})"
+
+
+def _vendor_products() -> tuple[int, int, int]:
+    """Addresses of sgemm_, dgemm_ and of the per-thread thread count in torch's own BLAS; 0 where there is none."""
+    for library in (Path(torch.__file__).parent / "lib").glob("libtorch_cpu.*"):
+        try:
+            loaded = ctypes.CDLL(str(library))
+            found = [ctypes.cast(getattr(loaded, name), ctypes.c_void_p).value or 0 for name in ("sgemm_", "dgemm_")]
+        except (OSError, AttributeError):
+            continue
+        try:
+            threads = ctypes.cast(loaded.MKL_Set_Num_Threads_Local, ctypes.c_void_p).value or 0
+        except AttributeError:
+            threads = 0
+        return found[0], found[1], threads
+    return 0, 0, 0
+
+
+def use_blas(kind: str) -> None:
+    """Choose who multiplies matrices in the CPU kernels.
+
+    Args:
+        kind: `vendor` for torch's BLAS where its symbols can be found, `own` for the kernels' own product.
+
+    Raises:
+        ConfigError: another kind.
+    """
+    if kind not in ("vendor", "own"):
+        raise ConfigError(f"DML_BLAS is '{kind}', but must be 'vendor' or 'own'")
+    if _CPU is not None:
+        _CPU.use_blas(*(_vendor_products() if kind == "vendor" else (0, 0, 0)))
+
+
+def use_level(level: str) -> None:
+    """Choose the instruction set of the CPU kernels.
+
+    Args:
+        level: one of `info()["cpu"]["levels"]`.
+
+    Raises:
+        ConfigError: this machine cannot run it.
+    """
+    if _CPU is None:
+        return
+    if level not in _CPU.levels():
+        raise ConfigError(f"DML_CPU_LEVEL is '{level}', which this machine cannot run.{suggestion(level, _CPU.levels())}")
+    _CPU.use_level(level)
+
+
+# Loaded with the package, so that compiled code (torch.compile) sees plain constants.
+_CPU, _WHY_NO_CPU = _load("_cpu")
+_CUDA, _WHY_NO_CUDA = _load("_cuda")
+FUNCTORS: dict[str, tuple[tuple[str, ...], int]] = {}
+if _CPU is not None:
+    use_blas(os.environ.get("DML_BLAS", "vendor"))
+    if os.environ.get("DML_CPU_LEVEL"):
+        use_level(os.environ["DML_CPU_LEVEL"])
+    FUNCTORS = {name: (tuple(options.split()), values) for name, (options, values) in _CPU.functors().items()}
+
+
+def cpu() -> ModuleType | None:
+    """`dmlcore._cpu`, or None when it was not built."""
+    return _CPU
+
+
+def cuda() -> ModuleType | None:
+    """`dmlcore._cuda`, or None when it was not built. It loads without a GPU; `info` says whether one is usable."""
+    return _CUDA
+
+
+def fused_enabled() -> bool:
+    """False when the environment asks for plain PyTorch everywhere (`DML_FUSED=0`)."""
+    return os.environ.get("DML_FUSED", "1") != "0"
+
+
+@torch.compiler.assume_constant_result
+def reason_against(device: str) -> str:
+    """Why fused losses cannot run on a device type, or an empty string.
+
+    Args:
+        device: `cpu`, `cuda`, or another torch device type.
+    """
+    if not fused_enabled():
+        return "DML_FUSED=0 asks for plain PyTorch"
+    if device == "cpu":
+        return _WHY_NO_CPU
+    if device == "cuda":
+        return f"{_WHY_NO_CUDA}; it is built where a working nvcc is found" if _CUDA is None else ""
+    return f"there are no kernels for {device} tensors"
+
+
+def functors() -> dict[str, tuple[tuple[str, ...], int]]:
+    """The functors built in: name to (its option names in order, values per anchor)."""
+    return FUNCTORS
+
+
+def info() -> dict[str, Any]:
+    """What is built, what is used, and why something is not.
+
+    Returns:
+        `cpu` (built, level, levels, blas, reason), `cuda` (built, archs, devices, reason), `threads`, `fused` (functor names by
+        device type, with their options), `enabled`.
+    """
+    module, gpu = cpu(), cuda()
+    devices = [torch.cuda.get_device_name(k) for k in range(torch.cuda.device_count())]
+    reason = reason_against("cuda")
+    if not reason and not devices:
+        reason = "torch sees no CUDA device"
+    return {
+        "enabled": fused_enabled(),
+        "threads": torch.get_num_threads(),
+        "cpu": {
+            "built": module is not None,
+            "level": module.level() if module else None,
+            "levels": module.levels() if module else [],
+            "blas": ("vendor" if module.has_blas() else "own") if module else None,
+            "reason": reason_against("cpu"),
+        },
+        "cuda": {
+            "built": gpu is not None,
+            "archs": getattr(gpu, "archs", None),
+            "devices": devices,
+            "reason": reason,
+        },
+        "fused": {
+            "cpu": {name: list(options) for name, (options, _) in FUNCTORS.items()},
+            "cuda": sorted(gpu.functors()) if gpu else [],
+        },
+    }

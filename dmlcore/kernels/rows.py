@@ -1,0 +1,208 @@
+"""One pass of several losses over the similarities of anchors and references, as a differentiable PyTorch function.
+
+The kernels return unreduced values and counts per anchor, `[V, A]`; reductions and weights are ordinary PyTorch on top. Eagerly
+this is an `autograd.Function`; under `torch.compile` the same computation is the custom operator `dmlcore::fused_rows`.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from dmlcore.errors import ConfigError
+from dmlcore.kernels import extension
+
+
+@dataclass(frozen=True)
+class FunctorCall:
+    """A functor of `csrc/losses` with its options.
+
+    Attributes:
+        functor: the name it is listed under.
+        options: its options in the order the header lists them.
+    """
+
+    functor: str
+    options: tuple[float, ...]
+
+
+_plan = threading.local()
+
+
+@contextmanager
+def plan_options(**options: int) -> Iterator[None]:
+    """Override the planner of the CPU kernels inside a `with` block, for tests and measurements.
+
+    Args:
+        options: `threads`, `workspace` (bytes of similarities kept between forward and backward; 0 recomputes them),
+            `tile_rows`, `tile_columns`, `slot_bytes`, `triangle` (0: do not use the symmetry of a batch with itself).
+    """
+    before = getattr(_plan, "options", {})
+    _plan.options = {**before, **options}
+    try:
+        yield
+    finally:
+        _plan.options = before
+
+
+class _CpuStep:
+    """The state of one pass on the CPU, between forward and backward."""
+
+    def __init__(self, anchors: Tensor, anchor_labels: Tensor, references: Tensor | None, reference_labels: Tensor | None,
+                 normalise: tuple[bool, bool], calls: tuple[FunctorCall, ...]) -> None:
+        module = extension.cpu()
+        if module is None:
+            raise ConfigError(extension.reason_against("cpu"))
+        self.kept = (anchors, anchor_labels, references, reference_labels)
+        given = None
+        if references is not None and reference_labels is not None:
+            given = (references.data_ptr(), reference_labels.data_ptr(), references.shape[0], normalise[1])
+        options = {"threads": torch.get_num_threads(), **getattr(_plan, "options", {})}
+        self.step = module.Step(
+            is_double=anchors.dtype == torch.float64,
+            anchors=(anchors.data_ptr(), anchor_labels.data_ptr(), anchors.shape[0], normalise[0]),
+            references=given,
+            width=anchors.shape[1],
+            losses=[(call.functor, list(call.options)) for call in calls],
+            **options,
+        )
+
+    def forward(self) -> tuple[Tensor, Tensor]:
+        anchors = self.kept[0]
+        both = anchors.new_empty(2, self.step.value_count, anchors.shape[0])  # [2, V, A]
+        values, counts = both[0], both[1]
+        self.step.forward(values.data_ptr(), counts.data_ptr())
+        return values, counts
+
+    def backward(self, cotangents: Tensor, with_references: bool) -> tuple[Tensor, Tensor | None]:
+        anchors, _, references, _ = self.kept
+        grad_anchors = torch.empty_like(anchors)
+        grad_references = torch.empty_like(references) if references is not None and with_references else None
+        pointer = grad_references.data_ptr() if grad_references is not None else 0
+        self.step.backward(cotangents.data_ptr(), grad_anchors.data_ptr(), pointer)
+        return grad_anchors, grad_references
+
+
+def _step(anchors: Tensor, *arguments: Any) -> Any:
+    if anchors.is_cuda:
+        from dmlcore.kernels.cuda import CudaStep
+
+        return CudaStep(anchors, *arguments)
+    return _CpuStep(anchors, *arguments)
+
+
+class _FusedRows(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, anchors: Tensor, references: Tensor | None, anchor_labels: Tensor, reference_labels: Tensor | None,
+                normalise: tuple[bool, bool], calls: tuple[FunctorCall, ...]) -> tuple[Tensor, Tensor]:
+        ctx.step = _step(anchors, anchor_labels, references, reference_labels, normalise, calls)
+        values, counts = ctx.step.forward()
+        ctx.mark_non_differentiable(counts)
+        return values, counts
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, cotangents: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
+        anchors, references = ctx.step.backward(cotangents.contiguous(), ctx.needs_input_grad[1])
+        return anchors if ctx.needs_input_grad[0] else None, references, None, None, None, None
+
+
+def _calls_of(functors: str, options: list[float]) -> tuple[FunctorCall, ...]:
+    known, calls, at = extension.functors(), [], 0
+    for name in functors.split(","):
+        count = len(known[name][0])
+        calls.append(FunctorCall(name, tuple(options[at : at + count])))
+        at += count
+    return tuple(calls)
+
+
+@torch.library.custom_op("dmlcore::fused_rows", mutates_args=())
+def _fused_rows_op(anchors: Tensor, references: Tensor | None, anchor_labels: Tensor, reference_labels: Tensor | None,
+                   functors: str, options: list[float], value_count: int, normalise_anchors: bool,
+                   normalise_references: bool) -> tuple[Tensor, Tensor]:
+    normalise = (normalise_anchors, normalise_references)
+    with torch.no_grad():
+        step = _step(anchors.contiguous(), anchor_labels.contiguous(), None if references is None else references.contiguous(),
+                     None if reference_labels is None else reference_labels.contiguous(), normalise, _calls_of(functors, options))
+        values, counts = step.forward()
+    return values.clone(), counts.clone()
+
+
+@_fused_rows_op.register_fake
+def _(anchors: Tensor, references: Tensor | None, anchor_labels: Tensor, reference_labels: Tensor | None, functors: str,
+      options: list[float], value_count: int, normalise_anchors: bool, normalise_references: bool) -> tuple[Tensor, Tensor]:
+    return anchors.new_empty(value_count, anchors.shape[0]), anchors.new_empty(value_count, anchors.shape[0])
+
+
+@torch.library.custom_op("dmlcore::fused_rows_backward", mutates_args=())
+def _fused_rows_backward_op(cotangents: Tensor, anchors: Tensor, references: Tensor | None, anchor_labels: Tensor,
+                            reference_labels: Tensor | None, functors: str, options: list[float], normalise_anchors: bool,
+                            normalise_references: bool) -> tuple[Tensor, Tensor]:
+    # The operator keeps no state between the passes, so backward repeats the forward pass: one more product of similarities.
+    normalise = (normalise_anchors, normalise_references)
+    step = _step(anchors.contiguous(), anchor_labels.contiguous(), None if references is None else references.contiguous(),
+                 None if reference_labels is None else reference_labels.contiguous(), normalise, _calls_of(functors, options))
+    step.forward()
+    grad_anchors, grad_references = step.backward(cotangents.contiguous(), references is not None)
+    return grad_anchors, anchors.new_empty(0) if grad_references is None else grad_references
+
+
+@_fused_rows_backward_op.register_fake
+def _(cotangents: Tensor, anchors: Tensor, references: Tensor | None, anchor_labels: Tensor, reference_labels: Tensor | None,
+      functors: str, options: list[float], normalise_anchors: bool, normalise_references: bool) -> tuple[Tensor, Tensor]:
+    return torch.empty_like(anchors), anchors.new_empty(0) if references is None else torch.empty_like(references)
+
+
+def _keep_inputs(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+    anchors, references, anchor_labels, reference_labels, ctx.functors, ctx.options, _, *ctx.normalise = inputs
+    ctx.save_for_backward(anchors, references, anchor_labels, reference_labels)
+    ctx.set_materialize_grads(True)
+
+
+def _op_backward(ctx: Any, cotangents: Tensor, _: Tensor) -> tuple[Any, ...]:
+    anchors, references, anchor_labels, reference_labels = ctx.saved_tensors
+    grad_anchors, grad_references = torch.ops.dmlcore.fused_rows_backward(
+        cotangents, anchors, references, anchor_labels, reference_labels, ctx.functors, ctx.options, *ctx.normalise)
+    return grad_anchors, None if references is None else grad_references, *[None] * 7
+
+
+_fused_rows_op.register_autograd(_op_backward, setup_context=_keep_inputs)
+
+
+def fused_rows(anchors: Tensor, anchor_labels: Tensor, references: Tensor | None, reference_labels: Tensor | None,
+               calls: tuple[FunctorCall, ...], *, normalise: tuple[bool, bool] = (True, True)) -> tuple[Tensor, Tensor]:
+    """Values and counts per anchor of several losses, in one pass over the similarities.
+
+    Args:
+        anchors: `[A, D]` floating point; half precisions are computed in float32.
+        anchor_labels: `[A]` int64 on the same device.
+        references: `[N, D]`, or None: the anchors themselves, without each anchor's pair with itself.
+        reference_labels: `[N]` int64, or None with `references`.
+        calls: the functors.
+        normalise: whether anchors and references are scaled to unit norm (a zero vector stays zero, with zero gradient).
+
+    Returns:
+        `values` and `counts`, both `[V, A]` with the functors' values in order, float32 or (for float64 input) float64.
+        Differentiable once in anchors and references. An anchor with a component that is not finite has NaN values.
+
+    Raises:
+        ConfigError: the extension for the anchors' device is missing.
+    """
+    dtype = torch.float64 if torch.float64 in (anchors.dtype, None if references is None else references.dtype) else torch.float32
+    anchors = anchors.to(dtype).contiguous()
+    anchor_labels = anchor_labels.contiguous()
+    if references is not None and reference_labels is not None:
+        references, reference_labels = references.to(dtype).contiguous(), reference_labels.contiguous()
+    if torch.compiler.is_compiling():
+        known = extension.functors()
+        return torch.ops.dmlcore.fused_rows(
+            anchors, references, anchor_labels, reference_labels, ",".join(call.functor for call in calls),
+            [value for call in calls for value in call.options], sum(known[call.functor][1] for call in calls), *normalise)
+    return _FusedRows.apply(anchors, references, anchor_labels, reference_labels, normalise, calls)

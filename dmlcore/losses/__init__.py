@@ -1,0 +1,42 @@
+"""Losses: base classes, creation by name. The built-in losses are plugins in `dmlcore_plugins.losses`."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from dmlcore.config import build_options
+from dmlcore.errors import ConfigError
+from dmlcore.losses.base import Loss, LossOptions, PairLoss, ProxyLoss, RowLoss, Rows, Sides
+from dmlcore.losses.geometry import cosine_similarities, distances, masked_logsumexp, unit
+
+__all__ = ["Loss", "LossOptions", "PairLoss", "ProxyLoss", "RowLoss", "Rows", "Sides", "cosine_similarities", "create", "distances",
+           "masked_logsumexp", "names", "unit"]
+
+
+def names() -> list[str]:
+    """The names of all installed losses."""
+    from dmlcore.plugins import registry
+
+    return list(registry("loss"))
+
+
+def create(name: str, *, num_classes: int | None = None, embedding_dim: int | None = None, **options: Any) -> Loss:
+    """A loss by its name.
+
+    Args:
+        name: as listed by `names()` or `dmlcore plugins`.
+        num_classes, embedding_dim: for losses that own proxies.
+        options: the loss's options by name; strings are converted, so `epsilon="none"` works.
+
+    Raises:
+        ConfigError: unknown name or option (with the nearest one), value out of range, missing number of classes.
+    """
+    from dmlcore.plugins import find
+
+    component = find("loss", name).component
+    built = build_options(component.Options, options, name)
+    if not component.needs_classes:
+        return component(built)
+    if num_classes is None or embedding_dim is None:
+        raise ConfigError(f"{name} owns a proxy per class: create it with num_classes= and embedding_dim=")
+    return component(built, num_classes=num_classes, embedding_dim=embedding_dim)

@@ -1,0 +1,271 @@
+"""What every loss is: options, a forward pass to a scalar, its definition in plain PyTorch, and how its rows are reduced."""
+
+from __future__ import annotations
+
+import abc
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from dmlcore.config import build_options
+from dmlcore.errors import ConfigError
+from dmlcore.kernels import FunctorCall, functors, fused_rows, reason_against
+from dmlcore.losses.geometry import cosine_similarities
+
+
+@dataclass(frozen=True, kw_only=True)
+class LossOptions:
+    """Options every loss has."""
+
+    reduction: Literal["default", "mean", "sum", "none"] = "default"
+    """How the anchors' values become one number: `default` as the loss defines it, `mean` over all anchors, `sum`, or `none`
+    for one value per anchor."""
+
+
+class Sides(NamedTuple):
+    """What a loss compares with what.
+
+    Attributes:
+        anchors: `[A, D]`.
+        anchor_labels: `[A]` int64.
+        references: `[N, D]`, or None: the anchors themselves.
+        reference_labels: `[N]` int64, or None.
+    """
+
+    anchors: Tensor
+    anchor_labels: Tensor
+    references: Tensor | None
+    reference_labels: Tensor | None
+
+
+class Rows(NamedTuple):
+    """Unreduced results: `values` and `counts`, both `[V, A]`. The default reduction is sum(values) / sum(counts) of each of the
+    V rows, added up."""
+
+    values: Tensor
+    counts: Tensor
+
+
+def check_inputs(embeddings: Tensor, labels: Tensor, references: Tensor | None, reference_labels: Tensor | None) -> tuple[Tensor, Tensor | None]:
+    """Labels as int64, after checking everything a loss is called with.
+
+    Raises:
+        ConfigError: a wrong number of dimensions, a wrong dtype, lengths or widths or devices that do not agree, references
+            without labels.
+    """
+
+    def check(rows: Tensor, ids: Tensor, noun: str) -> Tensor:
+        if rows.ndim != 2 or not rows.is_floating_point():
+            raise ConfigError(f"{noun} must be a floating point matrix [B, D], got {list(rows.shape)} of {rows.dtype}")
+        if ids.ndim != 1 or ids.shape[0] != rows.shape[0]:
+            raise ConfigError(f"labels of {noun} must have the shape [{rows.shape[0]}], got {list(ids.shape)}")
+        if ids.is_floating_point() or ids.is_complex() or ids.dtype == torch.bool:
+            raise ConfigError(f"labels of {noun} must be whole numbers (int64), got {ids.dtype}")
+        if ids.device != rows.device:
+            raise ConfigError(f"labels of {noun} are on {ids.device}, but {noun} are on {rows.device}")
+        return ids.long()
+
+    labels = check(embeddings, labels, "embeddings")
+    if (references is None) != (reference_labels is None):
+        raise ConfigError("references and reference_labels must be given together")
+    if references is not None and reference_labels is not None:
+        reference_labels = check(references, reference_labels, "references")
+        if references.shape[1] != embeddings.shape[1]:
+            raise ConfigError(f"references have {references.shape[1]} dimensions, but embeddings have {embeddings.shape[1]}")
+        if references.device != embeddings.device:
+            raise ConfigError(f"references are on {references.device}, but embeddings are on {embeddings.device}")
+    return labels, reference_labels
+
+
+class Loss(nn.Module, abc.ABC):
+    """A metric learning loss. Subclasses set `name`, `Options`, and write `forward`; most derive from `PairLoss` or `ProxyLoss`.
+
+    Args:
+        options: an instance of `Options`, or None for the defaults.
+        num_classes, embedding_dim: for losses that own proxies (`needs_classes`); ignored by others.
+        given: options by name instead of `options`.
+
+    Raises:
+        ConfigError: an unknown option or a value out of range.
+    """
+
+    name: ClassVar[str]
+    Options: ClassVar[type] = LossOptions
+    needs_classes: ClassVar[bool] = False
+    needs_norms: ClassVar[bool] = False
+
+    def __init__(self, options: Any = None, *, num_classes: int | None = None, embedding_dim: int | None = None, **given: Any) -> None:
+        super().__init__()
+        if options is not None and given:
+            raise ConfigError(f"{self.name}: give either an Options object or options by name, not both")
+        self.options: Any = options if options is not None else build_options(self.Options, given, self.name)
+
+    @abc.abstractmethod
+    def forward(self, embeddings: Tensor, labels: Tensor, *, references: Tensor | None = None,
+                reference_labels: Tensor | None = None) -> Tensor:
+        """The loss.
+
+        Args:
+            embeddings: `[B, D]` floating point, raw: the loss normalises when its definition does.
+            labels: `[B]` int64.
+            references: `[N, D]` to compare with instead of the batch itself; gradients flow to both.
+            reference_labels: `[N]` int64.
+
+        Returns:
+            Scalar (or `[B]` for `reduction = "none"`).
+        """
+
+    def reference(self, embeddings: Tensor, labels: Tensor, *, references: Tensor | None = None,
+                  reference_labels: Tensor | None = None) -> Tensor:
+        """The definition in plain PyTorch: differentiable, any dtype and device, no extension. Arguments as `forward`."""
+        return self.forward(embeddings, labels, references=references, reference_labels=reference_labels)
+
+    @property
+    def is_fused(self) -> bool:
+        """Whether `forward` runs in the fused pass on the CPU."""
+        return not self.why_not_fused
+
+    @property
+    def why_not_fused(self) -> str:
+        """The reason `forward` runs in plain PyTorch, or an empty string."""
+        return f"'{self.name}' has no fused form"
+
+    def parameter_roles(self) -> dict[str, list[nn.Parameter]]:
+        """Parameters by the optimiser group they belong to: `proxies`, `scalars`."""
+        own = [parameter for parameter in self.parameters() if parameter is not getattr(self, "proxies", None)]
+        proxies = [self.proxies] if isinstance(getattr(self, "proxies", None), nn.Parameter) else []
+        return {"proxies": proxies, "scalars": own}
+
+    def extra_repr(self) -> str:
+        return f"{self.options}, {'fused' if self.is_fused else 'plain: ' + self.why_not_fused}"
+
+
+class RowLoss(Loss):
+    """A loss defined per anchor on its similarities to references: one row of the similarity matrix at a time.
+
+    Subclasses write `row_values`, the definition, and for a fused form name a functor of `csrc/losses` by `functor_call`.
+    """
+
+    @abc.abstractmethod
+    def row_values(self, similarities: Tensor, positive: Tensor, negative: Tensor) -> Rows:
+        """The definition.
+
+        Args:
+            similarities: `[A, N]` cosines.
+            positive: `[A, N]` bool, pairs of one class (never an anchor with itself).
+            negative: `[A, N]` bool, pairs of different classes.
+
+        Returns:
+            Values and counts, both `[V, A]`.
+        """
+
+    def functor_call(self) -> FunctorCall | str:
+        """The functor and its options, or the reason why there is none for these options."""
+        return f"'{self.name}' has no fused form"
+
+    @abc.abstractmethod
+    def sides(self, embeddings: Tensor, labels: Tensor, references: Tensor | None, reference_labels: Tensor | None) -> Sides:
+        """What is compared with what; arguments as `forward`."""
+
+    @property
+    def why_not_fused(self) -> str:
+        call = self.functor_call()
+        if isinstance(call, str):
+            return call
+        reason = reason_against("cpu")
+        if not reason and call.functor not in functors():
+            reason = f"the extension was built without the functor '{call.functor}'; install again"
+        return reason
+
+    def call_for(self, device: torch.device) -> FunctorCall | None:
+        """The functor to run for tensors of a device, or None: plain PyTorch."""
+        call = self.functor_call()
+        if isinstance(call, str) or reason_against(device.type):
+            return None
+        return call if call.functor in functors() else None
+
+    def plain_rows(self, sides: Sides) -> Rows:
+        """Values and counts by the definition."""
+        anchors, labels, references, reference_labels = sides
+        others = anchors if references is None else references
+        other_labels = labels if reference_labels is None else reference_labels
+        similarities = cosine_similarities(anchors, others.to(anchors.dtype))  # [A, N]
+        positive = labels[:, None] == other_labels[None, :]
+        negative = ~positive
+        if references is None:
+            positive = positive & ~torch.eye(len(labels), dtype=torch.bool, device=labels.device)
+        return Rows(*self.row_values(similarities, positive, negative))
+
+    def rows(self, embeddings: Tensor, labels: Tensor, *, references: Tensor | None = None, reference_labels: Tensor | None = None,
+             plain: bool = False) -> Rows:
+        """Values and counts per anchor, fused where possible. Arguments as `forward`; `plain` forces the definition."""
+        labels, reference_labels = check_inputs(embeddings, labels, references, reference_labels)
+        sides = self.sides(embeddings, labels, references, reference_labels)
+        call = None if plain else self.call_for(embeddings.device)
+        if call is None:
+            return self.plain_rows(sides)
+        return Rows(*fused_rows(sides.anchors, sides.anchor_labels, sides.references, sides.reference_labels, (call,)))
+
+    def reduce(self, rows: Rows) -> Tensor:
+        """One number from values and counts, as `options.reduction` says."""
+        values, counts = rows
+        if self.options.reduction == "none":
+            return values.sum(0)
+        if self.options.reduction == "sum":
+            return values.sum()
+        if self.options.reduction == "mean":
+            return values.sum() / max(values.shape[1], 1)
+        return (values.sum(1) / counts.sum(1).clamp_min(1)).sum()
+
+    def forward(self, embeddings: Tensor, labels: Tensor, *, references: Tensor | None = None,
+                reference_labels: Tensor | None = None) -> Tensor:
+        return self.reduce(self.rows(embeddings, labels, references=references, reference_labels=reference_labels))
+
+    def reference(self, embeddings: Tensor, labels: Tensor, *, references: Tensor | None = None,
+                  reference_labels: Tensor | None = None) -> Tensor:
+        return self.reduce(self.rows(embeddings, labels, references=references, reference_labels=reference_labels, plain=True))
+
+
+class PairLoss(RowLoss):
+    """A loss between the samples of a batch, or between a batch and references."""
+
+    def sides(self, embeddings: Tensor, labels: Tensor, references: Tensor | None, reference_labels: Tensor | None) -> Sides:
+        return Sides(embeddings, labels, references, reference_labels)
+
+
+class ProxyLoss(RowLoss):
+    """A loss between samples and one learnt vector per class, `proxies` `[C, D]`; labels are 0..C-1.
+
+    Raises:
+        ConfigError: `num_classes` or `embedding_dim` is missing or not positive; a label outside 0..C-1; references given.
+    """
+
+    needs_classes = True
+
+    def __init__(self, options: Any = None, *, num_classes: int | None = None, embedding_dim: int | None = None, **given: Any) -> None:
+        super().__init__(options, **given)
+        for noun, number in (("num_classes", num_classes), ("embedding_dim", embedding_dim)):
+            if number is None or number < 1:
+                raise ConfigError(f"{self.name} owns a proxy per class and needs {noun} >= 1, got {number}")
+        assert num_classes is not None and embedding_dim is not None
+        self.proxies = nn.Parameter(torch.empty(num_classes, embedding_dim))
+        self.register_buffer("proxy_labels", torch.arange(num_classes), persistent=False)
+        nn.init.kaiming_normal_(self.proxies, mode="fan_out")
+
+    def check_labels(self, embeddings: Tensor, labels: Tensor, references: Tensor | None) -> None:
+        """Raise for references, a wrong width, and labels without a proxy (labels only on the CPU: elsewhere it would wait)."""
+        if references is not None:
+            raise ConfigError(f"{self.name} compares with its own proxies; it takes no references")
+        if embeddings.shape[1] != self.proxies.shape[1]:
+            raise ConfigError(f"{self.name} has proxies of {self.proxies.shape[1]} dimensions, but embeddings have {embeddings.shape[1]}")
+        if labels.device.type == "cpu" and len(labels) and not torch.compiler.is_compiling():
+            lowest, highest = (int(x) for x in torch.aminmax(labels))
+            if lowest < 0 or highest >= len(self.proxies):
+                raise ConfigError(f"{self.name} has proxies for labels 0..{len(self.proxies) - 1}, got labels {lowest}..{highest}")
+
+    def sides(self, embeddings: Tensor, labels: Tensor, references: Tensor | None, reference_labels: Tensor | None) -> Sides:
+        self.check_labels(embeddings, labels, references)
+        assert isinstance(self.proxy_labels, Tensor)
+        return Sides(embeddings, labels, self.proxies, self.proxy_labels)

@@ -1,0 +1,59 @@
+"""Proxy-Anchor loss."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+import dmlcore
+from dmlcore.config import check_range
+from dmlcore.errors import ConfigError
+from dmlcore.kernels import FunctorCall
+from dmlcore.losses import LossOptions, ProxyLoss, Rows, Sides, masked_logsumexp
+
+
+class ProxyAnchor(ProxyLoss):
+    """Each proxy is an anchor: `log(1 + sum_p exp(-alpha (s_p - margin)))`, averaged over the proxies with a sample in the batch,
+    plus `log(1 + sum_n exp(alpha (s_n + margin)))`, averaged over all proxies.
+
+    Source: Kim, Kim, Cho, Kwak, "Proxy Anchor Loss for Deep Metric Learning", CVPR 2020, eq. 4.
+    """
+
+    name = "proxy_anchor"
+
+    @dataclass(frozen=True, kw_only=True)
+    class Options(LossOptions):
+        """Options of `proxy_anchor`."""
+
+        margin: float = 0.1
+        """Margin added to the similarities, in [0, 1]."""
+        alpha: float = 32.0
+        """Sharpness, > 0."""
+
+        def __post_init__(self) -> None:
+            check_range("margin", self.margin, least=0, most=1)
+            check_range("alpha", self.alpha, above=0)
+            if self.reduction == "none":
+                raise ConfigError("reduction 'none' is not defined: the rows of proxy_anchor are proxies, not samples")
+
+    def sides(self, embeddings: Tensor, labels: Tensor, references: Tensor | None, reference_labels: Tensor | None) -> Sides:
+        anchors, anchor_labels, proxies, proxy_labels = super().sides(embeddings, labels, references, reference_labels)
+        assert proxies is not None and proxy_labels is not None
+        return Sides(proxies, proxy_labels, anchors, anchor_labels)
+
+    def row_values(self, similarities: Tensor, positive: Tensor, negative: Tensor) -> Rows:
+        alpha, margin = self.options.alpha, self.options.margin
+        pull = masked_logsumexp(-alpha * (similarities - margin), positive, one=True)  # [C]
+        push = masked_logsumexp(alpha * (similarities + margin), negative, one=True)
+        values = torch.stack([pull, push])  # [2, C]
+        return Rows(values, torch.stack([positive.any(1).to(values), torch.ones_like(push)]))
+
+    def functor_call(self) -> FunctorCall:
+        return FunctorCall("proxy_anchor", (self.options.margin, self.options.alpha))
+
+
+@dmlcore.hookimpl
+def dmlcore_losses() -> list[type]:
+    return [ProxyAnchor]

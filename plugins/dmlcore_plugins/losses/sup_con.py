@@ -1,0 +1,50 @@
+"""Supervised contrastive loss."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+import dmlcore
+from dmlcore.config import check_range
+from dmlcore.kernels import FunctorCall
+from dmlcore.losses import LossOptions, PairLoss, Rows, masked_logsumexp
+
+
+class SupCon(PairLoss):
+    """`logsumexp_{p, n}(s / t) - mean_p(s_p / t)`, averaged over the anchors with a non-zero value.
+
+    Deviation: an anchor without positives or without negatives has the value 0.
+
+    Source: Khosla et al., "Supervised Contrastive Learning", NeurIPS 2020, eq. 2.
+    """
+
+    name = "sup_con"
+
+    @dataclass(frozen=True, kw_only=True)
+    class Options(LossOptions):
+        """Options of `sup_con`."""
+
+        temperature: float = 0.1
+        """Divisor of the similarities, > 0."""
+
+        def __post_init__(self) -> None:
+            check_range("temperature", self.temperature, above=0)
+
+    def row_values(self, similarities: Tensor, positive: Tensor, negative: Tensor) -> Rows:
+        logits = similarities / self.options.temperature
+        everything = masked_logsumexp(logits, positive | negative)
+        mean = (logits * positive).sum(1) / positive.sum(1).clamp_min(1)
+        useful = positive.any(1) & negative.any(1)
+        values = torch.where(useful, everything - mean, torch.zeros_like(mean))[None]  # [1, A]
+        return Rows(values, (values > 0).to(values))
+
+    def functor_call(self) -> FunctorCall:
+        return FunctorCall("sup_con", (self.options.temperature,))
+
+
+@dmlcore.hookimpl
+def dmlcore_losses() -> list[type]:
+    return [SupCon]

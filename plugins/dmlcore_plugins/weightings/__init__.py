@@ -1,0 +1,1 @@
+"""Built-in weightings of an ensemble's terms, one module each."""
