@@ -102,7 +102,7 @@ template <class T> DML_FN void log_sum_slope(T result, T weight, T shift, LogSum
 }
 template <class T> DML_FN void log_sum_slope(T result, T weight, T, LogSumSlope<T, true>& r) {
   r.factor = result <= Limit<T>::lowest ? T(0) : weight;
-  r.result = result <= Limit<T>::lowest ? T(0) : result;
+  r.result = result <= Limit<T>::lowest ? -Limit<T>::lowest : result;  // exp(x - result) is then 0, not infinity times 0
 }
 template <class V> DML_FN V log_sum_slope_at(V x, typename Scalar<V>::type shift, const LogSumSlope<V, false>& r) {
   return exp(x - shift) * r.factor;

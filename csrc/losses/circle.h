@@ -54,7 +54,7 @@ template <class T, bool Wide> struct Circle {
     return w;
   }
   DML_FN T slope_positive(T s, const Slopes<T>& w) const {
-    return -w.positive * exp(positive_exponent(s) - w.log_positive) * positive_weight(s);
+    return w.positive == 0 ? T(0) : -w.positive * exp(positive_exponent(s) - w.log_positive) * positive_weight(s);
   }
   template <class V> DML_FN V slope_negative(V s, const Slopes<V>& w) const {   // weight() is 0 where there is no pair
     return log_sum_slope_at(weight(s) * (s - m), shift(), w.negatives) * weight(s);

@@ -14,7 +14,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from dmlcore.errors import ConfigError
 from dmlcore.kernels import extension
@@ -108,8 +107,9 @@ class _FusedRows(torch.autograd.Function):
         return values, counts
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, cotangents: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
+        if torch.is_grad_enabled():  # create_graph=True: without this the second derivative would silently be left out
+            raise ConfigError("fused losses are differentiable once; for second derivatives use loss.reference or set DML_FUSED=0")
         anchors, references = ctx.step.backward(cotangents.contiguous(), ctx.needs_input_grad[1])
         return anchors if ctx.needs_input_grad[0] else None, references, None, None, None, None
 

@@ -1,0 +1,151 @@
+"""The table of cases: every fused loss with its options and its counterpart in pytorch-metric-learning, and the batches that
+every loss must survive. A new loss adds a row to LOSSES."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+import dmlcore
+
+CLASSES, WIDTH = 7, 11
+
+
+@dataclass(frozen=True)
+class Case:
+    """One row: a loss with options, and how to compute it with pytorch-metric-learning.
+
+    `peer` gets the module `pytorch_metric_learning`, the loss object, embeddings and labels, and returns the value.
+    """
+
+    name: str
+    options: dict[str, Any] = field(default_factory=dict)
+    peer: Callable[[Any, Any, Tensor, Tensor], Tensor] | None = None
+    fused: bool = True
+
+    @property
+    def id(self) -> str:
+        return self.name + "".join(f"-{key}={value}" for key, value in self.options.items())
+
+    def create(self, dtype: torch.dtype = torch.float64, classes: int = CLASSES, width: int = WIDTH, seed: int = 3) -> Any:
+        torch.manual_seed(seed)
+        return dmlcore.losses.create(self.name, num_classes=classes, embedding_dim=width, **self.options).to(dtype)
+
+
+def _mined(loss: str, miner: str | None = None, miner_options: dict[str, Any] | None = None, **options: Any):
+    def peer(pml: Any, _: Any, x: Tensor, y: Tensor) -> Tensor:
+        pairs = getattr(pml.miners, miner)(**(miner_options or {}))(x, y) if miner else None
+        return getattr(pml.losses, loss)(**options)(x, y, pairs)
+
+    return peer
+
+
+def _proxies(loss: str, attribute: str = "proxies", transpose: bool = False, **options: Any):
+    def peer(pml: Any, ours: Any, x: Tensor, y: Tensor) -> Tensor:
+        theirs = getattr(pml.losses, loss)(num_classes=len(ours.proxies), embedding_size=ours.proxies.shape[1], **options)
+        del theirs._parameters[attribute]  # a tensor, not a parameter: the gradient reaches our proxies
+        setattr(theirs, attribute, ours.proxies.T if transpose else ours.proxies)
+        theirs.cast_types = lambda dtype, device: None
+        return theirs(x, y)
+
+    return peer
+
+
+LOSSES = [
+    Case("ms", {}, _mined("MultiSimilarityLoss", "MultiSimilarityMiner", {"epsilon": 0.1})),
+    Case("ms", {"epsilon": "none"}, _mined("MultiSimilarityLoss")),
+    Case("ms", {"alpha": 18.0, "beta": 200.0, "base": 0.2, "epsilon": 0.3},
+         _mined("MultiSimilarityLoss", "MultiSimilarityMiner", {"epsilon": 0.3}, alpha=18, beta=200, base=0.2)),
+    Case("contrastive", {}, _mined("ContrastiveLoss")),
+    Case("contrastive", {"pos_margin": 0.5, "neg_margin": 1.4}, _mined("ContrastiveLoss", pos_margin=0.5, neg_margin=1.4)),
+    Case("triplet", {}, _mined("TripletMarginLoss")),
+    Case("triplet", {"margin": 0.3}, _mined("TripletMarginLoss", margin=0.3)),
+    Case("triplet", {"margin": 0.2, "mining": "semihard"},
+         _mined("TripletMarginLoss", "TripletMarginMiner", {"margin": 0.2, "type_of_triplets": "semihard"}, margin=0.2)),
+    Case("triplet", {"margin": 0.2, "mining": "hard"}, _mined("TripletMarginLoss", "BatchHardMiner", {}, margin=0.2)),
+    Case("triplet", {"margin": 0.4, "mining": "easy_positive_semihard"},
+         _mined("TripletMarginLoss", "BatchEasyHardMiner", {"pos_strategy": "easy", "neg_strategy": "semihard"}, margin=0.4), False),
+    Case("triplet", {"margin": 0.3, "mining": "semihard_hardest"}, None, False),
+    Case("triplet", {"smooth": True}, _mined("TripletMarginLoss", smooth_loss=True), False),
+    Case("triplet", {"swap": True}, _mined("TripletMarginLoss", swap=True), False),
+    Case("sup_con", {}, _mined("SupConLoss")),
+    Case("sup_con", {"temperature": 0.01}, _mined("SupConLoss", temperature=0.01)),
+    Case("circle", {}, _mined("CircleLoss")),
+    Case("circle", {"m": 0.25, "gamma": 256.0}, _mined("CircleLoss", m=0.25, gamma=256)),
+    Case("proxy_anchor", {}, _proxies("ProxyAnchorLoss")),
+    Case("proxy_anchor", {"margin": 0.2, "alpha": 150.0}, _proxies("ProxyAnchorLoss", margin=0.2, alpha=150)),
+    Case("proxy_nca", {}, _proxies("ProxyNCALoss")),
+    Case("proxy_nca", {"softmax_scale": 24.0}, _proxies("ProxyNCALoss", softmax_scale=24)),
+    Case("proxy_nca", {"variant": "wedl"}, None, False),
+    Case("norm_softmax", {}, _proxies("NormalizedSoftmaxLoss", "W", transpose=True)),
+    Case("norm_softmax", {"temperature": 0.01}, _proxies("NormalizedSoftmaxLoss", "W", transpose=True, temperature=0.01)),
+]
+FUSED = [case for case in LOSSES if case.fused]
+PAIRS = [case for case in LOSSES if case.name not in ("proxy_anchor", "proxy_nca", "norm_softmax")]
+
+
+def embeddings_of(labels: Tensor, width: int = WIDTH, dtype: torch.dtype = torch.float64, seed: int = 0, spread: float = 0.9) -> Tensor:
+    """Points around one centre per class, far from unit norm: `[B, width]`."""
+    generator = torch.Generator().manual_seed(seed)
+    _, dense = torch.unique(labels, return_inverse=True)
+    centres = torch.randn(int(dense.max()) + 1 if len(dense) else 1, width, generator=generator, dtype=torch.float64)
+    points = centres[dense] + spread * torch.randn(len(labels), width, generator=generator, dtype=torch.float64)
+    return (points * torch.rand(len(labels), 1, generator=generator, dtype=torch.float64).mul(3).add(0.2)).to(dtype)
+
+
+def _random(count: int, seed: int) -> Tensor:
+    return torch.randint(CLASSES, (count,), generator=torch.Generator().manual_seed(seed))
+
+
+def batches() -> dict[str, tuple[Tensor, Tensor]]:
+    """Name to (embeddings `[B, 11]` float64, labels `[B]`). Labels lie in 0..6, so that proxy losses take them too."""
+    made: dict[str, tuple[Tensor, Tensor]] = {}
+    for name, labels in {
+        "odd": _random(37, 1),
+        "sorted": _random(64, 2).sort().values,
+        "large": _random(263, 3),
+        "unbalanced": torch.tensor([0] * 70 + [1] * 3 + [2] + [3] * 17 + [4, 4]),
+        "one sample": torch.tensor([3]),
+        "two of a class": torch.tensor([3, 3]),
+        "two classes": torch.tensor([1, 5]),
+        "one class": torch.full((19,), 2),
+        "all different": torch.arange(CLASSES),
+    }.items():
+        made[name] = (embeddings_of(labels), labels)
+    x, y = made["odd"]
+    made["duplicates"] = (torch.cat([x[:9], x[:9], x[9:12]]), torch.cat([y[:9], y[:9], y[9:12]]))
+    made["duplicates of other classes"] = (torch.cat([x[:9], x[:9]]), torch.cat([y[:9], (y[:9] + 1) % CLASSES]))
+    made["collapsed"] = (x[:1].repeat(15, 1), y[:15])
+    made["zero vectors"] = (torch.cat([x[:10], torch.zeros(3, WIDTH, dtype=x.dtype)]), y[:13])
+    made["opposite"] = (torch.cat([x[:10], -x[:10]]), torch.cat([y[:10], y[:10]]))
+    made["tiny and huge norms"] = (x * torch.logspace(-8, 8, len(x), dtype=x.dtype)[:, None], y)
+    made["non-contiguous"] = (torch.stack([x, x], 2)[:, :, 0], torch.stack([y, y], 1)[:, 0])
+    return made
+
+
+BATCHES = batches()
+
+
+def value_and_gradients(loss: Any, x: Tensor, y: Tensor, compute: Callable[..., Tensor], **keywords: Any) -> tuple[Tensor, list[Tensor]]:
+    """The value, and the gradients of embeddings and of the loss's own parameters."""
+    leaf = x.detach().clone().requires_grad_() if x.is_contiguous() else x.detach().requires_grad_()
+    inputs = [leaf, *[p for p in loss.parameters()]]
+    value = compute(leaf, y, **keywords)
+    if not value.requires_grad:
+        return value, [torch.zeros_like(p) for p in inputs]
+    gradients = torch.autograd.grad(value, inputs, allow_unused=True)
+    return value.detach(), [torch.zeros_like(p) if g is None else g for p, g in zip(inputs, gradients, strict=True)]
+
+
+def assert_close(mine: tuple[Tensor, list[Tensor]], other: tuple[Tensor, list[Tensor]], tolerance: float) -> None:
+    """Value and gradients agree; gradients relative to the largest component of their row, since norms may differ by 10^16."""
+    torch.testing.assert_close(mine[0].double(), other[0].double(), rtol=tolerance, atol=tolerance)
+    for a, b in zip(mine[1], other[1], strict=True):
+        if a.numel():
+            scale = b.double().abs().amax(1, keepdim=True)  # [B, 1]
+            error = (a.double() - b.double()).abs()
+            assert bool((error <= 10 * tolerance * scale + 1e-4 * tolerance).all()), f"gradients differ by {error.max()}"

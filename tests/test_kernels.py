@@ -1,0 +1,301 @@
+"""Fused = plain, value and gradient, over the table of cases: float64 through the same kernels that serve float32."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from cases import BATCHES, CLASSES, FUSED, PAIRS, WIDTH, Case, assert_close, embeddings_of, value_and_gradients
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from dmlcore.errors import ConfigError
+from dmlcore.kernels import FunctorCall, extension, functors, fused_rows, plan_options
+
+cases = pytest.mark.parametrize("case", FUSED, ids=lambda case: case.id)
+batches = pytest.mark.parametrize("batch", BATCHES)
+pytestmark = pytest.mark.skipif(extension.cpu() is None, reason="the CPU extension is not built")
+
+PLANS = {
+    "planned": {},
+    "recomputed": {"workspace": 0},
+    "small tiles": {"tile_rows": 8, "tile_columns": 16},
+    "small tiles recomputed": {"tile_rows": 5, "tile_columns": 32, "workspace": 0},
+    "no triangle": {"triangle": 0},
+    "no triangle recomputed": {"triangle": 0, "workspace": 0, "tile_rows": 8, "tile_columns": 16},
+    "slots in chunks": {"slot_bytes": 4000},
+    "two threads": {"threads": 2, "tile_rows": 8, "tile_columns": 32},
+    "two threads recomputed": {"threads": 2, "tile_rows": 16, "tile_columns": 16, "workspace": 0},
+    "two threads, no triangle": {"threads": 2, "triangle": 0, "tile_rows": 8},
+    "two threads, chunks": {"threads": 2, "slot_bytes": 4000},
+}
+
+
+@pytest.fixture(autouse=True)
+def _restore_level_and_blas():
+    module = extension.cpu()
+    level = module.level()
+    yield
+    module.use_level(level)
+    extension.use_blas("vendor")
+
+
+@cases
+@batches
+def test_fused_equals_plain(case: Case, batch: str) -> None:
+    if case.options.get("mining") == "semihard" and batch == "duplicates of other classes":
+        pytest.skip("negatives exactly as far as positives: the definition jumps there, and the last bit decides")
+    loss, (x, y) = case.create(), BATCHES[batch]
+    assert loss.is_fused, loss.why_not_fused
+    mine, plain = value_and_gradients(loss, x, y, loss), value_and_gradients(loss, x, y, loss.reference)
+    if case.options.get("mining") == "hard" and "duplicates" in batch:
+        # Which of two coincident points is the nearest is decided by the last bit of a matrix product. Only the gradient of
+        # the place they share is defined: add it up over coincident points.
+        _, place = torch.unique(x, dim=0, return_inverse=True)
+        for _, gradients in (mine, plain):
+            gradients[0] = torch.zeros_like(x).index_add_(0, place, gradients[0])
+    assert_close(mine, plain, 1e-9)
+
+
+@cases
+@pytest.mark.parametrize("plan", PLANS)
+def test_plans_agree(case: Case, plan: str) -> None:
+    loss, (x, y) = case.create(), BATCHES["large"]
+    with plan_options(**PLANS[plan]):
+        mine = value_and_gradients(loss, x, y, loss)
+    assert_close(mine, value_and_gradients(loss, x, y, loss.reference), 1e-9)
+
+
+@cases
+@pytest.mark.parametrize("blas", ["vendor", "own"])
+@pytest.mark.parametrize("level", extension.cpu().levels() if extension.cpu() else [])
+def test_instruction_sets_and_products_agree(case: Case, level: str, blas: str) -> None:
+    extension.use_level(level)
+    extension.use_blas(blas)
+    for dtype, tolerance in ((torch.float64, 1e-9), (torch.float32, 2e-4)):  # float32: a loose net, the budget is tested below
+        loss = case.create(dtype)
+        x, y = BATCHES["unbalanced"]
+        mine = value_and_gradients(loss, x.to(dtype), y, loss)
+        with torch.no_grad():
+            exact = case.create()
+        assert_close(mine, value_and_gradients(exact, x, y, exact.reference), tolerance)
+
+
+@cases
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16], ids=str)
+def test_error_is_within_twice_torchs_own(case: Case, dtype: torch.dtype) -> None:
+    x, y = BATCHES["odd"]
+    x = x.to(dtype)  # what is computed exactly is the rounded input
+    low, exact = case.create(torch.float32), case.create()
+    exact.load_state_dict(low.state_dict())
+    truth, truth_gradients = value_and_gradients(exact, x.double(), y, exact.reference)
+    own, own_gradients = value_and_gradients(low, x.float(), y, low.reference)
+    mine, mine_gradients = value_and_gradients(low, x, y, low)
+    # beside twice torch's error: a few roundings of the result, because at this size torch is often exactly right by luck
+    assert abs(mine.double() - truth) <= 2 * abs(own.double() - truth) + 2e-6 * abs(truth) + 1e-7
+    for g, reference, t in zip(mine_gradients, own_gradients, truth_gradients, strict=True):
+        if g.dtype != torch.float32:
+            assert (g.double() - t).abs().max() <= 2 * torch.finfo(dtype).eps * t.abs().max()  # the result itself is rounded
+        else:
+            scale = t.abs().max()
+            assert (g.double() - t).abs().max() <= 2 * (reference.double() - t).abs().max() + 4e-6 * scale + 1e-9
+
+
+@cases
+def test_gradcheck(case: Case) -> None:
+    labels = torch.tensor([0, 0, 1, 2, 1, 2, 2, 3])
+    x = embeddings_of(labels, 4, seed=5).requires_grad_()
+    loss = case.create(classes=4, width=4)
+    inputs = (x, loss.proxies) if loss.needs_classes else (x,)
+    # circle takes its weights as constants, so its gradient is not the derivative of its value: check that of the plain form
+    if case.name == "circle":
+        assert_close(value_and_gradients(loss, x, labels, loss), value_and_gradients(loss, x, labels, loss.reference), 1e-9)
+        return
+
+    def value(*tensors: torch.Tensor) -> torch.Tensor:
+        return loss(tensors[0], labels)
+
+    assert torch.autograd.gradcheck(value, inputs, eps=1e-7, atol=1e-5, rtol=1e-4)
+
+
+@cases
+def test_gradient_under_a_random_cotangent(case: Case) -> None:
+    loss, (x, y) = case.create(), BATCHES["odd"]
+    torch.manual_seed(11)
+    gradients = []
+    for plain in (False, True):
+        leaf = x.clone().requires_grad_()
+        values = loss.rows(leaf, y, plain=plain).values
+        torch.manual_seed(12)
+        gradients.append(torch.autograd.grad(values, leaf, torch.randn_like(values))[0])
+    torch.testing.assert_close(*gradients, rtol=1e-9, atol=1e-10)
+
+
+@cases
+def test_order_and_scale_do_not_matter(case: Case) -> None:
+    loss, (x, y) = case.create(), BATCHES["odd"]
+    order = torch.randperm(len(y), generator=torch.Generator().manual_seed(4))
+    value, (gradient, *_) = value_and_gradients(loss, x, y, loss)
+    shuffled, (shuffled_gradient, *_) = value_and_gradients(loss, x[order], y[order], loss)
+    scaled, (scaled_gradient, *_) = value_and_gradients(loss, 7 * x, y, loss)
+    torch.testing.assert_close(shuffled, value, rtol=1e-10, atol=1e-12)
+    torch.testing.assert_close(shuffled_gradient, gradient[order], rtol=1e-8, atol=1e-10)
+    torch.testing.assert_close(scaled, value, rtol=1e-10, atol=1e-12)
+    torch.testing.assert_close(7 * scaled_gradient, gradient, rtol=1e-8, atol=1e-10)
+
+
+@pytest.mark.parametrize("case", [case for case in FUSED if case in PAIRS], ids=lambda case: case.id)
+def test_labels_may_be_any_int64(case: Case) -> None:
+    loss, (x, y) = case.create(), BATCHES["odd"]
+    names = torch.tensor([2**62, -(2**62), 2**53 + 1, 2**53, -1, 2**24 + 1, 2**24])
+    value, gradients = value_and_gradients(loss, x, names[y], loss)
+    assert_close((value, gradients), value_and_gradients(loss, x, y, loss.reference), 1e-9)
+
+
+@pytest.mark.parametrize("case", [case for case in FUSED if case in PAIRS], ids=lambda case: case.id)
+@pytest.mark.parametrize("plan", ["planned", "recomputed", "small tiles", "two threads", "slots in chunks"])
+def test_references(case: Case, plan: str) -> None:
+    loss, (x, y) = case.create(), BATCHES["odd"]
+    labels = torch.tensor([0, 1, 1, 1, 9, 3, 0, 0, 5, 5, 6, 8] * 4)
+    others = embeddings_of(labels, seed=8)
+    found = []
+    for compute in (loss, loss.reference):
+        leaf, other = x.clone().requires_grad_(), others.clone().requires_grad_()
+        with plan_options(**PLANS[plan]):
+            value = compute(leaf, y, references=other, reference_labels=labels)
+            found.append((value.detach(), list(torch.autograd.grad(value, [leaf, other]))))
+    assert_close(*found, 1e-9)
+    with plan_options(**PLANS[plan]):  # a memory that takes no gradient
+        leaf = x.clone().requires_grad_()
+        only = torch.autograd.grad(loss(leaf, y, references=others, reference_labels=labels), leaf)[0]
+    torch.testing.assert_close(only, found[0][1][0])
+
+
+@pytest.mark.parametrize("case", [case for case in FUSED if case in PAIRS], ids=lambda case: case.id)
+def test_empty_references_and_empty_batch(case: Case) -> None:
+    loss, (x, y) = case.create(), BATCHES["odd"]
+    leaf = x.clone().requires_grad_()
+    value = loss(leaf, y, references=x[:0], reference_labels=y[:0])
+    assert value == 0
+    assert torch.autograd.grad(value, leaf)[0].abs().max() == 0
+    empty = x[:0].clone().requires_grad_()
+    nothing = loss(empty, y[:0])
+    assert nothing == 0
+    assert torch.autograd.grad(nothing, empty)[0].shape == (0, WIDTH)
+
+
+@cases
+def test_a_broken_anchor_shows_in_its_row(case: Case) -> None:
+    loss, (x, y) = case.create(), BATCHES["odd"]
+    x = x.clone()
+    x[5, 3] = torch.nan
+    values = loss.rows(x, y).values
+    if case.name == "proxy_anchor":  # rows are proxies; every proxy sees the broken sample
+        assert not torch.isfinite(values).all()
+    else:
+        assert not torch.isfinite(values[:, 5]).any()
+
+
+def test_a_second_backward_pass_gives_the_same() -> None:
+    loss, (x, y) = FUSED[0].create(), BATCHES["odd"]
+    leaf = x.clone().requires_grad_()
+    value = loss(leaf, y)
+    first = torch.autograd.grad(value, leaf, retain_graph=True)[0]
+    assert torch.equal(first, torch.autograd.grad(value, leaf)[0])
+
+
+def test_double_differentiation_is_refused() -> None:
+    loss, (x, y) = FUSED[0].create(), BATCHES["odd"]
+    leaf = x.clone().requires_grad_()
+    with pytest.raises(ConfigError, match="differentiable once"):
+        torch.autograd.grad(loss(leaf, y), leaf, create_graph=True)
+    assert torch.autograd.grad(loss.reference(leaf, y), leaf, create_graph=True)[0].requires_grad
+
+
+@cases
+def test_the_same_bits_every_time(case: Case) -> None:
+    loss, (x, y) = case.create(torch.float32), BATCHES["large"]
+    runs = []
+    for _ in range(3):
+        with plan_options(threads=2, tile_rows=16, tile_columns=32):
+            runs.append(value_and_gradients(loss, x.float(), y, loss))
+    for value, gradients in runs[1:]:
+        assert torch.equal(value, runs[0][0])
+        assert all(torch.equal(a, b) for a, b in zip(gradients, runs[0][1], strict=True))
+
+
+def test_one_pass_serves_many_losses() -> None:
+    calls = tuple(case.create().functor_call() for case in FUSED if case in PAIRS)
+    x, y = BATCHES["large"]
+    torch.manual_seed(0)
+    for plan in PLANS.values():
+        with plan_options(**plan):
+            leaf = x.clone().requires_grad_()
+            values, counts = fused_rows(leaf, y, None, None, calls)
+            weights = torch.randn(values.shape[0], 1, dtype=values.dtype)
+            together = torch.autograd.grad((values * weights).sum(), leaf)[0]
+            at, apart = 0, torch.zeros_like(x)
+            for call in calls:
+                alone = x.clone().requires_grad_()
+                v, c = fused_rows(alone, y, None, None, (call,))
+                torch.testing.assert_close(values[at : at + len(v)], v)
+                torch.testing.assert_close(counts[at : at + len(v)], c)
+                apart += torch.autograd.grad((v * weights[at : at + len(v)]).sum(), alone)[0]
+                at += len(v)
+        torch.testing.assert_close(together, apart)
+
+
+def test_unknown_functor_and_wrong_options() -> None:
+    x, y = BATCHES["odd"]
+    with pytest.raises(ValueError, match="no functor 'nonsense'"):
+        fused_rows(x, y, None, None, (FunctorCall("nonsense", ()),))
+    with pytest.raises(ValueError, match="takes the options 'alpha beta base epsilon'"):
+        fused_rows(x, y, None, None, (FunctorCall("ms", (1.0,)),))
+
+
+def test_every_functor_belongs_to_a_case() -> None:
+    assert set(functors()) == {case.create().functor_call().functor for case in FUSED}
+
+
+def test_large_batches_stay_small_in_memory() -> None:
+    x = torch.randn(4096, 16, requires_grad=True)
+    y = torch.arange(4096) // 4
+    with plan_options(workspace=0):
+        loss = FUSED[0].create(torch.float32)
+        loss(x, y).backward()
+    assert torch.isfinite(x.grad).all()
+
+
+@settings(max_examples=40, deadline=None)
+@given(sizes=st.lists(st.integers(1, 30), min_size=1, max_size=9), case=st.sampled_from(FUSED), seed=st.integers(0, 10**6),
+       tile=st.tuples(st.integers(1, 70), st.integers(1, 90)), workspace=st.sampled_from([0, -1]), threads=st.integers(1, 3))
+def test_any_class_sizes(sizes: list[int], case: Case, seed: int, tile: tuple[int, int], workspace: int, threads: int) -> None:
+    labels = torch.repeat_interleave(torch.arange(len(sizes)), torch.tensor(sizes))
+    labels = labels[torch.randperm(len(labels), generator=torch.Generator().manual_seed(seed))]
+    x = embeddings_of(labels, seed=seed)  # continuous in float64: ties have probability zero
+    loss = case.create(classes=max(len(sizes), CLASSES))
+    with plan_options(tile_rows=tile[0], tile_columns=tile[1], workspace=workspace, threads=threads):
+        mine = value_and_gradients(loss, x, labels, loss)
+    assert_close(mine, value_and_gradients(loss, x, labels, loss.reference), 1e-8)
+
+
+@cases
+def test_inputs_are_checked(case: Case) -> None:
+    loss, (x, y) = case.create(), BATCHES["odd"]
+    for bad_x, bad_y, words in (
+        (x[0], y, "must be a floating point matrix"),
+        (x.long(), y, "must be a floating point matrix"),
+        (x, y[:5], r"shape \[37\]"),
+        (x, y.double(), "whole numbers"),
+    ):
+        with pytest.raises(ConfigError, match=words):
+            loss(bad_x, bad_y)
+    if loss.needs_classes:
+        with pytest.raises(ConfigError, match="labels 0..6, got labels"):
+            loss(x, y + 1)
+        with pytest.raises(ConfigError, match="takes no references"):
+            loss(x, y, references=x, reference_labels=y)
+    else:
+        with pytest.raises(ConfigError, match="given together"):
+            loss(x, y, references=x)
+        with pytest.raises(ConfigError, match="dimensions"):
+            loss(x, y, references=x[:, :3], reference_labels=y)
