@@ -1,0 +1,42 @@
+"""Data: sources (embedded glyphs, folders, manifests, arrays), class-disjoint splits, sampling, augmentation and loading.
+
+Models, losses and metrics are not here. Names are loaded on first use, so that `dmlcore.data.glyphs` needs no torch.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from dmlcore.data.augmentation import CropAugmentation, ShiftAugmentation
+    from dmlcore.data.datasets import LabelledDataset
+    from dmlcore.data.loading import Batches, OrderedBatches, batches
+    from dmlcore.data.opening import find_source, open_data
+    from dmlcore.data.samplers import ClassBalancedSampler
+    from dmlcore.data.sources import DataSource, Table
+    from dmlcore.data.splits import Splits
+    from dmlcore.data.stores import FeatureStore, ImageFiles, PixelStore, Store
+
+_HOMES = {
+    "augmentation": ("CropAugmentation", "ShiftAugmentation"),
+    "datasets": ("LabelledDataset",),
+    "loading": ("Batches", "OrderedBatches", "batches"),
+    "opening": ("find_source", "open_data"),
+    "samplers": ("ClassBalancedSampler",),
+    "sources": ("DataSource", "Table"),
+    "splits": ("Splits",),
+    "stores": ("FeatureStore", "ImageFiles", "PixelStore", "Store"),
+}
+
+__all__ = [
+    "Batches", "ClassBalancedSampler", "CropAugmentation", "DataSource", "FeatureStore", "ImageFiles", "LabelledDataset",
+    "OrderedBatches", "PixelStore", "ShiftAugmentation", "Splits", "Store", "Table", "batches", "find_source", "open_data",
+]
+
+
+def __getattr__(name: str) -> Any:
+    for module, names in _HOMES.items():
+        if name in names:
+            return getattr(importlib.import_module(f"dmlcore.data.{module}"), name)
+    raise AttributeError(f"module 'dmlcore.data' has no attribute '{name}'")

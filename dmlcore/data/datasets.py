@@ -1,0 +1,78 @@
+"""A part of the data as a PyTorch data set: samples with labels. How batches are composed is in `samplers`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from dmlcore.data.sources import Augmentation
+from dmlcore.data.stores import Store
+
+
+class LabelledDataset(torch.utils.data.Dataset):
+    """Some samples of a table.
+
+    Args:
+        samples: all samples of the table.
+        rows: int64 [n], the samples that belong here.
+        labels: int64 [n], their classes in the table.
+        class_names: of the whole table.
+        sample_shape: (C, H, W) or (F,).
+        augmentation: changes training batches; None for none.
+
+    Attributes:
+        labels: int64 [n], ids in the table's classes.
+        dense_labels: int64 [n], 0..num_classes - 1.
+        class_names: a name per dense label.
+        num_classes: of this part.
+        sample_shape: of one sample.
+        in_memory: fetching is cheap, so that worker processes would not pay.
+    """
+
+    def __init__(self, samples: Store, rows: np.ndarray, labels: np.ndarray, class_names: Sequence[str],
+                 sample_shape: tuple[int, ...], augmentation: Augmentation | None = None) -> None:
+        assert len(rows) == len(labels)
+        self.samples = samples
+        self.rows = rows
+        self.labels = labels
+        present, dense = np.unique(labels, return_inverse=True)
+        self.dense_labels = dense.astype(np.int64)
+        self.class_names = [class_names[label] for label in present]
+        self.num_classes = len(present)
+        self.sample_shape = sample_shape
+        self.augmentation = augmentation
+
+    @property
+    def in_memory(self) -> bool:
+        return self.samples.in_memory
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, int]:
+        """One sample, float32 of `sample_shape`, and its dense label."""
+        if not -len(self) <= index < len(self):
+            raise IndexError(f"sample {index} of {len(self)}")
+        return self.batch([index])[0], int(self.dense_labels[index])
+
+    def __getitems__(self, indices: Sequence[int]) -> list[tuple[Tensor, int]]:
+        """Several samples at once, as a `DataLoader` asks for them."""
+        return list(zip(self.batch(indices), self.dense_labels[np.asarray(indices)].tolist(), strict=True))
+
+    def batch(self, indices: Sequence[int] | np.ndarray, *, augment: bool = False,
+              generator: torch.Generator | None = None) -> Tensor:
+        """Samples float32 [b, ...].
+
+        Args:
+            indices: positions in this part.
+            augment: change them at random, if the data has an augmentation.
+            generator: of the random numbers, on the CPU; needed with `augment`.
+        """
+        batch = self.samples.fetch(self.rows[np.asarray(indices, dtype=np.int64)])
+        if augment and self.augmentation is not None:
+            assert generator is not None, "augmentation needs a generator"
+            batch = self.augmentation(batch, generator)
+        return batch

@@ -1,0 +1,64 @@
+"""The data set that comes with the package: glyphs of freely licensed fonts, a class per character. The file itself and the
+script that makes it are in `glyphs`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+
+from dmlcore.data import glyphs
+from dmlcore.data.augmentation import ShiftAugmentation
+from dmlcore.data.sources import DataSource, Table
+from dmlcore.data.stores import PixelStore
+from dmlcore.errors import DataError
+
+_SPLIT_NOTES = {
+    "unseen_characters": "the test classes are characters never trained on, of scripts that are",
+    "unseen_scripts": "the test classes are of scripts never trained on",
+}
+
+
+@dataclass(frozen=True)
+class GlyphOptions:
+    """Options of the glyphs."""
+
+    split: Literal["unseen_characters", "unseen_scripts"] = "unseen_characters"
+    """What the test classes are: characters of the trained scripts, or whole scripts never trained on, which is harder."""
+    augment: bool = True
+    """Shift, turn, slant and scale training images a little."""
+
+
+class EmbeddedGlyphs(DataSource):
+    """Characters in many font designs, 32 x 32 grey; a class is a character."""
+
+    name = "glyphs"
+    Options = GlyphOptions
+
+    def load(self) -> Table:
+        """Read the packaged file.
+
+        Raises:
+            DataError: the installation lacks the file.
+        """
+        try:
+            loaded = glyphs.load()
+        except FileNotFoundError as error:
+            raise DataError(f"the glyphs are missing from this installation ({error}). Install dmlcore again") from error
+        pixels = np.ascontiguousarray(loaded.images)[:, None]  # [N, 1, 32, 32]
+        augmentation = ShiftAugmentation() if self.options.augment else None
+        labels = np.asarray(loaded.labels, dtype=np.int64)
+        class_names = [str(name) for name in loaded.class_names]
+        notes = [_SPLIT_NOTES[self.options.split]]
+        return Table("images", PixelStore(pixels), labels, class_names, pixels.shape[1:], None, notes, augmentation)
+
+    def split(self, table: Table, seed: int) -> np.ndarray:
+        """Unseen characters (drawn by the seed) or unseen scripts (always the same)."""
+        chosen = self.options.split
+        parts = glyphs.unseen_characters(seed) if chosen == "unseen_characters" else glyphs.unseen_scripts()
+        part_of_class = np.full(len(table.class_names), "", dtype="<U10")
+        for part, classes in parts.items():
+            part_of_class[np.asarray(classes)] = part
+        return part_of_class[table.labels]

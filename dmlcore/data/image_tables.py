@@ -1,0 +1,156 @@
+"""From image paths and labels to a table: which files can be read, at what size, and whether they fit in memory. Where the
+paths come from is in `folders` and `manifests`.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+
+from dmlcore.config import check_range
+from dmlcore.data.augmentation import CropAugmentation, ShiftAugmentation
+from dmlcore.data.images import UNREADABLE, Header, decode, read_header
+from dmlcore.data.sources import Augmentation, Table
+from dmlcore.data.stores import ImageFiles, PixelStore
+from dmlcore.errors import DataError
+
+LARGEST_KEPT = 128  # images that all have one size up to this many pixels keep it
+PHOTO_SIZE = 112  # from this size on images are taken for photographs, which may be cropped and mirrored
+_NAMED = 3  # unreadable files named in a note
+
+
+@dataclass(frozen=True)
+class ImageOptions:
+    """Options of every source that reads images."""
+
+    path: str = ""
+    """Where the data lies."""
+    augment: Literal["auto", "none", "shift", "crop"] = "auto"
+    """Random changes while training: small shifts and turns, random crops, or auto: crops for colour images of 112 pixels and
+    more, shifts for others."""
+    flip: bool | None = None
+    """Mirror half of the training images; none: only together with crops."""
+    memory_mb: int = 512
+    """Images that fit into this many megabytes once resized are decoded once and kept; others are decoded when needed."""
+
+    def __post_init__(self) -> None:
+        check_range("memory_mb", self.memory_mb, least=0)
+
+
+def choose_augmentation(options: ImageOptions, sample_shape: Sequence[int]) -> Augmentation | None:
+    """What `options.augment` and `options.flip` mean for images of a shape (C, H, W)."""
+    chosen = options.augment
+    if chosen == "auto":
+        chosen = "crop" if sample_shape[0] == 3 and min(sample_shape[1:]) >= PHOTO_SIZE else "shift"
+    if chosen == "none":
+        return None
+    if chosen == "crop":
+        return CropAugmentation(flip=options.flip is not False)
+    return ShiftAugmentation(flip=bool(options.flip))
+
+
+def choose_size(headers: Sequence[Header], image_size: int | None, default_image_size: int) -> tuple[int, int]:
+    """Height and width to bring image files to: the asked size, their own when it is one and small, else the default.
+
+    Args:
+        headers: of all readable files, at least one.
+        image_size: pixels, or None.
+        default_image_size: pixels.
+    """
+    if image_size is not None:
+        return image_size, image_size
+    sizes = {(header.height, header.width) for header in headers}
+    if len(sizes) == 1 and max(next(iter(sizes))) <= LARGEST_KEPT:
+        return next(iter(sizes))
+    return default_image_size, default_image_size
+
+
+def _try_header(path: str) -> Header | str:
+    try:
+        return read_header(path)
+    except UNREADABLE as error:
+        return str(error)
+
+
+def _decode_all(paths: Sequence[str], size: tuple[int, int], channels: int) -> tuple[np.ndarray, dict[int, str]]:
+    pixels = np.empty((len(paths), channels, *size), dtype=np.uint8)  # [N, C, H, W]
+    failed: dict[int, str] = {}
+
+    def fill(row: int) -> None:
+        try:
+            pixels[row] = decode(paths[row], size, channels)
+        except UNREADABLE as error:
+            failed[row] = str(error)
+
+    with ThreadPoolExecutor(min(16, os.cpu_count() or 1)) as pool:  # Pillow decodes without the interpreter lock
+        for _ in pool.map(fill, range(len(paths)), chunksize=64):
+            pass
+    return pixels, failed
+
+
+def _report(paths: Sequence[str], failed: dict[int, str], total: int, where: str) -> list[str]:
+    if not failed:
+        return []
+    shown = [f"'{os.path.relpath(paths[row], where)}' ({_brief(failed[row])})" for row in sorted(failed)[:_NAMED]]
+    more = ", ..." if len(failed) > _NAMED else ""
+    if 2 * len(failed) > total:
+        raise DataError(f"{len(failed)} of {total} images in '{where}' cannot be read: {', '.join(shown)}{more}."
+                        f" Is the path right?")
+    verb = "image that cannot be read was" if len(failed) == 1 else "images that cannot be read were"
+    return [f"{len(failed)} {verb} skipped: {', '.join(shown)}{more}"]
+
+
+def _brief(reason: str) -> str:
+    return "no image" if reason.startswith("cannot identify") else reason
+
+
+def image_table(
+    paths: list[str], labels: np.ndarray, class_names: list[str], options: ImageOptions, where: str, *,
+    split: np.ndarray | None = None, image_size: int | None = None, default_image_size: int = 64,
+) -> Table:
+    """A table of image files. Unreadable ones are left out and reported in `skipped`.
+
+    Args:
+        paths: of the files, at least one.
+        labels: int64 [N], index into `class_names`.
+        class_names: a name per class; classes without any readable image are dropped.
+        options: of the source.
+        where: the folder for messages; paths are shown relative to it.
+        split: text [N] or None.
+        image_size: side asked for by the user, pixels, or None.
+        default_image_size: side for files of different sizes, pixels.
+
+    Raises:
+        DataError: more than half of the images cannot be read.
+    """
+    total = len(paths)
+    found = [_try_header(path) for path in paths]
+    failed = {row: header for row, header in enumerate(found) if isinstance(header, str)}
+    _report(paths, failed, total, where)  # refuses a folder of rubbish before anything is decoded
+    headers = [header for header in found if isinstance(header, Header)]
+    size = choose_size(headers, image_size, default_image_size)
+    channels = 1 if all(header.is_grey for header in headers) else 3
+    kept = np.array([row for row in range(total) if row not in failed], dtype=np.int64)
+    kept_paths = [paths[row] for row in kept]
+    samples: ImageFiles | PixelStore = ImageFiles(kept_paths, size, channels)
+    if len(kept) * channels * size[0] * size[1] <= options.memory_mb * 2**20:
+        pixels, damaged = _decode_all(kept_paths, size, channels)
+        failed.update({int(kept[row]): reason for row, reason in damaged.items()})
+        good = np.array([row for row in range(len(kept)) if row not in damaged], dtype=np.int64)
+        samples, kept = PixelStore(pixels[good] if damaged else pixels), kept[good]
+    notes = _report(paths, failed, total, where)
+    present, dense = np.unique(labels[kept], return_inverse=True)
+    if len(present) < len(class_names):
+        lost = len(class_names) - len(present)
+        notes.append(f"{lost} of {len(class_names)} classes have no readable image and were left out")
+    shape = (channels, *size)
+    return Table(
+        kind="images", samples=samples, labels=dense.astype(np.int64), class_names=[class_names[label] for label in present],
+        sample_shape=shape, split=None if split is None else split[kept], skipped=notes,
+        augmentation=choose_augmentation(options, shape),
+    )

@@ -1,0 +1,117 @@
+"""Batches of samples and labels: directly from memory, or by worker processes from image files. The same seed gives the same
+batches, with any number of workers.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import deque
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from dmlcore.data.datasets import LabelledDataset
+from dmlcore.data.samplers import ClassBalancedSampler
+
+_AHEAD = 2  # batches each worker prepares before they are asked for
+
+
+class OrderedBatches:
+    """Index lists that go through a data set once, in order: for evaluation.
+
+    Args:
+        count: samples.
+        batch_size: samples of all batches but the last.
+    """
+
+    def __init__(self, count: int, batch_size: int) -> None:
+        self.count = count
+        self.batch_size = batch_size
+
+    def __len__(self) -> int:
+        return math.ceil(self.count / self.batch_size)
+
+    def __iter__(self) -> Iterator[list[int]]:
+        for start in range(0, self.count, self.batch_size):
+            yield list(range(start, min(start + self.batch_size, self.count)))
+
+
+class Batches(Iterator[tuple[Tensor, Tensor]]):
+    """Batches (samples [B, ...] float32, dense labels int64 [B]) of a data set, in the order of a sampler.
+
+    Args:
+        dataset: where samples come from.
+        sampler: index lists.
+        workers: processes that decode image files; data in memory is fetched without any.
+        augment: change the samples at random, if the data has an augmentation.
+        seed: of the augmentation; the n-th batch has a random stream of its own.
+    """
+
+    def __init__(self, dataset: LabelledDataset, sampler: Iterable[list[int]], *, workers: int = 0, augment: bool = False,
+                 seed: int = 0) -> None:
+        self._sampler = sampler
+        self._balanced = sampler if isinstance(sampler, ClassBalancedSampler) else None
+        self._state = self._balanced.state_dict() if self._balanced else None
+        self._asked: deque[dict[str, Any]] = deque()  # states after the batches that workers prepare
+        tasks = _Tasks(dataset, augment, seed)
+        if workers and not dataset.in_memory:
+            loader = DataLoader(tasks, sampler=_Steps(self), batch_size=None, num_workers=workers, prefetch_factor=_AHEAD,
+                                generator=torch.Generator())  # of its own, so that the global random stream is left alone
+            self._source: Iterator[tuple[Tensor, Tensor]] = iter(loader)
+        else:
+            self._source = (tasks[task] for task in self._numbered())
+
+    def __iter__(self) -> Batches:
+        return self
+
+    def __next__(self) -> tuple[Tensor, Tensor]:
+        batch = next(self._source)
+        if self._asked:
+            self._state = self._asked.popleft()
+        return batch
+
+    def state_dict(self) -> dict[str, Any] | None:
+        """The state of a class-balanced sampler after the batch that was returned last (workers may have asked it for more)."""
+        return self._state
+
+    def _numbered(self) -> Iterator[tuple[int, list[int]]]:
+        first = self._balanced.step if self._balanced else 0
+        for step, indices in enumerate(self._sampler, first):
+            if self._balanced:
+                self._asked.append(self._balanced.state_dict())
+            yield step, indices
+
+
+class _Steps:
+    """What a `DataLoader` takes for its sampler: numbered index lists."""
+
+    def __init__(self, batches: Batches) -> None:
+        self._batches = batches
+
+    def __iter__(self) -> Iterator[tuple[int, list[int]]]:
+        return self._batches._numbered()
+
+
+class _Tasks(Dataset):
+    """What a worker does: a whole batch from its number and its indices."""
+
+    def __init__(self, dataset: LabelledDataset, augment: bool, seed: int) -> None:
+        self._dataset = dataset
+        self._augment = augment
+        self._seed = seed
+
+    def __getitem__(self, task: tuple[int, list[int]]) -> tuple[Tensor, Tensor]:
+        step, indices = task
+        generator = torch.Generator().manual_seed(int(np.random.SeedSequence((self._seed, 5, step)).generate_state(1)[0]))
+        samples = self._dataset.batch(indices, augment=self._augment, generator=generator)
+        return samples, torch.from_numpy(self._dataset.dense_labels[np.asarray(indices)])
+
+
+def batches(dataset: LabelledDataset, sampler: Iterable[list[int]], *, workers: int = 0, augment: bool = False,
+            seed: int = 0) -> Batches:
+    """An iterator of batches; see `Batches`."""
+    return Batches(dataset, sampler, workers=workers, augment=augment, seed=seed)

@@ -1,0 +1,122 @@
+"""From what the user names to the three parts of the data. The sources, the split and the parts have modules of their own."""
+
+from __future__ import annotations
+
+import difflib
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from dmlcore import plugins
+from dmlcore.config import build_options, check_range
+from dmlcore.data.datasets import LabelledDataset
+from dmlcore.data.sources import DataSource, Table
+from dmlcore.data.splits import PARTS, Splits, check_fractions, check_part, complete_split, split_by_class
+from dmlcore.data.stores import PixelStore
+from dmlcore.errors import DataError, PluginError
+
+_BY_SUFFIX = {".csv": "csv", ".npz": "npz"}
+
+
+def find_source(data: str) -> tuple[type[DataSource], dict[str, Any]]:
+    """The source class that reads `data`, and the options that follow from it (the path).
+
+    Args:
+        data: a data set's name, or the path of a folder, a .csv or an .npz file. A name wins over a folder of the same name;
+            `./name` is always a path.
+
+    Raises:
+        DataError: neither a data set nor a readable kind of file.
+    """
+    entries = plugins.registry("data")
+    if data in entries:
+        return entries[data].component, {}
+    path = Path(data).expanduser()
+    if path.is_dir():
+        return entries["folder"].component, {"path": data}
+    kind = _BY_SUFFIX.get(path.suffix.lower())
+    if path.exists() and kind:
+        return entries[kind].component, {"path": data}
+    if path.exists():
+        unpack = " Unpack it first." if path.suffix.lower() in (".zip", ".tar", ".gz", ".tgz") else ""
+        raise DataError(f"'{data}' cannot be read as data: give a folder with a sub-folder per class, a .csv with path,label,"
+                        f" or an .npz with x, y.{unpack}")
+    siblings = os.listdir(path.parent) if path.parent.is_dir() else []
+    near = difflib.get_close_matches(data, sorted(entries), n=1, cutoff=0.5)
+    near = near or [str(path.parent / name) for name in difflib.get_close_matches(path.name, siblings, n=1, cutoff=0.6)]
+    hint = f" Did you mean '{near[0]}'?" if near else f" Data sets: {', '.join(sorted(entries))}."
+    raise DataError(f"there is no data set '{data}', and no file or folder of that name.{hint}")
+
+
+def open_data(
+    data: str | os.PathLike[str] = "glyphs", *, options: dict[str, Any] | None = None,
+    fractions: tuple[float, float, float] = (0.5, 0.15, 0.35), seed: int = 0, image_size: int | None = None,
+    default_image_size: int = 64,
+) -> Splits:
+    """Training, validation and test parts of a data set.
+
+    Args:
+        data: a data set's name, or the path of a folder with a sub-folder per class, a .csv manifest (path,label[,split]) or
+            an .npz file (x, y). A name wins over a folder of the same name; `./name` is always a path.
+        options: of the data set.
+        fractions: of the classes for train, validation and test, when the data gives no split; their sum is 1.
+        seed: of the split.
+        image_size: side to bring images to, pixels; None: images of one size up to 128 pixels stay as they are, image files
+            of different sizes become `default_image_size`.
+        default_image_size: see there, pixels; a model says what it wants by `dmlcore.models.default_image_size`.
+
+    Raises:
+        ConfigError: an unknown option, fractions or sizes out of range.
+        DataError: the data cannot be used; one line says why.
+    """
+    data = os.fspath(data)
+    check_fractions(fractions)
+    check_range("image_size", image_size, least=8, most=4096)
+    component, implied = find_source(data)
+    built = build_options(component.Options, {**(options or {}), **implied}, component.name)
+    source = component(built, image_size=image_size, default_image_size=default_image_size)
+    table = source.load()
+    _check(table, data)
+    if image_size is not None and table.kind == "images" and table.sample_shape[1:] != (image_size, image_size):
+        table = _resized(table, image_size, data)
+    notes = list(table.skipped)
+    given = source.split(table, seed)
+    if len(table.class_names) == 1:
+        raise DataError(f"'{data}' holds one class, '{table.class_names[0]}', but learning compares classes")
+    if given is None:
+        split = split_by_class(table.labels, len(table.class_names), fractions, seed)
+        notes.append("classes split at random into train, validation and test: no test class is trained on")
+    else:
+        split, found = complete_split(table.labels, given, fractions, seed)
+        notes += found if table.split is not None else found[1:]
+    parts: dict[str, LabelledDataset] = {}
+    for part in PARTS:
+        rows = np.flatnonzero(split == part)
+        parts[part] = LabelledDataset(table.samples, rows, table.labels[rows], table.class_names, table.sample_shape,
+                                      table.augmentation)
+        notes += check_part(parts[part], part)
+    name = data if data in plugins.registry("data") else str(Path(data).expanduser())
+    return Splits(name, table.kind, table.sample_shape, **parts, notes=notes, seed=seed)
+
+
+def _check(table: Table, data: str) -> None:
+    count = len(table.samples)
+    if not count:
+        raise DataError(f"'{data}' has no samples")
+    labels = table.labels
+    if labels.shape != (count,) or labels.dtype != np.int64 or labels.min() < 0 or labels.max() >= len(table.class_names):
+        raise PluginError(f"data set '{data}': labels are {labels.dtype} {labels.shape}, but must be int64 [{count}] below"
+                          f" {len(table.class_names)}")
+    first = table.samples.fetch(np.zeros(1, dtype=np.int64))
+    if tuple(first.shape[1:]) != tuple(table.sample_shape):
+        raise PluginError(f"data set '{data}': samples have shape {tuple(first.shape[1:])}, but it says {table.sample_shape}")
+
+
+def _resized(table: Table, image_size: int, data: str) -> Table:
+    if not isinstance(table.samples, PixelStore):
+        raise PluginError(f"data set '{data}' gives images of {table.sample_shape[1:]}, but {image_size} pixels were asked for")
+    table.samples = table.samples.resized(image_size)
+    table.sample_shape = (table.sample_shape[0], image_size, image_size)
+    return table

@@ -1,0 +1,77 @@
+"""What every data source gives: a table of samples and labels. The kinds of sources have modules of their own."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from dmlcore.data.stores import Store
+
+Augmentation = Callable[[Tensor, torch.Generator], Tensor]
+
+
+@dataclass
+class Table:
+    """All samples of a source.
+
+    Attributes:
+        kind: `images` (samples float32 [C, H, W] in 0..1) or `features` (samples float32 [F]).
+        samples: where they lie.
+        labels: int64 [N], an index into `class_names`.
+        class_names: a name per class.
+        sample_shape: (C, H, W) or (F,).
+        split: text [N] of `train`, `validation`, `test` when the data brings one, else None.
+        skipped: what was left out or read in an unexpected way, as sentences for the user.
+        augmentation: changes a batch of training samples at random; None for none.
+    """
+
+    kind: Literal["images", "features"]
+    samples: Store
+    labels: np.ndarray
+    class_names: list[str]
+    sample_shape: tuple[int, ...]
+    split: np.ndarray | None = None
+    skipped: list[str] = field(default_factory=list)
+    augmentation: Augmentation | None = None
+
+
+class DataSource(ABC):
+    """Base of everything `--data` can name. A plugin registers subclasses by the hook `dmlcore_datasets`.
+
+    Args:
+        options: an instance of `Options`.
+        image_size: what the user asked for, pixels, or None. Images in memory are resized later, a source of files may
+            use it at once.
+        default_image_size: the size a source should bring images of different sizes to, when `image_size` is None.
+    """
+
+    name: ClassVar[str]
+    Options: ClassVar[type]
+
+    def __init__(self, options: Any, *, image_size: int | None = None, default_image_size: int = 64) -> None:
+        self.options = options
+        self.image_size = image_size
+        self.default_image_size = default_image_size
+
+    @abstractmethod
+    def load(self) -> Table:
+        """Read the samples, or find out where they are.
+
+        Raises:
+            DataError: the data cannot be used.
+        """
+
+    def split(self, table: Table, seed: int) -> np.ndarray | None:
+        """Text [N] of `train`, `validation`, `test`, or None when classes are to be split at random.
+
+        Args:
+            table: what `load` returned.
+            seed: of the split, for sources that draw their own.
+        """
+        return table.split

@@ -1,0 +1,119 @@
+"""Where samples lie and how they are fetched: pixels in memory, features in memory, image files. Labels are not here."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from dmlcore.data.images import UNREADABLE, decode
+from dmlcore.errors import DataError
+
+
+class Store(Protocol):
+    """Samples by number. `in_memory` tells whether fetching is cheap, so that no worker processes are used."""
+
+    in_memory: bool
+
+    def __len__(self) -> int: ...
+
+    def fetch(self, indices: np.ndarray) -> Tensor:
+        """Samples as float32 [b, ...]; images as [b, C, H, W] in 0..1.
+
+        Args:
+            indices: int64 [b], each in 0..len - 1.
+        """
+        ...
+
+
+class PixelStore:
+    """Images of one size in memory.
+
+    Args:
+        pixels: uint8 [N, C, H, W].
+    """
+
+    in_memory = True
+
+    def __init__(self, pixels: np.ndarray) -> None:
+        assert pixels.dtype == np.uint8 and pixels.ndim == 4
+        self.pixels = pixels
+
+    def __len__(self) -> int:
+        return len(self.pixels)
+
+    def fetch(self, indices: np.ndarray) -> Tensor:
+        """Float32 [b, C, H, W] in 0..1."""
+        return torch.from_numpy(self.pixels[indices]).float().div_(255)
+
+    def resized(self, size: int) -> PixelStore:
+        """The same images at `size` x `size`: the shorter side is resized, the rest cut off evenly."""
+        parts = []
+        for start in range(0, len(self), 1024):
+            images = torch.from_numpy(self.pixels[start : start + 1024]).float()
+            height, width = images.shape[2:]
+            scale = size / min(height, width)
+            target = [max(size, round(height * scale)), max(size, round(width * scale))]
+            images = torch.nn.functional.interpolate(images, target, mode="bilinear", antialias=True, align_corners=False)
+            top, left = (target[0] - size) // 2, (target[1] - size) // 2
+            images = images[:, :, top : top + size, left : left + size]  # [b, C, size, size]
+            parts.append(images.round_().clamp_(0, 255).to(torch.uint8).numpy())
+        return PixelStore(np.concatenate(parts))
+
+
+class FeatureStore:
+    """Feature vectors in memory; float16 tables stay float16 and are converted when fetched.
+
+    Args:
+        values: float16 or float32 [N, F].
+    """
+
+    in_memory = True
+
+    def __init__(self, values: np.ndarray) -> None:
+        assert values.dtype in (np.float16, np.float32) and values.ndim == 2
+        self.values = values
+
+    def __len__(self) -> int:
+        return len(self.values)
+
+    def fetch(self, indices: np.ndarray) -> Tensor:
+        """Float32 [b, F]."""
+        return torch.from_numpy(self.values[indices]).float()
+
+
+class ImageFiles:
+    """Image files that are decoded each time they are fetched.
+
+    Args:
+        paths: one file per sample.
+        size: height and width to resize and cut to, pixels.
+        channels: 1 for grey, 3 for colour.
+    """
+
+    in_memory = False
+
+    def __init__(self, paths: Sequence[str], size: tuple[int, int], channels: int) -> None:
+        self.paths = paths
+        self.size = size
+        self.channels = channels
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def fetch(self, indices: np.ndarray) -> Tensor:
+        """Float32 [b, C, H, W] in 0..1.
+
+        Raises:
+            DataError: a file cannot be decoded any more.
+        """
+        pixels = np.empty((len(indices), self.channels, *self.size), dtype=np.uint8)
+        for row, path in enumerate(self.paths[int(index)] for index in indices):
+            try:
+                pixels[row] = decode(path, self.size, self.channels)
+            except UNREADABLE as error:
+                raise DataError(f"image '{path}' cannot be read: {error}. Repair or remove it") from error
+        return torch.from_numpy(pixels).float().div_(255)

@@ -1,0 +1,28 @@
+"""Models: trunks that turn samples into features, and the head that turns features into embeddings. Losses and training are not
+here. Names are loaded on first use.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from dmlcore.models.building import build_model, default_image_size, find_trunk
+    from dmlcore.models.embedding import EmbeddingModel
+    from dmlcore.models.trunks import Trunk
+
+_HOMES = {
+    "building": ("build_model", "default_image_size", "find_trunk"),
+    "embedding": ("EmbeddingModel",),
+    "trunks": ("Trunk",),
+}
+
+__all__ = ["EmbeddingModel", "Trunk", "build_model", "default_image_size", "find_trunk"]
+
+
+def __getattr__(name: str) -> Any:
+    for module, names in _HOMES.items():
+        if name in names:
+            return getattr(importlib.import_module(f"dmlcore.models.{module}"), name)
+    raise AttributeError(f"module 'dmlcore.models' has no attribute '{name}'")

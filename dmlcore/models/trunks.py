@@ -1,0 +1,42 @@
+"""What every trunk is: a module from samples to features. The kinds of trunks have modules of their own."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from typing import Any, ClassVar
+
+from torch import Tensor, nn
+
+
+class Trunk(nn.Module, ABC):
+    """Base of everything `--model` can name. A plugin registers subclasses by the hook `dmlcore_models`.
+
+    A trunk does its own normalisation: images come as float32 in 0..1, features as they are in the file.
+
+    Args:
+        options: an instance of `Options`.
+        sample_shape: of one sample, (C, H, W) with C = 1 or 3, or (F,).
+
+    Attributes:
+        features: columns of what `forward` returns; set by the constructor.
+    """
+
+    name: ClassVar[str]
+    Options: ClassVar[type]
+    accepts: ClassVar[frozenset[str]]
+    """Kinds of data it takes: `images`, `features`."""
+    features: int
+
+    def __init__(self, options: Any, sample_shape: tuple[int, ...]) -> None:
+        super().__init__()
+        self.options = options
+        self.sample_shape = sample_shape
+
+    @classmethod
+    def image_size(cls, options: Any) -> int:
+        """Side to which image files of different sizes are best brought for this trunk, pixels."""
+        return 64
+
+    @abstractmethod
+    def forward(self, samples: Tensor) -> Tensor:
+        """Features [B, features] of samples [B, *sample_shape] float32."""

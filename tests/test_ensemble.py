@@ -1,0 +1,174 @@
+"""Ensembles: the weighted sum, one pass for all, the weightings' invariants."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from cases import BATCHES, CLASSES, LOSSES, WIDTH
+from torch import Tensor
+
+import dmlcore
+from dmlcore import LossEnsemble
+from dmlcore.errors import ConfigError, PluginError
+from dmlcore.losses import Loss, create
+from dmlcore.plugins import registry
+
+X, Y = BATCHES["odd"]
+SIZES = {"num_classes": CLASSES, "embedding_dim": WIDTH}
+
+
+def test_is_the_weighted_sum_of_its_members() -> None:
+    members = [case.create() for case in LOSSES]
+    weights = torch.linspace(0, 3, len(members))
+    ensemble = LossEnsemble(members, weights=weights)
+    leaf = X.clone().requires_grad_()
+    total = ensemble(leaf, Y)
+    other = X.clone().requires_grad_()
+    expected = sum(float(w) * member(other, Y) for w, member in zip(weights, members, strict=True))
+    torch.testing.assert_close(total, expected)
+    torch.testing.assert_close(torch.autograd.grad(total, leaf)[0], torch.autograd.grad(expected, other)[0])
+    assert list(ensemble.terms) == ensemble.names and len(set(ensemble.names)) == len(members)
+    assert ensemble.names[:2] == ["ms", "ms_2"]
+    assert all(not term.requires_grad for term in ensemble.terms.values())
+    assert torch.equal(ensemble.weights, weights)
+
+
+def test_references_reach_the_members_that_use_them() -> None:
+    ensemble = LossEnsemble(["ms", "proxy_anchor"], **SIZES).double()
+    with torch.no_grad():
+        total = ensemble(X, Y, references=X[:9] + 1, reference_labels=Y[:9])
+    pair, proxy = ensemble.losses
+    expected = pair(X, Y, references=X[:9] + 1, reference_labels=Y[:9]) + proxy(X, Y)
+    torch.testing.assert_close(total, expected.detach())
+
+
+def test_fused_members_share_one_pass(monkeypatch: pytest.MonkeyPatch) -> None:
+    from dmlcore.ensemble import ensemble as module
+
+    seen = []
+    original = module.fused_rows
+    monkeypatch.setattr(module, "fused_rows", lambda *a: seen.append([call.functor for call in a[4]]) or original(*a))
+    LossEnsemble(["ms", "contrastive", "proxy_anchor", "sup_con", "circle", "triplet"], **SIZES)(X.float(), Y)
+    assert sorted(map(len, seen)) == [1, 5]
+
+
+def test_mixes_fused_plain_and_foreign_members() -> None:
+    class Mean(Loss):
+        """The mean square."""
+
+        name = "mean_square"
+
+        def forward(self, embeddings: Tensor, labels: Tensor, *, references=None, reference_labels=None) -> Tensor:
+            return embeddings.square().mean()
+
+    ensemble = LossEnsemble(["ms", create("triplet", smooth=True), Mean()], weights=[1, 1, 2])
+    total = ensemble(X, Y)
+    torch.testing.assert_close(total, create("ms")(X, Y) + create("triplet", smooth=True)(X, Y) + 2 * X.square().mean())
+    assert math.isnan(ensemble.active["mean_square"]) and 0 < ensemble.active["ms"] <= 1
+    described = {entry["name"]: entry for entry in ensemble.describe()}
+    assert described["ms"]["fused"] and not described["triplet"]["fused"] and "no fused form" in described["mean_square"]["why_not_fused"]
+
+
+def test_a_member_that_returns_no_scalar_is_named() -> None:
+    class Wrong(Loss):
+        """Returns a vector."""
+
+        name = "wrong"
+
+        def forward(self, embeddings: Tensor, labels: Tensor, *, references=None, reference_labels=None) -> Tensor:
+            return embeddings.sum(1)
+
+    with pytest.raises(PluginError, match=r"'wrong' must return a scalar tensor, got \[37\]"):
+        LossEnsemble(["ms", Wrong()])(X, Y)
+
+
+def test_errors() -> None:
+    with pytest.raises(ConfigError, match="at least one loss"):
+        LossEnsemble([])
+    with pytest.raises(ConfigError, match="2 numbers for 1 losses"):
+        LossEnsemble(["ms"], weights=[1, 2])
+    with pytest.raises(ConfigError, match="finite, >= 0 and not all 0"):
+        LossEnsemble(["ms"], weights=[-1])
+    with pytest.raises(ConfigError, match="no weighting 'fixd'. Did you mean 'fixed'"):
+        LossEnsemble(["ms"], weighting="fixd")
+    with pytest.raises(ConfigError, match="uncertainty has no option 'bond'. Did you mean 'bound'"):
+        LossEnsemble(["ms"], weighting="uncertainty", weighting_options={"bond": 1})
+    with pytest.raises(ConfigError, match="reduction 'none'"):
+        LossEnsemble([create("ms", reduction="none")])
+    with pytest.raises(ConfigError, match="dmlcore losses or their names"):
+        LossEnsemble([torch.nn.MSELoss()])
+
+
+def test_non_finite_rows_are_found() -> None:
+    x = X.clone()
+    x[4, 0] = torch.nan
+    assert LossEnsemble(["ms", "triplet"]).non_finite_rows(x, Y) == {"ms": [4], "triplet": [4]}
+    assert LossEnsemble(["ms"]).non_finite_rows(X, Y) == {}
+
+
+def test_parameters_have_roles() -> None:
+    ensemble = LossEnsemble(["ms", "proxy_anchor", "norm_softmax"], weighting="uncertainty", **SIZES)
+    roles = ensemble.parameter_roles()
+    assert {role: len(found) for role, found in roles.items()} == {"proxies": 2, "scalars": 0, "weights": 1}
+    assert {id(p) for found in roles.values() for p in found} == {id(p) for p in ensemble.parameters()}
+
+
+@pytest.mark.parametrize("name", list(registry("weighting")))
+class TestEveryWeighting:
+    def train(self, name: str, terms, steps: int = 400) -> Tensor:
+        weighting = registry("weighting")[name].component(torch.tensor([1.0, 1.0, 2.0]))
+        parameters = list(weighting.parameters())
+        optimiser = torch.optim.Adam(parameters, lr=0.05) if parameters else None
+        for step in range(steps):
+            total = weighting(terms(step))
+            assert total.ndim == 0 and torch.isfinite(total)
+            if optimiser:
+                optimiser.zero_grad()
+                total.backward()
+                optimiser.step()
+        return weighting.weights
+
+    def test_starts_at_the_weights_asked_for(self, name: str) -> None:
+        weighting = registry("weighting")[name].component(torch.tensor([1.0, 3.0, 2.0]))
+        assert torch.equal(weighting.weights, torch.tensor([1.0, 3.0, 2.0]))
+        terms = torch.tensor([1.0, 2.0, 3.0], requires_grad=True)
+        torch.testing.assert_close(torch.autograd.grad(weighting(terms), terms)[0], torch.tensor([1.0, 3.0, 2.0]))
+
+    def test_survives_a_loss_that_reaches_zero_and_one_that_explodes(self, name: str) -> None:
+        weights = self.train(name, lambda step: torch.tensor([0.0, 1.0, 1000.0]))
+        assert torch.isfinite(weights).all() and (weights > 0).all() and weights.max() < 100
+
+    def test_state_is_restored(self, name: str) -> None:
+        first, second = (registry("weighting")[name].component(torch.tensor([1.0, 2.0])) for _ in range(2))
+        with torch.no_grad():
+            for parameter in first.parameters():
+                parameter.add_(0.3)
+        second.load_state_dict(first.state_dict())
+        assert torch.equal(first.weights, second.weights)
+
+
+def test_uncertainty_finds_the_inverse_of_the_terms_and_recovers() -> None:
+    weighting = registry("weighting")["uncertainty"].component(torch.ones(3))
+    optimiser = torch.optim.Adam(weighting.parameters(), lr=0.05)
+
+    def run(terms: list[float], steps: int) -> Tensor:
+        for _ in range(steps):
+            optimiser.zero_grad()
+            weighting(torch.tensor(terms)).backward()
+            optimiser.step()
+        return weighting.weights
+
+    torch.testing.assert_close(run([0.5, 2.0, 4.0], 2000), torch.tensor([2.0, 0.5, 0.25]), rtol=1e-2, atol=1e-3)
+    assert run([0.0, 2.0, 4.0], 3000)[0] <= weighting.largest + 1e-4  # a satisfied hinge stays within the bound
+    assert run([0.5, 2.0, 4.0], 300)[0] == pytest.approx(2.0, rel=0.1)  # and comes back soon
+
+
+def test_a_zero_weight_stays_out() -> None:
+    ensemble = LossEnsemble(["ms", "contrastive"], weighting="uncertainty", weights=[1, 0])
+    leaf = X.clone().requires_grad_()
+    ensemble(leaf, Y).backward()
+    other = X.clone().requires_grad_()
+    dmlcore.losses.create("ms")(other, Y).backward()
+    torch.testing.assert_close(leaf.grad, other.grad)

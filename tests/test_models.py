@@ -1,0 +1,151 @@
+"""Models: small trunks, torchvision's, the embedding head, and building them by name."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from dmlcore.errors import ConfigError, DataError
+from dmlcore.models import build_model, default_image_size, find_trunk
+
+ROOT = Path(__file__).parents[1]
+
+
+def image_model(name: str = "conv", shape: tuple[int, ...] = (1, 32, 32), **settings):
+    return build_model(name, sample_shape=shape, kind="images", **settings)
+
+
+@pytest.mark.parametrize("shape", [(1, 1, 1), (1, 8, 8), (1, 28, 28), (1, 32, 32), (3, 64, 64), (3, 40, 56)])
+def test_conv_takes_small_images(shape):
+    model = image_model(shape=shape)
+    assert torch.allclose(model(torch.rand(5, *shape)).norm(dim=1), torch.ones(5), atol=1e-5)
+    assert model.head.in_features == model.trunk.features
+
+
+@pytest.mark.parametrize("name", ["mlp", "identity"])
+def test_feature_trunks(name):
+    model = build_model(name, sample_shape=(12,), kind="features", embedding_dim=7)
+    assert model(torch.rand(3, 12)).shape == (3, 7) and model.embedding_dim == 7
+
+
+def test_defaults_follow_the_data():
+    assert build_model(sample_shape=(1, 32, 32), kind="images").trunk.name == "conv"
+    assert build_model(sample_shape=(5,), kind="features").trunk.name == "mlp"
+    assert default_image_size() == 64
+
+
+def test_raw_embeddings_and_head_norm():
+    samples = torch.rand(4, 1, 32, 32)
+    raw, unit = image_model(normalize=False), image_model(normalize=True)
+    assert not raw.normalize and unit.normalize
+    assert torch.allclose(torch.nn.functional.normalize(raw.eval()(samples)), unit.eval()(samples), atol=1e-6)
+    assert isinstance(image_model(head_norm="layer").head[0], torch.nn.LayerNorm)
+
+
+def test_weights_follow_the_seed_only():
+    torch.manual_seed(1)
+    first = image_model(seed=3).state_dict()
+    before = torch.random.get_rng_state()
+    second = image_model(seed=3).state_dict()
+    assert torch.equal(before, torch.random.get_rng_state())
+    assert all(torch.equal(first[name], second[name]) for name in first)
+    other = image_model(seed=4).state_dict()
+    assert not torch.equal(first["head.weight"], other["head.weight"])
+
+
+def test_a_step_reaches_every_parameter():
+    for model, samples in ((image_model(), torch.rand(6, 1, 32, 32)),
+                           (build_model("mlp", sample_shape=(9,), kind="features"), torch.rand(6, 9))):
+        model(samples)[:, 0].sum().backward()
+        assert all(parameter.grad is not None for parameter in model.parameters())
+
+
+def test_errors_name_the_remedy():
+    with pytest.raises(ConfigError, match=r"takes images, but the data are features. Models for features: identity, mlp"):
+        build_model("conv", sample_shape=(5,), kind="features")
+    with pytest.raises(ConfigError, match=r"conv has no option 'chanels'. Did you mean 'channels'"):
+        image_model(options={"chanels": "8"})
+    with pytest.raises(ConfigError, match=r"conv: channels are \(0,\)"):
+        image_model(options={"channels": "0"})
+    with pytest.raises(ConfigError, match=r"embedding_dim"):
+        image_model(embedding_dim=0)
+    with pytest.raises(ConfigError, match=r"mlp: dropout is 2"):
+        build_model("mlp", sample_shape=(5,), kind="features", options={"dropout": 2})
+
+
+def test_without_torchvision_everything_else_works():
+    code = """
+import sys
+sys.modules["torchvision"] = None
+from dmlcore.errors import ConfigError
+from dmlcore.models import build_model
+build_model("conv", sample_shape=(1, 32, 32), kind="images")
+for name in ("resnet18", "torchvision/resnet18", "torchvision"):
+    try:
+        build_model(name, sample_shape=(3, 32, 32), kind="images")
+    except ConfigError as error:
+        assert "pip install torchvision" in str(error), error
+    else:
+        raise SystemExit("no error")
+"""
+    path = os.pathsep.join([str(ROOT), str(ROOT / "plugins")])
+    subprocess.run([sys.executable, "-c", code], env={**os.environ, "PYTHONPATH": path}, check=True)
+
+
+@pytest.fixture(scope="module")
+def torchvision():
+    return pytest.importorskip("torchvision", reason="torchvision is not installed")
+
+
+@pytest.mark.parametrize(("name", "side", "features"), [
+    ("resnet18", 32, 512), ("torchvision/mobilenet_v3_small", 32, 1024), ("squeezenet1_1", 64, 512), ("vit_b_32", 64, 768),
+    ("googlenet", 64, 1024), ("shufflenet_v2_x0_5", 32, 1024),
+])
+def test_torchvision_trunks(torchvision, name, side, features):
+    model = image_model(name, (1, side, side))
+    assert model.trunk.features == features
+    assert model(torch.rand(2, 1, side, side)).shape == (2, 64)
+    assert model.eval()(torch.rand(1, 1, side, side)).shape == (1, 64)
+
+
+def test_torchvision_names(torchvision):
+    assert find_trunk("resnet18", "images")[1] == {"arch": "resnet18"}
+    assert default_image_size("resnet18") == 224
+    assert default_image_size("torchvision/inception_v3") == 299
+    with pytest.raises(ConfigError, match=r"no model 'resnet81'. Did you mean 'resnet18'"):
+        image_model("resnet81")
+    with pytest.raises(ConfigError, match=r"no classification network 'resnet19'"):
+        image_model("torchvision/resnet19")
+    with pytest.raises(ConfigError, match=r"no model 'cnov'. Did you mean 'conv'"):
+        image_model("cnov")
+    with pytest.raises(ConfigError, match=r"'alexnet' cannot take images of 16 x 16"):
+        image_model("alexnet", (3, 16, 16))
+
+
+def test_torchvision_weights_from_a_file(torchvision, tmp_path):
+    network = torchvision.models.mobilenet_v3_small(num_classes=7)
+    parallel = {f"module.{key}": value for key, value in network.state_dict().items()}
+    for wrapped, name in ((network.state_dict(), "plain.pth"), ({"state_dict": parallel}, "wrapped.pt")):
+        torch.save(wrapped, tmp_path / name)
+        model = image_model("mobilenet_v3_small", (3, 32, 32), options={"weights": str(tmp_path / name)})
+        assert torch.equal(model.trunk.network.features[0][0].weight, network.features[0][0].weight)
+    with pytest.raises(ConfigError, match=r"are not of 'resnet18': the file lacks"):
+        image_model("resnet18", (3, 32, 32), options={"weights": str(tmp_path / "plain.pth")})
+    with pytest.raises(DataError, match=r"no weights file"):
+        image_model("resnet18", (3, 32, 32), options={"weights": str(tmp_path / "gone.pth")})
+    (tmp_path / "text.pth").write_text("no weights")
+    with pytest.raises(DataError, match=r"cannot be read"):
+        image_model("resnet18", (3, 32, 32), options={"weights": str(tmp_path / "text.pth")})
+
+
+def test_torchvision_weights_from_safetensors(torchvision, tmp_path):
+    safetensors = pytest.importorskip("safetensors.torch", reason="safetensors is not installed")
+    network = torchvision.models.shufflenet_v2_x0_5()
+    safetensors.save_file(network.state_dict(), tmp_path / "w.safetensors")
+    model = image_model("shufflenet_v2_x0_5", (3, 32, 32), options={"weights": str(tmp_path / "w.safetensors")})
+    assert torch.equal(model.trunk.network.conv1[0].weight, network.conv1[0].weight)
