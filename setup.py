@@ -16,6 +16,7 @@ from pathlib import Path
 
 from setuptools import Extension, setup
 from setuptools.command.build_ext import build_ext
+from setuptools.command.build_py import build_py
 
 ROOT = Path(__file__).parent.resolve()
 ARCHS = os.environ.get("DML_CUDA_ARCHS", "80;90;100+PTX").replace(",", ";").replace(".", "").split(";")
@@ -169,4 +170,17 @@ class NinjaBuild(build_ext):
         subprocess.check_call(command)
 
 
-setup(ext_modules=extensions(), cmdclass={"build_ext": NinjaBuild})
+class BuildWithHeaders(build_py):
+    """Puts the contract and the losses' headers into the package: run-time compilation of plugins needs them."""
+
+    def run(self):
+        super().run()
+        if not self.editable_mode:
+            for folder in ("dml", "losses"):
+                target = Path(self.build_lib, "dmlcore", "include", folder)
+                target.mkdir(parents=True, exist_ok=True)
+                for header in sorted((ROOT / "csrc" / folder).glob("*.h")):
+                    shutil.copyfile(header, target / header.name)
+
+
+setup(ext_modules=extensions(), cmdclass={"build_ext": NinjaBuild, "build_py": BuildWithHeaders})

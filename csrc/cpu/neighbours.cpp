@@ -34,6 +34,8 @@ template <class V> DML_FN V load(const void* from) {
   return v;
 }
 
+template <class V> DML_FN V broadcast(typename Scalar<V>::type x) { return x - V{}; }   // 0 + x would be an addition: -0 + 0 = 0
+
 // count + (s >= t), lane by lane
 DML_FN VecI add_if_above(VecI count, VecF s, VecF t) {
 #if defined(__AVX512F__)
@@ -55,7 +57,7 @@ template <class T> static inline __attribute__((always_inline)) void product(con
     const V x = load<V>(panel), y = load<V>(panel + lanes);
 #pragma GCC unroll 16
     for (int r = 0; r < kTileRows; ++r) {
-      const V s = splat<V>(rows[r]);
+      const V s = broadcast<V>(rows[r]);
       left[r] += s * x;
       right[r] += s * y;
     }
@@ -99,7 +101,7 @@ template <class T> struct Workspace {
 template <class T> static int64_t widest_of(const Ranking<T>& p) {
   int64_t widest = 0;
   for (int64_t panel = p.q0 / kWidth<T>; panel * kWidth<T> < p.q1; ++panel)
-    if (p.most[panel] <= p.few) widest = most_of(widest, p.most[panel]);
+    if (p.spread[panel] == 0) widest = most_of(widest, p.most[panel]);
   return widest;
 }
 template <class T> static int64_t scratch_bytes(const Ranking<T>& p) { return Workspace<T>(p, widest_of(p), nullptr).bytes + 64; }
@@ -120,7 +122,8 @@ template <class T> static void pack_rows(const Ranking<T>& p, int64_t i0, int64_
 }
 
 // Similarities of one group of rows from g0 on to the panel of references from j0 on.
-template <class T> static inline __attribute__((always_inline)) void similarities(const Ranking<T>& p, const T* group, int64_t g0, int64_t g1, int64_t j0, T* out) {
+template <class T>
+static inline __attribute__((always_inline)) void similarities(const Ranking<T>& p, const T* group, int64_t g0, int64_t g1, int64_t j0, T* out) {
   product<T>(group, p.references + j0 * p.D, p.D, out);
   if (!p.query_halves) return;
   const int64_t columns = least(kWidth<T>, p.N - j0);
@@ -162,20 +165,53 @@ template <class T> static void positives(const Ranking<T>& p) {
   });
 }
 
-// Adds each listed similarity to the interval it falls into: intervals[k] counts t[k] <= s < t[k - 1], t descending.
-template <class T> static void sort_in(const T* list, int64_t n, const T* t, int64_t length, Count<T>* intervals) {
-  constexpr int together = 2 * Native<T>::lanes;                       // searches in step, to hide their latency
-  for (int64_t from = 0; from < n; from += together) {
-    T s[together];
-    Count<T> base[together];
-    const int64_t here = least(together, n - from);
-    for (int q = 0; q < together; ++q) s[q] = q < here ? list[from + q] : t[0], base[q] = 0;
-    int64_t rest = length;
-    for (; rest > 1; rest -= rest / 2) {
-      const Count<T> half = Count<T>(rest / 2);
-      for (int q = 0; q < together; ++q) base[q] += t[base[q] + half - 1] > s[q] ? half : 0;
-    }
-    for (int64_t q = 0; q < here; ++q) intervals[base[q] + (t[base[q]] > s[q])] += 1;
+// How many of a register of thresholds, in descending order, are above s.
+DML_FN int64_t above(const float* t, float s) {
+#if defined(__AVX512F__)
+  return __builtin_ctz(~unsigned(_mm512_cmp_ps_mask(_mm512_loadu_ps(t), _mm512_set1_ps(s), _CMP_GT_OQ)));
+#elif defined(__AVX__)
+  return __builtin_ctz(~unsigned(_mm256_movemask_ps(_mm256_cmp_ps(_mm256_loadu_ps(t), _mm256_set1_ps(s), _CMP_GT_OQ))));
+#elif defined(__SSE2__)
+  return __builtin_ctz(~unsigned(_mm_movemask_ps(_mm_cmpgt_ps(_mm_loadu_ps(t), _mm_set1_ps(s)))));
+#else
+  int64_t n = 0;
+  for (int q = 0; q < Native<float>::lanes; ++q) n += t[q] > s;
+  return n;
+#endif
+}
+DML_FN int64_t above(const double* t, double s) {
+  int64_t n = 0;
+  for (int q = 0; q < Native<double>::lanes; ++q) n += t[q] > s;
+  return n;
+}
+
+// Adds each listed similarity to its interval: intervals[k] counts t[k] <= s < t[k - 1]. None may lie below all leaves.
+template <class T, int Levels> static void descend(const T* list, int64_t n, const T* const* level, Count<T>* intervals) {
+  constexpr int lanes = Native<T>::lanes;
+  for (int64_t q = 0; q < n; ++q) {
+    int64_t place = 0;
+#pragma GCC unroll 4
+    for (int l = Levels - 1; l >= 0; --l) place = place * lanes + above(level[l] + place * lanes, list[q]);
+    intervals[place] += 1;
+  }
+}
+template <class T> static void sort_in(const T* list, int64_t n, const T* tree, int64_t leaves, Count<T>* intervals) {
+  constexpr int64_t lanes = Native<T>::lanes;
+  const T* level[32];
+  int levels = 0;
+  for (int64_t size = leaves;; size /= lanes) {
+    size = (size + lanes - 1) / lanes * lanes;
+    level[levels++] = tree;
+    tree += size;
+    if (size == lanes) break;
+  }
+  if (levels == 1) return descend<T, 1>(list, n, level, intervals);
+  if (levels == 2) return descend<T, 2>(list, n, level, intervals);
+  if (levels == 3) return descend<T, 3>(list, n, level, intervals);
+  for (int64_t q = 0; q < n; ++q) {
+    int64_t place = 0;
+    for (int l = levels - 1; l >= 0; --l) place = place * lanes + above(level[l] + place * lanes, list[q]);
+    intervals[place] += 1;
   }
 }
 
@@ -187,11 +223,11 @@ template <class T> static void count_row(const Ranking<T>& p, const Workspace<T>
   const T* row = w.block + local * kWidth<T>;
   if (length <= 0) return;
   const int64_t place = p.at(i, 0, kWidth<T>);
-  if (p.most[panel] <= p.few) {
+  if (p.spread[panel] == 0) {
     const V left = load<V>(row), right = load<V>(row + lanes);
     Count<T>* sums = w.row_counts + local * widest * lanes;
     for (int64_t k = 0; k < length; ++k) {
-      const V t = splat<V>(p.thresholds[place + k * kWidth<T>]);
+      const V t = broadcast<V>(p.thresholds[place + k * kWidth<T>]);
       const M sum = add_if_above(add_if_above(load<M>(sums + k * lanes), left, t), right, t);
       __builtin_memcpy(sums + k * lanes, &sum, sizeof sum);
     }
@@ -202,7 +238,7 @@ template <class T> static void count_row(const Ranking<T>& p, const Workspace<T>
       w.list[n] = row[j];
       n += row[j] >= lowest;
     }
-    sort_in(w.list, n, p.thresholds + place, length, counts + place);
+    sort_in(w.list, n, p.thresholds + place, p.most[panel], counts + place);
   }
 }
 
@@ -211,7 +247,7 @@ template <class T> static void count_columns(const Ranking<T>& p, const Workspac
   using M = typename Native<T>::M;
   constexpr int lanes = Native<T>::lanes;
   const int64_t panel = j0 / kWidth<T>;
-  if (p.most[panel] <= p.few) {
+  if (p.spread[panel] == 0) {
     for (int64_t k = 0; k < p.most[panel]; ++k) {
       const T* t = p.thresholds + p.start[panel] + k * kWidth<T>;
       Count<T>* to = counts + p.start[panel] + k * kWidth<T>;
@@ -236,7 +272,7 @@ template <class T> static void count_columns(const Ranking<T>& p, const Workspac
         w.list[n] = s;
         n += s >= lowest;
       }
-      sort_in(w.list, n, p.thresholds + place, length, counts + place);
+      sort_in(w.list, n, p.thresholds + place, p.most[panel], counts + place);
     }
   }
 }
@@ -258,7 +294,8 @@ template <class T> static void count(const Ranking<T>& p) {
         const int64_t from = both ? 0 : p.first[g0];
         if (j0 < p.last[g1 - 1] && from < j0 + kWidth<T>)
           for (int64_t i = g0; i < g1; ++i)
-            for (int64_t j = most_of(j0, both ? 0 : p.first[i]); j < least(p.last[i], j0 + kWidth<T>); ++j) out[(i - g0) * kWidth<T> + j - j0] = nothing;
+            for (int64_t j = most_of(j0, both ? 0 : p.first[i]); j < least(p.last[i], j0 + kWidth<T>); ++j)
+              out[(i - g0) * kWidth<T> + j - j0] = nothing;
         if (p.N < j0 + kWidth<T>)
           for (int64_t i = g0; i < g1; ++i)
             for (int64_t j = p.N - j0; j < kWidth<T>; ++j) out[(i - g0) * kWidth<T> + j] = nothing;
@@ -267,7 +304,7 @@ template <class T> static void count(const Ranking<T>& p) {
       if (both) count_columns(p, w, i1 - i0, j0, counts);
     }
     for (int64_t i = i0; i < i1; ++i) {
-      if (p.most[i / kWidth<T>] > p.few) continue;
+      if (p.spread[i / kWidth<T>] > 0) continue;
       for (int64_t k = 0; k < p.last[i] - p.first[i] - p.self; ++k) {
         const Count<T>* sums = w.row_counts + ((i - i0) * widest + k) * lanes;
         Count<T> total = 0;
@@ -278,7 +315,8 @@ template <class T> static void count(const Ranking<T>& p) {
   });
 }
 
-template <class T> static void pack(const T* from, const int64_t* order, int64_t rows, int64_t depth, bool normalise, T* panels, T* halves, int threads) {
+template <class T> static void pack(const T* from, const int64_t* order, int64_t rows, int64_t depth, bool normalise, T* panels,
+                                    T* halves, int threads) {
 #pragma omp parallel for num_threads(threads) schedule(static) if (threads > 1)
   for (int64_t j0 = 0; j0 < rows; j0 += kWidth<T>)
     for (int64_t q = 0; q < kWidth<T>; ++q) {

@@ -4,6 +4,8 @@
 #pragma once
 #include <cstdint>
 
+#include "dml/platform.h"
+
 namespace dml {
 
 template <class T> struct CountOf;                                     // as wide as the number, so that masks can be added
@@ -21,7 +23,7 @@ template <class T> struct Ranking {
   int64_t q0, q1;                                                      // queries of this run; q0 begins a panel
   const int64_t* start;                                                // [panels of queries]: where the thresholds of a panel lie
   const int64_t* most;                                                 // [panels of queries]: positives per query, at most
-  int64_t few;                                                         // up to so many positives each one is compared
+  const int64_t* spread;                                               // [panels of queries]: cells of a query's tree; 0: few positives
   T* thresholds;                                                       // similarities of positives; see at()
   typename CountOf<T>::type* counts;                                   // [threads][cells]
   int64_t cells;
@@ -29,10 +31,11 @@ template <class T> struct Ranking {
   unsigned char* scratch;                                              // `threads` pieces
   int64_t scratch_bytes;                                               // of one piece
 
-  // Few positives: [positive][query], compared a register of queries at a time. Many: [query][positive], descending.
-  int64_t at(int64_t query, int64_t positive, int64_t width) const {
+  // Few positives: [positive][query], compared a register of queries at a time. Many: a tree per query, whose leaves are its
+  // positives in descending order; behind them the lowest of every register of leaves, and so on up to one register.
+  DML_FN int64_t at(int64_t query, int64_t positive, int64_t width) const {
     const int64_t panel = query / width, place = query % width;
-    return start[panel] + (most[panel] <= few ? positive * width + place : place * most[panel] + positive);
+    return start[panel] + (spread[panel] == 0 ? positive * width + place : place * spread[panel] + positive);
   }
 };
 
@@ -42,7 +45,7 @@ template <class T> struct RankingKernels {
   void (*pack)(const T* from, const int64_t* order, int64_t rows, int64_t depth, bool normalise, T* panels, T* halves, int threads);
   int64_t (*scratch_bytes)(const Ranking<T>&);
   void (*positives)(const Ranking<T>&);                                // fills the thresholds, unsorted
-  void (*count)(const Ranking<T>&);                                    // adds to the counts; `many`: per interval of thresholds
+  void (*count)(const Ranking<T>&);                                    // adds to the counts; in a tree per interval between leaves
 };
 
 struct Vectors {                                                       // rows of T, contiguous, in any order of labels
@@ -55,7 +58,7 @@ enum class Metric { cosine, dot, euclidean };
 
 // Per query: number of positives, rank of the first one, share of positives among the R first (R: their number), average
 // precision cut at R, average precision, then for every k the positives among the k first. values is double [5 + ks, queries];
-// a query without a positive has zeros. `memory` bounds thresholds and counts in bytes; `few` as above; 0: the planner decides.
+// a query without a positive has zeros. `memory` bounds thresholds and counts in bytes; up to `few` positives each is compared; 0: the planner decides.
 void rank_positives(bool is_double, const Vectors& queries, const Vectors* references, int64_t width, Metric metric,
                     const int64_t* ks, int64_t k_count, double* values, int threads, int64_t memory, int64_t few);
 

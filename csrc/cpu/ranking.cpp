@@ -44,16 +44,16 @@ template <class T> RankingKernels<T> current() {
 }
 
 constexpr int64_t kMemory = int64_t(64) << 20;                         // for thresholds and counts
-constexpr int64_t kFew = 96;                                           // measured: a search is dearer up to here
+constexpr int64_t kFew = 64;                                           // measured: a search is dearer up to here
 
 template <class T> class Ranker {
  public:
   Ranker(const Vectors& queries, const Vectors* references, int64_t depth, Metric metric, int threads, int64_t memory, int64_t few)
-      : kernels_(current<T>()), width_(kernels_.width), memory_(memory > 0 ? memory : kMemory) {
+      : kernels_(current<T>()), width_(kernels_.width), lanes_(kernels_.width / 2), memory_(memory > 0 ? memory : kMemory),
+        few_(few > 0 ? few : kFew) {
     p_.D = depth;
     p_.N = references ? references->rows : queries.rows;
     p_.self = !references;
-    p_.few = few > 0 ? few : kFew;
     const double work = double(queries.rows) * double(p_.N) * double(depth);
     p_.threads = omp_in_parallel() ? 1 : std::max(1, std::min({threads, omp_get_thread_limit(), int(work / 1e7) + 1}));
 
@@ -63,7 +63,8 @@ template <class T> class Ranker {
       theirs = in_order(*references);
       const int64_t* labels = references->labels;
       auto present = [&](int64_t i) {
-        const auto at = std::lower_bound(theirs.begin(), theirs.end(), queries.labels[i], [&](int64_t r, int64_t label) { return labels[r] < label; });
+        auto before = [&](int64_t r, int64_t label) { return labels[r] < label; };
+        const auto at = std::lower_bound(theirs.begin(), theirs.end(), queries.labels[i], before);
         return at != theirs.end() && labels[*at] == queries.labels[i];
       };
       order_.erase(std::remove_if(order_.begin(), order_.end(), [&](int64_t i) { return !present(i); }), order_.end());
@@ -80,12 +81,13 @@ template <class T> class Ranker {
   void run(const int64_t* ks, int64_t k_count, double* values, int64_t columns) {
     std::fill(values, values + (5 + k_count) * columns, 0.0);
     const int64_t bytes_per_cell = int64_t(sizeof(T)) * (1 + p_.threads), panels = int64_t(most_.size());
-    start_.assign(panels, 0);
-    p_.start = start_.data(), p_.most = most_.data();
+    start_.assign(panels, 0), spread_.assign(panels, 0);
+    p_.start = start_.data(), p_.most = most_.data(), p_.spread = spread_.data();
     for (int64_t panel = 0, next; panel < panels; panel = next) {
       p_.cells = 0;
       for (next = panel; next < panels; ++next) {
-        const int64_t more = most_[next] * width_;
+        spread_[next] = most_[next] > few_ ? tree_size(most_[next]) : 0;
+        const int64_t more = (spread_[next] ? spread_[next] : most_[next]) * width_;
         if (next > panel && (p_.cells + more) * bytes_per_cell > memory_) break;
         start_[next] = p_.cells;
         p_.cells += more;
@@ -138,7 +140,23 @@ template <class T> class Ranker {
   }
 
   int64_t positives_of(int64_t i) const { return last_[i] - first_[i] - p_.self; }
-  int64_t stride_of(int64_t i) const { return most_[i / width_] <= p_.few ? width_ : 1; }
+  int64_t stride_of(int64_t i) const { return spread_[i / width_] == 0 ? width_ : 1; }
+
+  int64_t tree_size(int64_t leaves) const {
+    int64_t cells = 0;
+    for (int64_t size = leaves; size > 1; size /= lanes_) cells += size = (size + lanes_ - 1) / lanes_ * lanes_;
+    return cells;
+  }
+  void grow_tree(T* tree, int64_t leaves, int64_t length) const {
+    std::fill(tree + length, tree + tree_size(leaves), -std::numeric_limits<T>::infinity());
+    for (int64_t size = (leaves + lanes_ - 1) / lanes_ * lanes_; size > lanes_;) {
+      T* up = tree + size;
+      size /= lanes_;
+      for (int64_t k = 0; k < size; ++k) up[k] = tree[(k + 1) * lanes_ - 1];
+      tree = up;
+      size = (size + lanes_ - 1) / lanes_ * lanes_;
+    }
+  }
 
   void sort_thresholds() {
 #pragma omp parallel num_threads(p_.threads) if (p_.threads > 1)
@@ -147,10 +165,11 @@ template <class T> class Ranker {
 #pragma omp for schedule(dynamic, 64)
       for (int64_t i = p_.q0; i < p_.q1; ++i) {
         const int64_t n = positives_of(i), stride = stride_of(i);
-        if (n < 2) continue;
+        if (n == 0) continue;
         T* at = p_.thresholds + p_.at(i, 0, width_);
         if (stride == 1) {
           std::sort(at, at + n, std::greater<T>());
+          grow_tree(at, most_[i / width_], n);
           continue;
         }
         list.resize(n);
@@ -186,9 +205,9 @@ template <class T> class Ranker {
   }
 
   RankingKernels<T> kernels_;
-  int64_t width_, memory_;
+  int64_t width_, lanes_, memory_, few_;
   Ranking<T> p_{};
-  std::vector<int64_t> order_, first_, last_, most_, start_;
+  std::vector<int64_t> order_, first_, last_, most_, start_, spread_;
   Buffer<T> query_panels_, reference_panels_, query_halves_, reference_halves_, thresholds_;
   Buffer<typename CountOf<T>::type> counts_;
   Buffer<unsigned char> scratch_;

@@ -51,8 +51,9 @@ template <> struct Native<float> { using V = VecF; using M = VecI; static conste
 template <> struct Native<double> { using V = VecD; using M = VecL; static constexpr int lanes = DML_WIDTH / 8; };
 template <> struct Scalar<VecF> { using type = float; };
 template <> struct Scalar<VecD> { using type = double; };
-template <> DML_FN VecF splat<VecF>(float x) { return VecF{} + x; }
-template <> DML_FN VecD splat<VecD>(double x) { return VecD{} + x; }
+// x - 0 is x to the last bit, so this is a plain broadcast; 0 + x is not (x = -0) and would cost an addition.
+template <> DML_FN VecF splat<VecF>(float x) { return x - VecF{}; }
+template <> DML_FN VecD splat<VecD>(double x) { return x - VecD{}; }
 
 DML_FN VecF select(VecI m, VecF a, VecF b) { return m ? a : b; }
 DML_FN VecD select(VecL m, VecD a, VecD b) { return m ? a : b; }

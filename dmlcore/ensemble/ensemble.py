@@ -25,6 +25,20 @@ def _unique(names: list[str]) -> list[str]:
     return out
 
 
+def _apart(groups: list[tuple[list[int], list[int], Rows]]) -> dict[int, Rows]:
+    """The rows of each member out of the passes'."""
+    found = {}
+    for members, sizes, rows in groups:
+        for index, values, counts in zip(members, rows.values.split(sizes), rows.counts.split(sizes), strict=True):
+            found[index] = Rows(values, counts)
+    return found
+
+
+def _row_loss(loss: Loss) -> RowLoss:
+    assert isinstance(loss, RowLoss)
+    return loss
+
+
 class LossEnsemble(nn.Module):
     """A weighted sum of losses on one embedding, as a module.
 
@@ -34,10 +48,6 @@ class LossEnsemble(nn.Module):
         weights: one number >= 0 per loss; None: all 1.
         weighting_options: options of the weighting by name.
         num_classes, embedding_dim: for names of losses that own proxies.
-
-    Attributes:
-        terms: the losses' values of the last call by name, detached and unweighted.
-        active: the share of anchors with a non-zero value at the last call by name, detached (NaN for losses without rows).
 
     Raises:
         ConfigError: no losses, unknown names, wrong weights, `reduction = "none"`.
@@ -62,13 +72,13 @@ class LossEnsemble(nn.Module):
         component = find("weighting", weighting).component
         options = build_options(component.Options, weighting_options or {}, weighting)
         self.weighting: Weighting = component(initial_weights(weights, len(made)), options)
-        self.terms: dict[str, Tensor] = {}
-        self.active: dict[str, Tensor] = {}
+        self._last_terms: Tensor | None = None
+        self._last_rows: list[tuple[list[int], list[int], Rows]] = []
 
     @property
     def members(self) -> list[Loss]:
         """The losses in order."""
-        return [loss for loss in self.losses if isinstance(loss, Loss)]
+        return list(self.losses)  # type: ignore[arg-type]
 
     @property
     def weights(self) -> Tensor:
@@ -80,40 +90,49 @@ class LossEnsemble(nn.Module):
         groups: dict[tuple[int, int], list[int]] = {}
         calls: dict[int, FunctorCall] = {}
         for index, side in sides.items():
-            loss = self.losses[index]
-            assert isinstance(loss, RowLoss)
-            call = loss.call_for(device)
+            call = _row_loss(self.members[index]).call_for(device)
             if call is not None:
                 calls[index] = call
                 groups.setdefault((id(side.anchors), id(side.references)), []).append(index)
         return groups, calls
 
-    def rows(self, embeddings: Tensor, labels: Tensor, *, references: Tensor | None = None,
-             reference_labels: Tensor | None = None) -> dict[int, Rows]:
-        """Values and counts of every member that is defined by rows, by its index. Arguments as `forward`."""
+    def _grouped_rows(self, embeddings: Tensor, labels: Tensor, references: Tensor | None,
+                      reference_labels: Tensor | None) -> list[tuple[list[int], list[int], Rows]]:
+        """One entry per pass: the members, how many values each has, and the values and counts of all of them, `[V, A]`."""
         labels, reference_labels = check_inputs(embeddings, labels, references, reference_labels)
         sides: dict[int, Sides] = {}
-        for index, loss in enumerate(self.losses):
+        for index, loss in enumerate(self.members):
             if isinstance(loss, ProxyLoss):
                 sides[index] = loss.sides(embeddings, labels, None, None)
             elif isinstance(loss, RowLoss):
                 sides[index] = loss.sides(embeddings, labels, references, reference_labels)
         groups, calls = self._groups(sides, embeddings.device)
-        found: dict[int, Rows] = {}
+        found = []
         for members in groups.values():
             anchors, anchor_labels, others, other_labels = sides[members[0]]
-            values, counts = fused_rows(anchors, anchor_labels, others, other_labels, tuple(calls[index] for index in members))
-            at = 0
-            for index in members:
-                size = functors()[calls[index].functor][1]
-                found[index] = Rows(values[at : at + size], counts[at : at + size])
-                at += size
+            rows = Rows(*fused_rows(anchors, anchor_labels, others, other_labels, tuple(calls[index] for index in members)))
+            found.append((members, [functors()[calls[index].functor][1] for index in members], rows))
         for index, side in sides.items():
-            if index not in found:
-                loss = self.losses[index]
-                assert isinstance(loss, RowLoss)
-                found[index] = loss.plain_rows(side)
+            if index not in calls:
+                rows = _row_loss(self.members[index]).plain_rows(side)
+                found.append(([index], [len(rows.values)], rows))
         return found
+
+    def rows(self, embeddings: Tensor, labels: Tensor, *, references: Tensor | None = None,
+             reference_labels: Tensor | None = None) -> dict[int, Rows]:
+        """Values and counts of every member that is defined by rows, by its index. Arguments as `forward`."""
+        return _apart(self._grouped_rows(embeddings, labels, references, reference_labels))
+
+    def _reduced(self, members: list[int], sizes: list[int], rows: Rows) -> Tensor:
+        """`[len(members)]` terms of one pass. Members reduced by default take a few operations together, not each its own."""
+        if any(self.members[index].options.reduction != "default" for index in members):
+            apart = _apart([(members, sizes, rows)])
+            return torch.stack([_row_loss(self.members[index]).reduce(apart[index]) for index in members])
+        averages = rows.values.sum(1) / rows.counts.sum(1).clamp_min(1)  # [V]
+        if len(averages) == len(members):
+            return averages
+        owner = [position for position, size in enumerate(sizes) for _ in range(size)]
+        return averages.new_zeros(len(members)).index_add(0, torch.tensor(owner, device=averages.device), averages)
 
     def forward(self, embeddings: Tensor, labels: Tensor, *, references: Tensor | None = None,
                 reference_labels: Tensor | None = None) -> Tensor:
@@ -130,25 +149,38 @@ class LossEnsemble(nn.Module):
         Raises:
             PluginError: a member returns something else than a scalar.
         """
-        rows = self.rows(embeddings, labels, references=references, reference_labels=reference_labels)
-        terms, active = [], {}
-        for index, (name, loss) in enumerate(zip(self.names, self.members, strict=True)):
-            if index in rows:
-                assert isinstance(loss, RowLoss)
-                term = loss.reduce(rows[index])
-                with torch.no_grad():
-                    active[name] = (rows[index].values.detach() > 0).any(0).float().mean()
-            else:
-                term = loss(embeddings, labels, references=references, reference_labels=reference_labels)
-                if not isinstance(term, Tensor) or term.ndim != 0:
-                    got = list(term.shape) if isinstance(term, Tensor) else type(term).__name__
-                    raise PluginError(f"loss '{loss.name}' must return a scalar tensor, got {got}; see dmlcore.testing.check_loss")
-                active[name] = term.detach().new_full((), torch.nan)
-            terms.append(term)
-        stacked = torch.stack([term.to(terms[0].dtype) for term in terms])  # [L]
-        self.terms = dict(zip(self.names, stacked.detach().unbind(), strict=True))
-        self.active = active
-        return self.weighting(stacked)
+        groups = self._grouped_rows(embeddings, labels, references, reference_labels)
+        order = [index for members, _, _ in groups for index in members]
+        parts = [self._reduced(*group) for group in groups]
+        for index, loss in enumerate(self.members):
+            if index in order:
+                continue
+            term = loss(embeddings, labels, references=references, reference_labels=reference_labels)
+            if not isinstance(term, Tensor) or term.ndim != 0:
+                got = list(term.shape) if isinstance(term, Tensor) else type(term).__name__
+                raise PluginError(f"loss '{loss.name}' must return a scalar tensor, got {got}; see dmlcore.testing.check_loss")
+            parts.append(term[None])
+            order.append(index)
+        terms = parts[0] if len(parts) == 1 else torch.cat([part.to(parts[0].dtype) for part in parts])  # [L]
+        if order != sorted(order):
+            terms = terms[torch.tensor([order.index(index) for index in range(len(order))], device=terms.device)]
+        self._last_terms = terms.detach()
+        self._last_rows = [(members, sizes, Rows(rows.values.detach(), rows.counts)) for members, sizes, rows in groups]
+        return self.weighting(terms)
+
+    @property
+    def terms(self) -> dict[str, Tensor]:
+        """The losses' values of the last call by name, detached and unweighted; empty before the first call."""
+        return {} if self._last_terms is None else dict(zip(self.names, self._last_terms.unbind(), strict=True))
+
+    @property
+    def active(self) -> dict[str, Tensor]:
+        """The share of anchors with a non-zero value at the last call by name; NaN for losses without rows."""
+        if self._last_terms is None:
+            return {}
+        rows = _apart(self._last_rows)
+        nothing = self._last_terms.new_full((), torch.nan)
+        return {name: (rows[index].values > 0).any(0).float().mean() if index in rows else nothing for index, name in enumerate(self.names)}
 
     def parameter_roles(self) -> dict[str, list[nn.Parameter]]:
         """Parameters by the optimiser group they belong to: `proxies`, `scalars`, `weights`."""

@@ -1,0 +1,1 @@
+"""Measurements: `python -m benchmarks`. Nothing here is imported by the package."""

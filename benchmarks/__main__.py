@@ -1,0 +1,40 @@
+"""`python -m benchmarks [losses|evaluation ...] [--quick] [--only TEXT] [--csv FILE] [--json FILE]`."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from benchmarks.measuring import environment, write
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
+    parser.add_argument("cases", nargs="*", choices=["losses", "evaluation", []], help="what to measure; all by default")
+    parser.add_argument("--quick", action="store_true", help="small sizes, no torch.compile")
+    parser.add_argument("--only", help="part of a loss case's name")
+    parser.add_argument("--no-compile", action="store_true", help="leave torch.compile out")
+    parser.add_argument("--csv", type=Path, help="write the rows as CSV")
+    parser.add_argument("--json", type=Path, help="write the rows as JSON")
+    options = parser.parse_args()
+    rows = []
+    for name in options.cases or ["losses", "evaluation"]:
+        if name == "losses":
+            from benchmarks import losses
+
+            rows += [{"benchmark": name, **row} for row in losses.run(options.quick, options.only, not options.no_compile)]
+        else:
+            from benchmarks import evaluation
+
+            found = evaluation.run(options.quick, 3 if options.quick else 5)
+            for row in found:
+                print("  ".join(f"{key} {value:.3g}" if isinstance(value, float) else f"{key} {value}" for key, value in row.items()))
+            rows += [{"benchmark": name, **row} for row in found]
+    about = environment()
+    rows = [{**row, **about} for row in rows]
+    write(rows, options.csv, options.json)
+    print(", ".join(f"{key} {value}" for key, value in about.items()))
+
+
+if __name__ == "__main__":
+    main()

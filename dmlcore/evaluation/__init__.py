@@ -1,0 +1,7 @@
+"""Retrieval metrics of embeddings, and the protocol that applies them to a model and a data set."""
+
+from __future__ import annotations
+
+from dmlcore.evaluation.metrics import METRICS, retrieval_metrics
+
+__all__ = ["METRICS", "retrieval_metrics"]

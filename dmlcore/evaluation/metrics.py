@@ -1,0 +1,132 @@
+"""Retrieval metrics of embeddings: checks of the input, and means over queries of what each finds."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from dmlcore.errors import ConfigError, suggestion
+from dmlcore.evaluation import plain
+from dmlcore.kernels import neighbours
+
+METRICS = ("cosine", "dot", "euclidean")
+
+
+def retrieval_metrics(
+    embeddings: Tensor | np.ndarray,
+    labels: Tensor | np.ndarray | Sequence[int],
+    references: Tensor | np.ndarray | None = None,
+    reference_labels: Tensor | np.ndarray | Sequence[int] | None = None,
+    recall_at: Sequence[int] = (1, 2, 4, 8),
+    *,
+    metric: str = "cosine",
+) -> dict[str, float]:
+    """How well nearest neighbours share the label: exact, over the full ranking, in bounded memory.
+
+    Without `references` every sample is a query against all others. References with the label of the query are its
+    positives. Ties: a negative exactly as similar as a positive comes before it, so collapsed embeddings score lowest.
+    Queries without a positive are counted in `excluded` and enter no mean.
+
+    Args:
+        embeddings: [N, D] numbers, finite; float16 and bfloat16 are compared in float32.
+        labels: [N] integers of any size that int64 holds.
+        references: [M, D]; a query that is among them finds itself.
+        reference_labels: [M] integers.
+        recall_at: each k >= 1; at most the number of references is meaningful.
+        metric: "cosine" (zero vectors stay zero), "dot" or "euclidean".
+
+    Returns:
+        For R = number of positives of a query: `recall@k` (share of queries with a positive among the k nearest),
+        `precision@k` (share of positives among the k nearest), `r_precision` (share among the R nearest), `map@r` (average
+        precision cut at R), `map` (average precision), `mrr` (mean of 1 / rank of the first positive), `queries`, `excluded`.
+
+    Raises:
+        ConfigError: wrong shapes, types or options, values that are not finite, or no query with a positive.
+
+    Source: R-precision and MAP@R as in Musgrave, Belongie and Lim, "A Metric Learning Reality Check", ECCV 2020, section 3.2.
+    """
+    ks = _checked_ks(recall_at)
+    if metric not in METRICS:
+        raise ConfigError(f"unknown metric {metric!r}.{suggestion(str(metric), METRICS)}")
+    x = _vectors(embeddings, "embeddings")
+    y = _labels(labels, len(x), "labels", x.device)
+    others = other_labels = None
+    if references is not None or reference_labels is not None:
+        if references is None or reference_labels is None:
+            missing = "reference_labels" if reference_labels is None else "references"
+            raise ConfigError(f"{missing} are missing; pass references and reference_labels together, or neither")
+        others = _vectors(references, "references")
+        if others.shape[1] != x.shape[1]:
+            raise ConfigError(f"embeddings have {x.shape[1]} dimensions and references {others.shape[1]}; they must agree")
+        if others.device != x.device:
+            raise ConfigError(f"embeddings are on {x.device} and references on {others.device}; move them to one device")
+        other_labels = _labels(reference_labels, len(others), "reference_labels", x.device)
+        common = torch.promote_types(x.dtype, others.dtype)
+        x, others = x.to(common), others.to(common)
+    with torch.no_grad():
+        rank = plain.rank_positives if neighbours.why_not(x) else neighbours.rank_positives
+        table = rank(x, y, others, other_labels, ks, metric).cpu().numpy()  # [5 + K, N]
+    return _means(table, ks)
+
+
+def _means(table: np.ndarray, ks: list[int]) -> dict[str, float]:
+    counted = table[0] > 0
+    queries = int(counted.sum())
+    if queries == 0:
+        raise ConfigError("no query has a positive: every label occurs once; pass at least two samples of some class")
+    if queries < len(counted):
+        table = table[:, counted]
+    first = table[1]
+    out = {f"recall@{k}": float((first <= k).mean()) for k in ks}
+    out |= {f"precision@{k}": float(hits.mean() / k) for k, hits in zip(ks, table[5:], strict=True)}
+    out |= {"r_precision": float(table[2].mean()), "map@r": float(table[3].mean()), "map": float(table[4].mean())}
+    return out | {"mrr": float((1 / first).mean()), "queries": float(queries), "excluded": float(len(counted) - queries)}
+
+
+def _checked_ks(recall_at: Any) -> list[int]:
+    try:
+        given = list(recall_at)
+    except TypeError:
+        raise ConfigError(f"recall_at must be a list of whole numbers, got {recall_at!r}") from None
+    for k in given:
+        if isinstance(k, bool) or not isinstance(k, int | np.integer) or not 1 <= k < 2**62:
+            raise ConfigError(f"recall_at must hold whole numbers of at least 1, got {k!r}")
+    return list(dict.fromkeys(int(k) for k in given))
+
+
+def _vectors(given: Any, name: str) -> Tensor:
+    try:
+        x = given if isinstance(given, Tensor) else torch.as_tensor(np.ascontiguousarray(given))
+    except (TypeError, ValueError) as error:
+        raise ConfigError(f"{name} must be a tensor or array of numbers: {str(error).splitlines()[0]}") from None
+    x = x.detach()
+    if x.ndim != 2:
+        raise ConfigError(f"{name} must have the shape [N, D], got {list(x.shape)}")
+    if x.shape[0] == 0 or x.shape[1] == 0:
+        raise ConfigError(f"{name} are empty: shape {list(x.shape)}")
+    if x.is_complex() or x.dtype == torch.bool:
+        raise ConfigError(f"{name} must be real numbers, got {x.dtype}")
+    if x.dtype not in neighbours.NUMBER_TYPES:
+        x = x.float()
+    if not bool(torch.isfinite(x.sum())):  # may be an overflow of the sum alone
+        broken = (~torch.isfinite(x).all(1)).nonzero()[:, 0]
+        if len(broken):
+            where = f"{len(broken)} of {len(x)} rows, the first is row {int(broken[0])}"
+            raise ConfigError(f"{name} hold NaN or infinite values in {where}")
+    return x
+
+
+def _labels(given: Any, count: int, name: str, device: torch.device) -> Tensor:
+    try:
+        y = given if isinstance(given, Tensor) else torch.as_tensor(np.ascontiguousarray(given))
+    except (TypeError, ValueError) as error:
+        raise ConfigError(f"{name} must be whole numbers: {str(error).splitlines()[0]}") from None
+    if y.ndim != 1 or len(y) != count:
+        raise ConfigError(f"{name} must have the shape [{count}], one per row, got {list(y.shape)}")
+    if y.is_floating_point() or y.is_complex():
+        raise ConfigError(f"{name} must be whole numbers, got {y.dtype}; make them int64 where they come from")
+    return y.detach().to(device, torch.int64)  # uint64 wraps around, which keeps different labels different

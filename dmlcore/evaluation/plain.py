@@ -1,0 +1,114 @@
+"""Ranks of positives in plain PyTorch, in chunks of queries: the definition, also used without the extension and on GPUs."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+CHUNK_CELLS = 1 << 22  # similarities held at a time
+
+
+def prepared(embeddings: Tensor, metric: str) -> Tensor:
+    """Embeddings as they are multiplied: for "cosine" with unit norm, where a zero vector stays zero."""
+    if metric != "cosine":
+        return embeddings
+    largest = embeddings.abs().amax(1, keepdim=True)  # [N, 1]
+    scaled = embeddings / torch.where(largest > 0, largest, 1)  # so that no square overflows or vanishes
+    return functional.normalize(scaled)
+
+
+def _distinct(embeddings: Tensor) -> tuple[Tensor, Tensor | None]:
+    """The distinct rows and, if any row repeats, the place of every row among them.
+
+    A matrix product may round equal columns differently, depending on where they stand; ties are exact only if equal rows
+    are multiplied once.
+    """
+    bits = (embeddings + 0.0).view(torch.int32 if embeddings.dtype == torch.float32 else torch.int64)  # -0.0 is 0.0
+    generator = torch.Generator().manual_seed(0)
+    factors = torch.randint(1 << 62, (bits.shape[1],), generator=generator).to(bits.device) | 1
+    keys = torch.zeros(len(bits), dtype=torch.int64, device=bits.device)
+    for column in range(bits.shape[1]):  # [N] at a time
+        keys += (bits[:, column].long() ^ (keys >> 17)) * factors[column]
+    unique, place = torch.unique(keys, return_inverse=True)
+    if len(unique) == len(keys):
+        return embeddings, None
+    first = torch.full((len(unique),), len(keys), device=keys.device)
+    first.scatter_reduce_(0, place, torch.arange(len(keys), device=keys.device), "amin")
+    if torch.equal(embeddings[first][place], embeddings):
+        return embeddings[first], place
+    return torch.unique(embeddings + 0.0, dim=0, return_inverse=True)  # two different rows share a key
+
+
+def rank_positives(
+    queries: Tensor,
+    query_labels: Tensor,
+    references: Tensor | None,
+    reference_labels: Tensor | None,
+    ks: Sequence[int],
+    metric: str,
+) -> Tensor:
+    """What every query finds.
+
+    References are ordered by descending similarity; a negative exactly as similar as a positive comes before it. Rank 1 is
+    the nearest. With n positives at the ranks r_1 < ... < r_n, R = n:
+
+        r_precision = mean(r <= R);  map@r = sum((1..n) / r where r <= R) / R;  map = mean((1..n) / r)
+
+    Args:
+        queries: [Q, D] float32 or float64, finite.
+        query_labels: [Q] int64.
+        references: [N, D]; None: every query against all other queries.
+        reference_labels: [N] int64, or None.
+        ks: numbers of nearest references, each at least 1.
+        metric: "cosine", "dot" or "euclidean".
+
+    Returns:
+        [5 + len(ks), Q] float64: number of positives, rank of the first, r_precision, map@r, map, then for every k the
+        positives among the k nearest. Zeros for a query without a positive.
+    """
+    own = references is None
+    theirs, their_labels = queries, query_labels
+    if references is not None and reference_labels is not None:
+        theirs, their_labels = references, reference_labels
+    values = torch.zeros(5 + len(ks), len(queries), dtype=torch.float64, device=queries.device)
+    if len(queries) == 0 or len(theirs) == 0:
+        return values
+    columns, place = _distinct(prepared(theirs, metric))
+    rows = prepared(queries, metric)
+    halves = columns.double().square().sum(1).to(columns.dtype) / 2 if metric == "euclidean" else None  # [N]
+    chunk = max(1, CHUNK_CELLS // len(theirs))
+    for start in range(0, len(queries), chunk):
+        part = slice(start, min(start + chunk, len(queries)))
+        s = rows[part] @ columns.T  # [c, N]
+        if halves is not None:
+            s = s - halves  # the query's own half changes no order
+        if place is not None:
+            s = s[:, place]
+        positive = query_labels[part, None] == their_labels  # [c, N]
+        negatives = s.masked_fill(positive, -torch.inf).sort(dim=1).values
+        if own:
+            index = torch.arange(part.start, part.stop, device=s.device)
+            positive[index - part.start, index] = False
+        count = positive.sum(1)  # [c]
+        most = int(count.max())
+        if most == 0:
+            continue
+        t = s.masked_fill(~positive, -torch.inf).topk(most, dim=1).values  # [c, P] descending
+        held = torch.arange(1, most + 1, device=s.device)  # how many positives there are up to this one
+        real = held <= count[:, None]
+        above = s.shape[1] - torch.searchsorted(negatives, t.contiguous())  # negatives with s >= t
+        rank = held + above
+        precision = torch.where(real, held.double() / rank, 0.0)
+        within = real & (rank <= count[:, None])
+        size = count.clamp_min(1).double()
+        values[0, part] = count.double()
+        values[1, part] = torch.where(count > 0, rank[:, 0], 0).double()
+        values[2, part] = within.sum(1) / size
+        values[3, part] = torch.where(within, precision, 0.0).sum(1) / size
+        values[4, part] = precision.sum(1) / size
+        for row, k in enumerate(ks):
+            values[5 + row, part] = (real & (rank <= k)).sum(1).double()
+    return values

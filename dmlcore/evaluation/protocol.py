@@ -1,0 +1,146 @@
+"""Evaluating a model on a data set: embedding it in batches, the baselines, and the rows of the table. The metrics
+themselves are in `retrieval`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from dmlcore.errors import PluginError
+
+if TYPE_CHECKING:
+    from dmlcore.data import LabelledDataset
+
+COLUMNS = {
+    "R@1": "recall@1",
+    "R@2": "recall@2",
+    "R@4": "recall@4",
+    "R@8": "recall@8",
+    "R-prec": "r_precision",
+    "MAP@R": "map@r",
+    "mAP": "map",
+}
+RAW_SIDE = 32  # pixels: larger images are averaged down to this before they are compared as they are
+
+
+@contextlib.contextmanager
+def _evaluating(model: nn.Module) -> Iterator[None]:
+    was_training = model.training
+    model.eval()
+    try:
+        with torch.inference_mode():
+            yield
+    finally:
+        model.train(was_training)
+
+
+def samples(dataset: LabelledDataset, batch_size: int = 256, workers: int = 0) -> Iterator[Tensor]:
+    """All samples in order, as float32 batches [b, ...] without augmentation."""
+    from dmlcore.data import OrderedBatches, batches
+
+    for inputs, _ in batches(dataset, OrderedBatches(len(dataset), batch_size), workers=workers):
+        yield inputs
+
+
+def embed(model: nn.Module, dataset: LabelledDataset, *, batch_size: int = 256, workers: int = 0) -> Tensor:
+    """Embeddings of a data set, in its order.
+
+    Args:
+        model: gives [b, D] for a batch; run in evaluation mode, on the device it is on.
+        dataset: N samples.
+        batch_size: samples at a time.
+        workers: processes that decode image files.
+
+    Returns:
+        [N, D] float32, on the model's device.
+    """
+    device = next((p.device for p in model.parameters()), torch.device("cpu"))
+    with _evaluating(model):
+        parts = [model(inputs.to(device)).float() for inputs in samples(dataset, batch_size, workers)]
+    embeddings = torch.cat(parts)
+    if embeddings.ndim != 2 or len(embeddings) != len(dataset):
+        raise PluginError(
+            f"the model gave embeddings of shape {tuple(embeddings.shape)} for {len(dataset)} samples;"
+            f" expected ({len(dataset)}, D)"
+        )
+    return embeddings
+
+
+def raw_features(dataset: LabelledDataset, *, workers: int = 0) -> Tensor:
+    """The samples as they are: features, or pixels with larger images averaged down to 32 x 32; [N, F] float32."""
+    parts = []
+    for inputs in samples(dataset, workers=workers):
+        if inputs.ndim == 4 and max(inputs.shape[2:]) > RAW_SIDE:
+            inputs = functional.adaptive_avg_pool2d(inputs, RAW_SIDE)  # [b, C, 32, 32]
+        parts.append(inputs.flatten(1))
+    return torch.cat(parts)
+
+
+def evaluate(embeddings: Tensor, dataset: LabelledDataset) -> dict[str, float]:
+    """Retrieval metrics of embeddings of a data set, every sample a query against all others.
+
+    Args:
+        embeddings: [N, D].
+        dataset: N labels.
+    """
+    from dmlcore.evaluation import retrieval_metrics
+
+    return retrieval_metrics(embeddings, torch.from_numpy(dataset.labels).to(embeddings.device))
+
+
+def evaluate_model(model: nn.Module, dataset: LabelledDataset, *, workers: int = 0) -> dict[str, float]:
+    """Retrieval metrics of a model on a data set."""
+    return evaluate(embed(model, dataset, workers=workers), dataset)
+
+
+def evaluate_raw(dataset: LabelledDataset, *, workers: int = 0) -> dict[str, float]:
+    """The baseline without a model: retrieval on raw pixels or features."""
+    return evaluate(raw_features(dataset, workers=workers), dataset)
+
+
+def compare(
+    model: nn.Module, untrained: nn.Module, parts: dict[str, LabelledDataset], *, kind: str, workers: int = 0
+) -> tuple[dict[str, dict[str, float]], dict[str, dict[str, dict[str, float]]]]:
+    """A model beside its two baselines.
+
+    Args:
+        model: the trained one.
+        untrained: the same with its first weights.
+        parts: data sets by name.
+        kind: `images` or `features`.
+        workers: processes that decode image files.
+
+    Returns:
+        Metrics by part, and metrics by baseline and part.
+    """
+    raw = "raw pixels" if kind == "images" else "raw features"
+    metrics = {name: evaluate_model(model, part, workers=workers) for name, part in parts.items()}
+    baselines = {
+        raw: {name: evaluate_raw(part, workers=workers) for name, part in parts.items()},
+        "untrained network": {name: evaluate_model(untrained, part, workers=workers) for name, part in parts.items()},
+    }
+    return metrics, baselines
+
+
+def table_rows(
+    metrics: dict[str, dict[str, Any]], baselines: dict[str, dict[str, dict[str, Any]]]
+) -> list[tuple[str, list[float | None]]]:
+    """Rows of the table of results: a label, and a number per entry of `COLUMNS`.
+
+    Args:
+        metrics: by part (`validation`, `test`).
+        baselines: by name, then by part.
+    """
+    rows = []
+    for part, values in metrics.items():
+        rows.append((part, [values.get(key) for key in COLUMNS.values()]))
+        for name, parts in baselines.items():
+            if part in parts:
+                rows.append((f"  {name}", [parts[part].get(key) for key in COLUMNS.values()]))
+    return rows

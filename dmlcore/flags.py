@@ -1,0 +1,99 @@
+"""From options classes to flags: the signatures that cyclopts reads. Values stay text; `config.build_options` converts them."""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+import typing
+from collections.abc import Callable, Sequence
+from typing import Annotated, Any, Literal
+
+from cyclopts import Group, Parameter
+
+from dmlcore.config import option_help, option_types
+from dmlcore.description import default_of
+from dmlcore.training.settings import Component
+
+
+def flag(name: str, kind: Any, text: str, default: Any = None, *, is_positional: bool = False) -> inspect.Parameter:
+    """One flag of a command.
+
+    Args:
+        name: of the function's parameter; `--name`, with `-` for `_`, is the flag.
+        kind: its type; a switch if `bool`.
+        text: the help.
+        default: None shows none; `inspect.Parameter.empty` makes the flag mandatory.
+        is_positional: it is a word of its own, and mandatory.
+    """
+    details = Parameter(help=text, negative=() if kind is bool else None, show_default=default not in (None, False))
+    if is_positional:
+        return inspect.Parameter(name, inspect.Parameter.POSITIONAL_OR_KEYWORD, annotation=Annotated[kind, details])
+    return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, annotation=Annotated[kind, details], default=default)
+
+
+def settings_flags(settings: type) -> inspect.Parameter:
+    """The settings as flags without a prefix: `--steps`."""
+    made = _flags_class(Component("settings", "", "", settings))
+    annotation = Annotated[made, Parameter(name="*", group=Group("Settings"))]
+    return inspect.Parameter("settings", inspect.Parameter.KEYWORD_ONLY, annotation=annotation, default=made())
+
+
+def component_flags(component: Component) -> inspect.Parameter:
+    """A component's options as flags with its name before them: `--ms.alpha`."""
+    made = _flags_class(component)
+    group = Group(f"{component.kind} {component.table}")
+    annotation = Annotated[made, Parameter(name=component.table, group=group)]
+    return inspect.Parameter(component.table, inspect.Parameter.KEYWORD_ONLY, annotation=annotation, default=made())
+
+
+def given(flags: Any) -> dict[str, Any]:
+    """The values of a flags class that were given."""
+    return {f.name: getattr(flags, f.name) for f in dataclasses.fields(flags) if getattr(flags, f.name) is not None}
+
+
+def command(function: Callable[..., int], flags: list[inspect.Parameter], text: str) -> Callable[..., int]:
+    """A function with the signature and help that cyclopts shall see; flags that are not given take their defaults."""
+    signature = inspect.Signature(sorted(flags, key=lambda flag: flag.kind))
+
+    def call(*words: Any, **values: Any) -> int:
+        bound = signature.bind(*words, **values)
+        bound.apply_defaults()
+        return function(*bound.args, **bound.kwargs)
+
+    call.__signature__ = signature  # type: ignore[attr-defined]
+    call.__annotations__ = {flag.name: flag.annotation for flag in flags}
+    call.__doc__ = text
+    return call
+
+
+def _flags_class(component: Component) -> type:
+    """A dataclass with a field per option: text (but for switches), None where not given."""
+    options = component.options
+    assert options is not None
+    texts, kinds = option_help(options), option_types(options)
+    fields = []
+    for field in dataclasses.fields(options):
+        if field.name in component.option_names():
+            details, hint = _details(kinds[field.name], default_of(field), " ".join(texts.get(field.name, "").split()))
+            fields.append((field.name, Annotated[hint, details], dataclasses.field(default=None)))
+    made = dataclasses.make_dataclass(f"{component.table}_flags", fields, frozen=True)
+    made.__module__ = __name__  # without a module cyclopts sees no fields
+    return made
+
+
+def _details(kind: Any, default: Any, text: str) -> tuple[Parameter, type]:
+    kind = next((choice for choice in typing.get_args(kind) if choice is not type(None)), kind) if _is_optional(kind) else kind
+    shown = "none" if default is None else ",".join(map(str, default)) if isinstance(default, tuple) else str(default)
+    is_said = default == () or (default is None and "default" in text)
+    choices = tuple(map(str, typing.get_args(kind))) if typing.get_origin(kind) is Literal else None
+    converter = None if kind is bool else _text
+    hint = kind if kind in (bool, int, float) else str
+    return Parameter(help=text, show_default=False if is_said else lambda _: shown, choices=choices, converter=converter), hint
+
+
+def _is_optional(kind: Any) -> bool:
+    return type(None) in typing.get_args(kind)
+
+
+def _text(kind: Any, tokens: Sequence[Any]) -> str:
+    return ",".join(token.value for token in tokens)

@@ -1,0 +1,63 @@
+"""Ranks of positives by the compiled extension, on the CPU. The plain definition is in `dmlcore.evaluation.plain`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from dmlcore.kernels import extension
+
+NUMBER_TYPES = (torch.float32, torch.float64)
+
+
+def why_not(embeddings: Tensor) -> str:
+    """Why these embeddings cannot be ranked by the extension; empty if they can."""
+    if embeddings.device.type != "cpu":
+        return f"there is no kernel for {embeddings.device.type} tensors"
+    return extension.reason_against("cpu")
+
+
+def rank_positives(
+    queries: Tensor,
+    query_labels: Tensor,
+    references: Tensor | None,
+    reference_labels: Tensor | None,
+    ks: Sequence[int],
+    metric: str,
+    *,
+    memory: int = 0,
+    few: int = 0,
+) -> Tensor:
+    """What every query finds. See `dmlcore.evaluation.plain.rank_positives`, whose values and order of ties it has.
+
+    Args:
+        queries: [Q, D] float32 or float64, finite, on the CPU.
+        query_labels: [Q] int64.
+        references: [N, D] of the same type; None: every query against all other queries.
+        reference_labels: [N] int64, or None.
+        ks: numbers of nearest references, each at least 1.
+        metric: "cosine", "dot" or "euclidean".
+        memory: bytes for the positives' similarities and counts; more positives are taken in turns. 0: 64 MiB.
+        few: up to so many positives per query each is compared, more are searched in a tree. 0: as measured best.
+
+    Returns:
+        [5 + len(ks), Q] float64.
+    """
+    values = torch.empty(5 + len(ks), len(queries), dtype=torch.float64)
+    kept = []  # what the pointers below point into
+
+    def pointers(vectors: Tensor, labels: Tensor) -> tuple[int, int, int]:
+        kept.extend((vectors.detach().contiguous(), labels.contiguous()))
+        return kept[-2].data_ptr(), kept[-1].data_ptr(), len(vectors)
+
+    mine = pointers(queries, query_labels)
+    theirs = None if references is None or reference_labels is None else pointers(references, reference_labels)
+    module = extension.cpu()
+    assert module is not None
+    is_double = queries.dtype == torch.float64
+    module.rank_positives(
+        is_double, mine, theirs, queries.shape[1], metric, list(ks), values.data_ptr(), torch.get_num_threads(), memory, few
+    )
+    return values

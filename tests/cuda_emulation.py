@@ -1,0 +1,123 @@
+"""Builds the CUDA kernels for the CPU: the sources of `csrc/cuda` and the binding, compiled by the host compiler with
+`cuda_on_cpu.h`. Not a test itself; also run as a script under AddressSanitizer by `test_cuda_emulated.py`."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import shutil
+import subprocess
+import sys
+import sysconfig
+from pathlib import Path
+from types import ModuleType
+
+TESTS = Path(__file__).parent
+CSRC = TESTS.parent / "csrc"
+COMPILER = os.environ.get("CXX", "g++")
+COMMON = ["-std=c++20", "-fPIC", "-fopenmp", "-fvisibility=hidden", "-Wall", "-Wno-deprecated", "-Wno-unknown-pragmas"]
+SANITIZED = ["-fsanitize=address,undefined", "-fno-sanitize-recover=undefined", "-fno-omit-frame-pointer", "-g1"]
+EMULATED = ["-x", "c++", "-include", str(TESTS / "cuda_on_cpu.h"), "-DDML_LEVEL=cuda", f"-I{CSRC}"]
+SANITIZED_LOSSES = ("ms", "triplet", "contrastive")  # one of each shape: limits, slots, neither
+
+
+def missing() -> str:
+    """Why the kernels cannot be built here, or an empty string."""
+    if shutil.which(COMPILER) is None:
+        return f"there is no {COMPILER}"
+    if not Path(sysconfig.get_path("include"), "Python.h").exists():
+        return "Python's headers are not installed"
+    return "" if CSRC.exists() else "the sources are not here"
+
+
+def sanitizers() -> list[str]:
+    """The sanitizers' runtime libraries, to be loaded before everything else; empty where they are not installed."""
+    found = []
+    for name in ("libasan.so", "libubsan.so"):
+        path = subprocess.run([COMPILER, f"-print-file-name={name}"], capture_output=True, text=True).stdout.strip()
+        if not os.path.isabs(path):
+            return []
+        found.append(os.path.realpath(path))
+    return found
+
+
+def _pybind() -> str:
+    try:
+        import pybind11
+
+        return pybind11.get_include()
+    except ImportError:  # torch ships the headers too
+        import torch
+
+        return str(Path(torch.__file__).parent / "include")
+
+
+def _loss_list(folder: Path, stems: list[str]) -> list[str]:
+    folder.mkdir()
+    lines = [f'#include "losses/{stem}.h"' for stem in stems] + ["DML_BEGIN", "template <class T> void list_losses(T& table) {"]
+    lines += [f"  {stem}_functors::list(table);" for stem in stems] + ["}", "DML_END", ""]
+    (folder / "dml_losses.h").write_text("\n".join(lines))
+    return [f"-I{folder}"]
+
+
+def build(folder: Path, sanitized: bool) -> None:
+    """Compile into a folder: `plain/_cuda.so`, `plain/faults.so`, and with `sanitized` the same under `sanitized/`."""
+    headers = sorted(path.stem for path in (CSRC / "losses").glob("*.h"))
+    python = [f"-I{sysconfig.get_path('include')}", f"-I{_pybind()}", f"-I{CSRC}"]
+    binding = folder / "binding.o"
+    source = str(CSRC / "bindings" / "cuda.cpp")
+    jobs = [["-std=c++17", "-fPIC", "-fvisibility=hidden", "-O1", *python, "-c", source, "-o", str(binding)]]
+    links = []
+    for kind in ["plain", "sanitized"][: 1 + sanitized]:
+        out = folder / kind
+        out.mkdir()
+        # the sanitizers' code takes 30 s to compile from -O1 on
+        flags = [*COMMON, *(["-O0", *SANITIZED] if kind == "sanitized" else ["-O1"])]
+        listed = _loss_list(out / "include", headers if kind == "plain" else list(SANITIZED_LOSSES))
+        objects = []
+        for source in sorted((CSRC / "cuda").glob("*.cu")):
+            objects.append(str(out / f"{source.stem}.o"))
+            jobs.insert(0, [*flags, *EMULATED, *listed, "-c", str(source), "-o", objects[-1]])
+        jobs.append([*flags, "-shared", *EMULATED, str(TESTS / "cuda_faults.cu"), "-o", str(out / "faults.so")])
+        links.append([*flags, "-shared", *objects, str(binding), "-o", str(out / "_cuda.so")])
+    for batch in (jobs, links):
+        running = [subprocess.Popen([COMPILER, *job], stderr=subprocess.PIPE, text=True) for job in batch]
+        errors = [process.communicate()[1] for process in running]
+        for process, error in zip(running, errors, strict=True):
+            assert process.returncode == 0, error
+
+
+def load(path: Path) -> ModuleType:
+    """The binding, as a module that `CudaStep` takes."""
+    spec = importlib.util.spec_from_file_location("_cuda", path)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def _run_all(path: str) -> None:
+    import torch
+
+    from dmlcore.kernels import FunctorCall
+    from dmlcore.kernels.cuda import CudaStep
+
+    module = load(Path(path))
+    calls = tuple(FunctorCall(name, options) for name, options in (
+        ("ms", (2.0, 50.0, 0.5, 0.1)), ("ms", (2.0, 500.0, 0.5, 1e9)), ("contrastive", (0.0, 1.0)), ("triplet_all", (0.1,)),
+        ("triplet_semihard", (0.1,)), ("triplet_hard", (0.1,))))
+    for anchors, references, width in ((33, None, 17), (1, None, 3), (67, 5, 1), (2, 0, 4), (3, 65, 130), (259, None, 2)):
+        torch.manual_seed(0)
+        labels = torch.zeros(anchors, dtype=torch.int64) if anchors > 250 else torch.randint(4, (anchors,))
+        others = None if references is None else torch.randn(references, width)
+        other_labels = None if references is None else torch.randint(4, (references,))
+        chosen = calls if anchors < 250 else (calls[0], calls[5])
+        step = CudaStep(torch.randn(anchors, width), labels, others, other_labels, (True, True), chosen, module=module)
+        values, _ = step.forward()
+        grad, _ = step.backward(torch.ones_like(values))
+        assert torch.isfinite(values).all() and torch.isfinite(grad).all()
+    print("clean")
+
+
+if __name__ == "__main__":
+    _run_all(sys.argv[1])

@@ -1,0 +1,253 @@
+"""The CUDA kernels, executed on the CPU by the emulator: the table of cases, orders of the threads, AddressSanitizer."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import subprocess
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import cuda_emulation
+import pytest
+import torch
+from cases import BATCHES, CLASSES, FUSED, PAIRS, Case, embeddings_of
+from cuda_comparison import compare
+from torch import Tensor
+
+from dmlcore.errors import ConfigError
+from dmlcore.kernels import FunctorCall, rows
+from dmlcore.kernels import cuda as cuda_module
+from dmlcore.kernels.cuda import CudaStep, NotTaken
+
+pytestmark = pytest.mark.skipif(bool(cuda_emulation.missing()), reason=cuda_emulation.missing())
+cases = pytest.mark.parametrize("case", FUSED, ids=lambda case: case.id)
+pairs = pytest.mark.parametrize("case", [case for case in PAIRS if case.fused], ids=lambda case: case.id)
+
+MS = FunctorCall("ms", (2.0, 50.0, 0.5, 0.1))
+TRIPLETS = FunctorCall("triplet_all", (0.1,))
+ANCHOR = FunctorCall("proxy_anchor", (0.1, 32.0))
+
+
+@pytest.fixture(scope="session")
+def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("cuda_emulated")
+    cuda_emulation.build(folder, sanitized=bool(cuda_emulation.sanitizers()))
+    return folder
+
+
+@pytest.fixture(scope="session")
+def emulated(built: Path) -> ModuleType:
+    return cuda_emulation.load(built / "plain" / "_cuda.so")
+
+
+@pytest.fixture
+def on_emulator(emulated: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Fused losses of CPU tensors run the CUDA kernels, through the code that CUDA tensors take."""
+    monkeypatch.setattr(rows, "_step", lambda *arguments: CudaStep(*arguments, module=emulated))
+
+
+def test_lists_every_functor(emulated: ModuleType) -> None:
+    assert {case.create().functor_call().functor for case in FUSED} <= set(emulated.functors())
+
+
+@cases
+@pytest.mark.parametrize("batch", BATCHES)
+@pytest.mark.usefixtures("on_emulator")
+def test_equals_the_definition(case: Case, batch: str) -> None:
+    if case.options.get("mining") == "semihard" and batch == "duplicates of other classes":
+        pytest.skip("negatives exactly as far as positives: the definition jumps there, and the last bit decides")
+    compare(case, *BATCHES[batch])
+
+
+@pairs
+@pytest.mark.parametrize(("anchors", "references", "width"), [(33, 70, 130), (67, 1, 5), (1, 66, 1), (5, 0, 8), (3, 4, 257)])
+@pytest.mark.usefixtures("on_emulator")
+def test_references(case: Case, anchors: int, references: int, width: int) -> None:
+    labels, others = torch.arange(anchors) * 5 % CLASSES, torch.arange(references) * 3 % CLASSES
+    x, r = embeddings_of(labels, width), embeddings_of(others, width, torch.float32, seed=1)
+    compare(case, x, labels, references=r, reference_labels=others)
+
+
+@pytest.mark.usefixtures("on_emulator")
+def test_gradient_of_references() -> None:
+    torch.manual_seed(0)
+    x, r = torch.randn(35, 9), torch.randn(68, 9)
+    y, other = torch.randint(CLASSES, (35,)), torch.randint(CLASSES, (68,))
+    for case in (case for case in PAIRS if case.fused):
+        low, exact = case.create(torch.float32), case.create()
+        a = r.clone().requires_grad_()
+        b = r.double().requires_grad_()
+        low(x, y, references=a, reference_labels=other).backward()
+        exact.reference(x.double(), y, references=b, reference_labels=other).backward()
+        assert a.grad is not None and b.grad is not None
+        torch.testing.assert_close(a.grad.double(), b.grad, rtol=1e-4, atol=1e-5 * float(b.grad.abs().max()), msg=case.id)
+
+
+def run(emulated: ModuleType, calls: tuple[FunctorCall, ...], x: Tensor, y: Tensor, r: Tensor | None = None,
+        other: Tensor | None = None, normalise: tuple[bool, bool] = (True, True)) -> list[Tensor]:
+    step = CudaStep(x, y, r, other, normalise, calls, module=emulated)
+    values, counts = step.forward()
+    cotangents = torch.rand(values.shape, generator=torch.Generator().manual_seed(1))
+    return [tensor for tensor in (values, counts, *step.backward(cotangents)) if tensor is not None]
+
+
+@pytest.mark.parametrize("count", [1, 33, 67])
+def test_no_order_of_the_threads_matters(emulated: ModuleType, monkeypatch: pytest.MonkeyPatch, count: int) -> None:
+    calls = tuple(dict.fromkeys(case.create().functor_call() for case in FUSED))
+    x, y = embeddings_of(torch.arange(count) % CLASSES, 19, torch.float32), torch.arange(count) % CLASSES
+    r, other = (None, None) if count != 33 else (embeddings_of(y[:21], 19, torch.float32, seed=2), y[:21])
+    results = []
+    for order in range(4):
+        monkeypatch.setenv("CUEMU_ORDER", str(order))
+        results.append(run(emulated, calls, x, y, r, other))
+    for result in results[1:]:
+        for mine, first in zip(result, results[0], strict=True):
+            assert torch.equal(mine, first)
+
+
+def test_an_ensemble_equals_its_members(emulated: ModuleType) -> None:
+    x, y = BATCHES["odd"]
+    x = x.float()
+    values, counts, grad = run(emulated, (MS, TRIPLETS, ANCHOR), x, y)
+    single = [run(emulated, (call,), x, y) for call in (MS, TRIPLETS, ANCHOR)]
+    assert torch.equal(values, torch.cat([s[0] for s in single]))
+    assert torch.equal(counts, torch.cat([s[1] for s in single]))
+    cotangents = torch.rand(values.shape, generator=torch.Generator().manual_seed(1))
+    step, at, total = None, 0, torch.zeros_like(grad)
+    for call, s in zip((MS, TRIPLETS, ANCHOR), single, strict=True):
+        step = CudaStep(x, y, None, None, (True, True), (call,), module=emulated)
+        step.forward()
+        total += step.backward(cotangents[at : at + len(s[0])])[0]
+        at += len(s[0])
+    torch.testing.assert_close(grad, total, rtol=1e-5, atol=1e-6)
+
+
+def test_long_lists_of_positives(emulated: ModuleType) -> None:
+    y = torch.cat([torch.zeros(260, dtype=torch.int64), torch.arange(1, 4)])  # above the 256 that fit shared memory
+    x = embeddings_of(y, 2, torch.float32)
+    values, counts, _ = run(emulated, (MS,), x, y)
+    case = Case("ms")
+    exact = case.create().rows(x.double(), y, plain=True)
+    torch.testing.assert_close(values.double(), exact.values, rtol=1e-5, atol=1e-5)
+    assert torch.equal(counts.double(), exact.counts)
+
+
+def test_many_references(emulated: ModuleType) -> None:
+    torch.manual_seed(0)
+    x, r = torch.randn(2, 3), torch.randn(66_000, 3)  # more than 16 tiles in each of the 64 splits
+    y, other = torch.tensor([0, 1]), torch.randint(2, 9, (66_000,))
+    other[::30_000] = 1
+    step = CudaStep(x, y, r, other, (True, True), (FunctorCall("sup_con", (0.1,)),), module=emulated)
+    values, counts = step.forward()
+    grad, _ = step.backward(torch.ones_like(values), with_references=False)
+    leaf = x.double().requires_grad_()
+    truth = Case("sup_con").create().rows(leaf, y, references=r.double(), reference_labels=other, plain=True)
+    truth.values.sum().backward()
+    torch.testing.assert_close(values.double(), truth.values, rtol=1e-6, atol=1e-6)
+    assert torch.equal(counts.double(), truth.counts)
+    torch.testing.assert_close(grad.double(), leaf.grad, rtol=1e-4, atol=1e-4)
+
+
+def test_labels_of_any_size(emulated: ModuleType) -> None:
+    x, y = BATCHES["odd"]
+    names = torch.tensor([-(2**63), 2**63 - 1, -1, 0, 7, 2**40, -(2**40)])
+    first, second = run(emulated, (MS, TRIPLETS), x.float(), y), run(emulated, (MS, TRIPLETS), x.float(), names[y])
+    torch.testing.assert_close(first[0], second[0], rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(first[2], second[2], rtol=1e-4, atol=1e-5)
+
+
+def test_raw_vectors(emulated: ModuleType) -> None:
+    y = torch.tensor([0, 1, 0, 2, 1])
+    x = torch.randn(5, 4, generator=torch.Generator().manual_seed(0))
+    unit = torch.nn.functional.normalize(x)
+    torch.testing.assert_close(run(emulated, (MS,), unit, y, normalise=(False, False))[0], run(emulated, (MS,), x, y)[0])
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf")])
+def test_an_anchor_that_is_not_finite_is_named(emulated: ModuleType, bad: float) -> None:
+    x, y = BATCHES["odd"][0].float(), BATCHES["odd"][1]
+    x[5, 2] = bad
+    values, counts, *_ = run(emulated, (MS, TRIPLETS), x, y)
+    assert torch.isnan(values[:, 5]).all() and bool((counts[:, 5] == 1).all())
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
+def test_half_precision_is_computed_in_float32(emulated: ModuleType, dtype: torch.dtype) -> None:
+    x, y = BATCHES["odd"][0].to(dtype), BATCHES["odd"][1]
+    low, single = run(emulated, (MS,), x, y), run(emulated, (MS,), x.float(), y)
+    assert torch.equal(low[0], single[0]) and low[2].dtype == dtype
+    assert torch.equal(low[2], single[2].to(dtype))
+
+
+def test_what_is_not_taken(emulated: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
+    x, y = BATCHES["odd"][0].float(), BATCHES["odd"][1]
+    with pytest.raises(ConfigError, match="float64"):
+        run(emulated, (MS,), x.double(), y)
+    with pytest.raises(ValueError, match="takes the options 'margin'"):
+        run(emulated, (FunctorCall("triplet_all", (0.1, 2.0)),), x, y)
+    with pytest.raises(ValueError, match="no functor 'quadruplet'"):
+        run(emulated, (FunctorCall("quadruplet", (0.1,)),), x, y)
+    monkeypatch.setattr(cuda_module, "SLOT_BYTES", 1000)
+    with pytest.raises(NotTaken, match="every positive with every negative"):
+        run(emulated, (TRIPLETS,), x, y)
+
+
+@pytest.fixture(scope="session")
+def faults(built: Path) -> ctypes.CDLL:
+    return _faults(built / "plain" / "faults.so")
+
+
+def _faults(path: Path) -> ctypes.CDLL:
+    library = ctypes.CDLL(str(path))
+    for name in ("fault_reverse", "fault_divergent", "fault_bounds", "fault_shared", "fault_grid"):
+        getattr(library, name).restype = ctypes.c_char_p
+    return library
+
+
+@pytest.mark.parametrize("order", range(4))
+def test_emulator_shows_a_missing_barrier(faults: ctypes.CDLL, monkeypatch: pytest.MonkeyPatch, order: int) -> None:
+    monkeypatch.setenv("CUEMU_ORDER", str(order))
+    numbers = (ctypes.c_int * 64)(*range(100, 164))
+    for wait, right in ((True, True), (False, False)):
+        out = (ctypes.c_int * 64)()
+        assert faults.fault_reverse(numbers, out, wait) is None
+        assert (list(out) == list(range(163, 99, -1))) is right
+        numbers = (ctypes.c_int * 64)(*range(200, 264))  # other numbers, so that the last launch's shared memory is no help
+
+
+def test_emulator_refuses_what_a_gpu_would(faults: ctypes.CDLL) -> None:
+    assert b"deadlock" in faults.fault_divergent()
+    assert b"shared memory" in faults.fault_shared(49 << 10)
+    assert b"launch configuration" in faults.fault_grid(0)
+    assert faults.fault_grid(3) is None
+
+
+def sanitized_environment() -> dict[str, str]:
+    libraries = cuda_emulation.sanitizers()
+    if not libraries:
+        pytest.skip("the compiler's AddressSanitizer library is not installed")
+    path = os.pathsep.join([str(cuda_emulation.TESTS), *[entry for entry in sys.path if entry]])
+    return {**os.environ, "LD_PRELOAD": " ".join(libraries), "PYTHONMALLOC": "malloc", "PYTHONPATH": path, "CUEMU_ORDER": "3",
+            "OMP_NUM_THREADS": "2", "ASAN_OPTIONS": "detect_leaks=0:detect_stack_use_after_return=0"}
+
+
+def test_no_access_out_of_bounds(built: Path) -> None:
+    command = [sys.executable, cuda_emulation.__file__, str(built / "sanitized" / "_cuda.so")]
+    done = subprocess.run(command, env=sanitized_environment(), capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0 and "clean" in done.stdout, done.stderr[-3000:]
+
+
+def test_emulator_shows_an_access_out_of_bounds(built: Path) -> None:
+    program = """
+import ctypes, sys
+library, libc = ctypes.CDLL(sys.argv[1]), ctypes.CDLL(None)
+libc.calloc.restype = ctypes.c_void_p
+library.fault_bounds(ctypes.c_void_p(libc.calloc(64, 4)), int(sys.argv[2]), (ctypes.c_int * 32)())
+"""
+    for count, fails in ((63, False), (64, True)):
+        command = [sys.executable, "-c", program, str(built / "sanitized" / "faults.so"), str(count)]
+        done = subprocess.run(command, env=sanitized_environment(), capture_output=True, text=True, timeout=120)
+        assert (done.returncode != 0) is fails, done.stderr[-3000:]
+        assert ("heap-buffer-overflow" in done.stderr and "cuda_faults.cu" in done.stderr) is fails, done.stderr[-3000:]
