@@ -1,0 +1,156 @@
+"""The folder of a run: what lies where, and writing that leaves earlier results intact. What is inside a checkpoint is
+`checkpoints.py`'s.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Sequence
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from dmlcore.errors import ConfigError, TrainingError, suggestion
+
+CONFIG, METRICS, RESULT, CHECKPOINTS = "config.toml", "metrics.jsonl", "result.json", "checkpoints"
+
+
+def write_error(path: Path, error: OSError) -> TrainingError:
+    """The line a user reads when a file cannot be written."""
+    return TrainingError(
+        f"cannot write {path}: {error.strerror or error}. What was written before is intact; free some space"
+        f" (or choose another folder) and repeat the command."
+    )
+
+
+def write_atomically(path: Path, content: bytes | memoryview) -> None:
+    """Write a file that is either there in full or not at all.
+
+    Args:
+        path: the file; one that exists is replaced only after the new content is safely on the disk.
+        content: the bytes.
+
+    Raises:
+        TrainingError: the disk is full or the folder cannot be written.
+    """
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with open(temporary, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except OSError as error:
+        raise write_error(path, error) from error
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def plain(value: Any) -> Any:
+    """A value as JSON can hold it: no NaN or infinity (None instead), no tuples, no numpy scalars, no paths."""
+    if isinstance(value, dict):
+        return {str(k): plain(v) for k, v in value.items()}
+    if isinstance(value, list | tuple | set):
+        return [plain(v) for v in value]
+    if hasattr(value, "tolist"):  # numpy and torch
+        return plain(value.tolist())
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value if isinstance(value, str | int | float | bool | None) else str(value)
+
+
+class RunFolder:
+    """Paths of a run and the files in it.
+
+    Args:
+        path: the folder. Use `choose` and `open` instead, which check it.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.config = path / CONFIG
+        self.metrics = path / METRICS
+        self.result = path / RESULT
+        self.checkpoints = path / CHECKPOINTS
+
+    @classmethod
+    def choose(cls, path: str | Path | None, plugins: Sequence[str]) -> RunFolder:
+        """A folder for a new run; nothing is written before `make`.
+
+        Args:
+            path: where; None gives `runs/<date-time>-<plugins>`.
+            plugins: names of the losses.
+
+        Raises:
+            ConfigError: there is something in it already.
+        """
+        if path is None:
+            stem = f"{datetime.now():%Y%m%d-%H%M%S}-{'+'.join(plugins)[:60]}"
+            path, number = Path("runs") / stem, 2
+            while path.exists():
+                path, number = Path("runs") / f"{stem}-{number}", number + 1
+        path = Path(path)
+        if (path / CONFIG).exists():
+            raise ConfigError(
+                f"{path} already holds a run. Choose another --out, or continue it with `dmlcore train --resume {path}`."
+            )
+        if path.exists() and (not path.is_dir() or any(path.iterdir())):
+            raise ConfigError(f"{path} exists and is not an empty folder. Choose another --out.")
+        return cls(path)
+
+    def make(self, config: str) -> None:
+        """Make the folder and write `config.toml`.
+
+        Raises:
+            ConfigError: the folder cannot be made.
+            TrainingError: the disk is full.
+        """
+        try:
+            self.checkpoints.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise ConfigError(f"cannot make the folder {self.path}: {error.strerror}. Choose another --out.") from error
+        write_atomically(self.config, config.encode())
+
+    @classmethod
+    def open(cls, path: str | Path) -> RunFolder:
+        """The folder of an earlier run.
+
+        Raises:
+            ConfigError: no run is there; the message has the nearest name beside it.
+        """
+        path = Path(path)
+        if not (path / CONFIG).is_file():
+            beside = [p.name for p in path.parent.iterdir() if (p / CONFIG).is_file()] if path.parent.is_dir() else []
+            raise ConfigError(f"there is no run in {path} (no {CONFIG}).{suggestion(path.name, beside[:20])}")
+        return cls(path)
+
+    def append(self, record: dict[str, Any]) -> None:
+        """Add one line to `metrics.jsonl`."""
+        try:
+            with open(self.metrics, "a", encoding="utf-8") as file:
+                file.write(json.dumps(plain(record)) + "\n")
+        except OSError as error:
+            raise write_error(self.metrics, error) from error
+
+    def records(self) -> list[dict[str, Any]]:
+        """The lines of `metrics.jsonl`; a last line that was cut off is left out."""
+        if not self.metrics.exists():
+            return []
+        found = []
+        for line in self.metrics.read_text(encoding="utf-8").splitlines():
+            try:
+                found.append(json.loads(line))
+            except json.JSONDecodeError:
+                break
+        return found
+
+    def keep_records(self, step: int) -> None:
+        """Drop the lines after a step, which a resumed run writes again."""
+        kept = [json.dumps(record) + "\n" for record in self.records() if record.get("step", 0) <= step]
+        write_atomically(self.metrics, "".join(kept).encode())
+
+    def write_result(self, result: dict[str, Any]) -> None:
+        """Write `result.json`."""
+        write_atomically(self.result, (json.dumps(plain(result), indent=2) + "\n").encode())

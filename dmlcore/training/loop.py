@@ -1,0 +1,314 @@
+"""The training loop: steps, evaluations, the choice of the best checkpoint, the final result."""
+
+from __future__ import annotations
+
+import contextlib
+import platform
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+import dmlcore
+from dmlcore import plugins
+from dmlcore.errors import ConfigError, DmlcoreError, PluginError, TrainingError
+from dmlcore.evaluation import protocol
+from dmlcore.training import checkpoints, optimiser, schedule
+from dmlcore.training.folder import RunFolder, write_error
+from dmlcore.training.interruption import Interruption
+from dmlcore.training.loggers import Logger
+from dmlcore.training.run import Run, build_run_model
+from dmlcore.training.settings import RunConfig
+
+CHOSEN_BY = "map@r"  # of the validation classes
+
+
+def train(
+    config: RunConfig | None = None,
+    *,
+    out: str | Path | None = None,
+    resume: str | Path | None = None,
+    checkpoint: str = "last",
+    loggers: Sequence[Logger] = (),
+    **given: Any,
+) -> dict[str, Any]:
+    """Train and evaluate, as `dmlcore train` does.
+
+    Args:
+        config: what to do; or give settings and options by keyword: `train(plugins="ms", steps=100, ms={"alpha": 4})`.
+        out: folder of the run; None gives `runs/<date-time>-<plugins>`.
+        resume: folder of a run to continue exactly; everything else comes from its `config.toml`.
+        checkpoint: the checkpoint to continue from, `last` or `previous`.
+        loggers: receivers of what happens, beside those the settings name.
+
+    Returns:
+        What `result.json` holds, with `run`, the folder.
+
+    Raises:
+        ConfigError: settings, options or data that cannot be used, or a folder that holds another run.
+        TrainingError: a loss or gradient that is not finite, a full disk, a damaged checkpoint.
+        PluginError: a plugin that breaks its contract.
+        KeyboardInterrupt: an interrupt, after a checkpoint was saved; its text says how to continue.
+    """
+    state = None
+    if resume is not None:
+        if config is not None or given or out is not None:
+            raise ConfigError("a resumed run takes everything from its config.toml; give no other settings beside resume")
+        if checkpoint not in ("last", "previous"):
+            raise ConfigError(f"checkpoint is '{checkpoint}', but a run continues from last or previous; best has no optimiser")
+        folder = RunFolder.open(resume)
+        config = RunConfig.read(folder.config)
+        if checkpoints.path_of(folder.checkpoints, checkpoint).exists() or checkpoint != "last":
+            state = checkpoints.load(folder.checkpoints, checkpoint, instead=("last", "previous"))
+        if folder.result.exists():
+            raise ConfigError(f"the run in {resume} is complete. Evaluate it by `dmlcore eval {resume}`.")
+    else:
+        config = config or RunConfig.create(**given)
+        folder = RunFolder.choose(out, config.settings.plugins)
+    receivers = [plugins.find("logger", name).component(_options_of(config, name)) for name in config.settings.loggers]
+    return _Training(Run(config, folder), [*receivers, *loggers], state).run_all()
+
+
+def versions() -> dict[str, str]:
+    """Versions that decide about a run's numbers."""
+    found = {"dmlcore": dmlcore.__version__, "python": platform.python_version()}
+    for name in ("torch", "torchvision", "numpy"):
+        with contextlib.suppress(metadata.PackageNotFoundError):
+            found[name] = metadata.version(name)
+    return found
+
+
+def _options_of(config: RunConfig, table: str) -> Any:
+    options = config.chosen[table].options
+    return None if options is None else options(**config.options.get(table, {}))
+
+
+class _Training:
+    def __init__(self, run: Run, receivers: Sequence[Logger], state: dict[str, Any] | None) -> None:
+        self.run = run
+        self.receivers = receivers
+        self.interruption = Interruption()
+        self.saved = -1  # step of the last checkpoint
+        self.is_between_steps = True
+        if state is None:
+            run.folder.make(run.config.toml())
+            run.folder.keep_records(-1)
+        else:
+            run.restore(state)
+            run.folder.keep_records(run.step)
+            self.saved = run.step
+        self.begun = time.perf_counter() - run.seconds
+
+    def run_all(self) -> dict[str, Any]:
+        run = self.run
+        try:
+            with self.interruption.installed():
+                self._tell("training_started", lambda logger: logger.started(run))
+                self._train()
+                result = self._finish()
+                self._tell("training_ended", lambda logger: logger.ended(run, result), result=result)
+            return result
+        except KeyboardInterrupt:
+            if self.is_between_steps and self.saved != run.step:
+                self._save()
+            where = f"the checkpoint of step {self.saved} is saved" if self.saved >= 0 else "nothing was saved yet"
+            raise KeyboardInterrupt(
+                f"interrupted after step {run.step} of {run.steps}; {where}."
+                f" Continue by: dmlcore train --resume {run.folder.path}"
+            ) from None
+        finally:
+            for logger in self.receivers:
+                logger.closed()
+
+    def _train(self) -> None:
+        run = self.run
+        every = run.config.settings.eval_every
+        if run.evaluated < 0 or (run.evaluated < run.step and (run.step % every == 0 or run.step == run.steps)):
+            self._evaluate()
+        batches = run.batches()
+        while run.step < run.steps:
+            with self.interruption.after():
+                self.is_between_steps = False
+                began = time.perf_counter()
+                inputs, labels = next(batches)
+                record = self._step(inputs, labels, began)
+                self.is_between_steps = True
+                run.folder.append(record)
+                self._tell("step_ended", lambda logger, record=record: logger.step_ended(run, record), record=record)
+            if run.step % every == 0 or run.step == run.steps:
+                self._evaluate()
+
+    def _step(self, inputs: Tensor, labels: Tensor, began: float) -> dict[str, Any]:
+        run = self.run
+        number = run.step + 1
+        rates = optimiser.set_rates(run.optimiser, schedule.factor(run.step, run.steps, run.config.settings.warmup))
+        run.model.train()
+        run.ensemble.train()
+        run.optimiser.zero_grad(set_to_none=True)
+        try:
+            embeddings = run.model(inputs)  # [B, D]
+            embeddings.retain_grad()
+            total = run.ensemble(embeddings, labels)
+            if not isinstance(total, Tensor) or total.ndim:
+                raise PluginError(f"the ensemble of {', '.join(run.ensemble.names)} gave {_shape(total)} instead of one number")
+            total.backward()
+        except torch.OutOfMemoryError as error:
+            raise TrainingError(
+                f"step {number}: not enough memory on {run.device} for a batch of {len(inputs)}."
+                f" Use a smaller --classes-per-batch or --samples-per-class."
+            ) from error
+        norms = optimiser.clip(run.optimiser, run.config.settings.clip)
+        names, ensemble = run.ensemble.names, run.ensemble
+        # One transfer from the device for all numbers of the step.
+        measured = (total, norms, *(ensemble.terms[n] for n in names), *(ensemble.active[n] for n in names), ensemble.weights)
+        numbers = torch.cat([t.detach().to(total.device, torch.float32).reshape(-1) for t in measured]).tolist()
+        total_value, norm_values, rest = numbers[0], numbers[1:3], numbers[3:]
+        terms, active, weights = (dict(zip(names, rest[i * len(names) :], strict=False)) for i in range(3))
+        if not all(_is_finite(value) for value in (total_value, *norm_values, *terms.values())):
+            raise self._diagnosis(number, terms, total_value, embeddings, labels)
+        run.optimiser.step()
+        run.step = number
+        seconds = time.perf_counter() - began
+        return {
+            "kind": "step",
+            "step": number,
+            "total": total_value,
+            "terms": terms,
+            "weights": weights,
+            "active": active,
+            "learning_rates": rates,
+            "gradient_norms": dict(zip(("model", "losses"), norm_values, strict=True)),
+            "images_per_second": len(inputs) / seconds,
+        }
+
+    def _diagnosis(
+        self, number: int, terms: dict[str, float], total: float, embeddings: Tensor, labels: Tensor
+    ) -> TrainingError:
+        run = self.run
+        with torch.no_grad():
+            spoiled = _rows(~torch.isfinite(embeddings.detach()).all(dim=1))
+            rows = {} if spoiled else run.ensemble.non_finite_rows(embeddings.detach(), labels)
+        bad = {name: value for name, value in terms.items() if not _is_finite(value)}
+        if spoiled:
+            where = _say_rows(spoiled, len(labels))
+            what = f"the embeddings of {where} are not finite, before any loss (losses: {', '.join(terms)})"
+        elif bad:
+            what = "; ".join(
+                f"loss '{name}' is {value} ({_say_rows(rows.get(name, []), len(labels))})" for name, value in bad.items()
+            )
+        elif not _is_finite(total):
+            what = f"the weighted sum is {total} though every loss is finite ({', '.join(terms)})"
+        else:
+            gradient = embeddings.grad
+            where = _rows(~torch.isfinite(gradient).all(dim=1)) if gradient is not None else []
+            what = f"the gradient is not finite though every loss is ({', '.join(terms)}; {_say_rows(where, len(labels))})"
+        kept = (
+            f"the checkpoint of step {self.saved} in {run.folder.checkpoints} is intact"
+            if self.saved >= 0
+            else "no checkpoint was saved yet"
+        )
+        return TrainingError(
+            f"step {number}: {what}. Training stops; {kept}. Try a smaller --learning-rate, or other options of that loss."
+        )
+
+    def _evaluate(self) -> None:
+        run = self.run
+        if run.evaluated == run.step:
+            return
+        began = time.perf_counter()
+        metrics = protocol.evaluate_model(run.model, run.splits.validation, workers=run.config.settings.workers)
+        with self.interruption.after():
+            is_best = metrics[CHOSEN_BY] > run.best.score
+            record = {
+                "kind": "evaluation",
+                "step": run.step,
+                "split": "validation",
+                **metrics,
+                "is_best": is_best,
+                "seconds": time.perf_counter() - began,
+            }
+            run.folder.append(record)
+            run.evaluated = run.step
+            if is_best:
+                run.best.step, run.best.score = run.step, metrics[CHOSEN_BY]
+                run.save_best()
+            self._save()
+            self._tell("evaluated", lambda logger: logger.evaluated(run, record), record=record)
+
+    def _save(self) -> None:
+        self.run.save(time.perf_counter() - self.begun)
+        self.saved = self.run.step
+
+    def _finish(self) -> dict[str, Any]:
+        run = self.run
+        self._note("evaluating the best checkpoint and the baselines")
+        run.model.load_state_dict(checkpoints.load(run.folder.checkpoints, "best", run.device)["model"])
+        untrained = build_run_model(run.config, run.splits.sample_shape, run.splits.kind).to(run.device)
+        parts = {part: getattr(run.splits, part) for part in ("validation", "test")}
+        workers = run.config.settings.workers
+        metrics, baselines = protocol.compare(run.model, untrained, parts, kind=run.splits.kind, workers=workers)
+        result = {
+            "run": str(run.folder.path),
+            "metrics": metrics,
+            "baselines": baselines,
+            "chosen_step": run.best.step,
+            "chosen_by": f"{CHOSEN_BY} of the validation classes",
+            "steps": run.steps,
+            "seed": run.config.settings.seed,
+            "losses": run.ensemble.describe(),
+            "data": run.splits.describe(),
+            "device": str(run.device),
+            "parameters": sum(p.numel() for p in run.model.parameters()),
+            "versions": versions(),
+            "wall_seconds": time.perf_counter() - self.begun,
+            "command": " ".join(sys.argv),
+        }
+        run.folder.write_result(result)
+        return result
+
+    def _note(self, text: str) -> None:
+        for logger in self.receivers:
+            logger.note(text)
+
+    def _tell(self, event: str, call: Callable[[Logger], None], **arguments: Any) -> None:
+        for logger in self.receivers:
+            with _blaming(f"logger '{logger.name or type(logger).__name__}'"):
+                call(logger)
+        with _blaming(f"a plugin's hook dmlcore_{event}"):
+            getattr(plugins.manager().hook, f"dmlcore_{event}")(run=self.run, **arguments)
+
+
+@contextlib.contextmanager
+def _blaming(who: str) -> Iterator[None]:
+    try:
+        yield
+    except DmlcoreError:
+        raise
+    except OSError as error:
+        raise write_error(Path(error.filename or who), error) from error
+    except Exception as error:
+        raise PluginError(f"{who} failed: {type(error).__name__}: {error}. `--debug` shows where.") from error
+
+
+def _is_finite(value: float) -> bool:
+    return value - value == 0
+
+
+def _rows(mask: Tensor) -> list[int]:
+    return mask.nonzero().flatten().tolist()
+
+
+def _say_rows(rows: list[int], size: int) -> str:
+    if not rows:
+        return f"no single row of {size}"
+    shown = ", ".join(map(str, rows[:5])) + (f" and {len(rows) - 5} more" if len(rows) > 5 else "")
+    return f"row{'s' if len(rows) > 1 else ''} {shown} of {size}"
+
+
+def _shape(value: Any) -> str:
+    return f"shape {tuple(value.shape)}" if isinstance(value, Tensor) else type(value).__name__

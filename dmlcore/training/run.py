@@ -1,0 +1,254 @@
+"""A run: its data, model, losses, optimiser and position, built from a configuration; saving and restoring all of it."""
+
+from __future__ import annotations
+
+import os
+import random
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from dmlcore import losses, plugins
+from dmlcore.data import Batches, ClassBalancedSampler, Splits, batches, open_data
+from dmlcore.ensemble import LossEnsemble
+from dmlcore.errors import ConfigError, TrainingError
+from dmlcore.models import EmbeddingModel, build_model, default_image_size
+from dmlcore.training import checkpoints
+from dmlcore.training.folder import RunFolder
+from dmlcore.training.optimiser import build_optimiser
+from dmlcore.training.settings import DEFAULT_MODELS, DEFAULT_STEPS, RunConfig, Settings
+
+
+def choose_device(name: str) -> torch.device:
+    """The device of a name; `auto` is CUDA where there is one.
+
+    Raises:
+        ConfigError: CUDA is asked for and is not there.
+    """
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = torch.device(name)
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise ConfigError(
+            f"device is '{name}', but this computer has {torch.cuda.device_count()} CUDA devices. Use --device auto."
+        )
+    return device
+
+
+def seed_everything(seed: int) -> None:
+    """Seed Python, numpy and torch."""
+    random.seed(seed)
+    np.random.seed(seed % 2**32)
+    torch.manual_seed(seed)
+
+
+def open_splits(config: RunConfig) -> Splits:
+    """The data of a configuration, in its three parts."""
+    settings = config.settings
+    fractions = (settings.fractions[0], settings.fractions[1], settings.fractions[2])
+    model = settings.model or DEFAULT_MODELS["images"]
+    return open_data(
+        settings.data,
+        options=config.options_of("data"),
+        fractions=fractions,
+        seed=settings.seed,
+        image_size=settings.image_size,
+        default_image_size=default_image_size(model, config.options_of("model") if settings.model else None),
+    )
+
+
+def build_run_model(config: RunConfig, sample_shape: tuple[int, ...], kind: str) -> EmbeddingModel:
+    """The untrained model of a configuration: the same weights each time.
+
+    Args:
+        config: completed.
+        sample_shape: shape of one sample.
+        kind: `images` or `features`.
+    """
+    settings = config.settings
+    needs_norms = any(getattr(plugins.find("loss", name).component, "needs_norms", False) for name in settings.plugins)
+    assert settings.model is not None
+    return build_model(
+        settings.model,
+        sample_shape=tuple(sample_shape),
+        kind=kind,
+        embedding_dim=settings.embedding_dim,
+        options=config.options_of("model"),
+        normalize=not needs_norms,
+        seed=settings.seed,
+    )
+
+
+def build_ensemble(config: RunConfig, num_classes: int) -> LossEnsemble:
+    """The losses of a configuration and their weighting."""
+    settings = config.settings
+    built = [
+        losses.create(
+            component.name, num_classes=num_classes, embedding_dim=settings.embedding_dim, **config.options.get(table, {})
+        )
+        for table, component in config.chosen.items()
+        if component.kind == "loss"
+    ]
+    return LossEnsemble(
+        list(built),
+        settings.weighting,
+        list(settings.weights) if settings.weights else None,
+        weighting_options=config.options_of("weighting"),
+        num_classes=num_classes,
+        embedding_dim=settings.embedding_dim,
+    )
+
+
+@dataclass
+class Best:
+    """The best evaluation so far: its step and its MAP@R on the validation classes."""
+
+    step: int = -1
+    score: float = -1.0
+
+
+class Run:
+    """Everything a run consists of.
+
+    Args:
+        config: what to do; completed here, so that `run.config` leaves nothing open.
+        folder: where its files lie.
+
+    Attributes:
+        config: completed `RunConfig`.
+        folder: `RunFolder`; `folder.path` is the path.
+        device: where the model is.
+        splits: the data.
+        model: the embedding model.
+        ensemble: the losses.
+        optimiser: AdamW with a `role` in every group.
+        step: optimiser steps done.
+        steps: optimiser steps of the whole run.
+        evaluated: the last step that was evaluated, -1 before the first.
+        best: the best evaluation.
+        seconds: time trained before this process took over.
+    """
+
+    def __init__(self, config: RunConfig, folder: RunFolder) -> None:
+        settings = config.settings
+        self.folder = folder
+        self.device = choose_device(settings.device)
+        self.splits = open_splits(config)
+        train = self.splits.train
+        self.classes_per_batch = min(settings.classes_per_batch, train.num_classes)
+        self.batch_size = self.classes_per_batch * settings.samples_per_class
+        self.steps = _count_steps(settings, len(train), self.batch_size)
+        self.config = config.completed(self.splits.kind, self.steps)
+        seed_everything(settings.seed)
+        self.model = build_run_model(self.config, self.splits.sample_shape, self.splits.kind).to(self.device)
+        self.ensemble = build_ensemble(self.config, train.num_classes).to(self.device)
+        self.optimiser = build_optimiser(self.model, self.ensemble, settings)
+        self.sampler = ClassBalancedSampler(
+            train.dense_labels, self.classes_per_batch, settings.samples_per_class, settings.seed, steps=self.steps
+        )
+        self._batches: Batches | None = None
+        self.step = 0
+        self.evaluated = -1
+        self.best = Best()
+        self.seconds = 0.0
+
+    def batches(self) -> Iterator[tuple[Tensor, Tensor]]:
+        """Batches from the present step on: samples [B, ...] and dense labels [B], on the device."""
+        settings = self.config.settings
+        self._batches = batches(self.splits.train, self.sampler, workers=settings.workers, augment=True, seed=settings.seed)
+        for inputs, labels in self._batches:
+            yield inputs.to(self.device, non_blocking=True), labels.to(self.device, non_blocking=True)
+
+    def weights(self) -> dict[str, Any]:
+        """What a later evaluation needs: the model's weights and the shape of its samples."""
+        return {
+            "step": self.step,
+            "kind": self.splits.kind,
+            "sample_shape": list(self.splits.sample_shape),
+            "model": self.model.state_dict(),
+            "ensemble": self.ensemble.state_dict(),
+        }
+
+    def save_best(self) -> None:
+        """Write `checkpoints/best.pt`."""
+        checkpoints.save(self.folder.checkpoints, "best", self.weights())
+
+    def save(self, seconds: float) -> None:
+        """Write `checkpoints/last.pt`, from which the run continues exactly.
+
+        Args:
+            seconds: time trained so far.
+        """
+        # Workers draw ahead of the step, so the batches know better than the sampler where the stream is.
+        position = (self._batches.state_dict() if self._batches else None) or self.sampler.state_dict()
+        position = {key: value.tolist() if isinstance(value, np.ndarray) else value for key, value in position.items()}
+        state = {
+            **self.weights(),
+            "optimiser": self.optimiser.state_dict(),
+            "sampler": position,
+            "random": _random_state(self.device),
+            "evaluated": self.evaluated,
+            "best_step": self.best.step,
+            "best_score": self.best.score,
+            "seconds": seconds,
+        }
+        checkpoints.save(self.folder.checkpoints, "last", state)
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Go to where a checkpoint was saved.
+
+        Raises:
+            TrainingError: the checkpoint belongs to another model or to other data.
+        """
+        try:
+            self.model.load_state_dict(state["model"])
+            self.ensemble.load_state_dict(state["ensemble"])
+            self.optimiser.load_state_dict(state["optimiser"])
+            self.sampler.load_state_dict(state["sampler"])
+        except (KeyError, RuntimeError, ValueError) as error:
+            raise TrainingError(
+                f"the checkpoint in {self.folder.checkpoints} does not fit the run ({str(error).splitlines()[0]});"
+                f" config.toml or the data has changed since. Undo that, or start a new run."
+            ) from error
+        _restore_random_state(state["random"], self.device)
+        self.step, self.evaluated = state["step"], state["evaluated"]
+        self.best = Best(state["best_step"], state["best_score"])
+        self.seconds = state["seconds"]
+
+
+def _count_steps(settings: Settings, samples: int, batch_size: int) -> int:
+    steps = settings.steps or DEFAULT_STEPS
+    if settings.epochs is not None:
+        steps = max(1, -(-settings.epochs * samples // batch_size))
+    limit = os.environ.get("DML_MAX_STEPS", "")
+    if limit and not (limit.isdigit() and int(limit)):
+        raise ConfigError(f"DML_MAX_STEPS is '{limit}', but must be a whole number >= 1")
+    return min(steps, int(limit)) if limit else steps
+
+
+def _random_state(device: torch.device) -> dict[str, Any]:
+    numpy_state: Any = np.random.get_state(legacy=False)
+    inner = {key: value.tolist() if isinstance(value, np.ndarray) else value for key, value in numpy_state["state"].items()}
+    return {
+        "python": random.getstate(),
+        "numpy": {**numpy_state, "state": inner},
+        "torch": torch.get_rng_state(),
+        "cuda": torch.cuda.get_rng_state(device) if device.type == "cuda" else None,
+    }
+
+
+def _restore_random_state(state: dict[str, Any], device: torch.device) -> None:
+    version, numbers, gauss = state["python"]
+    random.setstate((version, tuple(numbers), gauss))
+    inner = {
+        key: np.array(value, dtype=np.uint32) if isinstance(value, list) else value
+        for key, value in state["numpy"]["state"].items()
+    }
+    np.random.set_state({**state["numpy"], "state": inner})
+    torch.set_rng_state(state["torch"].cpu())
+    if device.type == "cuda" and state["cuda"] is not None:
+        torch.cuda.set_rng_state(state["cuda"].cpu(), device)

@@ -1,0 +1,144 @@
+"""A finished (or stopped) run as something to use: evaluate it, embed data with it."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from dmlcore.data import LabelledDataset, Splits, open_data
+from dmlcore.errors import ConfigError, DataError
+from dmlcore.evaluation import protocol
+from dmlcore.models import EmbeddingModel
+from dmlcore.training import checkpoints
+from dmlcore.training.folder import RunFolder, write_atomically
+from dmlcore.training.run import build_run_model, choose_device, open_splits
+from dmlcore.training.settings import RunConfig
+
+PARTS = ("train", "validation", "test")
+
+
+class TrainedRun:
+    """The model of a run.
+
+    Args:
+        folder: the run's folder.
+        checkpoint: `best`, `last` or `previous`.
+        device: `auto`, `cpu`, `cuda` or `cuda:N`.
+
+    Raises:
+        ConfigError: there is no run or no such checkpoint.
+        TrainingError: the checkpoint is damaged; the message names one that is intact.
+    """
+
+    def __init__(self, folder: str | Path, *, checkpoint: str = "best", device: str = "auto") -> None:
+        self.folder = RunFolder.open(folder)
+        self.config = RunConfig.read(self.folder.config)
+        self.device = choose_device(device)
+        state = checkpoints.load(self.folder.checkpoints, checkpoint)
+        self.kind: str = state["kind"]
+        self.sample_shape: tuple[int, ...] = tuple(state["sample_shape"])
+        self.step: int = state["step"]
+        self.model: EmbeddingModel = build_run_model(self.config, self.sample_shape, self.kind)
+        try:
+            self.model.load_state_dict(state["model"])
+        except RuntimeError as error:
+            raise ConfigError(
+                f"the checkpoint does not fit {self.folder.config}, which was changed since: {str(error).splitlines()[0]}"
+            ) from error
+        self.model.to(self.device).eval()
+
+    def __call__(self, samples: Tensor) -> Tensor:
+        """Embeddings [b, D] of samples [b, ...], without gradients."""
+        with torch.inference_mode():
+            return self.model(samples.to(self.device))
+
+    def open(self, data: str | None = None, options: dict[str, Any] | None = None) -> Splits:
+        """The run's own data, or other data brought to the shape the model takes.
+
+        Raises:
+            DataError: the data has another kind or shape.
+        """
+        settings = self.config.settings
+        if self._is_own(data) and not options:
+            return open_splits(self.config)
+        size = self.sample_shape[1] if self.kind == "images" else None
+        fractions = (settings.fractions[0], settings.fractions[1], settings.fractions[2])
+        assert data is not None
+        splits = open_data(data, options=options, fractions=fractions, seed=settings.seed, image_size=size)
+        if splits.kind != self.kind or tuple(splits.sample_shape) != self.sample_shape:
+            raise DataError(
+                f"'{data}' holds {splits.kind} of shape {tuple(splits.sample_shape)}, but the run in {self.folder.path} was"
+                f" trained on {self.kind} of shape {self.sample_shape}"
+            )
+        return splits
+
+    def _is_own(self, data: str | None) -> bool:
+        own = self.config.settings.data
+        return data is None or data == own or (Path(own).is_absolute() and Path(data).expanduser().resolve() == Path(own))
+
+    def evaluate(self, data: str | None = None, options: dict[str, Any] | None = None) -> dict[str, Any]:
+        """Metrics and baselines: of the run's validation and test classes, or of all classes of other data."""
+        splits = self.open(data, options)
+        is_own = self._is_own(data) and not options
+        notes = list(splits.notes)
+        if not is_own and self._is_own(data):
+            notes.append("the options are not the run's: some of these classes may have been trained on")
+        parts = {part: getattr(splits, part) for part in PARTS[1:]} if is_own else {"all": whole(splits)}
+        untrained = build_run_model(self.config, self.sample_shape, self.kind).to(self.device)
+        workers = self.config.settings.workers
+        metrics, baselines = protocol.compare(self.model, untrained, parts, kind=self.kind, workers=workers)
+        return {"run": str(self.folder.path), "step": self.step, "data": splits.name, "metrics": metrics,
+                "baselines": baselines, "notes": notes}
+
+    def embed_to(self, data: str, out: str | Path, options: dict[str, Any] | None = None) -> dict[str, Any]:
+        """Write `x` float32 [N, D], `y` int64 [N], `class_name` and `split` (text [N]) of all samples, part by part.
+
+        Raises:
+            ConfigError: `out` is no .npz file, or its folder cannot be made.
+            TrainingError: the file cannot be written; one that was there before is intact.
+        """
+        out = Path(out)
+        if out.suffix != ".npz":
+            raise ConfigError(f"out is '{out}', but must end in .npz")
+        try:
+            out.parent.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise ConfigError(f"cannot make the folder {out.parent}: {error.strerror}. Choose another --out.") from error
+        splits = self.open(data, options)
+        parts = {part: getattr(splits, part) for part in PARTS if len(getattr(splits, part))}
+        x = np.concatenate(
+            [protocol.embed(self.model, part, workers=self.config.settings.workers).cpu().numpy() for part in parts.values()]
+        )
+        buffer = io.BytesIO()
+        np.savez(
+            buffer,
+            x=x,
+            y=np.concatenate([part.labels for part in parts.values()]),
+            class_name=np.concatenate([np.array(part.class_names, dtype=str)[part.dense_labels] for part in parts.values()]),
+            split=np.concatenate([np.full(len(part), name) for name, part in parts.items()]),
+        )
+        write_atomically(out, buffer.getbuffer())
+        return {
+            "out": str(out),
+            "samples": len(x),
+            "embedding_dim": x.shape[1],
+            "run": str(self.folder.path),
+            "step": self.step,
+            "parts": {name: len(part) for name, part in parts.items()},
+        }
+
+
+def whole(splits: Splits) -> LabelledDataset:
+    """All samples of the data as one part."""
+    parts = [getattr(splits, part) for part in PARTS]
+    labels = np.concatenate([part.labels for part in parts])
+    names = [""] * (int(labels.max()) + 1)
+    for part in parts:
+        for label, dense in zip(part.labels.tolist(), part.dense_labels.tolist(), strict=True):
+            names[label] = part.class_names[dense]
+    return LabelledDataset(parts[0].samples, np.concatenate([part.rows for part in parts]), labels, names, splits.sample_shape)
