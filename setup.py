@@ -20,8 +20,20 @@ from setuptools.command.build_py import build_py
 
 ROOT = Path(__file__).parent.resolve()
 ARCHS = os.environ.get("DML_CUDA_ARCHS", "80;90;100+PTX").replace(",", ";").replace(".", "").split(";")
-CXX = ["-O3", "-std=c++17", "-fPIC", "-fopenmp", "-fvisibility=hidden", "-fno-math-errno", "-fno-trapping-math", "-ffp-contract=fast",
-       "-Wall", "-Wno-psabi", "-Wno-ignored-attributes", "-Wno-maybe-uninitialized"]
+CXX = [
+    "-O3",
+    "-std=c++17",
+    "-fPIC",
+    "-fopenmp",
+    "-fvisibility=hidden",
+    "-fno-math-errno",
+    "-fno-trapping-math",
+    "-ffp-contract=fast",
+    "-Wall",
+    "-Wno-psabi",
+    "-Wno-ignored-attributes",
+    "-Wno-maybe-uninitialized",
+]
 BINDING = [flag for flag in CXX if flag != "-O3"] + ["-O1"]  # pybind11 dominates there and gains nothing from -O3
 
 
@@ -40,7 +52,9 @@ def find_nvcc():
         with tempfile.TemporaryDirectory() as folder:
             source = Path(folder, "probe.cu")
             source.write_text("#include <cuda_runtime.h>\n__global__ void k() {}\nint main() { return cudaGetLastError(); }\n")
-            probe = subprocess.run([nvcc, "-cudart=static", "-o", f"{folder}/probe", str(source)], capture_output=True, text=True)
+            probe = subprocess.run(
+                [nvcc, "-cudart=static", "-o", f"{folder}/probe", str(source)], capture_output=True, text=True
+            )
         if probe.returncode == 0:
             return nvcc
         reason = f"{nvcc} does not work: {probe.stderr.strip()[:500]}"
@@ -105,8 +119,16 @@ def cpu_extension():
 def cuda_extension(nvcc):
     code, names = gencode(nvcc)
     strict = ",-warn-spills,-Werror" if os.environ.get("DML_STRICT") else ""
-    flags = ["-O3", "-std=c++17", "-Xcompiler=-fPIC,-fvisibility=hidden", "-lineinfo", "--threads=2", f"-Xptxas=-v{strict}",
-             "-DDML_LEVEL=cuda", *code]
+    flags = [
+        "-O3",
+        "-std=c++17",
+        "-Xcompiler=-fPIC,-fvisibility=hidden",
+        "-lineinfo",
+        "--threads=2",
+        f"-Xptxas=-v{strict}",
+        "-DDML_LEVEL=cuda",
+        *code,
+    ]
     extension = Extension("dmlcore._cuda", [])
     extension.units = [("cxx", "csrc/bindings/cuda.cpp", [*BINDING, f"-DDML_ARCHS='\"{names}\"'"])]
     extension.units += [("nvcc", str(path.relative_to(ROOT)), flags) for path in sorted((ROOT / "csrc" / "cuda").glob("*.cu"))]
@@ -141,7 +163,10 @@ class NinjaBuild(build_ext):
         own = [f"-I{ROOT / 'csrc'}", f"-I{folder}"]
         lines = [f"builddir = {quote(folder)}", f"cxx = {os.environ.get('CXX', 'g++')}"]
         lines += [f"nvcc = {quote(extension.nvcc)}" for extension in self.extensions if extension.nvcc]
-        for rule, command in (("cxx", "$cxx -MMD -MF $out.d $flags -c $in -o $out"), ("nvcc", "$nvcc -MD -MF $out.d $flags -c $in -o $out")):
+        for rule, command in (
+            ("cxx", "$cxx -MMD -MF $out.d $flags -c $in -o $out"),
+            ("nvcc", "$nvcc -MD -MF $out.d $flags -c $in -o $out"),
+        ):
             lines.append(f"rule {rule}\n  command = {command}\n  depfile = $out.d\n  deps = gcc\n  description = {rule} $out")
         lines.append("rule link\n  command = $cxx -shared -o $out $in $flags")
         lines.append("rule nvlink\n  command = $nvcc -shared -o $out $in $flags")

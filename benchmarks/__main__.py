@@ -28,7 +28,11 @@ def main() -> None:
 
             found = evaluation.run(options.quick, 3 if options.quick else 5)
             for row in found:
-                print("  ".join(f"{key} {value:.3g}" if isinstance(value, float) else f"{key} {value}" for key, value in row.items()))
+                print(
+                    "  ".join(
+                        f"{key} {value:.3g}" if isinstance(value, float) else f"{key} {value}" for key, value in row.items()
+                    )
+                )
             rows += [{"benchmark": name, **row} for row in found]
     about = environment()
     rows = [{**row, **about} for row in rows]

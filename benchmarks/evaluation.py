@@ -82,7 +82,11 @@ def _pml(x: Tensor, y: Tensor) -> float:
 
 
 RIVALS: dict[str, Callable[[Tensor, Tensor], float | None]] = {
-    "product": _product, "dmlcore": _ours, "torch topk": _topk, "faiss": _faiss, "pml": _pml,
+    "product": _product,
+    "dmlcore": _ours,
+    "torch topk": _topk,
+    "faiss": _faiss,
+    "pml": _pml,
 }
 
 
@@ -145,12 +149,19 @@ def run(quick: bool, repeats: int) -> list[dict[str, Any]]:
             for name in running:
                 last_seconds[name] = min(times[name])
                 ratios = [mine / product for mine, product in zip(times[name], times["product"], strict=False)]
-                rows.append({
-                    "case": f"N={n} d={d} m={samples}", "rival": name, "N": n, "d": d,
-                    "cpu_seconds": statistics.median(times[name]), "cpu_seconds_min": min(times[name]),
-                    "ratio_to_product": statistics.median(ratios), "ratio_of_minima": min(times[name]) / min(times["product"]),
-                    "peak_mb": _peak_mb(name, case),
-                })
+                rows.append(
+                    {
+                        "case": f"N={n} d={d} m={samples}",
+                        "rival": name,
+                        "N": n,
+                        "d": d,
+                        "cpu_seconds": statistics.median(times[name]),
+                        "cpu_seconds_min": min(times[name]),
+                        "ratio_to_product": statistics.median(ratios),
+                        "ratio_of_minima": min(times[name]) / min(times["product"]),
+                        "peak_mb": _peak_mb(name, case),
+                    }
+                )
     finally:
         torch.set_num_threads(threads)
     return rows

@@ -19,7 +19,9 @@ import torch
 Row = dict[str, Any]
 
 
-def interleaved(arms: dict[str, Callable[[], object]], *, budget: float, least: int = 3, most: int = 40) -> dict[str, list[float]]:
+def interleaved(
+    arms: dict[str, Callable[[], object]], *, budget: float, least: int = 3, most: int = 40
+) -> dict[str, list[float]]:
     """CPU seconds of every arm, measured in turn.
 
     Args:
@@ -88,13 +90,31 @@ def peak_megabytes(prepare: Callable[[], Callable[[], object]]) -> float:
 def environment() -> Row:
     """Device, versions and commit, for every row."""
     commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, cwd=Path(__file__).parent)
-    dirty = subprocess.run(["git", "status", "--porcelain", "--untracked-files=no"], capture_output=True, text=True, cwd=Path(__file__).parent)
-    model = next((line.split(":")[1].strip() for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("model name")),
-                 platform.processor()) if Path("/proc/cpuinfo").exists() else platform.processor()
+    dirty = subprocess.run(
+        ["git", "status", "--porcelain", "--untracked-files=no"], capture_output=True, text=True, cwd=Path(__file__).parent
+    )
+    model = (
+        next(
+            (
+                line.split(":")[1].strip()
+                for line in Path("/proc/cpuinfo").read_text().splitlines()
+                if line.startswith("model name")
+            ),
+            platform.processor(),
+        )
+        if Path("/proc/cpuinfo").exists()
+        else platform.processor()
+    )
     from dmlcore.kernels import info
 
-    return {"device": model, "level": info()["cpu"]["level"], "blas": info()["cpu"]["blas"], "torch": torch.__version__,
-            "threads": torch.get_num_threads(), "commit": commit.stdout.strip() + ("+changes" if dirty.stdout.strip() else "")}
+    return {
+        "device": model,
+        "level": info()["cpu"]["level"],
+        "blas": info()["cpu"]["blas"],
+        "torch": torch.__version__,
+        "threads": torch.get_num_threads(),
+        "commit": commit.stdout.strip() + ("+changes" if dirty.stdout.strip() else ""),
+    }
 
 
 def write(rows: list[Row], csv_file: Path | None, json_file: Path | None) -> None:
@@ -105,7 +125,9 @@ def write(rows: list[Row], csv_file: Path | None, json_file: Path | None) -> Non
         with csv_file.open("w", newline="") as out:
             writer = csv.DictWriter(out, columns)
             writer.writeheader()
-            writer.writerows({key: f"{value:.6g}" if isinstance(value, float) else value for key, value in row.items()} for row in rows)
+            writer.writerows(
+                {key: f"{value:.6g}" if isinstance(value, float) else value for key, value in row.items()} for row in rows
+            )
     if json_file:
         json_file.parent.mkdir(parents=True, exist_ok=True)
         json_file.write_text(json.dumps(rows, indent=1) + "\n")

@@ -22,7 +22,19 @@ except metadata.PackageNotFoundError:  # run from a source tree that was never i
 
 _PACKAGES = ("data", "ensemble", "evaluation", "kernels", "losses", "models", "testing", "training")
 
-__all__ = ["LossEnsemble", "__version__", "hookimpl", *_PACKAGES]
+__all__ = [
+    "LossEnsemble",
+    "__version__",
+    "data",
+    "ensemble",
+    "evaluation",
+    "hookimpl",
+    "kernels",
+    "losses",
+    "models",
+    "testing",
+    "training",
+]
 
 
 def __getattr__(name: str) -> Any:

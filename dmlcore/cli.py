@@ -75,8 +75,13 @@ class _Commands:
         self.settings = Settings()
         self.chosen: dict[str, Component] = {}
         text = "Deep metric learning with many losses at once. Installed plugins may add commands."
-        self.app = App(name="dmlcore", version=dmlcore.__version__, help=text, result_action="return_value",
-                       suppress_keyboard_interrupt=False)
+        self.app = App(
+            name="dmlcore",
+            version=dmlcore.__version__,
+            help=text,
+            result_action="return_value",
+            suppress_keyboard_interrupt=False,
+        )
 
     def run(self) -> int:
         makers = {"train": self._train, "eval": self._eval, "embed": self._embed, "plugins": self._plugins, "info": self._info}
@@ -121,8 +126,17 @@ class _Commands:
             flags = Source("", {name: value for name, value in looked.items() if name in CHOOSING}, {})
             self.settings, self.chosen = choose([*files, flags])
 
-        def train(*, settings: Any, config: str | None, out: Path | None, resume: Path | None, checkpoint: str, json: bool,
-                  debug: bool, **tables: Any) -> int:
+        def train(
+            *,
+            settings: Any,
+            config: str | None,
+            out: Path | None,
+            resume: Path | None,
+            checkpoint: str,
+            json: bool,
+            debug: bool,
+            **tables: Any,
+        ) -> int:
             from dmlcore.training import RunConfig
             from dmlcore.training import train as start
 
@@ -131,8 +145,10 @@ class _Commands:
             if resume is not None:
                 extra = [name for name, value in (("config", config), ("out", out)) if value is not None] + list(typed.values)
                 if extra:
-                    raise ConfigError(f"--{extra[0].replace('_', '-')} cannot be given with --resume: a resumed run takes"
-                                      f" everything from {resume / 'config.toml'}")
+                    raise ConfigError(
+                        f"--{extra[0].replace('_', '-')} cannot be given with --resume: a resumed run takes"
+                        f" everything from {resume / 'config.toml'}"
+                    )
                 result = start(resume=resume, checkpoint=checkpoint, loggers=[progress])
             else:
                 result = start(RunConfig.resolve([*files, typed]), out=out, loggers=[progress])
@@ -140,15 +156,19 @@ class _Commands:
             return 0
 
         more = "Options of chosen losses, model and data are shown too: `dmlcore train --plugins ms,triplet --help`."
-        return command(train, [
-            settings_flags(Settings),
-            *(component_flags(component) for component in self.chosen.values() if component.option_names()),
-            flag("config", str | None, "TOML file with settings and options; flags win over it."),
-            flag("out", Path | None, "Folder of the run (default: `runs/` and the date, the time and the losses)."),
-            flag("resume", Path | None, "Continue the run in this folder exactly."),
-            flag("checkpoint", str, "Checkpoint to resume from: `last` or `previous`.", "last"),
-            *COMMON,
-        ], "Train an embedding and evaluate it on classes it has not seen." + ("" if self.chosen else f"\n\n{more}"))
+        return command(
+            train,
+            [
+                settings_flags(Settings),
+                *(component_flags(component) for component in self.chosen.values() if component.option_names()),
+                flag("config", str | None, "TOML file with settings and options; flags win over it."),
+                flag("out", Path | None, "Folder of the run (default: `runs/` and the date, the time and the losses)."),
+                flag("resume", Path | None, "Continue the run in this folder exactly."),
+                flag("checkpoint", str, "Checkpoint to resume from: `last` or `previous`.", "last"),
+                *COMMON,
+            ],
+            "Train an embedding and evaluate it on classes it has not seen." + ("" if self.chosen else f"\n\n{more}"),
+        )
 
     def _data_flags(self, name: str) -> list[inspect.Parameter]:
         """Flags of the data source that `--data` names, for `eval` and `embed`."""
@@ -163,8 +183,9 @@ class _Commands:
         return [component_flags(component)] if component.option_names() else []
 
     def _eval(self) -> Callable[..., int]:
-        def evaluate(run: Path, *, data: str | None, checkpoint: str, device: str, json: bool, debug: bool,
-                     **tables: Any) -> int:
+        def evaluate(
+            run: Path, *, data: str | None, checkpoint: str, device: str, json: bool, debug: bool, **tables: Any
+        ) -> int:
             from dmlcore.training.trained import TrainedRun
 
             result = TrainedRun(run, checkpoint=checkpoint, device=device).evaluate(data, _data_options(tables))
@@ -176,15 +197,22 @@ class _Commands:
                 console.show_metrics(result["metrics"], result["baselines"], f"{result['data']}, step {result['step']}")
             return 0
 
-        return command(evaluate, [
-            flag("run", Path, "Folder of a run.", is_positional=True),
-            flag("data", str | None, "Other data; all of its classes are evaluated (default: the run's held-out classes)."),
-            *self._data_flags("eval"), *TRAINED, *COMMON,
-        ], "Evaluate a run on its held-out classes, or on other data.")
+        return command(
+            evaluate,
+            [
+                flag("run", Path, "Folder of a run.", is_positional=True),
+                flag("data", str | None, "Other data; all of its classes are evaluated (default: the run's held-out classes)."),
+                *self._data_flags("eval"),
+                *TRAINED,
+                *COMMON,
+            ],
+            "Evaluate a run on its held-out classes, or on other data.",
+        )
 
     def _embed(self) -> Callable[..., int]:
-        def embed(run: Path, *, data: str, out: Path, checkpoint: str, device: str, json: bool, debug: bool,
-                  **tables: Any) -> int:
+        def embed(
+            run: Path, *, data: str, out: Path, checkpoint: str, device: str, json: bool, debug: bool, **tables: Any
+        ) -> int:
             from dmlcore.training.trained import TrainedRun
 
             result = TrainedRun(run, checkpoint=checkpoint, device=device).embed_to(data, out, _data_options(tables))
@@ -195,12 +223,18 @@ class _Commands:
                 console.show(f"{count:,} embeddings of {length} in {out} (x, y, class_name, split)")
             return 0
 
-        return command(embed, [
-            flag("run", Path, "Folder of a run.", is_positional=True),
-            flag("data", str, "What to embed: a data set's name or a path.", inspect.Parameter.empty),
-            flag("out", Path, "The .npz file to write.", inspect.Parameter.empty),
-            *self._data_flags("embed"), *TRAINED, *COMMON,
-        ], "Write the embeddings of data as an .npz file.")
+        return command(
+            embed,
+            [
+                flag("run", Path, "Folder of a run.", is_positional=True),
+                flag("data", str, "What to embed: a data set's name or a path.", inspect.Parameter.empty),
+                flag("out", Path, "The .npz file to write.", inspect.Parameter.empty),
+                *self._data_flags("embed"),
+                *TRAINED,
+                *COMMON,
+            ],
+            "Write the embeddings of data as an .npz file.",
+        )
 
     def _plugins(self) -> Callable[..., int]:
         def show_plugins(name: str | None, *, json: bool, debug: bool) -> int:

@@ -8,6 +8,7 @@ import ast
 import dataclasses
 import functools
 import inspect
+import itertools
 import textwrap
 import types
 import typing
@@ -28,7 +29,7 @@ def option_help(options: type) -> dict[str, str]:
         except (OSError, TypeError):
             continue
         body = tree.body[0].body if isinstance(tree.body[0], ast.ClassDef) else []
-        for field, text in zip(body, body[1:], strict=False):
+        for field, text in itertools.pairwise(body):
             if isinstance(field, ast.AnnAssign) and isinstance(field.target, ast.Name) and isinstance(text, ast.Expr):
                 if isinstance(text.value, ast.Constant) and isinstance(text.value.value, str):
                     texts[field.target.id] = inspect.cleandoc(text.value.value)
@@ -102,8 +103,15 @@ def build_options(options: type, given: dict[str, Any], owner: str) -> Any:
         raise ConfigError(f"{owner}: {error}") from None
 
 
-def check_range(name: str, value: float | None, *, above: float | None = None, least: float | None = None,
-                below: float | None = None, most: float | None = None) -> None:
+def check_range(
+    name: str,
+    value: float | None,
+    *,
+    above: float | None = None,
+    least: float | None = None,
+    below: float | None = None,
+    most: float | None = None,
+) -> None:
     """Refuse a number outside its range, for the `__post_init__` of options.
 
     Args:
@@ -119,8 +127,12 @@ def check_range(name: str, value: float | None, *, above: float | None = None, l
     """
     if value is None:
         return
-    wanted = [f"> {above}" if above is not None else "", f">= {least}" if least is not None else "",
-              f"< {below}" if below is not None else "", f"<= {most}" if most is not None else ""]
+    wanted = [
+        f"> {above}" if above is not None else "",
+        f">= {least}" if least is not None else "",
+        f"< {below}" if below is not None else "",
+        f"<= {most}" if most is not None else "",
+    ]
     bad = value != value or value in (float("inf"), float("-inf"))
     bad |= above is not None and not value > above
     bad |= least is not None and not value >= least

@@ -19,8 +19,15 @@ def describe_components() -> list[dict[str, Any]]:
     for kind in plugins.KINDS:
         for name, entry in plugins.registry(kind).items():
             text = inspect.cleandoc(entry.component.__doc__ or "")
-            item = {"kind": kind, "name": name, "owner": entry.owner, "version": entry.version, "summary": _summary(text),
-                    "help": text, "options": describe_options(getattr(entry.component, "Options", None))}
+            item = {
+                "kind": kind,
+                "name": name,
+                "owner": entry.owner,
+                "version": entry.version,
+                "summary": _summary(text),
+                "help": text,
+                "options": describe_options(getattr(entry.component, "Options", None)),
+            }
             described.append({**item, **(_fusion(name) if kind == "loss" else {})})
     return described
 
@@ -30,8 +37,15 @@ def describe_options(options: type | None) -> list[dict[str, Any]]:
     if options is None:
         return []
     texts, kinds = option_help(options), option_types(options)
-    return [{"name": field.name, "type": _type_name(kinds[field.name]), "default": default_of(field),
-             "help": texts.get(field.name, "")} for field in dataclasses.fields(options)]
+    return [
+        {
+            "name": field.name,
+            "type": _type_name(kinds[field.name]),
+            "default": default_of(field),
+            "help": texts.get(field.name, ""),
+        }
+        for field in dataclasses.fields(options)
+    ]
 
 
 def describe_system() -> dict[str, Any]:

@@ -41,7 +41,10 @@ def _labels() -> dict[str, Tensor]:
 def _batches(width: int) -> dict[str, tuple[Tensor, Tensor]]:
     generator = torch.Generator().manual_seed(1)
     centres = torch.randn(5, width, generator=generator, dtype=torch.float64)
-    made = {name: (centres[y] + 0.8 * torch.randn(len(y), width, generator=generator, dtype=torch.float64), y) for name, y in _labels().items()}
+    made = {
+        name: (centres[y] + 0.8 * torch.randn(len(y), width, generator=generator, dtype=torch.float64), y)
+        for name, y in _labels().items()
+    }
     x, y = made["random"]
     made["duplicates"] = (torch.cat([x[:4], x[:4]]), torch.cat([y[:4], y[:4]]))
     made["collapsed"] = (x[:1].repeat(8, 1), y[:8])
@@ -181,5 +184,7 @@ def check_loss(loss_class: type[Loss], **options: Any) -> list[Check]:
     failed = [check for check in checks if not check.passed]
     if failed:
         name = getattr(loss_class, "name", getattr(loss_class, "__name__", str(loss_class)))
-        raise PluginError(f"loss '{name}' fails {len(failed)} of {len(checks)} checks: " + "; ".join(f"{c.name}: {c.detail}" for c in failed))
+        raise PluginError(
+            f"loss '{name}' fails {len(failed)} of {len(checks)} checks: " + "; ".join(f"{c.name}: {c.detail}" for c in failed)
+        )
     return checks

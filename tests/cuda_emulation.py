@@ -103,9 +103,17 @@ def _run_all(path: str) -> None:
     from dmlcore.kernels.cuda import CudaStep
 
     module = load(Path(path))
-    calls = tuple(FunctorCall(name, options) for name, options in (
-        ("ms", (2.0, 50.0, 0.5, 0.1)), ("ms", (2.0, 500.0, 0.5, 1e9)), ("contrastive", (0.0, 1.0)), ("triplet_all", (0.1,)),
-        ("triplet_semihard", (0.1,)), ("triplet_hard", (0.1,))))
+    calls = tuple(
+        FunctorCall(name, options)
+        for name, options in (
+            ("ms", (2.0, 50.0, 0.5, 0.1)),
+            ("ms", (2.0, 500.0, 0.5, 1e9)),
+            ("contrastive", (0.0, 1.0)),
+            ("triplet_all", (0.1,)),
+            ("triplet_semihard", (0.1,)),
+            ("triplet_hard", (0.1,)),
+        )
+    )
     for anchors, references, width in ((33, None, 17), (1, None, 3), (67, 5, 1), (2, 0, 4), (3, 65, 130), (259, None, 2)):
         torch.manual_seed(0)
         labels = torch.zeros(anchors, dtype=torch.int64) if anchors > 250 else torch.randint(4, (anchors,))

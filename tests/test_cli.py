@@ -165,8 +165,9 @@ def test_train_ends_with_the_table_and_the_next_command(
     assert out.rstrip().splitlines()[-1] == f"Continue by: dmlcore eval runs/{made.name}"
 
 
-def test_a_terminal_gets_a_bar_with_speed_and_terms(here: Callable[..., tuple[int, str, str]], features: Path, tmp_path: Path,
-                                                    monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_terminal_gets_a_bar_with_speed_and_terms(
+    here: Callable[..., tuple[int, str, str]], features: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     screen = io.StringIO()
     terminal = Console(file=screen, force_terminal=True, color_system=None, highlight=False, width=200)
     monkeypatch.setattr("dmlcore.console._stderr", lambda: terminal)

@@ -1,4 +1,4 @@
-"""The custom operator of the compiled path: its registration, and torch.compile without graph breaks and with equal gradients."""
+"""The custom operator of the compiled path: its registration; torch.compile without graph breaks, with equal gradients."""
 
 from __future__ import annotations
 

@@ -12,8 +12,13 @@ from dmlcore.kernels import FunctorCall, extension, fused_rows
 WHY_NOT = extension.reason_against("cuda") or ("" if torch.cuda.is_available() else "torch sees no CUDA device")
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(bool(WHY_NOT), reason=WHY_NOT)]
 cases = pytest.mark.parametrize("case", FUSED, ids=lambda case: case.id)
-CALLS = (FunctorCall("ms", (2.0, 50.0, 0.5, 0.1)), FunctorCall("contrastive", (0.0, 1.0)), FunctorCall("sup_con", (0.1,)),
-         FunctorCall("circle", (0.4, 80.0)), FunctorCall("triplet_semihard", (0.1,)))
+CALLS = (
+    FunctorCall("ms", (2.0, 50.0, 0.5, 0.1)),
+    FunctorCall("contrastive", (0.0, 1.0)),
+    FunctorCall("sup_con", (0.1,)),
+    FunctorCall("circle", (0.4, 80.0)),
+    FunctorCall("triplet_semihard", (0.1,)),
+)
 
 
 @cases
@@ -25,8 +30,9 @@ def test_equals_the_definition(case: Case, batch: str) -> None:
 
 
 @pytest.mark.parametrize("case", [case for case in PAIRS if case.fused], ids=lambda case: case.id)
-@pytest.mark.parametrize(("anchors", "references", "width"),
-                         [(33, 70, 130), (67, 1, 5), (1, 66, 1), (5, 0, 8), (3, 4, 257), (1000, 3000, 64)])
+@pytest.mark.parametrize(
+    ("anchors", "references", "width"), [(33, 70, 130), (67, 1, 5), (1, 66, 1), (5, 0, 8), (3, 4, 257), (1000, 3000, 64)]
+)
 def test_references(case: Case, anchors: int, references: int, width: int) -> None:
     labels, others = torch.arange(anchors) * 5 % CLASSES, torch.arange(references) * 3 % CLASSES
     if case.name == "triplet" and anchors > 100:

@@ -85,8 +85,15 @@ def test_gradient_of_references() -> None:
         torch.testing.assert_close(a.grad.double(), b.grad, rtol=1e-4, atol=1e-5 * float(b.grad.abs().max()), msg=case.id)
 
 
-def run(emulated: ModuleType, calls: tuple[FunctorCall, ...], x: Tensor, y: Tensor, r: Tensor | None = None,
-        other: Tensor | None = None, normalise: tuple[bool, bool] = (True, True)) -> list[Tensor]:
+def run(
+    emulated: ModuleType,
+    calls: tuple[FunctorCall, ...],
+    x: Tensor,
+    y: Tensor,
+    r: Tensor | None = None,
+    other: Tensor | None = None,
+    normalise: tuple[bool, bool] = (True, True),
+) -> list[Tensor]:
     step = CudaStep(x, y, r, other, normalise, calls, module=emulated)
     values, counts = step.forward()
     cotangents = torch.rand(values.shape, generator=torch.Generator().manual_seed(1))
@@ -229,8 +236,15 @@ def sanitized_environment() -> dict[str, str]:
     if not libraries:
         pytest.skip("the compiler's AddressSanitizer library is not installed")
     path = os.pathsep.join([str(cuda_emulation.TESTS), *[entry for entry in sys.path if entry]])
-    return {**os.environ, "LD_PRELOAD": " ".join(libraries), "PYTHONMALLOC": "malloc", "PYTHONPATH": path, "CUEMU_ORDER": "3",
-            "OMP_NUM_THREADS": "2", "ASAN_OPTIONS": "detect_leaks=0:detect_stack_use_after_return=0"}
+    return {
+        **os.environ,
+        "LD_PRELOAD": " ".join(libraries),
+        "PYTHONMALLOC": "malloc",
+        "PYTHONPATH": path,
+        "CUEMU_ORDER": "3",
+        "OMP_NUM_THREADS": "2",
+        "ASAN_OPTIONS": "detect_leaks=0:detect_stack_use_after_return=0",
+    }
 
 
 def test_no_access_out_of_bounds(built: Path) -> None:

@@ -222,20 +222,29 @@ def test_manifest_reports_what_it_skips(tmp_path):
     rows = [f"class {c}/{s}.png,{c},me" for c in range(8) for s in range(4)]
     rows += ["gone.png,0,me", "class 0/0.png,0,me", "class 0/0.png,1,me", "class 0/1.png,,me"]
     notes = " ".join(open_data(write_manifest(tmp_path, rows, "path,label,author")).notes)
-    for text in ("1 listed images do not exist", "gone.png", "1 rows that repeat", "a second label", "1 rows without",
-                 "columns not used: author"):
+    for text in (
+        "1 listed images do not exist",
+        "gone.png",
+        "1 rows that repeat",
+        "a second label",
+        "1 rows without",
+        "columns not used: author",
+    ):
         assert text in notes
 
 
-@pytest.mark.parametrize(("header", "rows", "message"), [
-    ("", [], "must name the columns"),
-    ("path,labl", ["a.png,1"], "no column 'label'; it has path, labl. Did you mean to name 'labl'"),
-    ("path,label", [], "lists no images"),
-    ("path,label", ["a.png,1", "b.png,2"], "2 of 2 images .* do not exist"),
-    ("path,label,split", ["class 0/0.png,1,training set"], "is 'training set', but must be train, validation or test"),
-    ("path,label,split", ["class 0/0.png,1,train", "class 1/0.png,2,"], "split of sample 1 .* is empty"),
-    ("path,label,split", ["class 0/0.png,1,train", "class 1/0.png,2,train"], "has only train"),
-])
+@pytest.mark.parametrize(
+    ("header", "rows", "message"),
+    [
+        ("", [], "must name the columns"),
+        ("path,labl", ["a.png,1"], "no column 'label'; it has path, labl. Did you mean to name 'labl'"),
+        ("path,label", [], "lists no images"),
+        ("path,label", ["a.png,1", "b.png,2"], "2 of 2 images .* do not exist"),
+        ("path,label,split", ["class 0/0.png,1,training set"], "is 'training set', but must be train, validation or test"),
+        ("path,label,split", ["class 0/0.png,1,train", "class 1/0.png,2,"], "split of sample 1 .* is empty"),
+        ("path,label,split", ["class 0/0.png,1,train", "class 1/0.png,2,train"], "has only train"),
+    ],
+)
 def test_manifest_errors(tmp_path, header, rows, message):
     image_folder(tmp_path)
     with pytest.raises(DataError, match=message):
@@ -277,10 +286,16 @@ def test_given_split_as_numbers(tmp_path):
     assert class_sets(splits)[1:] == [{"6", "7"}, {"8", "9"}]
 
 
-@pytest.mark.parametrize(("shape", "sample_shape"), [
-    ((40, 9, 12), (1, 9, 12)), ((40, 9, 12, 1), (1, 9, 12)), ((40, 9, 12, 3), (3, 9, 12)), ((40, 9, 12, 4), (3, 9, 12)),
-    ((40, 3, 9, 12), (3, 9, 12)),
-])
+@pytest.mark.parametrize(
+    ("shape", "sample_shape"),
+    [
+        ((40, 9, 12), (1, 9, 12)),
+        ((40, 9, 12, 1), (1, 9, 12)),
+        ((40, 9, 12, 3), (3, 9, 12)),
+        ((40, 9, 12, 4), (3, 9, 12)),
+        ((40, 3, 9, 12), (3, 9, 12)),
+    ],
+)
 def test_image_arrays(tmp_path, shape, sample_shape):
     x = np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
     file = str(feature_file(tmp_path / "f.npz", x=x, y=np.arange(40) % 8))
@@ -294,24 +309,27 @@ def _with_nan() -> np.ndarray:
     return x
 
 
-@pytest.mark.parametrize(("arrays", "message"), [
-    ({"x": np.array([{}] * 50)}, "'x' in .* holds Python objects"),
-    ({"y": np.array([[1], [2, 3]] * 25, dtype=object)}, "'y' in .* holds Python objects"),
-    ({"x": _with_nan()}, "NaN or infinite in 2 rows, the first is row 17"),
-    ({"x": np.zeros((49, 6))}, "'y' .* has shape .50,., but 'x' has 49 rows"),
-    ({"x": np.zeros((50, 0))}, "no columns"),
-    ({"x": np.zeros((0, 6)), "y": np.zeros(0)}, "is empty"),
-    ({"x": np.zeros(50)}, "but must be features"),
-    ({"x": np.zeros((50, 8, 8), dtype=np.float32)}, "but must be features"),
-    ({"x": np.zeros((50, 8, 8, 2), dtype=np.uint8)}, "but must be features"),
-    ({"x": np.zeros((50, 6), dtype=complex)}, "must hold numbers"),
-    ({"y": np.zeros((50, 2))}, "one label per row"),
-    ({"y": np.linspace(0, 1, 50)}, "fractions or NaN"),
-    ({"y": np.zeros(50, dtype=np.int64)}, "one class, '0'"),
-    ({"y": np.arange(50)}, "50 of them with a single sample"),
-    ({"class_name": np.array(["a", "b"])}, "a name for each label 0..9"),
-    ({"split": np.array(["train"] * 49)}, "'split' .* has shape"),
-])
+@pytest.mark.parametrize(
+    ("arrays", "message"),
+    [
+        ({"x": np.array([{}] * 50)}, "'x' in .* holds Python objects"),
+        ({"y": np.array([[1], [2, 3]] * 25, dtype=object)}, "'y' in .* holds Python objects"),
+        ({"x": _with_nan()}, "NaN or infinite in 2 rows, the first is row 17"),
+        ({"x": np.zeros((49, 6))}, "'y' .* has shape .50,., but 'x' has 49 rows"),
+        ({"x": np.zeros((50, 0))}, "no columns"),
+        ({"x": np.zeros((0, 6)), "y": np.zeros(0)}, "is empty"),
+        ({"x": np.zeros(50)}, "but must be features"),
+        ({"x": np.zeros((50, 8, 8), dtype=np.float32)}, "but must be features"),
+        ({"x": np.zeros((50, 8, 8, 2), dtype=np.uint8)}, "but must be features"),
+        ({"x": np.zeros((50, 6), dtype=complex)}, "must hold numbers"),
+        ({"y": np.zeros((50, 2))}, "one label per row"),
+        ({"y": np.linspace(0, 1, 50)}, "fractions or NaN"),
+        ({"y": np.zeros(50, dtype=np.int64)}, "one class, '0'"),
+        ({"y": np.arange(50)}, "50 of them with a single sample"),
+        ({"class_name": np.array(["a", "b"])}, "a name for each label 0..9"),
+        ({"split": np.array(["train"] * 49)}, "'split' .* has shape"),
+    ],
+)
 def test_array_errors_are_one_line(tmp_path, arrays, message):
     with pytest.raises(DataError, match=message) as caught:
         open_data(str(feature_file(tmp_path / "f.npz", **arrays)))
@@ -384,8 +402,13 @@ def test_split_by_class_property(classes, samples, seed, train):
 
 def test_million_samples_are_fast():
     labels = np.random.default_rng(0).integers(0, 100_000, 1_000_000)
-    dataset = LabelledDataset(PixelStore(np.zeros((1, 1, 1, 1), np.uint8)), np.zeros(len(labels), np.int64), labels,
-                              [str(i) for i in range(100_000)], (1, 1, 1))
+    dataset = LabelledDataset(
+        PixelStore(np.zeros((1, 1, 1, 1), np.uint8)),
+        np.zeros(len(labels), np.int64),
+        labels,
+        [str(i) for i in range(100_000)],
+        (1, 1, 1),
+    )
     sampler = ClassBalancedSampler(dataset.dense_labels, 128, 4, seed=0, steps=20)
     assert sum(len(batch) for batch in sampler) == 20 * 512
 
@@ -394,8 +417,12 @@ def test_million_samples_are_fast():
 
 
 @settings(max_examples=60, deadline=None)
-@given(counts=st.lists(st.integers(1, 11), min_size=2, max_size=12), per_class=st.integers(1, 5), seed=st.integers(0, 99),
-       data=st.data())
+@given(
+    counts=st.lists(st.integers(1, 11), min_size=2, max_size=12),
+    per_class=st.integers(1, 5),
+    seed=st.integers(0, 99),
+    data=st.data(),
+)
 def test_sampler_properties(counts, per_class, seed, data):
     labels = np.random.default_rng(seed).permutation(np.repeat(np.arange(len(counts)) * 10**9, counts))
     classes = data.draw(st.integers(2, len(counts)))
@@ -548,10 +575,14 @@ def test_glyphs():
     assert open_data("glyphs", options={"augment": False}).train.augmentation is None
 
 
-@pytest.mark.parametrize(("file", "kind", "shape"), [
-    ("emoji_64.npz", "images", (3, 64, 64)), ("grocery_mobilenetv2.npz", "features", (1280,)),
-    ("banking77_minilm.npz", "features", (384,)),
-])
+@pytest.mark.parametrize(
+    ("file", "kind", "shape"),
+    [
+        ("emoji_64.npz", "images", (3, 64, 64)),
+        ("grocery_mobilenetv2.npz", "features", (1280,)),
+        ("banking77_minilm.npz", "features", (384,)),
+    ],
+)
 def test_real_files(file, kind, shape):
     if not (SHARED / file).is_file():
         pytest.skip(f"{SHARED / file} is not here; set DML_SHARED_DATA to its folder")

@@ -68,7 +68,11 @@ def test_mixes_fused_plain_and_foreign_members() -> None:
     torch.testing.assert_close(total, create("ms")(X, Y) + create("triplet", smooth=True)(X, Y) + 2 * X.square().mean())
     assert math.isnan(ensemble.active["mean_square"]) and 0 < ensemble.active["ms"] <= 1
     described = {entry["name"]: entry for entry in ensemble.describe()}
-    assert described["ms"]["fused"] and not described["triplet"]["fused"] and "no fused form" in described["mean_square"]["why_not_fused"]
+    assert (
+        described["ms"]["fused"]
+        and not described["triplet"]["fused"]
+        and "no fused form" in described["mean_square"]["why_not_fused"]
+    )
 
 
 def test_a_member_that_returns_no_scalar_is_named() -> None:

@@ -97,10 +97,20 @@ def test_hand_computed() -> None:
     y = torch.tensor([0, 1, 0, 1, 2])
     got = retrieval_metrics(x, y, recall_at=(1, 2))
     # hits at ranks: sample 0 at 2, sample 1 at 3, sample 2 at 3 (after 1 and 3), sample 3 at 2; sample 4 has no positive
-    assert got == pytest.approx({
-        "recall@1": 0.0, "recall@2": 0.5, "precision@1": 0.0, "precision@2": 0.25, "r_precision": 0.0, "map@r": 0.0,
-        "map": (1 / 2 + 1 / 3 + 1 / 3 + 1 / 2) / 4, "mrr": (1 / 2 + 1 / 3 + 1 / 3 + 1 / 2) / 4, "queries": 4.0, "excluded": 1.0,
-    })
+    assert got == pytest.approx(
+        {
+            "recall@1": 0.0,
+            "recall@2": 0.5,
+            "precision@1": 0.0,
+            "precision@2": 0.25,
+            "r_precision": 0.0,
+            "map@r": 0.0,
+            "map": (1 / 2 + 1 / 3 + 1 / 3 + 1 / 2) / 4,
+            "mrr": (1 / 2 + 1 / 3 + 1 / 3 + 1 / 2) / 4,
+            "queries": 4.0,
+            "excluded": 1.0,
+        }
+    )
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])

@@ -11,8 +11,26 @@ import dmlcore
 
 PACKAGE = Path(dmlcore.__file__).parent
 # Each room may import rooms of lower number, and its own.
-FLOORS = {"errors": 0, "hookspecs": 0, "config": 1, "plugins": 2, "kernels": 3, "losses": 4, "ensemble": 5, "data": 5, "models": 5, "evaluation": 6,
-          "testing": 6, "training": 7, "description": 8, "flags": 9, "console": 10, "cli": 11, "__main__": 12, "__init__": -1}
+FLOORS = {
+    "errors": 0,
+    "hookspecs": 0,
+    "config": 1,
+    "plugins": 2,
+    "kernels": 3,
+    "losses": 4,
+    "ensemble": 5,
+    "data": 5,
+    "models": 5,
+    "evaluation": 6,
+    "testing": 6,
+    "training": 7,
+    "description": 8,
+    "flags": 9,
+    "console": 10,
+    "cli": 11,
+    "__main__": 12,
+    "__init__": -1,
+}
 SOURCES = sorted(PACKAGE.rglob("*.py"))
 
 
@@ -45,8 +63,12 @@ def test_every_room_has_a_floor() -> None:
 
 
 def test_imports_run_one_way() -> None:
-    wrong = [f"{path.relative_to(PACKAGE)} imports {other}" for path in SOURCES for other in imported_rooms(path)
-             if room(path) != "__init__" and other != room(path) and FLOORS[other] >= FLOORS[room(path)]]
+    wrong = [
+        f"{path.relative_to(PACKAGE)} imports {other}"
+        for path in SOURCES
+        for other in imported_rooms(path)
+        if room(path) != "__init__" and other != room(path) and FLOORS[other] >= FLOORS[room(path)]
+    ]
     assert not wrong, wrong
 
 
@@ -56,9 +78,20 @@ def test_only_the_console_prints_only_the_cli_exits_only_kernels_name_extensions
         script = path.name == "build.py"  # a developer's script, run by hand
         text = path.read_text()
         for node in ast.walk(ast.parse(text)):
-            if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "print" and room(path) != "console" and not script:
+            if (
+                isinstance(node, ast.Call)
+                and isinstance(node.func, ast.Name)
+                and node.func.id == "print"
+                and room(path) != "console"
+                and not script
+            ):
                 wrong.append(f"{path.name}:{node.lineno} prints")
-            if isinstance(node, ast.Call) and ast.unparse(node.func) in ("sys.exit", "exit", "os._exit") and room(path) != "cli" and not script:
+            if (
+                isinstance(node, ast.Call)
+                and ast.unparse(node.func) in ("sys.exit", "exit", "os._exit")
+                and room(path) != "cli"
+                and not script
+            ):
                 wrong.append(f"{path.name}:{node.lineno} exits")
         if room(path) != "kernels" and ('"_cpu"' in text or "dmlcore._c" in text):
             wrong.append(f"{path.name} names an extension")

@@ -77,7 +77,7 @@ def test_instruction_sets_and_products_agree(case: Case, level: str, blas: str) 
         mine = value_and_gradients(loss, x.to(dtype), y, loss)
         with torch.no_grad():
             exact = case.create()
-        assert_close(mine, value_and_gradients(exact, x, y, exact.reference), tolerance)
+        assert_close(mine, value_and_gradients(exact, x, y, exact.reference), tolerance, by_row=dtype == torch.float64)
 
 
 @cases
@@ -266,8 +266,14 @@ def test_large_batches_stay_small_in_memory() -> None:
 
 
 @settings(max_examples=40, deadline=None)
-@given(sizes=st.lists(st.integers(1, 30), min_size=1, max_size=9), case=st.sampled_from(FUSED), seed=st.integers(0, 10**6),
-       tile=st.tuples(st.integers(1, 70), st.integers(1, 90)), workspace=st.sampled_from([0, -1]), threads=st.integers(1, 3))
+@given(
+    sizes=st.lists(st.integers(1, 30), min_size=1, max_size=9),
+    case=st.sampled_from(FUSED),
+    seed=st.integers(0, 10**6),
+    tile=st.tuples(st.integers(1, 70), st.integers(1, 90)),
+    workspace=st.sampled_from([0, -1]),
+    threads=st.integers(1, 3),
+)
 def test_any_class_sizes(sizes: list[int], case: Case, seed: int, tile: tuple[int, int], workspace: int, threads: int) -> None:
     labels = torch.repeat_interleave(torch.arange(len(sizes)), torch.tensor(sizes))
     labels = labels[torch.randperm(len(labels), generator=torch.Generator().manual_seed(seed))]

@@ -59,8 +59,10 @@ def test_weights_follow_the_seed_only():
 
 
 def test_a_step_reaches_every_parameter():
-    for model, samples in ((image_model(), torch.rand(6, 1, 32, 32)),
-                           (build_model("mlp", sample_shape=(9,), kind="features"), torch.rand(6, 9))):
+    for model, samples in (
+        (image_model(), torch.rand(6, 1, 32, 32)),
+        (build_model("mlp", sample_shape=(9,), kind="features"), torch.rand(6, 9)),
+    ):
         model(samples)[:, 0].sum().backward()
         assert all(parameter.grad is not None for parameter in model.parameters())
 
@@ -102,10 +104,17 @@ def torchvision():
     return pytest.importorskip("torchvision", reason="torchvision is not installed")
 
 
-@pytest.mark.parametrize(("name", "side", "features"), [
-    ("resnet18", 32, 512), ("torchvision/mobilenet_v3_small", 32, 1024), ("squeezenet1_1", 64, 512), ("vit_b_32", 64, 768),
-    ("googlenet", 64, 1024), ("shufflenet_v2_x0_5", 32, 1024),
-])
+@pytest.mark.parametrize(
+    ("name", "side", "features"),
+    [
+        ("resnet18", 32, 512),
+        ("torchvision/mobilenet_v3_small", 32, 1024),
+        ("squeezenet1_1", 64, 512),
+        ("vit_b_32", 64, 768),
+        ("googlenet", 64, 1024),
+        ("shufflenet_v2_x0_5", 32, 1024),
+    ],
+)
 def test_torchvision_trunks(torchvision, name, side, features):
     model = image_model(name, (1, side, side))
     assert model.trunk.features == features

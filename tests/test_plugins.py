@@ -80,7 +80,18 @@ def test_environment_limits_loading(monkeypatch: pytest.MonkeyPatch) -> None:
 def example(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The example package installed by pip into a folder of its own, without touching the environment."""
     target = tmp_path_factory.mktemp("site")
-    command = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--no-build-isolation", "--target", str(target), str(EXAMPLE)]
+    command = [
+        sys.executable,
+        "-m",
+        "pip",
+        "install",
+        "--quiet",
+        "--no-deps",
+        "--no-build-isolation",
+        "--target",
+        str(target),
+        str(EXAMPLE),
+    ]
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     return target
@@ -104,7 +115,9 @@ def test_the_example_package_is_found_used_and_switched_off(example: Path) -> No
     )
     done = run_python(code, example)
     assert done.stdout.split() == ["dmlcore-example", "0.1.0", "False", "True"], done.stderr
-    done = run_python("from dmlcore.plugins import registry; print('example/centroid' in registry('loss'))", example, DMLCORE_PLUGINS="")
+    done = run_python(
+        "from dmlcore.plugins import registry; print('example/centroid' in registry('loss'))", example, DMLCORE_PLUGINS=""
+    )
     assert done.stdout.strip() == "False", done.stderr
 
 
@@ -128,14 +141,17 @@ def test_check_loss_passes_every_builtin() -> None:
         assert len(check_loss(entry.component)) > 10, options
 
 
-@pytest.mark.parametrize("fault, words", [
-    ("vector", "scalar tensor, got"),
-    ("order", "depends on the order"),
-    ("gradient", "gradient = finite differences"),
-    ("nan", "finite value and gradient"),
-    ("reference", "forward and reference differ"),
-    ("state", "state round trip"),
-])
+@pytest.mark.parametrize(
+    "fault, words",
+    [
+        ("vector", "scalar tensor, got"),
+        ("order", "depends on the order"),
+        ("gradient", "gradient = finite differences"),
+        ("nan", "finite value and gradient"),
+        ("reference", "forward and reference differ"),
+        ("state", "state round trip"),
+    ],
+)
 def test_check_loss_finds_faults(fault: str, words: str) -> None:
     class Faulty(Loss):
         """A loss with a fault."""

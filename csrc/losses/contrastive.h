@@ -4,7 +4,7 @@
 
 DML_BEGIN
 
-template <class T, bool Wide> struct Contrastive {
+template <class T> struct ContrastivePairs {
   static constexpr int kValues = 2;                                    // positives and negatives are averaged apart
   static constexpr bool kSlots = false;
   static constexpr const char* kOptions = "positive_margin negative_margin";
@@ -46,6 +46,8 @@ template <class T, bool Wide> struct Contrastive {
     return select(distance(s) < splat<V>(negative_margin), -w.negative * distance_slope(s), splat<V>(0));
   }
 };
+
+template <class T, bool> using Contrastive = ContrastivePairs<T>;      // no exponentials: one form
 
 struct contrastive_functors {
   template <class Table> static void list(Table& t) { t.template add<Contrastive>("contrastive"); }

@@ -55,7 +55,7 @@ template <class T, bool> using TripletAll = TripletPairs<T, false>;
 template <class T, bool> using TripletSemihard = TripletPairs<T, true>;
 
 // The farthest positive with the nearest negative of each anchor. Ties share the gradient evenly.
-template <class T, bool Wide> struct TripletHard {
+template <class T> struct TripletExtremes {
   static constexpr int kValues = 1;
   static constexpr bool kSlots = false;
   static constexpr const char* kOptions = "margin";
@@ -99,6 +99,8 @@ template <class T, bool Wide> struct TripletHard {
     return select(s == w.highest, w.negative, splat<V>(0));
   }
 };
+
+template <class T, bool> using TripletHard = TripletExtremes<T>;
 
 struct triplet_functors {
   template <class Table> static void list(Table& t) {

@@ -30,8 +30,22 @@ _HOMES = {
 }
 
 __all__ = [
-    "Batches", "ClassBalancedSampler", "CropAugmentation", "DataSource", "FeatureStore", "ImageFiles", "LabelledDataset",
-    "OrderedBatches", "PixelStore", "ShiftAugmentation", "Splits", "Store", "Table", "batches", "find_source", "open_data",
+    "Batches",
+    "ClassBalancedSampler",
+    "CropAugmentation",
+    "DataSource",
+    "FeatureStore",
+    "ImageFiles",
+    "LabelledDataset",
+    "OrderedBatches",
+    "PixelStore",
+    "ShiftAugmentation",
+    "Splits",
+    "Store",
+    "Table",
+    "batches",
+    "find_source",
+    "open_data",
 ]
 
 

@@ -75,8 +75,10 @@ def read_arrays(file: Path) -> dict[str, np.ndarray]:
         raise DataError(f"there is no file '{file}'") from None
     except (OSError, EOFError, KeyError, ValueError, zipfile.BadZipFile, zlib.error) as error:
         if name and "bject arrays" in str(error):
-            raise DataError(f"'{name}' in '{file}' holds Python objects, which are not read because they can run code."
-                            f" Save plain numbers or text instead") from None
+            raise DataError(
+                f"'{name}' in '{file}' holds Python objects, which are not read because they can run code."
+                f" Save plain numbers or text instead"
+            ) from None
         reason = "it does not begin like one" if "pickle" in str(error) else error
         raise DataError(f"'{file}' is no .npz file, or a damaged one: {reason}") from None
     raise DataError(f"'{file}' is a single array, but x and y are needed: save it with numpy.savez(file, x=..., y=...)")
@@ -96,8 +98,10 @@ def _classes(y: np.ndarray, names: np.ndarray | None, count: int, file: Path) ->
     class_names = [str(label) for label in present]
     if names is not None and y.dtype.kind in "iu":
         if names.ndim != 1 or names.dtype.kind != "U" or present[0] < 0 or present[-1] >= len(names):
-            raise DataError(f"'class_name' in '{file}' must be text with a name for each label {present[0]}..{present[-1]}, but"
-                            f" is {names.dtype} of shape {names.shape}")
+            raise DataError(
+                f"'class_name' in '{file}' must be text with a name for each label {present[0]}..{present[-1]}, but"
+                f" is {names.dtype} of shape {names.shape}"
+            )
         class_names = [str(names[label]) for label in present]
     return labels.astype(np.int64), class_names
 

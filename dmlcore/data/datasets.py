@@ -32,8 +32,15 @@ class LabelledDataset(torch.utils.data.Dataset):
         in_memory: fetching is cheap, so that worker processes would not pay.
     """
 
-    def __init__(self, samples: Store, rows: np.ndarray, labels: np.ndarray, class_names: Sequence[str],
-                 sample_shape: tuple[int, ...], augmentation: Augmentation | None = None) -> None:
+    def __init__(
+        self,
+        samples: Store,
+        rows: np.ndarray,
+        labels: np.ndarray,
+        class_names: Sequence[str],
+        sample_shape: tuple[int, ...],
+        augmentation: Augmentation | None = None,
+    ) -> None:
         assert len(rows) == len(labels)
         self.samples = samples
         self.rows = rows
@@ -62,8 +69,9 @@ class LabelledDataset(torch.utils.data.Dataset):
         """Several samples at once, as a `DataLoader` asks for them."""
         return list(zip(self.batch(indices), self.dense_labels[np.asarray(indices)].tolist(), strict=True))
 
-    def batch(self, indices: Sequence[int] | np.ndarray, *, augment: bool = False,
-              generator: torch.Generator | None = None) -> Tensor:
+    def batch(
+        self, indices: Sequence[int] | np.ndarray, *, augment: bool = False, generator: torch.Generator | None = None
+    ) -> Tensor:
         """Samples float32 [b, ...].
 
         Args:

@@ -50,9 +50,14 @@ class Folder(DataSource):
         if ignored:
             notes.append(f"{ignored} files that are no images were ignored")
         table = image_table(
-            paths, np.array(labels, dtype=np.int64), class_names, self.options, str(root),
+            paths,
+            np.array(labels, dtype=np.int64),
+            class_names,
+            self.options,
+            str(root),
             split=np.array(splits) if parts else None,
-            image_size=self.image_size, default_image_size=self.default_image_size,
+            image_size=self.image_size,
+            default_image_size=self.default_image_size,
         )
         if len(table.class_names) == 1:
             only = table.class_names[0]
@@ -64,8 +69,9 @@ class Folder(DataSource):
         """Name, folder and part of the split of every class; and whether there are parts."""
         found = _sub_folders(root)
         if not found:
-            raise DataError(f"folder '{root}' has no sub-folders: put the images of each class into a folder of its own"
-                            f"{self._hint(root)}")
+            raise DataError(
+                f"folder '{root}' has no sub-folders: put the images of each class into a folder of its own{self._hint(root)}"
+            )
         loose = _files(root, deep=False)[0]
         if loose:
             notes.append(f"{len(loose)} images directly in the folder belong to no class and were ignored")

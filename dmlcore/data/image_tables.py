@@ -99,8 +99,9 @@ def _report(paths: Sequence[str], failed: dict[int, str], total: int, where: str
     shown = [f"'{os.path.relpath(paths[row], where)}' ({_brief(failed[row])})" for row in sorted(failed)[:_NAMED]]
     more = ", ..." if len(failed) > _NAMED else ""
     if 2 * len(failed) > total:
-        raise DataError(f"{len(failed)} of {total} images in '{where}' cannot be read: {', '.join(shown)}{more}."
-                        f" Is the path right?")
+        raise DataError(
+            f"{len(failed)} of {total} images in '{where}' cannot be read: {', '.join(shown)}{more}. Is the path right?"
+        )
     verb = "image that cannot be read was" if len(failed) == 1 else "images that cannot be read were"
     return [f"{len(failed)} {verb} skipped: {', '.join(shown)}{more}"]
 
@@ -110,8 +111,15 @@ def _brief(reason: str) -> str:
 
 
 def image_table(
-    paths: list[str], labels: np.ndarray, class_names: list[str], options: ImageOptions, where: str, *,
-    split: np.ndarray | None = None, image_size: int | None = None, default_image_size: int = 64,
+    paths: list[str],
+    labels: np.ndarray,
+    class_names: list[str],
+    options: ImageOptions,
+    where: str,
+    *,
+    split: np.ndarray | None = None,
+    image_size: int | None = None,
+    default_image_size: int = 64,
 ) -> Table:
     """A table of image files. Unreadable ones are left out and reported in `skipped`.
 
@@ -150,7 +158,12 @@ def image_table(
         notes.append(f"{lost} of {len(class_names)} classes have no readable image and were left out")
     shape = (channels, *size)
     return Table(
-        kind="images", samples=samples, labels=dense.astype(np.int64), class_names=[class_names[label] for label in present],
-        sample_shape=shape, split=None if split is None else split[kept], skipped=notes,
+        kind="images",
+        samples=samples,
+        labels=dense.astype(np.int64),
+        class_names=[class_names[label] for label in present],
+        sample_shape=shape,
+        split=None if split is None else split[kept],
+        skipped=notes,
         augmentation=choose_augmentation(options, shape),
     )

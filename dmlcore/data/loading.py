@@ -51,16 +51,23 @@ class Batches(Iterator[tuple[Tensor, Tensor]]):
         seed: of the augmentation; the n-th batch has a random stream of its own.
     """
 
-    def __init__(self, dataset: LabelledDataset, sampler: Iterable[list[int]], *, workers: int = 0, augment: bool = False,
-                 seed: int = 0) -> None:
+    def __init__(
+        self, dataset: LabelledDataset, sampler: Iterable[list[int]], *, workers: int = 0, augment: bool = False, seed: int = 0
+    ) -> None:
         self._sampler = sampler
         self._balanced = sampler if isinstance(sampler, ClassBalancedSampler) else None
         self._state = self._balanced.state_dict() if self._balanced else None
         self._asked: deque[dict[str, Any]] = deque()  # states after the batches that workers prepare
         tasks = _Tasks(dataset, augment, seed)
         if workers and not dataset.in_memory:
-            loader = DataLoader(tasks, sampler=_Steps(self), batch_size=None, num_workers=workers, prefetch_factor=_AHEAD,
-                                generator=torch.Generator())  # of its own, so that the global random stream is left alone
+            loader = DataLoader(
+                tasks,
+                sampler=_Steps(self),
+                batch_size=None,
+                num_workers=workers,
+                prefetch_factor=_AHEAD,
+                generator=torch.Generator(),
+            )  # of its own, so that the global random stream is left alone
             self._source: Iterator[tuple[Tensor, Tensor]] = iter(loader)
         else:
             self._source = (tasks[task] for task in self._numbered())
@@ -111,7 +118,8 @@ class _Tasks(Dataset):
         return samples, torch.from_numpy(self._dataset.dense_labels[np.asarray(indices)])
 
 
-def batches(dataset: LabelledDataset, sampler: Iterable[list[int]], *, workers: int = 0, augment: bool = False,
-            seed: int = 0) -> Batches:
+def batches(
+    dataset: LabelledDataset, sampler: Iterable[list[int]], *, workers: int = 0, augment: bool = False, seed: int = 0
+) -> Batches:
     """An iterator of batches; see `Batches`."""
     return Batches(dataset, sampler, workers=workers, augment=augment, seed=seed)

@@ -35,8 +35,10 @@ class Manifest(DataSource):
         rows, notes = _read(file)
         missing = [path for path, _, _ in rows if not os.path.isfile(path)]
         if 2 * len(missing) > len(rows):
-            raise DataError(f"{len(missing)} of {len(rows)} images in '{file}' do not exist, the first is '{missing[0]}'."
-                            f" Paths are relative to '{file.parent}'")
+            raise DataError(
+                f"{len(missing)} of {len(rows)} images in '{file}' do not exist, the first is '{missing[0]}'."
+                f" Paths are relative to '{file.parent}'"
+            )
         if missing:
             gone = set(missing)
             rows = [row for row in rows if row[0] not in gone]
@@ -47,10 +49,14 @@ class Manifest(DataSource):
         number = {name: label for label, name in enumerate(class_names)}
         has_split = any(part for _, _, part in rows)
         table = image_table(
-            [path for path, _, _ in rows], np.array([number[label] for _, label, _ in rows], dtype=np.int64), class_names,
-            self.options, str(file.parent),
+            [path for path, _, _ in rows],
+            np.array([number[label] for _, label, _ in rows], dtype=np.int64),
+            class_names,
+            self.options,
+            str(file.parent),
             split=split_words([part for _, _, part in rows], f"'{file}'") if has_split else None,
-            image_size=self.image_size, default_image_size=self.default_image_size,
+            image_size=self.image_size,
+            default_image_size=self.default_image_size,
         )
         table.skipped = notes + table.skipped
         return table
@@ -84,8 +90,11 @@ def _read(file: Path) -> tuple[list[tuple[str, str, str]], list[str]]:
             continue
         seen[whole] = label
         rows.append((whole, label, split))
-    for count, what in ((incomplete, "without a path or a label"), (repeated, "that repeat an earlier one"),
-                        (conflicting, "that give an earlier image a second label")):
+    for count, what in (
+        (incomplete, "without a path or a label"),
+        (repeated, "that repeat an earlier one"),
+        (conflicting, "that give an earlier image a second label"),
+    ):
         if count:
             notes.append(f"{count} rows {what} were skipped")
     if not rows:

@@ -41,8 +41,10 @@ def find_source(data: str) -> tuple[type[DataSource], dict[str, Any]]:
         return entries[kind].component, {"path": data}
     if path.exists():
         unpack = " Unpack it first." if path.suffix.lower() in (".zip", ".tar", ".gz", ".tgz") else ""
-        raise DataError(f"'{data}' cannot be read as data: give a folder with a sub-folder per class, a .csv with path,label,"
-                        f" or an .npz with x, y.{unpack}")
+        raise DataError(
+            f"'{data}' cannot be read as data: give a folder with a sub-folder per class, a .csv with path,label,"
+            f" or an .npz with x, y.{unpack}"
+        )
     siblings = os.listdir(path.parent) if path.parent.is_dir() else []
     near = difflib.get_close_matches(data, sorted(entries), n=1, cutoff=0.5)
     near = near or [str(path.parent / name) for name in difflib.get_close_matches(path.name, siblings, n=1, cutoff=0.6)]
@@ -51,8 +53,12 @@ def find_source(data: str) -> tuple[type[DataSource], dict[str, Any]]:
 
 
 def open_data(
-    data: str | os.PathLike[str] = "glyphs", *, options: dict[str, Any] | None = None,
-    fractions: tuple[float, float, float] = (0.5, 0.15, 0.35), seed: int = 0, image_size: int | None = None,
+    data: str | os.PathLike[str] = "glyphs",
+    *,
+    options: dict[str, Any] | None = None,
+    fractions: tuple[float, float, float] = (0.5, 0.15, 0.35),
+    seed: int = 0,
+    image_size: int | None = None,
     default_image_size: int = 64,
 ) -> Splits:
     """Training, validation and test parts of a data set.
@@ -94,8 +100,9 @@ def open_data(
     parts: dict[str, LabelledDataset] = {}
     for part in PARTS:
         rows = np.flatnonzero(split == part)
-        parts[part] = LabelledDataset(table.samples, rows, table.labels[rows], table.class_names, table.sample_shape,
-                                      table.augmentation)
+        parts[part] = LabelledDataset(
+            table.samples, rows, table.labels[rows], table.class_names, table.sample_shape, table.augmentation
+        )
         notes += check_part(parts[part], part)
     name = data if data in plugins.registry("data") else str(Path(data).expanduser())
     return Splits(name, table.kind, table.sample_shape, **parts, notes=notes, seed=seed)
@@ -107,8 +114,10 @@ def _check(table: Table, data: str) -> None:
         raise DataError(f"'{data}' has no samples")
     labels = table.labels
     if labels.shape != (count,) or labels.dtype != np.int64 or labels.min() < 0 or labels.max() >= len(table.class_names):
-        raise PluginError(f"data set '{data}': labels are {labels.dtype} {labels.shape}, but must be int64 [{count}] below"
-                          f" {len(table.class_names)}")
+        raise PluginError(
+            f"data set '{data}': labels are {labels.dtype} {labels.shape}, but must be int64 [{count}] below"
+            f" {len(table.class_names)}"
+        )
     first = table.samples.fetch(np.zeros(1, dtype=np.int64))
     if tuple(first.shape[1:]) != tuple(table.sample_shape):
         raise PluginError(f"data set '{data}': samples have shape {tuple(first.shape[1:])}, but it says {table.sample_shape}")

@@ -31,15 +31,18 @@ class ClassBalancedSampler(Sampler[list[int]]):
         ConfigError: P or K out of range.
     """
 
-    def __init__(self, labels: np.ndarray, classes_per_batch: int, samples_per_class: int, seed: int,
-                 steps: int | None = None) -> None:
+    def __init__(
+        self, labels: np.ndarray, classes_per_batch: int, samples_per_class: int, seed: int, steps: int | None = None
+    ) -> None:
         labels = np.asarray(labels)
         _, dense, counts = np.unique(labels, return_inverse=True, return_counts=True)
         check_range("samples_per_class", samples_per_class, least=1)
         check_range("classes_per_batch", classes_per_batch, least=2)
         if classes_per_batch > len(counts):
-            raise ConfigError(f"classes_per_batch is {classes_per_batch}, but there are only {len(counts)} training classes."
-                              f" Lower it to {len(counts)} or less")
+            raise ConfigError(
+                f"classes_per_batch is {classes_per_batch}, but there are only {len(counts)} training classes."
+                f" Lower it to {len(counts)} or less"
+            )
         self.classes_per_batch = classes_per_batch
         self.samples_per_class = samples_per_class
         self.seed = seed

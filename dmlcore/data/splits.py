@@ -13,9 +13,17 @@ from dmlcore.errors import ConfigError, DataError
 
 PARTS = ("train", "validation", "test")
 SPLIT_WORDS = {
-    "train": "train", "training": "train", "0": "train",
-    "validation": "validation", "val": "validation", "valid": "validation", "dev": "validation", "1": "validation",
-    "test": "test", "testing": "test", "2": "test",
+    "train": "train",
+    "training": "train",
+    "0": "train",
+    "validation": "validation",
+    "val": "validation",
+    "valid": "validation",
+    "dev": "validation",
+    "1": "validation",
+    "test": "test",
+    "testing": "test",
+    "2": "test",
 }
 _LEAST_CLASSES = 2  # of every part: fewer cannot be told apart
 
@@ -47,8 +55,14 @@ class Splits:
     def describe(self) -> dict[str, Any]:
         """The source, its parts and the notes as plain values for JSON."""
         parts = {part: {"classes": getattr(self, part).num_classes, "samples": len(getattr(self, part))} for part in PARTS}
-        return {"name": self.name, "kind": self.kind, "sample_shape": list(self.sample_shape), "seed": self.seed,
-                "parts": parts, "notes": list(self.notes)}
+        return {
+            "name": self.name,
+            "kind": self.kind,
+            "sample_shape": list(self.sample_shape),
+            "seed": self.seed,
+            "parts": parts,
+            "notes": list(self.notes),
+        }
 
 
 def split_words(words: Sequence[Any] | np.ndarray, where: str) -> np.ndarray:
@@ -77,8 +91,10 @@ def check_fractions(fractions: Sequence[float]) -> None:
         ConfigError: they are not.
     """
     if len(fractions) != 3 or not all(fraction > 0 for fraction in fractions) or abs(sum(fractions) - 1) > 1e-6:
-        raise ConfigError(f"the fractions of train, validation and test are {tuple(fractions)}, but must be three positive"
-                          f" numbers with sum 1, such as (0.5, 0.15, 0.35)")
+        raise ConfigError(
+            f"the fractions of train, validation and test are {tuple(fractions)}, but must be three positive"
+            f" numbers with sum 1, such as (0.5, 0.15, 0.35)"
+        )
 
 
 def split_by_class(labels: np.ndarray, num_classes: int, fractions: Sequence[float], seed: int) -> np.ndarray:
@@ -103,8 +119,10 @@ def split_by_class(labels: np.ndarray, num_classes: int, fractions: Sequence[flo
     single = generator.permutation(np.flatnonzero(counts == 1))
     if num_classes < 3 * _LEAST_CLASSES or len(several) < 3:
         single_note = f", {len(single)} of them with a single sample" if len(single) else ""
-        raise DataError(f"the data has {num_classes} classes{single_note}, but a split into train, validation and test classes"
-                        f" needs at least {3 * _LEAST_CLASSES}. Add classes, or give a split with the data")
+        raise DataError(
+            f"the data has {num_classes} classes{single_note}, but a split into train, validation and test classes"
+            f" needs at least {3 * _LEAST_CLASSES}. Add classes, or give a split with the data"
+        )
     part_of_class = np.empty(num_classes, dtype="<U10")
     least = _LEAST_CLASSES if len(several) >= 3 * _LEAST_CLASSES else 1
     for classes, smallest in ((several, least), (single, 0)):
@@ -122,8 +140,9 @@ def _sizes(count: int, fractions: Sequence[float], least: int) -> list[int]:
     return sizes
 
 
-def complete_split(labels: np.ndarray, given: np.ndarray, fractions: Sequence[float],
-                   seed: int) -> tuple[np.ndarray, list[str]]:
+def complete_split(
+    labels: np.ndarray, given: np.ndarray, fractions: Sequence[float], seed: int
+) -> tuple[np.ndarray, list[str]]:
     """A split given by the data with its missing parts filled in.
 
     Without validation, validation classes are drawn from the training classes. Without test, the given validation part
@@ -143,8 +162,10 @@ def complete_split(labels: np.ndarray, given: np.ndarray, fractions: Sequence[fl
     """
     present = set(given)
     if "train" not in present or len(present) == 1:
-        raise DataError(f"the split given by the data has only {' and '.join(sorted(present))}, but needs train and test."
-                        f" Leave the split out to have the classes split at random")
+        raise DataError(
+            f"the split given by the data has only {' and '.join(sorted(present))}, but needs train and test."
+            f" Leave the split out to have the classes split at random"
+        )
     notes = ["split given by the data"]
     split = given.astype("<U10")
     if "test" not in present:
@@ -154,8 +175,10 @@ def complete_split(labels: np.ndarray, given: np.ndarray, fractions: Sequence[fl
         classes = np.random.default_rng((seed, 2)).permutation(np.unique(labels[split == "train"]))
         wanted = max(_LEAST_CLASSES, round(len(classes) * fractions[1] / (fractions[0] + fractions[1])))
         if len(classes) < 2 * _LEAST_CLASSES:
-            raise DataError(f"the split given by the data has no validation part and only {len(classes)} training classes, too"
-                            f" few to take validation classes from. Give a validation part")
+            raise DataError(
+                f"the split given by the data has no validation part and only {len(classes)} training classes, too"
+                f" few to take validation classes from. Give a validation part"
+            )
         wanted = min(wanted, len(classes) - _LEAST_CLASSES)
         split[(split == "train") & np.isin(labels, classes[:wanted])] = "validation"
         notes.append(f"the data gives no validation part: {wanted} of {len(classes)} training classes are held out for it")

@@ -53,13 +53,23 @@ class LossEnsemble(nn.Module):
         ConfigError: no losses, unknown names, wrong weights, `reduction = "none"`.
     """
 
-    def __init__(self, losses: Sequence[Loss | str], weighting: str = "fixed", weights: Any = None, *,
-                 weighting_options: dict[str, Any] | None = None, num_classes: int | None = None,
-                 embedding_dim: int | None = None) -> None:
+    def __init__(
+        self,
+        losses: Sequence[Loss | str],
+        weighting: str = "fixed",
+        weights: Any = None,
+        *,
+        weighting_options: dict[str, Any] | None = None,
+        num_classes: int | None = None,
+        embedding_dim: int | None = None,
+    ) -> None:
         super().__init__()
         if not losses:
             raise ConfigError("an ensemble needs at least one loss")
-        made = [create(loss, num_classes=num_classes, embedding_dim=embedding_dim) if isinstance(loss, str) else loss for loss in losses]
+        made = [
+            create(loss, num_classes=num_classes, embedding_dim=embedding_dim) if isinstance(loss, str) else loss
+            for loss in losses
+        ]
         for loss in made:
             if not isinstance(loss, Loss):
                 raise ConfigError(f"an ensemble is made of dmlcore losses or their names, got {type(loss).__name__}")
@@ -85,19 +95,22 @@ class LossEnsemble(nn.Module):
         """`[L]` the effective weights now, detached."""
         return self.weighting.weights
 
-    def _groups(self, sides: dict[int, Sides], device: torch.device) -> tuple[dict[tuple[int, int], list[int]], dict[int, FunctorCall]]:
+    def _groups(
+        self, sides: dict[int, Sides], embeddings: Tensor
+    ) -> tuple[dict[tuple[int, int], list[int]], dict[int, FunctorCall]]:
         """Members that compare the same things, to run in one pass, and their functors."""
         groups: dict[tuple[int, int], list[int]] = {}
         calls: dict[int, FunctorCall] = {}
         for index, side in sides.items():
-            call = _row_loss(self.members[index]).call_for(device)
+            call = _row_loss(self.members[index]).call_for(embeddings)
             if call is not None:
                 calls[index] = call
                 groups.setdefault((id(side.anchors), id(side.references)), []).append(index)
         return groups, calls
 
-    def _grouped_rows(self, embeddings: Tensor, labels: Tensor, references: Tensor | None,
-                      reference_labels: Tensor | None) -> list[tuple[list[int], list[int], Rows]]:
+    def _grouped_rows(
+        self, embeddings: Tensor, labels: Tensor, references: Tensor | None, reference_labels: Tensor | None
+    ) -> list[tuple[list[int], list[int], Rows]]:
         """One entry per pass: the members, how many values each has, and the values and counts of all of them, `[V, A]`."""
         labels, reference_labels = check_inputs(embeddings, labels, references, reference_labels)
         sides: dict[int, Sides] = {}
@@ -106,7 +119,7 @@ class LossEnsemble(nn.Module):
                 sides[index] = loss.sides(embeddings, labels, None, None)
             elif isinstance(loss, RowLoss):
                 sides[index] = loss.sides(embeddings, labels, references, reference_labels)
-        groups, calls = self._groups(sides, embeddings.device)
+        groups, calls = self._groups(sides, embeddings)
         found = []
         for members in groups.values():
             anchors, anchor_labels, others, other_labels = sides[members[0]]
@@ -118,8 +131,9 @@ class LossEnsemble(nn.Module):
                 found.append(([index], [len(rows.values)], rows))
         return found
 
-    def rows(self, embeddings: Tensor, labels: Tensor, *, references: Tensor | None = None,
-             reference_labels: Tensor | None = None) -> dict[int, Rows]:
+    def rows(
+        self, embeddings: Tensor, labels: Tensor, *, references: Tensor | None = None, reference_labels: Tensor | None = None
+    ) -> dict[int, Rows]:
         """Values and counts of every member that is defined by rows, by its index. Arguments as `forward`."""
         return _apart(self._grouped_rows(embeddings, labels, references, reference_labels))
 
@@ -134,8 +148,9 @@ class LossEnsemble(nn.Module):
         owner = [position for position, size in enumerate(sizes) for _ in range(size)]
         return averages.new_zeros(len(members)).index_add(0, torch.tensor(owner, device=averages.device), averages)
 
-    def forward(self, embeddings: Tensor, labels: Tensor, *, references: Tensor | None = None,
-                reference_labels: Tensor | None = None) -> Tensor:
+    def forward(
+        self, embeddings: Tensor, labels: Tensor, *, references: Tensor | None = None, reference_labels: Tensor | None = None
+    ) -> Tensor:
         """The combined loss.
 
         Args:
@@ -180,7 +195,10 @@ class LossEnsemble(nn.Module):
             return {}
         rows = _apart(self._last_rows)
         nothing = self._last_terms.new_full((), torch.nan)
-        return {name: (rows[index].values > 0).any(0).float().mean() if index in rows else nothing for index, name in enumerate(self.names)}
+        return {
+            name: (rows[index].values > 0).any(0).float().mean() if index in rows else nothing
+            for index, name in enumerate(self.names)
+        }
 
     def parameter_roles(self) -> dict[str, list[nn.Parameter]]:
         """Parameters by the optimiser group they belong to: `proxies`, `scalars`, `weights`."""
@@ -192,9 +210,16 @@ class LossEnsemble(nn.Module):
 
     def describe(self) -> list[dict[str, Any]]:
         """Per member: its name, options, and whether it is fused or why not."""
-        return [{"name": name, "loss": loss.name, "options": vars(loss.options).copy() if hasattr(loss.options, "__dict__") else {},
-                 "fused": loss.is_fused, "why_not_fused": loss.why_not_fused}
-                for name, loss in zip(self.names, self.members, strict=True)]
+        return [
+            {
+                "name": name,
+                "loss": loss.name,
+                "options": vars(loss.options).copy() if hasattr(loss.options, "__dict__") else {},
+                "fused": loss.is_fused,
+                "why_not_fused": loss.why_not_fused,
+            }
+            for name, loss in zip(self.names, self.members, strict=True)
+        ]
 
     @torch.no_grad()
     def non_finite_rows(self, embeddings: Tensor, labels: Tensor) -> dict[str, list[int]]:

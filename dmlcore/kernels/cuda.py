@@ -42,14 +42,27 @@ class CudaStep:
         NotTaken: too many positives for a loss that compares them all with every negative.
     """
 
-    def __init__(self, anchors: Tensor, anchor_labels: Tensor, references: Tensor | None, reference_labels: Tensor | None,
-                 normalise: tuple[bool, bool], calls: tuple[FunctorCall, ...], *, module: ModuleType | None = None) -> None:
+    def __init__(
+        self,
+        anchors: Tensor,
+        anchor_labels: Tensor,
+        references: Tensor | None,
+        reference_labels: Tensor | None,
+        normalise: tuple[bool, bool],
+        calls: tuple[FunctorCall, ...],
+        *,
+        module: ModuleType | None = None,
+    ) -> None:
         module = module or extension.cuda()
         if module is None:
             raise ConfigError(extension.reason_against("cuda"))
         self.device = anchors.device
-        given = {"anchors": anchors, "anchor_labels": anchor_labels, "references": references,
-                 "reference_labels": reference_labels}
+        given = {
+            "anchors": anchors,
+            "anchor_labels": anchor_labels,
+            "references": references,
+            "reference_labels": reference_labels,
+        }
         for name, tensor in given.items():
             if tensor is not None and tensor.device != self.device:
                 raise ConfigError(f"{name} are on {tensor.device}, but anchors are on {self.device}; move them to one device")
@@ -102,8 +115,14 @@ class CudaStep:
                 grad_references = torch.empty_like(self.references)
             scratch = self._bytes(self.backward_bytes)
             pointer = grad_references.data_ptr() if grad_references is not None else 0
-            self.step.backward(self.kept.data_ptr(), scratch.data_ptr(), cotangents.data_ptr(), grad_anchors.data_ptr(),
-                               pointer, self._stream())
+            self.step.backward(
+                self.kept.data_ptr(),
+                scratch.data_ptr(),
+                cotangents.data_ptr(),
+                grad_anchors.data_ptr(),
+                pointer,
+                self._stream(),
+            )
             if grad_references is not None:
                 grad_references = grad_references.to(self.dtypes[1])
             return grad_anchors.to(self.dtypes[0]), grad_references

@@ -54,8 +54,15 @@ def plan_options(**options: int) -> Iterator[None]:
 class _CpuStep:
     """The state of one pass on the CPU, between forward and backward."""
 
-    def __init__(self, anchors: Tensor, anchor_labels: Tensor, references: Tensor | None, reference_labels: Tensor | None,
-                 normalise: tuple[bool, bool], calls: tuple[FunctorCall, ...]) -> None:
+    def __init__(
+        self,
+        anchors: Tensor,
+        anchor_labels: Tensor,
+        references: Tensor | None,
+        reference_labels: Tensor | None,
+        normalise: tuple[bool, bool],
+        calls: tuple[FunctorCall, ...],
+    ) -> None:
         module = extension.cpu()
         if module is None:
             raise ConfigError(extension.reason_against("cpu"))
@@ -99,8 +106,15 @@ def _step(anchors: Tensor, *arguments: Any) -> Any:
 
 class _FusedRows(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, anchors: Tensor, references: Tensor | None, anchor_labels: Tensor, reference_labels: Tensor | None,
-                normalise: tuple[bool, bool], calls: tuple[FunctorCall, ...]) -> tuple[Tensor, Tensor]:
+    def forward(
+        ctx: Any,
+        anchors: Tensor,
+        references: Tensor | None,
+        anchor_labels: Tensor,
+        reference_labels: Tensor | None,
+        normalise: tuple[bool, bool],
+        calls: tuple[FunctorCall, ...],
+    ) -> tuple[Tensor, Tensor]:
         ctx.step = _step(anchors, anchor_labels, references, reference_labels, normalise, calls)
         values, counts = ctx.step.forward()
         ctx.mark_non_differentiable(counts)
@@ -109,7 +123,9 @@ class _FusedRows(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, cotangents: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
         if torch.is_grad_enabled():  # create_graph=True: without this the second derivative would silently be left out
-            raise ConfigError("fused losses are differentiable once; for second derivatives use loss.reference or set DML_FUSED=0")
+            raise ConfigError(
+                "fused losses are differentiable once; for second derivatives use loss.reference or set DML_FUSED=0"
+            )
         anchors, references = ctx.step.backward(cotangents.contiguous(), ctx.needs_input_grad[1])
         return anchors if ctx.needs_input_grad[0] else None, references, None, None, None, None
 
@@ -124,39 +140,85 @@ def _calls_of(functors: str, options: list[float]) -> tuple[FunctorCall, ...]:
 
 
 @torch.library.custom_op("dmlcore::fused_rows", mutates_args=())
-def _fused_rows_op(anchors: Tensor, references: Tensor | None, anchor_labels: Tensor, reference_labels: Tensor | None,
-                   functors: str, options: list[float], value_count: int, normalise_anchors: bool,
-                   normalise_references: bool) -> tuple[Tensor, Tensor]:
+def _fused_rows_op(
+    anchors: Tensor,
+    references: Tensor | None,
+    anchor_labels: Tensor,
+    reference_labels: Tensor | None,
+    functors: str,
+    options: list[float],
+    value_count: int,
+    normalise_anchors: bool,
+    normalise_references: bool,
+) -> tuple[Tensor, Tensor]:
     normalise = (normalise_anchors, normalise_references)
     with torch.no_grad():
-        step = _step(anchors.contiguous(), anchor_labels.contiguous(), None if references is None else references.contiguous(),
-                     None if reference_labels is None else reference_labels.contiguous(), normalise, _calls_of(functors, options))
+        step = _step(
+            anchors.contiguous(),
+            anchor_labels.contiguous(),
+            None if references is None else references.contiguous(),
+            None if reference_labels is None else reference_labels.contiguous(),
+            normalise,
+            _calls_of(functors, options),
+        )
         values, counts = step.forward()
     return values.clone(), counts.clone()
 
 
 @_fused_rows_op.register_fake
-def _(anchors: Tensor, references: Tensor | None, anchor_labels: Tensor, reference_labels: Tensor | None, functors: str,
-      options: list[float], value_count: int, normalise_anchors: bool, normalise_references: bool) -> tuple[Tensor, Tensor]:
+def _(
+    anchors: Tensor,
+    references: Tensor | None,
+    anchor_labels: Tensor,
+    reference_labels: Tensor | None,
+    functors: str,
+    options: list[float],
+    value_count: int,
+    normalise_anchors: bool,
+    normalise_references: bool,
+) -> tuple[Tensor, Tensor]:
     return anchors.new_empty(value_count, anchors.shape[0]), anchors.new_empty(value_count, anchors.shape[0])
 
 
 @torch.library.custom_op("dmlcore::fused_rows_backward", mutates_args=())
-def _fused_rows_backward_op(cotangents: Tensor, anchors: Tensor, references: Tensor | None, anchor_labels: Tensor,
-                            reference_labels: Tensor | None, functors: str, options: list[float], normalise_anchors: bool,
-                            normalise_references: bool) -> tuple[Tensor, Tensor]:
+def _fused_rows_backward_op(
+    cotangents: Tensor,
+    anchors: Tensor,
+    references: Tensor | None,
+    anchor_labels: Tensor,
+    reference_labels: Tensor | None,
+    functors: str,
+    options: list[float],
+    normalise_anchors: bool,
+    normalise_references: bool,
+) -> tuple[Tensor, Tensor]:
     # The operator keeps no state between the passes, so backward repeats the forward pass: one more product of similarities.
     normalise = (normalise_anchors, normalise_references)
-    step = _step(anchors.contiguous(), anchor_labels.contiguous(), None if references is None else references.contiguous(),
-                 None if reference_labels is None else reference_labels.contiguous(), normalise, _calls_of(functors, options))
+    step = _step(
+        anchors.contiguous(),
+        anchor_labels.contiguous(),
+        None if references is None else references.contiguous(),
+        None if reference_labels is None else reference_labels.contiguous(),
+        normalise,
+        _calls_of(functors, options),
+    )
     step.forward()
     grad_anchors, grad_references = step.backward(cotangents.contiguous(), references is not None)
     return grad_anchors, anchors.new_empty(0) if grad_references is None else grad_references
 
 
 @_fused_rows_backward_op.register_fake
-def _(cotangents: Tensor, anchors: Tensor, references: Tensor | None, anchor_labels: Tensor, reference_labels: Tensor | None,
-      functors: str, options: list[float], normalise_anchors: bool, normalise_references: bool) -> tuple[Tensor, Tensor]:
+def _(
+    cotangents: Tensor,
+    anchors: Tensor,
+    references: Tensor | None,
+    anchor_labels: Tensor,
+    reference_labels: Tensor | None,
+    functors: str,
+    options: list[float],
+    normalise_anchors: bool,
+    normalise_references: bool,
+) -> tuple[Tensor, Tensor]:
     return torch.empty_like(anchors), anchors.new_empty(0) if references is None else torch.empty_like(references)
 
 
@@ -169,15 +231,23 @@ def _keep_inputs(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
 def _op_backward(ctx: Any, cotangents: Tensor, _: Tensor) -> tuple[Any, ...]:
     anchors, references, anchor_labels, reference_labels = ctx.saved_tensors
     grad_anchors, grad_references = torch.ops.dmlcore.fused_rows_backward(
-        cotangents, anchors, references, anchor_labels, reference_labels, ctx.functors, ctx.options, *ctx.normalise)
+        cotangents, anchors, references, anchor_labels, reference_labels, ctx.functors, ctx.options, *ctx.normalise
+    )
     return grad_anchors, None if references is None else grad_references, *[None] * 7
 
 
 _fused_rows_op.register_autograd(_op_backward, setup_context=_keep_inputs)
 
 
-def fused_rows(anchors: Tensor, anchor_labels: Tensor, references: Tensor | None, reference_labels: Tensor | None,
-               calls: tuple[FunctorCall, ...], *, normalise: tuple[bool, bool] = (True, True)) -> tuple[Tensor, Tensor]:
+def fused_rows(
+    anchors: Tensor,
+    anchor_labels: Tensor,
+    references: Tensor | None,
+    reference_labels: Tensor | None,
+    calls: tuple[FunctorCall, ...],
+    *,
+    normalise: tuple[bool, bool] = (True, True),
+) -> tuple[Tensor, Tensor]:
     """Values and counts per anchor of several losses, in one pass over the similarities.
 
     Args:
@@ -195,7 +265,9 @@ def fused_rows(anchors: Tensor, anchor_labels: Tensor, references: Tensor | None
     Raises:
         ConfigError: the extension for the anchors' device is missing.
     """
-    dtype = torch.float64 if torch.float64 in (anchors.dtype, None if references is None else references.dtype) else torch.float32
+    dtype = (
+        torch.float64 if torch.float64 in (anchors.dtype, None if references is None else references.dtype) else torch.float32
+    )
     anchors = anchors.to(dtype).contiguous()
     anchor_labels = anchor_labels.contiguous()
     if references is not None and reference_labels is not None:
@@ -203,6 +275,13 @@ def fused_rows(anchors: Tensor, anchor_labels: Tensor, references: Tensor | None
     if torch.compiler.is_compiling():
         known = extension.functors()
         return torch.ops.dmlcore.fused_rows(
-            anchors, references, anchor_labels, reference_labels, ",".join(call.functor for call in calls),
-            [value for call in calls for value in call.options], sum(known[call.functor][1] for call in calls), *normalise)
+            anchors,
+            references,
+            anchor_labels,
+            reference_labels,
+            ",".join(call.functor for call in calls),
+            [value for call in calls for value in call.options],
+            sum(known[call.functor][1] for call in calls),
+            *normalise,
+        )
     return _FusedRows.apply(anchors, references, anchor_labels, reference_labels, normalise, calls)

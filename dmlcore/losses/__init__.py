@@ -9,8 +9,21 @@ from dmlcore.errors import ConfigError
 from dmlcore.losses.base import Loss, LossOptions, PairLoss, ProxyLoss, RowLoss, Rows, Sides
 from dmlcore.losses.geometry import cosine_similarities, distances, masked_logsumexp, unit
 
-__all__ = ["Loss", "LossOptions", "PairLoss", "ProxyLoss", "RowLoss", "Rows", "Sides", "cosine_similarities", "create", "distances",
-           "masked_logsumexp", "names", "unit"]
+__all__ = [
+    "Loss",
+    "LossOptions",
+    "PairLoss",
+    "ProxyLoss",
+    "RowLoss",
+    "Rows",
+    "Sides",
+    "cosine_similarities",
+    "create",
+    "distances",
+    "masked_logsumexp",
+    "names",
+    "unit",
+]
 
 
 def names() -> list[str]:

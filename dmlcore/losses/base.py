@@ -41,14 +41,16 @@ class Sides(NamedTuple):
 
 
 class Rows(NamedTuple):
-    """Unreduced results: `values` and `counts`, both `[V, A]`. The default reduction is sum(values) / sum(counts) of each of the
-    V rows, added up."""
+    """Unreduced results: `values` and `counts`, both `[V, A]`. The default reduction is sum(values) / sum(counts) of each of
+    the V rows, added up."""
 
     values: Tensor
     counts: Tensor
 
 
-def check_inputs(embeddings: Tensor, labels: Tensor, references: Tensor | None, reference_labels: Tensor | None) -> tuple[Tensor, Tensor | None]:
+def check_inputs(
+    embeddings: Tensor, labels: Tensor, references: Tensor | None, reference_labels: Tensor | None
+) -> tuple[Tensor, Tensor | None]:
     """Labels as int64, after checking everything a loss is called with.
 
     Raises:
@@ -80,7 +82,7 @@ def check_inputs(embeddings: Tensor, labels: Tensor, references: Tensor | None, 
 
 
 class Loss(nn.Module, abc.ABC):
-    """A metric learning loss. Subclasses set `name`, `Options`, and write `forward`; most derive from `PairLoss` or `ProxyLoss`.
+    """A metric learning loss. Subclasses set `name` and `Options` and write `forward`; most are a `PairLoss` or `ProxyLoss`.
 
     Args:
         options: an instance of `Options`, or None for the defaults.
@@ -96,15 +98,18 @@ class Loss(nn.Module, abc.ABC):
     needs_classes: ClassVar[bool] = False
     needs_norms: ClassVar[bool] = False
 
-    def __init__(self, options: Any = None, *, num_classes: int | None = None, embedding_dim: int | None = None, **given: Any) -> None:
+    def __init__(
+        self, options: Any = None, *, num_classes: int | None = None, embedding_dim: int | None = None, **given: Any
+    ) -> None:
         super().__init__()
         if options is not None and given:
             raise ConfigError(f"{self.name}: give either an Options object or options by name, not both")
         self.options: Any = options if options is not None else build_options(self.Options, given, self.name)
 
     @abc.abstractmethod
-    def forward(self, embeddings: Tensor, labels: Tensor, *, references: Tensor | None = None,
-                reference_labels: Tensor | None = None) -> Tensor:
+    def forward(
+        self, embeddings: Tensor, labels: Tensor, *, references: Tensor | None = None, reference_labels: Tensor | None = None
+    ) -> Tensor:
         """The loss.
 
         Args:
@@ -117,8 +122,9 @@ class Loss(nn.Module, abc.ABC):
             Scalar (or `[B]` for `reduction = "none"`).
         """
 
-    def reference(self, embeddings: Tensor, labels: Tensor, *, references: Tensor | None = None,
-                  reference_labels: Tensor | None = None) -> Tensor:
+    def reference(
+        self, embeddings: Tensor, labels: Tensor, *, references: Tensor | None = None, reference_labels: Tensor | None = None
+    ) -> Tensor:
         """The definition in plain PyTorch: differentiable, any dtype and device, no extension. Arguments as `forward`."""
         return self.forward(embeddings, labels, references=references, reference_labels=reference_labels)
 
@@ -134,9 +140,9 @@ class Loss(nn.Module, abc.ABC):
 
     def parameter_roles(self) -> dict[str, list[nn.Parameter]]:
         """Parameters by the optimiser group they belong to: `proxies`, `scalars`."""
-        own = [parameter for parameter in self.parameters() if parameter is not getattr(self, "proxies", None)]
-        proxies = [self.proxies] if isinstance(getattr(self, "proxies", None), nn.Parameter) else []
-        return {"proxies": proxies, "scalars": own}
+        proxies = getattr(self, "proxies", None)
+        scalars = [parameter for parameter in self.parameters() if parameter is not proxies]
+        return {"proxies": [proxies] if isinstance(proxies, nn.Parameter) else [], "scalars": scalars}
 
     def extra_repr(self) -> str:
         return f"{self.options}, {'fused' if self.is_fused else 'plain: ' + self.why_not_fused}"
@@ -179,10 +185,14 @@ class RowLoss(Loss):
             reason = f"the extension was built without the functor '{call.functor}'; install again"
         return reason
 
-    def call_for(self, device: torch.device) -> FunctorCall | None:
-        """The functor to run for tensors of a device, or None: plain PyTorch."""
+    def call_for(self, embeddings: Tensor) -> FunctorCall | None:
+        """The functor to run for such embeddings, or None: plain PyTorch. The CUDA kernels take no float64."""
         call = self.functor_call()
-        if isinstance(call, str) or reason_against(device.type):
+        if (
+            isinstance(call, str)
+            or reason_against(embeddings.device.type)
+            or (embeddings.is_cuda and embeddings.dtype == torch.float64)
+        ):
             return None
         return call if call.functor in functors() else None
 
@@ -198,12 +208,19 @@ class RowLoss(Loss):
             positive = positive & ~torch.eye(len(labels), dtype=torch.bool, device=labels.device)
         return Rows(*self.row_values(similarities, positive, negative))
 
-    def rows(self, embeddings: Tensor, labels: Tensor, *, references: Tensor | None = None, reference_labels: Tensor | None = None,
-             plain: bool = False) -> Rows:
+    def rows(
+        self,
+        embeddings: Tensor,
+        labels: Tensor,
+        *,
+        references: Tensor | None = None,
+        reference_labels: Tensor | None = None,
+        plain: bool = False,
+    ) -> Rows:
         """Values and counts per anchor, fused where possible. Arguments as `forward`; `plain` forces the definition."""
         labels, reference_labels = check_inputs(embeddings, labels, references, reference_labels)
         sides = self.sides(embeddings, labels, references, reference_labels)
-        call = None if plain else self.call_for(embeddings.device)
+        call = None if plain else self.call_for(embeddings)
         if call is None:
             return self.plain_rows(sides)
         return Rows(*fused_rows(sides.anchors, sides.anchor_labels, sides.references, sides.reference_labels, (call,)))
@@ -219,12 +236,14 @@ class RowLoss(Loss):
             return values.sum() / max(values.shape[1], 1)
         return (values.sum(1) / counts.sum(1).clamp_min(1)).sum()
 
-    def forward(self, embeddings: Tensor, labels: Tensor, *, references: Tensor | None = None,
-                reference_labels: Tensor | None = None) -> Tensor:
+    def forward(
+        self, embeddings: Tensor, labels: Tensor, *, references: Tensor | None = None, reference_labels: Tensor | None = None
+    ) -> Tensor:
         return self.reduce(self.rows(embeddings, labels, references=references, reference_labels=reference_labels))
 
-    def reference(self, embeddings: Tensor, labels: Tensor, *, references: Tensor | None = None,
-                  reference_labels: Tensor | None = None) -> Tensor:
+    def reference(
+        self, embeddings: Tensor, labels: Tensor, *, references: Tensor | None = None, reference_labels: Tensor | None = None
+    ) -> Tensor:
         return self.reduce(self.rows(embeddings, labels, references=references, reference_labels=reference_labels, plain=True))
 
 
@@ -244,7 +263,9 @@ class ProxyLoss(RowLoss):
 
     needs_classes = True
 
-    def __init__(self, options: Any = None, *, num_classes: int | None = None, embedding_dim: int | None = None, **given: Any) -> None:
+    def __init__(
+        self, options: Any = None, *, num_classes: int | None = None, embedding_dim: int | None = None, **given: Any
+    ) -> None:
         super().__init__(options, **given)
         for noun, number in (("num_classes", num_classes), ("embedding_dim", embedding_dim)):
             if number is None or number < 1:
@@ -259,11 +280,15 @@ class ProxyLoss(RowLoss):
         if references is not None:
             raise ConfigError(f"{self.name} compares with its own proxies; it takes no references")
         if embeddings.shape[1] != self.proxies.shape[1]:
-            raise ConfigError(f"{self.name} has proxies of {self.proxies.shape[1]} dimensions, but embeddings have {embeddings.shape[1]}")
+            raise ConfigError(
+                f"{self.name} has proxies of {self.proxies.shape[1]} dimensions, but embeddings have {embeddings.shape[1]}"
+            )
         if labels.device.type == "cpu" and len(labels) and not torch.compiler.is_compiling():
             lowest, highest = (int(x) for x in torch.aminmax(labels))
             if lowest < 0 or highest >= len(self.proxies):
-                raise ConfigError(f"{self.name} has proxies for labels 0..{len(self.proxies) - 1}, got labels {lowest}..{highest}")
+                raise ConfigError(
+                    f"{self.name} has proxies for labels 0..{len(self.proxies) - 1}, got labels {lowest}..{highest}"
+                )
 
     def sides(self, embeddings: Tensor, labels: Tensor, references: Tensor | None, reference_labels: Tensor | None) -> Sides:
         self.check_labels(embeddings, labels, references)

@@ -43,14 +43,17 @@ def find_trunk(name: str | None, kind: str) -> tuple[type[Trunk], dict[str, Any]
             import_torchvision()
         except ConfigError as error:
             hint = f" Did you mean '{near[0]}'?" if near else ""
-            raise ConfigError(f"there is no model '{name}' among {', '.join(sorted(entries))}.{hint} If it is one of"
-                              f" torchvision's: {error}") from None
+            raise ConfigError(
+                f"there is no model '{name}' among {', '.join(sorted(entries))}.{hint} If it is one of torchvision's: {error}"
+            ) from None
         if arch in architectures():
             return entries["torchvision"].component, {"arch": arch}
         known = [*entries, *architectures()]
         hint = suggestion(name, known) if difflib.get_close_matches(name, known, n=1, cutoff=0.5) else ""
-        raise ConfigError(f"there is no model '{name}'.{hint or suggestion('', entries)} Trunks of torchvision go by their name"
-                          f" there, such as resnet18.")
+        raise ConfigError(
+            f"there is no model '{name}'.{hint or suggestion('', entries)} Trunks of torchvision go by their name"
+            f" there, such as resnet18."
+        )
     raise ConfigError(f"there is no model '{name}'.{suggestion(name, entries)}")
 
 
@@ -69,8 +72,15 @@ def default_image_size(name: str | None = None, options: dict[str, Any] | None =
 
 
 def build_model(
-    name: str | None = None, *, sample_shape: tuple[int, ...], kind: str, embedding_dim: int = 64,
-    options: dict[str, Any] | None = None, normalize: bool = True, head_norm: Literal["none", "layer"] = "none", seed: int = 0,
+    name: str | None = None,
+    *,
+    sample_shape: tuple[int, ...],
+    kind: str,
+    embedding_dim: int = 64,
+    options: dict[str, Any] | None = None,
+    normalize: bool = True,
+    head_norm: Literal["none", "layer"] = "none",
+    seed: int = 0,
 ) -> EmbeddingModel:
     """A model with freshly drawn (or, if its options say so, trained) weights. The global random state is left as it was.
 
@@ -92,8 +102,10 @@ def build_model(
     built = build_options(component.Options, {**implied, **(options or {})}, component.name)
     if kind not in component.accepts:
         fitting = sorted(entry.name for entry in plugins.registry("model").values() if kind in entry.component.accepts)
-        raise ConfigError(f"model '{component.name}' takes {' and '.join(sorted(component.accepts))}, but the data are {kind}."
-                          f" Models for {kind}: {', '.join(fitting)}")
+        raise ConfigError(
+            f"model '{component.name}' takes {' and '.join(sorted(component.accepts))}, but the data are {kind}."
+            f" Models for {kind}: {', '.join(fitting)}"
+        )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         trunk = component(built, sample_shape)

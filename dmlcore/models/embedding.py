@@ -21,8 +21,9 @@ class EmbeddingModel(nn.Module):
         head_norm: `layer` puts a LayerNorm between trunk and head, `none` nothing.
     """
 
-    def __init__(self, trunk: Trunk, embedding_dim: int, *, normalize: bool = True,
-                 head_norm: Literal["none", "layer"] = "none") -> None:
+    def __init__(
+        self, trunk: Trunk, embedding_dim: int, *, normalize: bool = True, head_norm: Literal["none", "layer"] = "none"
+    ) -> None:
         super().__init__()
         self.trunk = trunk
         linear = nn.Linear(trunk.features, embedding_dim)

@@ -79,8 +79,10 @@ class TorchvisionTrunk(Trunk):
         except (RuntimeError, AssertionError, ValueError) as error:
             reason = str(error).splitlines()[0]
             arch = self.options.arch
-            raise ConfigError(f"'{arch}' cannot take images of {height} x {width} pixels ({reason}). Give an image"
-                              f" size of {_expected(arch)[0]}, or a network for small images such as resnet18") from error
+            raise ConfigError(
+                f"'{arch}' cannot take images of {height} x {width} pixels ({reason}). Give an image"
+                f" size of {_expected(arch)[0]}, or a network for small images such as resnet18"
+            ) from error
         finally:
             self.network.train(was_training)
 
@@ -99,8 +101,10 @@ def import_torchvision() -> Any:
         raise ConfigError(f"torchvision cannot be imported: {error}. Install what is missing, or use the model conv") from error
     except (ImportError, OSError, RuntimeError, AttributeError) as error:
         reason = str(error).splitlines()[0]
-        raise ConfigError(f"torchvision does not work with the installed torch {torch.__version__} ({reason}). Install"
-                          f" both from the same place: `pip install --force-reinstall torchvision`, or use conv") from error
+        raise ConfigError(
+            f"torchvision does not work with the installed torch {torch.__version__} ({reason}). Install"
+            f" both from the same place: `pip install --force-reinstall torchvision`, or use conv"
+        ) from error
 
 
 @functools.cache
@@ -143,8 +147,10 @@ def _create(options: TorchvisionOptions, side: int) -> nn.Module:
     try:
         return models.get_model(options.arch, weights="DEFAULT" if options.weights == "default" else None, **settings)
     except (OSError, RuntimeError) as error:  # URLError is an OSError; a damaged download fails its hash
-        raise ConfigError(f"the weights of '{options.arch}' cannot be loaded ({error}). Download them elsewhere and give"
-                          f" the file as torchvision.weights, or set it to none") from error
+        raise ConfigError(
+            f"the weights of '{options.arch}' cannot be loaded ({error}). Download them elsewhere and give"
+            f" the file as torchvision.weights, or set it to none"
+        ) from error
     except ValueError as error:
         raise ConfigError(f"'{options.arch}' cannot be built for images of {side} pixels: {error}") from error
 
@@ -179,8 +185,9 @@ def _load_weights(network: nn.Module, file: Path, arch: str) -> None:
         raise ConfigError(f"the weights in '{file}' are not of '{arch}': the file {problem}")
     left = [name for name in weights if name not in expected and not name.startswith(_AUXILIARY)]
     if len(left) > 2:  # the classifier itself is one weight and one bias
-        raise ConfigError(f"the weights in '{file}' are not of '{arch}': the file has {len(left)} entries too many, such as"
-                          f" '{left[0]}'")
+        raise ConfigError(
+            f"the weights in '{file}' are not of '{arch}': the file has {len(left)} entries too many, such as '{left[0]}'"
+        )
     network.load_state_dict({name: value for name, value in weights.items() if name in expected}, strict=False)
 
 
@@ -190,8 +197,9 @@ def _shape(value: Any) -> Any:
 
 def _read_weights(file: Path) -> dict[str, Any]:
     if not file.is_file():
-        raise DataError(f"there is no weights file '{file}': torchvision.weights is none, default, or a .pth or .safetensors"
-                        f" file")
+        raise DataError(
+            f"there is no weights file '{file}': torchvision.weights is none, default, or a .pth or .safetensors file"
+        )
     try:
         if file.suffix == ".safetensors":
             return importlib.import_module("safetensors.torch").load_file(file)
@@ -199,8 +207,9 @@ def _read_weights(file: Path) -> dict[str, Any]:
     except ModuleNotFoundError:
         raise ConfigError("reading .safetensors needs the package safetensors: `pip install safetensors`") from None
     except Exception as error:  # the two libraries raise many types, several of them bare RuntimeError or UnpicklingError
-        raise DataError(f"the weights file '{file}' cannot be read: {type(error).__name__}. A state dict of tensors is"
-                        f" needed") from error
+        raise DataError(
+            f"the weights file '{file}' cannot be read: {type(error).__name__}. A state dict of tensors is needed"
+        ) from error
     if not isinstance(weights, Mapping):
         raise DataError(f"the weights file '{file}' holds a {type(weights).__name__}, but a state dict of tensors is needed")
     return dict(weights)

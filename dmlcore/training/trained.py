@@ -92,8 +92,14 @@ class TrainedRun:
         untrained = build_run_model(self.config, self.sample_shape, self.kind).to(self.device)
         workers = self.config.settings.workers
         metrics, baselines = protocol.compare(self.model, untrained, parts, kind=self.kind, workers=workers)
-        return {"run": str(self.folder.path), "step": self.step, "data": splits.name, "metrics": metrics,
-                "baselines": baselines, "notes": notes}
+        return {
+            "run": str(self.folder.path),
+            "step": self.step,
+            "data": splits.name,
+            "metrics": metrics,
+            "baselines": baselines,
+            "notes": notes,
+        }
 
     def embed_to(self, data: str, out: str | Path, options: dict[str, Any] | None = None) -> dict[str, Any]:
         """Write `x` float32 [N, D], `y` int64 [N], `class_name` and `split` (text [N]) of all samples, part by part.

@@ -34,8 +34,9 @@ class Centroid(Loss):
         def __post_init__(self) -> None:
             check_range("temperature", self.temperature, above=0)
 
-    def forward(self, embeddings: Tensor, labels: Tensor, *, references: Tensor | None = None,
-                reference_labels: Tensor | None = None) -> Tensor:
+    def forward(
+        self, embeddings: Tensor, labels: Tensor, *, references: Tensor | None = None, reference_labels: Tensor | None = None
+    ) -> Tensor:
         x = unit(embeddings)  # [B, D]
         classes, dense = torch.unique(labels, return_inverse=True)
         sums = torch.zeros(len(classes), x.shape[1], dtype=x.dtype, device=x.device).index_add(0, dense, x)  # [C, D]

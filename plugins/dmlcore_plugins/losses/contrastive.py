@@ -14,8 +14,8 @@ from dmlcore.losses import LossOptions, PairLoss, Rows, distances
 
 
 class Contrastive(PairLoss):
-    """`relu(d_p - pos_margin)` over positive pairs plus `relu(neg_margin - d_n)` over negative pairs, `d` the Euclidean distance
-    of unit vectors; each of the two is averaged over its pairs with a non-zero value.
+    """`relu(d_p - pos_margin)` over positive pairs plus `relu(neg_margin - d_n)` over negative pairs, `d` the Euclidean
+    distance of unit vectors; each of the two is averaged over its pairs with a non-zero value.
 
     Deviation: the hinges are not squared, as in today's libraries.
 

@@ -16,8 +16,8 @@ from dmlcore.losses import LossOptions, ProxyLoss, Rows, masked_logsumexp
 class NormSoftmax(ProxyLoss):
     """Cross-entropy over `cos(x, proxy_c) / temperature`, mean over samples.
 
-    Source: Wang, Xiang, Cheng, Yuille, "NormFace", ACM Multimedia 2017, eq. 6; Zhai, Wu, "Classification is a Strong Baseline for
-    Deep Metric Learning", BMVC 2019, eq. 2.
+    Source: Wang, Xiang, Cheng, Yuille, "NormFace", ACM Multimedia 2017, eq. 6; Zhai, Wu, "Classification is a Strong Baseline
+    for Deep Metric Learning", BMVC 2019, eq. 2.
     """
 
     name = "norm_softmax"
@@ -36,7 +36,9 @@ class NormSoftmax(ProxyLoss):
         logits = similarities / self.options.temperature
         found = positive.any(1)
         target = masked_logsumexp(logits, positive)
-        values = torch.where(found, masked_logsumexp(logits, positive | negative) - target, torch.zeros_like(target))[None]  # [1, B]
+        values = torch.where(found, masked_logsumexp(logits, positive | negative) - target, torch.zeros_like(target))[
+            None
+        ]  # [1, B]
         return Rows(values, found.to(values)[None])
 
     def functor_call(self) -> FunctorCall:

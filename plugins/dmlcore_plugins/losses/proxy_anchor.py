@@ -15,8 +15,8 @@ from dmlcore.losses import LossOptions, ProxyLoss, Rows, Sides, masked_logsumexp
 
 
 class ProxyAnchor(ProxyLoss):
-    """Each proxy is an anchor: `log(1 + sum_p exp(-alpha (s_p - margin)))`, averaged over the proxies with a sample in the batch,
-    plus `log(1 + sum_n exp(alpha (s_n + margin)))`, averaged over all proxies.
+    """Each proxy is an anchor: `log(1 + sum_p exp(-alpha (s_p - margin)))`, averaged over the proxies with a sample in the
+    batch, plus `log(1 + sum_n exp(alpha (s_n + margin)))`, averaged over all proxies.
 
     Source: Kim, Kim, Cho, Kwak, "Proxy Anchor Loss for Deep Metric Learning", CVPR 2020, eq. 4.
     """

@@ -17,8 +17,8 @@ from dmlcore.losses import LossOptions, ProxyLoss, Rows, masked_logsumexp
 class ProxyNca(ProxyLoss):
     """Cross-entropy over `-softmax_scale * d^2(x, proxy_c)` with `d` the Euclidean distance of unit vectors, mean over samples.
 
-    Deviation: the positive takes part in the denominator, as in today's libraries. `variant = "wedl"` scales the proxies to norm
-    3 (so the logits are `6 cos` up to a constant) and smooths the target by 0.1; it ignores `softmax_scale`.
+    Deviation: the positive takes part in the denominator, as in today's libraries. `variant = "wedl"` scales the proxies to
+    norm 3 (so the logits are `6 cos` up to a constant) and smooths the target by 0.1; it ignores `softmax_scale`.
 
     Source: Movshovitz-Attias et al., "No Fuss Distance Metric Learning using Proxies", ICCV 2017, eq. 7; the variant:
     Zabihzadeh et al., "Ensemble of Loss Functions to Improve Generalizability of Deep Metric Learning methods", 2021.
@@ -45,7 +45,9 @@ class ProxyNca(ProxyLoss):
         target = masked_logsumexp(logits, positive)
         if wedl:
             target = 0.9 * target + 0.1 * logits.mean(1)
-        values = torch.where(found, masked_logsumexp(logits, positive | negative) - target, torch.zeros_like(target))[None]  # [1, B]
+        values = torch.where(found, masked_logsumexp(logits, positive | negative) - target, torch.zeros_like(target))[
+            None
+        ]  # [1, B]
         return Rows(values, found.to(values)[None])
 
     def functor_call(self) -> FunctorCall | str:

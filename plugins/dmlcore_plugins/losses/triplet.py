@@ -55,7 +55,9 @@ class Triplet(PairLoss):
         return torch.logaddexp(violation, torch.zeros_like(violation)) if self.options.smooth else torch.relu(violation)
 
     def _triplets(self, positives: Tensor, negatives: Tensor, chosen: Tensor) -> Rows:
-        loss = torch.where(chosen, self._hinge(positives - negatives + self.options.margin), torch.zeros_like(negatives))  # [A, P, N]
+        loss = torch.where(
+            chosen, self._hinge(positives - negatives + self.options.margin), torch.zeros_like(negatives)
+        )  # [A, P, N]
         return Rows(loss.sum((1, 2))[None], (loss > 0).sum((1, 2))[None].to(loss))
 
     def row_values(self, similarities: Tensor, positive: Tensor, negative: Tensor) -> Rows:
