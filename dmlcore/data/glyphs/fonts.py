@@ -57,7 +57,7 @@ def recorded(rows: list[dict[str, str]], folders: list[Path]) -> list[Font]:
 
 def survey(folders: list[Path]) -> Iterator[Font]:
     """One upright face nearest weight 400 per family, freely licensed; needs fontTools. See `--record`."""
-    from fontTools.ttLib import TTFont
+    from fontTools.ttLib import TTFont  # pyright: ignore[reportMissingImports]
 
     best: dict[str, tuple[tuple, Font]] = {}
     for package in sorted((p for folder in folders for p in folder.iterdir() if "_" in p.name), key=lambda p: p.name):
