@@ -223,7 +223,10 @@ def test_autocast_computes_in_float32() -> None:
     value.backward()
     assert value.dtype == torch.float32
     assert half.grad is not None and half.grad.dtype == torch.bfloat16
-    torch.testing.assert_close(value, loss.reference(half.detach().float(), y), rtol=1e-5, atol=1e-5)
+    expected = loss.reference(half.detach().float(), y)
+    torch.testing.assert_close(value, expected, rtol=1e-5, atol=1e-5)
+    with torch.autocast("cpu", dtype=torch.bfloat16):  # the plain form keeps its precision too
+        torch.testing.assert_close(loss.reference(half.detach(), y), expected, rtol=1e-5, atol=1e-5)
 
 
 def test_references_may_be_the_batch_itself() -> None:

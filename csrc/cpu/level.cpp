@@ -37,18 +37,6 @@ template <class F> static F options_of(const LossSlot& loss) {
   return f;
 }
 
-// The two shapes of a functor: with one accumulator per anchor, and with one more per positive.
-template <class F, class T, bool Slots = F::kSlots> struct SlotTypes {
-  using Limits = Nothing<T>;
-  using Sums = Nothing<T>;
-  using WideSums = Nothing<T>;
-};
-template <class F, class T> struct SlotTypes<F, T, true> {
-  using Limits = typename F::template SlotLimits<T>;
-  using Sums = typename F::template SlotSums<T>;
-  using WideSums = typename F::template SlotSums<typename Native<T>::V>;
-};
-
 template <class F, class T> struct Parts {
   using V = typename Native<T>::V;
   using Limits = typename F::template Limits<T>;
@@ -56,7 +44,7 @@ template <class F, class T> struct Parts {
   using Totals = typename F::template Sums<double>;
   using WideSums = typename F::template Sums<V>;
   using Slopes = typename F::template Slopes<T>;
-  using Slot = SlotTypes<F, T>;
+  using Slot = SlotTypes<F, T, V>;
   static constexpr int lanes = Native<T>::lanes;
   static constexpr int sums = field_count<Sums, T>(), slot_sums = field_count<typename Slot::Sums, T>();
 

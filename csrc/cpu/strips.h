@@ -2,11 +2,9 @@
 // of the ensemble passes over it) feeds the rows' accumulators, and the columns' too when the tile serves both.
 #pragma once
 #include "cpu/problem.h"
-#include "dml/contract.h"
+#include "dml/fields.h"
 
 DML_BEGIN
-
-template <class S, class T> constexpr int field_count() { return __is_empty(S) ? 0 : int(sizeof(S) / sizeof(T)); }
 
 // A struct of fields at one index of parallel arrays: scalars broadcast to a register, or a register of neighbours.
 template <class S, class V, class T> DML_FN S broadcast(const T* at, int64_t stride) {
@@ -43,23 +41,6 @@ template <class S, class Wide, class V, class T> DML_FN S lane(const Wide& in, i
   }
   return out;
 }
-template <class S, class T, class From> DML_FN S gather_fields(const From* at, int64_t stride) {   // scalars, converted
-  S out;
-  if constexpr (!__is_empty(S)) {
-    T fields[field_count<S, T>()];
-    for (int f = 0; f < field_count<S, T>(); ++f) fields[f] = T(at[f * stride]);
-    __builtin_memcpy(&out, fields, sizeof out);
-  }
-  return out;
-}
-template <class T, class S, class To> DML_FN void scatter_fields(const S& in, To* at, int64_t stride) {
-  if constexpr (!__is_empty(S)) {
-    T fields[field_count<S, T>()];
-    __builtin_memcpy(fields, &in, sizeof in);
-    for (int f = 0; f < field_count<S, T>(); ++f) at[f * stride] = To(fields[f]);
-  }
-}
-
 // Everything one loss needs to know about the strip it is given.
 template <class T> struct Strip {
   const T* s;                       // similarities [rows][ld]; columns is a multiple of the lanes

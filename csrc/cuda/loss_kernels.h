@@ -7,7 +7,7 @@
 //   gradient             a block per 64 owners (anchors or references) and 128 dimensions: the tile again, turned into slopes
 //                        in place, times the other side's vectors. Positives are in the tile too.
 #pragma once
-#include "cuda/fields.h"
+#include "dml/fields.h"
 #include "cuda/losses.h"
 
 DML_BEGIN
@@ -23,17 +23,17 @@ template <class F> struct Parts {
   using Sums = typename F::template Sums<float>;
   using Totals = typename F::template Sums<double>;  // what many partial sums are merged in
   using Slopes = typename F::template Slopes<float>;
-  using SlotLimits = typename SlotTypes<F>::Limits;
-  using SlotSums = typename SlotTypes<F>::Sums;
+  using SlotLimits = typename SlotTypes<F, float, float>::Limits;
+  using SlotSums = typename SlotTypes<F, float, float>::Sums;
 };
 
 template <class S> __device__ __forceinline__ S read_slot(const float* slots, const LossMemory& m, int A, int anchor,
                                                           int positive) {
-  return read_fields<S>(slots + size_t(positive) * A + anchor, size_t(m.most_positives) * A);
+  return gather_fields<S, float>(slots + size_t(positive) * A + anchor, size_t(m.most_positives) * A);
 }
 template <class S> __device__ __forceinline__ void write_slot(const S& in, float* slots, const LossMemory& m, int A, int anchor,
                                                               int positive) {
-  write_fields(in, slots + size_t(positive) * A + anchor, size_t(m.most_positives) * A);
+  scatter_fields<float>(in, slots + size_t(positive) * A + anchor, size_t(m.most_positives) * A);
 }
 
 // Calls work(anchor, positives) by all threads of the block, for the block's anchors.
@@ -55,7 +55,7 @@ template <class Work> __device__ __forceinline__ void visit_anchors(const View& 
 template <class F> __global__ void open_kernel(F f, View v, LossMemory m, float* long_lists) {
   using P = Parts<F>;
   visit_anchors(v, long_lists, [&](int i, Positives<float> positives) {
-    if (threadIdx.x == 0) write_fields(f.open(positives), m.limits + i, v.A);
+    if (threadIdx.x == 0) scatter_fields<float>(f.open(positives), m.limits + i, v.A);
     if constexpr (F::kSlots) {
       for (int k = threadIdx.x; k < positives.count; k += blockDim.x) {
         write_slot<typename P::SlotLimits>(f.open_slot(positives[k]), m.slot_limits, m, v.A, i, k);
@@ -69,13 +69,13 @@ template <class F> __global__ void close_kernel(F f, View v, LossMemory m, RowsO
   using P = Parts<F>;
   visit_anchors(v, long_lists, [&](int i, Positives<float> positives) {
     if (threadIdx.x != 0) return;
-    const auto limits = read_fields<typename P::Limits>(m.limits + i, v.A);
-    constexpr int fields = fields_of<typename P::Sums, float>();
+    const auto limits = gather_fields<typename P::Limits, float>(m.limits + i, v.A);
+    constexpr int fields = field_count<typename P::Sums, float>();
     auto total = convert_fields<typename P::Totals, double, float>(f.nothing());
     for (int split = 0; split < m.splits; ++split)
-      f.merge(read_fields<typename P::Sums>(m.partial + size_t(split) * fields * v.A + i, v.A), total);
+      f.merge(gather_fields<typename P::Sums, float>(m.partial + size_t(split) * fields * v.A + i, v.A), total);
     const auto sums = convert_fields<typename P::Sums, float, double>(total);
-    write_fields(sums, m.sums + i, v.A);
+    scatter_fields<float>(sums, m.sums + i, v.A);
     float values[F::kValues], counts[F::kValues];
     if constexpr (F::kSlots) {
       auto slot = [&](long long k) { return read_slot<typename P::SlotSums>(m.slot_sums, m, v.A, i, int(k)); };
@@ -96,15 +96,15 @@ template <class F> __global__ void weigh_kernel(F f, View v, LossMemory m, const
   using P = Parts<F>;
   visit_anchors(v, long_lists, [&](int i, Positives<float> positives) {
     if (threadIdx.x != 0) return;
-    const auto limits = read_fields<typename P::Limits>(m.limits + i, v.A);
-    const auto sums = read_fields<typename P::Sums>(m.sums + i, v.A);
+    const auto limits = gather_fields<typename P::Limits, float>(m.limits + i, v.A);
+    const auto sums = gather_fields<typename P::Sums, float>(m.sums + i, v.A);
     float cotangents[F::kValues];
     for (int k = 0; k < F::kValues; ++k) cotangents[k] = from[size_t(k) * v.A + order[i]];
     if constexpr (F::kSlots) {
       auto slot = [&](long long k) { return read_slot<typename P::SlotSums>(m.slot_sums, m, v.A, i, int(k)); };
-      write_fields(f.weigh(positives, limits, sums, slot, cotangents), m.slopes + i, v.A);
+      scatter_fields<float>(f.weigh(positives, limits, sums, slot, cotangents), m.slopes + i, v.A);
     } else {
-      write_fields(f.weigh(positives, limits, sums, cotangents), m.slopes + i, v.A);
+      scatter_fields<float>(f.weigh(positives, limits, sums, cotangents), m.slopes + i, v.A);
     }
   });
 }
@@ -122,14 +122,14 @@ __device__ __forceinline__ Columns columns_of_split(int N, int split, int splits
 template <class F> __global__ void __launch_bounds__(kThreads) collect_kernel(F f, View v, LossMemory m) {
   using P = Parts<F>;
   using Sums = typename P::Sums;
-  constexpr int fields = fields_of<Sums, float>();
+  constexpr int fields = field_count<Sums, float>();
   constexpr int flush = F::kSlots ? 1 : kTilesInFloat;
   __shared__ TileMemory memory;
-  __shared__ float parts[kTile][room_for<Sums, float>() * kRowThreads + 1];
+  __shared__ float parts[kTile][(field_count<Sums, float>() > 0 ? field_count<Sums, float>() : 1) * kRowThreads + 1];
   const int i0 = blockIdx.x * kTile, row = threadIdx.x / kRowThreads, part = threadIdx.x % kRowThreads;
   const int i = i0 + row < v.A ? i0 + row : v.A - 1;  // rows beyond the last repeat it and are not written
   const ClassRange range = class_range(v, i);
-  const auto limits = read_fields<typename P::Limits>(m.limits + i, v.A);
+  const auto limits = gather_fields<typename P::Limits, float>(m.limits + i, v.A);
   const Columns columns = columns_of_split(v.N, blockIdx.y, gridDim.y);
   auto total = convert_fields<typename P::Totals, double, float>(f.nothing());
   Sums sums = f.nothing();
@@ -160,12 +160,12 @@ template <class F> __global__ void __launch_bounds__(kThreads) collect_kernel(F 
     }
   }
   f.merge(sums, total);
-  write_fields(convert_fields<Sums, float, double>(total), &parts[row][part], kRowThreads);
+  scatter_fields<float>(convert_fields<Sums, float, double>(total), &parts[row][part], kRowThreads);
   __syncthreads();
   if (part == 0 && i0 + row < v.A) {
     auto all = convert_fields<typename P::Totals, double, float>(f.nothing());
-    for (int k = 0; k < kRowThreads; ++k) f.merge(read_fields<Sums>(&parts[row][k], kRowThreads), all);
-    write_fields(convert_fields<Sums, float, double>(all), m.partial + size_t(blockIdx.y) * fields * v.A + i, v.A);
+    for (int k = 0; k < kRowThreads; ++k) f.merge(gather_fields<Sums, float>(&parts[row][k], kRowThreads), all);
+    scatter_fields<float>(convert_fields<Sums, float, double>(all), m.partial + size_t(blockIdx.y) * fields * v.A + i, v.A);
   }
 }
 
@@ -202,7 +202,7 @@ template <class F> __global__ void __launch_bounds__(kThreads) gradient_kernel(F
   const int top = threadIdx.x / kLanes * kCells, left = threadIdx.x % kLanes;
   Slopes own{};
   ClassRange own_range{};
-  if (o.by_owner && i < o.count) own = read_fields<Slopes>(m.slopes + i, v.A), own_range = class_range(v, i);
+  if (o.by_owner && i < o.count) own = gather_fields<Slopes, float>(m.slopes + i, v.A), own_range = class_range(v, i);
   float grad[kCells][kGradientCells];
 #pragma unroll
   for (int r = 0; r < kCells; ++r)
@@ -218,7 +218,7 @@ template <class F> __global__ void __launch_bounds__(kThreads) gradient_kernel(F
       float slope = 0.0f;
       if (i < o.count && j < o.other_count) {
         if (o.by_owner) slope = pair_slope(f, v, m, own, own_range, i, j, s);
-        if (o.by_other) slope += pair_slope(f, v, m, read_fields<Slopes>(m.slopes + j, v.A), class_range(v, j), j, i, s);
+        if (o.by_other) slope += pair_slope(f, v, m, gather_fields<Slopes, float>(m.slopes + j, v.A), class_range(v, j), j, i, s);
       }
       memory.cells[row][c] = slope;
     }

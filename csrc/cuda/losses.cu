@@ -55,11 +55,11 @@ struct Table {
     using L = Launches<F>;
     static_assert(sizeof(F) <= sizeof(CudaLoss::options) && sizeof(F) % sizeof(float) == 0, "options are numbers");
     entries[count++] = {{name, F::kOptions, F::kValues, int(sizeof(F)), F::kSlots},
-                        fields_of<typename P::Limits, float>(),
-                        fields_of<typename P::Sums, float>(),
-                        fields_of<typename P::Slopes, float>(),
-                        fields_of<typename P::SlotLimits, float>(),
-                        fields_of<typename P::SlotSums, float>(),
+                        field_count<typename P::Limits, float>(),
+                        field_count<typename P::Sums, float>(),
+                        field_count<typename P::Slopes, float>(),
+                        field_count<typename P::SlotLimits, float>(),
+                        field_count<typename P::SlotSums, float>(),
                         L::fits,
                         L::open,
                         L::collect,

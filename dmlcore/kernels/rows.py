@@ -130,13 +130,22 @@ class _FusedRows(torch.autograd.Function):
         return anchors if ctx.needs_input_grad[0] else None, references, None, None, None, None
 
 
-def _calls_of(functors: str, options: list[float]) -> tuple[FunctorCall, ...]:
+def _step_of_operator(
+    anchors: Tensor,
+    references: Tensor | None,
+    anchor_labels: Tensor,
+    reference_labels: Tensor | None,
+    functors: str,
+    options: list[float],
+    normalise: tuple[bool, bool],
+) -> Any:
     known, calls, at = extension.functors(), [], 0
     for name in functors.split(","):
         count = len(known[name][0])
         calls.append(FunctorCall(name, tuple(options[at : at + count])))
         at += count
-    return tuple(calls)
+    given = (None if tensor is None else tensor.contiguous() for tensor in (anchor_labels, references, reference_labels))
+    return _step(anchors.contiguous(), *given, normalise, tuple(calls))
 
 
 @torch.library.custom_op("dmlcore::fused_rows", mutates_args=())
@@ -152,16 +161,8 @@ def _fused_rows_op(
     normalise_references: bool,
 ) -> tuple[Tensor, Tensor]:
     normalise = (normalise_anchors, normalise_references)
-    with torch.no_grad():
-        step = _step(
-            anchors.contiguous(),
-            anchor_labels.contiguous(),
-            None if references is None else references.contiguous(),
-            None if reference_labels is None else reference_labels.contiguous(),
-            normalise,
-            _calls_of(functors, options),
-        )
-        values, counts = step.forward()
+    step = _step_of_operator(anchors, references, anchor_labels, reference_labels, functors, options, normalise)
+    values, counts = step.forward()
     return values.clone(), counts.clone()
 
 
@@ -194,14 +195,7 @@ def _fused_rows_backward_op(
 ) -> tuple[Tensor, Tensor]:
     # The operator keeps no state between the passes, so backward repeats the forward pass: one more product of similarities.
     normalise = (normalise_anchors, normalise_references)
-    step = _step(
-        anchors.contiguous(),
-        anchor_labels.contiguous(),
-        None if references is None else references.contiguous(),
-        None if reference_labels is None else reference_labels.contiguous(),
-        normalise,
-        _calls_of(functors, options),
-    )
+    step = _step_of_operator(anchors, references, anchor_labels, reference_labels, functors, options, normalise)
     step.forward()
     grad_anchors, grad_references = step.backward(cotangents.contiguous(), references is not None)
     return grad_anchors, anchors.new_empty(0) if grad_references is None else grad_references

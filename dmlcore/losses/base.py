@@ -81,6 +81,10 @@ def check_inputs(
     return labels, reference_labels
 
 
+def _computed(dtype: torch.dtype) -> torch.dtype:
+    return dtype if dtype == torch.float64 else torch.float32
+
+
 class Loss(nn.Module, abc.ABC):
     """A metric learning loss. Subclasses set `name` and `Options` and write `forward`; most are a `PairLoss` or `ProxyLoss`.
 
@@ -197,7 +201,14 @@ class RowLoss(Loss):
         return call if call.functor in functors() else None
 
     def plain_rows(self, sides: Sides) -> Rows:
-        """Values and counts by the definition."""
+        """Values and counts by the definition, in float32 at least: neither half precision nor autocast reach into it."""
+        vectors = [None if rows is None else rows.to(_computed(rows.dtype)) for rows in (sides.anchors, sides.references)]
+        assert vectors[0] is not None
+        with torch.autocast(sides.anchors.device.type, enabled=False):
+            return self.dense_rows(Sides(vectors[0], sides.anchor_labels, vectors[1], sides.reference_labels))
+
+    def dense_rows(self, sides: Sides) -> Rows:
+        """Values and counts from all similarities at once; overridden by losses that need more than one row of them."""
         anchors, labels, references, reference_labels = sides
         others = anchors if references is None else references
         other_labels = labels if reference_labels is None else reference_labels

@@ -87,9 +87,9 @@ class Triplet(PairLoss):
         p, n = torch.where(found, p, torch.zeros_like(p)), torch.where(found, n, torch.zeros_like(n))
         return self._triplets(p[:, None, None], n[:, None, None], found[:, None, None])
 
-    def plain_rows(self, sides: Sides) -> Rows:
+    def dense_rows(self, sides: Sides) -> Rows:
         if not self.options.swap:
-            return super().plain_rows(sides)
+            return super().dense_rows(sides)
         anchors, labels, references, reference_labels = sides
         others = anchors if references is None else references
         other_labels = labels if reference_labels is None else reference_labels

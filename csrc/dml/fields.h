@@ -1,0 +1,48 @@
+// A functor's structs (Limits, Sums, Slopes) as columns of parallel arrays, so that neighbouring anchors lie together, and the
+// two shapes of a functor: with one accumulator per anchor, and with one more per positive.
+#pragma once
+#include "dml/contract.h"
+
+DML_BEGIN
+
+template <class S, class T> DML_FN constexpr int field_count() { return __is_empty(S) ? 0 : int(sizeof(S) / sizeof(T)); }
+
+// A struct of T from one place of arrays of `From`, `stride` apart, and back.
+template <class S, class T, class From> DML_FN S gather_fields(const From* at, long long stride) {
+  S out;
+  if constexpr (!__is_empty(S)) {
+    T fields[field_count<S, T>()];
+    for (int f = 0; f < field_count<S, T>(); ++f) fields[f] = T(at[f * stride]);
+    __builtin_memcpy(&out, fields, sizeof out);
+  }
+  return out;
+}
+template <class T, class S, class To> DML_FN void scatter_fields(const S& in, To* at, long long stride) {
+  if constexpr (!__is_empty(S)) {
+    T fields[field_count<S, T>()];
+    __builtin_memcpy(fields, &in, sizeof in);
+    for (int f = 0; f < field_count<S, T>(); ++f) at[f * stride] = To(fields[f]);
+  }
+}
+template <class To, class ToNumber, class FromNumber, class From> DML_FN To convert_fields(const From& in) {
+  To out;
+  if constexpr (!__is_empty(From)) {
+    ToNumber to[field_count<From, FromNumber>()];
+    scatter_fields<FromNumber>(in, to, 1);
+    __builtin_memcpy(&out, to, sizeof out);
+  }
+  return out;
+}
+
+template <class F, class T, class V, bool Slots = F::kSlots> struct SlotTypes {
+  using Limits = Nothing<T>;
+  using Sums = Nothing<T>;
+  using WideSums = Nothing<T>;
+};
+template <class F, class T, class V> struct SlotTypes<F, T, V, true> {
+  using Limits = typename F::template SlotLimits<T>;
+  using Sums = typename F::template SlotSums<T>;
+  using WideSums = typename F::template SlotSums<V>;
+};
+
+DML_END
