@@ -1,17 +1,25 @@
-"""`python -m benchmarks [losses|evaluation ...] [--quick] [--only TEXT] [--csv FILE] [--json FILE]`."""
+"""`python -m benchmarks [losses|evaluation ...] [--quick] [--sizes N,N] [--only TEXT] [--csv FILE] [--json FILE]`."""
 
 from __future__ import annotations
 
 import argparse
+import sys
 from pathlib import Path
 
-from benchmarks.measuring import environment, write
+ROOT = Path(__file__).parents[1]
+if any((ROOT / "dmlcore").glob("_cpu.*")):  # built in place
+    sys.path.append(str(ROOT / "plugins"))
+else:  # mere sources: measure the installed package
+    sys.path = [path for path in sys.path if Path(path or ".").resolve() != ROOT]
+
+from benchmarks.measuring import environment, write  # noqa: E402
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
     parser.add_argument("cases", nargs="*", choices=["losses", "evaluation", []], help="what to measure; all by default")
     parser.add_argument("--quick", action="store_true", help="small sizes, no torch.compile")
+    parser.add_argument("--sizes", help="numbers of samples N, comma-separated, instead of all (losses)")
     parser.add_argument("--only", help="part of a loss case's name")
     parser.add_argument("--no-compile", action="store_true", help="leave torch.compile out")
     parser.add_argument("--csv", type=Path, help="write the rows as CSV")
@@ -22,7 +30,9 @@ def main() -> None:
         if name == "losses":
             from benchmarks import losses
 
-            rows += [{"benchmark": name, **row} for row in losses.run(options.quick, options.only, not options.no_compile)]
+            sizes = [int(n) for n in options.sizes.split(",")] if options.sizes else None
+            found = losses.run(options.quick, options.only, not options.no_compile, sizes)
+            rows += [{"benchmark": name, **row} for row in found]
         else:
             from benchmarks import evaluation
 

@@ -138,9 +138,7 @@ def step(module: Any, compute: Callable[[Tensor, Tensor], Tensor], x: Tensor, y:
 def arms(case: Case, n: int, d: int, compiled: bool) -> dict[str, Callable[[], object]]:
     """Everything that is timed for a case, checked against the definition first."""
     x, labels = data(n, d)
-    y = labels % PROXIES if "proxies" in case.products and len(case.members) == 1 else labels
-    if len(case.members) > 1 and "proxies" in case.products:
-        y = labels % PROXIES  # one label for all members; above 4000 samples classes are then larger than four
+    y = labels % PROXIES if "proxies" in case.products else labels  # above 4000 samples classes are then larger than four
     module = build(case, d)
     plain = (lambda a, b: sum(m.reference(a, b) for m in module.losses)) if len(case.members) > 1 else module.reference
     found: dict[str, Callable[[], object]] = {"products": products(case, x), "fused": step(module, module, x, y)}
@@ -202,23 +200,23 @@ def arms_without_check(case: Case, rival: str, n: int, d: int) -> Callable[[], o
     return step(module, lambda a, b: sum(peer(a, b) for peer in peers), x, y)
 
 
-def run(quick: bool, only: str | None = None, compiled: bool = True, report: Callable[[str], None] = print) -> list[Row]:
-    """All rows.
+def run(quick: bool, only: str | None = None, compiled: bool = True, sizes: list[int] | None = None) -> list[Row]:
+    """All rows; prints a line per case and size.
 
     Args:
-        quick: only N = 128, 512, 2048 at d = 128, without torch.compile.
+        quick: only N = 128, 512, 2048 at d = 128, without torch.compile and memory.
         only: part of a case's name.
         compiled: time torch.compile of the plain form too.
-        report: gets a line of text per case and size.
+        sizes: other numbers of samples, multiples of four.
     """
     torch.set_num_threads(1)
-    torch.set_flush_denormal(False)
-    sizes = [(n, 128) for n in (128, 512, 2048)] if quick else [(n, d) for d in (128, 512) for n in (128, 512, 2048, 8192)]
+    counts = sizes or ([128, 512, 2048] if quick else [128, 512, 2048, 8192])
+    shapes = [(n, d) for d in ([128] if quick else [128, 512]) for n in counts]
     rows: list[Row] = []
     for case in CASES:
         if only and only not in case.name:
             continue
-        for n, d in sizes:
+        for n, d in shapes:
             torch.compiler.reset()
             found = arms(case, n, d, compiled and not quick)
             if n >= 8192:  # one step of a slow rival is enough to know; the fast arms are repeated below
@@ -248,5 +246,5 @@ def run(quick: bool, only: str | None = None, compiled: bool = True, report: Cal
                     }
                 )
             line = "  ".join(f"{row['rival']} {row['ratio_to_products']:.2f}" for row in rows[-len(times) :])
-            report(f"{case.name:45} N={n:5} d={d:3}  {line}")
+            print(f"{case.name:45} N={n:5} d={d:3}  {line}")
     return rows

@@ -18,7 +18,7 @@ def _load(name: str) -> tuple[ModuleType | None, str]:
     try:
         return importlib.import_module(f"dmlcore.{name}"), ""
     except ImportError as error:
-        return None, f"dmlcore.{name} cannot be loaded ({error})"
+        return None, f"dmlcore.{name} cannot be loaded ({error}); a source folder needs `python setup.py build_ext --inplace`"
 
 
 def _vendor_products() -> tuple[int, int, int]:
