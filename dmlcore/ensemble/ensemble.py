@@ -95,17 +95,22 @@ class LossEnsemble(nn.Module):
         """`[L]` the effective weights now, detached."""
         return self.weighting.weights
 
-    def _groups(
-        self, sides: dict[int, Sides], embeddings: Tensor
-    ) -> tuple[dict[tuple[int, int], list[int]], dict[int, FunctorCall]]:
+    def _groups(self, sides: dict[int, Sides], embeddings: Tensor) -> tuple[list[list[int]], dict[int, FunctorCall]]:
         """Members that compare the same things, to run in one pass, and their functors."""
-        groups: dict[tuple[int, int], list[int]] = {}
+        groups: list[list[int]] = []
         calls: dict[int, FunctorCall] = {}
         for index, side in sides.items():
             call = _row_loss(self.members[index]).call_for(embeddings)
-            if call is not None:
-                calls[index] = call
-                groups.setdefault((id(side.anchors), id(side.references)), []).append(index)
+            if call is None:
+                continue
+            calls[index] = call
+            for members in groups:  # compared by identity, which every version of torch.compile can trace
+                other = sides[members[0]]
+                if side.anchors is other.anchors and side.references is other.references:
+                    members.append(index)
+                    break
+            else:
+                groups.append([index])
         return groups, calls
 
     def _grouped_rows(
@@ -121,7 +126,7 @@ class LossEnsemble(nn.Module):
                 sides[index] = loss.sides(embeddings, labels, references, reference_labels)
         groups, calls = self._groups(sides, embeddings)
         found = []
-        for members in groups.values():
+        for members in groups:
             anchors, anchor_labels, others, other_labels = sides[members[0]]
             rows = Rows(*fused_rows(anchors, anchor_labels, others, other_labels, tuple(calls[index] for index in members)))
             found.append((members, [functors()[calls[index].functor][1] for index in members], rows))
