@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import functools
 import sys
 from pathlib import Path
 
@@ -12,7 +13,7 @@ if any((ROOT / "dmlcore").glob("_cpu.*")):  # built in place
 else:  # mere sources: measure the installed package
     sys.path = [path for path in sys.path if Path(path or ".").resolve() != ROOT]
 
-from benchmarks.measuring import environment, write  # noqa: E402
+from benchmarks.measuring import Row, environment, write  # noqa: E402
 
 
 def main() -> None:
@@ -25,14 +26,18 @@ def main() -> None:
     parser.add_argument("--csv", type=Path, help="write the rows as CSV")
     parser.add_argument("--json", type=Path, help="write the rows as JSON")
     options = parser.parse_args()
-    rows = []
+    sizes = [int(n) for n in options.sizes.split(",")] if options.sizes else None
+    about, rows = environment(), []
+
+    def keep(name: str, found: list[Row]) -> None:
+        write([*rows, *({"benchmark": name, **row, **about} for row in found)], options.csv, options.json)
+
     for name in options.cases or ["losses", "evaluation"]:
         if name == "losses":
             from benchmarks import losses
 
-            sizes = [int(n) for n in options.sizes.split(",")] if options.sizes else None
-            found = losses.run(options.quick, options.only, not options.no_compile, sizes)
-            rows += [{"benchmark": name, **row} for row in found]
+            keep_rows = functools.partial(keep, name)
+            found = losses.run(options.quick, options.only, not options.no_compile, sizes, keep_rows)
         else:
             from benchmarks import evaluation
 
@@ -43,10 +48,8 @@ def main() -> None:
                         f"{key} {value:.3g}" if isinstance(value, float) else f"{key} {value}" for key, value in row.items()
                     )
                 )
-            rows += [{"benchmark": name, **row} for row in found]
-    about = environment()
-    rows = [{**row, **about} for row in rows]
-    write(rows, options.csv, options.json)
+        keep(name, found)
+        rows += [{"benchmark": name, **row, **about} for row in found]
     print(", ".join(f"{key} {value}" for key, value in about.items()))
 
 

@@ -18,6 +18,7 @@ from benchmarks.measuring import Row, interleaved, peak_megabytes, quantiles
 PROXIES = 1000
 PER_CLASS = 4
 LARGEST_PLAIN = 8192  # the N x N matrices of the plain form and of rivals take gigabytes beyond
+LARGEST_MIXED = 2048  # with at most 1000 classes all triplets of 8192 samples would be [N, P, N] of 3 GB a copy
 
 
 @dataclass(frozen=True)
@@ -86,6 +87,11 @@ CASES = [
 ]
 
 
+def largest(case: Case) -> int:
+    """The largest N at which the plain form and the rivals are run."""
+    return LARGEST_MIXED if len(case.products) > 1 else LARGEST_PLAIN
+
+
 def data(count: int, width: int) -> tuple[Tensor, Tensor]:
     """A batch of `count` points, four per class in random order, of unit norm: `[N, D]`, `[N]`."""
     generator = torch.Generator().manual_seed(0)
@@ -142,7 +148,7 @@ def arms(case: Case, n: int, d: int, compiled: bool) -> dict[str, Callable[[], o
     module = build(case, d)
     plain = (lambda a, b: sum(m.reference(a, b) for m in module.losses)) if len(case.members) > 1 else module.reference
     found: dict[str, Callable[[], object]] = {"products": products(case, x), "fused": step(module, module, x, y)}
-    if n <= LARGEST_PLAIN:
+    if n <= largest(case):
         found["plain"] = step(module, plain, x, y)
     if compiled and (n == 2048 or (n == 512 and d == 128)):
         found["compiled"] = step(module, torch.compile(plain), x, y)
@@ -152,7 +158,7 @@ def arms(case: Case, n: int, d: int, compiled: bool) -> dict[str, Callable[[], o
         import pytorch_metric_learning.miners
 
         peers = [make(pml) for make in case.peers]
-        if n <= LARGEST_PLAIN:
+        if n <= largest(case):
             found["pml"] = step(module, lambda a, b: sum(peer(a, b) for peer in peers), x, y)
     except ImportError:
         pass
@@ -200,7 +206,13 @@ def arms_without_check(case: Case, rival: str, n: int, d: int) -> Callable[[], o
     return step(module, lambda a, b: sum(peer(a, b) for peer in peers), x, y)
 
 
-def run(quick: bool, only: str | None = None, compiled: bool = True, sizes: list[int] | None = None) -> list[Row]:
+def run(
+    quick: bool,
+    only: str | None = None,
+    compiled: bool = True,
+    sizes: list[int] | None = None,
+    keep: Callable[[list[Row]], None] = lambda rows: None,
+) -> list[Row]:
     """All rows; prints a line per case and size.
 
     Args:
@@ -208,6 +220,7 @@ def run(quick: bool, only: str | None = None, compiled: bool = True, sizes: list
         only: part of a case's name.
         compiled: time torch.compile of the plain form too.
         sizes: other numbers of samples, multiples of four.
+        keep: gets all rows so far after every case and size, so that an interrupted run loses nothing.
     """
     torch.set_num_threads(1)
     counts = sizes or ([128, 512, 2048] if quick else [128, 512, 2048, 8192])
@@ -247,4 +260,5 @@ def run(quick: bool, only: str | None = None, compiled: bool = True, sizes: list
                 )
             line = "  ".join(f"{row['rival']} {row['ratio_to_products']:.2f}" for row in rows[-len(times) :])
             print(f"{case.name:45} N={n:5} d={d:3}  {line}")
+            keep(rows)
     return rows

@@ -107,6 +107,7 @@ def environment() -> Row:
     )
     from dmlcore.kernels import info
 
+    torch.set_num_threads(1)
     return {
         "device": model,
         "level": info()["cpu"]["level"],

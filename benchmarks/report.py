@@ -48,10 +48,7 @@ def evaluation(rows: list[Row]) -> str:
     rivals = list(dict.fromkeys(row["rival"] for row in rows))
     found = {(row["case"], row["N"], row["d"], row["rival"]): row for row in rows}
     keys = list(dict.fromkeys(key[:3] for key in found))
-    lines = [
-        [c, *(_number(found.get((c, n, d, r), {}).get("ratio_to_product", "")) for r in rivals)]
-        for c, n, d in keys
-    ]
+    lines = [[c, *(_number(found.get((c, n, d, r), {}).get("ratio_to_product", "")) for r in rivals)] for c, n, d in keys]
     return _table(["case", *rivals], lines)
 
 
