@@ -127,6 +127,8 @@ def check_range(
     """
     if value is None:
         return
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise ConfigError(f"{name} is {value!r}, but must be a number")
     wanted = [
         f"> {above}" if above is not None else "",
         f">= {least}" if least is not None else "",

@@ -136,7 +136,13 @@ def collect(manager: pluggy.PluginManager, kind: str) -> dict[str, Entry]:
     entries: dict[str, Entry] = {}
     for implementation in getattr(manager.hook, KINDS[kind]).get_hookimpls():
         owner, version = _owner(implementation.plugin_name)
-        for component in implementation.function():
+        try:
+            offered = list(implementation.function())
+        except Exception as error:
+            raise PluginError(
+                f"{KINDS[kind]} of {owner} failed: {type(error).__name__}: {error}; it must return classes"
+            ) from error
+        for component in offered:
             name = getattr(component, "name", None)
             if not isinstance(name, str) or not name:
                 raise PluginError(f"{kind} {component!r} of {owner} has no 'name'")

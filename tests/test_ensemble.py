@@ -95,6 +95,8 @@ def test_errors() -> None:
         LossEnsemble(["ms"], weights=[1, 2])
     with pytest.raises(ConfigError, match="finite, >= 0 and not all 0"):
         LossEnsemble(["ms"], weights=[-1])
+    with pytest.raises(ConfigError, match="weights must be 1 numbers, got 'abc'"):
+        LossEnsemble(["ms"], weights="abc")
     with pytest.raises(ConfigError, match="no weighting 'fixd'. Did you mean 'fixed'"):
         LossEnsemble(["ms"], weighting="fixd")
     with pytest.raises(ConfigError, match="uncertainty has no option 'bond'. Did you mean 'bound'"):
@@ -117,6 +119,16 @@ def test_parameters_have_roles() -> None:
     roles = ensemble.parameter_roles()
     assert {role: len(found) for role, found in roles.items()} == {"proxies": 2, "scalars": 0, "weights": 1}
     assert {id(p) for found in roles.values() for p in found} == {id(p) for p in ensemble.parameters()}
+    twice = create("proxy_anchor", **SIZES)
+    assert len(LossEnsemble([twice, twice]).parameter_roles()["proxies"]) == 1
+
+
+def test_a_members_own_forward_and_reduce_are_used() -> None:
+    base = type(create("ms"))
+    doubled = type("Doubled", (base,), {"forward": lambda self, *a, **k: 2 * base.forward(self, *a, **k)})
+    tripled = type("Tripled", (base,), {"reduce": lambda self, rows: 3 * base.reduce(self, rows)})
+    expected = 5 * create("ms")(X, Y)
+    torch.testing.assert_close(LossEnsemble([doubled(), tripled()])(X, Y), expected)
 
 
 @pytest.mark.parametrize("name", list(registry("weighting")))

@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+
 import pytest
 import torch
 from cases import BATCHES, CLASSES, FUSED, PAIRS, WIDTH, Case, assert_close, embeddings_of, value_and_gradients
@@ -203,6 +208,64 @@ def test_a_second_backward_pass_gives_the_same() -> None:
     assert torch.equal(first, torch.autograd.grad(value, leaf)[0])
 
 
+def test_the_state_is_freed_by_the_backward_pass() -> None:
+    loss, (x, y) = FUSED[0].create(), BATCHES["odd"]
+    value = loss(x.clone().requires_grad_(), y)
+    value.backward()
+    with pytest.raises(RuntimeError, match="retain_graph=True"):
+        value.backward()
+
+
+def test_threads_may_differentiate_one_graph() -> None:
+    loss = FUSED[0].create(torch.float32)
+    leaf, y = torch.randn(256, 16, generator=torch.Generator().manual_seed(0)).requires_grad_(), torch.arange(256) // 4
+    value = loss(leaf, y)
+    expected = torch.autograd.grad(value, leaf, retain_graph=True)[0]
+    with ThreadPoolExecutor(2) as pool:
+        found = list(pool.map(lambda _: torch.autograd.grad(value, leaf, retain_graph=True)[0], range(60)))
+    assert all(torch.equal(gradient, expected) for gradient in found)
+
+
+@pytest.mark.parametrize(
+    "environment", [{"OMP_DYNAMIC": "true"}, {"OMP_MAX_ACTIVE_LEVELS": "0"}, {"OMP_THREAD_LIMIT": "2"}], ids=str
+)
+def test_fewer_threads_than_asked_for(environment: dict[str, str]) -> None:
+    code = """
+import torch, dmlcore
+x, y = torch.randn(512, 32, requires_grad=True), torch.arange(512) // 4
+for loss in (dmlcore.losses.create("contrastive"), dmlcore.losses.create("triplet")):
+    with dmlcore.kernels.plan_options(threads=4):
+        value = loss(x, y)
+        gradient = torch.autograd.grad(value, x)[0]
+    expected = loss.reference(x, y)
+    torch.testing.assert_close(value, expected)
+    torch.testing.assert_close(gradient, torch.autograd.grad(expected, x)[0], rtol=1e-2, atol=1e-5)
+"""
+    done = subprocess.run([sys.executable, "-c", code], env={**os.environ, **environment}, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize(
+    "m, gamma", [(0.4, 1000.0), (0.4, 700.0), (0.62, 256.0), (0.9, 150.0), (0.8, 140.0), (0.9, 140.0), (0.95, 120.0)]
+)
+def test_circle_in_float32_at_extreme_options(m: float, gamma: float) -> None:
+    generator, y = torch.Generator().manual_seed(0), torch.arange(64) // 4
+    apart = torch.randn(64, 64, generator=generator)
+    apart[1::4] = -apart[::4] + 0.5 * torch.randn(16, 64, generator=generator)  # positives on opposite sides
+    loss = Case("circle", {"m": m, "gamma": gamma}).create(torch.float32)
+    for x in (torch.randn(64, 512, generator=generator), apart):
+        mine = value_and_gradients(loss, x, y, loss)
+        assert_close(mine, value_and_gradients(loss, x.double(), y, loss.reference), 1e-4, by_row=False)
+
+
+@pytest.mark.parametrize("name", ["sup_con", "ms", "circle", "triplet"])
+def test_a_broken_reference_shows_in_every_row(name: str) -> None:
+    x, y = BATCHES["odd"]
+    others = x.clone()
+    others[3] = torch.nan
+    assert torch.isnan(Case(name).create().rows(x, y, references=others, reference_labels=y + 100).values).all()
+
+
 def test_double_differentiation_is_refused() -> None:
     loss, (x, y) = FUSED[0].create(), BATCHES["odd"]
     leaf = x.clone().requires_grad_()
@@ -289,6 +352,7 @@ def test_inputs_are_checked(case: Case) -> None:
     loss, (x, y) = case.create(), BATCHES["odd"]
     for bad_x, bad_y, words in (
         (x[0], y, "must be a floating point matrix"),
+        (x[:, :0], y, "no dimensions"),
         (x.long(), y, "must be a floating point matrix"),
         (x, y[:5], r"shape \[37\]"),
         (x, y.double(), "whole numbers"),

@@ -10,6 +10,7 @@
 DML_BEGIN
 
 constexpr int64_t kStripRows = 8;
+constexpr int64_t kManyPositives = 32;                                 // slots add that often per column: float32 needs relief every tile
 
 template <class T> using Accumulate = void (*)(const LossSlot&, const Strip<T>&, const Accumulators&);
 template <class T> using Slope = void (*)(const LossSlot&, const Strip<T>&);
@@ -373,20 +374,31 @@ template <class T> static bool owns(const Problem<T>& p, int64_t index, const Ti
   return (rows ? t.i0 / p.tile_rows : t.j0 / p.tile_columns) % p.threads == thread;
 }
 
-// Runs `work(thread)` on the problem's threads; a lone thread needs no team, but must hold BLAS to one thread itself.
+template <class T, class Work> static void held_to_one(const Problem<T>& p, int thread, Work work) {
+  if (p.blas_threads) p.blas_threads(1);
+  work(p, thread);
+  if (p.blas_threads) p.blas_threads(0);
+}
+
+// Runs `work(problem, thread)` on the problem's threads. OpenMP may grant fewer (OMP_DYNAMIC, nested regions): then one thread
+// does everything. A lone thread needs no team, but must hold BLAS to one thread itself.
 template <class T, class Work> static void in_threads(const Problem<T>& p, Work work) {
-  if (p.threads == 1) {
-    if (p.blas_threads) p.blas_threads(1);
-    work(0);
-    if (p.blas_threads) p.blas_threads(0);
-    return;
-  }
+  bool granted = p.threads > 1;
+  if (granted) {
 #pragma omp parallel num_threads(p.threads)
-  {
-    if (p.blas_threads) p.blas_threads(1);
-    work(omp_get_thread_num());
-    if (p.blas_threads) p.blas_threads(0);
+    {
+      if (omp_get_num_threads() == p.threads) {
+        held_to_one(p, omp_get_thread_num(), work);
+      } else {
+#pragma omp master
+        granted = false;
+      }
+    }
   }
+  if (granted) return;
+  Problem<T> alone = p;
+  alone.threads = 1;
+  held_to_one(alone, 0, work);
 }
 static void wait_for_all(int threads) {
   if (threads > 1) {
@@ -394,16 +406,16 @@ static void wait_for_all(int threads) {
   }
 }
 
-template <class T> static void forward(const Problem<T>& p, T* values, T* counts) {
+template <class T> static void forward(const Problem<T>& problem, T* values, T* counts) {
   const Entry<T>* entries = table<T>().entries;
-  const int totals = p.triangle ? p.threads : 1;                       // without a triangle every anchor has one thread
-  in_threads(p, [&](int thread) {
+  in_threads(problem, [&](const Problem<T>& p, int thread) {
+    const int totals = p.triangle ? p.threads : 1;                     // without a triangle every anchor has one thread
     Scratch<T> s = scratch_of(p, thread);
     for (int l = 0; l < p.loss_count; ++l)
       if (thread < totals) entries[p.losses[l].functor].start(p.losses[l], p, thread);
     for (int64_t k = 0; k < p.block_count; ++k) {
       const Block& b = p.blocks[k];
-      if (b.owner != thread) continue;
+      if (b.owner % p.threads != thread) continue;
       const T* cells = block_similarities(p, b, s, true);
       for (int64_t i = b.a0; i < b.a1; ++i) {
         const Positives<T> positives = positives_of(p, b, cells, i, s.list);
@@ -420,7 +432,7 @@ template <class T> static void forward(const Problem<T>& p, T* values, T* counts
     for (int64_t k = 0; k < p.tile_count; ++k) {
       const Tile& t = p.tiles[k];
       if (!owns(p, k, t, thread, true)) continue;
-      if (t.i0 != rows_of) {
+      if (t.i0 != rows_of || p.most_positives > kManyPositives) {
         flush();
         rows_of = t.i0, rows_count = t.i1 - t.i0;
         for (int l = 0; l < p.loss_count; ++l) entries[p.losses[l].functor].begin(p.losses[l], p, s.losses[l], false);
@@ -442,7 +454,7 @@ template <class T> static void forward(const Problem<T>& p, T* values, T* counts
     wait_for_all(p.threads);
     for (int64_t k = 0; k < p.block_count; ++k) {
       const Block& b = p.blocks[k];
-      if (b.owner != thread) continue;
+      if (b.owner % p.threads != thread) continue;
       const T* cells = block_similarities(p, b, s, false);
       for (int64_t i = b.a0; i < b.a1; ++i) {
         const Positives<T> positives = positives_of(p, b, cells, i, s.list);
@@ -460,11 +472,11 @@ template <class T> static void forward(const Problem<T>& p, T* values, T* counts
   });
 }
 
-template <class T> static void backward(const Problem<T>& p, const T* cotangents, T* grad_anchors, T* grad_references, T* private_grads) {
+template <class T> static void backward(const Problem<T>& problem, const T* cotangents, T* grad_anchors, T* grad_references, T* private_grads) {
   const Entry<T>* entries = table<T>().entries;
-  const bool rows_own = !p.triangle && p.row_owner_backward;
-  const int64_t private_rows = p.self ? p.A : (rows_own ? p.N : p.A);  // the side whose gradient every thread adds to
-  in_threads(p, [&](int thread) {
+  in_threads(problem, [&](const Problem<T>& p, int thread) {
+    const bool rows_own = !p.triangle && p.row_owner_backward;
+    const int64_t private_rows = p.self ? p.A : (rows_own ? p.N : p.A);   // the side whose gradient every thread adds to
     Scratch<T> s = scratch_of(p, thread);
     T* mine = thread == 0 ? nullptr : private_grads + (thread - 1) * private_rows * p.D;
     if (mine) memset(mine, 0, private_rows * p.D * sizeof(T));
@@ -474,7 +486,7 @@ template <class T> static void backward(const Problem<T>& p, const T* cotangents
 
     for (int64_t k = 0; k < p.block_count; ++k) {
       const Block& b = p.blocks[k];
-      if (b.owner != thread) continue;
+      if (b.owner % p.threads != thread) continue;
       const int64_t rows = b.a1 - b.a0, columns = b.r1 - b.r0;
       const T* cells = block_similarities(p, b, s, false);
       if (b.stored < 0) cells = s.block;

@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <cstring>
+#include <mutex>
 #include <numeric>
 #include <stdexcept>
 
@@ -99,7 +100,11 @@ template <class T> class Step final : public StepBase {
     const double work = double(p_.A) * double(p_.N) * double(width);
     p_.threads = omp_in_parallel() ? 1 : std::max(1, std::min({request.threads, omp_get_thread_limit(), int(work / 1e7) + 1}));
     anchors_.fill(kernels_, anchors, width, p_.threads);
-    if (references) references_.fill(kernels_, *references, width, p_.threads);
+    if (references) {
+      references_.fill(kernels_, *references, width, p_.threads);
+      bool* mine = anchors_.broken.data();                             // every anchor is compared with every reference
+      if (std::any_of(references_.broken.data(), references_.broken.data() + p_.N, [](bool b) { return b; })) std::fill(mine, mine + p_.A, true);
+    }
     p_.anchors = anchors_.unit.data();
     p_.references = references ? references_.unit.data() : p_.anchors;
     p_.broken = anchors_.broken.data();
@@ -111,6 +116,7 @@ template <class T> class Step final : public StepBase {
   int value_count() const override { return p_.value_count; }
 
   void forward(void* values, void* counts) override {
+    std::lock_guard<std::mutex> alone(lock_);
     Buffer<T> sorted;
     T* v = sorted.resize(2 * int64_t(p_.value_count) * p_.A);
     T* c = v + int64_t(p_.value_count) * p_.A;
@@ -129,6 +135,7 @@ template <class T> class Step final : public StepBase {
   }
 
   void backward(const void* cotangents, void* grad_anchors, void* grad_references) override {
+    std::lock_guard<std::mutex> alone(lock_);                          // two threads may differentiate one graph
     Buffer<T> sorted, anchor_grads, reference_grads, private_grads, unused;
     T* w = sorted.resize(int64_t(p_.value_count) * p_.A);
     const T* from = static_cast<const T*>(cotangents);
@@ -344,6 +351,7 @@ template <class T> class Step final : public StepBase {
     slopes_.reset();
   }
 
+  std::mutex lock_;
   Kernels<T> kernels_;
   PlanRequest request_;
   bool normalise_anchors_, normalise_references_, has_slots_ = false;

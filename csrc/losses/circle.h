@@ -10,8 +10,11 @@ template <class T, bool Wide> struct Circle {
   static constexpr const char* kOptions = "m gamma";
   T m, gamma;
   DML_FN bool fits() const { return Wide || gamma <= 140; }            // negative exponents span gamma
-  DML_FN T shift() const { return max(gamma * (1 - m * m) - T(70), T(0)); }
+  DML_FN T shift() const { return gamma * (1 - m * m) - T(70); }      // so that they lie in [70 - gamma, 70]
   template <class V> DML_FN V weight(V s) const { return gamma * max(s + m, splat<V>(0)); }
+  template <class V> DML_FN V exponent(V s) const {                    // the weight of no pair is 0: its exponent must not be
+    return select(is_pair(s), weight(s) * (s - m), splat<V>(no_pair()));
+  }
   DML_FN T positive_weight(T s) const { return gamma * max(1 + m - s, T(0)); }
   DML_FN T positive_exponent(T s) const { return -positive_weight(s) * (s - (1 - m)); }
 
@@ -26,7 +29,7 @@ template <class T, bool Wide> struct Circle {
     return r;
   }
   template <class V> DML_FN void collect(V s, const Limits<V>&, Sums<V>& r) const {
-    log_sum_add(weight(s) * (s - m), shift(), is_pair(s), r.negatives);
+    log_sum_add(exponent(s), shift(), is_pair(s), r.negatives);
   }
   template <class A, class B> DML_FN void merge(const Sums<A>& a, Sums<B>& b) const { log_sum_merge(a.negatives, b.negatives); }
   DML_FN T log_positive(Positives<T> p) const {
@@ -56,8 +59,8 @@ template <class T, bool Wide> struct Circle {
   DML_FN T slope_positive(T s, const Slopes<T>& w) const {
     return w.positive == 0 ? T(0) : -w.positive * exp(positive_exponent(s) - w.log_positive) * positive_weight(s);
   }
-  template <class V> DML_FN V slope_negative(V s, const Slopes<V>& w) const {   // weight() is 0 where there is no pair
-    return log_sum_slope_at(weight(s) * (s - m), shift(), w.negatives) * weight(s);
+  template <class V> DML_FN V slope_negative(V s, const Slopes<V>& w) const {
+    return log_sum_slope_at(exponent(s), shift(), w.negatives) * weight(s);
   }
 };
 

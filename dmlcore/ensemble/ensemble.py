@@ -120,6 +120,8 @@ class LossEnsemble(nn.Module):
         labels, reference_labels = check_inputs(embeddings, labels, references, reference_labels)
         sides: dict[int, Sides] = {}
         for index, loss in enumerate(self.members):
+            if type(loss).forward is not RowLoss.forward:
+                continue  # a plugin's own forward is called as it is
             if isinstance(loss, ProxyLoss):
                 sides[index] = loss.sides(embeddings, labels, None, None)
             elif isinstance(loss, RowLoss):
@@ -144,9 +146,10 @@ class LossEnsemble(nn.Module):
 
     def _reduced(self, members: list[int], sizes: list[int], rows: Rows) -> Tensor:
         """`[len(members)]` terms of one pass. Members reduced by default take a few operations together, not each its own."""
-        if any(self.members[index].options.reduction != "default" for index in members):
+        losses = [_row_loss(self.members[index]) for index in members]
+        if any(loss.options.reduction != "default" or type(loss).reduce is not RowLoss.reduce for loss in losses):
             apart = _apart([(members, sizes, rows)])
-            return torch.stack([_row_loss(self.members[index]).reduce(apart[index]) for index in members])
+            return torch.stack([loss.reduce(apart[index]) for loss, index in zip(losses, members, strict=True)])
         averages = rows.values.sum(1) / rows.counts.sum(1).clamp_min(1)  # [V]
         if len(averages) == len(members):
             return averages
@@ -185,7 +188,9 @@ class LossEnsemble(nn.Module):
         if order != sorted(order):
             terms = terms[torch.tensor([order.index(index) for index in range(len(order))], device=terms.device)]
         self._last_terms = terms.detach()
-        self._last_rows = [(members, sizes, Rows(rows.values.detach(), rows.counts)) for members, sizes, rows in groups]
+        self._last_rows = [
+            (members, sizes, Rows(rows.values.detach(), rows.counts.detach())) for members, sizes, rows in groups
+        ]
         return self.weighting(terms)
 
     @property
@@ -210,7 +215,8 @@ class LossEnsemble(nn.Module):
         roles: dict[str, list[nn.Parameter]] = {"proxies": [], "scalars": [], "weights": list(self.weighting.parameters())}
         for loss in self.members:
             for role, parameters in loss.parameter_roles().items():
-                roles.setdefault(role, []).extend(parameters)
+                group = roles.setdefault(role, [])
+                group.extend(parameter for parameter in parameters if not any(parameter is known for known in group))
         return roles
 
     def describe(self) -> list[dict[str, Any]]:

@@ -63,7 +63,10 @@ def initial_weights(weights: Any, count: int) -> Tensor:
     """
     if weights is None:
         return torch.ones(count)
-    found = torch.as_tensor(weights, dtype=torch.float32).flatten()
+    try:
+        found = torch.as_tensor(weights, dtype=torch.float32).flatten()
+    except (TypeError, ValueError, RuntimeError):
+        raise ConfigError(f"weights must be {count} numbers, got {weights!r}") from None
     if len(found) != count:
         raise ConfigError(f"weights has {len(found)} numbers for {count} losses")
     if not bool(torch.isfinite(found).all()) or bool((found < 0).any()) or not bool((found > 0).any()):

@@ -126,8 +126,20 @@ class _FusedRows(torch.autograd.Function):
             raise ConfigError(
                 "fused losses are differentiable once; for second derivatives use loss.reference or set DML_FUSED=0"
             )
+        if ctx.step is None:
+            raise RuntimeError(
+                "this loss was differentiated once and its state is freed; pass retain_graph=True to repeat it"
+            )
         anchors, references = ctx.step.backward(cotangents.contiguous(), ctx.needs_input_grad[1])
+        if not _graph_is_kept():  # kept loss values must not keep the tiles, as autograd frees its saved tensors
+            ctx.step = None
         return anchors if ctx.needs_input_grad[0] else None, references, None, None, None, None
+
+
+def _graph_is_kept() -> bool:
+    """Whether the running backward pass was asked to keep the graph; True where this torch cannot say."""
+    asked = getattr(torch._C._autograd, "_get_current_graph_task_keep_graph", None)
+    return True if asked is None else asked()
 
 
 def _step_of_operator(
@@ -268,7 +280,7 @@ def fused_rows(
         references, reference_labels = references.to(dtype).contiguous(), reference_labels.contiguous()
     if torch.compiler.is_compiling():
         known = extension.functors()
-        return torch.ops.dmlcore.fused_rows(
+        values, counts = torch.ops.dmlcore.fused_rows(
             anchors,
             references,
             anchor_labels,
@@ -278,4 +290,5 @@ def fused_rows(
             sum(known[call.functor][1] for call in calls),
             *normalise,
         )
+        return values, counts.detach()
     return _FusedRows.apply(anchors, references, anchor_labels, reference_labels, normalise, calls)

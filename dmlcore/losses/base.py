@@ -61,6 +61,8 @@ def check_inputs(
     def check(rows: Tensor, ids: Tensor, noun: str) -> Tensor:
         if rows.ndim != 2 or not rows.is_floating_point():
             raise ConfigError(f"{noun} must be a floating point matrix [B, D], got {list(rows.shape)} of {rows.dtype}")
+        if rows.shape[1] == 0:
+            raise ConfigError(f"{noun} have no dimensions: shape {list(rows.shape)}")
         if ids.ndim != 1 or ids.shape[0] != rows.shape[0]:
             raise ConfigError(f"labels of {noun} must have the shape [{rows.shape[0]}], got {list(ids.shape)}")
         if ids.is_floating_point() or ids.is_complex() or ids.dtype == torch.bool:
@@ -79,10 +81,6 @@ def check_inputs(
         if references.device != embeddings.device:
             raise ConfigError(f"references are on {references.device}, but embeddings are on {embeddings.device}")
     return labels, reference_labels
-
-
-def _computed(dtype: torch.dtype) -> torch.dtype:
-    return dtype if dtype == torch.float64 else torch.float32
 
 
 class Loss(nn.Module, abc.ABC):
@@ -202,17 +200,19 @@ class RowLoss(Loss):
 
     def plain_rows(self, sides: Sides) -> Rows:
         """Values and counts by the definition, in float32 at least: neither half precision nor autocast reach into it."""
-        vectors = [None if rows is None else rows.to(_computed(rows.dtype)) for rows in (sides.anchors, sides.references)]
-        assert vectors[0] is not None
-        with torch.autocast(sides.anchors.device.type, enabled=False):
-            return self.dense_rows(Sides(vectors[0], sides.anchor_labels, vectors[1], sides.reference_labels))
+        anchors, labels, references, reference_labels = sides
+        types = (anchors.dtype, anchors.dtype if references is None else references.dtype)
+        dtype = torch.float64 if torch.float64 in types else torch.float32
+        others = None if references is None else references.to(dtype)
+        with torch.autocast(anchors.device.type, enabled=False):
+            return self.dense_rows(Sides(anchors.to(dtype), labels, others, reference_labels))
 
     def dense_rows(self, sides: Sides) -> Rows:
         """Values and counts from all similarities at once; overridden by losses that need more than one row of them."""
         anchors, labels, references, reference_labels = sides
         others = anchors if references is None else references
         other_labels = labels if reference_labels is None else reference_labels
-        similarities = cosine_similarities(anchors, others.to(anchors.dtype))  # [A, N]
+        similarities = cosine_similarities(anchors, others)  # [A, N]
         positive = labels[:, None] == other_labels[None, :]
         negative = ~positive
         if references is None:
