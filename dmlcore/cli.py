@@ -211,11 +211,21 @@ class _Commands:
 
     def _embed(self) -> Callable[..., int]:
         def embed(
-            run: Path, *, data: str, out: Path, checkpoint: str, device: str, json: bool, debug: bool, **tables: Any
+            run: Path,
+            *,
+            data: str,
+            out: Path,
+            overwrite: bool,
+            checkpoint: str,
+            device: str,
+            json: bool,
+            debug: bool,
+            **tables: Any,
         ) -> int:
             from dmlcore.training.trained import TrainedRun
 
-            result = TrainedRun(run, checkpoint=checkpoint, device=device).embed_to(data, out, _data_options(tables))
+            trained = TrainedRun(run, checkpoint=checkpoint, device=device)
+            result = trained.embed_to(data, out, _data_options(tables), overwrite=overwrite)
             if json:
                 console.show_json(result)
             else:
@@ -229,6 +239,7 @@ class _Commands:
                 flag("run", Path, "Folder of a run.", is_positional=True),
                 flag("data", str, "What to embed: a data set's name or a path.", inspect.Parameter.empty),
                 flag("out", Path, "The .npz file to write.", inspect.Parameter.empty),
+                flag("overwrite", bool, "Replace the file if it exists.", False),
                 *self._data_flags("embed"),
                 *TRAINED,
                 *COMMON,

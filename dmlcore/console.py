@@ -85,6 +85,8 @@ def show_metrics(metrics: dict[str, Any], baselines: dict[str, Any], title: str 
 def show_result(result: dict[str, Any]) -> None:
     """How a finished run ends: the table, where everything lies, and what to do next."""
     show_metrics(result["metrics"], result["baselines"], "trained, step " + str(result["chosen_step"]))
+    if result["chosen_step"] == 0:
+        show("Training did not improve on the untrained network: train longer, or with another learning rate or other losses.")
     show(
         f"{result['wall_seconds']:.0f} s. The checkpoint was chosen by MAP@R of the validation classes; "
         "test classes were used once, here."

@@ -220,6 +220,9 @@ def test_embed(here: Callable[..., tuple[int, str, str]], trained: Path, feature
         assert sorted(np.unique(file["y"])) == list(range(40))
         assert all(len(set(file["split"][file["y"] == label])) == 1 for label in range(40))
     assert here("embed", trained, "--data", features, "--out", tmp_path / "e.txt")[0] == 2
+    status, _, error = here("embed", trained, "--data", features, "--out", features)  # would destroy its own input
+    assert status == 2 and "exists already" in error
+    assert here("embed", trained, "--data", features, "--out", out, "--overwrite")[0] == 0
     assert here("embed", trained, "--data", features)[0] == 2
 
 
@@ -396,7 +399,7 @@ def test_a_full_disk(features: Path, trained: Path, tmp_path: Path) -> None:
     assert not list(tmp_path.rglob("*.tmp"))
     out = tmp_path / "embeddings.npz"
     out.write_bytes(b"earlier")
-    done = run("embed", trained, "--data", features, "--out", out, expect=1, preexec_fn=limit)
+    done = run("embed", trained, "--data", features, "--out", out, "--overwrite", expect=1, preexec_fn=limit)
     assert "cannot write" in the_line(done.stderr) and out.read_bytes() == b"earlier"
 
 

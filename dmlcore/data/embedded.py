@@ -16,7 +16,7 @@ from dmlcore.data.stores import PixelStore
 from dmlcore.errors import DataError
 
 _SPLIT_NOTES = {
-    "unseen_characters": "the test classes are characters never trained on, of scripts that are",
+    "unseen_characters": "the test classes are characters never trained on, of the scripts that were trained on",
     "unseen_scripts": "the test classes are of scripts never trained on",
 }
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import importlib
 import os
+import warnings
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -77,6 +78,8 @@ if _CPU is not None:
     if os.environ.get("DML_CPU_LEVEL"):
         use_level(os.environ["DML_CPU_LEVEL"])
     FUNCTORS = {name: (tuple(options.split()), values) for name, (options, values) in _CPU.functors().items()}
+elif os.environ.get("DML_FUSED", "1") != "0":
+    warnings.warn(f"losses run in plain PyTorch, many times slower: {_WHY_NO_CPU}, or use another working folder", stacklevel=2)
 
 
 def cpu() -> ModuleType | None:

@@ -127,9 +127,7 @@ class _FusedRows(torch.autograd.Function):
                 "fused losses are differentiable once; for second derivatives use loss.reference or set DML_FUSED=0"
             )
         if ctx.step is None:
-            raise RuntimeError(
-                "this loss was differentiated once and its state is freed; pass retain_graph=True to repeat it"
-            )
+            raise RuntimeError("this loss was differentiated once and its state is freed; pass retain_graph=True to repeat it")
         anchors, references = ctx.step.backward(cotangents.contiguous(), ctx.needs_input_grad[1])
         if not _graph_is_kept():  # kept loss values must not keep the tiles, as autograd frees its saved tensors
             ctx.step = None
@@ -138,7 +136,8 @@ class _FusedRows(torch.autograd.Function):
 
 def _graph_is_kept() -> bool:
     """Whether the running backward pass was asked to keep the graph; True where this torch cannot say."""
-    asked = getattr(torch._C._autograd, "_get_current_graph_task_keep_graph", None)
+    engine = getattr(torch._C, "_autograd", None)  # private, so every torch may lack it
+    asked = getattr(engine, "_get_current_graph_task_keep_graph", None)
     return True if asked is None else asked()
 
 

@@ -59,6 +59,9 @@ def check_inputs(
     """
 
     def check(rows: Tensor, ids: Tensor, noun: str) -> Tensor:
+        for given, what in ((rows, noun), (ids, f"labels of {noun}")):
+            if not isinstance(given, Tensor):
+                raise ConfigError(f"{what} must be a tensor, got {type(given).__name__}")
         if rows.ndim != 2 or not rows.is_floating_point():
             raise ConfigError(f"{noun} must be a floating point matrix [B, D], got {list(rows.shape)} of {rows.dtype}")
         if rows.shape[1] == 0:

@@ -55,6 +55,10 @@ def train(
         PluginError: a plugin that breaks its contract.
         KeyboardInterrupt: an interrupt, after a checkpoint was saved; its text says how to continue.
     """
+    if isinstance(loggers, str):
+        raise ConfigError(
+            f"loggers takes Logger objects, got '{loggers}'; loggers by name are a setting: RunConfig.create(loggers=...)"
+        )
     state = None
     if resume is not None:
         if config is not None or given or out is not None:
@@ -62,11 +66,11 @@ def train(
         if checkpoint not in ("last", "previous"):
             raise ConfigError(f"checkpoint is '{checkpoint}', but a run continues from last or previous; best has no optimiser")
         folder = RunFolder.open(resume)
+        if folder.result.exists():
+            raise ConfigError(f"the run in {resume} is complete. Evaluate it by `dmlcore eval {resume}`.")
         config = RunConfig.read(folder.config)
         if checkpoints.path_of(folder.checkpoints, checkpoint).exists() or checkpoint != "last":
             state = checkpoints.load(folder.checkpoints, checkpoint, instead=("last", "previous"))
-        if folder.result.exists():
-            raise ConfigError(f"the run in {resume} is complete. Evaluate it by `dmlcore eval {resume}`.")
     else:
         config = config or RunConfig.create(**given)
         folder = RunFolder.choose(out, config.settings.plugins)

@@ -101,16 +101,20 @@ class TrainedRun:
             "notes": notes,
         }
 
-    def embed_to(self, data: str, out: str | Path, options: dict[str, Any] | None = None) -> dict[str, Any]:
+    def embed_to(
+        self, data: str, out: str | Path, options: dict[str, Any] | None = None, *, overwrite: bool = False
+    ) -> dict[str, Any]:
         """Write `x` float32 [N, D], `y` int64 [N], `class_name` and `split` (text [N]) of all samples, part by part.
 
         Raises:
-            ConfigError: `out` is no .npz file, or its folder cannot be made.
+            ConfigError: `out` is no .npz file, exists already without `overwrite`, or its folder cannot be made.
             TrainingError: the file cannot be written; one that was there before is intact.
         """
         out = Path(out)
         if out.suffix != ".npz":
             raise ConfigError(f"out is '{out}', but must end in .npz")
+        if out.exists() and not overwrite:
+            raise ConfigError(f"{out} exists already; choose another --out, or replace it with --overwrite")
         try:
             out.parent.mkdir(parents=True, exist_ok=True)
         except OSError as error:
