@@ -100,10 +100,10 @@ def test_only_the_console_prints_only_the_cli_exits_only_kernels_name_extensions
 
 def test_torch_is_loaded_on_first_use_only() -> None:
     code = "import sys, dmlcore, dmlcore.cli; print('torch' in sys.modules, 'torchvision' in sys.modules)"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    done = subprocess.run([sys.executable, "-P", "-c", code], capture_output=True, text=True)
     assert done.stdout.split() == ["False", "False"], done.stderr
     code = "import sys, dmlcore; dmlcore.losses.create('ms'); dmlcore.data, dmlcore.models; print('torchvision' in sys.modules)"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    done = subprocess.run([sys.executable, "-P", "-c", code], capture_output=True, text=True)
     assert done.stdout.strip() == "False", done.stderr
 
 

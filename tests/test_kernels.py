@@ -241,7 +241,7 @@ for loss in (dmlcore.losses.create("contrastive"), dmlcore.losses.create("triple
     torch.testing.assert_close(value, expected)
     torch.testing.assert_close(gradient, torch.autograd.grad(expected, x)[0], rtol=1e-2, atol=1e-5)
 """
-    done = subprocess.run([sys.executable, "-c", code], env={**os.environ, **environment}, capture_output=True, text=True)
+    done = subprocess.run([sys.executable, "-P", "-c", code], env={**os.environ, **environment}, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
 
 

@@ -102,7 +102,7 @@ def run_python(code: str, path: Path, **environment: str) -> subprocess.Complete
 
     environment = {key: value for key, value in os.environ.items() if key != "DMLCORE_PLUGINS"} | environment
     environment["PYTHONPATH"] = os.pathsep.join([str(path), os.environ.get("PYTHONPATH", "")])
-    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment)
+    return subprocess.run([sys.executable, "-P", "-c", code], capture_output=True, text=True, env=environment)
 
 
 def test_the_example_package_is_found_used_and_switched_off(example: Path) -> None:
