@@ -12,6 +12,7 @@ import itertools
 import textwrap
 import types
 import typing
+from collections.abc import Iterable
 from typing import Any, Literal
 
 from dmlcore.errors import ConfigError, suggestion
@@ -101,6 +102,16 @@ def build_options(options: type, given: dict[str, Any], owner: str) -> Any:
         return options(**values)
     except ConfigError as error:
         raise ConfigError(f"{owner}: {error}") from None
+
+
+def unique_names(names: Iterable[str]) -> list[str]:
+    """Names with `_2`, `_3`, ... behind repeats: `ms, ms` gives `ms, ms_2`."""
+    seen: dict[str, int] = {}
+    unique = []
+    for name in names:
+        seen[name] = seen.get(name, 0) + 1
+        unique.append(name if seen[name] == 1 else f"{name}_{seen[name]}")
+    return unique
 
 
 def check_range(

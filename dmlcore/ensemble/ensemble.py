@@ -8,21 +8,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from dmlcore.config import build_options
+from dmlcore.config import build_options, unique_names
 from dmlcore.ensemble.weighting import Weighting, initial_weights
 from dmlcore.errors import ConfigError, PluginError
 from dmlcore.kernels import FunctorCall, functors, fused_rows
 from dmlcore.losses import Loss, RowLoss, Rows, Sides, create
 from dmlcore.losses.base import ProxyLoss, check_inputs
-
-
-def _unique(names: list[str]) -> list[str]:
-    seen: dict[str, int] = {}
-    out = []
-    for name in names:
-        seen[name] = seen.get(name, 0) + 1
-        out.append(name if seen[name] == 1 else f"{name}_{seen[name]}")
-    return out
 
 
 def _apart(groups: list[tuple[list[int], list[int], Rows]]) -> dict[int, Rows]:
@@ -76,7 +67,7 @@ class LossEnsemble(nn.Module):
             if getattr(loss.options, "reduction", "default") == "none":
                 raise ConfigError(f"{loss.name}: reduction 'none' gives no term an ensemble could add")
         self.losses = nn.ModuleList(made)
-        self.names = _unique([loss.name for loss in made])
+        self.names = unique_names(loss.name for loss in made)
         from dmlcore.plugins import find
 
         component = find("weighting", weighting).component

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from dmlcore.config import build_options, check_range
+from dmlcore.config import build_options, check_range, unique_names
 from dmlcore.errors import ConfigError, suggestion
 
 DEFAULT_MODELS = {"images": "conv", "features": "mlp"}
@@ -165,16 +165,6 @@ class Component:
         return (
             [f.name for f in dataclasses.fields(self.options) if f.name not in self.implied] if self.options is not None else []
         )
-
-
-def unique_names(names: tuple[str, ...]) -> list[str]:
-    """Names with `_2`, `_3`, ... behind repeats: `ms, ms` gives `ms, ms_2`."""
-    seen: dict[str, int] = {}
-    unique = []
-    for name in names:
-        seen[name] = seen.get(name, 0) + 1
-        unique.append(name if seen[name] == 1 else f"{name}_{seen[name]}")
-    return unique
 
 
 def components(settings: Settings) -> dict[str, Component]:
