@@ -55,6 +55,15 @@ def _proxies(loss: str, attribute: str = "proxies", transpose: bool = False, **o
     return peer
 
 
+def _nca(**options: Any):
+    def peer(pml: Any, _: Any, x: Tensor, y: Tensor) -> Tensor:
+        if y.unique().numel() == y.numel():  # where no class has two samples it takes the mean of nothing
+            return x.sum() * 0
+        return pml.losses.NCALoss(**options)(x, y)
+
+    return peer
+
+
 LOSSES = [
     Case("ms", {}, _mined("MultiSimilarityLoss", "MultiSimilarityMiner", {"epsilon": 0.1})),
     Case("ms", {"epsilon": "none"}, _mined("MultiSimilarityLoss")),
@@ -86,6 +95,27 @@ LOSSES = [
     Case("sup_con", {"temperature": 0.01}, _mined("SupConLoss", temperature=0.01)),
     Case("circle", {}, _mined("CircleLoss")),
     Case("circle", {"m": 0.25, "gamma": 256.0}, _mined("CircleLoss", m=0.25, gamma=256)),
+    Case("nt_xent", {}, _mined("NTXentLoss")),
+    Case("nt_xent", {"temperature": 0.01}, _mined("NTXentLoss", temperature=0.01)),
+    Case("generalized_lifted_structure", {}, _mined("GeneralizedLiftedStructureLoss")),
+    Case(
+        "generalized_lifted_structure",
+        {"neg_margin": 1.5, "pos_margin": 0.3},
+        _mined("GeneralizedLiftedStructureLoss", neg_margin=1.5, pos_margin=0.3),
+    ),
+    Case("binomial_deviance"),
+    Case("binomial_deviance", {"variant": "wedl"}),
+    Case("nca", {}, _nca()),
+    Case("nca", {"softmax_scale": 20.0}, _nca(softmax_scale=20)),
+    Case("tuplet_margin", {}, _mined("TupletMarginLoss")),
+    Case("tuplet_margin", {"margin": 20.0, "scale": 90.0}, _mined("TupletMarginLoss", margin=20, scale=90)),
+    Case("n_pair"),
+    Case("ranked_list", {}, _mined("RankedListLoss", margin=0.4, Tn=10)),
+    Case(
+        "ranked_list",
+        {"margin": 0.7, "Tn": 4.0, "imbalance": 0.3, "alpha": 1.5, "Tp": 5.0},
+        _mined("RankedListLoss", margin=0.7, Tn=4, imbalance=0.3, alpha=1.5, Tp=5),
+    ),
     Case("proxy_anchor", {}, _proxies("ProxyAnchorLoss")),
     Case("proxy_anchor", {"margin": 0.2, "alpha": 150.0}, _proxies("ProxyAnchorLoss", margin=0.2, alpha=150)),
     Case("proxy_nca", {}, _proxies("ProxyNCALoss")),
