@@ -4,7 +4,7 @@ every loss must survive. A new loss adds a row to LOSSES."""
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -26,6 +26,10 @@ class Case:
     options: dict[str, Any] = field(default_factory=dict)
     peer: Callable[[Any, Any, Tensor, Tensor], Tensor] | None = None
     fused: bool = True
+    scale_free: bool = True
+    """Whether scaling all embeddings changes nothing."""
+    cuda: bool = True
+    """Whether the fused form has CUDA kernels too."""
 
     @property
     def id(self) -> str:
@@ -50,6 +54,16 @@ def _proxies(loss: str, attribute: str = "proxies", transpose: bool = False, **o
         del theirs._parameters[attribute]  # a tensor, not a parameter: the gradient reaches our proxies
         setattr(theirs, attribute, ours.proxies.T if transpose else ours.proxies)
         theirs.cast_types = lambda dtype, device: None
+        return theirs(x, y)
+
+    return peer
+
+
+def _margin(**options: Any):
+    def peer(pml: Any, ours: Any, x: Tensor, y: Tensor) -> Tensor:
+        theirs = pml.losses.MarginLoss(num_classes=len(ours.beta) if ours.options.per_class else None, **options)
+        theirs._parameters.pop("beta", None)  # a tensor, not a parameter: the gradient reaches our beta
+        theirs.__dict__["beta"] = ours.beta
         return theirs(x, y)
 
     return peer
@@ -109,7 +123,30 @@ LOSSES = [
     Case("nca", {"softmax_scale": 20.0}, _nca(softmax_scale=20)),
     Case("tuplet_margin", {}, _mined("TupletMarginLoss")),
     Case("tuplet_margin", {"margin": 20.0, "scale": 90.0}, _mined("TupletMarginLoss", margin=20, scale=90)),
-    Case("n_pair"),
+    Case("n_pair", scale_free=False),
+    Case("lifted_structure", {}, _mined("LiftedStructureLoss"), cuda=False),
+    Case(
+        "lifted_structure",
+        {"neg_margin": 0.6, "pos_margin": 2.5},
+        _mined("LiftedStructureLoss", neg_margin=0.6, pos_margin=2.5),
+        cuda=False,
+    ),
+    Case("margin", {}, _margin(), cuda=False),
+    Case(
+        "margin",
+        {"margin": 0.1, "beta": 1.0, "learn_beta": True, "nu": 0.3},
+        _margin(margin=0.1, beta=1.0, learn_beta=True, nu=0.3),
+        cuda=False,
+    ),
+    Case("margin", {"learn_beta": True, "per_class": True, "nu": 0.05}, _margin(learn_beta=True, nu=0.05), cuda=False),
+    Case("margin", {"sampling": "distance_weighted", "learn_beta": True}, None, False),
+    Case("intra_pair_variance", {}, _mined("IntraPairVarianceLoss"), cuda=False),
+    Case(
+        "intra_pair_variance",
+        {"pos_eps": 0.3, "neg_eps": 0.2},
+        _mined("IntraPairVarianceLoss", pos_eps=0.3, neg_eps=0.2),
+        cuda=False,
+    ),
     Case("ranked_list", {}, _mined("RankedListLoss", margin=0.4, Tn=10)),
     Case(
         "ranked_list",
@@ -125,6 +162,7 @@ LOSSES = [
     Case("norm_softmax", {"temperature": 0.01}, _proxies("NormalizedSoftmaxLoss", "W", transpose=True, temperature=0.01)),
 ]
 FUSED = [case for case in LOSSES if case.fused]
+ON_CUDA = [case for case in FUSED if case.cuda]
 PAIRS = [case for case in LOSSES if case.name not in ("proxy_anchor", "proxy_nca", "norm_softmax")]
 
 
@@ -172,6 +210,11 @@ def batches() -> dict[str, tuple[Tensor, Tensor]]:
 BATCHES = batches()
 
 
+def call_on(loss: Any, x: Tensor, y: Tensor) -> Any:
+    """The functor of a fused loss, with what it is given beside its options."""
+    return replace(loss.functor_call(), given=loss.given(loss.sides(x, y, None, None)))
+
+
 def value_and_gradients(
     loss: Any, x: Tensor, y: Tensor, compute: Callable[..., Tensor], **keywords: Any
 ) -> tuple[Tensor, list[Tensor]]:
@@ -195,6 +238,6 @@ def assert_close(
     torch.testing.assert_close(mine[0].double(), other[0].double(), rtol=tolerance, atol=tolerance)
     for a, b in zip(mine[1], other[1], strict=True):
         if a.numel():
-            scale = b.double().abs().amax(1, keepdim=True) if by_row else b.double().abs().max()
+            scale = b.double().abs().amax(-1, keepdim=True) if by_row else b.double().abs().max()
             error = (a.double() - b.double()).abs()
             assert bool((error <= 10 * tolerance * scale + 1e-4 * tolerance).all()), f"gradients differ by {error.max()}"

@@ -29,7 +29,8 @@
 //   kGiven = K            numbers per anchor that the caller hands in (a margin per class, a norm): open(p, given), given a pointer to K
 //   kPartners = true      the loss couples an anchor with its positives as anchors (a batch against itself only):
 //                         close(p, limits, sums, partner, values, counts), partner(k) -> Sums of positive k;
-//                         weigh(p, limits, sums, partner, cotangents, partner_cotangents), the last (k)[v] of positive k
+//                         weigh(p, limits, sums, partner, cotangents, partner_cotangents), the last (k)[v] of positive k;
+//                         slope_positive(s, slopes, partner(k)): what couples the pair is in its value's slope too
 //   kCpuOnly = true       not in the CUDA table: needs one of the above, or more registers than a GPU thread has
 //
 // The second template argument is false for the narrow form of a loss (one fixed shift of all exponents, so that rows and
@@ -40,8 +41,8 @@
 
 DML_BEGIN
 
-DML_FN constexpr float no_pair() { return -1e9f; }
-template <class V> DML_FN auto is_pair(V s) { return s > splat<V>(-1e8f); }
+DML_FN constexpr float no_pair() { return -1e18f; }                     // far below any dot product of vectors that are not scaled
+template <class V> DML_FN auto is_pair(V s) { return s > splat<V>(-1e17f); }
 
 // The similarities of an anchor to its positives. Scalar code: positives are few.
 template <class T> struct Positives {
@@ -83,9 +84,10 @@ template <class V> DML_FN void log_sum_add(V x, typename Scalar<V>::type shift, 
   r.sum += select(keep, exp(x - shift), splat<V>(0));
 }
 template <class V> DML_FN void log_sum_add(V x, typename Scalar<V>::type, decltype(V{} > V{}) keep, LogSum<V, true>& r) {
-  V m = select(keep, max(x, r.highest), r.highest);
-  r.sum = r.sum * exp(r.highest - m) + select(keep, exp(x - m), splat<V>(0));
-  r.highest = m;
+  const V above = x - r.highest, e = exp(min(above, -above));          // one of the two exponents is the maximum: one exponential
+  const auto grows = above > splat<V>(0);
+  r.sum = select(keep, select(grows, r.sum * e + splat<V>(1), r.sum + e), r.sum);
+  r.highest = select(keep & grows, x, r.highest);
 }
 template <class A, class B> DML_FN void log_sum_merge(const LogSum<A, false>& a, LogSum<B, false>& b) { b.sum += a.sum; }
 template <class A, class B> DML_FN void log_sum_merge(const LogSum<A, true>& a, LogSum<B, true>& b) {
