@@ -15,8 +15,8 @@ from dmlcore.losses import LossOptions, PairLoss, Rows, Sides
 
 
 class BinomialDeviance(PairLoss):
-    """`log(1 + exp(-alpha (s_p - beta)))` averaged over all positive pairs, plus `log(1 + exp(alpha negative_cost (s_n - beta)))`
-    averaged over all negative pairs.
+    """`log(1 + exp(-alpha (s_p - beta)))` averaged over all positive pairs, plus
+    `log(1 + exp(alpha negative_cost (s_n - beta)))` averaged over all negative pairs.
 
     `variant = "wedl"`: `mean_p log(1 + exp(-alpha (s_p - beta))) + mean_n log(1 + exp(negative_cost (s_n - beta)))` of each
     anchor, mean over anchors. The cost is not multiplied by `alpha`, and classes weigh by their anchors instead of their pairs.

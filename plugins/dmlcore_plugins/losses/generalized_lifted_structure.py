@@ -42,10 +42,9 @@ class GeneralizedLiftedStructure(PairLoss):
         d = distances(similarities)
         pull = masked_logsumexp(d - self.options.pos_margin, positive)
         push = masked_logsumexp(self.options.neg_margin - d, negative)
-        nothing = torch.zeros_like(pull)
-        values = torch.relu(
-            torch.where(positive.any(1), pull, nothing) + torch.where(negative.any(1), push, nothing)
-        )[None]  # [1, A]
+        pull = torch.where(positive.any(1), pull, torch.zeros_like(pull))
+        push = torch.where(negative.any(1), push, torch.zeros_like(push))
+        values = torch.relu(pull + push)[None]  # [1, A]
         return Rows(values, torch.ones_like(values))
 
     def functor_call(self) -> FunctorCall:

@@ -16,15 +16,16 @@ from dmlcore.losses import LossOptions, PairLoss, Rows, Sides, distances, pair_m
 
 
 class Margin(PairLoss):
-    """`relu(d_ap - beta + margin) + relu(beta - d_an + margin)` summed over triplets and divided by the number of non-zero terms,
-    `d` the Euclidean distance of unit vectors; plus `nu beta` where beta is learnt.
+    """`relu(d_ap - beta + margin) + relu(beta - d_an + margin)` summed over triplets and divided by the number of non-zero
+    terms, `d` the Euclidean distance of unit vectors; plus `nu beta` where beta is learnt.
 
     Over all triplets the two terms separate: each positive counts once per negative of its anchor, each negative once per
     positive, so no triplet is enumerated. `sampling = "distance_weighted"` draws one negative per pair of anchor and positive
-    instead, with a probability that is the inverse of the density of distances on the sphere `d^(D - 2) (1 - d^2 / 4)^((D - 3) / 2)`,
-    distances taken as `cutoff` at least and never beyond `nonzero_loss_cutoff` (an anchor without such negatives draws evenly
-    among all). What is drawn depends on `seed` and on the embeddings of the pair alone: the same batch in any order draws the
-    same, and every change of the embeddings draws anew, so there is no state to save.
+    instead, with a probability that is the inverse of the density of distances on the sphere,
+    `d^(D - 2) (1 - d^2 / 4)^((D - 3) / 2)`, distances taken as `cutoff` at least and never beyond `nonzero_loss_cutoff` (an
+    anchor without such negatives draws evenly among all). The random number of a pair is a hash of `seed` and of the pair's
+    embeddings: the same batch in any order draws the same, every change of the embeddings draws anew, and there is no state
+    to save.
 
     `beta`, a parameter `[1]` or, with `per_class`, `[num_classes]`, is a constant unless `learn_beta`. The sum of `nu beta` is
     pytorch-metric-learning's: once, or once per triplet with `per_class`, then divided like the hinges.
@@ -140,8 +141,9 @@ class Margin(PairLoss):
         chosen = positive.gather(1, index) & negative.any(1, keepdim=True)
         references = sides.anchors if sides.references is None else sides.references
         draws = self.draws(unit(sides.anchors), unit(references), index)  # [A, P]
-        weights = self.weights(d.detach(), negative, sides.anchors.shape[1])
-        drawn = d.gather(1, drawn_columns(weights, draws))  # [A, P]
+        ordered = d.sort(1)  # drawn from the nearest on, whatever the order of the batch
+        weights = self.weights(ordered.values.detach(), negative.gather(1, ordered.indices), sides.anchors.shape[1])
+        drawn = ordered.values.gather(1, drawn_columns(weights, draws))  # [A, P]
         pull = torch.relu(d.gather(1, index) - beta[:, None] + self.options.margin) * chosen
         push = torch.relu(beta[:, None] - drawn + self.options.margin) * chosen
         values, counts = torch.stack([pull.sum(1), push.sum(1)]), torch.stack([(pull > 0).sum(1), (push > 0).sum(1)])  # [2, A]
@@ -163,12 +165,22 @@ class Margin(PairLoss):
         logs = (2 - width) * torch.log(d) - (width - 3) / 2 * torch.log(1 - d.square() / 4)
         highest = torch.where(near, logs, torch.full_like(logs, -torch.inf)).amax(1, keepdim=True)  # [A, 1]
         found = torch.isfinite(highest)
-        weights = torch.exp(torch.where(near & found, logs - torch.where(found, highest, torch.zeros_like(highest)), -torch.inf))
+        highest = torch.where(found, highest, torch.zeros_like(highest))
+        weights = torch.exp(torch.where(near, logs - highest, torch.full_like(logs, -torch.inf)))
         return torch.where(found, weights, negative.double())
 
     @torch.no_grad()
     def draws(self, anchors: Tensor, references: Tensor, index: Tensor) -> Tensor:
-        """A number in [0, 1) for each anchor `[A, D]` with each of the references `[N, D]` at `index` `[A, P]`: `[A, P]` float64."""
+        """A number in [0, 1) for each anchor with each of its positives.
+
+        Args:
+            anchors: `[A, D]`.
+            references: `[N, D]`.
+            index: `[A, P]`, which references.
+
+        Returns:
+            `[A, P]` float64.
+        """
         keys = _scrambled(_key(anchors) + _scrambled(index.new_tensor(self.options.seed)))  # [A]
         bits = _scrambled(keys[:, None] ^ _key(references)[index])  # not symmetric: the two directions of a pair draw apart
         return ((bits >> 11) & (2**53 - 1)).double() * 2.0**-53

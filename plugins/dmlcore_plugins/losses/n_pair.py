@@ -20,8 +20,8 @@ class NPair(PairLoss):
     paper's loss. On unit vectors it is `nt_xent` with temperature 1.
 
     Deviation: the paper's and pytorch-metric-learning's loss on a plain batch takes one pair per class, which the library
-    finds by the order of the batch, and only the other pairs' positives as negatives; here all of them count. The paper's
-    penalty on the norms is the regulariser `l2_norm`.
+    finds by the order of the batch, and only the other pairs' positives as negatives; here all of them count. That library
+    also normalises its "dot products" by default. The paper's penalty on the norms is the regulariser `l2_norm`.
 
     Source: Sohn, "Improved Deep Metric Learning with Multi-class N-pair Loss Objective", NIPS 2016, eq. 6 and 8.
     """
