@@ -86,6 +86,8 @@ LOSSES = [
     Case("sup_con", {"temperature": 0.01}, _mined("SupConLoss", temperature=0.01)),
     Case("circle", {}, _mined("CircleLoss")),
     Case("circle", {"m": 0.25, "gamma": 256.0}, _mined("CircleLoss", m=0.25, gamma=256)),
+    Case("histogram", {}, _mined("HistogramLoss")),
+    Case("histogram", {"n_bins": 13}, _mined("HistogramLoss", n_bins=13)),
     Case("proxy_anchor", {}, _proxies("ProxyAnchorLoss")),
     Case("proxy_anchor", {"margin": 0.2, "alpha": 150.0}, _proxies("ProxyAnchorLoss", margin=0.2, alpha=150)),
     Case("proxy_nca", {}, _proxies("ProxyNCALoss")),

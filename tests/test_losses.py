@@ -144,6 +144,9 @@ def test_equals_pytorch_metric_learning(case: Case, batch: str) -> None:
 
     loss, (x, y) = case.create(), BATCHES[batch]
     peer = value_and_gradients(loss, x, y, lambda a, b: case.peer(pml, loss, a, b))
+    if case.name == "histogram":  # the peer rounds its node distance to float32, so its shares are off by 1e-8 times the node
+        assert_close(value_and_gradients(loss, x, y, loss.reference), peer, 1e-5)
+        return
     assert_close(value_and_gradients(loss, x, y, loss.reference), peer, 1e-7)
 
 
@@ -162,6 +165,10 @@ def test_reductions(case: Case) -> None:
     x, y = BATCHES["odd"]
     options = dict(case.options)
     rows = case.create().rows(x, y)
+    if case.name == "histogram":
+        with pytest.raises(ConfigError, match="one value per batch"):
+            Case(case.name, {**options, "reduction": "mean"}).create()
+        return
     for reduction, expected in (("sum", rows.values.sum()), ("mean", rows.values.sum() / rows.values.shape[1])):
         loss = Case(case.name, {**options, "reduction": reduction}).create()
         torch.testing.assert_close(loss(x, y), expected)

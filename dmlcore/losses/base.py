@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from dmlcore.config import build_options
 from dmlcore.errors import ConfigError
-from dmlcore.kernels import FunctorCall, Relations, functors, fused_rows, partner_functors, reason_against
+from dmlcore.kernels import FunctorCall, Relations, functors, fused_pass, partner_functors, reason_against
 from dmlcore.losses.geometry import unit
 
 
@@ -129,12 +129,12 @@ def with_relations(sides: Sides, own: Tensor | None, relation: Relation | None) 
     return sides._replace(own=own, relation=relation)
 
 
-def run_together(sides: Sides, calls: tuple[FunctorCall, ...], normalise: tuple[bool, bool]) -> tuple[Tensor, Tensor]:
-    """Values and counts of several functors in one pass over the similarities of two sides, `[V, A]` each."""
+def run_together(sides: Sides, calls: tuple[FunctorCall, ...], normalise: tuple[bool, bool]) -> tuple[Tensor, Tensor, Tensor]:
+    """Values and counts `[V, A]` of several functors in one pass over the similarities of two sides, and their tables."""
     relations = None
     if sides.own is not None:
         relations = Relations(sides.own)
-    return fused_rows(
+    return fused_pass(
         sides.anchors,
         sides.anchor_labels,
         sides.references,
@@ -143,6 +143,11 @@ def run_together(sides: Sides, calls: tuple[FunctorCall, ...], normalise: tuple[
         normalise=normalise,
         relations=relations,
     )
+
+
+def table_rows(table: Tensor) -> Rows:
+    """What `complete` of a loss with a table gets: histograms of positive and negative pairs, `[2, cells]`; no counts."""
+    return Rows(table.view(2, -1), table.new_zeros(2, 0))
 
 
 class Loss(nn.Module, abc.ABC):
@@ -206,9 +211,8 @@ class Loss(nn.Module, abc.ABC):
         relation: Relation | None = None,
     ) -> Tensor:
         """The definition in plain PyTorch: differentiable, any dtype and device, no extension. Arguments as `forward`."""
-        return self.forward(
-            embeddings, labels, references=references, reference_labels=reference_labels, own=own, relation=relation
-        )
+        more: dict[str, Any] = {name: x for name, x in (("own", own), ("relation", relation)) if x is not None}
+        return self.forward(embeddings, labels, references=references, reference_labels=reference_labels, **more)
 
     @property
     def is_fused(self) -> bool:
@@ -319,7 +323,8 @@ class RowLoss(Loss):
         given = self.given(sides)
         if given is not None:
             call = replace(call, given=given)
-        return self.complete(Rows(*run_together(sides, (call,), self.normalise)), sides, given)
+        values, counts, table = run_together(sides, (call,), self.normalise)
+        return self.complete(table_rows(table) if call.cells else Rows(values, counts), sides, given)
 
     def rows(
         self,
