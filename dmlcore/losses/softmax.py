@@ -5,17 +5,21 @@ from __future__ import annotations
 
 import abc
 import math
+from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils.checkpoint import checkpoint
 
 from dmlcore.losses.base import ProxyLoss, Rows, Sides, pair_masks
 from dmlcore.losses.geometry import masked_logsumexp, unit
 
-CHUNK = 2**21
+CHUNK = 2**19
 """Similarities that the plain form of losses with several centres holds at a time; more are computed in chunks, and again for
 the gradient."""
+
+Part = Callable[[Tensor, Tensor, slice], tuple[Tensor, Tensor]]
+"""From unit anchors, some classes' centres and where those lie to two log-sums over these classes."""
 
 
 class SoftmaxLoss(ProxyLoss):
@@ -98,24 +102,60 @@ class CentresLoss(ProxyLoss):
         return self._as_rows(*self._log_sums(similarities, positive, negative))
 
     def dense_rows(self, sides: Sides) -> Rows:
-        """Values and counts from chunks of classes; the similarities of a chunk are computed again for the gradient."""
+        """Values and counts from chunks of classes; what a chunk needs is computed again for the gradient."""
         proxies, labels = sides.references, sides.reference_labels
         assert proxies is not None and labels is not None
-        if len(sides.anchors) * len(proxies) <= CHUNK:
+        if len(sides.anchors) * len(proxies) <= CHUNK or torch.compiler.is_compiling():
             return super().dense_rows(sides)
 
-        def part(anchors: Tensor, centres: Tensor, centre_labels: Tensor) -> tuple[Tensor, Tensor]:
-            masks = pair_masks(sides._replace(references=centres, reference_labels=centre_labels))
+        def part(anchors: Tensor, centres: Tensor, at: slice) -> tuple[Tensor, Tensor]:
+            masks = pair_masks(sides._replace(references=centres, reference_labels=labels[at]))
             return self._log_sums(anchors @ unit(centres).T, *masks)
 
         step = max(1, CHUNK // (len(sides.anchors) * self.centres)) * self.centres
-        anchors = unit(sides.anchors)
-        parts = [
-            checkpoint(part, anchors, centres, centre_labels, use_reentrant=False)
-            for centres, centre_labels in zip(proxies.split(step), labels.split(step), strict=True)
-        ]
-        everything, target = (torch.logsumexp(torch.stack(column), 0) for column in zip(*parts, strict=True))  # [B], [B]
-        return self._as_rows(everything, target)
+        return self._as_rows(*_InChunks.apply(unit(sides.anchors), proxies, part, step))
+
+
+class _InChunks(torch.autograd.Function):
+    """Two log-sums over classes, chunk after chunk: what is kept for the gradient does not grow with their number."""
+
+    @staticmethod
+    def forward(ctx: Any, anchors: Tensor, proxies: Tensor, part: Part, step: int) -> tuple[Tensor, ...]:
+        totals = [anchors.new_full((len(anchors),), torch.finfo(anchors.dtype).min) for _ in range(2)]  # [B], [B]
+        for first in range(0, len(proxies), step):
+            at = slice(first, first + step)
+            totals = [torch.logaddexp(*pair) for pair in zip(totals, part(anchors, proxies[at], at), strict=True)]
+        ctx.save_for_backward(anchors, proxies, *totals)
+        ctx.part, ctx.step = part, step
+        return tuple(totals)
+
+    @staticmethod
+    def backward(ctx: Any, *cotangents: Tensor) -> tuple[Tensor | None, ...]:
+        anchors, proxies, *totals = ctx.saved_tensors
+        again = torch.is_grad_enabled()  # create_graph=True: then the graphs of all chunks stay
+        total, parts = torch.zeros_like(anchors), []
+        whole = None if again else torch.empty_like(proxies)  # filled in place: pieces between the chunks would scatter the heap
+        for first in range(0, len(proxies), ctx.step):
+            at = slice(first, first + ctx.step)
+            with torch.enable_grad():
+                a, p = anchors, proxies[at]
+                if not again:
+                    a, p = a.detach().requires_grad_(), p.detach().requires_grad_()
+                sums = ctx.part(a, p, at)
+                shares = [
+                    cotangent * torch.exp(torch.minimum(one, all_of_them) - all_of_them)
+                    for cotangent, one, all_of_them in zip(cotangents, sums, totals, strict=True)
+                ]
+                if not again:
+                    shares = [share.detach() for share in shares]
+                of_anchors, of_proxies = torch.autograd.grad(sums, (a, p), shares, create_graph=again)
+            if whole is None:
+                total = total + of_anchors
+                parts.append(of_proxies)
+            else:
+                total += of_anchors
+                whole[at] = of_proxies
+        return total, torch.cat(parts) if whole is None else whole, None, None
 
 
 def widened_cosines(similarities: Tensor, margin: float) -> Tensor:
