@@ -28,6 +28,8 @@ class Case:
     fused: bool = True
     scale_free: bool = True
     """Whether scaling all embeddings changes nothing."""
+    cuda: bool = True
+    """Whether the fused form has CUDA kernels too."""
 
     @property
     def id(self) -> str:
@@ -122,8 +124,14 @@ LOSSES = [
     Case("cosface", {"margin": 0.1, "scale": 100.0}, _proxies("CosFaceLoss", "W", transpose=True, margin=0.1, scale=100)),
     Case("arcface", {}, _proxies("ArcFaceLoss", "W", transpose=True)),
     Case("arcface", {"margin": 70.0, "scale": 150.0}, _proxies("ArcFaceLoss", "W", transpose=True, margin=70, scale=150)),
-    Case("sphereface", {}, _proxies("SphereFaceLoss", "W", transpose=True), scale_free=False),
-    Case("sphereface", {"margin": 3, "scale": 2.0}, _proxies("SphereFaceLoss", "W", transpose=True, margin=3, scale=2), scale_free=False),
+    Case("sphereface", {}, _proxies("SphereFaceLoss", "W", transpose=True), scale_free=False, cuda=False),
+    Case(
+        "sphereface",
+        {"margin": 3, "scale": 2.0},
+        _proxies("SphereFaceLoss", "W", transpose=True, margin=3, scale=2),
+        scale_free=False,
+        cuda=False,
+    ),
     Case("cross_entropy", {}, _linear, scale_free=False),
     Case("cross_entropy", {"bias": True, "label_smoothing": 0.1}, _linear, scale_free=False),
     Case("subcenter_arcface", {}, _proxies("SubCenterArcFaceLoss", "W", transpose=True), False),
@@ -136,6 +144,7 @@ LOSSES = [
 ]
 PROXIES = [case for case in LOSSES if case.create().needs_classes]
 FUSED = [case for case in LOSSES if case.fused]
+ON_CUDA = [case for case in FUSED if case.cuda]
 PAIRS = [case for case in LOSSES if case not in PROXIES and case.name not in ("sec", "l2_norm")]
 
 

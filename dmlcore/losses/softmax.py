@@ -69,8 +69,8 @@ class SoftmaxLoss(ProxyLoss):
 
 
 class CentresLoss(ProxyLoss):
-    """Cross-entropy over one logit per class that has several centres: `proxies` is `[C * K, D]`, the centres of a class side by
-    side. Subclasses say what the similarity to a class is; `scale` and `target_logits` are as in `SoftmaxLoss`.
+    """Cross-entropy over one logit per class that has several centres: `proxies` is `[C * K, D]`, the centres of a class side
+    by side. Subclasses say what the similarity to a class is; `scale` and `target_logits` are as in `SoftmaxLoss`.
     """
 
     @property
@@ -134,7 +134,7 @@ class _InChunks(torch.autograd.Function):
         anchors, proxies, *totals = ctx.saved_tensors
         again = torch.is_grad_enabled()  # create_graph=True: then the graphs of all chunks stay
         total, parts = torch.zeros_like(anchors), []
-        whole = None if again else torch.empty_like(proxies)  # filled in place: pieces between the chunks would scatter the heap
+        whole = None if again else torch.empty_like(proxies)  # filled in place: small pieces would scatter the heap
         for first in range(0, len(proxies), ctx.step):
             at = slice(first, first + ctx.step)
             with torch.enable_grad():

@@ -17,8 +17,8 @@ class ArcFace(SoftmaxLoss):
     """Cross-entropy over `scale * cos(a_c)`, `a_c` the angle between sample and proxy, where the target's is
     `scale * cos(a_y + margin)`; mean over samples.
 
-    Where `a_y > 180 - margin` the widened cosine would rise again: there the target's is `scale * (cos(a_y) - m sin(m))` with `m`
-    the margin in radians, as in the authors' code and in pytorch-metric-learning. The value jumps there, the gradient stays
+    Where `a_y > 180 - margin` the widened cosine would rise again: there the target's is `scale * (cos(a_y) - m sin(m))` with
+    `m` the margin in radians, as in the authors' code and in pytorch-metric-learning. The value jumps there, the gradient stays
     that of a falling function. Where sample and target's proxy coincide or are opposite to the last bits of their cosine, the
     slope of the sine has no bound; it is taken as 0, so that gradients stay finite (pytorch-metric-learning gives NaN).
 

@@ -15,13 +15,13 @@ from dmlcore.losses import LossOptions, Sides, SoftmaxLoss
 
 
 class CrossEntropy(SoftmaxLoss):
-    """Cross-entropy over `x . proxy_c (+ bias_c)` of the raw embeddings, mean over samples: a linear classifier whose weights are
-    the proxies. Same value as `torch.nn.functional.cross_entropy(x @ proxies.T + bias, labels, label_smoothing=...)`.
+    """Cross-entropy over `x . proxy_c (+ bias_c)` of the raw embeddings, mean over samples: a linear classifier whose weights
+    are the proxies. Same value as `torch.nn.functional.cross_entropy(x @ proxies.T + bias, labels, label_smoothing=...)`.
 
     The fused pass sees a bias as one more dimension, of which every sample has 1.
 
-    Source: the softmax classifier; label smoothing: Szegedy et al., "Rethinking the Inception Architecture for Computer Vision",
-    CVPR 2016, section 7.
+    Source: the softmax classifier; label smoothing: Szegedy, Vanhoucke, Ioffe, Shlens, Wojna, "Rethinking the Inception
+    Architecture for Computer Vision", CVPR 2016, section 7.
     """
 
     name = "cross_entropy"

@@ -16,8 +16,8 @@ class L2Norm(NormLoss):
 
     Deviation: pytorch-metric-learning's `LpRegularizer` is the mean of `|x|`, not of its square.
 
-    Source: Sohn, "Improved Deep Metric Learning with Multi-class N-pair Loss Objective", NIPS 2016, section 3.2.2; the comparator
-    of Zhang, Li, Zhang, "Deep Metric Learning with Spherical Embedding", NeurIPS 2020.
+    Source: Sohn, "Improved Deep Metric Learning with Multi-class N-pair Loss Objective", NIPS 2016, section 3.2.2; the
+    comparator of Zhang, Li, Zhang, "Deep Metric Learning with Spherical Embedding", NeurIPS 2020.
     """
 
     name = "l2_norm"

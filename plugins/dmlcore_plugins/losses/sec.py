@@ -18,11 +18,12 @@ class Sec(NormLoss):
 
     `mu`, a constant for the gradient, is the mean norm of the batch (`rho = 1`) or its running mean
     `mu <- (1 - rho) mu + rho * mean` (`rho < 1`), which starts at the first batch's mean, moves at every `forward` in training
-    mode before it is used, and is kept in `state_dict`. A batch whose mean is not finite does not move it; nor does `reference`,
-    so that after a `forward` both give the same value. The gradient is radial: `2 weight / B (|x| - mu) x / |x|`, and 0 at a zero
-    vector. The paper's factor eta is the weight.
+    mode before it is used, and is kept in `state_dict`. A batch whose mean is not finite does not move it; nor does
+    `reference`, so that after a `forward` both give the same value. The gradient is radial:
+    `2 weight / B (|x| - mu) x / |x|`, and 0 at a zero vector. The paper's factor eta is the weight.
 
-    Source: Zhang, Li, Zhang, "Deep Metric Learning with Spherical Embedding", NeurIPS 2020, eq. 9 and 10.
+    Source: Zhang, Li, Zhang, "Deep Metric Learning with Spherical Embedding", NeurIPS 2020: the term `L_sec`, its mean norm
+    over the batch and the moving average of it.
     """
 
     name = "sec"

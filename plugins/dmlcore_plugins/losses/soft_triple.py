@@ -13,14 +13,14 @@ from dmlcore.losses import CentresLoss, LossOptions, Rows, Sides, distances, uni
 
 
 class SoftTriple(CentresLoss):
-    """Cross-entropy over `la * (S_c - margin [c = y])` where `S_c = sum_k softmax_k(s_ck / gamma) s_ck` and `s_ck` is the cosine
-    of the sample with centre `k` of class `c`; mean over samples. `proxies` is `[C * centers_per_class, D]`, the centres of a
-    class side by side.
+    """Cross-entropy over `la * (S_c - margin [c = y])` where `S_c = sum_k softmax_k(s_ck / gamma) s_ck` and `s_ck` is the
+    cosine of the sample with centre `k` of class `c`; mean over samples. `proxies` is `[C * centers_per_class, D]`, the centres
+    of a class side by side.
 
     `tau` times the paper's regulariser is added to every sample's value: the Euclidean distances of a class's centres, summed
-    over pairs and classes, divided by `C K (K - 1)`; it pulls the centres of a class together. Deviations: `tau` is 0 by default,
-    as in pytorch-metric-learning, where it is a regulariser of its own (the paper uses 0.2); coincident centres have distance 0
-    with gradient 0 instead of the 1e-5 under the root of the authors' code.
+    over pairs and classes, divided by `C K (K - 1)`; it pulls the centres of a class together. Deviations: `tau` is 0 by
+    default, as in pytorch-metric-learning, where it is a regulariser of its own (the paper uses 0.2); coincident centres have
+    distance 0 with gradient 0 instead of the 1e-5 under the root of the authors' code.
 
     Source: Qian, Shang, Sun, Hu, Li, Jin, "SoftTriple Loss: Deep Metric Learning Without Triplet Sampling", ICCV 2019, eq. 5-8.
     """
