@@ -399,7 +399,8 @@ class PairLoss(RowLoss):
 
 
 class ProxyLoss(RowLoss):
-    """A loss between samples and one learnt vector per class, `proxies` `[C, D]`; labels are 0..C-1.
+    """A loss between samples and one learnt vector per class, `proxies` `[C, D]`; labels are 0..C-1. A subclass may own several
+    per class (`centres`), side by side: `[C * K, D]`.
 
     Raises:
         ConfigError: `num_classes` or `embedding_dim` is missing or not positive; a label outside 0..C-1; references given.
@@ -415,9 +416,15 @@ class ProxyLoss(RowLoss):
             if number is None or number < 1:
                 raise ConfigError(f"{self.name} owns a proxy per class and needs {noun} >= 1, got {number}")
         assert num_classes is not None and embedding_dim is not None
-        self.proxies = nn.Parameter(torch.empty(num_classes, embedding_dim))
-        self.register_buffer("proxy_labels", torch.arange(num_classes), persistent=False)
+        self.num_classes = num_classes
+        self.proxies = nn.Parameter(torch.empty(num_classes * self.centres, embedding_dim))
+        self.register_buffer("proxy_labels", torch.arange(num_classes).repeat_interleave(self.centres), persistent=False)
         nn.init.kaiming_normal_(self.proxies, mode="fan_out")
+
+    @property
+    def centres(self) -> int:
+        """Proxies per class."""
+        return 1
 
     def check_labels(self, embeddings: Tensor, labels: Tensor, references: Tensor | None) -> None:
         """Raise for references, a wrong width, and labels without a proxy (labels only on the CPU: elsewhere it would wait)."""
@@ -429,9 +436,9 @@ class ProxyLoss(RowLoss):
             )
         if labels.device.type == "cpu" and len(labels) and not torch.compiler.is_compiling():
             lowest, highest = (int(x) for x in torch.aminmax(labels))
-            if lowest < 0 or highest >= len(self.proxies):
+            if lowest < 0 or highest >= self.num_classes:
                 raise ConfigError(
-                    f"{self.name} has proxies for labels 0..{len(self.proxies) - 1}, got labels {lowest}..{highest}"
+                    f"{self.name} has proxies for labels 0..{self.num_classes - 1}, got labels {lowest}..{highest}"
                 )
 
     def sides(self, embeddings: Tensor, labels: Tensor, references: Tensor | None, reference_labels: Tensor | None) -> Sides:
