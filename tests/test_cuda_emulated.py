@@ -95,7 +95,7 @@ def run(
     normalise: tuple[bool, bool] = (True, True),
 ) -> list[Tensor]:
     step = CudaStep(x, y, r, other, normalise, calls, module=emulated)
-    values, counts = step.forward()
+    values, counts, _ = step.forward()
     cotangents = torch.rand(values.shape, generator=torch.Generator().manual_seed(1))
     return [tensor for tensor in (values, counts, *step.backward(cotangents)) if tensor is not None]
 
@@ -147,7 +147,7 @@ def test_many_references(emulated: ModuleType) -> None:
     y, other = torch.tensor([0, 1]), torch.randint(2, 9, (66_000,))
     other[::30_000] = 1
     step = CudaStep(x, y, r, other, (True, True), (FunctorCall("sup_con", (0.1,)),), module=emulated)
-    values, counts = step.forward()
+    values, counts, _ = step.forward()
     grad, _ = step.backward(torch.ones_like(values), with_references=False)
     leaf = x.double().requires_grad_()
     truth = Case("sup_con").create().rows(leaf, y, references=r.double(), reference_labels=other, plain=True)

@@ -31,6 +31,9 @@
 //                         close(p, limits, sums, partner, values, counts), partner(k) -> Sums of positive k;
 //                         weigh(p, limits, sums, partner, cotangents, partner_cotangents), the last (k)[v] of positive k;
 //                         slope_positive(s, slopes, partner(k)): what couples the pair is in its value's slope too
+//   kTable = true         two soft histograms of the whole batch, of positive and of negative pairs (kValues = 0, nothing per anchor):
+//                         cells() -> their size; place(s) -> position of a similarity in [0, cells - 1], which adds to the cell
+//                         below and above it in proportion; place_slope(s) -> d place / d s. collect, open, close, ... are not called
 //   kCpuOnly = true       not in the CUDA table: needs one of the above, or more registers than a GPU thread has
 //
 // The second template argument is false for the narrow form of a loss (one fixed shift of all exponents, so that rows and
