@@ -26,6 +26,7 @@ class IntraPairVariance(PairLoss):
     """
 
     name = "intra_pair_variance"
+    streams = False  # the means are over the pairs of all anchors
 
     @dataclass(frozen=True, kw_only=True)
     class Options(LossOptions):
