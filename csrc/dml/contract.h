@@ -87,10 +87,16 @@ template <class V> DML_FN void log_sum_add(V x, typename Scalar<V>::type shift, 
   r.sum += select(keep, exp(x - shift), splat<V>(0));
 }
 template <class V> DML_FN void log_sum_add(V x, typename Scalar<V>::type, decltype(V{} > V{}) keep, LogSum<V, true>& r) {
+#if DML_VECTORS
   const V above = x - r.highest, e = exp(min(above, -above));          // one of the two exponents is the maximum: one exponential
   const auto grows = above > splat<V>(0);
   r.sum = select(keep, select(grows, r.sum * e + splat<V>(1), r.sum + e), r.sum);
   r.highest = select(keep & grows, x, r.highest);
+#else                                                                   // two exponentials need fewer registers of a GPU thread
+  const V m = select(keep, max(x, r.highest), r.highest);
+  r.sum = r.sum * exp(r.highest - m) + select(keep, exp(x - m), splat<V>(0));
+  r.highest = m;
+#endif
 }
 template <class A, class B> DML_FN void log_sum_merge(const LogSum<A, false>& a, LogSum<B, false>& b) { b.sum += a.sum; }
 template <class A, class B> DML_FN void log_sum_merge(const LogSum<A, true>& a, LogSum<B, true>& b) {
