@@ -220,8 +220,9 @@ template <class F, class T> struct Parts {
       for (int64_t k = 0; k < positives.count; ++k) slopes[k] += f.slope_positive(positives[k], w, slot(k));
     } else if constexpr (HasPartners<F>::value) {
       auto theirs = [&](int64_t k) { return Cotangents<T>{p.cotangents + loss.value_row * p.A + partner_index(p, i, k), p.A}; };
-      w = f.weigh(positives, limits, sums, partner_of(loss, p, i), cotangents, theirs);
-      for (int64_t k = 0; k < positives.count; ++k) slopes[k] += f.slope_positive(positives[k], w);
+      auto partner = partner_of(loss, p, i);
+      w = f.weigh(positives, limits, sums, partner, cotangents, theirs);
+      for (int64_t k = 0; k < positives.count; ++k) slopes[k] += f.slope_positive(positives[k], w, partner(k));
     } else {
       w = f.weigh(positives, limits, sums, cotangents);
       for (int64_t k = 0; k < positives.count; ++k) slopes[k] += f.slope_positive(positives[k], w);

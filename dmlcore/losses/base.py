@@ -165,6 +165,8 @@ class Loss(nn.Module, abc.ABC):
     name: ClassVar[str]
     Options: ClassVar[type] = LossOptions
     needs_classes: ClassVar[bool] = False
+    uses_classes: ClassVar[bool] = False
+    """Whether `create` hands on `num_classes` where it is known, to a loss that does not always need it."""
     needs_norms: ClassVar[bool] = False
 
     def __init__(
