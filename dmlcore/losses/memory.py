@@ -15,10 +15,10 @@ from dmlcore.losses.relations import Relation, label_matrix
 class CrossBatchMemory(nn.Module):
     """A loss against a memory of the newest embeddings, as a module called like the loss.
 
-    In training each batch is put into the memory first, its oldest entries give way, and the loss compares the batch with all
+    In training each batch is put into the memory first, the oldest entries give way, and the loss compares the batch with all
     that is there; an embedding is never compared with its own entry, and entries take no gradient. Miners and relations of the
-    loss work on the memory as they do on a batch, with the labels kept beside the entries. For the first `warmup` calls the batch
-    is compared with itself while the memory fills.
+    loss work on the memory as they do on a batch, with the labels kept beside the entries. For the first `warmup` calls the
+    batch is compared with itself while the memory fills.
 
     In evaluation mode the memory stays as it is: the batch is compared with it, or with itself while it is empty or warming up.
 
@@ -43,8 +43,8 @@ class CrossBatchMemory(nn.Module):
     Raises:
         ConfigError: a loss that owns proxies or takes no references, a size or length below 1.
 
-    Source: Wang, Zhang, Huang, Scott, "Cross-Batch Memory for Embedding Learning", CVPR 2020, algorithm 1; the paper warms up by
-    training without the memory and then fills it.
+    Source: Wang, Zhang, Huang, Scott, "Cross-Batch Memory for Embedding Learning", CVPR 2020, algorithm 1; the paper
+    warms up by training without the memory and then fills it.
     """
 
     queue: Tensor
@@ -115,7 +115,7 @@ class CrossBatchMemory(nn.Module):
                 )
             self.labels = torch.zeros(self.size, *labels.shape[1:], dtype=kind, device=self.queue.device)
         if embeddings.device != self.queue.device:
-            raise ConfigError(f"embeddings are on {embeddings.device}, but the memory is on {self.queue.device}; move it by .to()")
+            raise ConfigError(f"embeddings are on {embeddings.device}, but the memory is on {self.queue.device}; use .to()")
         own = (torch.arange(count, device=self.queue.device) + self.pointer) % self.size
         self.queue.index_copy_(0, own, embeddings.detach().to(self.queue.dtype))
         self.labels.index_copy_(0, own, labels.to(self.labels.dtype))

@@ -21,8 +21,8 @@ from dmlcore.config import build_options, check_range
 from dmlcore.errors import ConfigError
 
 Windows = Tensor
-"""`[4, A]` similarities: the lowest and highest of the positives that count, then of the negatives, inclusive. An interval whose
-lowest is above its highest holds none."""
+"""`[4, A]` similarities: the lowest and highest of the positives that count, then of the negatives, inclusive. An interval
+whose lowest is above its highest holds none."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,7 +42,7 @@ class SeededOptions(MinerOptions):
 
 
 class Extremes(NamedTuple):
-    """The similarities at the ends of each anchor's row, all `[A]`; infinite (lowest +, highest -) where there is no such pair."""
+    """The similarities at the ends of each anchor's row, all `[A]`; where there is none, lowest +inf, highest -inf."""
 
     lowest_positive: Tensor
     highest_positive: Tensor
@@ -162,7 +162,7 @@ class WindowMiner(Miner):
 
 class SeededMiner(Miner):
     """A miner that draws. Its draws depend on the seed, a counter kept in the state, and the row's number: not on how many rows
-    are computed together. In training every batch has draws of its own; in evaluation, and in `reference`, the last are repeated.
+    are computed together. In training every batch has its own draws; in evaluation, and in `reference`, the last are repeated.
     """
 
     Options: ClassVar[type] = SeededOptions

@@ -10,12 +10,12 @@ from torch import Tensor
 
 import dmlcore
 from dmlcore.kernels import FunctorCall
-from dmlcore.losses import Distance, LossOptions, PairLoss, Rows, check_margin, distances
+from dmlcore.losses import Distance, PairLoss, PairOptions, Rows, check_margin, distances
 
 
 class Contrastive(PairLoss):
-    """`relu(d_p - pos_margin)` over positive pairs plus `relu(neg_margin - d_n)` over negative pairs; each of the two is averaged
-    over its pairs with a non-zero value. `d` is the Euclidean distance of unit vectors, or what `distance` says.
+    """`relu(d_p - pos_margin)` over positive pairs plus `relu(neg_margin - d_n)` over negative pairs; each of the two is
+    averaged over its pairs with a non-zero value. `d` is the Euclidean distance of unit vectors, or what `distance` says.
 
     Deviation: the hinges are not squared, as in today's libraries.
 
@@ -25,7 +25,7 @@ class Contrastive(PairLoss):
     name = "contrastive"
 
     @dataclass(frozen=True, kw_only=True)
-    class Options(LossOptions):
+    class Options(PairOptions):
         """Options of `contrastive`."""
 
         pos_margin: float = 0.0

@@ -17,7 +17,7 @@ class Angular(Miner):
     """The pairs of all triplets whose angle at the negative is too wide: `atan(|a - p| / (2 |n - c|)) > angle` with the centre
     `c = (a + p) / 2`, on unit vectors.
 
-    Not fused: the negative is compared with the middle of the other two. Work is a product of each positive with all references.
+    Not fused: the negative is compared with the middle of the other two. Work: a product of each positive with all references.
 
     Source: Wang, Zhou, Wen, Liu, Lin, "Deep Metric Learning with Angular Loss", ICCV 2017, section 3.2.
     """
