@@ -611,6 +611,23 @@ class ProxyLoss(RowLoss):
                     f"{self.name} has proxies for labels 0..{len(self.proxies) - 1}, got labels {lowest}..{highest}"
                 )
 
+    def sides_for(
+        self,
+        embeddings: Tensor,
+        labels: Tensor,
+        references: Tensor | None,
+        reference_labels: Tensor | None,
+        own: Tensor | None,
+        relation: Relation | None,
+        *,
+        advance: bool,
+    ) -> Sides:
+        if relation is not None and relation is not share_a_label:  # a label matrix is refused by `check_labels`
+            raise ConfigError(f"{self.name} compares samples with its own proxies; it takes no relation between samples")
+        if own is not None:
+            raise ConfigError(f"{self.name} compares with its own proxies; it takes no references, and so no own")
+        return super().sides_for(embeddings, labels, references, reference_labels, None, None, advance=advance)
+
     def sides(self, embeddings: Tensor, labels: Tensor, references: Tensor | None, reference_labels: Tensor | None) -> Sides:
         self.check_labels(embeddings, labels, references)
         assert isinstance(self.proxy_labels, Tensor)
