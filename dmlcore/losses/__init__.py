@@ -32,8 +32,11 @@ from dmlcore.losses.mining import (
     build_miner,
     slack,
 )
+from dmlcore.losses.norms import NormLoss
+from dmlcore.losses.softmax import CentresLoss, SoftmaxLoss, widened_cosines
 
 __all__ = [
+    "CentresLoss",
     "Compared",
     "CrossBatchMemory",
     "Distance",
@@ -43,6 +46,7 @@ __all__ = [
     "Measure",
     "Miner",
     "MinerOptions",
+    "NormLoss",
     "PairLoss",
     "PairOptions",
     "ProxyLoss",
@@ -51,6 +55,7 @@ __all__ = [
     "SeededMiner",
     "SeededOptions",
     "Sides",
+    "SoftmaxLoss",
     "WindowMiner",
     "Windows",
     "build_miner",
@@ -66,6 +71,7 @@ __all__ = [
     "slack",
     "squared_euclidean_distances",
     "unit",
+    "widened_cosines",
 ]
 
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from dmlcore.config import build_options
 from dmlcore.errors import ConfigError
-from dmlcore.kernels import FunctorCall, Relations, functors, fused_rows, partner_functors, reason_against
+from dmlcore.kernels import FunctorCall, Relations, functors, fused_pass, partner_functors, reason_against
 from dmlcore.losses.geometry import unit
 from dmlcore.losses.mining import Compared, Extremes, Measure, Miner, Mining, WindowMiner, Windows, build_miner
 from dmlcore.losses.relations import Positives, Relation, label_matrix, positives_of, related, share_a_label
@@ -174,16 +174,14 @@ class RowMeasure:
     """The extremes of all rows of two sides by the kernels; those of all pairs are computed once."""
 
     def __init__(self, sides: Sides) -> None:
-        self.sides = sides._replace(
-            anchors=sides.anchors.detach(), references=None if sides.references is None else sides.references.detach()
-        )
+        self.sides = sides
         self.all: Extremes | None = None
 
     @torch.no_grad()
     def __call__(self, windows: Windows | None) -> Extremes:
         if windows is None and self.all is not None:
             return self.all
-        values, counts = run_together(self.sides, (FunctorCall("row_extremes", (0.0,), windows=windows),), (True, True))
+        values, counts, _ = run_together(self.sides, (FunctorCall("row_extremes", (0.0,), windows=windows),), (True, True))
         signs = values.new_tensor([[torch.inf], [-torch.inf], [torch.inf], [-torch.inf]])
         found = Extremes(*torch.where(counts == 0, signs, values).unbind())
         if windows is None:
@@ -196,8 +194,8 @@ def with_lists(sides: Sides) -> Sides:
     return sides if sides.relation is None or sides.lists is not None else sides._replace(lists=positives_of(sides))
 
 
-def run_together(sides: Sides, calls: tuple[FunctorCall, ...], normalise: tuple[bool, bool]) -> tuple[Tensor, Tensor]:
-    """Values and counts of several functors in one pass over the similarities of two sides, `[V, A]` each."""
+def run_together(sides: Sides, calls: tuple[FunctorCall, ...], normalise: tuple[bool, bool]) -> tuple[Tensor, Tensor, Tensor]:
+    """Values and counts `[V, A]` of several functors in one pass over the similarities of two sides, and their tables."""
     relations = None
     if sides.own is not None:
         relations = Relations(sides.own)
@@ -208,7 +206,7 @@ def run_together(sides: Sides, calls: tuple[FunctorCall, ...], normalise: tuple[
         relations = Relations(sides.own, lists.start, lists.index)
         anchor_labels = lists.start[:-1]  # looked at by nobody
         reference_labels = None if sides.references is None else lists.start.new_zeros(len(sides.references))
-    return fused_rows(
+    return fused_pass(
         sides.anchors,
         anchor_labels,
         sides.references,
@@ -217,6 +215,11 @@ def run_together(sides: Sides, calls: tuple[FunctorCall, ...], normalise: tuple[
         normalise=normalise,
         relations=relations,
     )
+
+
+def table_rows(table: Tensor) -> Rows:
+    """What `complete` of a loss with a table gets: histograms of positive and negative pairs, `[2, cells]`; no counts."""
+    return Rows(table.view(2, -1), table.new_zeros(2, 0))
 
 
 class Loss(nn.Module, abc.ABC):
@@ -282,9 +285,8 @@ class Loss(nn.Module, abc.ABC):
         relation: Relation | Tensor | None = None,
     ) -> Tensor:
         """The definition in plain PyTorch: differentiable, any dtype and device, no extension. Arguments as `forward`."""
-        return self.forward(
-            embeddings, labels, references=references, reference_labels=reference_labels, own=own, relation=relation
-        )
+        more: dict[str, Any] = {name: x for name, x in (("own", own), ("relation", relation)) if x is not None}
+        return self.forward(embeddings, labels, references=references, reference_labels=reference_labels, **more)
 
     @property
     def is_fused(self) -> bool:
@@ -469,7 +471,8 @@ class RowLoss(Loss):
         """Values and counts by the kernels."""
         sides = with_lists(sides)
         call, given = self.ready_call(call, sides)
-        return self.complete(Rows(*run_together(sides, (call,), self.normalise)), sides, given)
+        values, counts, table = run_together(sides, (call,), self.normalise)
+        return self.complete(table_rows(table) if call.cells else Rows(values, counts), sides, given)
 
     def rows(
         self,
@@ -571,7 +574,8 @@ class PairLoss(RowLoss):
 
 
 class ProxyLoss(RowLoss):
-    """A loss between samples and one learnt vector per class, `proxies` `[C, D]`; labels are 0..C-1.
+    """A loss between samples and one learnt vector per class, `proxies` `[C, D]`; labels are 0..C-1. A subclass may own several
+    per class (`centres`), side by side: `[C * K, D]`.
 
     Raises:
         ConfigError: `num_classes` or `embedding_dim` is missing or not positive; a label outside 0..C-1; references given.
@@ -587,9 +591,15 @@ class ProxyLoss(RowLoss):
             if number is None or number < 1:
                 raise ConfigError(f"{self.name} owns a proxy per class and needs {noun} >= 1, got {number}")
         assert num_classes is not None and embedding_dim is not None
-        self.proxies = nn.Parameter(torch.empty(num_classes, embedding_dim))
-        self.register_buffer("proxy_labels", torch.arange(num_classes), persistent=False)
+        self.num_classes = num_classes
+        self.proxies = nn.Parameter(torch.empty(num_classes * self.centres, embedding_dim))
+        self.register_buffer("proxy_labels", torch.arange(num_classes).repeat_interleave(self.centres), persistent=False)
         nn.init.kaiming_normal_(self.proxies, mode="fan_out")
+
+    @property
+    def centres(self) -> int:
+        """Proxies per class."""
+        return 1
 
     def check_labels(self, embeddings: Tensor, labels: Tensor, references: Tensor | None) -> None:
         """Raise for references, a wrong width, and labels without a proxy (labels only on the CPU: elsewhere it would wait)."""
@@ -597,7 +607,7 @@ class ProxyLoss(RowLoss):
             raise ConfigError(f"{self.name} compares with its own proxies; it takes no references")
         if labels.ndim != 1 or labels.is_floating_point() or labels.dtype == torch.bool:
             raise ConfigError(
-                f"{self.name} owns a proxy per class and needs one label 0..{len(self.proxies) - 1} per sample;"
+                f"{self.name} owns a proxy per class and needs one label 0..{self.num_classes - 1} per sample;"
                 f" it takes no label matrix"
             )
         if embeddings.shape[1] != self.proxies.shape[1]:
@@ -606,9 +616,9 @@ class ProxyLoss(RowLoss):
             )
         if labels.device.type == "cpu" and len(labels) and not torch.compiler.is_compiling():
             lowest, highest = (int(x) for x in torch.aminmax(labels))
-            if lowest < 0 or highest >= len(self.proxies):
+            if lowest < 0 or highest >= self.num_classes:
                 raise ConfigError(
-                    f"{self.name} has proxies for labels 0..{len(self.proxies) - 1}, got labels {lowest}..{highest}"
+                    f"{self.name} has proxies for labels 0..{self.num_classes - 1}, got labels {lowest}..{highest}"
                 )
 
     def sides_for(
