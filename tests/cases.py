@@ -42,6 +42,14 @@ class Case:
 
 def _mined(loss: str, miner: str | None = None, miner_options: dict[str, Any] | None = None, **options: Any):
     def peer(pml: Any, _: Any, x: Tensor, y: Tensor) -> Tensor:
+        distance = options.get("distance")
+        if distance is not None:  # PML's inverted distances take their margins as similarities
+            found = {
+                "squared": pml.distances.LpDistance(power=2),
+                "cosine": pml.distances.CosineSimilarity(),
+                "dot": pml.distances.DotProductSimilarity(normalize_embeddings=False),
+            }
+            return getattr(pml.losses, loss)(**{**options, "distance": found[distance]})(x, y)
         pairs = getattr(pml.miners, miner)(**(miner_options or {}))(x, y) if miner else None
         return getattr(pml.losses, loss)(**options)(x, y, pairs)
 
@@ -110,6 +118,21 @@ LOSSES = [
     ),
     Case("contrastive", {}, _mined("ContrastiveLoss")),
     Case("contrastive", {"pos_margin": 0.5, "neg_margin": 1.4}, _mined("ContrastiveLoss", pos_margin=0.5, neg_margin=1.4)),
+    Case(
+        "contrastive",
+        {"distance": "squared_euclidean", "pos_margin": 0.2, "neg_margin": 2.4},
+        _mined("ContrastiveLoss", pos_margin=0.2, neg_margin=2.4, distance="squared"),
+    ),
+    Case(
+        "contrastive",
+        {"distance": "cosine", "pos_margin": 0.1, "neg_margin": 0.7},
+        _mined("ContrastiveLoss", pos_margin=0.9, neg_margin=0.3, distance="cosine"),
+    ),
+    Case(
+        "contrastive",
+        {"distance": "dot", "pos_margin": -3.0, "neg_margin": 1.0},
+        _mined("ContrastiveLoss", pos_margin=3.0, neg_margin=-1.0, distance="dot"),
+    ),
     Case("triplet", {}, _mined("TripletMarginLoss")),
     Case("triplet", {"margin": 0.3}, _mined("TripletMarginLoss", margin=0.3)),
     Case(
@@ -174,6 +197,12 @@ LOSSES = [
         "ranked_list",
         {"margin": 0.7, "Tn": 4.0, "imbalance": 0.3, "alpha": 1.5, "Tp": 5.0},
         _mined("RankedListLoss", margin=0.7, Tn=4, imbalance=0.3, alpha=1.5, Tp=5),
+    ),
+    Case("snr_contrastive", {}, _mined("SignalToNoiseRatioContrastiveLoss")),
+    Case(
+        "snr_contrastive",
+        {"pos_margin": 0.3, "neg_margin": 1.8},
+        _mined("SignalToNoiseRatioContrastiveLoss", pos_margin=0.3, neg_margin=1.8),
     ),
     Case("histogram", {}, _mined("HistogramLoss"), cuda=False),
     Case("histogram", {"n_bins": 13}, _mined("HistogramLoss", n_bins=13), cuda=False),

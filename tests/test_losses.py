@@ -139,6 +139,7 @@ PEERS = [case for case in LOSSES if case.peer is not None]
 )
 def test_equals_pytorch_metric_learning(case: Case, batch: str) -> None:
     pml = pytest.importorskip("pytorch_metric_learning", reason="the test extra is not installed")
+    import pytorch_metric_learning.distances
     import pytorch_metric_learning.losses
     import pytorch_metric_learning.miners
     import pytorch_metric_learning.regularizers  # noqa: F401

@@ -140,6 +140,23 @@ template <class V> DML_FN V distance_slope(V s) {                      // d dist
   return select(q > splat<V>(4 * Limit<T>::epsilon), -reciprocal_sqrt(max(q, splat<V>(4 * Limit<T>::epsilon))), splat<V>(0));
 }
 
+// What a loss takes for the distance of two vectors with similarity s. The similarity of kDotDistance is the product of the
+// vectors as they are, that of the others their cosine. A pair that must not count is far away in each of them.
+enum DistanceKind { kEuclidean, kSquaredEuclidean, kCosineDistance, kDotDistance };
+template <DistanceKind Kind, class V> DML_FN V distance_of(V s) {
+  using T = typename Scalar<V>::type;
+  if constexpr (Kind == kEuclidean) return distance(s);
+  else if constexpr (Kind == kSquaredEuclidean) return T(2) - T(2) * s;
+  else if constexpr (Kind == kCosineDistance) return T(1) - s;
+  else return -s;
+}
+template <DistanceKind Kind, class V> DML_FN V distance_slope_of(V s) {   // d distance / d s
+  using T = typename Scalar<V>::type;
+  if constexpr (Kind == kEuclidean) return distance_slope(s);
+  else if constexpr (Kind == kSquaredEuclidean) return splat<V>(T(-2));
+  else return splat<V>(T(-1));
+}
+
 template <class V> struct Nothing {};                                  // for a loss without limits or sums
 
 DML_END

@@ -11,7 +11,7 @@ import dmlcore
 from dmlcore.config import check_range
 from dmlcore.errors import ConfigError
 from dmlcore.kernels import FunctorCall
-from dmlcore.losses import LossOptions, PairLoss, Rows, Sides
+from dmlcore.losses import PairLoss, PairOptions, Rows, Sides
 
 
 class Histogram(PairLoss):
@@ -32,7 +32,7 @@ class Histogram(PairLoss):
     name = "histogram"
 
     @dataclass(frozen=True, kw_only=True)
-    class Options(LossOptions):
+    class Options(PairOptions):
         """Options of `histogram`."""
 
         n_bins: int = 100

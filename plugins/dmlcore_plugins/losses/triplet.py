@@ -12,7 +12,7 @@ import dmlcore
 from dmlcore.config import check_range
 from dmlcore.errors import ConfigError
 from dmlcore.kernels import FunctorCall
-from dmlcore.losses import LossOptions, PairLoss, Rows, Sides, cosine_similarities, distances, pair_masks
+from dmlcore.losses import PairLoss, PairOptions, Rows, Sides, cosine_similarities, distances, pair_masks
 
 Mining = Literal["all", "semihard", "semihard_hardest", "hard", "easy_positive_semihard"]
 
@@ -34,7 +34,7 @@ class Triplet(PairLoss):
     name = "triplet"
 
     @dataclass(frozen=True, kw_only=True)
-    class Options(LossOptions):
+    class Options(PairOptions):
         """Options of `triplet`."""
 
         margin: float = 0.05
