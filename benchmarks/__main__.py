@@ -1,4 +1,4 @@
-"""`python -m benchmarks [losses|evaluation ...] [--quick] [--sizes N,N] [--only TEXT] [--csv FILE] [--json FILE]`."""
+"""`python -m benchmarks [losses|evaluation|gradients ...] [--quick] [--sizes N,N] [--only TEXT] [--csv FILE] [--json FILE]`."""
 
 from __future__ import annotations
 
@@ -18,14 +18,23 @@ from benchmarks.measuring import Row, environment, write  # noqa: E402
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
-    parser.add_argument("cases", nargs="*", choices=["losses", "evaluation", []], help="what to measure; all by default")
+    choices = ["losses", "evaluation", "gradients", []]
+    parser.add_argument("cases", nargs="*", choices=choices, help="losses and evaluation by default")
     parser.add_argument("--quick", action="store_true", help="small sizes, no torch.compile")
     parser.add_argument("--sizes", help="numbers of samples N, comma-separated, instead of all (losses)")
     parser.add_argument("--only", help="part of a loss case's name")
+    parser.add_argument("--page", type=Path, help="where gradients writes its page; docs/gradients.md by default")
     parser.add_argument("--no-compile", action="store_true", help="leave torch.compile out")
     parser.add_argument("--csv", type=Path, help="write the rows as CSV")
     parser.add_argument("--json", type=Path, help="write the rows as JSON")
     options = parser.parse_args()
+    if "gradients" in options.cases:
+        from benchmarks import gradients
+
+        print(gradients.write(options.page, options.only))
+        options.cases.remove("gradients")
+        if not options.cases:
+            return
     sizes = [int(n) for n in options.sizes.split(",")] if options.sizes else None
     about, rows = environment(), []
 
