@@ -12,6 +12,7 @@ namespace dml {
 struct LossRequest {
   std::string functor;
   std::vector<double> options;
+  const void* given = nullptr;         // T [K, A] in the caller's order, copied by the constructor
 };
 
 struct PlanRequest {                   // 0 or -1: the planner decides
@@ -29,6 +30,10 @@ struct Input {                         // rows of T (float or double), contiguou
   bool normalise;
 };
 
+struct Relations {                     // besides equal labels
+  const int64_t* own = nullptr;        // [A]: the reference that is the anchor itself, or -1: never a pair
+};
+
 class StepBase {
  public:
   virtual ~StepBase() = default;
@@ -40,11 +45,12 @@ class StepBase {
 
 // Throws std::invalid_argument for an unknown functor or a wrong number of options.
 std::unique_ptr<StepBase> make_step(bool is_double, const Input& anchors, const Input* references, int64_t width,
-                                    const std::vector<LossRequest>& losses, const PlanRequest& request);
+                                    const std::vector<LossRequest>& losses, const Relations& relations, const PlanRequest& request);
 
 struct Functor {
   std::string name, options;
   int values;
+  bool partners;
 };
 std::vector<Functor> functors();
 std::vector<std::string> levels();     // those this CPU can run, best last

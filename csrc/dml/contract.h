@@ -25,6 +25,13 @@
 //   slope_positive(s, slopes, slot_sums)
 //   tally(m, slot_limits) -> V         summed over the positives, then finish(s, m, tally, slopes) -> cotangent * d value / d s
 //
+// Optional members:
+//   kGiven = K            numbers per anchor that the caller hands in (a margin per class, a norm): open(p, given), given a pointer to K
+//   kPartners = true      the loss couples an anchor with its positives as anchors (a batch against itself only):
+//                         close(p, limits, sums, partner, values, counts), partner(k) -> Sums of positive k;
+//                         weigh(p, limits, sums, partner, cotangents, partner_cotangents), the last (k)[v] of positive k
+//   kCpuOnly = true       not in the CUDA table: needs one of the above, or more registers than a GPU thread has
+//
 // The second template argument is false for the narrow form of a loss (one fixed shift of all exponents, so that rows and
 // columns share each exponential) and true for the wide one (running maxima); fits() says whether the options allow the form.
 // A header of csrc/losses named x.h ends with `struct x_functors`, whose list() names its functors; nothing else registers them.

@@ -34,6 +34,15 @@ template <class To, class ToNumber, class FromNumber, class From> DML_FN To conv
   return out;
 }
 
+// The optional members of a functor.
+template <class...> struct MakeVoid { using type = void; };
+template <class F, class = void> struct GivenCount { static constexpr int value = 0; };
+template <class F> struct GivenCount<F, typename MakeVoid<decltype(F::kGiven)>::type> { static constexpr int value = F::kGiven; };
+template <class F, class = void> struct HasPartners { static constexpr bool value = false; };
+template <class F> struct HasPartners<F, typename MakeVoid<decltype(F::kPartners)>::type> { static constexpr bool value = F::kPartners; };
+template <class F, class = void> struct IsCpuOnly { static constexpr bool value = false; };
+template <class F> struct IsCpuOnly<F, typename MakeVoid<decltype(F::kCpuOnly)>::type> { static constexpr bool value = F::kCpuOnly; };
+
 template <class F, class T, class V, bool Slots = F::kSlots> struct SlotTypes {
   using Limits = Nothing<T>;
   using Sums = Nothing<T>;
