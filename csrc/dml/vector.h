@@ -83,6 +83,24 @@ DML_FN VecD exp(VecD x) {                                              // double
   return y;
 }
 
+// table[index[k]] for each lane; the indices are whole numbers kept as floats, as every lane type has them.
+DML_FN VecF gather(const float* table, VecF index) {
+#if defined(__AVX512F__)
+  return (VecF)_mm512_i32gather_ps((__m512i)__builtin_convertvector(index, VecI), table, 4);
+#elif defined(__AVX2__)
+  return (VecF)_mm256_i32gather_ps(table, (__m256i)__builtin_convertvector(index, VecI), 4);
+#else
+  VecF y;
+  for (int k = 0; k < Native<float>::lanes; ++k) y[k] = table[int(index[k])];
+  return y;
+#endif
+}
+DML_FN VecD gather(const double* table, VecD index) {
+  VecD y;
+  for (int k = 0; k < Native<double>::lanes; ++k) y[k] = table[(long long)(index[k])];
+  return y;
+}
+
 DML_FN VecF reciprocal_sqrt(VecF x) {                                  // an estimate and one Newton step: error below 2e-7
 #if defined(__AVX512F__)
   VecF y = (VecF)_mm512_rsqrt14_ps((__m512)x);
