@@ -77,15 +77,10 @@ def order_invariance(case: Case) -> str:
     return "yes" if all(_near(a, b) for a, b in pairs) else "FAILS: the gradient does not follow"
 
 
-def claims_scale(loss: Any) -> bool:
-    """Whether the definition looks at directions only."""
-    return bool(getattr(loss, "normalise", (True, True))[0]) and not loss.needs_norms
-
-
 def scale_invariance(case: Case) -> str:
     """`yes`, `by norm` where the definition does not claim it, or what is wrong."""
     loss, (x, y) = case.create(), BATCHES["odd"]
-    if not claims_scale(loss):
+    if not case.scale_free:
         return "by norm"
     factors = torch.logspace(-2, 2, len(x), dtype=x.dtype)[:, None]
     value, (gradient, *_) = value_and_gradients(loss, x, y, loss)

@@ -166,7 +166,7 @@ def test_directions_and_order(chosen: list[Case], class_sizes: list[int], width:
     shuffled, (shuffled_gradient, *shuffled_others) = value_and_gradients(ensemble, x[order], y[order], ensemble)
     assert_close((shuffled, [shuffled_gradient, *shuffled_others]), (value, [gradient[order], *others]), TOLERANCE)
 
-    if all(isinstance(loss, RowLoss) and loss.normalise[0] and not loss.needs_norms for loss in losses):
+    if all(case.scale_free for case in chosen):
         radial = (gradient * unit(x)).sum(1).abs()
         assert bool((radial <= TOLERANCE * gradient.abs().amax(1) + 1e-13).all()), "the gradient has a part along the embedding"
         factors = torch.logspace(-2, 2, len(x), dtype=x.dtype)[:, None]
