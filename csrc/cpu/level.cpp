@@ -4,6 +4,7 @@
 #include <omp.h>
 
 #include "cpu/gemm.h"
+#include "cpu/guard.h"
 #include "cpu/strips.h"
 #include "dml_losses.h"
 
@@ -315,9 +316,11 @@ template <class T> struct Scratch {
 
   Scratch(const Problem<T>& p, int thread, unsigned char* base) {
     unsigned char* at = base;
+    if (base) allow(base, p.scratch_bytes - 64);                       // another chunk may have laid it out otherwise
     auto take = [&](int64_t n) {
       unsigned char* here = at;
-      at += (n + 63) / 64 * 64;
+      at += (n + 63) / 64 * 64 + kGuard;
+      if (base) forbid(here + n, at - here - n);
       return here;
     };
     int64_t block_cells = 0, widest = 0;
