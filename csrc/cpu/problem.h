@@ -27,10 +27,13 @@ struct LossSlot {
   alignas(16) unsigned char options[128];
   int values, limits, sums, slopes, slot_limits, slot_sums;            // numbers of fields
   bool slots;
+  int search;                                                          // finite ends of a slot's interval; 0: slots are compared
+  int64_t search_cells;                                                // a power of two above the number of ends of any anchor
   int value_row;                                                       // first row of this loss in values [V, A]
   void *limits_at, *sums_at, *slopes_at, *slot_limits_at, *slot_sums_at;   // T; slots are [field][positive][slot_stride]
   void* totals_at;                                                     // double [threads][field][anchor]
-  void* slot_totals_at;                                                // T [threads][field][positive][anchor]
+  void* slot_totals_at;                                                // T [threads][field][positive][anchor]; the first are the sums
+  void *breaks_at, *bins_at;                                           // T [anchor][search_cells]: sorted ends; the tally between them
 };
 
 template <class T> struct Problem {
@@ -64,6 +67,7 @@ struct FunctorInfo {
   const char *name, *options;
   int values, limits, sums, slopes, slot_limits, slot_sums, bytes;
   bool slots;
+  int search;
 };
 
 template <class T> struct Kernels {                                    // what one instruction set offers for one number type
@@ -71,6 +75,7 @@ template <class T> struct Kernels {                                    // what o
   int functors, lanes;
   FunctorInfo (*describe)(int functor);
   bool (*fits)(int functor, const double* options, unsigned char* into);
+  int64_t (*search_cells)(int64_t ends);
   int64_t (*scratch_bytes)(const Problem<T>&);
   void (*gather)(const T* from, const int64_t* order, int64_t rows, int64_t width, bool normalise, T* to, T* norms, bool* broken, int threads);
   void (*scatter)(T* grad, const T* unit, const T* norms, const int64_t* order, int64_t rows, int64_t width, bool normalise, T* to, int threads);

@@ -24,6 +24,14 @@
 //   close(p, limits, sums, slot_sums, values, counts), weigh(p, limits, sums, slot_sums, cotangents)
 //   slope_positive(s, slopes, slot_sums)
 //   tally(m, slot_limits) -> V         summed over the positives, then finish(s, m, tally, slopes) -> cotangent * d value / d s
+// Where the tally's weights are known only after the stream, a functor declares kReweighs = true and
+//   reweigh_slot(slot_limits, slot_sums, slopes, s) -> SlotLimits     what tally gets instead of what open_slot(s) made
+// Comparing costs P operations per negative. A slot that only asks which m lie in an interval, how many they are and what they add
+// up to, as any hinge with a threshold per positive does, is found by binary search among the sorted ends of all intervals once
+// classes are large. Such a functor declares kSearch, the number of finite ends per slot (1: all m below a limit; 2), and
+//   interval(slot_limits) -> Interval  from <= m < to; measure(no_pair()) must lie beyond every interval
+//   gather(slot_limits, number, total, sums, slot_sums)     instead of collect: the m inside, counted and summed, in double
+// and its tally is 1 inside the interval, 0 outside.
 //
 // The second template argument is false for the narrow form of a loss (one fixed shift of all exponents, so that rows and
 // columns share each exponential) and true for the wide one (running maxima); fits() says whether the options allow the form.
@@ -129,5 +137,9 @@ template <class V> DML_FN V distance_slope(V s) {                      // d dist
 }
 
 template <class V> struct Nothing {};                                  // for a loss without limits or sums
+template <class T> struct Interval { T from, to; };                    // from <= m < to
+// The lower end of an interval that shall not hold x >= 0 itself. Above 0 a normal number, lest processors that flush others to 0.
+DML_FN float next_above(float x) { return max(::nextafterf(x, 8.0f), 1.2e-38f); }
+DML_FN double next_above(double x) { return max(::nextafter(x, 8.0), 2.3e-308); }
 
 DML_END

@@ -34,6 +34,12 @@ template <class To, class ToNumber, class FromNumber, class From> DML_FN To conv
   return out;
 }
 
+// What a functor may declare; absent means 0 or false.
+template <class F> constexpr decltype(F::kSearch) searched_ends(int) { return F::kSearch; }
+template <class F> constexpr int searched_ends(...) { return 0; }
+template <class F> constexpr decltype(F::kReweighs) reweighs(int) { return F::kReweighs; }
+template <class F> constexpr bool reweighs(...) { return false; }
+
 template <class F, class T, class V, bool Slots = F::kSlots> struct SlotTypes {
   using Limits = Nothing<T>;
   using Sums = Nothing<T>;

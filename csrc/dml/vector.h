@@ -83,6 +83,41 @@ DML_FN VecD exp(VecD x) {                                              // double
   return y;
 }
 
+DML_FN VecF gather(const float* at, VecI index) {                      // at[index], lane by lane
+#if defined(__AVX512F__)
+  return (VecF)_mm512_i32gather_ps((__m512i)index, at, 4);
+#elif defined(__AVX2__)
+  return (VecF)_mm256_i32gather_ps(at, (__m256i)index, 4);
+#else
+  VecF y;
+  for (int k = 0; k < Native<float>::lanes; ++k) y[k] = at[index[k]];
+  return y;
+#endif
+}
+DML_FN VecD gather(const double* at, VecL index) {
+  VecD y;
+  for (int k = 0; k < Native<double>::lanes; ++k) y[k] = at[index[k]];
+  return y;
+}
+DML_FN bool any(VecI m) {
+#if defined(__AVX512F__)
+  return _mm512_test_epi32_mask((__m512i)m, (__m512i)m);
+#elif defined(__AVX__)
+  return _mm256_movemask_ps((__m256)m);
+#elif defined(__SSE2__)
+  return _mm_movemask_ps((__m128)m);
+#else
+  bool found = false;
+  for (int k = 0; k < Native<float>::lanes; ++k) found = found || m[k];
+  return found;
+#endif
+}
+DML_FN bool any(VecL m) {
+  bool found = false;
+  for (int k = 0; k < Native<double>::lanes; ++k) found = found || m[k];
+  return found;
+}
+
 DML_FN VecF reciprocal_sqrt(VecF x) {                                  // an estimate and one Newton step: error below 2e-7
 #if defined(__AVX512F__)
   VecF y = (VecF)_mm512_rsqrt14_ps((__m512)x);

@@ -5,7 +5,7 @@
 
 DML_BEGIN
 
-// Every positive with every negative (Semihard: with those farther than the positive): P comparisons per negative.
+// Every positive with every negative (Semihard: with those farther than the positive).
 template <class T, bool Semihard> struct TripletPairs {
   static constexpr int kValues = 1;
   static constexpr bool kSlots = true;
@@ -33,6 +33,13 @@ template <class T, bool Semihard> struct TripletPairs {
     auto active = is_active(d, l);
     r.hinge += select(active, l.far - d, splat<V>(0));
     k.active += select(active, splat<V>(1), splat<V>(0));
+  }
+  // is_active as an interval
+  static constexpr int kSearch = Semihard ? 2 : 1;
+  DML_FN Interval<T> interval(const SlotLimits<T>& l) const { return {Semihard ? next_above(l.near) : Limit<T>::lowest, l.far}; }
+  DML_FN void gather(const SlotLimits<T>& l, double number, double total, Sums<double>& r, SlotSums<T>& k) const {
+    r.hinge += number * double(l.far) - total;
+    k.active += T(number);
   }
   template <class A, class B> DML_FN void merge(const Sums<A>& a, Sums<B>& b) const { b.hinge += a.hinge; }
   template <class A, class B> DML_FN void merge_slot(const SlotSums<A>& a, SlotSums<B>& b) const { b.active += a.active; }
