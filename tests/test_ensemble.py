@@ -48,8 +48,8 @@ def test_fused_members_share_one_pass(monkeypatch: pytest.MonkeyPatch) -> None:
     from dmlcore.ensemble import ensemble as module
 
     seen = []
-    original = module.fused_rows
-    monkeypatch.setattr(module, "fused_rows", lambda *a: seen.append([call.functor for call in a[4]]) or original(*a))
+    original = module.run_together
+    monkeypatch.setattr(module, "run_together", lambda *a: seen.append([call.functor for call in a[1]]) or original(*a))
     LossEnsemble(["ms", "contrastive", "proxy_anchor", "sup_con", "circle", "triplet"], **SIZES)(X.float(), Y)
     assert sorted(map(len, seen)) == [1, 5]
 

@@ -369,3 +369,24 @@ def test_inputs_are_checked(case: Case) -> None:
             loss(x, y, references=x)
         with pytest.raises(ConfigError, match="dimensions"):
             loss(x, y, references=x[:, :3], reference_labels=y)
+
+
+@pytest.mark.parametrize("case", [case for case in FUSED if case in PAIRS], ids=lambda case: case.id)
+@pytest.mark.parametrize("plan", ["planned", "recomputed", "small tiles", "two threads", "slots in chunks"])
+def test_own_reference_is_no_pair(case: Case, plan: str) -> None:
+    loss, (x, y) = case.create(), BATCHES["odd"]
+    loss_of_batch = value_and_gradients(loss, x, y, loss.reference)[0]
+    shuffle = torch.randperm(len(y), generator=torch.Generator().manual_seed(3))
+    others, labels = torch.cat([embeddings_of(y[:5], seed=5), x[shuffle]]), torch.cat([y[:5], y[shuffle]])
+    own = 5 + shuffle.argsort()
+    own[::4] = -1
+    found = []
+    for compute in (loss, loss.reference):
+        leaf, other = x.clone().requires_grad_(), others.clone().requires_grad_()
+        with plan_options(**PLANS[plan]):
+            value = compute(leaf, y, references=other, reference_labels=labels, own=own)
+            found.append((value.detach(), list(torch.autograd.grad(value, [leaf, other]))))
+    if case.options.get("mining") != "semihard":  # an anchor is exactly as far as itself where it is its own reference
+        assert_close(*found, 1e-9)
+    only = value_and_gradients(loss, x, y, loss, references=x[shuffle], reference_labels=y[shuffle], own=shuffle.argsort())[0]
+    torch.testing.assert_close(only, loss_of_batch, rtol=1e-9, atol=1e-9)

@@ -22,19 +22,20 @@ PYBIND11_MODULE(_cpu, m) {
   m.doc() = "Fused losses on the CPU. Use dmlcore.kernels instead.";
   py::class_<dml::StepBase>(m, "Step")
       .def(py::init([](bool is_double, const Given& anchors, const std::optional<Given>& references, int64_t width,
-                       const std::vector<std::pair<std::string, std::vector<double>>>& losses, int threads, int64_t workspace,
-                       int64_t tile_rows, int64_t tile_columns, int64_t slot_bytes, int triangle) {
+                       const std::vector<std::tuple<std::string, std::vector<double>, uintptr_t>>& losses, uintptr_t own, int threads, int64_t workspace,
+                       int64_t tile_rows, int64_t tile_columns, int64_t slot_bytes, int search, int triangle) {
              std::vector<dml::LossRequest> requests;
-             for (const auto& [name, options] : losses) requests.push_back({name, options});
-             const dml::PlanRequest plan{threads, workspace, tile_rows, tile_columns, slot_bytes, triangle};
+             for (const auto& [name, options, numbers] : losses) requests.push_back({name, options, reinterpret_cast<const void*>(numbers)});
+             const dml::Relations relations{reinterpret_cast<const int64_t*>(own)};
+             const dml::PlanRequest plan{threads, workspace, tile_rows, tile_columns, slot_bytes, search, triangle};
              const dml::Input a = input(anchors);
              dml::Input r{};
              if (references) r = input(*references);
              py::gil_scoped_release unlocked;
-             return dml::make_step(is_double, a, references ? &r : nullptr, width, requests, plan);
+             return dml::make_step(is_double, a, references ? &r : nullptr, width, requests, relations, plan);
            }),
-           "is_double"_a, "anchors"_a, "references"_a, "width"_a, "losses"_a, "threads"_a, "workspace"_a = -1, "tile_rows"_a = 0,
-           "tile_columns"_a = 0, "slot_bytes"_a = 0, "triangle"_a = -1)
+           "is_double"_a, "anchors"_a, "references"_a, "width"_a, "losses"_a, "own"_a, "threads"_a, "workspace"_a = -1, "tile_rows"_a = 0,
+           "tile_columns"_a = 0, "slot_bytes"_a = 0, "search"_a = -1, "triangle"_a = -1)
       .def_property_readonly("value_count", &dml::StepBase::value_count)
       .def("forward", [](dml::StepBase& s, uintptr_t values, uintptr_t counts) {
         py::gil_scoped_release unlocked;
@@ -51,7 +52,7 @@ PYBIND11_MODULE(_cpu, m) {
       });
   m.def("functors", [] {
     py::dict out;
-    for (const dml::Functor& f : dml::functors()) out[py::str(f.name)] = py::make_tuple(f.options, f.values);
+    for (const dml::Functor& f : dml::functors()) out[py::str(f.name)] = py::make_tuple(f.options, f.values, f.partners);
     return out;
   });
   m.def("levels", &dml::levels);

@@ -32,6 +32,12 @@ template <class T> struct Entry {
   int64_t row_bytes, column_fields, row_slot_bytes, column_slot_fields;
 };
 
+template <class T> struct Cotangents {                                 // of one anchor, one per value
+  const T* at;
+  int64_t stride;
+  T operator[](int v) const { return at[v * stride]; }
+};
+
 template <class F> static F options_of(const LossSlot& loss) {
   F f;
   memcpy(&f, loss.options, sizeof f);
@@ -53,7 +59,7 @@ template <class F, class T> struct Parts {
   static T* sums_at(const LossSlot& l, int64_t i) { return static_cast<T*>(l.sums_at) + i; }
   // Within a field: neighbouring anchors lie together for registers of them; searched slots are only walked anchor by anchor.
   static int64_t slot_at(const LossSlot& l, const Problem<T>& p, int64_t i, int64_t k) {
-    if constexpr (searched_ends<F>(0) > 0)
+    if constexpr (SearchedEnds<F>::value > 0)
       if (l.search) return (i - p.slot_first) * p.most_positives + k;
     return k * p.slot_stride + i - p.slot_first;
   }
@@ -90,11 +96,17 @@ template <class F, class T> struct Parts {
   }
   static void open(const LossSlot& loss, const Problem<T>& p, int64_t i, Positives<T> positives) {
     const F f = options_of<F>(loss);
-    scatter_fields<T>(f.open(positives), limits_at(loss, i), p.stride);
+    if constexpr (GivenCount<F>::value > 0) {
+      T given[GivenCount<F>::value];
+      for (int k = 0; k < GivenCount<F>::value; ++k) given[k] = static_cast<const T*>(loss.given_at)[k * p.stride + i];
+      scatter_fields<T>(f.open(positives, given), limits_at(loss, i), p.stride);
+    } else {
+      scatter_fields<T>(f.open(positives), limits_at(loss, i), p.stride);
+    }
     if constexpr (F::kSlots)
       for (int64_t k = 0, slots = loss.search ? positives.count : p.most_positives; k < slots; ++k)
         scatter_fields<T>(k < positives.count ? f.open_slot(positives[k]) : f.absent_slot(), slot_limits_at(loss, p, i, k), slot_field(p));
-    if constexpr (searched_ends<F>(0) > 0)
+    if constexpr (SearchedEnds<F>::value > 0)
       if (loss.search) sort_ends(f, loss, p, i, positives.count);
   }
 
@@ -106,7 +118,7 @@ template <class F, class T> struct Parts {
     int64_t ends = 0;
     for (int64_t k = 0; k < count; ++k) {
       const Interval<T> range = interval_of(f, loss, p, i, k);
-      if constexpr (searched_ends<F>(0) == 2) breaks[ends++] = range.from;
+      if constexpr (SearchedEnds<F>::value == 2) breaks[ends++] = range.from;
       breaks[ends++] = range.to;
     }
     sort_numbers(breaks, ends, tallies_at(loss, p, i));                // the tallies come later: room to sort in
@@ -134,7 +146,7 @@ template <class F, class T> struct Parts {
         Bin inside = {};
         if (from[q] < to[q]) {
           inside = bins[last[q]];
-          if constexpr (searched_ends<F>(0) == 2) inside -= bins[first[q]];
+          if constexpr (SearchedEnds<F>::value == 2) inside -= bins[first[q]];
           tallies[above[q]] += 1;                                      // the first bin inside; after the last one it is taken away
           if (last[q] < ends) tallies[last[q] + 1] -= 1;
         }
@@ -191,7 +203,7 @@ template <class F, class T> struct Parts {
       double* to = totals_at(loss, p, thread, i0 + r);
       Totals total = gather_fields<Totals, double>(to, p.stride);
       for (int q = 0; q < lanes; ++q) f.merge(lane<Sums, WideSums, V, T>(at[r], q), total);
-      if constexpr (searched_ends<F>(0) > 0)
+      if constexpr (SearchedEnds<F>::value > 0)
         if (loss.search) settle(f, loss, p, reinterpret_cast<Bin*>(acc.row_slots) + r * loss.search_cells, i0 + r, total, thread);
       scatter_fields<double>(total, to, p.stride);
       if constexpr (F::kSlots) {
@@ -236,6 +248,14 @@ template <class F, class T> struct Parts {
         }
     }
   }
+  // Positive k of anchor i as an anchor: references and anchors are the same rows.
+  static int64_t partner_index(const Problem<T>& p, int64_t i, int64_t k) {
+    const int64_t j = p.row_first[i] + k;
+    return j >= i ? j + 1 : j;
+  }
+  static auto partner_of(const LossSlot& loss, const Problem<T>& p, int64_t i) {
+    return [&loss, &p, i](int64_t k) { return gather_fields<Sums, T>(sums_at(loss, partner_index(p, i, k)), p.stride); };
+  }
   static void close(const LossSlot& loss, const Problem<T>& p, int64_t i, Positives<T> positives, T* values, T* counts) {
     const F f = options_of<F>(loss);
     const Limits limits = gather_fields<Limits, T>(limits_at(loss, i), p.stride);
@@ -243,6 +263,8 @@ template <class F, class T> struct Parts {
     if constexpr (F::kSlots) {
       auto slot = [&](int64_t k) { return gather_fields<typename Slot::Sums, T>(slot_sums_at(loss, p, i, k), slot_field(p)); };
       f.close(positives, limits, sums, slot, values, counts);
+    } else if constexpr (HasPartners<F>::value) {
+      f.close(positives, limits, sums, partner_of(loss, p, i), values, counts);
     } else {
       f.close(positives, limits, sums, values, counts);
     }
@@ -259,9 +281,13 @@ template <class F, class T> struct Parts {
       for (int64_t k = 0; k < positives.count; ++k) {
         const T s = positives[k];
         slopes[k] += f.slope_positive(s, w, slot(k));
-        if constexpr (reweighs<F>(0))                                  // from open_slot again: backward may run twice
+        if constexpr (Reweighs<F>::value)                                  // from open_slot again: backward may run twice
           scatter_fields<T>(f.reweigh_slot(f.open_slot(s), slot(k), w, s), slot_limits_at(loss, p, i, k), slot_field(p));
       }
+    } else if constexpr (HasPartners<F>::value) {
+      auto theirs = [&](int64_t k) { return Cotangents<T>{p.cotangents + loss.value_row * p.A + partner_index(p, i, k), p.A}; };
+      w = f.weigh(positives, limits, sums, partner_of(loss, p, i), cotangents, theirs);
+      for (int64_t k = 0; k < positives.count; ++k) slopes[k] += f.slope_positive(positives[k], w);
     } else {
       w = f.weigh(positives, limits, sums, cotangents);
       for (int64_t k = 0; k < positives.count; ++k) slopes[k] += f.slope_positive(positives[k], w);
@@ -280,7 +306,7 @@ template <class T> struct Table {
     static_assert(sizeof(F) <= sizeof(LossSlot::options) && sizeof(F) % sizeof(T) == 0, "options are numbers of type T");
     Entry<T>& e = entries[count++];
     e.info = {name, F::kOptions, F::kValues, field_count<typename P::Limits, T>(), P::sums, field_count<typename P::Slopes, T>(),
-              field_count<typename P::Slot::Limits, T>(), P::slot_sums, int(sizeof(F)), F::kSlots, searched_ends<F>(0)};
+              field_count<typename P::Slot::Limits, T>(), P::slot_sums, int(sizeof(F)), GivenCount<F>::value, F::kSlots, HasPartners<F>::value, SearchedEnds<F>::value};
     e.fits = P::fits, e.start = P::start, e.open = P::open, e.begin = P::begin, e.flush_rows = P::flush_rows;
     e.flush_columns = P::flush_columns, e.merge = P::merge, e.close = P::close, e.weigh = P::weigh;
     e.collect[0] = collect<F, T, V, false>, e.collect[1] = collect<F, T, V, true>;
@@ -391,8 +417,8 @@ template <class T> static const T* block_similarities(const Problem<T>& p, const
 template <class T> static Positives<T> positives_of(const Problem<T>& p, const Block& b, const T* cells, int64_t i, T* list) {
   const int64_t columns = b.r1 - b.r0;
   const T* row = cells + (i - b.a0) * columns;
-  if (!p.self) return {row, columns};
-  const int64_t own = i - b.r0;
+  const int64_t own = p.own[i] - b.r0;
+  if (own < 0 || own >= columns) return {row, columns};
   memcpy(list, row, own * sizeof(T));
   memcpy(list + own, row + own + 1, (columns - own - 1) * sizeof(T));
   return {list, columns - 1};
@@ -411,6 +437,7 @@ template <class T> static T* tile_similarities(const Problem<T>& p, const Tile& 
     T* row = at + r * ld;
     const int64_t from = p.triangle ? t.j0 : most(t.j0, p.row_first[t.i0 + r]), to = least(t.j1, p.row_last[t.i0 + r]);
     for (int64_t j = from; j < to; ++j) row[j - t.j0] = T(no_pair());
+    if (!p.self && p.own[t.i0 + r] >= t.j0 && p.own[t.i0 + r] < t.j1) row[p.own[t.i0 + r] - t.j0] = T(no_pair());
     for (int64_t j = columns; j < ld; ++j) row[j] = T(no_pair());
   }
   return at;
@@ -573,8 +600,8 @@ template <class T> static void backward(const Problem<T>& problem, const T* cota
           entries[loss.functor].weigh(loss, p, i, positives, cotangent, s.list_slopes);
         }
         T* row = s.block_slopes + (i - b.a0) * columns;
-        if (p.self) {
-          const int64_t own = i - b.r0;
+        const int64_t own = p.own[i] - b.r0;
+        if (own >= 0 && own < columns) {
           memcpy(row, s.list_slopes, own * sizeof(T));
           row[own] = 0;
           memcpy(row + own + 1, s.list_slopes + own, (columns - own - 1) * sizeof(T));

@@ -25,11 +25,12 @@ struct Block {                    // anchors [a0, a1) of one class and all refer
 struct LossSlot {
   int functor;
   alignas(16) unsigned char options[128];
-  int values, limits, sums, slopes, slot_limits, slot_sums;            // numbers of fields
+  int values, limits, sums, slopes, slot_limits, slot_sums, given;     // numbers of fields
   bool slots;
   int search;                                                          // finite ends of a slot's interval; 0: slots are compared
   int64_t search_cells;                                                // a power of two above the number of ends of any anchor
   int value_row;                                                       // first row of this loss in values [V, A]
+  const void* given_at;                                                // T, the caller's numbers per anchor
   void *limits_at, *sums_at, *slopes_at, *slot_limits_at, *slot_sums_at;   // T; slots are [field][positive][slot_stride]
   void* totals_at;                                                     // double [threads][field][anchor]
   void* slot_totals_at;                                                // T [threads][field][positive][anchor]; the first are the sums
@@ -41,10 +42,11 @@ template <class T> struct Problem {
   int64_t A, N, D;
   int64_t stride;                                                      // of per-anchor arrays: A and room for one register more
   int64_t row0, row1;                                                  // the anchors of this run; tiles and blocks are theirs
-  bool self;                                                           // references are the anchors: no pair with itself
+  bool self;                                                           // references are the anchors
   bool triangle;                                                       // tiles above the diagonal serve rows and columns
   const int64_t *row_first, *row_last;                                 // [A]: the references of the anchor's class
   const int64_t* positives;                                            // [A]: how many positives
+  const int64_t* own;                                                  // [A]: the reference that is the anchor itself, or -1
   const bool* broken;                                                  // [A]: anchor with a value that is not finite
   const Tile* tiles;
   int64_t tile_count, tile_rows, tile_columns;
@@ -52,6 +54,7 @@ template <class T> struct Problem {
   int64_t block_count, most_positives;
   int64_t slot_first, slot_stride;                                     // anchors the slots are kept for, from the first on
   LossSlot* losses;
+  const T* cotangents;                                                 // [V, A] of the running backward pass
   int loss_count, value_count;
   int threads;
   bool row_owner_backward;                                             // threads own anchors, else references
@@ -65,8 +68,8 @@ template <class T> struct Problem {
 
 struct FunctorInfo {
   const char *name, *options;
-  int values, limits, sums, slopes, slot_limits, slot_sums, bytes;
-  bool slots;
+  int values, limits, sums, slopes, slot_limits, slot_sums, bytes, given;
+  bool slots, partners;
   int search;
 };
 

@@ -61,7 +61,9 @@ template <> BlasGemm<double> current_gemm<double>() { return blas.dgemm; }
 
 constexpr int64_t kKeptPositives = int64_t(1) << 20;                   // cells of positives kept between the phases
 constexpr int64_t kBlockCells = int64_t(1) << 20;                      // cells of one block of a large class
-constexpr int64_t kMostCompared = 12;                                  // positives a negative is compared with; with more, searching is faster
+// Positives that a negative is compared with one by one: with more, searching is faster. It works on rows only, so a batch compared
+// with itself first has to lose half as much again in products (measured equal at 31 positives and 128 dimensions).
+constexpr int64_t kMostCompared = 12, kMostComparedTwice = 32;
 
 int64_t rounded(int64_t n, int64_t to) { return (n + to - 1) / to * to; }
 
@@ -87,7 +89,8 @@ template <class T> struct Side {                                       // anchor
 
 template <class T> class Step final : public StepBase {
  public:
-  Step(const Input& anchors, const Input* references, int64_t width, const std::vector<LossRequest>& losses, const PlanRequest& request)
+  Step(const Input& anchors, const Input* references, int64_t width, const std::vector<LossRequest>& losses,
+       const Relations& relations, const PlanRequest& request)
       : kernels_(current<T>()), request_(request), normalise_anchors_(anchors.normalise),
         normalise_references_(references ? references->normalise : anchors.normalise) {
     p_.D = width;
@@ -109,6 +112,7 @@ template <class T> class Step final : public StepBase {
     p_.anchors = anchors_.unit.data();
     p_.references = references ? references_.unit.data() : p_.anchors;
     p_.broken = anchors_.broken.data();
+    find_own(relations);
     find_classes();
     find_losses(losses);
     plan_tiles();
@@ -150,6 +154,7 @@ template <class T> class Step final : public StepBase {
       std::memset(gr, 0, size_t(p_.N * p_.D) * sizeof(T));
     }
     allocate();
+    p_.cotangents = w;
     slopes_.resize(slope_cells_);
     for (size_t l = 0, at = 0; l < losses_.size(); at += losses_[l].slopes * p_.stride, ++l) losses_[l].slopes_at = slopes_.data() + at;
     std::memset(slopes_.data(), 0, size_t(slope_cells_) * sizeof(T));
@@ -188,6 +193,22 @@ template <class T> class Step final : public StepBase {
     int64_t row0, row1, tile0, tile1, block0, block1, most_positives;
   };
 
+  void find_own(const Relations& relations) {
+    own_.assign(p_.A, -1);
+    if (p_.self) {
+      std::iota(own_.begin(), own_.end(), int64_t(0));
+    } else if (relations.own) {
+      std::vector<int64_t> place(p_.N);
+      for (int64_t j = 0; j < p_.N; ++j) place[references_.order[j]] = j;
+      for (int64_t i = 0; i < p_.A; ++i) {
+        const int64_t given = relations.own[anchors_.order[i]];
+        if (given < -1 || given >= p_.N) throw std::invalid_argument("own must be -1 or the index of a reference, got " + std::to_string(given));
+        if (given >= 0) own_[i] = place[given];
+      }
+    }
+    p_.own = own_.data();
+  }
+
   void find_classes() {
     const std::vector<int64_t>&mine = anchors_.labels, &theirs = p_.self ? anchors_.labels : references_.labels;
     row_first_.resize(p_.A), row_last_.resize(p_.A), positives_.assign(p_.stride, 0);
@@ -198,7 +219,7 @@ template <class T> class Step final : public StepBase {
       const int64_t a1 = std::upper_bound(mine.begin() + a0, mine.end(), label) - mine.begin();
       r0 = std::lower_bound(theirs.begin() + r0, theirs.end(), label) - theirs.begin();
       const int64_t r1 = std::upper_bound(theirs.begin() + r0, theirs.end(), label) - theirs.begin();
-      for (int64_t i = a0; i < a1; ++i) row_first_[i] = r0, row_last_[i] = r1, positives_[i] = r1 - r0 - (p_.self ? 1 : 0);
+      for (int64_t i = a0; i < a1; ++i) row_first_[i] = r0, row_last_[i] = r1, positives_[i] = r1 - r0 - (own_[i] >= r0 && own_[i] < r1 ? 1 : 0);
       const int64_t columns = r1 - r0, step = columns ? std::max<int64_t>(1, std::min<int64_t>(128, kBlockCells / columns)) : a1 - a0;
       for (int64_t a = a0; a < a1; a += step) {
         const int64_t last = std::min(a1, a + step), cells = (last - a) * columns;
@@ -226,14 +247,27 @@ template <class T> class Step final : public StepBase {
         if (!kernels_.fits(f, request.options.data(), loss.options)) continue;
         loss.functor = f;
         loss.values = info.values, loss.limits = info.limits, loss.sums = info.sums, loss.slopes = info.slopes;
-        loss.slot_limits = info.slot_limits, loss.slot_sums = info.slot_sums, loss.slots = info.slots, loss.search = info.search;
+        loss.slot_limits = info.slot_limits, loss.slot_sums = info.slot_sums, loss.slots = info.slots, loss.given = info.given, loss.search = info.search;
+        if (info.partners && !p_.self) throw std::invalid_argument("functor '" + request.functor + "' is for a batch against itself");
+        has_partners_ = has_partners_ || info.partners;
       }
       if (loss.functor < 0) throw std::invalid_argument("there is no functor '" + request.functor + "' for these options");
+      if (loss.given > 0 && !request.given) throw std::invalid_argument("functor '" + request.functor + "' needs numbers per anchor");
       loss.value_row = p_.value_count;
       p_.value_count += loss.values;
       slope_cells_ += loss.slopes * p_.stride;
       has_slots_ = has_slots_ || loss.slots;
       losses_.push_back(loss);
+    }
+    int64_t given = 0;
+    for (const LossSlot& loss : losses_) given += loss.given;
+    given_.resize(given * p_.stride);
+    T* at = given_.data();
+    for (size_t l = 0; l < losses_.size(); ++l) {
+      losses_[l].given_at = at;
+      const T* from = static_cast<const T*>(requests[l].given);
+      for (int k = 0; k < losses_[l].given; ++k, at += p_.stride)
+        for (int64_t i = 0; i < p_.A; ++i) at[i] = from[k * p_.A + anchors_.order[i]];
     }
     p_.losses = losses_.data();
     p_.loss_count = int(losses_.size());
@@ -251,9 +285,10 @@ template <class T> class Step final : public StepBase {
   void plan_tiles() {
     const int64_t budget = (request_.slot_bytes > 0 ? request_.slot_bytes : int64_t(32) << 20) / int64_t(sizeof(T));
     const int64_t most = has_slots_ && p_.A ? *std::max_element(positives_.begin(), positives_.begin() + p_.A) : 0;
+    const bool twice = p_.self && request_.triangle != 0, large = most > (twice ? kMostComparedTwice : kMostCompared);
     bool search = false;
     for (LossSlot& loss : losses_) {
-      if (most <= kMostCompared) loss.search = 0;
+      if (most == 0 || (request_.search >= 0 ? request_.search == 0 : !large)) loss.search = 0;
       search = search || loss.search;
     }
     const bool slots_fit = slot_cells(p_.stride, most, p_.threads) <= budget;
@@ -278,8 +313,9 @@ template <class T> class Step final : public StepBase {
         widest = 0;
         const size_t first = block;
         for (last = row; block < blocks_.size(); ++block) {
-          const int64_t wider = std::max(widest, positives_[blocks_[block].a0]);
-          if (block > first && slot_cells(rounded(blocks_[block].a1 - row, 16), wider, 1) > budget) break;
+          const int64_t wider = std::max(widest, *std::max_element(positives_.begin() + blocks_[block].a0, positives_.begin() + blocks_[block].a1));
+          const bool divides = has_partners_ && block > first && blocks_[block].r0 == blocks_[block - 1].r0;   // partners stay together
+          if (block > first && !divides && slot_cells(rounded(blocks_[block].a1 - row, 16), wider, 1) > budget) break;
           widest = wider, last = blocks_[block].a1;
         }
       } else {
@@ -369,15 +405,15 @@ template <class T> class Step final : public StepBase {
   std::mutex lock_;
   Kernels<T> kernels_;
   PlanRequest request_;
-  bool normalise_anchors_, normalise_references_, has_slots_ = false;
+  bool normalise_anchors_, normalise_references_, has_slots_ = false, has_partners_ = false;
   Problem<T> p_{};
   Side<T> anchors_, references_;
-  std::vector<int64_t> row_first_, row_last_, positives_;
+  std::vector<int64_t> row_first_, row_last_, positives_, own_;
   std::vector<Tile> tiles_;
   std::vector<Block> blocks_;
   std::vector<Chunk> chunks_;
   std::vector<LossSlot> losses_;
-  Buffer<T> stats_, slopes_, stored_, stored_positives_, slots_;
+  Buffer<T> given_, stats_, slopes_, stored_, stored_positives_, slots_;
   Buffer<double> totals_;
   Buffer<unsigned char> scratch_;
   int64_t kept_positives_ = 0, stored_cells_ = 0, slope_cells_ = 0, slot_cells_ = 0, most_positives_ = 0;
@@ -386,9 +422,9 @@ template <class T> class Step final : public StepBase {
 }  // namespace
 
 std::unique_ptr<StepBase> make_step(bool is_double, const Input& anchors, const Input* references, int64_t width,
-                                    const std::vector<LossRequest>& losses, const PlanRequest& request) {
-  if (is_double) return std::make_unique<Step<double>>(anchors, references, width, losses, request);
-  return std::make_unique<Step<float>>(anchors, references, width, losses, request);
+                                    const std::vector<LossRequest>& losses, const Relations& relations, const PlanRequest& request) {
+  if (is_double) return std::make_unique<Step<double>>(anchors, references, width, losses, relations, request);
+  return std::make_unique<Step<float>>(anchors, references, width, losses, relations, request);
 }
 
 std::vector<Functor> functors() {
@@ -396,7 +432,7 @@ std::vector<Functor> functors() {
   const Kernels<float>& k = current<float>();
   for (int f = 0; f < k.functors; ++f) {
     const FunctorInfo info = k.describe(f);
-    if (out.empty() || out.back().name != info.name) out.push_back({info.name, info.options, info.values});
+    if (out.empty() || out.back().name != info.name) out.push_back({info.name, info.options, info.values, info.partners});
   }
   return out;
 }

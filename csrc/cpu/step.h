@@ -12,6 +12,7 @@ namespace dml {
 struct LossRequest {
   std::string functor;
   std::vector<double> options;
+  const void* given = nullptr;         // T [K, A] in the caller's order, copied by the constructor
 };
 
 struct PlanRequest {                   // 0 or -1: the planner decides
@@ -19,6 +20,7 @@ struct PlanRequest {                   // 0 or -1: the planner decides
   int64_t workspace = -1;              // bytes that similarities may be kept in between forward and backward
   int64_t tile_rows = 0, tile_columns = 0;
   int64_t slot_bytes = 0;              // bytes for the slots of losses that compare positives with negatives
+  int search = -1;                     // 0: never look negatives up among a large class's thresholds, 1: always
   int triangle = -1;                   // 0: never use the symmetry of a batch compared with itself
 };
 
@@ -27,6 +29,10 @@ struct Input {                         // rows of T (float or double), contiguou
   const int64_t* labels;
   int64_t rows;
   bool normalise;
+};
+
+struct Relations {                     // besides equal labels
+  const int64_t* own = nullptr;        // [A]: the reference that is the anchor itself, or -1: never a pair
 };
 
 class StepBase {
@@ -40,11 +46,12 @@ class StepBase {
 
 // Throws std::invalid_argument for an unknown functor or a wrong number of options.
 std::unique_ptr<StepBase> make_step(bool is_double, const Input& anchors, const Input* references, int64_t width,
-                                    const std::vector<LossRequest>& losses, const PlanRequest& request);
+                                    const std::vector<LossRequest>& losses, const Relations& relations, const PlanRequest& request);
 
 struct Functor {
   std::string name, options;
   int values;
+  bool partners;
 };
 std::vector<Functor> functors();
 std::vector<std::string> levels();     // those this CPU can run, best last

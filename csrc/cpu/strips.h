@@ -160,7 +160,7 @@ template <class F, class T, class V, bool Both> static void collect(const LossSl
   F f;
   __builtin_memcpy(&f, loss.options, sizeof f);
   if constexpr (F::kSlots) {
-    if constexpr (searched_ends<F>(0) > 0 && !Both)
+    if constexpr (SearchedEnds<F>::value > 0 && !Both)
       if (loss.search) return collect_bins<F, T, V>(f, loss, strip, acc);
     collect_slots<F, T, V, Both>(f, loss, strip, acc);
   } else {
@@ -262,7 +262,7 @@ template <class F, class T, class V, bool Both> static void slope(const LossSlot
   F f;
   __builtin_memcpy(&f, loss.options, sizeof f);
   if constexpr (F::kSlots) {
-    if constexpr (searched_ends<F>(0) > 0 && !Both)
+    if constexpr (SearchedEnds<F>::value > 0 && !Both)
       if (loss.search) return slope_bins<F, T, V>(f, loss, strip);
     slope_slots<F, T, V, Both>(f, loss, strip);
   } else {

@@ -74,8 +74,10 @@ struct Table {
     static constexpr bool value = true;
   };
   template <template <class, bool> class F> void add(const char* name) {
-    add_form<F<float, false>>(name);
-    if constexpr (!Same<F<float, false>, F<float, true>>::value) add_form<F<float, true>>(name);
+    if constexpr (!IsCpuOnly<F<float, false>>::value) {
+      add_form<F<float, false>>(name);
+      if constexpr (!Same<F<float, false>, F<float, true>>::value) add_form<F<float, true>>(name);
+    }
   }
 };
 static const Table& table() {

@@ -24,14 +24,21 @@
 //   close(p, limits, sums, slot_sums, values, counts), weigh(p, limits, sums, slot_sums, cotangents)
 //   slope_positive(s, slopes, slot_sums)
 //   tally(m, slot_limits) -> V         summed over the positives, then finish(s, m, tally, slopes) -> cotangent * d value / d s
-// Where the tally's weights are known only after the stream, a functor declares kReweighs = true and
-//   reweigh_slot(slot_limits, slot_sums, slopes, s) -> SlotLimits     what tally gets instead of what open_slot(s) made
-// Comparing costs P operations per negative. A slot that only asks which m lie in an interval, how many they are and what they add
-// up to, as any hinge with a threshold per positive does, is found by binary search among the sorted ends of all intervals once
-// classes are large. Such a functor declares kSearch, the number of finite ends per slot (1: all m below a limit; 2), and
-//   interval(slot_limits) -> Interval  from <= m < to; measure(no_pair()) must lie beyond every interval
-//   gather(slot_limits, number, total, sums, slot_sums)     instead of collect: the m inside, counted and summed, in double
-// and its tally is 1 inside the interval, 0 outside.
+//
+// Optional members:
+//   kGiven = K            numbers per anchor that the caller hands in (a margin per class, a norm): open(p, given), given a pointer to K
+//   kPartners = true      the loss couples an anchor with its positives as anchors (a batch against itself only):
+//                         close(p, limits, sums, partner, values, counts), partner(k) -> Sums of positive k;
+//                         weigh(p, limits, sums, partner, cotangents, partner_cotangents), the last (k)[v] of positive k
+//   kReweighs = true      the weights of tally are known only after the stream:
+//                         reweigh_slot(slot_limits, slot_sums, slopes, s) -> SlotLimits, what tally gets instead of open_slot(s)
+//   kSearch = 1 or 2      a slot asks only which m lie in an interval, how many they are and what they add up to, as any hinge with
+//                         a threshold per positive does. Comparing costs P operations per negative; in large classes the sorted
+//                         ends of all intervals are searched instead, O(log P). 1: all m below a limit, 2: two finite ends.
+//                         interval(slot_limits) -> Interval, from <= m < to; measure(no_pair()) lies beyond every interval;
+//                         gather(slot_limits, number, total, sums, slot_sums) instead of collect, number and sum of the m inside;
+//                         tally is 1 inside the interval, 0 outside
+//   kCpuOnly = true       not in the CUDA table: needs one of the above, or more registers than a GPU thread has
 //
 // The second template argument is false for the narrow form of a loss (one fixed shift of all exponents, so that rows and
 // columns share each exponential) and true for the wide one (running maxima); fits() says whether the options allow the form.

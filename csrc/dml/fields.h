@@ -34,11 +34,18 @@ template <class To, class ToNumber, class FromNumber, class From> DML_FN To conv
   return out;
 }
 
-// What a functor may declare; absent means 0 or false.
-template <class F> constexpr decltype(F::kSearch) searched_ends(int) { return F::kSearch; }
-template <class F> constexpr int searched_ends(...) { return 0; }
-template <class F> constexpr decltype(F::kReweighs) reweighs(int) { return F::kReweighs; }
-template <class F> constexpr bool reweighs(...) { return false; }
+// The optional members of a functor.
+template <class...> struct MakeVoid { using type = void; };
+template <class F, class = void> struct GivenCount { static constexpr int value = 0; };
+template <class F> struct GivenCount<F, typename MakeVoid<decltype(F::kGiven)>::type> { static constexpr int value = F::kGiven; };
+template <class F, class = void> struct HasPartners { static constexpr bool value = false; };
+template <class F> struct HasPartners<F, typename MakeVoid<decltype(F::kPartners)>::type> { static constexpr bool value = F::kPartners; };
+template <class F, class = void> struct IsCpuOnly { static constexpr bool value = false; };
+template <class F> struct IsCpuOnly<F, typename MakeVoid<decltype(F::kCpuOnly)>::type> { static constexpr bool value = F::kCpuOnly; };
+template <class F, class = void> struct SearchedEnds { static constexpr int value = 0; };
+template <class F> struct SearchedEnds<F, typename MakeVoid<decltype(F::kSearch)>::type> { static constexpr int value = F::kSearch; };
+template <class F, class = void> struct Reweighs { static constexpr bool value = false; };
+template <class F> struct Reweighs<F, typename MakeVoid<decltype(F::kReweighs)>::type> { static constexpr bool value = F::kReweighs; };
 
 template <class F, class T, class V, bool Slots = F::kSlots> struct SlotTypes {
   using Limits = Nothing<T>;

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -11,9 +12,9 @@ from torch import Tensor, nn
 from dmlcore.config import build_options, unique_names
 from dmlcore.ensemble.weighting import Weighting, initial_weights
 from dmlcore.errors import ConfigError, PluginError
-from dmlcore.kernels import FunctorCall, functors, fused_rows
+from dmlcore.kernels import FunctorCall, functors
 from dmlcore.losses import Loss, RowLoss, Rows, Sides, create
-from dmlcore.losses.base import ProxyLoss, check_inputs
+from dmlcore.losses.base import ProxyLoss, Relation, check_inputs, run_together, with_relations
 
 
 def _apart(groups: list[tuple[list[int], list[int], Rows]]) -> dict[int, Rows]:
@@ -86,26 +87,42 @@ class LossEnsemble(nn.Module):
         """`[L]` the effective weights now, detached."""
         return self.weighting.weights
 
-    def _groups(self, sides: dict[int, Sides], embeddings: Tensor) -> tuple[list[list[int]], dict[int, FunctorCall]]:
-        """Members that compare the same things, to run in one pass, and their functors."""
+    def _groups(
+        self, sides: dict[int, Sides], embeddings: Tensor
+    ) -> tuple[list[list[int]], dict[int, FunctorCall], dict[int, Tensor | None]]:
+        """Members that compare the same things, to run in one pass, their functors, and what those are given."""
         groups: list[list[int]] = []
         calls: dict[int, FunctorCall] = {}
+        given: dict[int, Tensor | None] = {}
         for index, side in sides.items():
-            call = _row_loss(self.members[index]).call_for(embeddings)
+            loss = _row_loss(self.members[index])
+            call = loss.call_for(embeddings, side)
             if call is None:
                 continue
-            calls[index] = call
+            numbers = given[index] = loss.given(side)
+            calls[index] = call if numbers is None else replace(call, given=numbers)
             for members in groups:  # compared by identity, which every version of torch.compile can trace
-                other = sides[members[0]]
-                if side.anchors is other.anchors and side.references is other.references:
+                other, first = sides[members[0]], _row_loss(self.members[members[0]])
+                if (
+                    side.anchors is other.anchors
+                    and side.references is other.references
+                    and loss.normalise == first.normalise
+                    and (call.windows is None) == (calls[members[0]].windows is None)
+                ):
                     members.append(index)
                     break
             else:
                 groups.append([index])
-        return groups, calls
+        return groups, calls, given
 
     def _grouped_rows(
-        self, embeddings: Tensor, labels: Tensor, references: Tensor | None, reference_labels: Tensor | None
+        self,
+        embeddings: Tensor,
+        labels: Tensor,
+        references: Tensor | None,
+        reference_labels: Tensor | None,
+        own: Tensor | None,
+        relation: Relation | None,
     ) -> list[tuple[list[int], list[int], Rows]]:
         """One entry per pass: the members, how many values each has, and the values and counts of all of them, `[V, A]`."""
         labels, reference_labels = check_inputs(embeddings, labels, references, reference_labels)
@@ -116,13 +133,19 @@ class LossEnsemble(nn.Module):
             if isinstance(loss, ProxyLoss):
                 sides[index] = loss.sides(embeddings, labels, None, None)
             elif isinstance(loss, RowLoss):
-                sides[index] = loss.sides(embeddings, labels, references, reference_labels)
-        groups, calls = self._groups(sides, embeddings)
+                sides[index] = with_relations(loss.sides(embeddings, labels, references, reference_labels), own, relation)
+        groups, calls, given = self._groups(sides, embeddings)
         found = []
         for members in groups:
-            anchors, anchor_labels, others, other_labels = sides[members[0]]
-            rows = Rows(*fused_rows(anchors, anchor_labels, others, other_labels, tuple(calls[index] for index in members)))
-            found.append((members, [functors()[calls[index].functor][1] for index in members], rows))
+            losses = [_row_loss(self.members[index]) for index in members]
+            rows = Rows(*run_together(sides[members[0]], tuple(calls[index] for index in members), losses[0].normalise))
+            sizes = [functors()[calls[index].functor][1] for index in members]
+            if any(type(loss).complete is not RowLoss.complete for loss in losses):
+                parts = _apart([(members, sizes, rows)])
+                done = [loss.complete(parts[k], sides[k], given[k]) for k, loss in zip(members, losses, strict=True)]
+                sizes = [len(part.values) for part in done]
+                rows = Rows(torch.cat([part.values for part in done]), torch.cat([part.counts for part in done]))
+            found.append((members, sizes, rows))
         for index, side in sides.items():
             if index not in calls:
                 rows = _row_loss(self.members[index]).plain_rows(side)
@@ -130,10 +153,17 @@ class LossEnsemble(nn.Module):
         return found
 
     def rows(
-        self, embeddings: Tensor, labels: Tensor, *, references: Tensor | None = None, reference_labels: Tensor | None = None
+        self,
+        embeddings: Tensor,
+        labels: Tensor,
+        *,
+        references: Tensor | None = None,
+        reference_labels: Tensor | None = None,
+        own: Tensor | None = None,
+        relation: Relation | None = None,
     ) -> dict[int, Rows]:
         """Values and counts of every member that is defined by rows, by its index. Arguments as `forward`."""
-        return _apart(self._grouped_rows(embeddings, labels, references, reference_labels))
+        return _apart(self._grouped_rows(embeddings, labels, references, reference_labels, own, relation))
 
     def _reduced(self, members: list[int], sizes: list[int], rows: Rows) -> Tensor:
         """`[len(members)]` terms of one pass. Members reduced by default take a few operations together, not each its own."""
@@ -148,7 +178,14 @@ class LossEnsemble(nn.Module):
         return averages.new_zeros(len(members)).index_add(0, torch.tensor(owner, device=averages.device), averages)
 
     def forward(
-        self, embeddings: Tensor, labels: Tensor, *, references: Tensor | None = None, reference_labels: Tensor | None = None
+        self,
+        embeddings: Tensor,
+        labels: Tensor,
+        *,
+        references: Tensor | None = None,
+        reference_labels: Tensor | None = None,
+        own: Tensor | None = None,
+        relation: Relation | None = None,
     ) -> Tensor:
         """The combined loss.
 
@@ -156,6 +193,8 @@ class LossEnsemble(nn.Module):
             embeddings: `[B, D]` floating point, raw.
             labels: `[B]` int64 (0..C-1 where a member owns proxies).
             references, reference_labels: `[N, D]` and `[N]`, for the members that compare samples with samples.
+            own: `[B]` int64, which reference is the sample itself (-1: none) and so no pair; needs references.
+            relation: which pairs are positives, for members that compare samples with samples; None: equal labels.
 
         Returns:
             Scalar.
@@ -163,13 +202,14 @@ class LossEnsemble(nn.Module):
         Raises:
             PluginError: a member returns something else than a scalar.
         """
-        groups = self._grouped_rows(embeddings, labels, references, reference_labels)
+        groups = self._grouped_rows(embeddings, labels, references, reference_labels, own, relation)
+        more = {name: given for name, given in (("own", own), ("relation", relation)) if given is not None}
         order = [index for members, _, _ in groups for index in members]
         parts = [self._reduced(*group) for group in groups]
         for index, loss in enumerate(self.members):
             if index in order:
                 continue
-            term = loss(embeddings, labels, references=references, reference_labels=reference_labels)
+            term = loss(embeddings, labels, references=references, reference_labels=reference_labels, **more)
             if not isinstance(term, Tensor) or term.ndim != 0:
                 got = list(term.shape) if isinstance(term, Tensor) else type(term).__name__
                 raise PluginError(f"loss '{loss.name}' must return a scalar tensor, got {got}; see dmlcore.testing.check_loss")

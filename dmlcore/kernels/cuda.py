@@ -12,7 +12,7 @@ from torch import Tensor
 
 from dmlcore.errors import ConfigError
 from dmlcore.kernels import extension
-from dmlcore.kernels.rows import FunctorCall
+from dmlcore.kernels.rows import FunctorCall, Relations
 
 SLOT_BYTES = 1 << 30
 """Device memory that losses comparing every positive with every negative may take, 12 bytes per anchor and positive."""
@@ -35,11 +35,12 @@ class CudaStep:
         reference_labels: `[N]` int64, or None with `references`.
         normalise: whether anchors and references are scaled to unit norm.
         calls: the functors.
+        relations: must be empty: equal labels decide.
         module: the binding; another than `dmlcore._cuda` only in tests, where an emulator runs the kernels on CPU tensors.
 
     Raises:
         ConfigError: no extension, tensors on different devices, float64.
-        NotTaken: too many positives for a loss that compares them all with every negative.
+        NotTaken: relations, or too many positives for a loss that compares them all with every negative.
     """
 
     def __init__(
@@ -50,12 +51,15 @@ class CudaStep:
         reference_labels: Tensor | None,
         normalise: tuple[bool, bool],
         calls: tuple[FunctorCall, ...],
+        relations: Relations | None = None,
         *,
         module: ModuleType | None = None,
     ) -> None:
         module = module or extension.cuda()
         if module is None:
             raise ConfigError(extension.reason_against("cuda"))
+        if any(tensor is not None for tensor in relations or ()) or any(call.windows is not None for call in calls):
+            raise NotTaken("custom relations, cross-batch memories and miners have no CUDA kernels yet; use DML_FUSED=0")
         self.device = anchors.device
         given = {
             "anchors": anchors,

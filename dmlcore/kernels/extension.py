@@ -73,13 +73,20 @@ def use_level(level: str) -> None:
 _CPU, _WHY_NO_CPU = _load("_cpu")
 _CUDA, _WHY_NO_CUDA = _load("_cuda")
 FUNCTORS: dict[str, tuple[tuple[str, ...], int]] = {}
+CUDA_FUNCTORS: dict[str, tuple[tuple[str, ...], int]] = {}
+PARTNERS: frozenset[str] = frozenset()
 if _CPU is not None:
     use_blas(os.environ.get("DML_BLAS", "vendor"))
     if os.environ.get("DML_CPU_LEVEL"):
         use_level(os.environ["DML_CPU_LEVEL"])
-    FUNCTORS = {name: (tuple(options.split()), values) for name, (options, values) in _CPU.functors().items()}
+    FUNCTORS = {name: (tuple(options.split()), values) for name, (options, values, _) in _CPU.functors().items()}
+    PARTNERS = frozenset(name for name, (_, _, partners) in _CPU.functors().items() if partners)
 elif os.environ.get("DML_FUSED", "1") != "0":
     warnings.warn(f"losses run in plain PyTorch, many times slower: {_WHY_NO_CPU}, or use another working folder", stacklevel=2)
+
+
+if _CUDA is not None:
+    CUDA_FUNCTORS = {name: found for name, found in FUNCTORS.items() if name in _CUDA.functors()}
 
 
 def cpu() -> ModuleType | None:
@@ -113,9 +120,14 @@ def reason_against(device: str) -> str:
     return f"there are no kernels for {device} tensors"
 
 
-def functors() -> dict[str, tuple[tuple[str, ...], int]]:
-    """The functors built in: name to (its option names in order, values per anchor)."""
-    return FUNCTORS
+def functors(device: str = "cpu") -> dict[str, tuple[tuple[str, ...], int]]:
+    """The functors built in for a device type: name to (its option names in order, values per anchor)."""
+    return CUDA_FUNCTORS if device == "cuda" else FUNCTORS
+
+
+def partner_functors() -> frozenset[str]:
+    """The functors that couple an anchor with its positives, and so take no references."""
+    return PARTNERS
 
 
 def info() -> dict[str, Any]:

@@ -9,8 +9,8 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -26,10 +26,15 @@ class FunctorCall:
     Attributes:
         functor: the name it is listed under.
         options: its options in the order the header lists them.
+        given: `[K, A]` numbers per anchor, for functors that take such; constants for the kernel.
+        windows: `[4, A]` similarities: the lowest and highest of the positives that count for this loss, then of the negatives,
+            inclusive; None: all. Constants.
     """
 
     functor: str
     options: tuple[float, ...]
+    given: Tensor | None = field(default=None, compare=False)
+    windows: Tensor | None = field(default=None, compare=False)
 
 
 _plan = threading.local()
@@ -41,7 +46,8 @@ def plan_options(**options: int) -> Iterator[None]:
 
     Args:
         options: `threads`, `workspace` (bytes of similarities kept between forward and backward; 0 recomputes them),
-            `tile_rows`, `tile_columns`, `slot_bytes`, `triangle` (0: do not use the symmetry of a batch with itself).
+            `tile_rows`, `tile_columns`, `slot_bytes`, `search` (1: look negatives up among the thresholds of an anchor's positives
+            whatever their number, 0: never), `triangle` (0: do not use the symmetry of a batch with itself).
     """
     before = getattr(_plan, "options", {})
     _plan.options = {**before, **options}
@@ -49,6 +55,24 @@ def plan_options(**options: int) -> Iterator[None]:
         yield
     finally:
         _plan.options = before
+
+
+class Relations(NamedTuple):
+    """Which pairs are what, besides equal labels.
+
+    Attributes:
+        own: `[A]` int64, the reference that is the anchor itself or -1: never a pair.
+        starts, positives: the positives of anchor `i` are the references `positives[starts[i]:starts[i + 1]]`, ascending, int64
+            `[A + 1]` and `[P]`; everything else is a negative and labels are not looked at. None: equal labels.
+    """
+
+    own: Tensor | None = None
+    starts: Tensor | None = None
+    positives: Tensor | None = None
+
+
+def _pointer(tensor: Tensor | None) -> int:
+    return 0 if tensor is None else tensor.data_ptr()
 
 
 class _CpuStep:
@@ -62,11 +86,12 @@ class _CpuStep:
         reference_labels: Tensor | None,
         normalise: tuple[bool, bool],
         calls: tuple[FunctorCall, ...],
+        relations: Relations,
     ) -> None:
         module = extension.cpu()
         if module is None:
             raise ConfigError(extension.reason_against("cpu"))
-        self.kept = (anchors, anchor_labels, references, reference_labels)
+        self.kept = (anchors, anchor_labels, references, reference_labels, relations)
         given = None
         if references is not None and reference_labels is not None:
             given = (references.data_ptr(), reference_labels.data_ptr(), references.shape[0], normalise[1])
@@ -76,7 +101,8 @@ class _CpuStep:
             anchors=(anchors.data_ptr(), anchor_labels.data_ptr(), anchors.shape[0], normalise[0]),
             references=given,
             width=anchors.shape[1],
-            losses=[(call.functor, list(call.options)) for call in calls],
+            losses=[(call.functor, list(call.options), _pointer(call.given)) for call in calls],
+            own=_pointer(relations.own),
             **options,
         )
 
@@ -88,7 +114,7 @@ class _CpuStep:
         return values, counts
 
     def backward(self, cotangents: Tensor, with_references: bool) -> tuple[Tensor, Tensor | None]:
-        anchors, _, references, _ = self.kept
+        anchors, _, references, *_ = self.kept
         grad_anchors = torch.empty_like(anchors)
         grad_references = torch.empty_like(references) if references is not None and with_references else None
         pointer = grad_references.data_ptr() if grad_references is not None else 0
@@ -114,8 +140,9 @@ class _FusedRows(torch.autograd.Function):
         reference_labels: Tensor | None,
         normalise: tuple[bool, bool],
         calls: tuple[FunctorCall, ...],
+        relations: Relations,
     ) -> tuple[Tensor, Tensor]:
-        ctx.step = _step(anchors, anchor_labels, references, reference_labels, normalise, calls)
+        ctx.step = _step(anchors, anchor_labels, references, reference_labels, normalise, calls, relations)
         values, counts = ctx.step.forward()
         ctx.mark_non_differentiable(counts)
         return values, counts
@@ -131,7 +158,7 @@ class _FusedRows(torch.autograd.Function):
         anchors, references = ctx.step.backward(cotangents.contiguous(), ctx.needs_input_grad[1])
         if not _graph_is_kept():  # kept loss values must not keep the tiles, as autograd frees its saved tensors
             ctx.step = None
-        return anchors if ctx.needs_input_grad[0] else None, references, None, None, None, None
+        return anchors if ctx.needs_input_grad[0] else None, references, *[None] * 5
 
 
 def _graph_is_kept() -> bool:
@@ -148,15 +175,19 @@ def _step_of_operator(
     reference_labels: Tensor | None,
     functors: str,
     options: list[float],
+    extras: list[Tensor],
+    relations: list[Tensor | None],
     normalise: tuple[bool, bool],
 ) -> Any:
     known, calls, at = extension.functors(), [], 0
-    for name in functors.split(","):
+    names = functors.split(",")
+    numbers = [None if tensor.numel() == 0 else tensor for tensor in extras] or [None] * (2 * len(names))
+    for index, name in enumerate(names):
         count = len(known[name][0])
-        calls.append(FunctorCall(name, tuple(options[at : at + count])))
+        calls.append(FunctorCall(name, tuple(options[at : at + count]), *numbers[2 * index : 2 * index + 2]))
         at += count
     given = (None if tensor is None else tensor.contiguous() for tensor in (anchor_labels, references, reference_labels))
-    return _step(anchors.contiguous(), *given, normalise, tuple(calls))
+    return _step(anchors.contiguous(), *given, normalise, tuple(calls), Relations(*relations))
 
 
 @torch.library.custom_op("dmlcore::fused_rows", mutates_args=())
@@ -167,12 +198,19 @@ def _fused_rows_op(
     reference_labels: Tensor | None,
     functors: str,
     options: list[float],
+    extras: list[Tensor],
+    own: Tensor | None,
+    starts: Tensor | None,
+    positives: Tensor | None,
     value_count: int,
     normalise_anchors: bool,
     normalise_references: bool,
 ) -> tuple[Tensor, Tensor]:
     normalise = (normalise_anchors, normalise_references)
-    step = _step_of_operator(anchors, references, anchor_labels, reference_labels, functors, options, normalise)
+    relations = [own, starts, positives]
+    step = _step_of_operator(
+        anchors, references, anchor_labels, reference_labels, functors, options, extras, relations, normalise
+    )
     values, counts = step.forward()
     return values.clone(), counts.clone()
 
@@ -185,6 +223,10 @@ def _(
     reference_labels: Tensor | None,
     functors: str,
     options: list[float],
+    extras: list[Tensor],
+    own: Tensor | None,
+    starts: Tensor | None,
+    positives: Tensor | None,
     value_count: int,
     normalise_anchors: bool,
     normalise_references: bool,
@@ -201,12 +243,19 @@ def _fused_rows_backward_op(
     reference_labels: Tensor | None,
     functors: str,
     options: list[float],
+    extras: list[Tensor],
+    own: Tensor | None,
+    starts: Tensor | None,
+    positives: Tensor | None,
     normalise_anchors: bool,
     normalise_references: bool,
 ) -> tuple[Tensor, Tensor]:
     # The operator keeps no state between the passes, so backward repeats the forward pass: one more product of similarities.
     normalise = (normalise_anchors, normalise_references)
-    step = _step_of_operator(anchors, references, anchor_labels, reference_labels, functors, options, normalise)
+    relations = [own, starts, positives]
+    step = _step_of_operator(
+        anchors, references, anchor_labels, reference_labels, functors, options, extras, relations, normalise
+    )
     step.forward()
     grad_anchors, grad_references = step.backward(cotangents.contiguous(), references is not None)
     return grad_anchors, anchors.new_empty(0) if grad_references is None else grad_references
@@ -221,6 +270,10 @@ def _(
     reference_labels: Tensor | None,
     functors: str,
     options: list[float],
+    extras: list[Tensor],
+    own: Tensor | None,
+    starts: Tensor | None,
+    positives: Tensor | None,
     normalise_anchors: bool,
     normalise_references: bool,
 ) -> tuple[Tensor, Tensor]:
@@ -228,17 +281,32 @@ def _(
 
 
 def _keep_inputs(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
-    anchors, references, anchor_labels, reference_labels, ctx.functors, ctx.options, _, *ctx.normalise = inputs
-    ctx.save_for_backward(anchors, references, anchor_labels, reference_labels)
+    anchors, references, anchor_labels, reference_labels, ctx.functors, ctx.options, extras, *relations, _, normalise, other = (
+        inputs
+    )
+    ctx.normalise, ctx.extras = (normalise, other), len(extras)
+    ctx.save_for_backward(anchors, references, anchor_labels, reference_labels, *relations, *extras)
     ctx.set_materialize_grads(True)
 
 
 def _op_backward(ctx: Any, cotangents: Tensor, _: Tensor) -> tuple[Any, ...]:
-    anchors, references, anchor_labels, reference_labels = ctx.saved_tensors
+    anchors, references, anchor_labels, reference_labels, own, starts, positives, *extras = ctx.saved_tensors
     grad_anchors, grad_references = torch.ops.dmlcore.fused_rows_backward(
-        cotangents, anchors, references, anchor_labels, reference_labels, ctx.functors, ctx.options, *ctx.normalise
+        cotangents,
+        anchors,
+        references,
+        anchor_labels,
+        reference_labels,
+        ctx.functors,
+        ctx.options,
+        extras,
+        own,
+        starts,
+        positives,
+        *ctx.normalise,
     )
-    return grad_anchors, None if references is None else grad_references, *[None] * 7
+    no_extras = [None] * ctx.extras
+    return grad_anchors, None if references is None else grad_references, *[None] * 4, no_extras, *[None] * 6
 
 
 _fused_rows_op.register_autograd(_op_backward, setup_context=_keep_inputs)
@@ -252,6 +320,7 @@ def fused_rows(
     calls: tuple[FunctorCall, ...],
     *,
     normalise: tuple[bool, bool] = (True, True),
+    relations: Relations | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Values and counts per anchor of several losses, in one pass over the similarities.
 
@@ -262,6 +331,7 @@ def fused_rows(
         reference_labels: `[N]` int64, or None with `references`.
         calls: the functors.
         normalise: whether anchors and references are scaled to unit norm (a zero vector stays zero, with zero gradient).
+        relations: which pairs are the anchor itself, and which are positives where labels do not say.
 
     Returns:
         `values` and `counts`, both `[V, A]` with the functors' values in order, float32 or (for float64 input) float64.
@@ -277,6 +347,20 @@ def fused_rows(
     anchor_labels = anchor_labels.contiguous()
     if references is not None and reference_labels is not None:
         references, reference_labels = references.to(dtype).contiguous(), reference_labels.contiguous()
+    relations = Relations(*(None if tensor is None else tensor.contiguous() for tensor in relations or Relations()))
+    has_numbers = any(call.given is not None or call.windows is not None for call in calls)
+    if has_numbers:
+        calls = tuple(
+            FunctorCall(
+                call.functor,
+                call.options,
+                *(
+                    None if numbers is None else numbers.detach().to(dtype).contiguous()
+                    for numbers in (call.given, call.windows)
+                ),
+            )
+            for call in calls
+        )
     if torch.compiler.is_compiling():
         known = extension.functors()
         values, counts = torch.ops.dmlcore.fused_rows(
@@ -286,8 +370,12 @@ def fused_rows(
             reference_labels,
             ",".join(call.functor for call in calls),
             [value for call in calls for value in call.options],
+            [anchors.new_empty(0) if numbers is None else numbers for call in calls for numbers in (call.given, call.windows)]
+            if has_numbers
+            else [],
+            *relations,
             sum(known[call.functor][1] for call in calls),
             *normalise,
         )
         return values, counts.detach()
-    return _FusedRows.apply(anchors, references, anchor_labels, reference_labels, normalise, calls)
+    return _FusedRows.apply(anchors, references, anchor_labels, reference_labels, normalise, calls, relations)

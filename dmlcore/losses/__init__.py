@@ -6,7 +6,7 @@ from typing import Any
 
 from dmlcore.config import build_options
 from dmlcore.errors import ConfigError
-from dmlcore.losses.base import Loss, LossOptions, PairLoss, ProxyLoss, RowLoss, Rows, Sides
+from dmlcore.losses.base import Loss, LossOptions, PairLoss, ProxyLoss, RowLoss, Rows, Sides, pair_masks
 from dmlcore.losses.geometry import cosine_similarities, distances, masked_logsumexp, unit
 
 __all__ = [
@@ -22,6 +22,7 @@ __all__ = [
     "distances",
     "masked_logsumexp",
     "names",
+    "pair_masks",
     "unit",
 ]
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import abc
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Literal, NamedTuple
 
 import torch
@@ -11,8 +12,8 @@ from torch import Tensor, nn
 
 from dmlcore.config import build_options
 from dmlcore.errors import ConfigError
-from dmlcore.kernels import FunctorCall, functors, fused_rows, reason_against
-from dmlcore.losses.geometry import cosine_similarities
+from dmlcore.kernels import FunctorCall, Relations, functors, fused_rows, partner_functors, reason_against
+from dmlcore.losses.geometry import unit
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,20 +25,44 @@ class LossOptions:
     for one value per anchor."""
 
 
+Relation = Callable[[Tensor, Tensor], Tensor]
+"""Labels of `a` anchors and of `b` references to a bool matrix `[a, b]`: which pairs are positives."""
+
+
 class Sides(NamedTuple):
     """What a loss compares with what.
 
     Attributes:
         anchors: `[A, D]`.
-        anchor_labels: `[A]` int64.
+        anchor_labels: `[A]` int64; with a relation any tensor of `A` rows.
         references: `[N, D]`, or None: the anchors themselves.
-        reference_labels: `[N]` int64, or None.
+        reference_labels: `[N]` int64 (or `N` rows), or None.
+        own: `[A]` int64, the reference that is the anchor itself, or -1: never a pair. Only with references.
+        relation: which pairs are positives; None: equal labels.
     """
 
     anchors: Tensor
     anchor_labels: Tensor
     references: Tensor | None
     reference_labels: Tensor | None
+    own: Tensor | None = None
+    relation: Relation | None = None
+
+
+def pair_masks(sides: Sides) -> tuple[Tensor, Tensor]:
+    """Which pairs of anchors and references are positives, and which negatives: two bool matrices `[A, N]`.
+
+    An anchor with itself is neither.
+    """
+    labels = sides.anchor_labels
+    others = labels if sides.reference_labels is None else sides.reference_labels
+    positive = labels[:, None] == others[None, :] if sides.relation is None else sides.relation(labels, others).bool()
+    negative = ~positive
+    own = torch.arange(len(labels), device=labels.device) if sides.references is None else sides.own
+    if own is not None and positive.shape[1]:
+        is_own = torch.arange(positive.shape[1], device=labels.device)[None, :] == own[:, None]  # [A, N]
+        positive, negative = positive & ~is_own, negative & ~is_own
+    return positive, negative
 
 
 class Rows(NamedTuple):
@@ -86,6 +111,40 @@ def check_inputs(
     return labels, reference_labels
 
 
+def with_relations(sides: Sides, own: Tensor | None, relation: Relation | None) -> Sides:
+    """Sides with what `forward` was told about them.
+
+    Raises:
+        ConfigError: `own` without references, or of another shape or dtype than `[A]` int64.
+    """
+    if own is None and relation is None:
+        return sides
+    if own is not None:
+        if sides.references is None:
+            raise ConfigError("own says which reference an embedding is; it needs references")
+        if own.shape != sides.anchors.shape[:1] or own.dtype != torch.int64:
+            raise ConfigError(
+                f"own must be int64 of shape {list(sides.anchors.shape[:1])}, got {list(own.shape)} of {own.dtype}"
+            )
+    return sides._replace(own=own, relation=relation)
+
+
+def run_together(sides: Sides, calls: tuple[FunctorCall, ...], normalise: tuple[bool, bool]) -> tuple[Tensor, Tensor]:
+    """Values and counts of several functors in one pass over the similarities of two sides, `[V, A]` each."""
+    relations = None
+    if sides.own is not None:
+        relations = Relations(sides.own)
+    return fused_rows(
+        sides.anchors,
+        sides.anchor_labels,
+        sides.references,
+        sides.reference_labels,
+        calls,
+        normalise=normalise,
+        relations=relations,
+    )
+
+
 class Loss(nn.Module, abc.ABC):
     """A metric learning loss. Subclasses set `name` and `Options` and write `forward`; most are a `PairLoss` or `ProxyLoss`.
 
@@ -113,7 +172,14 @@ class Loss(nn.Module, abc.ABC):
 
     @abc.abstractmethod
     def forward(
-        self, embeddings: Tensor, labels: Tensor, *, references: Tensor | None = None, reference_labels: Tensor | None = None
+        self,
+        embeddings: Tensor,
+        labels: Tensor,
+        *,
+        references: Tensor | None = None,
+        reference_labels: Tensor | None = None,
+        own: Tensor | None = None,
+        relation: Relation | None = None,
     ) -> Tensor:
         """The loss.
 
@@ -122,16 +188,27 @@ class Loss(nn.Module, abc.ABC):
             labels: `[B]` int64.
             references: `[N, D]` to compare with instead of the batch itself; gradients flow to both.
             reference_labels: `[N]` int64.
+            own: `[B]` int64, which reference is the sample itself (-1: none) and so no pair; needs references.
+            relation: which pairs are positives, given blocks of labels; None: equal labels.
 
         Returns:
             Scalar (or `[B]` for `reduction = "none"`).
         """
 
     def reference(
-        self, embeddings: Tensor, labels: Tensor, *, references: Tensor | None = None, reference_labels: Tensor | None = None
+        self,
+        embeddings: Tensor,
+        labels: Tensor,
+        *,
+        references: Tensor | None = None,
+        reference_labels: Tensor | None = None,
+        own: Tensor | None = None,
+        relation: Relation | None = None,
     ) -> Tensor:
         """The definition in plain PyTorch: differentiable, any dtype and device, no extension. Arguments as `forward`."""
-        return self.forward(embeddings, labels, references=references, reference_labels=reference_labels)
+        return self.forward(
+            embeddings, labels, references=references, reference_labels=reference_labels, own=own, relation=relation
+        )
 
     @property
     def is_fused(self) -> bool:
@@ -157,7 +234,12 @@ class RowLoss(Loss):
     """A loss defined per anchor on its similarities to references: one row of the similarity matrix at a time.
 
     Subclasses write `row_values`, the definition, and for a fused form name a functor of `csrc/losses` by `functor_call`.
+
+    Attributes:
+        normalise: whether anchors and references are scaled to unit norm before they are compared (else dot products).
     """
+
+    normalise: ClassVar[tuple[bool, bool]] = (True, True)
 
     @abc.abstractmethod
     def row_values(self, similarities: Tensor, positive: Tensor, negative: Tensor) -> Rows:
@@ -180,6 +262,18 @@ class RowLoss(Loss):
     def sides(self, embeddings: Tensor, labels: Tensor, references: Tensor | None, reference_labels: Tensor | None) -> Sides:
         """What is compared with what; arguments as `forward`."""
 
+    def given(self, sides: Sides) -> Tensor | None:
+        """`[K, A]` numbers per anchor that the functor takes beside its options. The kernel sees them detached."""
+        return None
+
+    def complete(self, rows: Rows, sides: Sides, given: Tensor | None) -> Rows:
+        """What remains after the kernel: terms that are cheap outside it, gradients with respect to `given`.
+
+        A kernel's value `v` with a known derivative `r = dv / d given` gets its gradient by adding
+        `r.detach() * (given - given.detach())`.
+        """
+        return rows
+
     @property
     def why_not_fused(self) -> str:
         call = self.functor_call()
@@ -190,37 +284,42 @@ class RowLoss(Loss):
             reason = f"the extension was built without the functor '{call.functor}'; install again"
         return reason
 
-    def call_for(self, embeddings: Tensor) -> FunctorCall | None:
+    def call_for(self, embeddings: Tensor, sides: Sides) -> FunctorCall | None:
         """The functor to run for such embeddings, or None: plain PyTorch. The CUDA kernels take no float64."""
         call = self.functor_call()
         if (
             isinstance(call, str)
             or reason_against(embeddings.device.type)
             or (embeddings.is_cuda and embeddings.dtype == torch.float64)
+            or (sides.references is not None and call.functor in partner_functors())
         ):
             return None
-        return call if call.functor in functors() else None
+        return call if call.functor in functors(embeddings.device.type) else None
 
     def plain_rows(self, sides: Sides) -> Rows:
         """Values and counts by the definition, in float32 at least: neither half precision nor autocast reach into it."""
-        anchors, labels, references, reference_labels = sides
-        types = (anchors.dtype, anchors.dtype if references is None else references.dtype)
+        types = (sides.anchors.dtype, sides.anchors.dtype if sides.references is None else sides.references.dtype)
         dtype = torch.float64 if torch.float64 in types else torch.float32
-        others = None if references is None else references.to(dtype)
-        with torch.autocast(anchors.device.type, enabled=False):
-            return self.dense_rows(Sides(anchors.to(dtype), labels, others, reference_labels))
+        others = None if sides.references is None else sides.references.to(dtype)
+        with torch.autocast(sides.anchors.device.type, enabled=False):
+            return self.dense_rows(sides._replace(anchors=sides.anchors.to(dtype), references=others))
 
     def dense_rows(self, sides: Sides) -> Rows:
         """Values and counts from all similarities at once; overridden by losses that need more than one row of them."""
-        anchors, labels, references, reference_labels = sides
-        others = anchors if references is None else references
-        other_labels = labels if reference_labels is None else reference_labels
-        similarities = cosine_similarities(anchors, others)  # [A, N]
-        positive = labels[:, None] == other_labels[None, :]
-        negative = ~positive
-        if references is None:
-            positive = positive & ~torch.eye(len(labels), dtype=torch.bool, device=labels.device)
-        return Rows(*self.row_values(similarities, positive, negative))
+        return Rows(*self.row_values(self.similarities(sides), *pair_masks(sides)))
+
+    def similarities(self, sides: Sides) -> Tensor:
+        """`[A, N]` cosines, or products of vectors that `normalise` leaves as they are."""
+        references = sides.anchors if sides.references is None else sides.references
+        anchors = unit(sides.anchors) if self.normalise[0] else sides.anchors
+        return anchors @ (unit(references) if self.normalise[1] else references).T
+
+    def fused_rows(self, sides: Sides, call: FunctorCall) -> Rows:
+        """Values and counts by the kernels."""
+        given = self.given(sides)
+        if given is not None:
+            call = replace(call, given=given)
+        return self.complete(Rows(*run_together(sides, (call,), self.normalise)), sides, given)
 
     def rows(
         self,
@@ -229,15 +328,15 @@ class RowLoss(Loss):
         *,
         references: Tensor | None = None,
         reference_labels: Tensor | None = None,
+        own: Tensor | None = None,
+        relation: Relation | None = None,
         plain: bool = False,
     ) -> Rows:
         """Values and counts per anchor, fused where possible. Arguments as `forward`; `plain` forces the definition."""
         labels, reference_labels = check_inputs(embeddings, labels, references, reference_labels)
-        sides = self.sides(embeddings, labels, references, reference_labels)
-        call = None if plain else self.call_for(embeddings)
-        if call is None:
-            return self.plain_rows(sides)
-        return Rows(*fused_rows(sides.anchors, sides.anchor_labels, sides.references, sides.reference_labels, (call,)))
+        sides = with_relations(self.sides(embeddings, labels, references, reference_labels), own, relation)
+        call = None if plain else self.call_for(embeddings, sides)
+        return self.plain_rows(sides) if call is None else self.fused_rows(sides, call)
 
     def reduce(self, rows: Rows) -> Tensor:
         """One number from values and counts, as `options.reduction` says."""
@@ -251,14 +350,40 @@ class RowLoss(Loss):
         return (values.sum(1) / counts.sum(1).clamp_min(1)).sum()
 
     def forward(
-        self, embeddings: Tensor, labels: Tensor, *, references: Tensor | None = None, reference_labels: Tensor | None = None
+        self,
+        embeddings: Tensor,
+        labels: Tensor,
+        *,
+        references: Tensor | None = None,
+        reference_labels: Tensor | None = None,
+        own: Tensor | None = None,
+        relation: Relation | None = None,
     ) -> Tensor:
-        return self.reduce(self.rows(embeddings, labels, references=references, reference_labels=reference_labels))
+        return self.reduce(
+            self.rows(embeddings, labels, references=references, reference_labels=reference_labels, own=own, relation=relation)
+        )
 
     def reference(
-        self, embeddings: Tensor, labels: Tensor, *, references: Tensor | None = None, reference_labels: Tensor | None = None
+        self,
+        embeddings: Tensor,
+        labels: Tensor,
+        *,
+        references: Tensor | None = None,
+        reference_labels: Tensor | None = None,
+        own: Tensor | None = None,
+        relation: Relation | None = None,
     ) -> Tensor:
-        return self.reduce(self.rows(embeddings, labels, references=references, reference_labels=reference_labels, plain=True))
+        return self.reduce(
+            self.rows(
+                embeddings,
+                labels,
+                references=references,
+                reference_labels=reference_labels,
+                own=own,
+                relation=relation,
+                plain=True,
+            )
+        )
 
 
 class PairLoss(RowLoss):

@@ -39,7 +39,7 @@ class ProxyAnchor(ProxyLoss):
                 raise ConfigError("reduction 'none' is not defined: the rows of proxy_anchor are proxies, not samples")
 
     def sides(self, embeddings: Tensor, labels: Tensor, references: Tensor | None, reference_labels: Tensor | None) -> Sides:
-        anchors, anchor_labels, proxies, proxy_labels = super().sides(embeddings, labels, references, reference_labels)
+        anchors, anchor_labels, proxies, proxy_labels, *_ = super().sides(embeddings, labels, references, reference_labels)
         assert proxies is not None and proxy_labels is not None
         return Sides(proxies, proxy_labels, anchors, anchor_labels)
 

@@ -12,7 +12,7 @@ import dmlcore
 from dmlcore.config import check_range
 from dmlcore.errors import ConfigError
 from dmlcore.kernels import FunctorCall
-from dmlcore.losses import LossOptions, PairLoss, Rows, Sides, cosine_similarities, distances
+from dmlcore.losses import LossOptions, PairLoss, Rows, Sides, cosine_similarities, distances, pair_masks
 
 Mining = Literal["all", "semihard", "semihard_hardest", "hard", "easy_positive_semihard"]
 
@@ -90,15 +90,10 @@ class Triplet(PairLoss):
     def dense_rows(self, sides: Sides) -> Rows:
         if not self.options.swap:
             return super().dense_rows(sides)
-        anchors, labels, references, reference_labels = sides
-        others = anchors if references is None else references
-        other_labels = labels if reference_labels is None else reference_labels
-        d = distances(cosine_similarities(anchors, others))  # [A, N]
+        others = sides.anchors if sides.references is None else sides.references
+        d = distances(self.similarities(sides))  # [A, N]
         among = distances(cosine_similarities(others, others))  # [N, N]
-        positive = labels[:, None] == other_labels[None, :]
-        negative = ~positive
-        if references is None:
-            positive = positive & ~torch.eye(len(labels), dtype=torch.bool, device=labels.device)
+        positive, negative = pair_masks(sides)
         chosen = positive[:, :, None] & negative[:, None, :]  # [A, N, N]
         return self._triplets(d[:, :, None], torch.minimum(d[:, None, :], among[None]), chosen)
 
