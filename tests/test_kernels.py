@@ -47,12 +47,12 @@ def _restore_level_and_blas():
 @cases
 @batches
 def test_fused_equals_plain(case: Case, batch: str) -> None:
-    if case.options.get("mining") == "semihard" and batch == "duplicates of other classes":
+    if case.mines_beyond and batch == "duplicates of other classes":
         pytest.skip("negatives exactly as far as positives: the definition jumps there, and the last bit decides")
     loss, (x, y) = case.create(), BATCHES[batch]
     assert loss.is_fused, loss.why_not_fused
     mine, plain = value_and_gradients(loss, x, y, loss), value_and_gradients(loss, x, y, loss.reference)
-    if case.options.get("mining") == "hard" and "duplicates" in batch:
+    if case.takes_nearest and "duplicates" in batch:
         # Which of two coincident points is the nearest is decided by the last bit of a matrix product. Only the gradient of
         # the place they share is defined: add it up over coincident points.
         _, place = torch.unique(x, dim=0, return_inverse=True)
@@ -386,7 +386,7 @@ def test_own_reference_is_no_pair(case: Case, plan: str) -> None:
         with plan_options(**PLANS[plan]):
             value = compute(leaf, y, references=other, reference_labels=labels, own=own)
             found.append((value.detach(), list(torch.autograd.grad(value, [leaf, other]))))
-    if case.options.get("mining") != "semihard":  # an anchor is exactly as far as itself where it is its own reference
+    if not case.mines_beyond:  # an anchor is exactly as far as itself where it is its own reference
         assert_close(*found, 1e-9)
     only = value_and_gradients(loss, x, y, loss, references=x[shuffle], reference_labels=y[shuffle], own=shuffle.argsort())[0]
     torch.testing.assert_close(only, loss_of_batch, rtol=1e-9, atol=1e-9)

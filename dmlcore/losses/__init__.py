@@ -7,7 +7,7 @@ from typing import Any
 from dmlcore.config import build_options
 from dmlcore.errors import ConfigError
 from dmlcore.losses.base import Loss, LossOptions, PairLoss, ProxyLoss, RowLoss, Rows, Sides, pair_masks
-from dmlcore.losses.geometry import cosine_similarities, distances, masked_logsumexp, unit
+from dmlcore.losses.geometry import cosine_similarities, distances, in_pieces, listed_positives, masked_logsumexp, unit
 
 __all__ = [
     "Loss",
@@ -20,6 +20,8 @@ __all__ = [
     "cosine_similarities",
     "create",
     "distances",
+    "in_pieces",
+    "listed_positives",
     "masked_logsumexp",
     "names",
     "pair_masks",
