@@ -26,6 +26,10 @@ class Case:
     options: dict[str, Any] = field(default_factory=dict)
     peer: Callable[[Any, Any, Tensor, Tensor], Tensor] | None = None
     fused: bool = True
+    scale_free: bool = True
+    """Whether scaling all embeddings changes nothing."""
+    cuda: bool = True
+    """Whether the fused form has CUDA kernels too."""
 
     @property
     def id(self) -> str:
@@ -56,13 +60,35 @@ def _mined(loss: str, miner: str | None = None, miner_options: dict[str, Any] | 
 
 def _proxies(loss: str, attribute: str = "proxies", transpose: bool = False, **options: Any):
     def peer(pml: Any, ours: Any, x: Tensor, y: Tensor) -> Tensor:
-        theirs = getattr(pml.losses, loss)(num_classes=len(ours.proxies), embedding_size=ours.proxies.shape[1], **options)
+        theirs = getattr(pml.losses, loss)(num_classes=ours.num_classes, embedding_size=ours.proxies.shape[1], **options)
         del theirs._parameters[attribute]  # a tensor, not a parameter: the gradient reaches our proxies
         setattr(theirs, attribute, ours.proxies.T if transpose else ours.proxies)
         theirs.cast_types = lambda dtype, device: None
         return theirs(x, y)
 
     return peer
+
+
+def _squares(pml: Any, ours: Any, x: Tensor, y: Tensor) -> Tensor:
+    return ours.options.weight * pml.regularizers.LpRegularizer(p=2, power=2)(x)
+
+
+def _linear(pml: Any, ours: Any, x: Tensor, y: Tensor) -> Tensor:
+    logits = torch.nn.functional.linear(x, ours.proxies, ours.bias)
+    return torch.nn.functional.cross_entropy(logits, y, label_smoothing=ours.options.label_smoothing)
+
+
+def _smoothed(pml: Any, ours: Any, x: Tensor, y: Tensor) -> Tensor:
+    normal = torch.nn.functional.normalize
+    logits = normal(x) @ normal(ours.proxies).T / ours.options.temperature
+    return torch.nn.functional.cross_entropy(logits, y, label_smoothing=ours.options.label_smoothing)
+
+
+def _regularised_triples(pml: Any, ours: Any, x: Tensor, y: Tensor) -> Tensor:
+    o = ours.options
+    regulariser = pml.regularizers.SparseCentersRegularizer(ours.num_classes, o.centers_per_class)
+    theirs = _proxies("SoftTripleLoss", "fc", transpose=True, centers_per_class=o.centers_per_class)
+    return theirs(pml, ours, x, y) + o.tau * regulariser(ours.proxies)
 
 
 LOSSES = [
@@ -113,16 +139,42 @@ LOSSES = [
     Case("sup_con", {"temperature": 0.01}, _mined("SupConLoss", temperature=0.01)),
     Case("circle", {}, _mined("CircleLoss")),
     Case("circle", {"m": 0.25, "gamma": 256.0}, _mined("CircleLoss", m=0.25, gamma=256)),
+    Case("histogram", {}, _mined("HistogramLoss"), cuda=False),
+    Case("histogram", {"n_bins": 13}, _mined("HistogramLoss", n_bins=13), cuda=False),
     Case("proxy_anchor", {}, _proxies("ProxyAnchorLoss")),
     Case("proxy_anchor", {"margin": 0.2, "alpha": 150.0}, _proxies("ProxyAnchorLoss", margin=0.2, alpha=150)),
     Case("proxy_nca", {}, _proxies("ProxyNCALoss")),
     Case("proxy_nca", {"softmax_scale": 24.0}, _proxies("ProxyNCALoss", softmax_scale=24)),
-    Case("proxy_nca", {"variant": "wedl"}, None, False),
+    Case("proxy_nca", {"variant": "wedl"}),
     Case("norm_softmax", {}, _proxies("NormalizedSoftmaxLoss", "W", transpose=True)),
     Case("norm_softmax", {"temperature": 0.01}, _proxies("NormalizedSoftmaxLoss", "W", transpose=True, temperature=0.01)),
+    Case("norm_softmax", {"temperature": 0.1, "label_smoothing": 0.2}, _smoothed),
+    Case("cosface", {}, _proxies("CosFaceLoss", "W", transpose=True)),
+    Case("cosface", {"margin": 0.1, "scale": 100.0}, _proxies("CosFaceLoss", "W", transpose=True, margin=0.1, scale=100)),
+    Case("arcface", {}, _proxies("ArcFaceLoss", "W", transpose=True)),
+    Case("arcface", {"margin": 70.0, "scale": 150.0}, _proxies("ArcFaceLoss", "W", transpose=True, margin=70, scale=150)),
+    Case("sphereface", {}, _proxies("SphereFaceLoss", "W", transpose=True), scale_free=False, cuda=False),
+    Case(
+        "sphereface",
+        {"margin": 3, "scale": 2.0},
+        _proxies("SphereFaceLoss", "W", transpose=True, margin=3, scale=2),
+        scale_free=False,
+        cuda=False,
+    ),
+    Case("cross_entropy", {}, _linear, scale_free=False),
+    Case("cross_entropy", {"bias": True, "label_smoothing": 0.1}, _linear, scale_free=False),
+    Case("subcenter_arcface", {}, _proxies("SubCenterArcFaceLoss", "W", transpose=True), False),
+    Case("subcenter_arcface", {"sub_centers": 1}, _proxies("SubCenterArcFaceLoss", "W", transpose=True, sub_centers=1), False),
+    Case("soft_triple", {}, _proxies("SoftTripleLoss", "fc", transpose=True), False),
+    Case("soft_triple", {"centers_per_class": 3, "tau": 0.2}, _regularised_triples, False),
+    Case("sec", {}, None, False, scale_free=False),
+    Case("sec", {"rho": 0.2, "weight": 0.5}, None, False, scale_free=False),
+    Case("l2_norm", {}, _squares, False, scale_free=False),
 ]
+PROXIES = [case for case in LOSSES if case.create().needs_classes]
 FUSED = [case for case in LOSSES if case.fused]
-PAIRS = [case for case in LOSSES if case.name not in ("proxy_anchor", "proxy_nca", "norm_softmax")]
+ON_CUDA = [case for case in FUSED if case.cuda]
+PAIRS = [case for case in LOSSES if case not in PROXIES and case.name not in ("sec", "l2_norm")]
 
 
 def embeddings_of(
@@ -192,6 +244,6 @@ def assert_close(
     torch.testing.assert_close(mine[0].double(), other[0].double(), rtol=tolerance, atol=tolerance)
     for a, b in zip(mine[1], other[1], strict=True):
         if a.numel():
-            scale = b.double().abs().amax(1, keepdim=True) if by_row else b.double().abs().max()
+            scale = b.double().abs().amax(-1, keepdim=True) if by_row else b.double().abs().max()
             error = (a.double() - b.double()).abs()
             assert bool((error <= 10 * tolerance * scale + 1e-4 * tolerance).all()), f"gradients differ by {error.max()}"

@@ -21,7 +21,8 @@ def compare(case: Case, x: Tensor, y: Tensor, device: str = "cpu", **keywords: T
     assert abs(mine[0].double() - truth[0]) <= 2 * abs(own[0].double() - truth[0]) + 1e-5 * abs(truth[0]) + 1e-6
     inputs = [x, *low.parameters()]
     for vectors, *gradients in zip(inputs, mine[1], own[1], truth[1], strict=True):
-        norms = vectors.detach().double().norm(dim=1, keepdim=True)
+        norms = vectors.detach().double()
+        norms = norms.norm(dim=1, keepdim=True) if norms.ndim > 1 else torch.ones_like(norms)
         # a gradient goes with 1 / norm, and the norms differ by 10^16: compare what does not
         g, o, t = (gradient.double() * torch.where(norms > 0, norms, 1.0) for gradient in gradients)
         if case.takes_nearest:  # which of coincident points is nearest, the last bit decides: add them up

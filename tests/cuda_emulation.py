@@ -122,7 +122,7 @@ def _run_all(path: str) -> None:
         other_labels = None if references is None else torch.randint(4, (references,))
         chosen = calls if anchors < 250 else (calls[0], calls[-1])
         step = CudaStep(torch.randn(anchors, width), labels, others, other_labels, (True, True), chosen, module=module)
-        values, _ = step.forward()
+        values, *_ = step.forward()
         grad, _ = step.backward(torch.ones_like(values))
         assert torch.isfinite(values).all() and torch.isfinite(grad).all()
     print("clean")

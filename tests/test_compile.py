@@ -18,7 +18,7 @@ def test_operator_is_registered_well(references: bool) -> None:
     x, y = BATCHES["odd"]
     other, ids = (x[:9].clone().requires_grad_(), y[:9]) if references else (None, None)
     options = [2.0, 50.0, 0.5, 0.1, 0.0, 1.0]
-    arguments = (x.clone().requires_grad_(), other, y, ids, "ms,contrastive", options, [], None, None, None, 3, True, True)
+    arguments = (x.clone().requires_grad_(), other, y, ids, "ms,contrastive", options, [], None, None, None, 3, 0, True, True)
     torch.library.opcheck(torch.ops.dmlcore.fused_rows.default, arguments)
 
 

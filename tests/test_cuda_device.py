@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import pytest
 import torch
-from cases import BATCHES, CLASSES, FUSED, PAIRS, Case, embeddings_of
+from cases import BATCHES, CLASSES, ON_CUDA, PAIRS, Case, embeddings_of
 from cuda_comparison import compare
 
 from dmlcore.kernels import FunctorCall, extension, fused_rows
 
 WHY_NOT = extension.reason_against("cuda") or ("" if torch.cuda.is_available() else "torch sees no CUDA device")
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(bool(WHY_NOT), reason=WHY_NOT)]
-cases = pytest.mark.parametrize("case", FUSED, ids=lambda case: case.id)
+cases = pytest.mark.parametrize("case", ON_CUDA, ids=lambda case: case.id)
 CALLS = (
     FunctorCall("ms", (2.0, 50.0, 0.5, 0.1)),
     FunctorCall("contrastive", (0.0, 1.0)),
@@ -29,7 +29,7 @@ def test_equals_the_definition(case: Case, batch: str) -> None:
     compare(case, *BATCHES[batch], "cuda")
 
 
-@pytest.mark.parametrize("case", [case for case in PAIRS if case.fused], ids=lambda case: case.id)
+@pytest.mark.parametrize("case", [case for case in PAIRS if case in ON_CUDA], ids=lambda case: case.id)
 @pytest.mark.parametrize(
     ("anchors", "references", "width"), [(33, 70, 130), (67, 1, 5), (1, 66, 1), (5, 0, 8), (3, 4, 257), (1000, 3000, 64)]
 )

@@ -12,7 +12,7 @@ from types import ModuleType
 import cuda_emulation
 import pytest
 import torch
-from cases import BATCHES, CLASSES, FUSED, PAIRS, Case, embeddings_of
+from cases import BATCHES, CLASSES, ON_CUDA, PAIRS, Case, embeddings_of
 from cuda_comparison import compare
 from torch import Tensor
 
@@ -22,8 +22,8 @@ from dmlcore.kernels import cuda as cuda_module
 from dmlcore.kernels.cuda import CudaStep, NotTaken
 
 pytestmark = pytest.mark.skipif(bool(cuda_emulation.missing()), reason=cuda_emulation.missing())
-cases = pytest.mark.parametrize("case", FUSED, ids=lambda case: case.id)
-pairs = pytest.mark.parametrize("case", [case for case in PAIRS if case.fused], ids=lambda case: case.id)
+cases = pytest.mark.parametrize("case", ON_CUDA, ids=lambda case: case.id)
+pairs = pytest.mark.parametrize("case", [case for case in PAIRS if case in ON_CUDA], ids=lambda case: case.id)
 
 MS = FunctorCall("ms", (2.0, 50.0, 0.5, 0.1))
 TRIPLETS = FunctorCall("triplet_all", (0.1,))
@@ -49,7 +49,7 @@ def on_emulator(emulated: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_lists_every_functor(emulated: ModuleType) -> None:
-    assert {case.create().functor_call().functor for case in FUSED} <= set(emulated.functors())
+    assert {case.create().functor_call().functor for case in ON_CUDA} <= set(emulated.functors())
 
 
 @cases
@@ -75,7 +75,7 @@ def test_gradient_of_references() -> None:
     torch.manual_seed(0)
     x, r = torch.randn(35, 9), torch.randn(68, 9)
     y, other = torch.randint(CLASSES, (35,)), torch.randint(CLASSES, (68,))
-    for case in (case for case in PAIRS if case.fused):
+    for case in (case for case in PAIRS if case in ON_CUDA):
         low, exact = case.create(torch.float32), case.create()
         a = r.clone().requires_grad_()
         b = r.double().requires_grad_()
@@ -95,14 +95,14 @@ def run(
     normalise: tuple[bool, bool] = (True, True),
 ) -> list[Tensor]:
     step = CudaStep(x, y, r, other, normalise, calls, module=emulated)
-    values, counts = step.forward()
+    values, counts, _ = step.forward()
     cotangents = torch.rand(values.shape, generator=torch.Generator().manual_seed(1))
     return [tensor for tensor in (values, counts, *step.backward(cotangents)) if tensor is not None]
 
 
 @pytest.mark.parametrize("count", [1, 33, 67])
 def test_no_order_of_the_threads_matters(emulated: ModuleType, monkeypatch: pytest.MonkeyPatch, count: int) -> None:
-    calls = tuple(dict.fromkeys(case.create().functor_call() for case in FUSED))
+    calls = tuple(dict.fromkeys(case.create().functor_call() for case in ON_CUDA))
     x, y = embeddings_of(torch.arange(count) % CLASSES, 19, torch.float32), torch.arange(count) % CLASSES
     r, other = (None, None) if count != 33 else (embeddings_of(y[:21], 19, torch.float32, seed=2), y[:21])
     results = []
@@ -147,7 +147,7 @@ def test_many_references(emulated: ModuleType) -> None:
     y, other = torch.tensor([0, 1]), torch.randint(2, 9, (66_000,))
     other[::30_000] = 1
     step = CudaStep(x, y, r, other, (True, True), (FunctorCall("sup_con", (0.1,)),), module=emulated)
-    values, counts = step.forward()
+    values, counts, _ = step.forward()
     grad, _ = step.backward(torch.ones_like(values), with_references=False)
     leaf = x.double().requires_grad_()
     truth = Case("sup_con").create().rows(leaf, y, references=r.double(), reference_labels=other, plain=True)

@@ -10,7 +10,7 @@ from cases import BATCHES, LOSSES, Case, assert_close, embeddings_of, value_and_
 
 import dmlcore
 from dmlcore.errors import ConfigError
-from dmlcore.losses import create
+from dmlcore.losses import RowLoss, create, softmax
 
 # Three points on the unit circle at 0, 60 and 90 degrees; the first two are of one class.
 POINTS = torch.tensor([[1.0, 0.0], [0.5, math.sqrt(0.75)], [0.0, 1.0]], dtype=torch.float64)
@@ -142,10 +142,14 @@ PEERS = [case for case in LOSSES if case.peer is not None]
 def test_equals_pytorch_metric_learning(case: Case, batch: str) -> None:
     pml = pytest.importorskip("pytorch_metric_learning", reason="the test extra is not installed")
     import pytorch_metric_learning.losses
-    import pytorch_metric_learning.miners  # noqa: F401
+    import pytorch_metric_learning.miners
+    import pytorch_metric_learning.regularizers  # noqa: F401
 
     loss, (x, y) = case.create(), BATCHES[batch]
     peer = value_and_gradients(loss, x, y, lambda a, b: case.peer(pml, loss, a, b))
+    if case.name == "histogram":  # the peer rounds its node distance to float32, so its shares are off by 1e-8 times the node
+        assert_close(value_and_gradients(loss, x, y, loss.reference), peer, 1e-5)
+        return
     assert_close(value_and_gradients(loss, x, y, loss.reference), peer, 1e-7)
 
 
@@ -159,21 +163,29 @@ def test_value_and_gradient_are_finite(case: Case, batch: str) -> None:
         assert all(torch.isfinite(g).all() for g in gradients)
 
 
+def replaced(case: Case, reduction: str) -> dmlcore.losses.Loss:
+    return Case(case.name, {**case.options, "reduction": reduction}).create()
+
+
 @pytest.mark.parametrize("case", LOSSES, ids=lambda case: case.id)
 def test_reductions(case: Case) -> None:
     x, y = BATCHES["odd"]
-    options = dict(case.options)
-    rows = case.create().rows(x, y)
-    for reduction, expected in (("sum", rows.values.sum()), ("mean", rows.values.sum() / rows.values.shape[1])):
-        loss = Case(case.name, {**options, "reduction": reduction}).create()
+    if case.name == "histogram":
+        with pytest.raises(ConfigError, match="one value per batch"):
+            replaced(case, "mean")
+        return
+    loss = case.create()
+    # a regulariser of norms has no rows; its values are what it does not reduce
+    values = loss.rows(x, y).values if isinstance(loss, RowLoss) else replaced(case, "none")(x, y)[None]
+    for reduction, expected in (("sum", values.sum()), ("mean", values.sum() / values.shape[1])):
+        loss = replaced(case, reduction)
         torch.testing.assert_close(loss(x, y), expected)
         torch.testing.assert_close(loss.reference(x, y), expected)
     if case.name == "proxy_anchor":
         with pytest.raises(ConfigError, match="rows of proxy_anchor are proxies"):
-            Case(case.name, {**options, "reduction": "none"}).create()
+            replaced(case, "none")
     else:
-        loss = Case(case.name, {**options, "reduction": "none"}).create()
-        torch.testing.assert_close(loss(x, y), rows.values.sum(0))
+        torch.testing.assert_close(replaced(case, "none")(x, y), values.sum(0))
 
 
 def test_creation_errors_name_the_nearest() -> None:
@@ -194,9 +206,9 @@ def test_creation_errors_name_the_nearest() -> None:
 
 
 def test_proxies_have_their_name_and_shape() -> None:
-    for name in ("proxy_anchor", "proxy_nca", "norm_softmax"):
+    for name in {case.name for case in LOSSES if case.create().needs_classes}:
         loss = create(name, num_classes=5, embedding_dim=3)
-        assert loss.proxies.shape == (5, 3)
+        assert loss.proxies.shape == (5 * {"subcenter_arcface": 3, "soft_triple": 10}.get(name, 1), 3)
         assert loss.parameter_roles()["proxies"][0] is loss.proxies
         assert list(loss.state_dict()) == ["proxies"]
 
@@ -212,7 +224,7 @@ def test_plain_everywhere(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_unfused_options_say_why() -> None:
     assert "swap" in create("triplet", swap=True).why_not_fused
-    assert "wedl" in create("proxy_nca", variant="wedl", num_classes=2, embedding_dim=2).why_not_fused
+    assert "norms alone" in create("sec").why_not_fused
 
 
 def test_autocast_computes_in_float32() -> None:
@@ -235,3 +247,202 @@ def test_references_may_be_the_batch_itself() -> None:
     loss = create("triplet", mining="hard", margin=0.2)
     other = embeddings_of(y, seed=9)
     assert loss(x, y, references=other, reference_labels=y) != loss(x, y)
+
+
+def test_margins_by_hand() -> None:
+    cosines = [[1.0, 0.0, -1.0], [0.5, math.sqrt(0.75), -0.5], [0.0, 1.0, 0.0]]  # sample x proxy
+    targets = [0, 0, 2]  # the third sample is at 90 degrees from its proxy
+
+    def cross_entropy(change) -> float:
+        total = 0.0
+        for row, y in zip(cosines, targets, strict=True):
+            logits = [4 * (change(c) if k == y else c) for k, c in enumerate(row)]
+            total += math.log(sum(math.exp(x) for x in logits)) - logits[y]
+        return total / 3
+
+    y = torch.tensor(targets)
+
+    def widened(degrees: float):
+        def change(cosine: float) -> float:
+            angle, margin = math.degrees(math.acos(cosine)), math.radians(degrees)
+            return cosine - margin * math.sin(margin) if angle > 180 - degrees else math.cos(math.radians(angle + degrees))
+
+        return change
+
+    for name, options, change in (
+        ("cosface", {"margin": 0.3}, lambda c: c - 0.3),
+        ("arcface", {"margin": 20.0}, widened(20)),
+        ("arcface", {"margin": 100.0}, widened(100)),  # 90 degrees and 100 are beyond 180
+    ):
+        for compute in (loss := proxies_on_the_axes(name, scale=4.0, **options), loss.reference):
+            assert compute(POINTS, y).item() == pytest.approx(cross_entropy(change), abs=1e-12), (name, options)
+
+    def multiplied(norm: float, cosine: float) -> float:  # margin 2: cos 2a down to 90 degrees, then -cos 2a - 2
+        return norm * (2 * cosine**2 - 1 if cosine > 0 else -(2 * cosine**2 - 1) - 2)
+
+    norms, total = [0.5, 2.0, 3.0], 0.0
+    for row, norm, t in zip(cosines, norms, targets, strict=True):
+        logits = [4 * (multiplied(norm, c) if k == t else norm * c) for k, c in enumerate(row)]
+        total += math.log(sum(math.exp(x) for x in logits)) - logits[t]
+    loss = proxies_on_the_axes("sphereface", scale=4.0, margin=2)
+    for compute in (loss, loss.reference):
+        assert compute(torch.tensor(norms)[:, None] * POINTS, y).item() == pytest.approx(total / 3, abs=1e-6)
+
+
+def test_linear_classifier_by_hand() -> None:
+    loss = proxies_on_the_axes("cross_entropy", bias=True, label_smoothing=0.3)
+    with torch.no_grad():
+        loss.bias.copy_(torch.tensor([0.1, -0.2, 0.3], dtype=torch.float64))
+    total = 0.0
+    for (a, b), y in zip(POINTS.tolist(), [0, 0, 1], strict=True):
+        logits = [2 * a + 0.1, 3 * b - 0.2, -a + 0.3]
+        total += math.log(sum(math.exp(x) for x in logits)) - 0.7 * logits[y] - 0.1 * sum(logits)
+    for compute in (loss, loss.reference):
+        assert compute(POINTS, IDS).item() == pytest.approx(total / 3, abs=1e-12)
+    assert [p.shape for p in loss.parameter_roles()["proxies"]] == [(3, 2), (3,)]
+
+
+@pytest.mark.parametrize("name", ["arcface", "cosface", "subcenter_arcface", "sphereface"])
+def test_margins_have_finite_gradients_at_their_proxies(name: str) -> None:
+    loss = proxies_on_the_axes(name, **({"sub_centers": 1} if name == "subcenter_arcface" else {}))
+    for points in (loss.proxies.detach()[::3].clone(), -loss.proxies.detach()[::3]):
+        for compute in (loss, loss.reference):
+            value, gradients = value_and_gradients(loss, points, torch.zeros(len(points), dtype=torch.int64), compute)
+            assert torch.isfinite(value)
+            assert all(torch.isfinite(g).all() for g in gradients)
+
+
+def test_several_centres_by_nested_loops() -> None:
+    x, y = BATCHES["odd"]
+    near = create("subcenter_arcface", num_classes=7, embedding_dim=11, sub_centers=3, margin=40.0, scale=8.0).double()
+    soft = create("soft_triple", num_classes=7, embedding_dim=11, centers_per_class=3, tau=0.3).double()
+    for loss in (near, soft):
+        centres = loss.proxies.detach().reshape(7, 3, 11)
+        total = 0.0
+        for sample, label in zip(x, y.tolist(), strict=True):
+            logits = []
+            for c in range(7):
+                s = [float(sample @ centre / sample.norm() / centre.norm()) for centre in centres[c]]
+                if loss is near:
+                    angle = math.acos(max(s)) + (math.radians(40) if c == label else 0)
+                    beyond = c == label and angle > math.pi
+                    logits.append(8 * (max(s) - math.radians(40) * math.sin(math.radians(40)) if beyond else math.cos(angle)))
+                else:
+                    weights = [math.exp(v / 0.1) for v in s]
+                    mean = sum(w * v for w, v in zip(weights, s, strict=True)) / sum(weights)
+                    logits.append(20 * (mean - (0.01 if c == label else 0)))
+            total += math.log(sum(math.exp(v) for v in logits)) - logits[label]
+        expected = total / len(y)
+        if loss is soft:
+            unit = centres / centres.norm(dim=2, keepdim=True)
+            apart = [float((unit[c, i] - unit[c, j]).norm()) for c in range(7) for i in range(3) for j in range(i)]
+            expected += 0.3 * sum(apart) / (7 * 3 * 2)
+        assert loss.reference(x, y).item() == pytest.approx(expected, abs=1e-9)
+
+
+@pytest.mark.parametrize("name", ["subcenter_arcface", "soft_triple"])
+def test_chunks_of_classes_equal_the_whole(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    loss, (x, y) = Case(name).create(), BATCHES["odd"]
+    whole = value_and_gradients(loss, x, y, loss.reference)
+    monkeypatch.setattr(softmax, "CHUNK", 37 * loss.centres * 2)  # two of the seven classes at a time
+    assert_close(value_and_gradients(loss, x, y, loss.reference), whole, 1e-12)
+    leaf = x.clone().requires_grad_()
+    second = []
+    for chunk in (37 * loss.centres * 2, 10**9):
+        monkeypatch.setattr(softmax, "CHUNK", chunk)
+        gradient = torch.autograd.grad(loss.reference(leaf, y), [leaf, loss.proxies], create_graph=True)
+        second.append(torch.autograd.grad(sum(g.sin().sum() for g in gradient), [leaf, loss.proxies]))
+    torch.testing.assert_close(*second, rtol=1e-9, atol=1e-11)
+
+
+def test_outliers_equal_pytorch_metric_learning() -> None:
+    pml = pytest.importorskip("pytorch_metric_learning", reason="the test extra is not installed")
+    import pytorch_metric_learning.losses  # noqa: F401
+
+    x, y = BATCHES["odd"]
+    y = torch.where(y == 4, 5, y)  # a class without samples
+    loss = create("subcenter_arcface", num_classes=7, embedding_dim=11).double()
+    peer = pml.losses.SubCenterArcFaceLoss(num_classes=7, embedding_size=11)
+    peer.W.data = loss.proxies.data.T.clone()
+    for threshold in (60.0, 75.0, 90.0):
+        outliers, centres = loss.get_outliers(x, y, threshold)
+        theirs, their_centres = peer.get_outliers(x, y, threshold)
+        assert outliers.tolist() == sorted(theirs.tolist())
+        assert 0 < len(outliers) < len(y)
+        present = [0, 1, 2, 3, 5, 6]
+        torch.testing.assert_close(centres[present], their_centres.T[present])
+        assert not centres[4].any()
+        assert torch.equal(loss.get_outliers(x, y, threshold, return_dominant_centers=False), outliers)
+
+
+def test_regularisers_by_hand() -> None:
+    x = torch.tensor([[3.0, 4.0], [0.0, 1.0], [0.0, 0.0]], dtype=torch.float64)  # norms 5, 1, 0: mean 2
+    value, (gradient,) = value_and_gradients(sec := create("sec", weight=0.5), x, IDS, sec)
+    assert value.item() == pytest.approx(0.5 * (9 + 1 + 4) / 3)
+    expected = [[2 * 0.5 / 3 * 3 * 0.6, 2 * 0.5 / 3 * 3 * 0.8], [0.0, 2 * 0.5 / 3 * -1], [0.0, 0.0]]
+    torch.testing.assert_close(gradient, torch.tensor(expected, dtype=torch.float64))
+    value, (gradient,) = value_and_gradients(l2 := create("l2_norm", weight=2.0), x, IDS, l2)
+    assert value.item() == pytest.approx(2 * 26 / 3)
+    torch.testing.assert_close(gradient, 2 * 2 / 3 * x)
+
+
+def test_running_mean_of_norms() -> None:
+    x = torch.tensor([[3.0, 4.0], [0.0, 1.0]], dtype=torch.float64)  # mean norm 3
+    y = IDS[:2]
+    sec = create("sec", rho=0.25).double()
+    assert sec.reference(x, y).item() == 4  # the batch's own mean before the first batch
+    assert sec.eval()(x, y).item() == 4 and torch.isnan(sec.mu)  # evaluation moves nothing
+    assert sec.train()(x, y).item() == 4 and sec.mu == 3
+    assert sec(3 * x, y).item() == pytest.approx(((15 - 4.5) ** 2 + (3 - 4.5) ** 2) / 2)  # 3 + 0.25 * (9 - 3)
+    assert sec.reference(3 * x, y).item() == pytest.approx(((15 - 4.5) ** 2 + (3 - 4.5) ** 2) / 2)
+    value, (gradient,) = value_and_gradients(sec.eval(), x, y, sec)
+    torch.testing.assert_close(gradient[1], torch.tensor([0.0, 1 - 4.5], dtype=torch.float64))  # mu is a constant
+    sec.train()(x * torch.nan, y)
+    sec(x[:0], y[:0])
+    assert sec.mu == 4.5
+    other = create("sec", rho=0.25).double()
+    other.load_state_dict(sec.state_dict())
+    assert other.eval()(x, y) == value
+    assert not create("sec").state_dict()
+
+
+def test_regularisers_join_an_ensemble() -> None:
+    x, y = BATCHES["zero vectors"]
+    members = ["ms", "sec", "norm_softmax", "l2_norm"]
+    ensemble = dmlcore.LossEnsemble(members, weights=[1, 2, 3, 4], num_classes=7, embedding_dim=11).double()
+    value, gradients = value_and_gradients(ensemble, x, y, ensemble)
+    expected = sum(w * loss(x, y) for w, loss in zip([1, 2, 3, 4], ensemble.members, strict=True))
+    torch.testing.assert_close(value, expected.detach())
+    assert list(ensemble.terms) == members
+    assert all(torch.isfinite(g).all() for g in gradients)
+
+
+@pytest.mark.parametrize("name", ["sec", "l2_norm", "cross_entropy", "sphereface", "arcface", "soft_triple"])
+def test_conformance(name: str) -> None:
+    from dmlcore.plugins import find
+    from dmlcore.testing import check_loss
+
+    assert all(check.passed for check in check_loss(find("loss", name).component))
+
+
+@pytest.mark.parametrize("name", ["norm_softmax", "arcface", "cross_entropy", "subcenter_arcface", "soft_triple"])
+def test_many_classes_take_little_memory(name: str) -> None:
+    from benchmarks.measuring import peak_megabytes
+
+    classes, batch = 50_000, 512  # logits of 98 MB, per centre
+    loss = create(name, num_classes=classes, embedding_dim=4)
+    x, y = torch.randn(batch, 4, requires_grad=True), torch.arange(batch) * 97
+
+    def prepare():
+        return lambda: loss(x, y).backward()
+
+    peak = peak_megabytes(prepare)
+    assert peak < 75, peak
+    if loss.is_fused:
+        small = torch.arange(32) * 1500
+        exact = create(name, num_classes=classes, embedding_dim=4).double()
+        exact.load_state_dict(loss.state_dict())
+        for workspace in (0, -1):
+            with dmlcore.kernels.plan_options(workspace=workspace):
+                mine = value_and_gradients(exact, x[:32].double(), small, exact)
+            assert_close(mine, value_and_gradients(exact, x[:32].double(), small, exact.reference), 1e-9)

@@ -22,11 +22,15 @@ PYBIND11_MODULE(_cpu, m) {
   m.doc() = "Fused losses on the CPU. Use dmlcore.kernels instead.";
   py::class_<dml::StepBase>(m, "Step")
       .def(py::init([](bool is_double, const Given& anchors, const std::optional<Given>& references, int64_t width,
-                       const std::vector<std::tuple<std::string, std::vector<double>, uintptr_t>>& losses, uintptr_t own, int threads, int64_t workspace,
+                       const std::vector<std::tuple<std::string, std::vector<double>, uintptr_t, uintptr_t>>& losses,
+                       const std::array<uintptr_t, 3>& relations_at, int threads, int64_t workspace,
                        int64_t tile_rows, int64_t tile_columns, int64_t slot_bytes, int search, int triangle) {
              std::vector<dml::LossRequest> requests;
-             for (const auto& [name, options, numbers] : losses) requests.push_back({name, options, reinterpret_cast<const void*>(numbers)});
-             const dml::Relations relations{reinterpret_cast<const int64_t*>(own)};
+             for (const auto& [name, options, given, windows] : losses)
+               requests.push_back({name, options, reinterpret_cast<const void*>(given), reinterpret_cast<const void*>(windows)});
+             const auto& [own, starts, lists] = relations_at;
+             const dml::Relations relations{reinterpret_cast<const int64_t*>(own), reinterpret_cast<const int64_t*>(starts),
+                                            reinterpret_cast<const int64_t*>(lists)};
              const dml::PlanRequest plan{threads, workspace, tile_rows, tile_columns, slot_bytes, search, triangle};
              const dml::Input a = input(anchors);
              dml::Input r{};
@@ -34,16 +38,18 @@ PYBIND11_MODULE(_cpu, m) {
              py::gil_scoped_release unlocked;
              return dml::make_step(is_double, a, references ? &r : nullptr, width, requests, relations, plan);
            }),
-           "is_double"_a, "anchors"_a, "references"_a, "width"_a, "losses"_a, "own"_a, "threads"_a, "workspace"_a = -1, "tile_rows"_a = 0,
+           "is_double"_a, "anchors"_a, "references"_a, "width"_a, "losses"_a, "relations"_a, "threads"_a, "workspace"_a = -1, "tile_rows"_a = 0,
            "tile_columns"_a = 0, "slot_bytes"_a = 0, "search"_a = -1, "triangle"_a = -1)
       .def_property_readonly("value_count", &dml::StepBase::value_count)
-      .def("forward", [](dml::StepBase& s, uintptr_t values, uintptr_t counts) {
+      .def_property_readonly("table_cells", &dml::StepBase::table_cells)
+      .def("forward", [](dml::StepBase& s, uintptr_t values, uintptr_t counts, uintptr_t tables) {
         py::gil_scoped_release unlocked;
-        s.forward(reinterpret_cast<void*>(values), reinterpret_cast<void*>(counts));
+        s.forward(reinterpret_cast<void*>(values), reinterpret_cast<void*>(counts), reinterpret_cast<void*>(tables));
       })
-      .def("backward", [](dml::StepBase& s, uintptr_t cotangents, uintptr_t anchors, uintptr_t references) {
+      .def("backward", [](dml::StepBase& s, uintptr_t cotangents, uintptr_t tables, uintptr_t anchors, uintptr_t references) {
         py::gil_scoped_release unlocked;
-        s.backward(reinterpret_cast<const void*>(cotangents), reinterpret_cast<void*>(anchors), reinterpret_cast<void*>(references));
+        s.backward(reinterpret_cast<const void*>(cotangents), reinterpret_cast<const void*>(tables), reinterpret_cast<void*>(anchors),
+                   reinterpret_cast<void*>(references));
       })
       .def("plan", [](const dml::StepBase& s) {
         py::dict out;

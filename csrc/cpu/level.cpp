@@ -27,6 +27,8 @@ template <class T> struct Entry {
   void (*merge)(const LossSlot&, const Problem<T>&, int64_t from, int64_t to, int totals);
   void (*close)(const LossSlot&, const Problem<T>&, int64_t anchor, Positives<T>, T* values, T* counts);
   void (*weigh)(const LossSlot&, const Problem<T>&, int64_t anchor, Positives<T>, const T* cotangents, T* slopes);
+  void (*tabulate)(const LossSlot&, const Accumulators&, Positives<T>);   // tables only: the positives
+  int (*cells)(const unsigned char* options);
   Accumulate<T> collect[2];
   Slope<T> slope[2];
   int64_t row_bytes, column_fields, row_slot_bytes, column_slot_fields;
@@ -104,10 +106,10 @@ template <class F, class T> struct Parts {
       scatter_fields<T>(f.open(positives), limits_at(loss, i), p.stride);
     }
     if constexpr (F::kSlots)
-      for (int64_t k = 0, slots = loss.search ? positives.count : p.most_positives; k < slots; ++k)
+      for (int64_t k = 0, slots = loss.search ? p.positives[i] : p.most_positives; k < slots; ++k)
         scatter_fields<T>(k < positives.count ? f.open_slot(positives[k]) : f.absent_slot(), slot_limits_at(loss, p, i, k), slot_field(p));
     if constexpr (SearchedEnds<F>::value > 0)
-      if (loss.search) sort_ends(f, loss, p, i, positives.count);
+      if (loss.search) sort_ends(f, loss, p, i, p.positives[i]);
   }
 
   // Slots by search. Sorted ends of the anchor's intervals, then what cannot be reached up to a power of two less one.
@@ -250,6 +252,7 @@ template <class F, class T> struct Parts {
   }
   // Positive k of anchor i as an anchor: references and anchors are the same rows.
   static int64_t partner_index(const Problem<T>& p, int64_t i, int64_t k) {
+    if (p.lists) return p.lists[p.starts[i] + k];
     const int64_t j = p.row_first[i] + k;
     return j >= i ? j + 1 : j;
   }
@@ -296,7 +299,39 @@ template <class F, class T> struct Parts {
   }
 };
 
-constexpr int kMostFunctors = 128;
+// The same parts for a table: nothing per anchor.
+template <class F, class T> struct TableParts {
+  static void start(const LossSlot&, const Problem<T>&, int) {}
+  static void open(const LossSlot&, const Problem<T>&, int64_t, Positives<T>) {}
+  static void begin(const LossSlot&, const Problem<T>&, const Accumulators&, bool) {}
+  static void flush_rows(const LossSlot&, const Problem<T>&, const Accumulators&, int64_t, int64_t, int) {}
+  static void flush_columns(const LossSlot&, const Problem<T>&, const Accumulators&, int64_t, int64_t, int) {}
+  static void merge(const LossSlot&, const Problem<T>&, int64_t, int64_t, int) {}
+  static void close(const LossSlot&, const Problem<T>&, int64_t, Positives<T>, T*, T*) {}
+  static T place(const F& f, T s) { return min(max(f.place(s), T(0)), T(f.cells() - 1)); }
+  static void tabulate(const LossSlot& loss, const Accumulators& acc, Positives<T> positives) {
+    const F f = options_of<F>(loss);
+    for (int64_t k = 0; k < positives.count; ++k) {
+      const T x = place(f, positives[k]);
+      const int64_t below = int64_t(x);
+      acc.table[below] += 1, acc.table[loss.cells + below] += int64_t((x - T(below)) * T(fraction_unit<T>()));
+    }
+    if (sizeof(T) == 8) carry(loss.cells, acc.table, acc.table + loss.cells);
+  }
+  static void weigh(const LossSlot& loss, const Problem<T>& p, int64_t, Positives<T> positives, const T*, T* slopes) {
+    const F f = options_of<F>(loss);
+    const T* table = p.table_slopes + loss.table_first;                // of positives
+    for (int64_t k = 0; k < positives.count; ++k) slopes[k] += table[int64_t(place(f, positives[k]))] * f.place_slope(positives[k]);
+  }
+  static int cells(const unsigned char* options) {
+    F f;
+    memcpy(&f, options, sizeof f);
+    return f.cells();
+  }
+};
+static int no_cells(const unsigned char*) { return 0; }
+
+constexpr int kMostFunctors = 256;
 template <class T> struct Table {
   Entry<T> entries[kMostFunctors];
   int count = 0;
@@ -306,11 +341,20 @@ template <class T> struct Table {
     static_assert(sizeof(F) <= sizeof(LossSlot::options) && sizeof(F) % sizeof(T) == 0, "options are numbers of type T");
     Entry<T>& e = entries[count++];
     e.info = {name, F::kOptions, F::kValues, field_count<typename P::Limits, T>(), P::sums, field_count<typename P::Slopes, T>(),
-              field_count<typename P::Slot::Limits, T>(), P::slot_sums, int(sizeof(F)), GivenCount<F>::value, F::kSlots, HasPartners<F>::value, SearchedEnds<F>::value};
-    e.fits = P::fits, e.start = P::start, e.open = P::open, e.begin = P::begin, e.flush_rows = P::flush_rows;
-    e.flush_columns = P::flush_columns, e.merge = P::merge, e.close = P::close, e.weigh = P::weigh;
+              field_count<typename P::Slot::Limits, T>(), P::slot_sums, int(sizeof(F)), GivenCount<F>::value, F::kSlots, HasPartners<F>::value, HasTable<F>::value, SearchedEnds<F>::value};
+    e.fits = P::fits;
+    if constexpr (!HasTable<F>::value) {
+      e.start = P::start, e.open = P::open, e.begin = P::begin, e.flush_rows = P::flush_rows;
+      e.flush_columns = P::flush_columns, e.merge = P::merge, e.close = P::close, e.weigh = P::weigh;
+    }
     e.collect[0] = collect<F, T, V, false>, e.collect[1] = collect<F, T, V, true>;
     e.slope[0] = slope<F, T, V, false>, e.slope[1] = slope<F, T, V, true>;
+    e.tabulate = nullptr, e.cells = no_cells;
+    if constexpr (HasTable<F>::value) {
+      using Q = TableParts<F, T>;
+      e.start = Q::start, e.open = Q::open, e.begin = Q::begin, e.flush_rows = Q::flush_rows, e.flush_columns = Q::flush_columns;
+      e.merge = Q::merge, e.close = Q::close, e.weigh = Q::weigh, e.tabulate = Q::tabulate, e.cells = Q::cells;
+    }
     e.row_bytes = P::sums * sizeof(V), e.column_fields = P::sums;
     e.row_slot_bytes = P::slot_sums * sizeof(V), e.column_slot_fields = P::slot_sums;
   }
@@ -331,12 +375,13 @@ template <class T> static const Table<T>& table() {
 
 // A thread's scratch memory, laid out by the same code that measures it.
 template <class T> struct Scratch {
-  T *tile, *slopes, *block, *block_slopes, *list, *list_slopes;
+  T *tile, *slopes, *masked, *block, *block_slopes, *list, *list_slopes, *kept, *kept_slopes;
+  int64_t* which;
   unsigned char* gemm;
   Accumulators* losses;
   int64_t bytes;
 
-  Scratch(const Problem<T>& p, unsigned char* base) {
+  Scratch(const Problem<T>& p, int thread, unsigned char* base) {
     unsigned char* at = base;
     auto take = [&](int64_t n) {
       unsigned char* here = at;
@@ -346,15 +391,26 @@ template <class T> struct Scratch {
     int64_t block_cells = 0, widest = 0;
     for (int64_t b = 0; b < p.block_count; ++b) {
       const int64_t rows = p.blocks[b].a1 - p.blocks[b].a0, columns = p.blocks[b].r1 - p.blocks[b].r0;
-      if (rows * columns > block_cells) block_cells = rows * columns;
+      const int64_t cells = p.lists ? p.starts[p.blocks[b].a1] - p.starts[p.blocks[b].a0] : rows * columns;
+      if (cells > block_cells) block_cells = cells;
       if (columns > widest) widest = columns;
+      if (p.lists)
+        for (int64_t i = p.blocks[b].a0; i < p.blocks[b].a1; ++i)
+          if (p.positives[i] > widest) widest = p.positives[i];
     }
+    bool windows = false;
+    for (int l = 0; l < p.loss_count; ++l) windows = windows || p.losses[l].windows_at;
+    const int64_t one_list = windows ? widest + 1 : 0;
     tile = reinterpret_cast<T*>(take(p.tile_rows * p.tile_columns * sizeof(T)));
     slopes = reinterpret_cast<T*>(take(p.tile_rows * p.tile_columns * sizeof(T)));
     block = reinterpret_cast<T*>(take(block_cells * sizeof(T)));
     block_slopes = reinterpret_cast<T*>(take(block_cells * sizeof(T)));
     list = reinterpret_cast<T*>(take((widest + 1) * sizeof(T)));
     list_slopes = reinterpret_cast<T*>(take((widest + 1) * sizeof(T)));
+    masked = reinterpret_cast<T*>(take((windows ? kStripRows * p.tile_columns : 0) * int64_t(sizeof(T))));
+    kept = reinterpret_cast<T*>(take(one_list * int64_t(sizeof(T))));
+    kept_slopes = reinterpret_cast<T*>(take(one_list * int64_t(sizeof(T))));
+    which = reinterpret_cast<int64_t*>(take(one_list * int64_t(sizeof(int64_t))));
     gemm = take(p.gemm ? 0 : own_gemm_bytes<T>());
     losses = reinterpret_cast<Accumulators*>(take(p.loss_count * int64_t(sizeof(Accumulators))));
     for (int l = 0; l < p.loss_count; ++l) {
@@ -365,17 +421,19 @@ template <class T> struct Scratch {
       const LossSlot& loss = p.losses[l];
       acc.row_slots = take(p.tile_rows * (loss.search ? loss.search_cells * int64_t(sizeof(Bin)) : p.most_positives * e.row_slot_bytes));
       acc.column_slots = p.triangle ? take(p.tile_columns * p.most_positives * e.column_slot_fields * int64_t(sizeof(T))) : nullptr;
+      acc.strip_table = reinterpret_cast<int64_t*>(take(p.losses[l].cells * int64_t(sizeof(int64_t))));
+      acc.table = p.table_totals + thread * 2 * p.table_cells + 2 * p.losses[l].table_first;
       if (base) losses[l] = acc;
     }
     bytes = at - base;
   }
 };
 
-template <class T> static int64_t scratch_bytes(const Problem<T>& p) { return Scratch<T>(p, nullptr).bytes + 64; }
+template <class T> static int64_t scratch_bytes(const Problem<T>& p) { return Scratch<T>(p, 0, nullptr).bytes + 64; }
 
 template <class T> static Scratch<T> scratch_of(const Problem<T>& p, int thread) {
   unsigned char* base = p.scratch + int64_t(thread) * p.scratch_bytes;
-  return Scratch<T>(p, reinterpret_cast<unsigned char*>((reinterpret_cast<uintptr_t>(base) + 63) & ~uintptr_t(63)));
+  return Scratch<T>(p, thread, reinterpret_cast<unsigned char*>((reinterpret_cast<uintptr_t>(base) + 63) & ~uintptr_t(63)));
 }
 
 template <class T> static T dot(const T* a, const T* b, int64_t n) {
@@ -406,6 +464,12 @@ template <class T> static const T* block_similarities(const Problem<T>& p, const
   T* at = b.stored >= 0 ? p.stored_positives + b.stored : s.block;
   if (b.stored >= 0 && !fresh) return at;
   const T *x = p.anchors + b.a0 * p.D, *y = p.references + b.r0 * p.D;
+  if (p.lists) {
+    T* cell = at;
+    for (int64_t i = b.a0; i < b.a1; ++i)
+      for (int64_t k = p.starts[i]; k < p.starts[i + 1]; ++k) *cell++ = dot(p.anchors + i * p.D, p.references + p.lists[k] * p.D, p.D);
+    return at;
+  }
   if (rows * columns > kSmallBlock) gemm(p, Form::nt, rows, columns, p.D, x, p.D, y, p.D, false, at, columns, s.gemm);
   else
     for (int64_t i = 0; i < rows; ++i)
@@ -415,6 +479,7 @@ template <class T> static const T* block_similarities(const Problem<T>& p, const
 
 // The positives of anchor i, without the anchor itself.
 template <class T> static Positives<T> positives_of(const Problem<T>& p, const Block& b, const T* cells, int64_t i, T* list) {
+  if (p.lists) return {cells + (p.starts[i] - p.starts[b.a0]), p.positives[i]};
   const int64_t columns = b.r1 - b.r0;
   const T* row = cells + (i - b.a0) * columns;
   const int64_t own = p.own[i] - b.r0;
@@ -422,6 +487,27 @@ template <class T> static Positives<T> positives_of(const Problem<T>& p, const B
   memcpy(list, row, own * sizeof(T));
   memcpy(list + own, row + own + 1, (columns - own - 1) * sizeof(T));
   return {list, columns - 1};
+}
+
+// The positives that count for one loss, and in s.which their places among all of them.
+template <class T> static Positives<T> within(const Problem<T>& p, const LossSlot& loss, int64_t i, Positives<T> all, Scratch<T>& s) {
+  const T* windows = static_cast<const T*>(loss.windows_at);
+  if (!windows) return all;
+  const T lowest = windows[i], highest = windows[p.stride + i];
+  int64_t count = 0;
+  for (int64_t k = 0; k < all.count; ++k)
+    if (all[k] >= lowest && all[k] <= highest) s.kept[count] = all[k], s.which[count++] = k;
+  return {s.kept, count};
+}
+
+// The strip as one loss sees it.
+template <class T> static Strip<T> seen(const Problem<T>& p, const LossSlot& loss, const Strip<T>& strip, Scratch<T>& s) {
+  const T* windows = static_cast<const T*>(loss.windows_at);
+  if (!windows) return strip;
+  Strip<T> mine = strip;
+  mask_strip(strip, windows + 2 * p.stride, windows + 3 * p.stride, s.masked);
+  mine.s = s.masked;
+  return mine;
 }
 
 static int64_t rounded(int64_t n) { return (n + 15) / 16 * 16; }       // columns of a tile in memory: whole registers
@@ -437,7 +523,16 @@ template <class T> static T* tile_similarities(const Problem<T>& p, const Tile& 
     T* row = at + r * ld;
     const int64_t from = p.triangle ? t.j0 : most(t.j0, p.row_first[t.i0 + r]), to = least(t.j1, p.row_last[t.i0 + r]);
     for (int64_t j = from; j < to; ++j) row[j - t.j0] = T(no_pair());
-    if (!p.self && p.own[t.i0 + r] >= t.j0 && p.own[t.i0 + r] < t.j1) row[p.own[t.i0 + r] - t.j0] = T(no_pair());
+    if ((p.lists || !p.self) && p.own[t.i0 + r] >= t.j0 && p.own[t.i0 + r] < t.j1) row[p.own[t.i0 + r] - t.j0] = T(no_pair());
+    if (p.lists) {
+      int64_t k = p.starts[t.i0 + r], last = p.starts[t.i0 + r + 1];
+      while (k < last) {                                               // the first positive of the tile, by halving
+        const int64_t middle = k + (last - k) / 2;
+        if (p.lists[middle] < t.j0) k = middle + 1;
+        else last = middle;
+      }
+      for (; k < p.starts[t.i0 + r + 1] && p.lists[k] < t.j1; ++k) row[p.lists[k] - t.j0] = T(no_pair());
+    }
     for (int64_t j = columns; j < ld; ++j) row[j] = T(no_pair());
   }
   return at;
@@ -459,7 +554,7 @@ template <class T, class Visit> static void for_strips(const Problem<T>& p, cons
     strip.row = t.i0 + r, strip.column = t.j0 + skip, strip.local_row = r, strip.local_column = skip;
     strip.tile_columns = p.tile_columns, strip.anchors = p.stride, strip.slot_first = p.slot_first, strip.slot_stride = p.slot_stride, strip.positives = p.positives;
     strip.most_positives = p.most_positives, strip.column_positives = column_positives;
-    strip.both = p.triangle;
+    strip.both = p.triangle, strip.table_slopes = p.table_slopes;
     visit(strip, r, skip);
   }
 }
@@ -508,15 +603,21 @@ template <class T> static void forward(const Problem<T>& problem, T* values, T* 
   in_threads(problem, [&](const Problem<T>& p, int thread) {
     const int totals = p.triangle ? p.threads : 1;                     // without a triangle every anchor has one thread
     Scratch<T> s = scratch_of(p, thread);
-    for (int l = 0; l < p.loss_count; ++l)
+    for (int l = 0; l < p.loss_count; ++l) {
       if (thread < totals) entries[p.losses[l].functor].start(p.losses[l], p, thread);
+      memset(s.losses[l].strip_table, 0, size_t(p.losses[l].cells) * sizeof(int64_t));
+    }
     for (int64_t k = 0; k < p.block_count; ++k) {
       const Block& b = p.blocks[k];
       if (b.owner % p.threads != thread) continue;
       const T* cells = block_similarities(p, b, s, true);
       for (int64_t i = b.a0; i < b.a1; ++i) {
         const Positives<T> positives = positives_of(p, b, cells, i, s.list);
-        for (int l = 0; l < p.loss_count; ++l) entries[p.losses[l].functor].open(p.losses[l], p, i, positives);
+        for (int l = 0; l < p.loss_count; ++l) {
+          const Positives<T> mine = within(p, p.losses[l], i, positives, s);
+          entries[p.losses[l].functor].open(p.losses[l], p, i, mine);
+          if (p.losses[l].cells) entries[p.losses[l].functor].tabulate(p.losses[l], s.losses[l], mine);
+        }
       }
     }
     wait_for_all(p.threads);
@@ -541,7 +642,8 @@ template <class T> static void forward(const Problem<T>& problem, T* values, T* 
       if (p.triangle)
         for (int l = 0; l < p.loss_count; ++l) entries[p.losses[l].functor].begin(p.losses[l], p, s.losses[l], true);
       for_strips(p, t, cells, static_cast<T*>(nullptr), [&](Strip<T>& strip, int64_t, int64_t) {
-        for (int l = 0; l < p.loss_count; ++l) entries[p.losses[l].functor].collect[p.triangle](p.losses[l], strip, s.losses[l]);
+        for (int l = 0; l < p.loss_count; ++l)
+          entries[p.losses[l].functor].collect[p.triangle](p.losses[l], seen(p, p.losses[l], strip, s), s.losses[l]);
       });
       if (p.triangle)
         for (int l = 0; l < p.loss_count; ++l)
@@ -561,7 +663,7 @@ template <class T> static void forward(const Problem<T>& problem, T* values, T* 
         for (int l = 0; l < p.loss_count; ++l) {
           const LossSlot& loss = p.losses[l];
           T value[8], count[8];
-          entries[loss.functor].close(loss, p, i, positives, value, count);
+          entries[loss.functor].close(loss, p, i, within(p, loss, i, positives, s), value, count);
           for (int v = 0; v < loss.values; ++v) {
             values[(loss.value_row + v) * p.A + i] = p.broken[i] ? T(__builtin_nan("")) : value[v];
             counts[(loss.value_row + v) * p.A + i] = p.broken[i] ? T(1) : count[v];
@@ -597,7 +699,22 @@ template <class T> static void backward(const Problem<T>& problem, const T* cota
           const LossSlot& loss = p.losses[l];
           T cotangent[8];
           for (int v = 0; v < loss.values; ++v) cotangent[v] = cotangents[(loss.value_row + v) * p.A + i];
-          entries[loss.functor].weigh(loss, p, i, positives, cotangent, s.list_slopes);
+          const Positives<T> mine = within(p, loss, i, positives, s);
+          if (!loss.windows_at) {
+            entries[loss.functor].weigh(loss, p, i, mine, cotangent, s.list_slopes);
+          } else {
+            memset(s.kept_slopes, 0, (mine.count + 1) * sizeof(T));
+            entries[loss.functor].weigh(loss, p, i, mine, cotangent, s.kept_slopes);
+            for (int64_t k = 0; k < mine.count; ++k) s.list_slopes[s.which[k]] += s.kept_slopes[k];
+          }
+        }
+        if (p.lists) {
+          for (int64_t k = 0; k < positives.count; ++k) {
+            const int64_t j = p.lists[p.starts[i] + k];
+            add_scaled(s.list_slopes[k], p.references + j * p.D, p.D, to_anchors + i * p.D);
+            if (to_references) add_scaled(s.list_slopes[k], p.anchors + i * p.D, p.D, to_references + j * p.D);
+          }
+          continue;
         }
         T* row = s.block_slopes + (i - b.a0) * columns;
         const int64_t own = p.own[i] - b.r0;
@@ -609,6 +726,7 @@ template <class T> static void backward(const Problem<T>& problem, const T* cota
           memcpy(row, s.list_slopes, columns * sizeof(T));
         }
       }
+      if (p.lists) continue;
       const T *x = p.anchors + b.a0 * p.D, *y = p.references + b.r0 * p.D;
       T *gx = to_anchors + b.a0 * p.D, *gy = to_references ? to_references + b.r0 * p.D : nullptr;
       if (rows * columns > kSmallBlock) {
@@ -635,7 +753,7 @@ template <class T> static void backward(const Problem<T>& problem, const T* cota
         if (strip.columns == 0) return;
         for (int l = 0; l < p.loss_count; ++l) {
           strip.first = l == 0;
-          entries[p.losses[l].functor].slope[p.triangle](p.losses[l], strip);
+          entries[p.losses[l].functor].slope[p.triangle](p.losses[l], seen(p, p.losses[l], strip, s));
         }
       });
       gemm(p, Form::nn, rows, p.D, columns, s.slopes, ld, p.references + t.j0 * p.D, p.D, true, to_anchors + t.i0 * p.D, p.D, s.gemm);
@@ -685,8 +803,9 @@ template <class T> static FunctorInfo describe(int functor) { return table<T>().
 template <class T> static bool fits(int functor, const double* options, unsigned char* into) {
   return table<T>().entries[functor].fits(options, into);
 }
+template <class T> static int cells(int functor, const unsigned char* options) { return table<T>().entries[functor].cells(options); }
 template <class T> static Kernels<T> kernels(const char* name) {
-  return {name, table<T>().count, Native<T>::lanes, describe<T>, fits<T>, cells_above, scratch_bytes<T>, gather<T>, scatter<T>, forward<T>, backward<T>};
+  return {name, table<T>().count, Native<T>::lanes, describe<T>, fits<T>, cells<T>, fraction_unit<T>(), cells_above, scratch_bytes<T>, gather<T>, scatter<T>, forward<T>, backward<T>};
 }
 
 DML_END

@@ -29,6 +29,9 @@ struct LossSlot {
   bool slots;
   int search;                                                          // finite ends of a slot's interval; 0: slots are compared
   int64_t search_cells;                                                // a power of two above the number of ends of any anchor
+  int cells;                                                           // of each of a table's two histograms, or 0
+  int64_t table_first;                                                 // where the table lies among the tables of all losses
+  const void* windows_at;                                              // T [4][stride] or nullptr: pairs that count for this loss
   int value_row;                                                       // first row of this loss in values [V, A]
   const void* given_at;                                                // T, the caller's numbers per anchor
   void *limits_at, *sums_at, *slopes_at, *slot_limits_at, *slot_sums_at;   // T; slots are [field][positive][slot_stride]
@@ -47,6 +50,7 @@ template <class T> struct Problem {
   const int64_t *row_first, *row_last;                                 // [A]: the references of the anchor's class
   const int64_t* positives;                                            // [A]: how many positives
   const int64_t* own;                                                  // [A]: the reference that is the anchor itself, or -1
+  const int64_t *starts, *lists;                                       // explicit positives of the anchors, or nullptr: by label
   const bool* broken;                                                  // [A]: anchor with a value that is not finite
   const Tile* tiles;
   int64_t tile_count, tile_rows, tile_columns;
@@ -56,6 +60,9 @@ template <class T> struct Problem {
   LossSlot* losses;
   const T* cotangents;                                                 // [V, A] of the running backward pass
   int loss_count, value_count;
+  int64_t table_cells;                                                 // of all tables, both histograms
+  int64_t* table_totals;                                               // [threads][2][cells]: pairs, and their fractions
+  const T* table_slopes;                                               // [cells]: difference of the cotangents of neighbours
   int threads;
   bool row_owner_backward;                                             // threads own anchors, else references
   T* stored;                                                           // similarities of tiles
@@ -69,7 +76,7 @@ template <class T> struct Problem {
 struct FunctorInfo {
   const char *name, *options;
   int values, limits, sums, slopes, slot_limits, slot_sums, bytes, given;
-  bool slots, partners;
+  bool slots, partners, table;
   int search;
 };
 
@@ -78,6 +85,8 @@ template <class T> struct Kernels {                                    // what o
   int functors, lanes;
   FunctorInfo (*describe)(int functor);
   bool (*fits)(int functor, const double* options, unsigned char* into);
+  int (*cells)(int functor, const unsigned char* options);
+  double fraction_unit;                                                // of the fractions of a table
   int64_t (*search_cells)(int64_t ends);
   int64_t (*scratch_bytes)(const Problem<T>&);
   void (*gather)(const T* from, const int64_t* order, int64_t rows, int64_t width, bool normalise, T* to, T* norms, bool* broken, int threads);

@@ -72,13 +72,13 @@ template <class T> struct Side {                                       // anchor
   Buffer<T> unit, norms;
   Buffer<bool> broken;
 
-  void fill(const Kernels<T>& kernels, const Input& in, int64_t width, int threads) {
+  void fill(const Kernels<T>& kernels, const Input& in, int64_t width, int threads, bool sorted) {
     order.resize(in.rows);
     std::iota(order.begin(), order.end(), int64_t(0));
-    if (!std::is_sorted(in.labels, in.labels + in.rows))
+    if (sorted && !std::is_sorted(in.labels, in.labels + in.rows))
       std::stable_sort(order.begin(), order.end(), [&](int64_t a, int64_t b) { return in.labels[a] < in.labels[b]; });
     labels.resize(in.rows);
-    for (int64_t i = 0; i < in.rows; ++i) labels[i] = in.labels[order[i]];
+    for (int64_t i = 0; i < in.rows && sorted; ++i) labels[i] = in.labels[order[i]];
     unit.resize(in.rows * width);
     norms.resize(in.rows);
     broken.resize(in.rows);
@@ -103,9 +103,10 @@ template <class T> class Step final : public StepBase {
     // a thread is worth its barriers from about 2e7 multiplications on
     const double work = double(p_.A) * double(p_.N) * double(width);
     p_.threads = omp_in_parallel() ? 1 : std::max(1, std::min({request.threads, omp_get_thread_limit(), int(work / 1e7) + 1}));
-    anchors_.fill(kernels_, anchors, width, p_.threads);
+    p_.starts = relations.starts, p_.lists = relations.lists;
+    anchors_.fill(kernels_, anchors, width, p_.threads, !p_.lists);
     if (references) {
-      references_.fill(kernels_, *references, width, p_.threads);
+      references_.fill(kernels_, *references, width, p_.threads, !p_.lists);
       bool* mine = anchors_.broken.data();                             // every anchor is compared with every reference
       if (std::any_of(references_.broken.data(), references_.broken.data() + p_.N, [](bool b) { return b; })) std::fill(mine, mine + p_.A, true);
     }
@@ -113,19 +114,22 @@ template <class T> class Step final : public StepBase {
     p_.references = references ? references_.unit.data() : p_.anchors;
     p_.broken = anchors_.broken.data();
     find_own(relations);
-    find_classes();
+    if (p_.lists) find_lists();
+    else find_classes();
     find_losses(losses);
     plan_tiles();
   }
 
   int value_count() const override { return p_.value_count; }
+  int64_t table_cells() const override { return p_.table_cells; }
 
-  void forward(void* values, void* counts) override {
+  void forward(void* values, void* counts, void* tables) override {
     std::lock_guard<std::mutex> alone(lock_);
     Buffer<T> sorted;
     T* v = sorted.resize(2 * int64_t(p_.value_count) * p_.A);
     T* c = v + int64_t(p_.value_count) * p_.A;
     allocate();
+    std::memset(p_.table_totals, 0, size_t(2 * p_.table_cells * p_.threads) * sizeof(int64_t));
     for (size_t k = 0; k < chunks_.size(); ++k) {
       enter(k);
       kernels_.forward(p_, v, c);
@@ -136,10 +140,11 @@ template <class T> class Step final : public StepBase {
         to[row * p_.A + anchors_.order[i]] = v[row * p_.A + i];
         to_counts[row * p_.A + anchors_.order[i]] = c[row * p_.A + i];
       }
+    read_tables(static_cast<T*>(tables));
     leave();
   }
 
-  void backward(const void* cotangents, void* grad_anchors, void* grad_references) override {
+  void backward(const void* cotangents, const void* table_cotangents, void* grad_anchors, void* grad_references) override {
     std::lock_guard<std::mutex> alone(lock_);                          // two threads may differentiate one graph
     Buffer<T> sorted, anchor_grads, reference_grads, private_grads, unused;
     T* w = sorted.resize(int64_t(p_.value_count) * p_.A);
@@ -155,11 +160,20 @@ template <class T> class Step final : public StepBase {
     }
     allocate();
     p_.cotangents = w;
+    T* table = table_slopes_.resize(p_.table_cells + 1);
+    const T* given = static_cast<const T*>(table_cotangents);
+    for (const LossSlot& loss : losses_)
+      for (int64_t half = 0; half < 2; ++half)
+        for (int64_t c = 0; c < loss.cells; ++c) {                     // beyond the last cell nothing moves
+          const int64_t at = loss.table_first + half * loss.cells + c;
+          table[at] = c + 1 < loss.cells ? given[at + 1] - given[at] : T(0);
+        }
+    p_.table_slopes = table;
     slopes_.resize(slope_cells_);
     for (size_t l = 0, at = 0; l < losses_.size(); at += losses_[l].slopes * p_.stride, ++l) losses_[l].slopes_at = slopes_.data() + at;
     std::memset(slopes_.data(), 0, size_t(slope_cells_) * sizeof(T));
     // Threads own the larger side and add to private copies of the other one. Slots force them to own anchors.
-    p_.row_owner_backward = p_.A >= p_.N || chunks_.size() > 1 || (p_.self && !p_.triangle);
+    p_.row_owner_backward = p_.lists || p_.A >= p_.N || chunks_.size() > 1 || (p_.self && !p_.triangle);
     const int64_t private_rows = p_.self ? p_.A : (p_.row_owner_backward ? p_.N : p_.A);
     T* mine = p_.threads > 1 ? private_grads.resize((p_.threads - 1) * private_rows * p_.D) : nullptr;
     if (chunks_.size() > 1) unused.resize(2 * int64_t(p_.value_count) * p_.A);
@@ -209,6 +223,49 @@ template <class T> class Step final : public StepBase {
     p_.own = own_.data();
   }
 
+  // The whole numbers of all threads, whose sums do not depend on the order, as cells of the soft histograms.
+  void read_tables(T* tables) const {
+    const double unit = kernels_.fraction_unit;
+    for (const LossSlot& loss : losses_)
+      for (int64_t half = 0; half < 2; ++half) {
+        double carried = 0;
+        for (int64_t c = 0; c < loss.cells; ++c) {
+          int64_t pairs = 0, fractions = 0;
+          for (int t = 0; t < p_.threads; ++t) {
+            const int64_t* at = p_.table_totals + t * 2 * p_.table_cells + 2 * loss.table_first + 2 * half * loss.cells;
+            pairs += at[c], fractions += at[loss.cells + c];
+          }
+          const double part = double(fractions) / unit;
+          tables[loss.table_first + half * loss.cells + c] = T(double(pairs) - part + carried);
+          carried = part;
+        }
+      }
+  }
+
+  void find_lists() {
+    row_first_.assign(p_.A, 0), row_last_.assign(p_.A, 0), positives_.assign(p_.stride, 0);
+    int64_t kept = 0;
+    int owner = 0;
+    for (int64_t i = 0; i < p_.A; ++i) {
+      positives_[i] = p_.starts[i + 1] - p_.starts[i];
+      for (int64_t k = p_.starts[i]; k < p_.starts[i + 1]; ++k)
+        if (p_.lists[k] < 0 || p_.lists[k] >= p_.N || p_.lists[k] == own_[i] || (k > p_.starts[i] && p_.lists[k] <= p_.lists[k - 1]))
+          throw std::invalid_argument("positives of an anchor must be ascending references other than the anchor itself");
+    }
+    for (int64_t a = 0; a < p_.A;) {
+      int64_t last = a + 1;
+      while (last < p_.A && last - a < 128 && p_.starts[last + 1] - p_.starts[a] <= kBlockCells) ++last;
+      const int64_t cells = p_.starts[last] - p_.starts[a];
+      const bool keep = kept + cells <= kKeptPositives;
+      blocks_.push_back({a, last, 0, 0, owner, keep ? kept : -1});
+      if (keep) kept += cells;
+      owner = (owner + 1) % p_.threads;
+      a = last;
+    }
+    kept_positives_ = kept;
+    p_.row_first = row_first_.data(), p_.row_last = row_last_.data(), p_.positives = positives_.data();
+  }
+
   void find_classes() {
     const std::vector<int64_t>&mine = anchors_.labels, &theirs = p_.self ? anchors_.labels : references_.labels;
     row_first_.resize(p_.A), row_last_.resize(p_.A), positives_.assign(p_.stride, 0);
@@ -253,6 +310,12 @@ template <class T> class Step final : public StepBase {
       }
       if (loss.functor < 0) throw std::invalid_argument("there is no functor '" + request.functor + "' for these options");
       if (loss.given > 0 && !request.given) throw std::invalid_argument("functor '" + request.functor + "' needs numbers per anchor");
+      loss.cells = kernels_.cells(loss.functor, loss.options);
+      loss.table_first = p_.table_cells;
+      p_.table_cells += 2 * loss.cells;
+      if (request.windows && kernels_.describe(loss.functor).partners)
+        throw std::invalid_argument("functor '" + request.functor + "' couples anchors with all their positives and takes no windows");
+      has_windows_ = has_windows_ || request.windows;
       loss.value_row = p_.value_count;
       p_.value_count += loss.values;
       slope_cells_ += loss.slopes * p_.stride;
@@ -260,13 +323,17 @@ template <class T> class Step final : public StepBase {
       losses_.push_back(loss);
     }
     int64_t given = 0;
-    for (const LossSlot& loss : losses_) given += loss.given;
+    for (size_t l = 0; l < losses_.size(); ++l) given += losses_[l].given + (requests[l].windows ? 4 : 0);
     given_.resize(given * p_.stride);
     T* at = given_.data();
     for (size_t l = 0; l < losses_.size(); ++l) {
       losses_[l].given_at = at;
       const T* from = static_cast<const T*>(requests[l].given);
       for (int k = 0; k < losses_[l].given; ++k, at += p_.stride)
+        for (int64_t i = 0; i < p_.A; ++i) at[i] = from[k * p_.A + anchors_.order[i]];
+      losses_[l].windows_at = requests[l].windows ? at : nullptr;
+      from = static_cast<const T*>(requests[l].windows);
+      for (int k = 0; from && k < 4; ++k, at += p_.stride)
         for (int64_t i = 0; i < p_.A; ++i) at[i] = from[k * p_.A + anchors_.order[i]];
     }
     p_.losses = losses_.data();
@@ -285,14 +352,15 @@ template <class T> class Step final : public StepBase {
   void plan_tiles() {
     const int64_t budget = (request_.slot_bytes > 0 ? request_.slot_bytes : int64_t(32) << 20) / int64_t(sizeof(T));
     const int64_t most = has_slots_ && p_.A ? *std::max_element(positives_.begin(), positives_.begin() + p_.A) : 0;
-    const bool twice = p_.self && request_.triangle != 0, large = most > (twice ? kMostComparedTwice : kMostCompared);
+    const bool symmetric = p_.self && !p_.lists && !has_windows_ && request_.triangle != 0;
+    const bool large = most > (symmetric ? kMostComparedTwice : kMostCompared);
     bool search = false;
     for (LossSlot& loss : losses_) {
       if (most == 0 || (request_.search >= 0 ? request_.search == 0 : !large)) loss.search = 0;
       search = search || loss.search;
     }
     const bool slots_fit = slot_cells(p_.stride, most, p_.threads) <= budget;
-    p_.triangle = p_.self && slots_fit && !search && request_.triangle != 0;
+    p_.triangle = symmetric && slots_fit && !search;
     p_.tile_rows = request_.tile_rows > 0 ? request_.tile_rows : (p_.A >= 1024 ? 128 : 64);
     p_.tile_columns = request_.tile_columns > 0 ? request_.tile_columns : 512;
     if (!p_.triangle && p_.threads > 1) {                              // every thread should find rows, and columns, to own
@@ -357,6 +425,7 @@ template <class T> class Step final : public StepBase {
     for (LossSlot& loss : losses_) loss.search_cells = search_cells(loss, most_positives_);
     p_.blocks = blocks_.data(), p_.block_count = int64_t(blocks_.size());
     p_.tiles = tiles_.data(), p_.tile_count = int64_t(tiles_.size());
+    p_.table_totals = table_totals_.resize(2 * p_.table_cells * p_.threads + 1);
     p_.scratch_bytes = kernels_.scratch_bytes(p_);
     p_.scratch = scratch_.resize(p_.scratch_bytes * p_.threads);
     const int totals = p_.triangle ? p_.threads : 1;
@@ -400,12 +469,14 @@ template <class T> class Step final : public StepBase {
     scratch_.reset();
     totals_.reset();
     slopes_.reset();
+    table_totals_.reset();
+    table_slopes_.reset();
   }
 
   std::mutex lock_;
   Kernels<T> kernels_;
   PlanRequest request_;
-  bool normalise_anchors_, normalise_references_, has_slots_ = false, has_partners_ = false;
+  bool normalise_anchors_, normalise_references_, has_slots_ = false, has_partners_ = false, has_windows_ = false;
   Problem<T> p_{};
   Side<T> anchors_, references_;
   std::vector<int64_t> row_first_, row_last_, positives_, own_;
@@ -413,7 +484,8 @@ template <class T> class Step final : public StepBase {
   std::vector<Block> blocks_;
   std::vector<Chunk> chunks_;
   std::vector<LossSlot> losses_;
-  Buffer<T> given_, stats_, slopes_, stored_, stored_positives_, slots_;
+  Buffer<int64_t> table_totals_;
+  Buffer<T> given_, table_slopes_, stats_, slopes_, stored_, stored_positives_, slots_;
   Buffer<double> totals_;
   Buffer<unsigned char> scratch_;
   int64_t kept_positives_ = 0, stored_cells_ = 0, slope_cells_ = 0, slot_cells_ = 0, most_positives_ = 0;

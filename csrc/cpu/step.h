@@ -13,6 +13,7 @@ struct LossRequest {
   std::string functor;
   std::vector<double> options;
   const void* given = nullptr;         // T [K, A] in the caller's order, copied by the constructor
+  const void* windows = nullptr;       // T [4, A], the same: lowest and highest positive, lowest and highest negative that count
 };
 
 struct PlanRequest {                   // 0 or -1: the planner decides
@@ -33,14 +34,16 @@ struct Input {                         // rows of T (float or double), contiguou
 
 struct Relations {                     // besides equal labels
   const int64_t* own = nullptr;        // [A]: the reference that is the anchor itself, or -1: never a pair
+  const int64_t *starts = nullptr, *lists = nullptr;   // positives of anchor i: lists[starts[i]..starts[i + 1]), ascending; must outlive
 };
 
 class StepBase {
  public:
   virtual ~StepBase() = default;
   virtual int value_count() const = 0;
-  virtual void forward(void* values, void* counts) = 0;                                      // T [V, A], in the caller's order
-  virtual void backward(const void* cotangents, void* grad_anchors, void* grad_references) = 0;   // references may be nullptr
+  virtual int64_t table_cells() const = 0;
+  virtual void forward(void* values, void* counts, void* tables) = 0;                        // T [V, A], in the caller's order; T [cells]
+  virtual void backward(const void* cotangents, const void* table_cotangents, void* grad_anchors, void* grad_references) = 0;   // references may be nullptr
   virtual std::vector<std::pair<std::string, int64_t>> plan() const = 0;
 };
 

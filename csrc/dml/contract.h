@@ -38,6 +38,9 @@
 //                         interval(slot_limits) -> Interval, from <= m < to; measure(no_pair()) lies beyond every interval;
 //                         gather(slot_limits, number, total, sums, slot_sums) instead of collect, number and sum of the m inside;
 //                         tally is 1 inside the interval, 0 outside
+//   kTable = true         two soft histograms of the whole batch, of positive and of negative pairs (kValues = 0, nothing per anchor):
+//                         cells() -> their size; place(s) -> position of a similarity in [0, cells - 1], which adds to the cell
+//                         below and above it in proportion; place_slope(s) -> d place / d s. collect, open, close, ... are not called
 //   kCpuOnly = true       not in the CUDA table: needs one of the above, or more registers than a GPU thread has
 //
 // The second template argument is false for the narrow form of a loss (one fixed shift of all exponents, so that rows and
@@ -48,8 +51,8 @@
 
 DML_BEGIN
 
-DML_FN constexpr float no_pair() { return -1e9f; }
-template <class V> DML_FN auto is_pair(V s) { return s > splat<V>(-1e8f); }
+DML_FN constexpr float no_pair() { return -1e18f; }                     // far below any dot product of vectors that are not scaled
+template <class V> DML_FN auto is_pair(V s) { return s > splat<V>(-1e17f); }
 
 // The similarities of an anchor to its positives. Scalar code: positives are few.
 template <class T> struct Positives {
@@ -91,9 +94,10 @@ template <class V> DML_FN void log_sum_add(V x, typename Scalar<V>::type shift, 
   r.sum += select(keep, exp(x - shift), splat<V>(0));
 }
 template <class V> DML_FN void log_sum_add(V x, typename Scalar<V>::type, decltype(V{} > V{}) keep, LogSum<V, true>& r) {
-  V m = select(keep, max(x, r.highest), r.highest);
-  r.sum = r.sum * exp(r.highest - m) + select(keep, exp(x - m), splat<V>(0));
-  r.highest = m;
+  const V above = x - r.highest, e = exp(min(above, -above));          // one of the two exponents is the maximum: one exponential
+  const auto grows = above > splat<V>(0);
+  r.sum = select(keep, select(grows, r.sum * e + splat<V>(1), r.sum + e), r.sum);
+  r.highest = select(keep & grows, x, r.highest);
 }
 template <class A, class B> DML_FN void log_sum_merge(const LogSum<A, false>& a, LogSum<B, false>& b) { b.sum += a.sum; }
 template <class A, class B> DML_FN void log_sum_merge(const LogSum<A, true>& a, LogSum<B, true>& b) {

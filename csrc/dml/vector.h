@@ -146,6 +146,9 @@ DML_FN bool any(VecL m) {
   for (int k = 0; k < Native<double>::lanes; ++k) found = found || m[k];
   return found;
 }
+// The same for whole numbers kept as floats, as every lane type has them.
+DML_FN VecF gather(const float* at, VecF index) { return gather(at, __builtin_convertvector(index, VecI)); }
+DML_FN VecD gather(const double* at, VecD index) { return gather(at, __builtin_convertvector(index, VecL)); }
 
 DML_FN VecF reciprocal_sqrt(VecF x) {                                  // an estimate and one Newton step: error below 2e-7
 #if defined(__AVX512F__)

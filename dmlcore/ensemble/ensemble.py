@@ -14,7 +14,7 @@ from dmlcore.ensemble.weighting import Weighting, initial_weights
 from dmlcore.errors import ConfigError, PluginError
 from dmlcore.kernels import FunctorCall, functors
 from dmlcore.losses import Loss, RowLoss, Rows, Sides, create
-from dmlcore.losses.base import ProxyLoss, Relation, check_inputs, run_together, with_relations
+from dmlcore.losses.base import ProxyLoss, Relation, check_inputs, run_together, table_rows, with_relations
 
 
 def _apart(groups: list[tuple[list[int], list[int], Rows]]) -> dict[int, Rows]:
@@ -138,10 +138,16 @@ class LossEnsemble(nn.Module):
         found = []
         for members in groups:
             losses = [_row_loss(self.members[index]) for index in members]
-            rows = Rows(*run_together(sides[members[0]], tuple(calls[index] for index in members), losses[0].normalise))
+            values, counts, tables = run_together(
+                sides[members[0]], tuple(calls[index] for index in members), losses[0].normalise
+            )
+            rows = Rows(values, counts)
             sizes = [functors()[calls[index].functor][1] for index in members]
             if any(type(loss).complete is not RowLoss.complete for loss in losses):
                 parts = _apart([(members, sizes, rows)])
+                for index, table in zip(members, tables.split([calls[index].cells for index in members]), strict=True):
+                    if calls[index].cells:
+                        parts[index] = table_rows(table)
                 done = [loss.complete(parts[k], sides[k], given[k]) for k, loss in zip(members, losses, strict=True)]
                 sizes = [len(part.values) for part in done]
                 rows = Rows(torch.cat([part.values for part in done]), torch.cat([part.counts for part in done]))

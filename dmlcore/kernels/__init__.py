@@ -1,6 +1,16 @@
 """The only room that touches the compiled extensions: loading, dispatch, autograd, `torch.compile`."""
 
 from dmlcore.kernels.extension import functors, info, partner_functors, reason_against
-from dmlcore.kernels.rows import FunctorCall, Relations, fused_rows, plan_options
+from dmlcore.kernels.rows import FunctorCall, Relations, fused_pass, fused_rows, plan_options
 
-__all__ = ["FunctorCall", "Relations", "functors", "fused_rows", "info", "partner_functors", "plan_options", "reason_against"]
+__all__ = [
+    "FunctorCall",
+    "Relations",
+    "functors",
+    "fused_pass",
+    "fused_rows",
+    "info",
+    "partner_functors",
+    "plan_options",
+    "reason_against",
+]

@@ -101,16 +101,18 @@ class CudaStep:
             self.kept = self._bytes(kept)
         self.held = (anchor_order, order, row_first, row_last)  # the step holds their addresses
 
-    def forward(self) -> tuple[Tensor, Tensor]:
-        """Values and counts, both `[V, A]` float32 in the anchors' order."""
+    def forward(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Values and counts, both `[V, A]` float32 in the anchors' order, and no tables."""
         with self._on_device():
             both = self.anchors.new_empty(2, self.step.value_count, self.anchors.shape[0])  # [2, V, A]
             values, counts = both[0], both[1]
             scratch = self._bytes(self.forward_bytes)
             self.step.forward(self.kept.data_ptr(), scratch.data_ptr(), values.data_ptr(), counts.data_ptr(), self._stream())
-        return values, counts
+        return values, counts, values.new_empty(0)
 
-    def backward(self, cotangents: Tensor, with_references: bool = True) -> tuple[Tensor, Tensor | None]:
+    def backward(
+        self, cotangents: Tensor, table_cotangents: Tensor | None = None, with_references: bool = True
+    ) -> tuple[Tensor, Tensor | None]:
         """Gradients of anchors and references under the cotangents `[V, A]` of the values."""
         with self._on_device():
             cotangents = cotangents.float().contiguous()

@@ -9,7 +9,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
 import torch
@@ -29,12 +29,14 @@ class FunctorCall:
         given: `[K, A]` numbers per anchor, for functors that take such; constants for the kernel.
         windows: `[4, A]` similarities: the lowest and highest of the positives that count for this loss, then of the negatives,
             inclusive; None: all. Constants.
+        cells: of the two histograms together, for functors that make a table of the whole batch.
     """
 
     functor: str
     options: tuple[float, ...]
     given: Tensor | None = field(default=None, compare=False)
     windows: Tensor | None = field(default=None, compare=False)
+    cells: int = 0
 
 
 _plan = threading.local()
@@ -101,24 +103,25 @@ class _CpuStep:
             anchors=(anchors.data_ptr(), anchor_labels.data_ptr(), anchors.shape[0], normalise[0]),
             references=given,
             width=anchors.shape[1],
-            losses=[(call.functor, list(call.options), _pointer(call.given)) for call in calls],
-            own=_pointer(relations.own),
+            losses=[(call.functor, list(call.options), _pointer(call.given), _pointer(call.windows)) for call in calls],
+            relations=[_pointer(tensor) for tensor in relations],
             **options,
         )
 
-    def forward(self) -> tuple[Tensor, Tensor]:
+    def forward(self) -> tuple[Tensor, Tensor, Tensor]:
         anchors = self.kept[0]
         both = anchors.new_empty(2, self.step.value_count, anchors.shape[0])  # [2, V, A]
         values, counts = both[0], both[1]
-        self.step.forward(values.data_ptr(), counts.data_ptr())
-        return values, counts
+        tables = anchors.new_empty(self.step.table_cells)
+        self.step.forward(values.data_ptr(), counts.data_ptr(), tables.data_ptr())
+        return values, counts, tables
 
-    def backward(self, cotangents: Tensor, with_references: bool) -> tuple[Tensor, Tensor | None]:
+    def backward(self, cotangents: Tensor, table_cotangents: Tensor, with_references: bool) -> tuple[Tensor, Tensor | None]:
         anchors, _, references, *_ = self.kept
         grad_anchors = torch.empty_like(anchors)
         grad_references = torch.empty_like(references) if references is not None and with_references else None
         pointer = grad_references.data_ptr() if grad_references is not None else 0
-        self.step.backward(cotangents.data_ptr(), grad_anchors.data_ptr(), pointer)
+        self.step.backward(cotangents.data_ptr(), table_cotangents.data_ptr(), grad_anchors.data_ptr(), pointer)
         return grad_anchors, grad_references
 
 
@@ -141,21 +144,21 @@ class _FusedRows(torch.autograd.Function):
         normalise: tuple[bool, bool],
         calls: tuple[FunctorCall, ...],
         relations: Relations,
-    ) -> tuple[Tensor, Tensor]:
+    ) -> tuple[Tensor, Tensor, Tensor]:
         ctx.step = _step(anchors, anchor_labels, references, reference_labels, normalise, calls, relations)
-        values, counts = ctx.step.forward()
+        values, counts, tables = ctx.step.forward()
         ctx.mark_non_differentiable(counts)
-        return values, counts
+        return values, counts, tables
 
     @staticmethod
-    def backward(ctx: Any, cotangents: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, cotangents: Tensor, _: Tensor, table_cotangents: Tensor) -> tuple[Tensor | None, ...]:
         if torch.is_grad_enabled():  # create_graph=True: without this the second derivative would silently be left out
             raise ConfigError(
                 "fused losses are differentiable once; for second derivatives use loss.reference or set DML_FUSED=0"
             )
         if ctx.step is None:
             raise RuntimeError("this loss was differentiated once and its state is freed; pass retain_graph=True to repeat it")
-        anchors, references = ctx.step.backward(cotangents.contiguous(), ctx.needs_input_grad[1])
+        anchors, references = ctx.step.backward(cotangents.contiguous(), table_cotangents.contiguous(), ctx.needs_input_grad[1])
         if not _graph_is_kept():  # kept loss values must not keep the tiles, as autograd frees its saved tensors
             ctx.step = None
         return anchors if ctx.needs_input_grad[0] else None, references, *[None] * 5
@@ -184,10 +187,11 @@ def _step_of_operator(
     numbers = [None if tensor.numel() == 0 else tensor for tensor in extras] or [None] * (2 * len(names))
     for index, name in enumerate(names):
         count = len(known[name][0])
-        calls.append(FunctorCall(name, tuple(options[at : at + count]), *numbers[2 * index : 2 * index + 2]))
+        given, windows = numbers[2 * index : 2 * index + 2]
+        calls.append(FunctorCall(name, tuple(options[at : at + count]), given, windows))
         at += count
-    given = (None if tensor is None else tensor.contiguous() for tensor in (anchor_labels, references, reference_labels))
-    return _step(anchors.contiguous(), *given, normalise, tuple(calls), Relations(*relations))
+    others = (None if tensor is None else tensor.contiguous() for tensor in (anchor_labels, references, reference_labels))
+    return _step(anchors.contiguous(), *others, normalise, tuple(calls), Relations(*relations))
 
 
 @torch.library.custom_op("dmlcore::fused_rows", mutates_args=())
@@ -203,16 +207,17 @@ def _fused_rows_op(
     starts: Tensor | None,
     positives: Tensor | None,
     value_count: int,
+    cells: int,
     normalise_anchors: bool,
     normalise_references: bool,
-) -> tuple[Tensor, Tensor]:
+) -> tuple[Tensor, Tensor, Tensor]:
     normalise = (normalise_anchors, normalise_references)
     relations = [own, starts, positives]
     step = _step_of_operator(
         anchors, references, anchor_labels, reference_labels, functors, options, extras, relations, normalise
     )
-    values, counts = step.forward()
-    return values.clone(), counts.clone()
+    values, counts, tables = step.forward()
+    return values.clone(), counts.clone(), tables
 
 
 @_fused_rows_op.register_fake
@@ -228,15 +233,18 @@ def _(
     starts: Tensor | None,
     positives: Tensor | None,
     value_count: int,
+    cells: int,
     normalise_anchors: bool,
     normalise_references: bool,
-) -> tuple[Tensor, Tensor]:
-    return anchors.new_empty(value_count, anchors.shape[0]), anchors.new_empty(value_count, anchors.shape[0])
+) -> tuple[Tensor, Tensor, Tensor]:
+    rows = anchors.new_empty(value_count, anchors.shape[0])
+    return rows, torch.empty_like(rows), anchors.new_empty(cells)
 
 
 @torch.library.custom_op("dmlcore::fused_rows_backward", mutates_args=())
 def _fused_rows_backward_op(
     cotangents: Tensor,
+    table_cotangents: Tensor,
     anchors: Tensor,
     references: Tensor | None,
     anchor_labels: Tensor,
@@ -257,13 +265,16 @@ def _fused_rows_backward_op(
         anchors, references, anchor_labels, reference_labels, functors, options, extras, relations, normalise
     )
     step.forward()
-    grad_anchors, grad_references = step.backward(cotangents.contiguous(), references is not None)
+    grad_anchors, grad_references = step.backward(
+        cotangents.contiguous(), table_cotangents.contiguous(), references is not None
+    )
     return grad_anchors, anchors.new_empty(0) if grad_references is None else grad_references
 
 
 @_fused_rows_backward_op.register_fake
 def _(
     cotangents: Tensor,
+    table_cotangents: Tensor,
     anchors: Tensor,
     references: Tensor | None,
     anchor_labels: Tensor,
@@ -281,18 +292,18 @@ def _(
 
 
 def _keep_inputs(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
-    anchors, references, anchor_labels, reference_labels, ctx.functors, ctx.options, extras, *relations, _, normalise, other = (
-        inputs
-    )
+    anchors, references, anchor_labels, reference_labels, ctx.functors, ctx.options, extras, *others = inputs
+    *relations, _, _, normalise, other = others
     ctx.normalise, ctx.extras = (normalise, other), len(extras)
     ctx.save_for_backward(anchors, references, anchor_labels, reference_labels, *relations, *extras)
     ctx.set_materialize_grads(True)
 
 
-def _op_backward(ctx: Any, cotangents: Tensor, _: Tensor) -> tuple[Any, ...]:
+def _op_backward(ctx: Any, cotangents: Tensor, _: Tensor, table_cotangents: Tensor) -> tuple[Any, ...]:
     anchors, references, anchor_labels, reference_labels, own, starts, positives, *extras = ctx.saved_tensors
     grad_anchors, grad_references = torch.ops.dmlcore.fused_rows_backward(
         cotangents,
+        table_cotangents,
         anchors,
         references,
         anchor_labels,
@@ -306,13 +317,13 @@ def _op_backward(ctx: Any, cotangents: Tensor, _: Tensor) -> tuple[Any, ...]:
         *ctx.normalise,
     )
     no_extras = [None] * ctx.extras
-    return grad_anchors, None if references is None else grad_references, *[None] * 4, no_extras, *[None] * 6
+    return grad_anchors, None if references is None else grad_references, *[None] * 4, no_extras, *[None] * 7
 
 
 _fused_rows_op.register_autograd(_op_backward, setup_context=_keep_inputs)
 
 
-def fused_rows(
+def fused_pass(
     anchors: Tensor,
     anchor_labels: Tensor,
     references: Tensor | None,
@@ -321,8 +332,8 @@ def fused_rows(
     *,
     normalise: tuple[bool, bool] = (True, True),
     relations: Relations | None = None,
-) -> tuple[Tensor, Tensor]:
-    """Values and counts per anchor of several losses, in one pass over the similarities.
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Values and counts per anchor of several losses, and tables of the batch, in one pass over the similarities.
 
     Args:
         anchors: `[A, D]` floating point; half precisions are computed in float32.
@@ -335,6 +346,7 @@ def fused_rows(
 
     Returns:
         `values` and `counts`, both `[V, A]` with the functors' values in order, float32 or (for float64 input) float64.
+        `tables` `[cells]`: for every functor with a table the soft histogram of positive, then of negative pairs.
         Differentiable once in anchors and references. An anchor with a component that is not finite has NaN values.
 
     Raises:
@@ -350,20 +362,14 @@ def fused_rows(
     relations = Relations(*(None if tensor is None else tensor.contiguous() for tensor in relations or Relations()))
     has_numbers = any(call.given is not None or call.windows is not None for call in calls)
     if has_numbers:
-        calls = tuple(
-            FunctorCall(
-                call.functor,
-                call.options,
-                *(
-                    None if numbers is None else numbers.detach().to(dtype).contiguous()
-                    for numbers in (call.given, call.windows)
-                ),
-            )
-            for call in calls
-        )
+
+        def constant(numbers: Tensor | None) -> Tensor | None:
+            return None if numbers is None else numbers.detach().to(dtype).contiguous()
+
+        calls = tuple(replace(call, given=constant(call.given), windows=constant(call.windows)) for call in calls)
     if torch.compiler.is_compiling():
         known = extension.functors()
-        values, counts = torch.ops.dmlcore.fused_rows(
+        values, counts, tables = torch.ops.dmlcore.fused_rows(
             anchors,
             references,
             anchor_labels,
@@ -375,7 +381,22 @@ def fused_rows(
             else [],
             *relations,
             sum(known[call.functor][1] for call in calls),
+            sum(call.cells for call in calls),
             *normalise,
         )
-        return values, counts.detach()
+        return values, counts.detach(), tables
     return _FusedRows.apply(anchors, references, anchor_labels, reference_labels, normalise, calls, relations)
+
+
+def fused_rows(
+    anchors: Tensor,
+    anchor_labels: Tensor,
+    references: Tensor | None,
+    reference_labels: Tensor | None,
+    calls: tuple[FunctorCall, ...],
+    *,
+    normalise: tuple[bool, bool] = (True, True),
+    relations: Relations | None = None,
+) -> tuple[Tensor, Tensor]:
+    """`fused_pass` for functors without tables: values and counts."""
+    return fused_pass(anchors, anchor_labels, references, reference_labels, calls, normalise=normalise, relations=relations)[:2]

@@ -8,15 +8,20 @@ from dmlcore.config import build_options
 from dmlcore.errors import ConfigError
 from dmlcore.losses.base import Loss, LossOptions, PairLoss, ProxyLoss, RowLoss, Rows, Sides, pair_masks
 from dmlcore.losses.geometry import cosine_similarities, distances, in_pieces, listed_positives, masked_logsumexp, unit
+from dmlcore.losses.norms import NormLoss
+from dmlcore.losses.softmax import CentresLoss, SoftmaxLoss, widened_cosines
 
 __all__ = [
+    "CentresLoss",
     "Loss",
     "LossOptions",
+    "NormLoss",
     "PairLoss",
     "ProxyLoss",
     "RowLoss",
     "Rows",
     "Sides",
+    "SoftmaxLoss",
     "cosine_similarities",
     "create",
     "distances",
@@ -26,6 +31,7 @@ __all__ = [
     "names",
     "pair_masks",
     "unit",
+    "widened_cosines",
 ]
 
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from dmlcore.config import build_options
 from dmlcore.errors import ConfigError
-from dmlcore.kernels import FunctorCall, Relations, functors, fused_rows, partner_functors, reason_against
+from dmlcore.kernels import FunctorCall, Relations, functors, fused_pass, partner_functors, reason_against
 from dmlcore.losses.geometry import unit
 
 
@@ -129,12 +129,12 @@ def with_relations(sides: Sides, own: Tensor | None, relation: Relation | None) 
     return sides._replace(own=own, relation=relation)
 
 
-def run_together(sides: Sides, calls: tuple[FunctorCall, ...], normalise: tuple[bool, bool]) -> tuple[Tensor, Tensor]:
-    """Values and counts of several functors in one pass over the similarities of two sides, `[V, A]` each."""
+def run_together(sides: Sides, calls: tuple[FunctorCall, ...], normalise: tuple[bool, bool]) -> tuple[Tensor, Tensor, Tensor]:
+    """Values and counts `[V, A]` of several functors in one pass over the similarities of two sides, and their tables."""
     relations = None
     if sides.own is not None:
         relations = Relations(sides.own)
-    return fused_rows(
+    return fused_pass(
         sides.anchors,
         sides.anchor_labels,
         sides.references,
@@ -143,6 +143,11 @@ def run_together(sides: Sides, calls: tuple[FunctorCall, ...], normalise: tuple[
         normalise=normalise,
         relations=relations,
     )
+
+
+def table_rows(table: Tensor) -> Rows:
+    """What `complete` of a loss with a table gets: histograms of positive and negative pairs, `[2, cells]`; no counts."""
+    return Rows(table.view(2, -1), table.new_zeros(2, 0))
 
 
 class Loss(nn.Module, abc.ABC):
@@ -206,9 +211,8 @@ class Loss(nn.Module, abc.ABC):
         relation: Relation | None = None,
     ) -> Tensor:
         """The definition in plain PyTorch: differentiable, any dtype and device, no extension. Arguments as `forward`."""
-        return self.forward(
-            embeddings, labels, references=references, reference_labels=reference_labels, own=own, relation=relation
-        )
+        more: dict[str, Any] = {name: x for name, x in (("own", own), ("relation", relation)) if x is not None}
+        return self.forward(embeddings, labels, references=references, reference_labels=reference_labels, **more)
 
     @property
     def is_fused(self) -> bool:
@@ -319,7 +323,8 @@ class RowLoss(Loss):
         given = self.given(sides)
         if given is not None:
             call = replace(call, given=given)
-        return self.complete(Rows(*run_together(sides, (call,), self.normalise)), sides, given)
+        values, counts, table = run_together(sides, (call,), self.normalise)
+        return self.complete(table_rows(table) if call.cells else Rows(values, counts), sides, given)
 
     def rows(
         self,
@@ -394,7 +399,8 @@ class PairLoss(RowLoss):
 
 
 class ProxyLoss(RowLoss):
-    """A loss between samples and one learnt vector per class, `proxies` `[C, D]`; labels are 0..C-1.
+    """A loss between samples and one learnt vector per class, `proxies` `[C, D]`; labels are 0..C-1. A subclass may own several
+    per class (`centres`), side by side: `[C * K, D]`.
 
     Raises:
         ConfigError: `num_classes` or `embedding_dim` is missing or not positive; a label outside 0..C-1; references given.
@@ -410,9 +416,15 @@ class ProxyLoss(RowLoss):
             if number is None or number < 1:
                 raise ConfigError(f"{self.name} owns a proxy per class and needs {noun} >= 1, got {number}")
         assert num_classes is not None and embedding_dim is not None
-        self.proxies = nn.Parameter(torch.empty(num_classes, embedding_dim))
-        self.register_buffer("proxy_labels", torch.arange(num_classes), persistent=False)
+        self.num_classes = num_classes
+        self.proxies = nn.Parameter(torch.empty(num_classes * self.centres, embedding_dim))
+        self.register_buffer("proxy_labels", torch.arange(num_classes).repeat_interleave(self.centres), persistent=False)
         nn.init.kaiming_normal_(self.proxies, mode="fan_out")
+
+    @property
+    def centres(self) -> int:
+        """Proxies per class."""
+        return 1
 
     def check_labels(self, embeddings: Tensor, labels: Tensor, references: Tensor | None) -> None:
         """Raise for references, a wrong width, and labels without a proxy (labels only on the CPU: elsewhere it would wait)."""
@@ -424,9 +436,9 @@ class ProxyLoss(RowLoss):
             )
         if labels.device.type == "cpu" and len(labels) and not torch.compiler.is_compiling():
             lowest, highest = (int(x) for x in torch.aminmax(labels))
-            if lowest < 0 or highest >= len(self.proxies):
+            if lowest < 0 or highest >= self.num_classes:
                 raise ConfigError(
-                    f"{self.name} has proxies for labels 0..{len(self.proxies) - 1}, got labels {lowest}..{highest}"
+                    f"{self.name} has proxies for labels 0..{self.num_classes - 1}, got labels {lowest}..{highest}"
                 )
 
     def sides(self, embeddings: Tensor, labels: Tensor, references: Tensor | None, reference_labels: Tensor | None) -> Sides:

@@ -4,20 +4,17 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import torch
-from torch import Tensor
-
 import dmlcore
 from dmlcore.config import check_range
 from dmlcore.kernels import FunctorCall
-from dmlcore.losses import LossOptions, ProxyLoss, Rows, masked_logsumexp
+from dmlcore.losses import LossOptions, SoftmaxLoss
 
 
-class NormSoftmax(ProxyLoss):
+class NormSoftmax(SoftmaxLoss):
     """Cross-entropy over `cos(x, proxy_c) / temperature`, mean over samples.
 
     Source: Wang, Xiang, Cheng, Yuille, "NormFace", ACM Multimedia 2017, eq. 6; Zhai, Wu, "Classification is a Strong Baseline
-    for Deep Metric Learning", BMVC 2019, eq. 2.
+    for Deep Metric Learning", BMVC 2019, eq. 2. Label smoothing: Szegedy et al., CVPR 2016, section 7.
     """
 
     name = "norm_softmax"
@@ -28,21 +25,23 @@ class NormSoftmax(ProxyLoss):
 
         temperature: float = 0.05
         """Divisor of the cosines, > 0."""
+        label_smoothing: float = 0.0
+        """Share of the target spread evenly over all classes, in [0, 1)."""
 
         def __post_init__(self) -> None:
             check_range("temperature", self.temperature, above=0)
+            check_range("label_smoothing", self.label_smoothing, least=0, below=1)
 
-    def row_values(self, similarities: Tensor, positive: Tensor, negative: Tensor) -> Rows:
-        logits = similarities / self.options.temperature
-        found = positive.any(1)
-        target = masked_logsumexp(logits, positive)
-        values = torch.where(found, masked_logsumexp(logits, positive | negative) - target, torch.zeros_like(target))[
-            None
-        ]  # [1, B]
-        return Rows(values, found.to(values)[None])
+    @property
+    def scale(self) -> float:
+        return 1 / self.options.temperature
+
+    @property
+    def label_smoothing(self) -> float:
+        return self.options.label_smoothing
 
     def functor_call(self) -> FunctorCall:
-        return FunctorCall("norm_softmax", (1 / self.options.temperature,))
+        return FunctorCall("norm_softmax", (self.scale, self.label_smoothing))
 
 
 @dmlcore.hookimpl

@@ -5,16 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-import torch
-from torch import Tensor
-
 import dmlcore
 from dmlcore.config import check_range
 from dmlcore.kernels import FunctorCall
-from dmlcore.losses import LossOptions, ProxyLoss, Rows, masked_logsumexp
+from dmlcore.losses import LossOptions, SoftmaxLoss
 
 
-class ProxyNca(ProxyLoss):
+class ProxyNca(SoftmaxLoss):
     """Cross-entropy over `-softmax_scale * d^2(x, proxy_c)` with `d` the Euclidean distance of unit vectors, mean over samples.
 
     Deviation: the positive takes part in the denominator, as in today's libraries. `variant = "wedl"` scales the proxies to
@@ -38,22 +35,16 @@ class ProxyNca(ProxyLoss):
         def __post_init__(self) -> None:
             check_range("softmax_scale", self.softmax_scale, above=0)
 
-    def row_values(self, similarities: Tensor, positive: Tensor, negative: Tensor) -> Rows:
-        wedl = self.options.variant == "wedl"
-        logits = (6.0 if wedl else 2 * self.options.softmax_scale) * similarities  # d^2 = constant - 2 |proxy| cos
-        found = positive.any(1)
-        target = masked_logsumexp(logits, positive)
-        if wedl:
-            target = 0.9 * target + 0.1 * logits.mean(1)
-        values = torch.where(found, masked_logsumexp(logits, positive | negative) - target, torch.zeros_like(target))[
-            None
-        ]  # [1, B]
-        return Rows(values, found.to(values)[None])
+    @property
+    def scale(self) -> float:
+        return 6.0 if self.options.variant == "wedl" else 2 * self.options.softmax_scale  # d^2 = constant - 2 |proxy| cos
 
-    def functor_call(self) -> FunctorCall | str:
-        if self.options.variant != "standard":
-            return f"proxy_nca with variant '{self.options.variant}' has no fused form"
-        return FunctorCall("proxy_nca", (2 * self.options.softmax_scale,))
+    @property
+    def label_smoothing(self) -> float:
+        return 0.1 if self.options.variant == "wedl" else 0.0
+
+    def functor_call(self) -> FunctorCall:
+        return FunctorCall("proxy_nca", (self.scale, self.label_smoothing))
 
 
 @dmlcore.hookimpl

@@ -1,0 +1,181 @@
+"""What the losses with one logit per class share: their definition from logits, label smoothing beside the fused pass, and
+classes with several centres."""
+
+from __future__ import annotations
+
+import abc
+import math
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from dmlcore.losses.base import ProxyLoss, Rows, Sides, pair_masks
+from dmlcore.losses.geometry import masked_logsumexp, unit
+
+CHUNK = 2**19
+"""Similarities that the plain form of losses with several centres holds at a time; more are computed in chunks, and again for
+the gradient."""
+
+Part = Callable[[Tensor, Tensor, slice], tuple[Tensor, Tensor]]
+"""From unit anchors, some classes' centres and where those lie to two log-sums over these classes."""
+
+
+class SoftmaxLoss(ProxyLoss):
+    """Cross-entropy over one logit per proxy: `logsumexp_c(l_c) - (1 - e) l_y - e mean_c(l_c)`, mean over samples.
+
+    Subclasses set `scale`, the factor between similarities and logits, and may change the target's entry (`target_logits`) or
+    smooth the labels (`label_smoothing`, the `e` above; not together with a changed entry). A sample without a proxy of its
+    label has the value 0.
+    """
+
+    @property
+    @abc.abstractmethod
+    def scale(self) -> float:
+        """Factor between similarities and logits."""
+
+    @property
+    def label_smoothing(self) -> float:
+        """Share of the target that is spread evenly over all classes, in [0, 1)."""
+        return 0.0
+
+    def target_logits(self, similarities: Tensor) -> Tensor:
+        """What the target's logits would be at these similarities; elementwise."""
+        return self.scale * similarities
+
+    def row_values(self, similarities: Tensor, positive: Tensor, negative: Tensor) -> Rows:
+        logits = torch.where(positive, self.target_logits(similarities), self.scale * similarities)  # [B, C]
+        found = positive.any(1)
+        values = masked_logsumexp(logits, positive | negative)
+        values = values - (1 - self.label_smoothing) * masked_logsumexp(logits, positive)
+        if self.label_smoothing:
+            values = values - self.label_smoothing * logits.mean(1)
+        values = torch.where(found, values, torch.zeros_like(values))[None]  # [1, B]
+        return Rows(values, found.to(values)[None])
+
+    def complete(self, rows: Rows, sides: Sides, given: Tensor | None) -> Rows:
+        """The smoothed part of the target, which the kernel leaves out: one product with the proxies' mean."""
+        if not self.label_smoothing:
+            return rows
+        assert sides.references is not None
+        dtype = rows.values.dtype
+        with torch.autocast(rows.values.device.type, enabled=False):
+            anchors, proxies = sides.anchors.to(dtype), sides.references.to(dtype)
+            logits = self.scale * (anchors @ (_lengths(proxies, self.normalise[1]) @ proxies / len(proxies)))  # [B]
+            logits = logits * _lengths(anchors, self.normalise[0])
+        smoothed = torch.where(rows.counts > 0, self.label_smoothing * logits, torch.zeros_like(rows.values))  # [1, B]
+        return Rows(rows.values - smoothed, rows.counts)
+
+
+class CentresLoss(ProxyLoss):
+    """Cross-entropy over one logit per class that has several centres: `proxies` is `[C * K, D]`, the centres of a class side
+    by side. Subclasses say what the similarity to a class is; `scale` and `target_logits` are as in `SoftmaxLoss`.
+    """
+
+    @property
+    @abc.abstractmethod
+    def scale(self) -> float:
+        """Factor between similarities to classes and logits."""
+
+    @abc.abstractmethod
+    def class_similarities(self, similarities: Tensor) -> Tensor:
+        """From cosines with centres `[B, C, K]` to similarities with classes `[B, C]`."""
+
+    @abc.abstractmethod
+    def target_logits(self, similarities: Tensor) -> Tensor:
+        """What the target's logits would be at these similarities to classes; elementwise."""
+
+    def _log_sums(self, similarities: Tensor, positive: Tensor, negative: Tensor) -> tuple[Tensor, Tensor]:
+        """Log-sums over some classes, of all logits and of the target's: both `[B]`. Masks are per centre."""
+        classes = self.class_similarities(similarities.unflatten(1, (-1, self.centres)))  # [B, c]
+        positive, negative = positive[:, :: self.centres], negative[:, :: self.centres]
+        logits = torch.where(positive, self.target_logits(classes), self.scale * classes)
+        return masked_logsumexp(logits, positive | negative), masked_logsumexp(logits, positive)
+
+    def _as_rows(self, everything: Tensor, target: Tensor) -> Rows:
+        found = target > torch.finfo(target.dtype).min
+        values = torch.where(found, everything - target, torch.zeros_like(target))[None]  # [1, B]
+        return Rows(values, found.to(values)[None])
+
+    def row_values(self, similarities: Tensor, positive: Tensor, negative: Tensor) -> Rows:
+        return self._as_rows(*self._log_sums(similarities, positive, negative))
+
+    def dense_rows(self, sides: Sides) -> Rows:
+        """Values and counts from chunks of classes; what a chunk needs is computed again for the gradient."""
+        proxies, labels = sides.references, sides.reference_labels
+        assert proxies is not None and labels is not None
+        if len(sides.anchors) * len(proxies) <= CHUNK or torch.compiler.is_compiling():
+            return super().dense_rows(sides)
+
+        def part(anchors: Tensor, centres: Tensor, at: slice) -> tuple[Tensor, Tensor]:
+            masks = pair_masks(sides._replace(references=centres, reference_labels=labels[at]))
+            return self._log_sums(anchors @ unit(centres).T, *masks)
+
+        step = max(1, CHUNK // (len(sides.anchors) * self.centres)) * self.centres
+        return self._as_rows(*_InChunks.apply(unit(sides.anchors), proxies, part, step))
+
+
+class _InChunks(torch.autograd.Function):
+    """Two log-sums over classes, chunk after chunk: what is kept for the gradient does not grow with their number."""
+
+    @staticmethod
+    def forward(ctx: Any, anchors: Tensor, proxies: Tensor, part: Part, step: int) -> tuple[Tensor, ...]:
+        totals = [anchors.new_full((len(anchors),), torch.finfo(anchors.dtype).min) for _ in range(2)]  # [B], [B]
+        for first in range(0, len(proxies), step):
+            at = slice(first, first + step)
+            totals = [torch.logaddexp(*pair) for pair in zip(totals, part(anchors, proxies[at], at), strict=True)]
+        ctx.save_for_backward(anchors, proxies, *totals)
+        ctx.part, ctx.step = part, step
+        return tuple(totals)
+
+    @staticmethod
+    def backward(ctx: Any, *cotangents: Tensor) -> tuple[Tensor | None, ...]:
+        anchors, proxies, *totals = ctx.saved_tensors
+        again = torch.is_grad_enabled()  # create_graph=True: then the graphs of all chunks stay
+        total, parts = torch.zeros_like(anchors), []
+        whole = None if again else torch.empty_like(proxies)  # filled in place: small pieces would scatter the heap
+        for first in range(0, len(proxies), ctx.step):
+            at = slice(first, first + ctx.step)
+            with torch.enable_grad():
+                a, p = anchors, proxies[at]
+                if not again:
+                    a, p = a.detach().requires_grad_(), p.detach().requires_grad_()
+                sums = ctx.part(a, p, at)
+                shares = [
+                    cotangent * torch.exp(torch.minimum(one, all_of_them) - all_of_them)
+                    for cotangent, one, all_of_them in zip(cotangents, sums, totals, strict=True)
+                ]
+                if not again:
+                    shares = [share.detach() for share in shares]
+                of_anchors, of_proxies = torch.autograd.grad(sums, (a, p), shares, create_graph=again)
+            if whole is None:
+                total = total + of_anchors
+                parts.append(of_proxies)
+            else:
+                total += of_anchors
+                whole[at] = of_proxies
+        return total, torch.cat(parts) if whole is None else whole, None, None
+
+
+def widened_cosines(similarities: Tensor, margin: float) -> Tensor:
+    """`cos(a + margin)` from `cos(a)`, and `cos(a) - margin sin(margin)` beyond `pi - margin`, where it would rise again.
+
+    Args:
+        similarities: cosines, any shape.
+        margin: in radians, in [0, pi].
+    """
+    squares = 1 - similarities.square()
+    apart = squares > 4 * torch.finfo(squares.dtype).eps
+    sines = torch.where(apart, torch.sqrt(torch.where(apart, squares, torch.ones_like(squares))), torch.zeros_like(squares))
+    widened = similarities * math.cos(margin) - sines * math.sin(margin)
+    return torch.where(similarities >= -math.cos(margin), widened, similarities - margin * math.sin(margin))
+
+
+def _lengths(vectors: Tensor, normalise: bool) -> Tensor:
+    """The factors that scale vectors to unit norm (0 for a zero vector), or ones: `[N]`."""
+    if not normalise:
+        return vectors.new_ones(len(vectors))
+    norms = torch.linalg.vector_norm(vectors, dim=1)  # [N]
+    zero = norms <= 1e-12
+    return torch.where(zero, torch.zeros_like(norms), 1 / torch.where(zero, torch.ones_like(norms), norms))

@@ -1,0 +1,78 @@
+"""Cross-entropy of a linear classifier."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+import dmlcore
+from dmlcore.config import check_range
+from dmlcore.kernels import FunctorCall
+from dmlcore.losses import LossOptions, Sides, SoftmaxLoss
+
+
+class CrossEntropy(SoftmaxLoss):
+    """Cross-entropy over `x . proxy_c (+ bias_c)` of the raw embeddings, mean over samples: a linear classifier whose weights
+    are the proxies. Same value as `torch.nn.functional.cross_entropy(x @ proxies.T + bias, labels, label_smoothing=...)`.
+
+    The fused pass sees a bias as one more dimension, of which every sample has 1.
+
+    Source: the softmax classifier; label smoothing: Szegedy, Vanhoucke, Ioffe, Shlens, Wojna, "Rethinking the Inception
+    Architecture for Computer Vision", CVPR 2016, section 7.
+    """
+
+    name = "cross_entropy"
+    needs_norms = True
+    normalise = (False, False)
+
+    @dataclass(frozen=True, kw_only=True)
+    class Options(LossOptions):
+        """Options of `cross_entropy`."""
+
+        bias: bool = False
+        """Whether each class has a learnt bias, 0 at the start."""
+        label_smoothing: float = 0.0
+        """Share of the target spread evenly over all classes, in [0, 1)."""
+
+        def __post_init__(self) -> None:
+            check_range("label_smoothing", self.label_smoothing, least=0, below=1)
+
+    def __init__(
+        self, options: Any = None, *, num_classes: int | None = None, embedding_dim: int | None = None, **given: Any
+    ) -> None:
+        super().__init__(options, num_classes=num_classes, embedding_dim=embedding_dim, **given)
+        self.bias = nn.Parameter(torch.zeros(len(self.proxies))) if self.options.bias else None
+
+    @property
+    def scale(self) -> float:
+        return 1.0
+
+    @property
+    def label_smoothing(self) -> float:
+        return self.options.label_smoothing
+
+    def parameter_roles(self) -> dict[str, list[nn.Parameter]]:
+        """The bias learns with the proxies."""
+        return {"proxies": list(self.parameters()), "scalars": []}
+
+    def sides(self, embeddings: Tensor, labels: Tensor, *arguments: Any) -> Sides:
+        sides = super().sides(embeddings, labels, *arguments)
+        if self.bias is None:
+            return sides
+        ones = embeddings.new_ones(len(embeddings), 1)
+        assert sides.references is not None
+        return sides._replace(
+            anchors=torch.cat([sides.anchors, ones], 1),  # [B, D + 1]
+            references=torch.cat([sides.references, self.bias[:, None]], 1),  # [C, D + 1]
+        )
+
+    def functor_call(self) -> FunctorCall:
+        return FunctorCall("cross_entropy", (self.scale, self.label_smoothing))
+
+
+@dmlcore.hookimpl
+def dmlcore_losses() -> list[type]:
+    return [CrossEntropy]

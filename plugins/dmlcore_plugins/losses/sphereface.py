@@ -1,0 +1,82 @@
+"""SphereFace loss."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+import dmlcore
+from dmlcore.config import check_range
+from dmlcore.kernels import FunctorCall
+from dmlcore.losses import LossOptions, Rows, Sides, SoftmaxLoss, pair_masks, unit
+
+
+class SphereFace(SoftmaxLoss):
+    """Cross-entropy over `scale |x| cos(a_c)`, `a_c` the angle between sample and proxy, where the target's is
+    `scale |x| ((-1)^k cos(margin a_y) - 2 k)` with `k = floor(margin a_y / pi)`; mean over samples. Proxies are scaled to unit
+    norm, embeddings are not: their norm decides how sharp the softmax is.
+
+    Deviation: a zero vector has no angle, its target's entry gets no margin (and all logits are 0).
+
+    Source: Liu, Wen, Yu, Li, Raj, Song, "SphereFace: Deep Hypersphere Embedding for Face Recognition", CVPR 2017, eq. 7; the
+    paper's annealing between this and the plain softmax is not part of it.
+    """
+
+    name = "sphereface"
+    needs_norms = True
+    normalise = (False, True)
+
+    @dataclass(frozen=True, kw_only=True)
+    class Options(LossOptions):
+        """Options of `sphereface`."""
+
+        margin: int = 4
+        """Factor of the target's angle, a whole number in [1, 16]."""
+        scale: float = 1.0
+        """Factor of the logits, > 0."""
+
+        def __post_init__(self) -> None:
+            check_range("margin", self.margin, least=1, most=16)
+            check_range("scale", self.scale, above=0)
+
+    @property
+    def scale(self) -> float:
+        return self.options.scale
+
+    def given(self, sides: Sides) -> Tensor:
+        """Norms of the samples, `[1, B]`."""
+        with torch.autocast(sides.anchors.device.type, enabled=False):
+            anchors = sides.anchors if sides.anchors.dtype == torch.float64 else sides.anchors.float()
+            return torch.linalg.vector_norm(anchors, dim=1)[None]
+
+    def dense_rows(self, sides: Sides) -> Rows:
+        assert sides.references is not None
+        norms = self.given(sides)[0][:, None]  # [B, 1]
+        products = sides.anchors @ unit(sides.references).T  # [B, C]
+        positive, negative = pair_masks(sides)
+        cosines = products / torch.where(norms > 1e-12, norms, torch.ones_like(norms))
+        cosines = cosines + (cosines.clamp(-1, 1) - cosines).detach()  # a rounding beyond 1 must not lose the gradient
+        multiples = [torch.ones_like(cosines), cosines]  # cos(n a) as a polynomial of cos(a): no slope without bound
+        for _ in range(self.options.margin - 1):
+            multiples.append(2 * cosines * multiples[-1] - multiples[-2])
+        turns = torch.floor(self.options.margin * torch.acos(cosines.detach()) / math.pi)
+        widened = norms * ((1 - 2 * (turns % 2)) * multiples[-1] - 2 * turns)
+        entries = torch.where(positive & (norms > 1e-12), widened, products)
+        return self.row_values(entries, positive, negative)
+
+    def complete(self, rows: Rows, sides: Sides, given: Tensor | None) -> Rows:
+        """The kernel holds the norms constant and returns the derivative by them as a second value."""
+        assert given is not None
+        through_norms = rows.values[1:].detach() * (given - given.detach())
+        return Rows(rows.values[:1] + through_norms, rows.counts[:1])
+
+    def functor_call(self) -> FunctorCall:
+        return FunctorCall("sphereface", (self.scale, float(self.options.margin)))
+
+
+@dmlcore.hookimpl
+def dmlcore_losses() -> list[type]:
+    return [SphereFace]
