@@ -121,20 +121,26 @@ class _Parts(torch.autograd.Function):
             raise ConfigError("a loss computed in parts is differentiable once; for second derivatives use loss.reference")
         anchors, references, *parameters = ctx.saved_tensors
         wanted = ctx.needs_input_grad[3], ctx.needs_input_grad[3 if references is None else 4]
-        grads = [None if t is None else torch.zeros_like(t) for t in (anchors, references, *parameters)]
+        totals = [torch.zeros_like(tensor) for tensor in (anchors, *parameters)]
+        of_references = totals[0] if references is None else torch.zeros_like(references) if wanted[1] else None
         for start in range(0, len(anchors), ctx.step):
             part = part_of(ctx.sides, start, start + ctx.step)
+            assert part.references is not None
             with torch.enable_grad():
                 mine = part.anchors.detach().requires_grad_(wanted[0])
                 others = part.references.detach().requires_grad_(wanted[1])
                 values = ctx.compute(part._replace(anchors=mine, references=others))[0]
-            inputs = [tensor for tensor in (mine, others, *parameters) if tensor.requires_grad]
             if not values.requires_grad:
                 continue
-            found = list(torch.autograd.grad(values, inputs, cotangents[:, start : start + ctx.step], allow_unused=True))
-            targets = [grads[0][start : start + ctx.step]] if wanted[0] else []
-            targets += [grads[0 if references is None else 1]] if wanted[1] else []
-            for whole, one in zip([*targets, *grads[2:]], found, strict=True):
-                if one is not None:
-                    whole += one
-        return None, None, None, *grads
+            targets = [
+                (mine, totals[0][start : start + ctx.step]),
+                (others, of_references),
+                *zip(parameters, totals[1:], strict=True),
+            ]
+            targets = [(tensor, total) for tensor, total in targets if tensor.requires_grad]
+            inputs = [tensor for tensor, _ in targets]
+            found = torch.autograd.grad(values, inputs, cotangents[:, start : start + ctx.step], allow_unused=True)
+            for (_, total), gradient in zip(targets, found, strict=True):
+                if gradient is not None:
+                    total.add_(gradient)
+        return None, None, None, totals[0], None if references is None else of_references, *totals[1:]
