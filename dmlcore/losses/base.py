@@ -298,6 +298,11 @@ class Loss(nn.Module, abc.ABC):
         """The reason `forward` runs in plain PyTorch, or an empty string."""
         return f"'{self.name}' has no fused form"
 
+    @classmethod
+    def reads_norms(cls, options: Any) -> bool:
+        """Whether, with these options, embeddings must not be normalised before."""
+        return cls.needs_norms
+
     def parameter_roles(self) -> dict[str, list[nn.Parameter]]:
         """Parameters by the optimiser group they belong to: `proxies`, `scalars`."""
         proxies = getattr(self, "proxies", None)
