@@ -4,7 +4,7 @@ every loss must survive. A new loss adds a row to LOSSES."""
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -63,6 +63,25 @@ def _proxies(loss: str, attribute: str = "proxies", transpose: bool = False, **o
         setattr(theirs, attribute, ours.proxies.T if transpose else ours.proxies)
         theirs.cast_types = lambda dtype, device: None
         return theirs(x, y)
+
+    return peer
+
+
+def _margin(**options: Any):
+    def peer(pml: Any, ours: Any, x: Tensor, y: Tensor) -> Tensor:
+        theirs = pml.losses.MarginLoss(num_classes=len(ours.beta) if ours.options.per_class else None, **options)
+        theirs._parameters.pop("beta", None)  # a tensor, not a parameter: the gradient reaches our beta
+        theirs.__dict__["beta"] = ours.beta
+        return theirs(x, y)
+
+    return peer
+
+
+def _nca(**options: Any):
+    def peer(pml: Any, _: Any, x: Tensor, y: Tensor) -> Tensor:
+        if y.unique().numel() == y.numel():  # where no class has two samples it takes the mean of nothing
+            return x.sum() * 0
+        return pml.losses.NCALoss(**options)(x, y)
 
     return peer
 
@@ -136,6 +155,56 @@ LOSSES = [
     Case("sup_con", {"temperature": 0.01}, _mined("SupConLoss", temperature=0.01)),
     Case("circle", {}, _mined("CircleLoss")),
     Case("circle", {"m": 0.25, "gamma": 256.0}, _mined("CircleLoss", m=0.25, gamma=256)),
+    Case("nt_xent", {}, _mined("NTXentLoss")),
+    Case("nt_xent", {"temperature": 0.01}, _mined("NTXentLoss", temperature=0.01)),
+    Case("generalized_lifted_structure", {}, _mined("GeneralizedLiftedStructureLoss")),
+    Case(
+        "generalized_lifted_structure",
+        {"neg_margin": 1.5, "pos_margin": 0.3},
+        _mined("GeneralizedLiftedStructureLoss", neg_margin=1.5, pos_margin=0.3),
+    ),
+    Case("binomial_deviance"),
+    Case("binomial_deviance", {"variant": "wedl"}),
+    Case("nca", {}, _nca()),
+    Case("nca", {"softmax_scale": 20.0}, _nca(softmax_scale=20)),
+    Case("tuplet_margin", {}, _mined("TupletMarginLoss")),
+    Case("tuplet_margin", {"margin": 20.0, "scale": 90.0}, _mined("TupletMarginLoss", margin=20, scale=90)),
+    Case("n_pair", scale_free=False),
+    Case("lifted_structure", {}, _mined("LiftedStructureLoss"), cuda=False),
+    Case(
+        "lifted_structure",
+        {"neg_margin": 0.6, "pos_margin": 2.5},
+        _mined("LiftedStructureLoss", neg_margin=0.6, pos_margin=2.5),
+        cuda=False,
+    ),
+    Case("margin", {}, _margin(), cuda=False),
+    Case(
+        "margin",
+        {"margin": 0.1, "beta": 1.0, "learn_beta": True, "nu": 0.3},
+        _margin(margin=0.1, beta=1.0, learn_beta=True, nu=0.3),
+        cuda=False,
+    ),
+    Case("margin", {"learn_beta": True, "per_class": True, "nu": 0.05}, _margin(learn_beta=True, nu=0.05), cuda=False),
+    Case("margin", {"sampling": "distance_weighted", "learn_beta": True}, None, False),
+    Case("intra_pair_variance", {}, _mined("IntraPairVarianceLoss"), cuda=False),
+    Case(
+        "intra_pair_variance",
+        {"pos_eps": 0.3, "neg_eps": 0.2},
+        _mined("IntraPairVarianceLoss", pos_eps=0.3, neg_eps=0.2),
+        cuda=False,
+    ),
+    Case("ranked_list", {}, _mined("RankedListLoss", margin=0.4, Tn=10)),
+    Case(
+        "ranked_list",
+        {"margin": 0.7, "Tn": 4.0, "imbalance": 0.3, "alpha": 1.5, "Tp": 5.0},
+        _mined("RankedListLoss", margin=0.7, Tn=4, imbalance=0.3, alpha=1.5, Tp=5),
+    ),
+    Case("snr_contrastive", {}, _mined("SignalToNoiseRatioContrastiveLoss")),
+    Case(
+        "snr_contrastive",
+        {"pos_margin": 0.3, "neg_margin": 1.8},
+        _mined("SignalToNoiseRatioContrastiveLoss", pos_margin=0.3, neg_margin=1.8),
+    ),
     Case("histogram", {}, _mined("HistogramLoss"), cuda=False),
     Case("histogram", {"n_bins": 13}, _mined("HistogramLoss", n_bins=13), cuda=False),
     Case("proxy_anchor", {}, _proxies("ProxyAnchorLoss")),
@@ -171,6 +240,7 @@ LOSSES = [
 PROXIES = [case for case in LOSSES if case.create().needs_classes]
 FUSED = [case for case in LOSSES if case.fused]
 ON_CUDA = [case for case in FUSED if case.cuda]
+PAIRS = [case for case in LOSSES if case.name not in ("proxy_anchor", "proxy_nca", "norm_softmax")]
 PAIRS = [case for case in LOSSES if case not in PROXIES and case.name not in ("sec", "l2_norm")]
 
 
@@ -216,6 +286,11 @@ def batches() -> dict[str, tuple[Tensor, Tensor]]:
 
 
 BATCHES = batches()
+
+
+def call_on(loss: Any, x: Tensor, y: Tensor) -> Any:
+    """The functor of a fused loss, with what it is given beside its options."""
+    return replace(loss.functor_call(), given=loss.given(loss.sides(x, y, None, None)))
 
 
 def value_and_gradients(

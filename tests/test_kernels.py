@@ -10,7 +10,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from cases import BATCHES, CLASSES, FUSED, PAIRS, WIDTH, Case, assert_close, embeddings_of, value_and_gradients
+from cases import BATCHES, CLASSES, FUSED, PAIRS, WIDTH, Case, assert_close, call_on, embeddings_of, value_and_gradients
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -52,6 +52,8 @@ def _restore_level_and_blas():
 def test_fused_equals_plain(case: Case, batch: str) -> None:
     if case.options.get("mining") == "semihard" and batch == "duplicates of other classes":
         pytest.skip("negatives exactly as far as positives: the definition jumps there, and the last bit decides")
+    if case.id == "snr_contrastive" and batch == "duplicates":
+        pytest.skip("positives at the margin exactly: the last bit of a product decides which of them count")
     loss, (x, y) = case.create(), BATCHES[batch]
     assert loss.is_fused, loss.why_not_fused
     mine, plain = value_and_gradients(loss, x, y, loss), value_and_gradients(loss, x, y, loss.reference)
@@ -113,7 +115,7 @@ def test_gradcheck(case: Case) -> None:
     labels = torch.tensor([0, 0, 1, 2, 1, 2, 2, 3])
     x = embeddings_of(labels, 4, seed=5).requires_grad_()
     loss = case.create(classes=4, width=4)
-    inputs = (x, loss.proxies) if loss.needs_classes else (x,)
+    inputs = (x, *loss.parameters())
     # circle takes its weights as constants, so its gradient is not the derivative of its value: check that of the plain form
     if case.name == "circle":
         assert_close(value_and_gradients(loss, x, labels, loss), value_and_gradients(loss, x, labels, loss.reference), 1e-9)
@@ -156,6 +158,10 @@ def test_order_and_scale_do_not_matter(case: Case) -> None:
 
 @pytest.mark.parametrize("case", [case for case in FUSED if case in PAIRS], ids=lambda case: case.id)
 def test_labels_may_be_any_int64(case: Case) -> None:
+    if case.options.get("per_class"):
+        with pytest.raises(ConfigError, match="labels 0..6, got labels"):  # labels are places in its table
+            case.create()(BATCHES["odd"][0], BATCHES["odd"][1] + 1)
+        return
     loss, (x, y) = case.create(), BATCHES["odd"]
     names = torch.tensor([2**62, -(2**62), 2**53 + 1, 2**53, -1, 2**24 + 1, 2**24])
     value, gradients = value_and_gradients(loss, x, names[y], loss)
@@ -295,8 +301,8 @@ def test_the_same_bits_every_time(case: Case) -> None:
 
 
 def test_one_pass_serves_many_losses() -> None:
-    calls = tuple(case.create().functor_call() for case in FUSED if case in PAIRS)
     x, y = BATCHES["large"]
+    calls = tuple(call_on(case.create(), x, y) for case in FUSED if case in PAIRS)
     torch.manual_seed(0)
     for plan in PLANS.values():
         with plan_options(**plan):

@@ -29,7 +29,8 @@
 //   kGiven = K            numbers per anchor that the caller hands in (a margin per class, a norm): open(p, given), given a pointer to K
 //   kPartners = true      the loss couples an anchor with its positives as anchors (a batch against itself only):
 //                         close(p, limits, sums, partner, values, counts), partner(k) -> Sums of positive k;
-//                         weigh(p, limits, sums, partner, cotangents, partner_cotangents), the last (k)[v] of positive k
+//                         weigh(p, limits, sums, partner, cotangents, partner_cotangents), the last (k)[v] of positive k;
+//                         slope_positive(s, slopes, partner(k)): what couples the pair is in its value's slope too
 //   kTable = true         two soft histograms of the whole batch, of positive and of negative pairs (kValues = 0, nothing per anchor):
 //                         cells() -> their size; place(s) -> position of a similarity in [0, cells - 1], which adds to the cell
 //                         below and above it in proportion; place_slope(s) -> d place / d s. collect, open, close, ... are not called

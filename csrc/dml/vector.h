@@ -30,6 +30,9 @@ DML_FN double log1p(double x) { return ::log1p(x); }
 DML_FN float reciprocal_sqrt(float x) { return 1.0f / ::sqrtf(x); }
 DML_FN double reciprocal_sqrt(double x) { return 1.0 / ::sqrt(x); }
 
+DML_FN float softplus(float x) { return max(x, 0.0f) + ::log1pf(::expf(x < 0 ? x : -x)); }    // log(1 + e^x), no overflow
+DML_FN double softplus(double x) { return max(x, 0.0) + ::log1p(::exp(x < 0 ? x : -x)); }
+
 template <class V> struct Scalar { using type = V; };                  // the number type of a scalar or vector
 template <class V> DML_FN V splat(typename Scalar<V>::type x) { return x; }
 
@@ -83,6 +86,22 @@ DML_FN VecD exp(VecD x) {                                              // double
   return y;
 }
 
+// log(1 + u) for u = e^-|x| in [0, 1] is 2 atanh(z), z = u / (2 + u): relatively exact (1e-8) down to the smallest u.
+DML_FN VecF softplus(VecF x) {
+  VecF u = exp(min(x, -x));
+  VecF z = u / (u + 2.0f), w = z * z;
+  VecF p = w * 0.281915456f + 0.279576659f;
+  p = p * w + 0.40025113f;
+  p = p * w + 0.66666311f;
+  p = p * w + 2.0f;
+  return max(x, splat<VecF>(0.0f)) + z * p;
+}
+DML_FN VecD softplus(VecD x) {
+  VecD y;
+  for (int k = 0; k < Native<double>::lanes; ++k) y[k] = (x[k] > 0 ? x[k] : 0) + __builtin_log1p(__builtin_exp(x[k] < 0 ? x[k] : -x[k]));
+  return y;
+}
+
 // table[index[k]] for each lane; the indices are whole numbers kept as floats, as every lane type has them.
 DML_FN VecF gather(const float* table, VecF index) {
 #if defined(__AVX512F__)
@@ -120,5 +139,12 @@ DML_FN VecD reciprocal_sqrt(VecD x) {
   return y;
 }
 #endif
+
+// 1 / (1 + e^-x), the slope of softplus; e^-|x| cannot overflow, and far below zero the result is exactly 0.
+template <class V> DML_FN V sigmoid(V x) {
+  using T = typename Scalar<V>::type;
+  V e = exp(min(x, -x));
+  return select(x > splat<V>(0), splat<V>(1), e) / (e + T(1));
+}
 
 DML_END

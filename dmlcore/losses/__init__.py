@@ -87,7 +87,7 @@ def create(name: str, *, num_classes: int | None = None, embedding_dim: int | No
 
     Args:
         name: as listed by `names()` or `dmlcore plugins`.
-        num_classes, embedding_dim: for losses that own proxies.
+        num_classes, embedding_dim: for losses that own proxies, or a number per class.
         options: the loss's options by name; strings are converted, so `epsilon="none"` works. `miner` may be a `Miner`.
 
     Raises:
@@ -105,7 +105,7 @@ def create(name: str, *, num_classes: int | None = None, embedding_dim: int | No
         return loss
     built = build_options(component.Options, options, name)
     if not component.needs_classes:
-        return component(built)
+        return component(built, num_classes=num_classes) if component.uses_classes else component(built)
     if num_classes is None or embedding_dim is None:
         raise ConfigError(f"{name} owns a proxy per class: create it with num_classes= and embedding_dim=")
     return component(built, num_classes=num_classes, embedding_dim=embedding_dim)

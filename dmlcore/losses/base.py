@@ -167,7 +167,7 @@ def with_relations(sides: Sides, own: Tensor | None, relation: Relation | None) 
             raise ConfigError(
                 f"own must be int64 of shape {list(sides.anchors.shape[:1])}, got {list(own.shape)} of {own.dtype}"
             )
-    return sides._replace(own=own, relation=relation)
+    return sides._replace(own=sides.own if own is None else own, relation=relation)
 
 
 class RowMeasure:
@@ -237,6 +237,8 @@ class Loss(nn.Module, abc.ABC):
     name: ClassVar[str]
     Options: ClassVar[type] = LossOptions
     needs_classes: ClassVar[bool] = False
+    uses_classes: ClassVar[bool] = False
+    """Whether `create` hands on `num_classes` where it is known, to a loss that does not always need it."""
     needs_norms: ClassVar[bool] = False
 
     def __init__(
