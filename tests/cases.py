@@ -142,6 +142,7 @@ LOSSES = [
         "contrastive",
         {"distance": "dot", "pos_margin": -3.0, "neg_margin": 1.0},
         _mined("ContrastiveLoss", pos_margin=3.0, neg_margin=-1.0, distance="dot"),
+        scale_free=False,
     ),
     Case("triplet", {}, _mined("TripletMarginLoss")),
     Case("triplet", {"margin": 0.3}, _mined("TripletMarginLoss", margin=0.3)),

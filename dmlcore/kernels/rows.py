@@ -360,6 +360,8 @@ def fused_pass(
     if references is not None and reference_labels is not None:
         references, reference_labels = references.to(dtype).contiguous(), reference_labels.contiguous()
     relations = Relations(*(None if tensor is None else tensor.contiguous() for tensor in relations or Relations()))
+    if relations.positives is not None and not len(relations.positives):  # no address would mean no lists
+        relations = relations._replace(positives=relations.positives.new_zeros(1))
     has_numbers = any(call.given is not None or call.windows is not None for call in calls)
     if has_numbers:
 

@@ -300,6 +300,11 @@ class Loss(nn.Module, abc.ABC):
         """The reason `forward` runs in plain PyTorch, or an empty string."""
         return f"'{self.name}' has no fused form"
 
+    @classmethod
+    def reads_norms(cls, options: Any) -> bool:
+        """Whether, with these options, embeddings must not be normalised before."""
+        return cls.needs_norms
+
     def parameter_roles(self) -> dict[str, list[nn.Parameter]]:
         """Parameters by the optimiser group they belong to: `proxies`, `scalars`."""
         proxies = getattr(self, "proxies", None)
@@ -367,6 +372,8 @@ class RowLoss(Loss):
             return f"the miner '{miner.name}' is no interval of similarity per anchor"
         if miner is not None and self.normalise != (True, True):
             return "miners choose by cosines, but this loss compares raw vectors"
+        if miner is not None and call.functor in partner_functors():
+            return "it couples an anchor with all its positives, mined or not"
         reason = reason_against("cpu")
         if not reason and call.functor not in functors():
             reason = f"the extension was built without the functor '{call.functor}'; install again"
@@ -380,12 +387,16 @@ class RowLoss(Loss):
             isinstance(call, str)
             or reason_against(embeddings.device.type)
             or (embeddings.is_cuda and embeddings.dtype == torch.float64)
-            or (sides.references is not None and call.functor in partner_functors())
+            or (call.functor in partner_functors() and not self._has_partners(sides))
             or (embeddings.is_cuda and any(told is not None for told in (sides.own, sides.relation, sides.mining)))
             or not self._is_minable(sides)
         ):
             return None
         return call if call.functor in functors(embeddings.device.type) else None
+
+    def _has_partners(self, sides: Sides) -> bool:
+        """Whether every positive of an anchor has that anchor among its own positives, as losses that couple them need."""
+        return sides.references is None and sides.mining is None and sides.relation in (None, share_a_label)
 
     def _miner(self) -> Miner | None:
         miner = getattr(self, "miner", None)

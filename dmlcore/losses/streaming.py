@@ -121,23 +121,26 @@ class _Parts(torch.autograd.Function):
             raise ConfigError("a loss computed in parts is differentiable once; for second derivatives use loss.reference")
         anchors, references, *parameters = ctx.saved_tensors
         wanted = ctx.needs_input_grad[3], ctx.needs_input_grad[3 if references is None else 4]
-        to_anchors = torch.zeros_like(anchors)
-        to_references = to_anchors if references is None else torch.zeros_like(references)
-        to_parameters = [torch.zeros_like(parameter) for parameter in parameters]
+        totals = [torch.zeros_like(tensor) for tensor in (anchors, *parameters)]
+        of_references = totals[0] if references is None else torch.zeros_like(references) if wanted[1] else None
         for start in range(0, len(anchors), ctx.step):
             part = part_of(ctx.sides, start, start + ctx.step)
+            assert part.references is not None
             with torch.enable_grad():
                 mine = part.anchors.detach().requires_grad_(wanted[0])
-                assert part.references is not None
                 others = part.references.detach().requires_grad_(wanted[1])
                 values = ctx.compute(part._replace(anchors=mine, references=others))[0]
-            inputs = [tensor for tensor in (mine, others, *parameters) if tensor.requires_grad]
             if not values.requires_grad:
                 continue
-            found = list(torch.autograd.grad(values, inputs, cotangents[:, start : start + ctx.step], allow_unused=True))
-            targets = [to_anchors[start : start + ctx.step]] if wanted[0] else []
-            targets += [to_references] if wanted[1] else []
-            for whole, one in zip([*targets, *to_parameters], found, strict=True):
-                if one is not None:
-                    whole += one
-        return None, None, None, to_anchors, None if references is None else to_references, *to_parameters
+            targets = [
+                (mine, totals[0][start : start + ctx.step]),
+                (others, of_references),
+                *zip(parameters, totals[1:], strict=True),
+            ]
+            targets = [(tensor, total) for tensor, total in targets if tensor.requires_grad]
+            inputs = [tensor for tensor, _ in targets]
+            found = torch.autograd.grad(values, inputs, cotangents[:, start : start + ctx.step], allow_unused=True)
+            for (_, total), gradient in zip(targets, found, strict=True):
+                if gradient is not None:
+                    total.add_(gradient)
+        return None, None, None, totals[0], None if references is None else of_references, *totals[1:]

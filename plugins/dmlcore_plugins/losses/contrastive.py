@@ -45,6 +45,10 @@ class Contrastive(PairLoss):
         if self.options.distance == "dot":
             self.normalise = (False, False)
 
+    @classmethod
+    def reads_norms(cls, options: Any) -> bool:
+        return options.distance == "dot"
+
     def row_values(self, similarities: Tensor, positive: Tensor, negative: Tensor) -> Rows:
         d = distances(similarities, self.options.distance)
         pull = torch.relu(d - self.options.pos_margin) * positive

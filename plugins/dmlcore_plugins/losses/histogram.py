@@ -30,6 +30,7 @@ class Histogram(PairLoss):
     """
 
     name = "histogram"
+    streams = False  # a row is a share of the whole batch
 
     @dataclass(frozen=True, kw_only=True)
     class Options(PairOptions):
