@@ -35,6 +35,16 @@ class Case:
     def id(self) -> str:
         return self.name + "".join(f"-{key}={value}" for key, value in self.options.items())
 
+    @property
+    def mines_beyond(self) -> bool:
+        """Whether it takes negatives beyond a positive: the definition jumps where the two are equally far."""
+        return "semihard" in self.options.get("mining", "")
+
+    @property
+    def takes_nearest(self) -> bool:
+        """Whether the gradient reaches only a nearest or farthest point, which among coincident ones the last bit decides."""
+        return self.options.get("mining", "all") not in ("all", "semihard")
+
     def create(self, dtype: torch.dtype = torch.float64, classes: int = CLASSES, width: int = WIDTH, seed: int = 3) -> Any:
         torch.manual_seed(seed)
         return dmlcore.losses.create(self.name, num_classes=classes, embedding_dim=width, **self.options).to(dtype)
@@ -42,6 +52,14 @@ class Case:
 
 def _mined(loss: str, miner: str | None = None, miner_options: dict[str, Any] | None = None, **options: Any):
     def peer(pml: Any, _: Any, x: Tensor, y: Tensor) -> Tensor:
+        distance = options.get("distance")
+        if distance is not None:  # PML's inverted distances take their margins as similarities
+            found = {
+                "squared": pml.distances.LpDistance(power=2),
+                "cosine": pml.distances.CosineSimilarity(),
+                "dot": pml.distances.DotProductSimilarity(normalize_embeddings=False),
+            }
+            return getattr(pml.losses, loss)(**{**options, "distance": found[distance]})(x, y)
         pairs = getattr(pml.miners, miner)(**(miner_options or {}))(x, y) if miner else None
         return getattr(pml.losses, loss)(**options)(x, y, pairs)
 
@@ -110,6 +128,22 @@ LOSSES = [
     ),
     Case("contrastive", {}, _mined("ContrastiveLoss")),
     Case("contrastive", {"pos_margin": 0.5, "neg_margin": 1.4}, _mined("ContrastiveLoss", pos_margin=0.5, neg_margin=1.4)),
+    Case(
+        "contrastive",
+        {"distance": "squared_euclidean", "pos_margin": 0.2, "neg_margin": 2.4},
+        _mined("ContrastiveLoss", pos_margin=0.2, neg_margin=2.4, distance="squared"),
+    ),
+    Case(
+        "contrastive",
+        {"distance": "cosine", "pos_margin": 0.1, "neg_margin": 0.7},
+        _mined("ContrastiveLoss", pos_margin=0.9, neg_margin=0.3, distance="cosine"),
+    ),
+    Case(
+        "contrastive",
+        {"distance": "dot", "pos_margin": -3.0, "neg_margin": 1.0},
+        _mined("ContrastiveLoss", pos_margin=3.0, neg_margin=-1.0, distance="dot"),
+        scale_free=False,
+    ),
     Case("triplet", {}, _mined("TripletMarginLoss")),
     Case("triplet", {"margin": 0.3}, _mined("TripletMarginLoss", margin=0.3)),
     Case(
@@ -122,10 +156,27 @@ LOSSES = [
         "triplet",
         {"margin": 0.4, "mining": "easy_positive_semihard"},
         _mined("TripletMarginLoss", "BatchEasyHardMiner", {"pos_strategy": "easy", "neg_strategy": "semihard"}, margin=0.4),
-        False,
     ),
-    Case("triplet", {"margin": 0.3, "mining": "semihard_hardest"}, None, False),
-    Case("triplet", {"smooth": True}, _mined("TripletMarginLoss", smooth_loss=True), False),
+    Case("triplet", {"margin": 0.3, "mining": "semihard_hardest"}),
+    Case("triplet", {"smooth": True}, _mined("TripletMarginLoss", smooth_loss=True)),
+    Case(
+        "triplet",
+        {"margin": 0.2, "mining": "semihard", "smooth": True},
+        _mined(
+            "TripletMarginLoss",
+            "TripletMarginMiner",
+            {"margin": 0.2, "type_of_triplets": "semihard"},
+            margin=0.2,
+            smooth_loss=True,
+        ),
+    ),
+    Case("triplet", {"margin": 0.3, "mining": "semihard_hardest", "smooth": True}),
+    Case(
+        "triplet",
+        {"margin": 0.2, "mining": "hard", "smooth": True},
+        _mined("TripletMarginLoss", "BatchHardMiner", {}, margin=0.2, smooth_loss=True),
+    ),
+    Case("triplet", {"margin": 0.3, "mining": "easy_positive_semihard", "smooth": True}),
     Case("triplet", {"swap": True}, _mined("TripletMarginLoss", swap=True), False),
     Case("sup_con", {}, _mined("SupConLoss")),
     Case("sup_con", {"temperature": 0.01}, _mined("SupConLoss", temperature=0.01)),
@@ -174,6 +225,12 @@ LOSSES = [
         "ranked_list",
         {"margin": 0.7, "Tn": 4.0, "imbalance": 0.3, "alpha": 1.5, "Tp": 5.0},
         _mined("RankedListLoss", margin=0.7, Tn=4, imbalance=0.3, alpha=1.5, Tp=5),
+    ),
+    Case("snr_contrastive", {}, _mined("SignalToNoiseRatioContrastiveLoss")),
+    Case(
+        "snr_contrastive",
+        {"pos_margin": 0.3, "neg_margin": 1.8},
+        _mined("SignalToNoiseRatioContrastiveLoss", pos_margin=0.3, neg_margin=1.8),
     ),
     Case("histogram", {}, _mined("HistogramLoss"), cuda=False),
     Case("histogram", {"n_bins": 13}, _mined("HistogramLoss", n_bins=13), cuda=False),

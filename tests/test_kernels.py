@@ -31,6 +31,7 @@ PLANS = {
     "no triangle": {"triangle": 0},
     "no triangle recomputed": {"triangle": 0, "workspace": 0, "tile_rows": 8, "tile_columns": 16},
     "slots in chunks": {"slot_bytes": 4000},
+    "searched": {"search": 1, "slot_bytes": 16000},
     "two threads": {"threads": 2, "tile_rows": 8, "tile_columns": 32},
     "two threads recomputed": {"threads": 2, "tile_rows": 16, "tile_columns": 16, "workspace": 0},
     "two threads, no triangle": {"threads": 2, "triangle": 0, "tile_rows": 8},
@@ -50,12 +51,14 @@ def _restore_level_and_blas():
 @cases
 @batches
 def test_fused_equals_plain(case: Case, batch: str) -> None:
-    if case.options.get("mining") == "semihard" and batch == "duplicates of other classes":
+    if case.mines_beyond and batch == "duplicates of other classes":
         pytest.skip("negatives exactly as far as positives: the definition jumps there, and the last bit decides")
+    if case.id == "snr_contrastive" and batch == "duplicates":
+        pytest.skip("positives at the margin exactly: the last bit of a product decides which of them count")
     loss, (x, y) = case.create(), BATCHES[batch]
     assert loss.is_fused, loss.why_not_fused
     mine, plain = value_and_gradients(loss, x, y, loss), value_and_gradients(loss, x, y, loss.reference)
-    if case.options.get("mining") == "hard" and "duplicates" in batch:
+    if case.takes_nearest and "duplicates" in batch:
         # Which of two coincident points is the nearest is decided by the last bit of a matrix product. Only the gradient of
         # the place they share is defined: add it up over coincident points.
         _, place = torch.unique(x, dim=0, return_inverse=True)
@@ -167,7 +170,7 @@ def test_labels_may_be_any_int64(case: Case) -> None:
 
 
 @pytest.mark.parametrize("case", [case for case in FUSED if case in PAIRS], ids=lambda case: case.id)
-@pytest.mark.parametrize("plan", ["planned", "recomputed", "small tiles", "two threads", "slots in chunks"])
+@pytest.mark.parametrize("plan", ["planned", "recomputed", "small tiles", "two threads", "slots in chunks", "searched"])
 def test_references(case: Case, plan: str) -> None:
     loss, (x, y) = case.create(), BATCHES["odd"]
     labels = torch.tensor([0, 1, 1, 1, 9, 3, 0, 0, 5, 5, 6, 8] * 4)
@@ -328,7 +331,7 @@ def test_unknown_functor_and_wrong_options() -> None:
 
 
 def test_every_functor_belongs_to_a_case() -> None:
-    assert set(functors()) == {case.create().functor_call().functor for case in FUSED}
+    assert set(functors()) - {"row_extremes"} == {case.create().functor_call().functor for case in FUSED}
 
 
 def test_large_batches_stay_small_in_memory() -> None:
@@ -384,7 +387,7 @@ def test_inputs_are_checked(case: Case) -> None:
 
 
 @pytest.mark.parametrize("case", [case for case in FUSED if case in PAIRS], ids=lambda case: case.id)
-@pytest.mark.parametrize("plan", ["planned", "recomputed", "small tiles", "two threads", "slots in chunks"])
+@pytest.mark.parametrize("plan", ["planned", "recomputed", "small tiles", "two threads", "slots in chunks", "searched"])
 def test_own_reference_is_no_pair(case: Case, plan: str) -> None:
     loss, (x, y) = case.create(), BATCHES["odd"]
     loss_of_batch = value_and_gradients(loss, x, y, loss.reference)[0]
@@ -398,7 +401,7 @@ def test_own_reference_is_no_pair(case: Case, plan: str) -> None:
         with plan_options(**PLANS[plan]):
             value = compute(leaf, y, references=other, reference_labels=labels, own=own)
             found.append((value.detach(), list(torch.autograd.grad(value, [leaf, other]))))
-    if case.options.get("mining") != "semihard":  # an anchor is exactly as far as itself where it is its own reference
+    if not case.mines_beyond:  # an anchor is exactly as far as itself where it is its own reference
         assert_close(*found, 1e-9)
     only = value_and_gradients(loss, x, y, loss, references=x[shuffle], reference_labels=y[shuffle], own=shuffle.argsort())[0]
     torch.testing.assert_close(only, loss_of_batch, rtol=1e-9, atol=1e-9)
@@ -408,7 +411,7 @@ PAIR_FUNCTORS = [case for case in FUSED if case in PAIRS and case.create().funct
 
 
 @pytest.mark.parametrize("case", PAIR_FUNCTORS, ids=lambda case: case.id)
-@pytest.mark.parametrize("plan", ["planned", "recomputed", "small tiles", "two threads", "slots in chunks"])
+@pytest.mark.parametrize("plan", ["planned", "recomputed", "small tiles", "two threads", "slots in chunks", "searched"])
 @pytest.mark.parametrize("references", [False, True])
 def test_windows_leave_pairs_out(case: Case, plan: str, references: bool) -> None:
     loss, (x, y) = case.create(), BATCHES["odd"]
@@ -446,7 +449,7 @@ def test_windows_leave_pairs_out(case: Case, plan: str, references: bool) -> Non
 
 
 @pytest.mark.parametrize("case", [case for case in FUSED if case in PAIRS], ids=lambda case: case.id)
-@pytest.mark.parametrize("plan", ["planned", "recomputed", "small tiles", "two threads", "slots in chunks"])
+@pytest.mark.parametrize("plan", ["planned", "recomputed", "small tiles", "two threads", "slots in chunks", "searched"])
 @pytest.mark.parametrize("references", [False, True])
 def test_positives_may_be_listed(case: Case, plan: str, references: bool) -> None:
     loss, (x, _) = case.create(), BATCHES["odd"]

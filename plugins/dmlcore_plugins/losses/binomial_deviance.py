@@ -11,7 +11,7 @@ from torch import Tensor
 import dmlcore
 from dmlcore.config import check_range
 from dmlcore.kernels import FunctorCall
-from dmlcore.losses import LossOptions, PairLoss, Rows, Sides
+from dmlcore.losses import PairLoss, PairOptions, Rows, Sides
 
 
 class BinomialDeviance(PairLoss):
@@ -30,7 +30,7 @@ class BinomialDeviance(PairLoss):
     name = "binomial_deviance"
 
     @dataclass(frozen=True, kw_only=True)
-    class Options(LossOptions):
+    class Options(PairOptions):
         """Options of `binomial_deviance`."""
 
         alpha: float = 2.0

@@ -10,7 +10,7 @@ from torch import Tensor
 import dmlcore
 from dmlcore.config import check_range
 from dmlcore.kernels import FunctorCall
-from dmlcore.losses import LossOptions, PairLoss, Rows, distances, masked_logsumexp
+from dmlcore.losses import PairLoss, PairOptions, Rows, distances, masked_logsumexp
 
 
 class GeneralizedLiftedStructure(PairLoss):
@@ -26,7 +26,7 @@ class GeneralizedLiftedStructure(PairLoss):
     name = "generalized_lifted_structure"
 
     @dataclass(frozen=True, kw_only=True)
-    class Options(LossOptions):
+    class Options(PairOptions):
         """Options of `generalized_lifted_structure`."""
 
         neg_margin: float = 1.0

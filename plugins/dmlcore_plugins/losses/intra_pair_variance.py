@@ -10,7 +10,7 @@ from torch import Tensor
 import dmlcore
 from dmlcore.config import check_range
 from dmlcore.kernels import FunctorCall
-from dmlcore.losses import LossOptions, PairLoss, Rows, Sides, unit
+from dmlcore.losses import PairLoss, PairOptions, Rows, Sides, unit
 
 
 class IntraPairVariance(PairLoss):
@@ -29,7 +29,7 @@ class IntraPairVariance(PairLoss):
     streams = False  # the means are over the pairs of all anchors
 
     @dataclass(frozen=True, kw_only=True)
-    class Options(LossOptions):
+    class Options(PairOptions):
         """Options of `intra_pair_variance`."""
 
         pos_eps: float = 0.01

@@ -10,7 +10,7 @@ from torch import Tensor
 import dmlcore
 from dmlcore.config import check_range
 from dmlcore.kernels import FunctorCall
-from dmlcore.losses import LossOptions, PairLoss, Rows, Sides, distances, masked_logsumexp, pair_masks
+from dmlcore.losses import PairLoss, PairOptions, Rows, Sides, distances, masked_logsumexp, pair_masks
 
 
 class LiftedStructure(PairLoss):
@@ -30,7 +30,7 @@ class LiftedStructure(PairLoss):
     name = "lifted_structure"
 
     @dataclass(frozen=True, kw_only=True)
-    class Options(LossOptions):
+    class Options(PairOptions):
         """Options of `lifted_structure`."""
 
         neg_margin: float = 1.0

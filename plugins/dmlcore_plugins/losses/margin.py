@@ -12,7 +12,7 @@ import dmlcore
 from dmlcore.config import check_range
 from dmlcore.errors import ConfigError
 from dmlcore.kernels import FunctorCall
-from dmlcore.losses import LossOptions, PairLoss, Rows, Sides, distances, pair_masks, unit
+from dmlcore.losses import PairLoss, PairOptions, Rows, Sides, distances, pair_masks, unit
 
 
 class Margin(PairLoss):
@@ -40,7 +40,7 @@ class Margin(PairLoss):
     uses_classes = True
 
     @dataclass(frozen=True, kw_only=True)
-    class Options(LossOptions):
+    class Options(PairOptions):
         """Options of `margin`."""
 
         margin: float = 0.2

@@ -8,7 +8,7 @@ from torch import Tensor
 
 import dmlcore
 from dmlcore.kernels import FunctorCall
-from dmlcore.losses import LossOptions, PairLoss, Rows
+from dmlcore.losses import PairLoss, PairOptions, Rows
 from dmlcore_plugins.losses.nt_xent import positives_against_negatives
 
 
@@ -30,7 +30,7 @@ class NPair(PairLoss):
     normalise = (False, False)
 
     @dataclass(frozen=True, kw_only=True)
-    class Options(LossOptions):
+    class Options(PairOptions):
         """Options of `n_pair`."""
 
     def row_values(self, similarities: Tensor, positive: Tensor, negative: Tensor) -> Rows:

@@ -10,7 +10,7 @@ from torch import Tensor
 import dmlcore
 from dmlcore.config import check_range
 from dmlcore.kernels import FunctorCall
-from dmlcore.losses import LossOptions, PairLoss, Rows, masked_logsumexp
+from dmlcore.losses import PairLoss, PairOptions, Rows, masked_logsumexp
 
 
 class Nca(PairLoss):
@@ -27,7 +27,7 @@ class Nca(PairLoss):
     name = "nca"
 
     @dataclass(frozen=True, kw_only=True)
-    class Options(LossOptions):
+    class Options(PairOptions):
         """Options of `nca`."""
 
         softmax_scale: float = 1.0

@@ -10,7 +10,7 @@ from torch import Tensor
 import dmlcore
 from dmlcore.config import check_range
 from dmlcore.kernels import FunctorCall
-from dmlcore.losses import LossOptions, PairLoss, Rows, masked_logsumexp
+from dmlcore.losses import PairLoss, PairOptions, Rows, masked_logsumexp
 
 
 def positives_against_negatives(logits: Tensor, targets: Tensor, positive: Tensor, negative: Tensor) -> Rows:
@@ -45,7 +45,7 @@ class NtXent(PairLoss):
     name = "nt_xent"
 
     @dataclass(frozen=True, kw_only=True)
-    class Options(LossOptions):
+    class Options(PairOptions):
         """Options of `nt_xent`."""
 
         temperature: float = 0.07

@@ -10,7 +10,7 @@ from torch import Tensor
 import dmlcore
 from dmlcore.config import check_range
 from dmlcore.kernels import FunctorCall
-from dmlcore.losses import LossOptions, PairLoss, Rows, distances
+from dmlcore.losses import PairLoss, PairOptions, Rows, distances
 
 
 class RankedList(PairLoss):
@@ -28,7 +28,7 @@ class RankedList(PairLoss):
     name = "ranked_list"
 
     @dataclass(frozen=True, kw_only=True)
-    class Options(LossOptions):
+    class Options(PairOptions):
         """Options of `ranked_list`."""
 
         margin: float = 0.4

@@ -11,7 +11,7 @@ from torch import Tensor
 import dmlcore
 from dmlcore.config import check_range
 from dmlcore.kernels import FunctorCall
-from dmlcore.losses import LossOptions, PairLoss, Rows
+from dmlcore.losses import PairLoss, PairOptions, Rows
 from dmlcore_plugins.losses.nt_xent import positives_against_negatives
 
 
@@ -41,7 +41,7 @@ class TupletMargin(PairLoss):
     name = "tuplet_margin"
 
     @dataclass(frozen=True, kw_only=True)
-    class Options(LossOptions):
+    class Options(PairOptions):
         """Options of `tuplet_margin`."""
 
         margin: float = 5.73
