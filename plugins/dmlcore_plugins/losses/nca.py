@@ -44,7 +44,7 @@ class Nca(PairLoss):
         return Rows(values, found.to(values)[None])
 
     def functor_call(self) -> FunctorCall:
-        return FunctorCall("nca", (2 * self.options.softmax_scale,))
+        return FunctorCall("nca", (2 * self.options.softmax_scale, 0.0))
 
 
 @dmlcore.hookimpl
