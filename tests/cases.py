@@ -35,6 +35,16 @@ class Case:
     def id(self) -> str:
         return self.name + "".join(f"-{key}={value}" for key, value in self.options.items())
 
+    @property
+    def mines_beyond(self) -> bool:
+        """Whether it takes negatives beyond a positive: the definition jumps where the two are equally far."""
+        return "semihard" in self.options.get("mining", "")
+
+    @property
+    def takes_nearest(self) -> bool:
+        """Whether the gradient reaches only a nearest or farthest point, which among coincident ones the last bit decides."""
+        return self.options.get("mining", "all") not in ("all", "semihard")
+
     def create(self, dtype: torch.dtype = torch.float64, classes: int = CLASSES, width: int = WIDTH, seed: int = 3) -> Any:
         torch.manual_seed(seed)
         return dmlcore.losses.create(self.name, num_classes=classes, embedding_dim=width, **self.options).to(dtype)
@@ -146,10 +156,27 @@ LOSSES = [
         "triplet",
         {"margin": 0.4, "mining": "easy_positive_semihard"},
         _mined("TripletMarginLoss", "BatchEasyHardMiner", {"pos_strategy": "easy", "neg_strategy": "semihard"}, margin=0.4),
-        False,
     ),
-    Case("triplet", {"margin": 0.3, "mining": "semihard_hardest"}, None, False),
-    Case("triplet", {"smooth": True}, _mined("TripletMarginLoss", smooth_loss=True), False),
+    Case("triplet", {"margin": 0.3, "mining": "semihard_hardest"}),
+    Case("triplet", {"smooth": True}, _mined("TripletMarginLoss", smooth_loss=True)),
+    Case(
+        "triplet",
+        {"margin": 0.2, "mining": "semihard", "smooth": True},
+        _mined(
+            "TripletMarginLoss",
+            "TripletMarginMiner",
+            {"margin": 0.2, "type_of_triplets": "semihard"},
+            margin=0.2,
+            smooth_loss=True,
+        ),
+    ),
+    Case("triplet", {"margin": 0.3, "mining": "semihard_hardest", "smooth": True}),
+    Case(
+        "triplet",
+        {"margin": 0.2, "mining": "hard", "smooth": True},
+        _mined("TripletMarginLoss", "BatchHardMiner", {}, margin=0.2, smooth_loss=True),
+    ),
+    Case("triplet", {"margin": 0.3, "mining": "easy_positive_semihard", "smooth": True}),
     Case("triplet", {"swap": True}, _mined("TripletMarginLoss", swap=True), False),
     Case("sup_con", {}, _mined("SupConLoss")),
     Case("sup_con", {"temperature": 0.01}, _mined("SupConLoss", temperature=0.01)),

@@ -113,7 +113,8 @@ def _run_all(path: str) -> None:
             ("contrastive", (0.0, 1.0)),
             ("triplet_all", (0.1,)),
             ("triplet_semihard", (0.1,)),
-            ("triplet_hard", (0.1,)),
+            ("triplet_semihard_hardest", (0.1, 1.0)),
+            ("triplet_hard", (0.1, 0.0)),
         )
     )
     for anchors, references, width in ((33, None, 17), (1, None, 3), (67, 5, 1), (2, 0, 4), (3, 65, 130), (259, None, 2)):
@@ -121,7 +122,7 @@ def _run_all(path: str) -> None:
         labels = torch.zeros(anchors, dtype=torch.int64) if anchors > 250 else torch.randint(4, (anchors,))
         others = None if references is None else torch.randn(references, width)
         other_labels = None if references is None else torch.randint(4, (references,))
-        chosen = calls if anchors < 250 else (calls[0], calls[5])
+        chosen = calls if anchors < 250 else (calls[0], calls[-1])
         step = CudaStep(torch.randn(anchors, width), labels, others, other_labels, (True, True), chosen, module=module)
         values, *_ = step.forward()
         grad, _ = step.backward(torch.ones_like(values))

@@ -31,6 +31,14 @@
 //                         close(p, limits, sums, partner, values, counts), partner(k) -> Sums of positive k;
 //                         weigh(p, limits, sums, partner, cotangents, partner_cotangents), the last (k)[v] of positive k;
 //                         slope_positive(s, slopes, partner(k)): what couples the pair is in its value's slope too
+//   kReweighs = true      the weights of tally are known only after the stream:
+//                         reweigh_slot(slot_limits, slot_sums, slopes, s) -> SlotLimits, what tally gets instead of open_slot(s)
+//   kSearch = 1 or 2      a slot asks only which m lie in an interval, how many they are and what they add up to, as any hinge with
+//                         a threshold per positive does. Comparing costs P operations per negative; in large classes the sorted
+//                         ends of all intervals are searched instead, O(log P). 1: all m below a limit, 2: two finite ends.
+//                         interval(slot_limits) -> Interval, from <= m < to; measure(no_pair()) lies beyond every interval;
+//                         gather(slot_limits, number, total, sums, slot_sums) instead of collect, number and sum of the m inside;
+//                         tally is 1 inside the interval, 0 outside
 //   kTable = true         two soft histograms of the whole batch, of positive and of negative pairs (kValues = 0, nothing per anchor):
 //                         cells() -> their size; place(s) -> position of a similarity in [0, cells - 1], which adds to the cell
 //                         below and above it in proportion; place_slope(s) -> d place / d s. collect, open, close, ... are not called
@@ -158,5 +166,9 @@ template <DistanceKind Kind, class V> DML_FN V distance_slope_of(V s) {   // d d
 }
 
 template <class V> struct Nothing {};                                  // for a loss without limits or sums
+template <class T> struct Interval { T from, to; };                    // from <= m < to
+// The lower end of an interval that shall not hold x >= 0 itself. Above 0 a normal number, lest processors that flush others to 0.
+DML_FN float next_above(float x) { return max(::nextafterf(x, 8.0f), 1.2e-38f); }
+DML_FN double next_above(double x) { return max(::nextafter(x, 8.0), 2.3e-308); }
 
 DML_END

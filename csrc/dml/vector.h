@@ -32,6 +32,8 @@ DML_FN double reciprocal_sqrt(double x) { return 1.0 / ::sqrt(x); }
 
 DML_FN float softplus(float x) { return max(x, 0.0f) + ::log1pf(::expf(x < 0 ? x : -x)); }    // log(1 + e^x), no overflow
 DML_FN double softplus(double x) { return max(x, 0.0) + ::log1p(::exp(x < 0 ? x : -x)); }
+DML_FN float sigmoid(float x) { return 1 / (1 + ::expf(-x)); }
+DML_FN double sigmoid(double x) { return 1 / (1 + ::exp(-x)); }
 
 template <class V> struct Scalar { using type = V; };                  // the number type of a scalar or vector
 template <class V> DML_FN V splat(typename Scalar<V>::type x) { return x; }
@@ -102,23 +104,43 @@ DML_FN VecD softplus(VecD x) {
   return y;
 }
 
-// table[index[k]] for each lane; the indices are whole numbers kept as floats, as every lane type has them.
-DML_FN VecF gather(const float* table, VecF index) {
+DML_FN VecF gather(const float* at, VecI index) {                      // at[index], lane by lane
 #if defined(__AVX512F__)
-  return (VecF)_mm512_i32gather_ps((__m512i)__builtin_convertvector(index, VecI), table, 4);
+  return (VecF)_mm512_i32gather_ps((__m512i)index, at, 4);
 #elif defined(__AVX2__)
-  return (VecF)_mm256_i32gather_ps(table, (__m256i)__builtin_convertvector(index, VecI), 4);
+  return (VecF)_mm256_i32gather_ps(at, (__m256i)index, 4);
 #else
   VecF y;
-  for (int k = 0; k < Native<float>::lanes; ++k) y[k] = table[int(index[k])];
+  for (int k = 0; k < Native<float>::lanes; ++k) y[k] = at[index[k]];
   return y;
 #endif
 }
-DML_FN VecD gather(const double* table, VecD index) {
+DML_FN VecD gather(const double* at, VecL index) {
   VecD y;
-  for (int k = 0; k < Native<double>::lanes; ++k) y[k] = table[(long long)(index[k])];
+  for (int k = 0; k < Native<double>::lanes; ++k) y[k] = at[index[k]];
   return y;
 }
+DML_FN bool any(VecI m) {
+#if defined(__AVX512F__)
+  return _mm512_test_epi32_mask((__m512i)m, (__m512i)m);
+#elif defined(__AVX__)
+  return _mm256_movemask_ps((__m256)m);
+#elif defined(__SSE2__)
+  return _mm_movemask_ps((__m128)m);
+#else
+  bool found = false;
+  for (int k = 0; k < Native<float>::lanes; ++k) found = found || m[k];
+  return found;
+#endif
+}
+DML_FN bool any(VecL m) {
+  bool found = false;
+  for (int k = 0; k < Native<double>::lanes; ++k) found = found || m[k];
+  return found;
+}
+// The same for whole numbers kept as floats, as every lane type has them.
+DML_FN VecF gather(const float* at, VecF index) { return gather(at, __builtin_convertvector(index, VecI)); }
+DML_FN VecD gather(const double* at, VecD index) { return gather(at, __builtin_convertvector(index, VecL)); }
 
 DML_FN VecF reciprocal_sqrt(VecF x) {                                  // an estimate and one Newton step: error below 2e-7
 #if defined(__AVX512F__)

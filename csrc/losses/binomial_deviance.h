@@ -1,4 +1,4 @@
-// Binomial deviance: a softplus of every similarity. Yi, Lei, Li, 2014, eq. 3; Ustinova and Lempitsky, NIPS 2016, eq. 7.
+// Binomial deviance: a softplus of every similarity. Yi, Lei, Li, 2014; Ustinova and Lempitsky, NIPS 2016, eq. 7.
 #pragma once
 #include "dml/contract.h"
 

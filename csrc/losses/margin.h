@@ -1,5 +1,5 @@
 // Margin-based loss over all triplets, whose two hinges separate: every positive counts once per negative of its anchor and
-// every negative once per positive. Wu, Manmatha, Smola, Krahenbuhl, ICCV 2017, eq. 6. The boundary beta is given per anchor;
+// every negative once per positive. Wu, Manmatha, Smola, Krahenbuhl, ICCV 2017, section 4. The boundary beta is given per anchor;
 // a hinge moves with it by 1, so the counts are the derivative, and the caller makes its gradient of them.
 #pragma once
 #include "dml/contract.h"

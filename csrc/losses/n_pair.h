@@ -1,4 +1,5 @@
-// N-pair loss on raw dot products, whose exponents have no bounds: only the form with running maxima. Sohn, NIPS 2016, eq. 6.
+// N-pair loss on raw dot products, whose exponents have no bounds: only the form with running maxima.
+// Sohn, NIPS 2016, section 3.2.
 #pragma once
 #include "losses/nt_xent.h"
 

@@ -1,5 +1,5 @@
 // Tuplet margin loss: every positive, moved towards its anchor's opposite by an angle, against all negatives of the anchor.
-// Yu and Tao, ICCV 2019, eq. 3.
+// Yu and Tao, ICCV 2019.
 #pragma once
 #include "losses/nt_xent.h"
 

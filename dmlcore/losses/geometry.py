@@ -6,12 +6,16 @@ points, distance and gradient are 0. Points count as coincident below the resolu
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Literal
 
 import torch
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 
 from dmlcore.config import check_range
+
+PIECE_CELLS = 1 << 24  # numbers in an intermediate result of `in_pieces`: 64 MB of float32
 
 Distance = Literal["euclidean", "squared_euclidean", "cosine", "dot"]
 
@@ -133,3 +137,39 @@ def masked_logsumexp(exponents: Tensor, mask: Tensor, *, one: bool = False) -> T
     some = mask.any(dim=1)
     safe = torch.where(some[:, None], masked, torch.zeros_like(masked))
     return torch.where(some, torch.logsumexp(safe, dim=1), torch.full_like(safe[:, 0], lowest))
+
+
+def in_pieces(compute: Callable[..., Tensor], width: int, *rows: Tensor) -> Tensor:
+    """`compute(*rows)` a piece of the rows at a time, computed again by the backward pass: bounded memory for what is larger
+    than a similarity matrix.
+
+    Args:
+        compute: from tensors of `a` rows to `[V, a]`, one column per row and independent of the other rows.
+        width: how many numbers per row the largest intermediate result has.
+        rows: tensors of as many rows as the result has columns.
+
+    Returns:
+        `[V, A]`.
+    """
+    step = max(PIECE_CELLS // max(width, 1), 1)
+    if len(rows[0]) <= step:
+        return compute(*rows)
+    pieces = zip(*(tensor.split(step) for tensor in rows), strict=True)
+    return torch.cat(
+        [checkpoint(compute, *piece, use_reentrant=False, preserve_rng_state=False) for piece in pieces], dim=1
+    )
+
+
+def listed_positives(positive: Tensor) -> tuple[Tensor, Tensor]:
+    """Each row's positives as a list.
+
+    Args:
+        positive: `[A, N]` bool.
+
+    Returns:
+        Indices `[A, P]`, `P` the most positives of any row but at least 1 (0 without columns), and which of them are real,
+        `[A, P]` bool.
+    """
+    most = min(max(int(positive.sum(1).max()) if len(positive) else 0, 1), positive.shape[1])
+    index = positive.to(torch.uint8).topk(most, dim=1).indices
+    return index, positive.gather(1, index)

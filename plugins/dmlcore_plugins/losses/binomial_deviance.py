@@ -22,7 +22,7 @@ class BinomialDeviance(PairLoss):
     anchor, mean over anchors. The cost is not multiplied by `alpha`, and classes weigh by their anchors instead of their pairs.
     An anchor without positives or without negatives has 0 in place of that mean.
 
-    Source: Yi, Lei, Li, "Deep Metric Learning for Practical Person Re-Identification", 2014, eq. 3; defaults of Ustinova and
+    Source: Yi, Lei, Li, "Deep Metric Learning for Practical Person Re-Identification", 2014; defaults of Ustinova and
     Lempitsky, "Learning Deep Embeddings with Histogram Loss", NIPS 2016, eq. 7. The variant: Zabihzadeh et al., "Ensemble of
     Loss Functions to Improve Generalizability of Deep Metric Learning methods", 2021.
     """

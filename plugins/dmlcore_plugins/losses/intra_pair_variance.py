@@ -22,7 +22,7 @@ class IntraPairVariance(PairLoss):
     Fused; the means come from sums of vectors per class, without similarities, and the pass over the pairs is the only one.
     With a custom relation or a miner it runs in plain PyTorch.
 
-    Source: Yu and Tao, "Deep Metric Learning with Tuplet Margin Loss", ICCV 2019, section 3.3.
+    Source: Yu and Tao, "Deep Metric Learning with Tuplet Margin Loss", ICCV 2019: its second term.
     """
 
     name = "intra_pair_variance"

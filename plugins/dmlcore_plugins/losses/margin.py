@@ -32,7 +32,7 @@ class Margin(PairLoss):
 
     Fused: `sampling = "all"`, on the CPU, with the exact gradient of beta.
 
-    Source: Wu, Manmatha, Smola, Krähenbühl, "Sampling Matters in Deep Embedding Learning", ICCV 2017, eq. 4-6 and section 4.
+    Source: Wu, Manmatha, Smola, Krähenbühl, "Sampling Matters in Deep Embedding Learning", ICCV 2017, section 4.
     Deviation: the bound on the sampling weights is a bound on the distance.
     """
 

@@ -23,7 +23,7 @@ class NPair(PairLoss):
     finds by the order of the batch, and only the other pairs' positives as negatives; here all of them count. That library
     also normalises its "dot products" by default. The paper's penalty on the norms is the regulariser `l2_norm`.
 
-    Source: Sohn, "Improved Deep Metric Learning with Multi-class N-pair Loss Objective", NIPS 2016, eq. 6 and 8.
+    Source: Sohn, "Improved Deep Metric Learning with Multi-class N-pair Loss Objective", NIPS 2016, section 3.2.
     """
 
     name = "n_pair"

@@ -21,7 +21,7 @@ class Nca(PairLoss):
     map is learnt: the embedding takes its place. A batch in which no class has two samples gives 0, where
     pytorch-metric-learning's value is not a number.
 
-    Source: Goldberger, Roweis, Hinton, Salakhutdinov, "Neighbourhood Components Analysis", NIPS 2004, eq. 1-2 and section 3.
+    Source: Goldberger, Roweis, Hinton, Salakhutdinov, "Neighbourhood Components Analysis", NIPS 2004, eq. 1-2 and 6.
     """
 
     name = "nca"

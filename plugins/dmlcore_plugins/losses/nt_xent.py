@@ -38,8 +38,8 @@ class NtXent(PairLoss):
     That is the cross-entropy of choosing the positive among itself and all negatives of its anchor; other positives of the
     anchor take no part. A positive of an anchor without negatives has the value 0.
 
-    Source: Sohn, "Improved Deep Metric Learning with Multi-class N-pair Loss Objective", NIPS 2016, eq. 6 (the form); Chen,
-    Kornblith, Norouzi, Hinton, "A Simple Framework for Contrastive Learning of Visual Representations", ICML 2020, eq. 1.
+    Source: Sohn, "Improved Deep Metric Learning with Multi-class N-pair Loss Objective", NIPS 2016, section 3.1 (the form);
+    Chen, Kornblith, Norouzi, Hinton, "A Simple Framework for Contrastive Learning of Visual Representations", ICML 2020, eq. 1.
     """
 
     name = "nt_xent"

@@ -35,7 +35,7 @@ class TupletMargin(PairLoss):
 
     Deviation: a pair of coincident or opposite points has a gradient of 0 where pytorch-metric-learning's is not finite.
 
-    Source: Yu and Tao, "Deep Metric Learning with Tuplet Margin Loss", ICCV 2019, eq. 3.
+    Source: Yu and Tao, "Deep Metric Learning with Tuplet Margin Loss", ICCV 2019: the loss of its title.
     """
 
     name = "tuplet_margin"
