@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import pytest
 import torch
-from cases import BATCHES, PAIRS, Case, assert_close, embeddings_of, value_and_gradients
+from cases import BATCHES, CLASSES, PAIRS, WIDTH, Case, assert_close, embeddings_of, value_and_gradients
 
 import dmlcore
 from dmlcore import plugins
@@ -39,7 +39,8 @@ WINDOWS = [text for text in TEXTS if isinstance(build_miner(text), WindowMiner)]
 
 def sides_of(text: str, x, y, references=None, reference_labels=None, own=None, first: int = 0) -> Sides:
     miner = build_miner(text)
-    return Sides(x, y, references, reference_labels, own, None, Mining(miner, miner.next_draw(advance=False), first))
+    mining = Mining(miner, miner.next_draw(advance=False), x, x if references is None else references, first)
+    return Sides(x, y, references, reference_labels, own, None, mining)
 
 
 def masks_of(text: str, *arguments, **keywords) -> tuple[torch.Tensor, torch.Tensor]:
@@ -141,11 +142,11 @@ def test_no_references_and_no_anchors(text: str) -> None:
 def test_every_pair_loss_mines(text: str, case: Case) -> None:
     """Fused, in parts and at once: one value and gradient."""
     x, y = BATCHES["odd"]
-    loss = create(case.name, **case.options, miner=text).double()
+    loss = create(case.name, num_classes=CLASSES, embedding_dim=WIDTH, **case.options, miner=text).double()
     assert loss.options.miner == text and loss.miner.text == build_miner(text).text
     if text not in WINDOWS:
         assert not loss.is_fused
-    elif case.fused and loss.normalise == (True, True):
+    elif case.fused and loss.normalise == (True, True) and case.name not in ("lifted_structure", "intra_pair_variance"):
         assert loss.is_fused, loss.why_not_fused
     whole = value_and_gradients(loss, x, y, loss.reference)
     loss.eval()  # a miner that draws repeats itself

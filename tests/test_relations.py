@@ -27,18 +27,37 @@ def expected(case: Case, positive: torch.Tensor, x: torch.Tensor, others: torch.
     loss = case.create()
     leaf = x.clone().requires_grad_()
     other = None if others is None else others.clone().requires_grad_()
-    sides = Sides(leaf, torch.zeros(len(x), dtype=torch.int64), other, None)
+    nothing = torch.zeros(10**4, dtype=torch.int64)
+    sides = loss.sides(leaf, nothing[: len(x)], other, None if other is None else nothing[: len(other)])
     negative = ~positive
     if other is None:
         here = torch.eye(len(x), dtype=torch.bool)
         positive, negative = positive & ~here, negative & ~here
     value = loss.reduce(loss.row_values(loss.similarities(sides), positive, negative))
-    inputs = [leaf] if other is None else [leaf, other]
+    inputs = [leaf, *loss.parameters()] if other is None else [leaf, other]
     return value.detach(), list(torch.autograd.grad(value, inputs))
 
 
-PLAIN_ROWS = [case for case in PAIRS if not case.options.get("swap")]
-plain_rows = pytest.mark.parametrize("case", PLAIN_ROWS, ids=lambda case: case.id)
+def _by_row(case: Case) -> bool:
+    """Whether similarities and masks are all that the definition takes."""
+    return not (case.options.get("swap") or case.options.get("per_class") or case.options.get("sampling"))
+
+
+plain_rows = pytest.mark.parametrize("case", [case for case in PAIRS if _by_row(case)], ids=lambda case: case.id)
+
+
+@pytest.mark.parametrize("case", [case for case in PAIRS if not case.options.get("per_class")], ids=lambda case: case.id)
+@pytest.mark.parametrize("with_references", [False, True])
+def test_fused_and_in_parts_is_the_definition(case: Case, with_references: bool) -> None:
+    x, matrix = BATCHES["odd"][0], several(37)
+    more = {"references": embeddings_of(torch.arange(50) % 7, seed=8), "reference_labels": several(50, 1)}
+    more = more if with_references else {}
+    loss = case.create()
+    whole = value_and_gradients(loss, x, matrix, loss.reference, **more)
+    assert_close(value_and_gradients(loss, x, matrix, loss, **more), whole, 1e-9)
+    with pytest.MonkeyPatch.context() as patch, stream_budget(20_000):
+        patch.setenv("DML_FUSED", "0")
+        assert_close(value_and_gradients(loss, x, matrix, loss, **more), whole, 1e-9)
 
 
 @plain_rows
@@ -58,7 +77,9 @@ def test_label_matrices(case: Case, how: str) -> None:
     assert_close(value_and_gradients(loss, x, matrix, compute), expected(case, positive, x), 1e-9)
 
 
-@plain_rows
+@pytest.mark.parametrize(
+    "case", [case for case in PAIRS if _by_row(case) and case.name != "lifted_structure"], ids=lambda case: case.id
+)
 def test_label_matrices_with_references(case: Case) -> None:
     x, matrix = BATCHES["odd"][0], several(37)
     other_matrix = several(50, 1)

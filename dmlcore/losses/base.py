@@ -75,11 +75,13 @@ def pair_masks(sides: Sides) -> tuple[Tensor, Tensor]:
     if sides.mining is None:
         return positive, negative
     with torch.no_grad():
-        anchors = unit(sides.anchors.detach())
-        references = anchors if sides.references is None else unit(sides.references.detach())
-        rows = torch.arange(len(anchors), device=labels.device) + sides.mining.first
-        compared = Compared(anchors, references, rows, sides.mining.draw)
-        return sides.mining.miner.masks(anchors @ references.T, positive, negative, compared)
+        mining = sides.mining
+        anchors, references = (
+            unit(vectors.detach().to(sides.anchors.dtype)) for vectors in (mining.anchors, mining.references)
+        )
+        rows = torch.arange(len(anchors), device=labels.device) + mining.first
+        compared = Compared(anchors, references, rows, mining.draw)
+        return mining.miner.masks(anchors @ references.T, positive, negative, compared)
 
 
 class Rows(NamedTuple):
@@ -324,10 +326,12 @@ class RowLoss(Loss):
         normalise: whether anchors and references are scaled to unit norm before they are compared (else dot products).
         streams: whether the definition may be computed for some anchors at a time: an anchor's values must not depend on which
             other anchors there are. None: yes, unless `dense_rows` is overridden.
+        fuses_miners: whether the fused form is right for any pairs that windows leave.
     """
 
     normalise: tuple[bool, bool] = (True, True)
     streams: ClassVar[bool | None] = None
+    fuses_miners: ClassVar[bool] = True
 
     @abc.abstractmethod
     def row_values(self, similarities: Tensor, positive: Tensor, negative: Tensor) -> Rows:
@@ -372,8 +376,8 @@ class RowLoss(Loss):
             return f"the miner '{miner.name}' is no interval of similarity per anchor"
         if miner is not None and self.normalise != (True, True):
             return "miners choose by cosines, but this loss compares raw vectors"
-        if miner is not None and call.functor in partner_functors():
-            return "it couples an anchor with all its positives, mined or not"
+        if miner is not None and (call.functor in partner_functors() or not self.fuses_miners):
+            return "its fused form needs all pairs, and a miner leaves some out"
         reason = reason_against("cpu")
         if not reason and call.functor not in functors():
             reason = f"the extension was built without the functor '{call.functor}'; install again"
@@ -407,7 +411,7 @@ class RowLoss(Loss):
         """Whether the kernels can do the mining: by windows of cosines."""
         if sides.mining is None:
             return True
-        return isinstance(sides.mining.miner, WindowMiner) and self.normalise == (True, True)
+        return isinstance(sides.mining.miner, WindowMiner) and self.normalise == (True, True) and self.fuses_miners
 
     def ready_call(self, call: FunctorCall, sides: Sides, measure: Measure | None = None) -> tuple[FunctorCall, Tensor | None]:
         """A functor with all it needs for one batch, and the numbers it is given.
@@ -443,7 +447,10 @@ class RowLoss(Loss):
         """
         sides = with_relations(self.sides(embeddings, labels, references, reference_labels), own, relation)
         miner = self._miner()
-        return sides if miner is None else sides._replace(mining=Mining(miner, miner.next_draw(advance=advance)))
+        if miner is None:
+            return sides
+        others = embeddings if references is None else references
+        return sides._replace(mining=Mining(miner, miner.next_draw(advance=advance), embeddings, others))
 
     def plain_matrices(self, sides: Sides) -> int:
         """How many matrices `[A, N]` the definition has alive, for the number of anchors that are computed at a time."""

@@ -76,11 +76,15 @@ class Mining(NamedTuple):
     Attributes:
         miner: what chooses.
         draw: as in `Compared`, fixed when the batch came in, so that computing its rows again repeats it.
+        anchors: `[A, D]` embeddings, raw. A loss may compare something derived from them; miners see themselves.
+        references: `[N, D]` likewise.
         first: index of the first anchor, where the anchors are part of a batch.
     """
 
     miner: Miner
     draw: Tensor
+    anchors: Tensor
+    references: Tensor
     first: int = 0
 
 

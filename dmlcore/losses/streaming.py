@@ -49,7 +49,7 @@ def budget() -> int:
 
 def part_of(sides: Sides, start: int, stop: int) -> Sides:
     """The anchors `start..stop - 1` against all references. A batch against itself becomes its own references."""
-    own = sides.own
+    own, mining = sides.own, sides.mining
     references, reference_labels = sides.references, sides.reference_labels
     if references is None:
         references, reference_labels = sides.anchors, sides.anchor_labels
@@ -61,7 +61,7 @@ def part_of(sides: Sides, start: int, stop: int) -> Sides:
         reference_labels=reference_labels,
         own=None if own is None else own[start:stop],
         lists=None,
-        mining=None if sides.mining is None else sides.mining._replace(first=sides.mining.first + start),
+        mining=None if mining is None else mining._replace(anchors=mining.anchors[start:stop], first=mining.first + start),
     )
 
 

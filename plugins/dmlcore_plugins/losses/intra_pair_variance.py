@@ -20,13 +20,14 @@ class IntraPairVariance(PairLoss):
     Meant beside a loss that separates the classes, usually `tuplet_margin`: alone it is 0 where everything collapses.
 
     Fused; the means come from sums of vectors per class, without similarities, and the pass over the pairs is the only one.
-    With a custom relation the loss runs in plain PyTorch.
+    With a custom relation or a miner it runs in plain PyTorch.
 
     Source: Yu and Tao, "Deep Metric Learning with Tuplet Margin Loss", ICCV 2019: its second term.
     """
 
     name = "intra_pair_variance"
-    streams = False  # the means are over the pairs of all anchors
+    streams = False  # the means are those of the whole batch
+    fuses_miners = False  # the sums per class know nothing of mined pairs
 
     @dataclass(frozen=True, kw_only=True)
     class Options(PairOptions):
@@ -55,8 +56,7 @@ class IntraPairVariance(PairLoss):
 
     def call_for(self, embeddings: Tensor, sides: Sides) -> FunctorCall | None:
         call = super().call_for(embeddings, sides)
-        # the sums per class know equal labels only, neither relations nor mined pairs
-        return None if sides.relation is not None or call is None or call.windows is not None else call
+        return None if sides.relation is not None else call  # the sums per class know equal labels only
 
     def given(self, sides: Sides) -> Tensor:
         """`[2, A]`, the same for every anchor: the mean cosines of all positive and of all negative pairs."""
