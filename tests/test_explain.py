@@ -1,4 +1,4 @@
-"""What `dmlcore.kernels.explain` says of a step: the planner's choices, memory against what is allocated, every loss by name."""
+"""What `dmlcore.kernels.explain` says of a step: the planner's choices, memory against what is allocated, every name."""
 
 from __future__ import annotations
 

@@ -168,7 +168,7 @@ template <class T> class Step final : public StepBase {
     p_.table_slopes = table;
     slopes_.resize(slope_cells_);
     for (size_t l = 0, at = 0; l < losses_.size(); at += losses_[l].slopes * p_.stride, ++l) losses_[l].slopes_at = slopes_.data() + at;
-    std::memset(slopes_.data(), 0, size_t(slope_cells_) * sizeof(T));
+    if (slope_cells_ > 0) std::memset(slopes_.data(), 0, size_t(slope_cells_) * sizeof(T));
     // Threads own the larger side and add to private copies of the other one. Slots force them to own anchors.
     p_.row_owner_backward = p_.lists || p_.A >= p_.N || chunks_.size() > 1 || (p_.self && !p_.triangle);
     const int64_t private_rows = p_.self ? p_.A : (p_.row_owner_backward ? p_.N : p_.A);
