@@ -108,7 +108,8 @@ class Cell:
 
     Attributes:
         case: a key of `MEMBERS` or `ENSEMBLES`.
-        rival: one of `RIVALS`, or `threads`: fused, `threads` threads against one, by wall time.
+        rival: one of `RIVALS` (`fused`: what users call, fused where it can be), or `threads`: the same on `threads` threads
+            against one, by wall time.
         n, d: `[n, d]` embeddings, four samples per class.
         classes: number of proxies; 0 for cases without.
         threads: of torch and of the kernels.
@@ -135,14 +136,8 @@ def cell(case: str, rival: str, n: int, d: int, classes: int = 1000, threads: in
 
 
 def _installed(wanted: Iterator[Cell]) -> list[Cell]:
-    from dmlcore.losses import create
-
     def runs(found: Cell) -> bool:
-        own = members(found.case)
-        if not own or (found.rival == "pml" and not all(member.peer for member in own)):
-            return False
-        losses = [create(m.loss, num_classes=4, embedding_dim=4, **m.options) for m in own]
-        return found.rival not in ("fused", "threads") or any(loss.is_fused for loss in losses)
+        return found.rival != "pml" or all(member.peer for member in members(found.case))
 
     return list(dict.fromkeys(found for found in wanted if members(found.case) and runs(found)))
 

@@ -99,7 +99,8 @@ def run(module: Path, level: str, *planted: str) -> subprocess.CompletedProcess[
     Args:
         module: from `build`.
         level: the instruction set.
-        planted: a functor without a row in the table of cases, to run instead of the table, and `batch` or `references`.
+        planted: functors without a row in the table of cases, to run instead of the table, each followed by `batch` or
+            `references`.
     """
     environment = {
         **os.environ,
@@ -158,6 +159,9 @@ def _run_all(path: str) -> None:
                 others = embeddings_of(y[:21], dtype=dtype, seed=8).requires_grad_()
                 with plan_options(**plan):
                     loss(x.clone().requires_grad_(), y, references=others, reference_labels=y[:21]).backward()
+                    own = torch.arange(len(y)) % 22 - 1
+                    loss(x.clone().requires_grad_(), y, references=others, reference_labels=y[:21], own=own).backward()
+                    loss(x.clone().requires_grad_(), y, relation=lambda a, b: a % 3 == b % 3).backward()
     for samples in (2, 40):  # positives compared one by one, and searched in a tree
         labels = torch.arange(97) // samples
         for dtype in (torch.float32, torch.float64):
@@ -167,7 +171,7 @@ def _run_all(path: str) -> None:
     print("clean:", *checked)
 
 
-def _run_planted(path: str, functor: str, against: str) -> None:
+def _run_planted(path: str, *planted: str) -> None:
     _load(path)
     import torch
     from cases import BATCHES
@@ -176,10 +180,11 @@ def _run_planted(path: str, functor: str, against: str) -> None:
 
     torch.set_num_threads(1)
     x, y = BATCHES["one class"]
-    others = (x, y) if against == "references" else (None, None)
-    values, _ = fused_rows(x.clone().requires_grad_(), y, *others, (FunctorCall(functor, (0.3,)),))
-    values.sum().backward()
-    print("clean:", functor)
+    for functor, against in zip(planted[::2], planted[1::2], strict=True):
+        others = (x, y) if against == "references" else (None, None)
+        values, _ = fused_rows(x.clone().requires_grad_(), y, *others, (FunctorCall(functor, (0.3,)),))
+        values.sum().backward()
+        print("clean:", functor, flush=True)
 
 
 if __name__ == "__main__":

@@ -69,5 +69,6 @@ PYBIND11_MODULE(_cpu, m) {
   });
   m.def("has_blas", &dml::has_blas);
   m.def("release_workspaces", &dml::release_workspaces);
+  m.def("highest_workspace", &dml::highest_workspace);
   dml::add_neighbours(m);
 }

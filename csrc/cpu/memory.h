@@ -24,15 +24,16 @@ class Pool {
       Piece found = free_[best];
       kept_ -= found.bytes;
       free_.erase(free_.begin() + best);
-      return found;
+      return lent(found);
     }
     if (kMost > 0) bytes = (bytes + 4095) / 4096 * 4096;
     void* at = nullptr;
     if (posix_memalign(&at, 64, bytes)) throw std::bad_alloc();
-    return {at, bytes};
+    return lent({at, bytes});
   }
   void give(Piece piece) {
     std::lock_guard<std::mutex> hold(lock_);
+    lent_ -= piece.bytes;
     if (piece.bytes + kept_ > kMost || free_.size() >= 64) {
       std::free(piece.at);
       return;
@@ -46,6 +47,12 @@ class Pool {
     free_.clear();
     kept_ = 0;
   }
+  size_t highest_since_last() {                                        // the most bytes lent out at a time
+    std::lock_guard<std::mutex> hold(lock_);
+    const size_t found = highest_;
+    highest_ = lent_;
+    return found;
+  }
   static Pool& shared() {
     static Pool* pool = new Pool;                                      // outlives static destructors
     return *pool;
@@ -57,9 +64,14 @@ class Pool {
 #else
   static constexpr size_t kMost = size_t(48) << 20;
 #endif
+  Piece lent(Piece piece) {
+    lent_ += piece.bytes;
+    if (lent_ > highest_) highest_ = lent_;
+    return piece;
+  }
   std::mutex lock_;
   std::vector<Piece> free_;
-  size_t kept_ = 0;
+  size_t kept_ = 0, lent_ = 0, highest_ = 0;
 };
 
 template <class T> class Buffer {

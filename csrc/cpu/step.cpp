@@ -171,7 +171,7 @@ template <class T> class Step final : public StepBase {
     p_.table_slopes = table;
     slopes_.resize(slope_cells_);
     for (size_t l = 0, at = 0; l < losses_.size(); at += losses_[l].slopes * p_.stride, ++l) losses_[l].slopes_at = slopes_.data() + at;
-    std::memset(slopes_.data(), 0, size_t(slope_cells_) * sizeof(T));
+    if (slope_cells_ > 0) std::memset(slopes_.data(), 0, size_t(slope_cells_) * sizeof(T));
     // Threads own the larger side and add to private copies of the other one. Slots force them to own anchors.
     p_.row_owner_backward = p_.lists || p_.A >= p_.N || chunks_.size() > 1 || (p_.self && !p_.triangle);
     const int64_t private_rows = p_.self ? p_.A : (p_.row_owner_backward ? p_.N : p_.A);
@@ -198,11 +198,41 @@ template <class T> class Step final : public StepBase {
             {"tiles", int64_t(tiles_.size())},
             {"chunks", int64_t(chunks_.size())},
             {"searches", std::any_of(losses_.begin(), losses_.end(), [](const LossSlot& loss) { return loss.search > 0; })},
+            {"cells", tile_cells_},
             {"stored_bytes", stored_cells_ * int64_t(sizeof(T))},
-            {"slot_bytes", slot_cells_ * int64_t(sizeof(T))}};
+            {"slot_bytes", slot_cells_ * int64_t(sizeof(T))},
+            {"kept_bytes", kept_bytes()},
+            {"forward_bytes", forward_bytes()},
+            {"backward_bytes", backward_bytes()}};
   }
 
  private:
+  // What the buffers of allocate(), forward() and backward() hold, before any is made: kept from one to the other, and by each.
+  int64_t kept_bytes() const {
+    int64_t fields = 0;
+    for (const LossSlot& loss : losses_) fields += loss.limits + loss.sums;
+    const int64_t vectors = (p_.A + (p_.self ? 0 : p_.N)) * (p_.D + 1);
+    const int64_t numbers = vectors + fields * p_.stride + stored_cells_ + kept_positives_ + slot_cells_ + given_.size();
+    const int64_t indices = int64_t(sizeof(int64_t)) * 7 * (p_.A + (p_.self ? 0 : p_.N));
+    return numbers * int64_t(sizeof(T)) + indices + int64_t(tiles_.size() * sizeof(Tile) + blocks_.size() * sizeof(Block));
+  }
+  int64_t scratch_bytes() const {
+    Problem<T> p = p_;
+    p.most_positives = most_positives_, p.blocks = blocks_.data(), p.block_count = int64_t(blocks_.size());
+    int64_t fields = 0;
+    for (const LossSlot& loss : losses_) fields += loss.sums;
+    return kernels_.scratch_bytes(p) * p_.threads + fields * (p_.triangle ? p_.threads : 1) * p_.stride * int64_t(sizeof(double)) +
+           (2 * p_.table_cells * p_.threads + 1) * int64_t(sizeof(int64_t));
+  }
+  int64_t forward_bytes() const { return scratch_bytes() + 2 * int64_t(p_.value_count) * p_.A * int64_t(sizeof(T)); }
+  int64_t backward_bytes() const {                                     // with gradients of the references
+    const bool rows_own = p_.lists || p_.A >= p_.N || chunks_.size() > 1 || (p_.self && !p_.triangle);
+    const int64_t private_rows = p_.self ? p_.A : (rows_own ? p_.N : p_.A);
+    const int64_t gradients = (p_.A + (p_.self ? 0 : p_.N) + (p_.threads - 1) * private_rows) * p_.D;
+    const int64_t values = int64_t(p_.value_count) * p_.A * (chunks_.size() > 1 ? 3 : 1);
+    return scratch_bytes() + (gradients + values + slope_cells_ + p_.table_cells + 1) * int64_t(sizeof(T));
+  }
+
   struct Chunk {                                                       // anchors handled together, their tiles and blocks
     int64_t row0, row1, tile0, tile1, block0, block1, most_positives;
   };
@@ -406,6 +436,7 @@ template <class T> class Step final : public StepBase {
     const int64_t workspace = request_.workspace >= 0 ? request_.workspace : int64_t(p_.self ? 24 : 64) << 20;
     int64_t cells = 0;
     for (const Tile& t : tiles_) cells += (t.i1 - t.i0) * rounded(t.j1 - t.j0, 16);
+    tile_cells_ = cells;
     if (chunks_.size() == 1 && cells * int64_t(sizeof(T)) <= workspace) {
       int64_t at = 0;
       for (Tile& t : tiles_) {
@@ -488,7 +519,7 @@ template <class T> class Step final : public StepBase {
   Buffer<T> given_, table_slopes_, stats_, slopes_, stored_, stored_positives_, slots_;
   Buffer<double> totals_;
   Buffer<unsigned char> scratch_;
-  int64_t kept_positives_ = 0, stored_cells_ = 0, slope_cells_ = 0, slot_cells_ = 0, most_positives_ = 0;
+  int64_t kept_positives_ = 0, stored_cells_ = 0, slope_cells_ = 0, slot_cells_ = 0, most_positives_ = 0, tile_cells_ = 0;
 };
 
 }  // namespace
@@ -530,5 +561,6 @@ void use_blas(void* sgemm, void* dgemm, void* set_threads_local) {
 }
 bool has_blas() { return blas.sgemm && blas.dgemm; }
 void release_workspaces() { Pool::shared().clear(); }
+int64_t highest_workspace() { return int64_t(Pool::shared().highest_since_last()); }
 
 }  // namespace dml

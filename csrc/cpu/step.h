@@ -63,5 +63,6 @@ void use_level(const std::string& name);
 void use_blas(void* sgemm, void* dgemm, void* set_threads_local);   // nullptr: the levels' own product
 bool has_blas();
 void release_workspaces();
+int64_t highest_workspace();           // the most bytes in use at a time since the last call
 
 }  // namespace dml

@@ -59,6 +59,17 @@ def plan_options(**options: int) -> Iterator[None]:
         _plan.options = before
 
 
+@contextmanager
+def recorded_steps() -> Iterator[list[tuple[Any, ...]]]:
+    """Collect the arguments of the passes begun inside a `with` block by this thread: anchors, their labels, references, their
+    labels, relations, normalise, calls."""
+    _plan.recorded = found = []
+    try:
+        yield found
+    finally:
+        _plan.recorded = None
+
+
 class Relations(NamedTuple):
     """Which pairs are what, besides equal labels.
 
@@ -94,6 +105,8 @@ class _CpuStep:
         if module is None:
             raise ConfigError(extension.reason_against("cpu"))
         self.kept = (anchors, anchor_labels, references, reference_labels, relations)
+        if (recorded := getattr(_plan, "recorded", None)) is not None:
+            recorded.append((*self.kept, normalise, calls))
         given = None
         if references is not None and reference_labels is not None:
             given = (references.data_ptr(), reference_labels.data_ptr(), references.shape[0], normalise[1])

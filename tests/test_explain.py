@@ -1,0 +1,120 @@
+"""What `dmlcore.kernels.explain` says of a step: the planner's choices, memory against what is allocated, every name."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from cases import FUSED, LOSSES, Case
+
+import dmlcore
+from dmlcore.errors import ConfigError
+from dmlcore.kernels import explain, extension, plan_options
+
+pytestmark = pytest.mark.skipif(extension.cpu() is None, reason="the CPU extension is not built")
+
+
+def allocated(loss: Any, batch: int, width: int, references: int | None = None, threads: int = 1, per_class: int = 4) -> int:
+    """The most bytes the kernels' buffers hold at a time in a step of these sizes."""
+    module = extension.cpu()
+    y, more = torch.arange(batch) // per_class, {}
+    classes = [one.num_classes for one in getattr(loss, "members", [loss]) if one.needs_classes]
+    y = y % min(classes) if classes else y
+    if references is not None:
+        more = {"references": torch.randn(references, width, requires_grad=True)}
+        more["reference_labels"] = torch.arange(references) // per_class
+    module.release_workspaces()
+    module.highest_workspace()
+    with plan_options(threads=threads):
+        loss(torch.randn(batch, width, requires_grad=True), y, **more).backward()
+    return module.highest_workspace()
+
+
+def ensemble(*names: str) -> Any:
+    return dmlcore.LossEnsemble(list(names), num_classes=50, embedding_dim=32)
+
+
+@pytest.mark.parametrize("case", FUSED, ids=lambda case: case.id)
+def test_memory_of_every_loss(case: Case) -> None:
+    loss = case.create(torch.float32, classes=90, width=24)
+    said = explain(loss, 720, 24, threads=1)
+    assert case.name in str(said) and not said.plain
+    assert 0.5 < said.bytes / allocated(loss, 720, 24) < 2
+
+
+@pytest.mark.parametrize(
+    ("names", "batch", "width", "references", "threads", "per_class"),
+    [
+        (("ms", "contrastive", "triplet"), 3000, 32, None, 1, 4),
+        (("ms", "contrastive", "triplet"), 3000, 32, None, 2, 4),
+        (("ms", "sup_con"), 200, 32, 9000, 2, 4),
+        (("ms", "sup_con"), 9000, 32, 200, 2, 4),
+        (("triplet",), 2000, 32, None, 1, 500),
+        (("norm_softmax",), 4000, 32, None, 2, 80),
+        (("histogram", "circle"), 5000, 32, None, 2, 4),
+    ],
+)
+def test_memory_of_many_shapes(
+    names: tuple[str, ...], batch: int, width: int, references: int | None, threads: int, per_class: int
+) -> None:
+    said = explain(ensemble(*names), batch, width, references, threads, samples_per_class=per_class)
+    assert said.passes[0].losses == names and len(said.passes) == 1
+    found = allocated(ensemble(*names), batch, width, references, threads, per_class)
+    assert 0.5 < said.bytes / found < 2, (said.bytes, found)
+
+
+def test_the_text_names_every_loss_and_what_is_chosen() -> None:
+    swap = dmlcore.losses.create("triplet", swap=True)
+    said = explain(["ms", "contrastive", "ms", "proxy_anchor", "norm_softmax", swap, "l2_norm"], 1024, 64, threads=2)
+    text = str(said)
+    for name in ("ms", "contrastive", "ms_2", "proxy_anchor", "norm_softmax", "triplet", "l2_norm"):
+        assert name in text
+    assert [one.losses for one in said.passes] == [("ms", "contrastive", "ms_2"), ("proxy_anchor",), ("norm_softmax",)]
+    assert [one.name for one in said.plain] == ["triplet", "l2_norm"] and "swap" in said.plain[0].reason
+    together, anchors, samples = said.passes
+    assert (together.anchors, together.references) == (1024, None) and together.plan["triangle"] == 1
+    assert (anchors.anchors, anchors.references) == (1000, 1024)  # every proxy looks at the batch
+    assert (samples.anchors, samples.references) == (1024, 1000)
+    assert "stored from forward to backward" in text and "threads: 2" in text and "predicted" in text
+    assert all(seconds >= 0 for one in said.passes for seconds in one.loss_seconds) and said.seconds > 0
+    assert said.plain[0].bytes > said.plain[1].bytes > 0  # the distances of all pairs, and one norm per sample
+
+
+def test_choices_follow_the_sizes() -> None:
+    small, large = explain("ms", 512, 128, threads=1), explain("ms", 8192, 128, threads=1)
+    assert small.passes[0].plan["stored_bytes"] > 0 and large.passes[0].plan["stored_bytes"] == 0
+    assert "computed again" in str(large)
+    assert small.passes[0].plan["tile_rows"] < large.passes[0].plan["tile_rows"]
+    assert small.seconds < large.seconds and small.bytes < large.bytes
+    pair = explain("ms", 512, 128, references=3000)
+    assert pair.passes[0].references == 3000 and not pair.passes[0].plan["triangle"]
+    with plan_options(workspace=0):
+        assert "computed again" in str(explain("ms", 512, 128))
+
+
+def test_every_row_of_the_table_can_be_explained() -> None:
+    losses = [case.create(torch.float32, classes=20, width=16) for case in LOSSES]
+    said = explain(losses, 256, 16)
+    found = [name for one in said.passes for name in one.losses] + [one.name for one in said.plain]
+    assert len(found) == len(set(found)) == len(losses)
+    assert {case.name for case in LOSSES} <= set(found)
+
+
+def test_a_loss_is_left_as_it_is() -> None:
+    loss = dmlcore.losses.create("proxy_anchor", num_classes=12, embedding_dim=16)
+    before = loss.proxies.detach().clone()
+    explain(dmlcore.LossEnsemble([loss, "ms"]), 100, 16)
+    assert torch.equal(loss.proxies, before) and loss.proxies.grad is None
+
+
+def test_what_cannot_be_explained() -> None:
+    for arguments, words in (
+        (("ms", 0, 8), "batch must be at least 1"),
+        (("ms", 8, 8, 0), "references must be at least 1"),
+        (([], 8, 8), "no losses to explain"),
+        (([3], 8, 8), "names or losses, got int"),
+        (("mss", 8, 8), "Did you mean 'ms'"),
+    ):
+        with pytest.raises(ConfigError, match=words):
+            explain(*arguments)
