@@ -51,7 +51,7 @@ class Pool {
   }
 
  private:
-  static constexpr size_t kMost = size_t(48) << 20;
+  static constexpr size_t kMost = size_t(80) << 20;             // stored tiles against references take up to 64
   std::mutex lock_;
   std::vector<Piece> free_;
   size_t kept_ = 0;
