@@ -28,6 +28,7 @@ PLANS = {
     "recomputed": {"workspace": 0},
     "small tiles": {"tile_rows": 8, "tile_columns": 16},
     "small tiles recomputed": {"tile_rows": 5, "tile_columns": 32, "workspace": 0},
+    "partly stored": {"workspace": 20_000, "tile_rows": 16, "tile_columns": 32},
     "no triangle": {"triangle": 0},
     "no triangle recomputed": {"triangle": 0, "workspace": 0, "tile_rows": 8, "tile_columns": 16},
     "slots in chunks": {"slot_bytes": 4000},

@@ -8,7 +8,7 @@ DML_BEGIN
 
 enum class Form { nt, nn, tn };   // C = A B^T, C = A B, C = A^T B
 
-constexpr int64_t kPanelDepth = 256, kPanelColumns = 256;
+constexpr int64_t kPanelDepth = 256, kPanelColumns = 512;
 #if defined(__AVX512F__)
 constexpr int kRows = 12;
 #elif defined(__AVX__)
@@ -18,7 +18,66 @@ constexpr int kRows = 4;
 #endif
 template <class T> constexpr int64_t kPanelWidth = 2 * Native<T>::lanes;
 template <class T> constexpr int64_t own_gemm_bytes() {
-  return int64_t(sizeof(T)) * kPanelDepth * (kPanelColumns + 2 * kPanelWidth<T> + kRows) + 128;
+  return int64_t(sizeof(T)) * (kPanelDepth * (kPanelColumns + 2 * kPanelWidth<T> + kRows) + Native<T>::lanes) + 128;
+}
+
+// `lanes` registers, seen as a square matrix, transposed in place: halves are exchanged, then quarters, and so on.
+template <class V> static void transpose(V* rows) {
+  constexpr int lanes = Native<typename Scalar<V>::type>::lanes;
+#if defined(__GNUC__) && !defined(__clang__)
+  using Index = decltype(V{} < V{});
+#pragma GCC unroll 8
+  for (int half = lanes / 2; half > 0; half /= 2) {
+    Index low, high;
+#pragma GCC unroll 16
+    for (int q = 0; q < lanes; ++q) low[q] = q & half ? lanes + q - half : q, high[q] = q & half ? lanes + q : q + half;
+#pragma GCC unroll 16
+    for (int i = 0; i < lanes; ++i) {
+      if (i & half) continue;
+      const V a = rows[i], b = rows[i + half];
+      rows[i] = __builtin_shuffle(a, b, low);
+      rows[i + half] = __builtin_shuffle(a, b, high);
+    }
+  }
+#else
+  for (int i = 0; i < lanes; ++i)
+    for (int j = 0; j < i; ++j) {
+      const auto swapped = rows[i][j];
+      rows[i][j] = rows[j][i], rows[j][i] = swapped;
+    }
+#endif
+}
+
+// `count` rows of `depth` numbers become columns: to[p * stride + r] = from[r * ld + p], zeros for r from count to `wide`, which
+// is at most a register. Whole registers are written, in order of p: up to a register behind the last column may be overwritten.
+template <class T> static void pack_transposed(const T* from, int64_t ld, int64_t count, int64_t depth, T* to, int64_t stride, int64_t wide) {
+  using V = typename Native<T>::V;
+  constexpr int64_t lanes = Native<T>::lanes;
+  int64_t p = 0;
+  for (; p + lanes <= depth; p += lanes) {
+    V rows[lanes];
+#pragma GCC unroll 16
+    for (int64_t r = 0; r < lanes; ++r) {
+      rows[r] = V{};
+      if (r < count) __builtin_memcpy(&rows[r], from + r * ld + p, sizeof(V));
+    }
+    transpose(rows);
+#pragma GCC unroll 16
+    for (int64_t q = 0; q < lanes; ++q) __builtin_memcpy(to + (p + q) * stride, &rows[q], sizeof(V));
+  }
+  for (; p < depth; ++p)
+    for (int64_t r = 0; r < wide; ++r) to[p * stride + r] = r < count ? from[r * ld + p] : T(0);
+}
+
+// Rows of `count` neighbours: to[p * stride + r] = from[p * ld + r], zeros up to `wide`.
+template <class T> static void pack_rows(const T* from, int64_t ld, int64_t count, int64_t depth, T* to, int64_t stride, int64_t wide) {
+  for (int64_t p = 0; p < depth; ++p) {
+    if (count == wide) {
+      for (int64_t r = 0; r < wide; ++r) to[p * stride + r] = from[p * ld + r];
+    } else {
+      for (int64_t r = 0; r < wide; ++r) to[p * stride + r] = r < count ? from[p * ld + r] : T(0);
+    }
+  }
 }
 
 template <class T> static void own_gemm(Form form, int64_t m, int64_t n, int64_t k, const T* a, int64_t lda, const T* b,
@@ -32,22 +91,25 @@ template <class T> static void own_gemm(Form form, int64_t m, int64_t n, int64_t
     const bool onto = add || p0 > 0;
     for (int64_t j0 = 0; j0 < n; j0 += kPanelColumns) {
       const int64_t columns = n - j0 < kPanelColumns ? n - j0 : kPanelColumns;
-      for (int64_t j = 0; j < columns; j += width)                     // panels [depth][width], zeros beyond the edge
-        for (int64_t p = 0; p < depth; ++p)
-          for (int64_t q = 0; q < width; ++q) {
-            const int64_t jj = j0 + j + q;
-            packed_b[j * depth + p * width + q] =
-                jj < n ? (form == Form::nt ? b[jj * ldb + p0 + p] : b[(p0 + p) * ldb + jj]) : T(0);
-          }
+      for (int64_t j = 0; j < columns; j += width) {                   // panels [depth][width], zeros beyond the edge
+        const int64_t left = columns - j < width ? columns - j : width;
+        if (form == Form::nt) {
+          pack_transposed(b + (j0 + j) * ldb + p0, ldb, left < lanes ? left : lanes, depth, packed_b + j * depth, width, lanes);
+          pack_transposed(b + (j0 + j + lanes) * ldb + p0, ldb, left < lanes ? 0 : left - lanes, depth, packed_b + j * depth + lanes, width, lanes);
+        } else {
+          pack_rows(b + p0 * ldb + j0 + j, ldb, left, depth, packed_b + j * depth, width, width);
+        }
+      }
       for (int64_t i0 = 0; i0 < m; i0 += kRows) {
         const int64_t rows = m - i0 < kRows ? m - i0 : kRows;
-        for (int64_t p = 0; p < depth; ++p)
-          for (int r = 0; r < kRows; ++r) {
-            const int64_t ii = i0 + r;
-            packed_a[p * kRows + r] = r < rows ? (form == Form::tn ? a[(p0 + p) * lda + ii] : a[ii * lda + p0 + p]) : T(0);
-          }
+        if (form == Form::tn) pack_rows<T>(a + p0 * lda + i0, lda, rows, depth, packed_a, kRows, kRows);
+        else if constexpr (kRows <= lanes) pack_transposed<T>(a + i0 * lda + p0, lda, rows, depth, packed_a, kRows, kRows);
+        else                                                           // float64: a panel is wider than a register
+          for (int64_t p = 0; p < depth; ++p)
+            for (int r = 0; r < kRows; ++r) packed_a[p * kRows + r] = r < rows ? a[(i0 + r) * lda + p0 + p] : T(0);
         for (int64_t j = 0; j < columns; j += width) {
           V left[kRows], right[kRows];
+#pragma GCC unroll 16
           for (int r = 0; r < kRows; ++r) left[r] = right[r] = V{};
           const T* bp = packed_b + j * depth;
           for (int64_t p = 0; p < depth; ++p) {
@@ -61,14 +123,27 @@ template <class T> static void own_gemm(Form form, int64_t m, int64_t n, int64_t
               right[r] += s * y;
             }
           }
-          for (int64_t r = 0; r < rows; ++r) {
-            T line[2 * lanes];
-            __builtin_memcpy(line, &left[r], sizeof left[r]);
-            __builtin_memcpy(line + lanes, &right[r], sizeof right[r]);
-            T* to = c + (i0 + r) * ldc + j0 + j;
-            const int64_t last = n - j0 - j < width ? n - j0 - j : width;
-            for (int64_t q = 0; q < last; ++q) to[q] = onto ? to[q] + line[q] : line[q];
+          T* to = c + i0 * ldc + j0 + j;
+          if (rows == kRows && columns - j >= width) {
+#pragma GCC unroll 16
+            for (int r = 0; r < kRows; ++r) {
+              V x = V{}, y = V{};
+              if (onto) __builtin_memcpy(&x, to + r * ldc, sizeof x), __builtin_memcpy(&y, to + r * ldc + lanes, sizeof y);
+              x += left[r], y += right[r];
+              __builtin_memcpy(to + r * ldc, &x, sizeof x);
+              __builtin_memcpy(to + r * ldc + lanes, &y, sizeof y);
+            }
+            continue;
           }
+          T lines[kRows * width];
+#pragma GCC unroll 16
+          for (int r = 0; r < kRows; ++r) {
+            __builtin_memcpy(lines + r * width, &left[r], sizeof(V));
+            __builtin_memcpy(lines + r * width + lanes, &right[r], sizeof(V));
+          }
+          const int64_t last = columns - j < width ? columns - j : width;
+          for (int64_t r = 0; r < rows; ++r)
+            for (int64_t q = 0; q < last; ++q) to[r * ldc + q] = onto ? to[r * ldc + q] + lines[r * width + q] : lines[r * width + q];
         }
       }
     }

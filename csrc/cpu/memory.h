@@ -62,7 +62,7 @@ class Pool {
 #ifdef DML_SANITIZED
   static constexpr size_t kMost = 0;
 #else
-  static constexpr size_t kMost = size_t(48) << 20;
+  static constexpr size_t kMost = size_t(80) << 20;             // stored tiles against references take up to 64
 #endif
   Piece lent(Piece piece) {
     lent_ += piece.bytes;

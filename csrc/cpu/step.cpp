@@ -391,8 +391,10 @@ template <class T> class Step final : public StepBase {
     }
     const bool slots_fit = slot_cells(p_.stride, most, p_.threads) <= budget;
     p_.triangle = symmetric && slots_fit && !search;
-    p_.tile_rows = request_.tile_rows > 0 ? request_.tile_rows : (p_.A >= 1024 ? 128 : 64);
-    p_.tile_columns = request_.tile_columns > 0 ? request_.tile_columns : 512;
+    // A triangle wants narrow tiles at its diagonal. Against references larger tiles save the products' packing; the columns of
+    // a strip should stay in the first-level cache only while more than one loss passes over it.
+    p_.tile_rows = request_.tile_rows > 0 ? request_.tile_rows : (!p_.self ? 256 : p_.A >= 1024 ? 128 : 64);
+    p_.tile_columns = request_.tile_columns > 0 ? request_.tile_columns : (!p_.self && p_.loss_count == 1 ? 1024 : 512);
     if (!p_.triangle && p_.threads > 1) {                              // every thread should find rows, and columns, to own
       p_.tile_rows = std::min(p_.tile_rows, rounded((p_.A + p_.threads - 1) / p_.threads, 8));
       p_.tile_columns = std::min(p_.tile_columns, rounded((p_.N + p_.threads - 1) / p_.threads, 64));
@@ -437,14 +439,15 @@ template <class T> class Step final : public StepBase {
     int64_t cells = 0;
     for (const Tile& t : tiles_) cells += (t.i1 - t.i0) * rounded(t.j1 - t.j0, 16);
     tile_cells_ = cells;
-    if (chunks_.size() == 1 && cells * int64_t(sizeof(T)) <= workspace) {
-      int64_t at = 0;
+    // A batch with itself keeps all tiles or none (a part would cost its memory and save little); against references every tile
+    // that fits is one product less.
+    if (chunks_.size() == 1 && (!p_.self || cells * int64_t(sizeof(T)) <= workspace))
       for (Tile& t : tiles_) {
-        t.stored = at;
-        at += (t.i1 - t.i0) * rounded(t.j1 - t.j0, 16);
+        cells = (t.i1 - t.i0) * rounded(t.j1 - t.j0, 16);
+        if ((stored_cells_ + cells) * int64_t(sizeof(T)) > workspace) break;
+        t.stored = stored_cells_;
+        stored_cells_ += cells;
       }
-      stored_cells_ = cells;
-    }
     most_positives_ = most;
     for (const Chunk& c : chunks_)
       slot_cells_ = std::max(slot_cells_, slot_cells(rounded(c.row1 - c.row0, 16) + 16, c.most_positives, p_.triangle ? p_.threads : 1));
