@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 import dmlcore
+from dmlcore.losses import unit
 
 CLASSES, WIDTH = 7, 11
 
@@ -54,6 +55,13 @@ def _mined(loss: str, miner: str | None = None, miner_options: dict[str, Any] | 
     def peer(pml: Any, _: Any, x: Tensor, y: Tensor) -> Tensor:
         pairs = getattr(pml.miners, miner)(**(miner_options or {}))(x, y) if miner else None
         return getattr(pml.losses, loss)(**options)(x, y, pairs)
+
+    return peer
+
+
+def _normalised(loss: str, **options: Any):
+    def peer(pml: Any, _: Any, x: Tensor, y: Tensor) -> Tensor:
+        return getattr(pml.losses, loss)(**options)(unit(x), y)
 
     return peer
 
@@ -139,6 +147,12 @@ LOSSES = [
     Case("sup_con", {"temperature": 0.01}, _mined("SupConLoss", temperature=0.01)),
     Case("circle", {}, _mined("CircleLoss")),
     Case("circle", {"m": 0.25, "gamma": 256.0}, _mined("CircleLoss", m=0.25, gamma=256)),
+    Case("smooth_ap", {}, cuda=False),
+    Case("smooth_ap", {"temperature": 0.1}, cuda=False),
+    Case("fast_ap", {}, _mined("FastAPLoss"), cuda=False),
+    Case("fast_ap", {"num_bins": 7}, _mined("FastAPLoss", num_bins=7), False),
+    Case("angular", {}, _normalised("AngularLoss"), False),
+    Case("angular", {"alpha": 25.0}, _normalised("AngularLoss", alpha=25), False),
     Case("histogram", {}, _mined("HistogramLoss"), cuda=False),
     Case("histogram", {"n_bins": 13}, _mined("HistogramLoss", n_bins=13), cuda=False),
     Case("proxy_anchor", {}, _proxies("ProxyAnchorLoss")),

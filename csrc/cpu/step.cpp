@@ -309,7 +309,7 @@ template <class T> class Step final : public StepBase {
         has_partners_ = has_partners_ || info.partners;
       }
       if (loss.functor < 0) throw std::invalid_argument("there is no functor '" + request.functor + "' for these options");
-      if (loss.given > 0 && !request.given) throw std::invalid_argument("functor '" + request.functor + "' needs numbers per anchor");
+      if (loss.given > 0 && !request.given && p_.A > 0) throw std::invalid_argument("functor '" + request.functor + "' needs numbers per anchor");
       loss.cells = kernels_.cells(loss.functor, loss.options);
       loss.table_first = p_.table_cells;
       p_.table_cells += 2 * loss.cells;

@@ -48,8 +48,8 @@ def plan_options(**options: int) -> Iterator[None]:
 
     Args:
         options: `threads`, `workspace` (bytes of similarities kept between forward and backward; 0 recomputes them),
-            `tile_rows`, `tile_columns`, `slot_bytes`, `search` (1: look negatives up among the thresholds of an anchor's positives
-            whatever their number, 0: never), `triangle` (0: do not use the symmetry of a batch with itself).
+            `tile_rows`, `tile_columns`, `slot_bytes`, `search` (1: look negatives up among an anchor's thresholds however
+            few they are, 0: never), `triangle` (0: do not use the symmetry of a batch with itself).
     """
     before = getattr(_plan, "options", {})
     _plan.options = {**before, **options}

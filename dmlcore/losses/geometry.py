@@ -65,8 +65,8 @@ def masked_logsumexp(exponents: Tensor, mask: Tensor, *, one: bool = False) -> T
 
 
 def in_pieces(compute: Callable[..., Tensor], width: int, *rows: Tensor) -> Tensor:
-    """`compute(*rows)` a piece of the rows at a time, computed again by the backward pass: bounded memory for what is larger than
-    a similarity matrix.
+    """`compute(*rows)` a piece of the rows at a time, computed again by the backward pass: bounds the memory of what is larger
+    than a similarity matrix.
 
     Args:
         compute: from tensors of `a` rows to `[V, a]`, one column per row and independent of the other rows.
@@ -80,9 +80,7 @@ def in_pieces(compute: Callable[..., Tensor], width: int, *rows: Tensor) -> Tens
     if len(rows[0]) <= step:
         return compute(*rows)
     pieces = zip(*(tensor.split(step) for tensor in rows), strict=True)
-    return torch.cat(
-        [checkpoint(compute, *piece, use_reentrant=False, preserve_rng_state=False) for piece in pieces], dim=1
-    )
+    return torch.cat([checkpoint(compute, *piece, use_reentrant=False, preserve_rng_state=False) for piece in pieces], dim=1)
 
 
 def listed_positives(positive: Tensor) -> tuple[Tensor, Tensor]:

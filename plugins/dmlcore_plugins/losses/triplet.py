@@ -12,7 +12,17 @@ import dmlcore
 from dmlcore.config import check_range
 from dmlcore.errors import ConfigError
 from dmlcore.kernels import FunctorCall
-from dmlcore.losses import LossOptions, PairLoss, Rows, Sides, cosine_similarities, distances, in_pieces, listed_positives, pair_masks
+from dmlcore.losses import (
+    LossOptions,
+    PairLoss,
+    Rows,
+    Sides,
+    cosine_similarities,
+    distances,
+    in_pieces,
+    listed_positives,
+    pair_masks,
+)
 
 Mining = Literal["all", "semihard", "semihard_hardest", "hard", "easy_positive_semihard"]
 
