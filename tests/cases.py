@@ -4,7 +4,7 @@ every loss must survive. A new loss adds a row to LOSSES."""
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -53,6 +53,14 @@ class Case:
 
 def _mined(loss: str, miner: str | None = None, miner_options: dict[str, Any] | None = None, **options: Any):
     def peer(pml: Any, _: Any, x: Tensor, y: Tensor) -> Tensor:
+        distance = options.get("distance")
+        if distance is not None:  # PML's inverted distances take their margins as similarities
+            found = {
+                "squared": pml.distances.LpDistance(power=2),
+                "cosine": pml.distances.CosineSimilarity(),
+                "dot": pml.distances.DotProductSimilarity(normalize_embeddings=False),
+            }
+            return getattr(pml.losses, loss)(**{**options, "distance": found[distance]})(x, y)
         pairs = getattr(pml.miners, miner)(**(miner_options or {}))(x, y) if miner else None
         return getattr(pml.losses, loss)(**options)(x, y, pairs)
 
@@ -73,6 +81,25 @@ def _proxies(loss: str, attribute: str = "proxies", transpose: bool = False, **o
         setattr(theirs, attribute, ours.proxies.T if transpose else ours.proxies)
         theirs.cast_types = lambda dtype, device: None
         return theirs(x, y)
+
+    return peer
+
+
+def _margin(**options: Any):
+    def peer(pml: Any, ours: Any, x: Tensor, y: Tensor) -> Tensor:
+        theirs = pml.losses.MarginLoss(num_classes=len(ours.beta) if ours.options.per_class else None, **options)
+        theirs._parameters.pop("beta", None)  # a tensor, not a parameter: the gradient reaches our beta
+        theirs.__dict__["beta"] = ours.beta
+        return theirs(x, y)
+
+    return peer
+
+
+def _nca(**options: Any):
+    def peer(pml: Any, _: Any, x: Tensor, y: Tensor) -> Tensor:
+        if y.unique().numel() == y.numel():  # where no class has two samples it takes the mean of nothing
+            return x.sum() * 0
+        return pml.losses.NCALoss(**options)(x, y)
 
     return peer
 
@@ -109,6 +136,22 @@ LOSSES = [
     ),
     Case("contrastive", {}, _mined("ContrastiveLoss")),
     Case("contrastive", {"pos_margin": 0.5, "neg_margin": 1.4}, _mined("ContrastiveLoss", pos_margin=0.5, neg_margin=1.4)),
+    Case(
+        "contrastive",
+        {"distance": "squared_euclidean", "pos_margin": 0.2, "neg_margin": 2.4},
+        _mined("ContrastiveLoss", pos_margin=0.2, neg_margin=2.4, distance="squared"),
+    ),
+    Case(
+        "contrastive",
+        {"distance": "cosine", "pos_margin": 0.1, "neg_margin": 0.7},
+        _mined("ContrastiveLoss", pos_margin=0.9, neg_margin=0.3, distance="cosine"),
+    ),
+    Case(
+        "contrastive",
+        {"distance": "dot", "pos_margin": -3.0, "neg_margin": 1.0},
+        _mined("ContrastiveLoss", pos_margin=3.0, neg_margin=-1.0, distance="dot"),
+        scale_free=False,
+    ),
     Case("triplet", {}, _mined("TripletMarginLoss")),
     Case("triplet", {"margin": 0.3}, _mined("TripletMarginLoss", margin=0.3)),
     Case(
@@ -153,6 +196,56 @@ LOSSES = [
     Case("fast_ap", {"num_bins": 7}, _mined("FastAPLoss", num_bins=7), False),
     Case("angular", {}, _normalised("AngularLoss"), False),
     Case("angular", {"alpha": 25.0}, _normalised("AngularLoss", alpha=25), False),
+    Case("nt_xent", {}, _mined("NTXentLoss")),
+    Case("nt_xent", {"temperature": 0.01}, _mined("NTXentLoss", temperature=0.01)),
+    Case("generalized_lifted_structure", {}, _mined("GeneralizedLiftedStructureLoss")),
+    Case(
+        "generalized_lifted_structure",
+        {"neg_margin": 1.5, "pos_margin": 0.3},
+        _mined("GeneralizedLiftedStructureLoss", neg_margin=1.5, pos_margin=0.3),
+    ),
+    Case("binomial_deviance"),
+    Case("binomial_deviance", {"variant": "wedl"}),
+    Case("nca", {}, _nca()),
+    Case("nca", {"softmax_scale": 20.0}, _nca(softmax_scale=20)),
+    Case("tuplet_margin", {}, _mined("TupletMarginLoss")),
+    Case("tuplet_margin", {"margin": 20.0, "scale": 90.0}, _mined("TupletMarginLoss", margin=20, scale=90)),
+    Case("n_pair", scale_free=False),
+    Case("lifted_structure", {}, _mined("LiftedStructureLoss"), cuda=False),
+    Case(
+        "lifted_structure",
+        {"neg_margin": 0.6, "pos_margin": 2.5},
+        _mined("LiftedStructureLoss", neg_margin=0.6, pos_margin=2.5),
+        cuda=False,
+    ),
+    Case("margin", {}, _margin(), cuda=False),
+    Case(
+        "margin",
+        {"margin": 0.1, "beta": 1.0, "learn_beta": True, "nu": 0.3},
+        _margin(margin=0.1, beta=1.0, learn_beta=True, nu=0.3),
+        cuda=False,
+    ),
+    Case("margin", {"learn_beta": True, "per_class": True, "nu": 0.05}, _margin(learn_beta=True, nu=0.05), cuda=False),
+    Case("margin", {"sampling": "distance_weighted", "learn_beta": True}, None, False),
+    Case("intra_pair_variance", {}, _mined("IntraPairVarianceLoss"), cuda=False),
+    Case(
+        "intra_pair_variance",
+        {"pos_eps": 0.3, "neg_eps": 0.2},
+        _mined("IntraPairVarianceLoss", pos_eps=0.3, neg_eps=0.2),
+        cuda=False,
+    ),
+    Case("ranked_list", {}, _mined("RankedListLoss", margin=0.4, Tn=10)),
+    Case(
+        "ranked_list",
+        {"margin": 0.7, "Tn": 4.0, "imbalance": 0.3, "alpha": 1.5, "Tp": 5.0},
+        _mined("RankedListLoss", margin=0.7, Tn=4, imbalance=0.3, alpha=1.5, Tp=5),
+    ),
+    Case("snr_contrastive", {}, _mined("SignalToNoiseRatioContrastiveLoss")),
+    Case(
+        "snr_contrastive",
+        {"pos_margin": 0.3, "neg_margin": 1.8},
+        _mined("SignalToNoiseRatioContrastiveLoss", pos_margin=0.3, neg_margin=1.8),
+    ),
     Case("histogram", {}, _mined("HistogramLoss"), cuda=False),
     Case("histogram", {"n_bins": 13}, _mined("HistogramLoss", n_bins=13), cuda=False),
     Case("proxy_anchor", {}, _proxies("ProxyAnchorLoss")),
@@ -188,6 +281,7 @@ LOSSES = [
 PROXIES = [case for case in LOSSES if case.create().needs_classes]
 FUSED = [case for case in LOSSES if case.fused]
 ON_CUDA = [case for case in FUSED if case.cuda]
+PAIRS = [case for case in LOSSES if case.name not in ("proxy_anchor", "proxy_nca", "norm_softmax")]
 PAIRS = [case for case in LOSSES if case not in PROXIES and case.name not in ("sec", "l2_norm")]
 
 
@@ -233,6 +327,11 @@ def batches() -> dict[str, tuple[Tensor, Tensor]]:
 
 
 BATCHES = batches()
+
+
+def call_on(loss: Any, x: Tensor, y: Tensor) -> Any:
+    """The functor of a fused loss, with what it is given beside its options."""
+    return replace(loss.functor_call(), given=loss.given(loss.sides(x, y, None, None)))
 
 
 def value_and_gradients(

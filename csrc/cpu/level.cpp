@@ -4,6 +4,7 @@
 #include <omp.h>
 
 #include "cpu/gemm.h"
+#include "cpu/guard.h"
 #include "cpu/strips.h"
 #include "dml_losses.h"
 
@@ -295,8 +296,9 @@ template <class F, class T> struct Parts {
           scatter_fields<T>(f.reweigh_slot(f.open_slot(positives[k]), slots(k), w, positives[k]), slot_limits_at(loss, p, i, k), slot_field(p));
     } else if constexpr (HasPartners<F>::value) {
       auto theirs = [&](int64_t k) { return Cotangents<T>{p.cotangents + loss.value_row * p.A + partner_index(p, i, k), p.A}; };
-      w = f.weigh(positives, limits, sums, partner_of(loss, p, i), cotangents, theirs);
-      for (int64_t k = 0; k < positives.count; ++k) slopes[k] += f.slope_positive(positives[k], w);
+      auto partner = partner_of(loss, p, i);
+      w = f.weigh(positives, limits, sums, partner, cotangents, theirs);
+      for (int64_t k = 0; k < positives.count; ++k) slopes[k] += f.slope_positive(positives[k], w, partner(k));
     } else {
       w = f.weigh(positives, limits, sums, cotangents);
       for (int64_t k = 0; k < positives.count; ++k) slopes[k] += f.slope_positive(positives[k], w);
@@ -389,9 +391,11 @@ template <class T> struct Scratch {
 
   Scratch(const Problem<T>& p, int thread, unsigned char* base) {
     unsigned char* at = base;
+    if (base) allow(base, p.scratch_bytes - 64);                       // another chunk may have laid it out otherwise
     auto take = [&](int64_t n) {
       unsigned char* here = at;
-      at += (n + 63) / 64 * 64;
+      at += (n + 63) / 64 * 64 + kGuard;
+      if (base) forbid(here + n, at - here - n);
       return here;
     };
     int64_t block_cells = 0, widest = 0;

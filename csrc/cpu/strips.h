@@ -140,7 +140,7 @@ template <class F, class T> static void slope_table(const F& f, const LossSlot& 
       __builtin_memcpy(&s, strip.s + r * strip.ld + j, sizeof s);
       T* at = strip.g + r * strip.ld + j;
       if (!strip.first) __builtin_memcpy(&y, at, sizeof y);
-      y += select(is_pair(s), gather(table, floor_of(place_of(f, s))) * f.place_slope(s), splat<V>(0));
+      y += select(is_pair(s), gather(table, __builtin_convertvector(place_of(f, s), typename Native<T>::M)) * f.place_slope(s), splat<V>(0));
       __builtin_memcpy(at, &y, sizeof y);
     }
 }

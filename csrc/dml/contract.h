@@ -29,7 +29,8 @@
 //   kGiven = K            numbers per anchor that the caller hands in (a margin per class, a norm): open(p, given), given a pointer to K
 //   kPartners = true      the loss couples an anchor with its positives as anchors (a batch against itself only):
 //                         close(p, limits, sums, partner, values, counts), partner(k) -> Sums of positive k;
-//                         weigh(p, limits, sums, partner, cotangents, partner_cotangents), the last (k)[v] of positive k
+//                         weigh(p, limits, sums, partner, cotangents, partner_cotangents), the last (k)[v] of positive k;
+//                         slope_positive(s, slopes, partner(k)): what couples the pair is in its value's slope too
 //   kReweighs = true      the weights of tally are known only after the stream:
 //                         reweigh_slot(slot_limits, slot_sums, slopes, s) -> SlotLimits, what tally gets instead of open_slot(s)
 //   kOnce = true          once(m, sums), called for every negative before its P comparisons
@@ -148,6 +149,23 @@ template <class V> DML_FN V distance_slope(V s) {                      // d dist
   using T = typename Scalar<V>::type;
   V q = T(2) - T(2) * s;
   return select(q > splat<V>(4 * Limit<T>::epsilon), -reciprocal_sqrt(max(q, splat<V>(4 * Limit<T>::epsilon))), splat<V>(0));
+}
+
+// What a loss takes for the distance of two vectors with similarity s. The similarity of kDotDistance is the product of the
+// vectors as they are, that of the others their cosine. A pair that must not count is far away in each of them.
+enum DistanceKind { kEuclidean, kSquaredEuclidean, kCosineDistance, kDotDistance };
+template <DistanceKind Kind, class V> DML_FN V distance_of(V s) {
+  using T = typename Scalar<V>::type;
+  if constexpr (Kind == kEuclidean) return distance(s);
+  else if constexpr (Kind == kSquaredEuclidean) return T(2) - T(2) * s;
+  else if constexpr (Kind == kCosineDistance) return T(1) - s;
+  else return -s;
+}
+template <DistanceKind Kind, class V> DML_FN V distance_slope_of(V s) {   // d distance / d s
+  using T = typename Scalar<V>::type;
+  if constexpr (Kind == kEuclidean) return distance_slope(s);
+  else if constexpr (Kind == kSquaredEuclidean) return splat<V>(T(-2));
+  else return splat<V>(T(-1));
 }
 
 template <class V> struct Nothing {};                                  // for a loss without limits or sums

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from torch import Tensor
 
 import dmlcore
 from dmlcore.config import check_range
-from dmlcore.losses import LossOptions, PairLoss, Rows, Sides, cosine_similarities, in_pieces, masked_logsumexp, pair_masks
+from dmlcore.losses import PairLoss, PairOptions, Rows, Sides, in_pieces, masked_logsumexp, pair_masks, unit
 
 
 class Angular(PairLoss):
@@ -17,8 +18,7 @@ class Angular(PairLoss):
     averaged over all pairs of anchor and positive.
 
     Not fused: a negative's exponent depends on two rows of similarities, the anchor's and the positive's. The pairs are taken
-    in pieces and computed again by the backward pass: memory stays at a few similarity matrices, work grows with pairs x
-    negatives.
+    in pieces and computed again by the backward pass: memory stays bounded, work grows with pairs x negatives.
 
     Deviation: pytorch-metric-learning does not normalise the negatives; here, as in the paper, all vectors have unit norm.
 
@@ -26,9 +26,10 @@ class Angular(PairLoss):
     """
 
     name = "angular"
+    streams = True
 
     @dataclass(frozen=True, kw_only=True)
-    class Options(LossOptions):
+    class Options(PairOptions):
         """Options of `angular`."""
 
         alpha: float = 40.0
@@ -37,22 +38,27 @@ class Angular(PairLoss):
         def __post_init__(self) -> None:
             check_range("alpha", self.alpha, above=0, below=90)
 
-    def row_values(self, similarities: Tensor, positive: Tensor, negative: Tensor, among: Tensor | None = None) -> Rows:
-        """As every loss's; `among` are the references' cosines, `[N, N]`, None where the references are the anchors."""
-        s, among = similarities, similarities if among is None else among
+    def _rows(self, s: Tensor, positive: Tensor, negative: Tensor, rows_of: Callable[[Tensor], Tensor]) -> Rows:
+        """`rows_of` gives the similarities of some references, `[Q]`, to all of them, `[Q, N]`."""
         t = math.tan(math.radians(self.options.alpha)) ** 2
 
         def of_pairs(anchor: Tensor, other: Tensor) -> Tensor:  # pairs of anchor and positive, [Q] each
-            exponents = 4 * t * (s[anchor] + among[other]) - 2 * (1 + t) * s[anchor, other][:, None]  # [Q, N]
+            exponents = 4 * t * (s[anchor] + rows_of(other)) - 2 * (1 + t) * s[anchor, other][:, None]  # [Q, N]
             return masked_logsumexp(exponents, negative[anchor], one=True)[None]
 
         anchor, other = positive.nonzero(as_tuple=True)  # [Q]
         values = s.new_zeros(1, len(s)).index_add(1, anchor, in_pieces(of_pairs, s.shape[1], anchor, other))
         return Rows(values, positive.sum(1).to(s)[None])
 
+    def row_values(self, similarities: Tensor, positive: Tensor, negative: Tensor) -> Rows:
+        """As every loss's, where the references are the anchors."""
+        return self._rows(similarities, positive, negative, lambda other: similarities[other])
+
     def dense_rows(self, sides: Sides) -> Rows:
-        among = None if sides.references is None else cosine_similarities(sides.references, sides.references)
-        return self.row_values(self.similarities(sides), *pair_masks(sides), among)
+        if sides.references is None:
+            return super().dense_rows(sides)
+        vectors = unit(sides.references)
+        return self._rows(self.similarities(sides), *pair_masks(sides), lambda other: vectors[other] @ vectors.T)
 
     def functor_call(self) -> str:
         return "angular compares a negative with the anchor's row and the positive's; the fused pass sees one row at a time"

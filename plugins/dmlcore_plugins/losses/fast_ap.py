@@ -10,7 +10,7 @@ from torch import Tensor
 import dmlcore
 from dmlcore.config import check_range
 from dmlcore.kernels import FunctorCall
-from dmlcore.losses import LossOptions, PairLoss, Rows, in_pieces
+from dmlcore.losses import PairLoss, PairOptions, Rows, in_pieces
 
 FUSED_BINS = 10
 
@@ -29,7 +29,7 @@ class FastAP(PairLoss):
     name = "fast_ap"
 
     @dataclass(frozen=True, kw_only=True)
-    class Options(LossOptions):
+    class Options(PairOptions):
         """Options of `fast_ap`."""
 
         num_bins: int = FUSED_BINS

@@ -10,7 +10,7 @@ from torch import Tensor
 import dmlcore
 from dmlcore.config import check_range
 from dmlcore.kernels import FunctorCall
-from dmlcore.losses import LossOptions, PairLoss, Rows, Sides, in_pieces, listed_positives, pair_masks
+from dmlcore.losses import PairLoss, PairOptions, Rows, Sides, in_pieces, listed_positives, pair_masks
 
 
 class SmoothAP(PairLoss):
@@ -30,9 +30,10 @@ class SmoothAP(PairLoss):
     """
 
     name = "smooth_ap"
+    streams = True
 
     @dataclass(frozen=True, kw_only=True)
-    class Options(LossOptions):
+    class Options(PairOptions):
         """Options of `smooth_ap`."""
 
         temperature: float = 0.01

@@ -13,15 +13,15 @@ from dmlcore.config import check_range
 from dmlcore.errors import ConfigError
 from dmlcore.kernels import FunctorCall
 from dmlcore.losses import (
-    LossOptions,
     PairLoss,
+    PairOptions,
     Rows,
     Sides,
-    cosine_similarities,
     distances,
     in_pieces,
     listed_positives,
     pair_masks,
+    unit,
 )
 
 Mining = Literal["all", "semihard", "semihard_hardest", "hard", "easy_positive_semihard"]
@@ -43,9 +43,10 @@ class Triplet(PairLoss):
     """
 
     name = "triplet"
+    streams = True
 
     @dataclass(frozen=True, kw_only=True)
-    class Options(LossOptions):
+    class Options(PairOptions):
         """Options of `triplet`."""
 
         margin: float = 0.05
@@ -102,13 +103,12 @@ class Triplet(PairLoss):
     def dense_rows(self, sides: Sides) -> Rows:
         if not self.options.swap:
             return super().dense_rows(sides)
-        others = sides.anchors if sides.references is None else sides.references
+        others = unit(sides.anchors if sides.references is None else sides.references)
         d = distances(self.similarities(sides))  # [A, N]
-        among = distances(cosine_similarities(others, others))  # [N, N]
         positive, negative = pair_masks(sides)
 
         def of_pairs(anchor: Tensor, other: Tensor) -> Tensor:  # pairs of anchor and positive, [Q] each
-            nearer = torch.minimum(d[anchor], among[other])  # [Q, N]
+            nearer = torch.minimum(d[anchor], distances(others[other] @ others.T))  # [Q, N]
             return self._triplets(d[anchor, other][:, None], nearer, negative[anchor])
 
         anchor, other = positive.nonzero(as_tuple=True)  # [Q]
