@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 import dmlcore
+from dmlcore.losses import unit
 
 CLASSES, WIDTH = 7, 11
 
@@ -62,6 +63,13 @@ def _mined(loss: str, miner: str | None = None, miner_options: dict[str, Any] | 
             return getattr(pml.losses, loss)(**{**options, "distance": found[distance]})(x, y)
         pairs = getattr(pml.miners, miner)(**(miner_options or {}))(x, y) if miner else None
         return getattr(pml.losses, loss)(**options)(x, y, pairs)
+
+    return peer
+
+
+def _normalised(loss: str, **options: Any):
+    def peer(pml: Any, _: Any, x: Tensor, y: Tensor) -> Tensor:
+        return getattr(pml.losses, loss)(**options)(unit(x), y)
 
     return peer
 
@@ -182,6 +190,12 @@ LOSSES = [
     Case("sup_con", {"temperature": 0.01}, _mined("SupConLoss", temperature=0.01)),
     Case("circle", {}, _mined("CircleLoss")),
     Case("circle", {"m": 0.25, "gamma": 256.0}, _mined("CircleLoss", m=0.25, gamma=256)),
+    Case("smooth_ap", {}, cuda=False),
+    Case("smooth_ap", {"temperature": 0.1}, cuda=False),
+    Case("fast_ap", {}, _mined("FastAPLoss"), cuda=False),
+    Case("fast_ap", {"num_bins": 7}, _mined("FastAPLoss", num_bins=7), False),
+    Case("angular", {}, _normalised("AngularLoss"), False),
+    Case("angular", {"alpha": 25.0}, _normalised("AngularLoss", alpha=25), False),
     Case("nt_xent", {}, _mined("NTXentLoss")),
     Case("nt_xent", {"temperature": 0.01}, _mined("NTXentLoss", temperature=0.01)),
     Case("generalized_lifted_structure", {}, _mined("GeneralizedLiftedStructureLoss")),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from cases import BATCHES, CLASSES, ON_CUDA, PAIRS, Case, embeddings_of
-from cuda_comparison import compare
+from cuda_comparison import batch_of, compare
 
 from dmlcore.kernels import FunctorCall, extension, fused_rows
 
@@ -26,7 +26,7 @@ CALLS = (
 def test_equals_the_definition(case: Case, batch: str) -> None:
     if case.mines_beyond and batch == "duplicates of other classes":
         pytest.skip("negatives exactly as far as positives: the definition jumps there, and the last bit decides")
-    compare(case, *BATCHES[batch], "cuda")
+    compare(case, *batch_of(case, batch), "cuda")
 
 
 @pytest.mark.parametrize("case", [case for case in PAIRS if case in ON_CUDA], ids=lambda case: case.id)

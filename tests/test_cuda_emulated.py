@@ -13,7 +13,7 @@ import cuda_emulation
 import pytest
 import torch
 from cases import BATCHES, CLASSES, ON_CUDA, PAIRS, Case, embeddings_of
-from cuda_comparison import compare
+from cuda_comparison import batch_of, compare
 from torch import Tensor
 
 from dmlcore.errors import ConfigError
@@ -58,7 +58,7 @@ def test_lists_every_functor(emulated: ModuleType) -> None:
 def test_equals_the_definition(case: Case, batch: str) -> None:
     if case.mines_beyond and batch == "duplicates of other classes":
         pytest.skip("negatives exactly as far as positives: the definition jumps there, and the last bit decides")
-    compare(case, *BATCHES[batch])
+    compare(case, *batch_of(case, batch))
 
 
 @pairs

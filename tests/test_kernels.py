@@ -436,6 +436,8 @@ def test_windows_leave_pairs_out(case: Case, plan: str, references: bool) -> Non
             near = (s.detach() >= windows[0, :, None]) & (s.detach() <= windows[1, :, None])
             far = (s.detach() >= windows[2, :, None]) & (s.detach() <= windows[3, :, None])
             more = [loss.betas(y)] if case.name == "margin" else []  # its rows know their labels by the boundary
+            if case.name == "smooth_ap":
+                more = [loss.given(sides)[0]]  # whether the anchor takes part itself
             rows = Rows(*loss.row_values(s, positive & near, negative & far, *more))
         else:
             with plan_options(**PLANS[plan]):

@@ -10,7 +10,7 @@ from cases import BATCHES, LOSSES, Case, assert_close, embeddings_of, value_and_
 
 import dmlcore
 from dmlcore.errors import ConfigError
-from dmlcore.losses import RowLoss, create, softmax
+from dmlcore.losses import RowLoss, create, geometry, softmax
 
 # Three points on the unit circle at 0, 60 and 90 degrees; the first two are of one class.
 POINTS = torch.tensor([[1.0, 0.0], [0.5, math.sqrt(0.75)], [0.0, 1.0]], dtype=torch.float64)
@@ -130,6 +130,108 @@ def test_minings_by_nested_loops(mining: str, smooth: bool) -> None:
     hinges = [math.log1p(math.exp(h)) for h in hinges] if smooth else hinges
     value = create("triplet", margin=margin, mining=mining, smooth=smooth).reference(x, y)
     assert value.item() == pytest.approx(sum(hinges) / len(hinges), abs=1e-9)
+
+
+def sigmoid(x: float) -> float:
+    return 0.5 * (1 + math.tanh(x / 2))
+
+
+def test_smooth_ap_by_nested_loops() -> None:
+    x, y = BATCHES["odd"]
+    unit = x / x.norm(dim=1, keepdim=True)
+    s, temperature, losses = (unit @ unit.T).tolist(), 0.05, []
+    for a in range(len(y)):
+        positives = [p for p in range(len(y)) if y[p] == y[a]]  # with the anchor itself
+        if len(positives) < 2:
+            continue
+        precision = 0.0
+        for p in positives:
+            steps = {q: sigmoid((s[a][q] - s[a][p]) / temperature) for q in range(len(y)) if q != p}
+            precision += (1 + sum(v for q, v in steps.items() if y[q] == y[a])) / (1 + sum(steps.values()))
+        losses.append(1 - precision / len(positives))
+    value = create("smooth_ap", temperature=temperature).reference(x, y)
+    assert value.item() == pytest.approx(sum(losses) / len(losses), abs=1e-9)
+
+
+def test_smooth_ap_among_references_by_hand() -> None:
+    others = torch.tensor([[0.5, math.sqrt(0.75)], [0.0, 1.0]], dtype=torch.float64)  # cosines 0.5 and 0 with the anchor
+    loss, ids = create("smooth_ap", temperature=0.5), torch.tensor([0, 1])
+    step = sigmoid((0 - 0.5) / 0.5)
+    value = loss.reference(POINTS[:1], IDS[:1], references=others, reference_labels=ids)
+    assert value.item() == pytest.approx(1 - 1 / (1 + step), abs=1e-12)
+    with_itself = torch.cat([others, POINTS[:1]])  # rank 1 among positives, the other one has it above
+    own = torch.tensor([2])
+    first = 1 / (1 + sigmoid((0 - 1) / 0.5) / (1 + sigmoid((0.5 - 1) / 0.5)))
+    second = (1 + sigmoid((1 - 0.5) / 0.5)) / (1 + sigmoid((1 - 0.5) / 0.5) + step)
+    for compute in (loss, loss.reference):
+        value = compute(POINTS[:1], IDS[:1], references=with_itself, reference_labels=torch.tensor([0, 1, 0]), own=own)
+        assert value.item() == pytest.approx(1 - (first + second) / 2, abs=1e-12)
+
+
+def test_smooth_ap_equals_pytorch_metric_learning_where_that_is_right() -> None:
+    losses = pytest.importorskip("pytorch_metric_learning.losses", reason="the test extra is not installed")
+    y = torch.arange(6).repeat_interleave(6)
+    x, loss = embeddings_of(y, seed=3), create("smooth_ap")
+    peer = value_and_gradients(loss, x, y, losses.SmoothAPLoss())
+    assert_close(value_and_gradients(loss, x, y, loss.reference), peer, 1e-8)
+
+
+@pytest.mark.parametrize("bins", [10, 4])
+def test_fast_ap_by_nested_loops(bins: int) -> None:
+    x, y = BATCHES["odd"]
+    unit = x / x.norm(dim=1, keepdim=True)
+    squares, width, losses = (unit[:, None] - unit[None]).square().sum(2).tolist(), 4 / bins, []
+    for a in range(len(y)):
+        counts = [[0.0] * (bins + 1), [0.0] * (bins + 1)]
+        for b in range(len(y)):
+            if a != b:
+                for c in range(bins + 1):
+                    counts[int(y[a] != y[b])][c] += max(0.0, 1 - abs(squares[a][b] - c * width) / width)
+        if sum(counts[0]) > 0.5:
+            cumulative = [(sum(counts[0][: c + 1]), sum(counts[1][: c + 1])) for c in range(bins + 1)]
+            terms = [h * p / (p + n) for h, (p, n) in zip(counts[0], cumulative, strict=True) if p + n > 0]
+            losses.append(1 - sum(terms) / sum(counts[0]))
+    assert create("fast_ap", num_bins=bins).reference(x, y).item() == pytest.approx(sum(losses) / len(losses), abs=1e-9)
+
+
+@pytest.mark.parametrize("references", [False, True])
+def test_angular_by_nested_loops(references: bool) -> None:
+    x, y = BATCHES["odd"]
+    r, other = (embeddings_of(y[:20], seed=6), y[:20]) if references else (x, y)
+    unit, others = x / x.norm(dim=1, keepdim=True), r / r.norm(dim=1, keepdim=True)
+    t, losses = math.tan(math.radians(35)) ** 2, []
+    for a in range(len(y)):
+        for p in range(len(other)):
+            if y[a] != other[p] or (a == p and not references):
+                continue
+            pull = 2 * (1 + t) * float(unit[a] @ others[p])
+            terms = [4 * t * float((unit[a] + others[p]) @ others[n]) for n in range(len(other)) if other[n] != y[a]]
+            losses.append(math.log(1 + sum(math.exp(term - pull) for term in terms)))
+    given = {"references": r, "reference_labels": other} if references else {}
+    value = create("angular", alpha=35.0).reference(x, y, **given)
+    assert value.item() == pytest.approx(sum(losses) / len(losses), rel=1e-9)
+
+
+PIECEMEAL = [
+    case
+    for case in LOSSES
+    if case.name in ("smooth_ap", "fast_ap", "angular")
+    or (case.name == "triplet" and case.options.get("mining", "all") in ("all", "semihard", "semihard_hardest"))
+]
+
+
+@pytest.mark.parametrize("case", PIECEMEAL, ids=lambda case: case.id)
+def test_pieces_do_not_change_a_definition(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
+    loss, (x, y) = case.create(), BATCHES["odd"]
+    found, second = [], []
+    for cells in (geometry.PIECE_CELLS, 5000):  # everything at once; a few rows at a time
+        monkeypatch.setattr(geometry, "PIECE_CELLS", cells)
+        found.append(value_and_gradients(loss, x, y, loss.reference))
+        leaf = x.clone().requires_grad_()
+        gradient = torch.autograd.grad(loss.reference(leaf, y), leaf, create_graph=True)[0]
+        second.append(torch.autograd.grad(gradient.square().sum(), leaf)[0])
+    assert_close(found[1], found[0], 1e-12)
+    torch.testing.assert_close(second[1], second[0])
 
 
 PEERS = [case for case in LOSSES if case.peer is not None]

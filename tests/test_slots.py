@@ -122,3 +122,51 @@ def test_slots_stay_in_their_memory() -> None:
     plan = planned(SEARCHED[1], labels_of([1500] * 4))
     assert plan["chunks"] > 1
     assert plan["slot_bytes"] <= 34 << 20
+
+
+AFTERWARDS = [
+    Case("triplet", {"margin": 0.3, "mining": "semihard_hardest"}),
+    Case("triplet", {"margin": 0.3, "mining": "semihard_hardest", "smooth": True}),
+    Case("smooth_ap", {"temperature": 0.05}),
+]
+
+
+@pytest.mark.parametrize("case", AFTERWARDS, ids=lambda case: case.id)
+@pytest.mark.parametrize("plan", [{}, {"slot_bytes": 4000}, {"threads": 2, "tile_rows": 8}], ids=str)
+def test_weights_known_after_the_stream_serve_every_backward_pass(case: Case, plan: dict[str, int]) -> None:
+    x, y = BATCHES["large"]
+    loss, leaf = case.create(), x.clone().requires_grad_()
+    with plan_options(**plan):
+        values = loss.rows(leaf, y).values
+        cotangents = [torch.rand(values.shape, generator=torch.Generator().manual_seed(k), dtype=x.dtype) for k in range(2)]
+        mine = [torch.autograd.grad(values, leaf, c, retain_graph=True)[0] for c in (*cotangents, cotangents[0])]
+    plain = loss.rows(leaf, y, plain=True).values
+    for gradient, cotangent in zip(mine, (*cotangents, cotangents[0]), strict=True):
+        expected = torch.autograd.grad(plain, leaf, cotangent, retain_graph=True)[0]
+        torch.testing.assert_close(gradient, expected, rtol=1e-9, atol=1e-10)
+    torch.testing.assert_close(mine[0], mine[2], rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("case", [*AFTERWARDS, Case("triplet", {"smooth": True})], ids=lambda case: case.id)
+@pytest.mark.parametrize("sizes", SIZES)
+def test_large_classes_by_comparing(case: Case, sizes: str) -> None:
+    y = labels_of(SIZES[sizes])
+    x, loss = embeddings_of(y, seed=2), case.create()
+    assert_close(value_and_gradients(loss, x, y, loss), value_and_gradients(loss, x, y, loss.reference), 1e-9)
+
+
+def test_softplus_and_sigmoid_are_as_exact_as_stated() -> None:
+    angles = torch.linspace(0.001, 3.14, 4096, dtype=torch.float64)
+    x = torch.stack([angles.cos(), angles.sin()], 1).float()
+    anchor, y = torch.tensor([[1.0, 0.0]]), torch.tensor([0])
+    references, labels = torch.cat([anchor, x]), torch.cat([y, y.new_ones(len(x))])
+    for level in extension.cpu().levels():
+        before = extension.cpu().level()
+        extension.use_level(level)
+        try:
+            loss = Case("triplet", {"margin": 2.0, "smooth": True}).create(torch.float32)
+            mine = loss.rows(anchor, y, references=references, reference_labels=labels).values
+        finally:
+            extension.use_level(before)
+        exact = loss.rows(anchor.double(), y, references=references.double(), reference_labels=labels, plain=True).values
+        torch.testing.assert_close(mine.double(), exact, rtol=1e-6, atol=0)

@@ -260,13 +260,19 @@ template <class F, class T> struct Parts {
   static auto partner_of(const LossSlot& loss, const Problem<T>& p, int64_t i) {
     return [&loss, &p, i](int64_t k) { return gather_fields<Sums, T>(sums_at(loss, partner_index(p, i, k)), p.stride); };
   }
+  struct Slots {                                                       // the slots of one anchor, as a functor sees them
+    const LossSlot& loss;
+    const Problem<T>& p;
+    int64_t i;
+    auto operator()(int64_t k) const { return gather_fields<typename Slot::Sums, T>(slot_sums_at(loss, p, i, k), slot_field(p)); }
+    void put(int64_t k, const typename Slot::Sums& sums) const { scatter_fields<T>(sums, slot_sums_at(loss, p, i, k), slot_field(p)); }
+  };
   static void close(const LossSlot& loss, const Problem<T>& p, int64_t i, Positives<T> positives, T* values, T* counts) {
     const F f = options_of<F>(loss);
     const Limits limits = gather_fields<Limits, T>(limits_at(loss, i), p.stride);
     const Sums sums = gather_fields<Sums, T>(sums_at(loss, i), p.stride);
     if constexpr (F::kSlots) {
-      auto slot = [&](int64_t k) { return gather_fields<typename Slot::Sums, T>(slot_sums_at(loss, p, i, k), slot_field(p)); };
-      f.close(positives, limits, sums, slot, values, counts);
+      f.close(positives, limits, sums, Slots{loss, p, i}, values, counts);
     } else if constexpr (HasPartners<F>::value) {
       f.close(positives, limits, sums, partner_of(loss, p, i), values, counts);
     } else {
@@ -280,14 +286,14 @@ template <class F, class T> struct Parts {
     const Sums sums = gather_fields<Sums, T>(sums_at(loss, i), p.stride);
     Slopes w;
     if constexpr (F::kSlots) {
-      auto slot = [&](int64_t k) { return gather_fields<typename Slot::Sums, T>(slot_sums_at(loss, p, i, k), slot_field(p)); };
-      w = f.weigh(positives, limits, sums, slot, cotangents);
-      for (int64_t k = 0; k < positives.count; ++k) {
-        const T s = positives[k];
-        slopes[k] += f.slope_positive(s, w, slot(k));
-        if constexpr (Reweighs<F>::value)                                  // from open_slot again: backward may run twice
-          scatter_fields<T>(f.reweigh_slot(f.open_slot(s), slot(k), w, s), slot_limits_at(loss, p, i, k), slot_field(p));
-      }
+      const Slots slots{loss, p, i};
+      w = f.weigh(positives, limits, sums, slots, cotangents);
+      if constexpr (SlopesTogether<F>::value) f.slopes_positive(positives, limits, sums, w, slots, slopes);
+      else
+        for (int64_t k = 0; k < positives.count; ++k) slopes[k] += f.slope_positive(positives[k], w, slots(k));
+      if constexpr (Reweighs<F>::value)
+        for (int64_t k = 0; k < positives.count; ++k)                  // from open_slot again: backward may run twice
+          scatter_fields<T>(f.reweigh_slot(f.open_slot(positives[k]), slots(k), w, positives[k]), slot_limits_at(loss, p, i, k), slot_field(p));
     } else if constexpr (HasPartners<F>::value) {
       auto theirs = [&](int64_t k) { return Cotangents<T>{p.cotangents + loss.value_row * p.A + partner_index(p, i, k), p.A}; };
       auto partner = partner_of(loss, p, i);

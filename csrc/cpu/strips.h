@@ -203,9 +203,11 @@ static void collect_slots(const F& f, const LossSlot& loss, const Strip<T>& stri
       V s;
       __builtin_memcpy(&s, strip.s + r * strip.ld + j, sizeof(V));
       const V m = f.measure(s);
+      if constexpr (HasOnce<F>::value) f.once(m, row);
       for (int64_t k = 0; k < count; ++k) f.collect(m, broadcast<SlotLimits, V>(limits + k * step + i - strip.slot_first, field), row, slots[k]);
       if constexpr (Both) {
         Sums column = load<Sums, V>(column_sums + j, strip.tile_columns);
+        if constexpr (HasOnce<F>::value) f.once(m, column);
         for (int64_t k = 0; k < strip.column_positives; ++k) {
           T* at = column_slots + k * strip.tile_columns + j;
           SlotSums slot = load<SlotSums, V>(at, column_field);
@@ -250,7 +252,8 @@ template <class F, class T, class V, bool Both> static void collect(const LossSl
     collect_slots<F, T, V, Both>(f, loss, strip, acc);
   } else {
     int64_t r = 0;
-    for (; r + 4 <= strip.rows; r += 4) collect_rows<F, T, V, Both, 4>(f, loss, strip, acc, r);
+    if constexpr (field_count<typename F::template Sums<V>, V>() <= 8)   // more than that would not stay in registers
+      for (; r + 4 <= strip.rows; r += 4) collect_rows<F, T, V, Both, 4>(f, loss, strip, acc, r);
     for (; r < strip.rows; ++r) collect_rows<F, T, V, Both, 1>(f, loss, strip, acc, r);
   }
 }

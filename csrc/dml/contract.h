@@ -33,6 +33,9 @@
 //                         slope_positive(s, slopes, partner(k)): what couples the pair is in its value's slope too
 //   kReweighs = true      the weights of tally are known only after the stream:
 //                         reweigh_slot(slot_limits, slot_sums, slopes, s) -> SlotLimits, what tally gets instead of open_slot(s)
+//   kOnce = true          once(m, sums), called for every negative before its P comparisons
+//   kSlopesTogether = true  positives of an anchor depend on each other: close may keep what it found by slots.put(k, slot_sums), and
+//                         slopes_positive(p, limits, sums, slopes, slots, to) adds all of them to to[k], instead of slope_positive
 //   kSearch = 1 or 2      a slot asks only which m lie in an interval, how many they are and what they add up to, as any hinge with
 //                         a threshold per positive does. Comparing costs P operations per negative; in large classes the sorted
 //                         ends of all intervals are searched instead, O(log P). 1: all m below a limit, 2: two finite ends.

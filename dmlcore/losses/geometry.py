@@ -155,9 +155,7 @@ def in_pieces(compute: Callable[..., Tensor], width: int, *rows: Tensor) -> Tens
     if len(rows[0]) <= step:
         return compute(*rows)
     pieces = zip(*(tensor.split(step) for tensor in rows), strict=True)
-    return torch.cat(
-        [checkpoint(compute, *piece, use_reentrant=False, preserve_rng_state=False) for piece in pieces], dim=1
-    )
+    return torch.cat([checkpoint(compute, *piece, use_reentrant=False, preserve_rng_state=False) for piece in pieces], dim=1)
 
 
 def listed_positives(positive: Tensor) -> tuple[Tensor, Tensor]:

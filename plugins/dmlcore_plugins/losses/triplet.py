@@ -17,11 +17,11 @@ from dmlcore.losses import (
     PairOptions,
     Rows,
     Sides,
-    cosine_similarities,
     distances,
     in_pieces,
     listed_positives,
     pair_masks,
+    unit,
 )
 
 Mining = Literal["all", "semihard", "semihard_hardest", "hard", "easy_positive_semihard"]
@@ -43,6 +43,7 @@ class Triplet(PairLoss):
     """
 
     name = "triplet"
+    streams = True
 
     @dataclass(frozen=True, kw_only=True)
     class Options(PairOptions):
@@ -102,13 +103,12 @@ class Triplet(PairLoss):
     def dense_rows(self, sides: Sides) -> Rows:
         if not self.options.swap:
             return super().dense_rows(sides)
-        others = sides.anchors if sides.references is None else sides.references
+        others = unit(sides.anchors if sides.references is None else sides.references)
         d = distances(self.similarities(sides))  # [A, N]
-        among = distances(cosine_similarities(others, others))  # [N, N]
         positive, negative = pair_masks(sides)
 
         def of_pairs(anchor: Tensor, other: Tensor) -> Tensor:  # pairs of anchor and positive, [Q] each
-            nearer = torch.minimum(d[anchor], among[other])  # [Q, N]
+            nearer = torch.minimum(d[anchor], distances(others[other] @ others.T))  # [Q, N]
             return self._triplets(d[anchor, other][:, None], nearer, negative[anchor])
 
         anchor, other = positive.nonzero(as_tuple=True)  # [Q]
