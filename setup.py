@@ -2,7 +2,7 @@
 source. No PyTorch is needed to build.
 
 Environment: DML_CUDA=auto|0|1  DML_CUDA_ARCHS="80;90;100+PTX"  CUDA_HOME  CXX  MAX_JOBS  DML_VERBOSE=1
-DML_STRICT=1 (a register spill in a CUDA kernel is an error)
+DML_STRICT=1 (a register spill in a CUDA kernel is an error)  DML_CXXFLAGS (added to every C++ compilation and to linking _cpu)
 """
 
 import os
@@ -161,6 +161,7 @@ class NinjaBuild(build_ext):
 
         includes = [f"-I{sysconfig.get_path('include')}", f"-I{pybind11.get_include()}"]
         own = [f"-I{ROOT / 'csrc'}", f"-I{folder}"]
+        extra = os.environ.get("DML_CXXFLAGS", "").split()
         lines = [f"builddir = {quote(folder)}", f"cxx = {os.environ.get('CXX', 'g++')}"]
         lines += [f"nvcc = {quote(extension.nvcc)}" for extension in self.extensions if extension.nvcc]
         for rule, command in (
@@ -176,10 +177,11 @@ class NinjaBuild(build_ext):
             objects = []
             for index, (rule, source, flags) in enumerate(extension.units):
                 objects.append(quote(folder / f"{extension.name}.{index}.{Path(source).stem}.o"))
-                all_flags = " ".join([*flags, *own, *(includes if rule == "cxx" else [])])
+                all_flags = " ".join([*flags, *own, *([*includes, *extra] if rule == "cxx" else [])])
                 lines.append(f"build {objects[-1]}: {rule} {quote(ROOT / source)}\n  flags = {all_flags}")
             rule = "nvlink" if extension.nvcc else "link"
-            lines.append(f"build {quote(out)}: {rule} {' '.join(objects)}\n  flags = {' '.join(extension.ldflags)}")
+            linking = extension.ldflags + (extra if rule == "link" else [])
+            lines.append(f"build {quote(out)}: {rule} {' '.join(objects)}\n  flags = {' '.join(linking)}")
         file = folder / "build.ninja"
         file.write_text("\n".join(lines) + "\n")
         ninja = shutil.which("ninja", path=os.pathsep.join([os.path.dirname(sys.executable), os.environ.get("PATH", "")]))

@@ -1,56 +1,109 @@
-"""`python -m benchmarks [losses|evaluation ...] [--quick] [--sizes N,N] [--only TEXT] [--csv FILE] [--json FILE]`."""
+"""`python -m benchmarks [losses|evaluation|gradients|report ...]`.
+
+`losses` measures every cell that `benchmarks/results/losses-cpu.csv` lacks (`--selection`: what the table of goals needs),
+`evaluation` retrieval metrics, `gradients` writes docs/gradients.md, `report` the measured tables in docs/performance.md.
+"""
 
 from __future__ import annotations
 
 import argparse
-import functools
-import sys
 from pathlib import Path
 
-ROOT = Path(__file__).parents[1]
-if any((ROOT / "dmlcore").glob("_cpu.*")):  # built in place
-    sys.path.append(str(ROOT / "plugins"))
-else:  # mere sources: measure the installed package
-    sys.path = [path for path in sys.path if Path(path or ".").resolve() != ROOT]
+from benchmarks.measuring import Row, environment, read, write
 
-from benchmarks.measuring import Row, environment, write  # noqa: E402
+RESULTS = Path(__file__).parent / "results"
+
+
+def _losses(options: argparse.Namespace) -> list[Row]:
+    from benchmarks import losses, table
+
+    file = options.csv or RESULTS / "losses-cpu.csv"
+    if options.plot:
+        from benchmarks import plots
+
+        print(f"drew {plots.draw(read(file), options.picture or file.with_suffix('.svg'))}")
+        return []
+    if options.selection:
+        cells = table.selection()
+    else:
+        sizes = [int(n) for n in options.sizes.split(",")] if options.sizes else [128, 512, 2048] if options.quick else None
+        widths = tuple(int(d) for d in options.widths.split(",")) if options.widths else (128,) if options.quick else (128, 512)
+        rivals = tuple(rival for rival in table.RIVALS if rival != "compiled" or not (options.no_compile or options.quick))
+        cells = table.grid(sizes, widths, rivals)
+    cells = [cell for cell in cells if options.only is None or options.only in cell.case]
+    chosen = {cell.key for cell in cells}
+    rows = read(file)
+    if options.fresh:
+        rows = [row for row in rows if losses.key_of(row) not in chosen]
+    minutes = options.minutes or (18.0 if options.selection else None)  # two more for the evaluation
+    known = {losses.key_of(row) for row in rows if losses.is_complete(row)}
+    rows = losses.run(
+        cells,
+        environment(),
+        rows,
+        lambda found: write(found, file),
+        seconds=options.seconds,
+        cutoff=options.cutoff,
+        megabytes=options.megabytes,
+        minutes=minutes,
+    )
+    return [row for row in rows if losses.key_of(row) in chosen - known]
+
+
+def _evaluation(options: argparse.Namespace) -> list[Row]:
+    from benchmarks import evaluation
+
+    about, file = environment(), options.csv or RESULTS / "evaluation-cpu.csv"
+    cases = [evaluation.GOAL] if options.selection else evaluation.cases(options.quick)
+    rivals = ["product", "dmlcore"] if options.selection else list(evaluation.RIVALS)
+    found = evaluation.run(cases, 3 if options.quick else 1 if options.selection else 5, rivals)
+    rows = [{"benchmark": "evaluation", **row, **about} for row in found]
+    new = {(str(row["case"]), row["rival"]) for row in rows}
+    write([row for row in read(file) if (row["case"], row["rival"]) not in new] + rows, file)
+    for row in found:
+        print("  ".join(f"{key} {value:.3g}" if isinstance(value, float) else f"{key} {value}" for key, value in row.items()))
+    return rows
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
-    parser.add_argument("cases", nargs="*", choices=["losses", "evaluation", []], help="what to measure; all by default")
+    choices = ["losses", "evaluation", "gradients", "report", []]
+    parser.add_argument("cases", nargs="*", choices=choices, help="losses and evaluation by default")
+    parser.add_argument("--selection", action="store_true", help="what the table of goals needs, in at most 20 minutes")
     parser.add_argument("--quick", action="store_true", help="small sizes, no torch.compile")
     parser.add_argument("--sizes", help="numbers of samples N, comma-separated, instead of all (losses)")
+    parser.add_argument("--widths", help="dimensions d, comma-separated, instead of 128,512 (losses)")
     parser.add_argument("--only", help="part of a loss case's name")
     parser.add_argument("--no-compile", action="store_true", help="leave torch.compile out")
-    parser.add_argument("--csv", type=Path, help="write the rows as CSV")
-    parser.add_argument("--json", type=Path, help="write the rows as JSON")
+    parser.add_argument("--fresh", action="store_true", help="measure again what the CSV file has (losses)")
+    parser.add_argument("--seconds", type=float, default=2.5, help="of repeats per cell (losses)")
+    parser.add_argument("--cutoff", type=float, default=120.0, help="wall seconds after which a cell is given up (losses)")
+    parser.add_argument(
+        "--megabytes", type=int, help="memory a cell may take; three quarters of what is free by default (losses)"
+    )
+    parser.add_argument("--minutes", type=float, help="end after that; 18 with --selection (losses)")
+    parser.add_argument("--plot", action="store_true", help="draw the CSV file instead of measuring (losses; needs matplotlib)")
+    parser.add_argument("--picture", type=Path, help="where --plot draws; beside the CSV file by default")
+    parser.add_argument("--csv", type=Path, help="instead of benchmarks/results/NAME-cpu.csv")
+    parser.add_argument("--json", type=Path, help="write the new rows as JSON")
+    parser.add_argument("--page", type=Path, help="instead of docs/gradients.md or docs/performance.md")
     options = parser.parse_args()
-    sizes = [int(n) for n in options.sizes.split(",")] if options.sizes else None
-    about, rows = environment(), []
-
-    def keep(name: str, found: list[Row]) -> None:
-        write([*rows, *({"benchmark": name, **row, **about} for row in found)], options.csv, options.json)
-
+    rows: list[Row] = []
     for name in options.cases or ["losses", "evaluation"]:
-        if name == "losses":
-            from benchmarks import losses
+        if name == "gradients":
+            from benchmarks import gradients
 
-            keep_rows = functools.partial(keep, name)
-            found = losses.run(options.quick, options.only, not options.no_compile, sizes, keep_rows)
+            print(gradients.write(options.page, options.only))
+        elif name == "report":
+            from benchmarks import report
+
+            print(report.write(options.page, RESULTS if options.csv is None else options.csv))
         else:
-            from benchmarks import evaluation
-
-            found = evaluation.run(options.quick, 3 if options.quick else 5)
-            for row in found:
-                print(
-                    "  ".join(
-                        f"{key} {value:.3g}" if isinstance(value, float) else f"{key} {value}" for key, value in row.items()
-                    )
-                )
-        keep(name, found)
-        rows += [{"benchmark": name, **row, **about} for row in found]
-    print(", ".join(f"{key} {value}" for key, value in about.items()))
+            rows += _losses(options) if name == "losses" else _evaluation(options)
+            if name == "losses" and options.selection and not options.plot and not options.only and options.csv is None:
+                rows += _evaluation(options)
+    if options.json:
+        write(rows, None, options.json)
 
 
 if __name__ == "__main__":

@@ -1,11 +1,10 @@
-"""How things are measured: interleaved arms in one process, one thread, process CPU time, medians; peak memory in a child."""
+"""How things are measured: interleaved arms, medians, peaks of resident memory; and the rows they are kept in."""
 
 from __future__ import annotations
 
 import csv
-import gc
 import json
-import multiprocessing
+import os
 import platform
 import statistics
 import subprocess
@@ -17,30 +16,38 @@ from typing import Any
 import torch
 
 Row = dict[str, Any]
+MALLOC = {"default": {}, "keep": {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": "1099511627776"}}
+"""Environments of a child by the name of their setting: as glibc comes, or never giving memory back to the system."""
 
 
 def interleaved(
-    arms: dict[str, Callable[[], object]], *, budget: float, least: int = 3, most: int = 40
+    arms: dict[str, Callable[[], object]],
+    *,
+    budget: float,
+    least: int = 3,
+    most: int = 40,
+    clock: Callable[[], float] = time.process_time,
 ) -> dict[str, list[float]]:
-    """CPU seconds of every arm, measured in turn.
+    """Seconds of every arm, measured in turn.
 
     Args:
         arms: what to run, by name; each has been run once before.
-        budget: CPU seconds for all arms and repeats together, beyond `least` repeats.
+        budget: seconds for all arms and repeats together, beyond `least` repeats.
         least, most: repeats.
+        clock: process CPU time, or a wall clock where several threads work.
 
     Returns:
-        Seconds of process CPU time per repeat.
+        Seconds per repeat.
     """
     times: dict[str, list[float]] = {name: [] for name in arms}
-    start = time.process_time()
+    start = clock()
     for repeat in range(most):
-        if repeat >= least and time.process_time() - start > budget:
+        if repeat >= least and clock() - start > budget:
             break
         for name, run in arms.items():
-            before = time.process_time()
+            before = clock()
             run()
-            times[name].append(time.process_time() - before)
+            times[name].append(clock() - before)
     return times
 
 
@@ -50,85 +57,78 @@ def quantiles(seconds: list[float]) -> tuple[float, float, float]:
     return statistics.median(ordered), ordered[int(0.2 * (len(ordered) - 1))], ordered[int(0.8 * (len(ordered) - 1) + 0.999)]
 
 
-def _high_water(status: str = "/proc/self/status") -> float:
-    for line in Path(status).read_text().splitlines():
-        if line.startswith("VmHWM"):
+def _resident(what: str) -> float:
+    for line in Path("/proc/self/status").read_text().splitlines():
+        if line.startswith(what):
             return int(line.split()[1]) / 1024
     return float("nan")
 
 
-def _child(prepare: Callable[[], Callable[[], object]], pipe: Any) -> None:
-    torch.set_num_threads(1)
-    run = prepare()
-    gc.collect()
-    Path("/proc/self/clear_refs").write_text("5")  # the high-water mark starts again at what is resident now
-    before = _high_water()
-    try:
-        run()
-        pipe.send(_high_water() - before)
-    except (MemoryError, RuntimeError):
-        pipe.send(float("nan"))
+def peak_of(run: Callable[[], object]) -> float:
+    """MB by which a call raises the resident memory above what it is before; NaN where the system does not say.
 
-
-def peak_megabytes(prepare: Callable[[], Callable[[], object]]) -> float:
-    """MB by which a step raises the resident memory, in a child process of its own; NaN where it cannot be read.
-
-    Args:
-        prepare: makes the data and returns the step; what it allocates is not counted, nor is what was touched before.
+    Meaningful in a fresh process only: what was freed earlier and kept by the allocator is used again unseen.
     """
     try:
-        here, there = multiprocessing.Pipe(False)
-        process = multiprocessing.get_context("fork").Process(target=_child, args=(prepare, there))
-        process.start()
-        found = here.recv() if here.poll(600) else float("nan")
-        process.join()
-        return found
-    except (OSError, EOFError):
-        return float("nan")
+        Path("/proc/self/clear_refs").write_text("5")  # the high-water mark starts again at what is resident now
+        before = _resident("VmRSS")
+    except OSError:
+        before = float("nan")
+    run()
+    return _resident("VmHWM") - before if before == before else before
+
+
+def malloc_settings() -> str:
+    """The settings that change how memory is taken from the system, from the environment."""
+    names = [name for name in sorted(os.environ) if name.startswith("MALLOC_") or name in ("GLIBC_TUNABLES", "LD_PRELOAD")]
+    return " ".join(f"{name}={os.environ[name]}" for name in names) or "defaults"
 
 
 def environment() -> Row:
     """Device, versions and commit, for every row."""
     commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, cwd=Path(__file__).parent)
     dirty = subprocess.run(
-        ["git", "status", "--porcelain", "--untracked-files=no"], capture_output=True, text=True, cwd=Path(__file__).parent
+        ["git", "status", "--porcelain", "--untracked-files=no", "--", ":!results", ":!../docs"],
+        capture_output=True,
+        text=True,
+        cwd=Path(__file__).parent,
     )
-    model = (
-        next(
-            (
-                line.split(":")[1].strip()
-                for line in Path("/proc/cpuinfo").read_text().splitlines()
-                if line.startswith("model name")
-            ),
-            platform.processor(),
-        )
-        if Path("/proc/cpuinfo").exists()
-        else platform.processor()
-    )
+    model = platform.processor()
+    if Path("/proc/cpuinfo").exists():
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        model = next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), model)
     from dmlcore.kernels import info
 
-    torch.set_num_threads(1)
     return {
         "device": model,
         "level": info()["cpu"]["level"],
         "blas": info()["cpu"]["blas"],
         "torch": torch.__version__,
-        "threads": torch.get_num_threads(),
         "commit": commit.stdout.strip() + ("+changes" if dirty.stdout.strip() else ""),
     }
 
 
-def write(rows: list[Row], csv_file: Path | None, json_file: Path | None) -> None:
+def read(file: Path) -> list[Row]:
+    """The rows of a CSV file, as text; none where there is no such file."""
+    if not file.exists():
+        return []
+    with file.open(newline="") as lines:
+        return list(csv.DictReader(lines))
+
+
+def write(rows: list[Row], csv_file: Path | None, json_file: Path | None = None) -> None:
     """Rows as CSV and JSON; columns in the order they first appear."""
     columns = list(dict.fromkeys(key for row in rows for key in row))
     if csv_file:
         csv_file.parent.mkdir(parents=True, exist_ok=True)
-        with csv_file.open("w", newline="") as out:
+        unfinished = csv_file.with_name(csv_file.name + ".new")  # an interruption leaves the old file
+        with unfinished.open("w", newline="") as out:
             writer = csv.DictWriter(out, columns)
             writer.writeheader()
             writer.writerows(
                 {key: f"{value:.6g}" if isinstance(value, float) else value for key, value in row.items()} for row in rows
             )
+        unfinished.replace(csv_file)
     if json_file:
         json_file.parent.mkdir(parents=True, exist_ok=True)
         json_file.write_text(json.dumps(rows, indent=1) + "\n")

@@ -1,59 +1,172 @@
-"""`python -m benchmarks.report FILE.csv ...`: the Markdown tables of docs/performance.md from measured rows."""
+"""`python -m benchmarks report`: the tables between the markers of docs/performance.md, from the measured rows."""
 
 from __future__ import annotations
 
-import csv
-import sys
+import math
+import re
+from collections.abc import Callable
 from pathlib import Path
 
-from benchmarks.measuring import Row
+from benchmarks.goals import GOALS, number
+from benchmarks.measuring import Row, read
+from benchmarks.table import PROXIES, RIVALS
 
-RIVALS = ("fused", "plain", "compiled", "pml")
+PAGE = Path(__file__).parents[1] / "docs" / "performance.md"
+MARKERS = re.compile(r"(<!-- table: (\w+) -->\n)(.*?)(<!-- end -->)", re.DOTALL)
 
 
-def _number(text: str) -> str:
-    if text in ("", "nan"):
+def _figure(value: float) -> str:
+    if math.isnan(value):
         return "-"
-    value = float(text)
-    return f"{value:.2f}" if value < 10 else f"{value:.0f}"
+    return f"{value:.2f}" if abs(value) < 10 else f"{value:.0f}"
+
+
+def _bare(value: float) -> str:
+    return f"{value:g}"
 
 
 def _table(header: list[str], lines: list[list[str]]) -> str:
     return "\n".join("| " + " | ".join(cells) + " |" for cells in [header, ["---"] * len(header), *lines])
 
 
-def losses(rows: list[Row]) -> str:
-    """Ratios to the bare products (fused | plain | compiled | pytorch-metric-learning) per case and size, then memory."""
-    rows = [row for row in rows if row["benchmark"] == "losses"]
-    sizes = sorted({(int(row["d"]), int(row["N"])) for row in rows})
-    names = list(dict.fromkeys(row["case"] for row in rows))
-    found = {(row["case"], int(row["d"]), int(row["N"]), row["rival"]): row for row in rows}
+def _losses(rows: list[Row]) -> list[Row]:
+    return [row for row in rows if row["benchmark"] == "losses"]
 
-    def cells(name: str, key: str, d: int, n: int) -> str:
-        return " / ".join(_number(found.get((name, d, n, rival), {}).get(key, "")) for rival in RIVALS)
 
+def goals(rows: list[Row]) -> str:
+    """Every goal beside the worst figure measured, wins and losses alike."""
+    lines = []
+    for goal in GOALS:
+        worst = goal.worst(rows)
+        bound = ("at least " if goal.more_is_better else "") + _bare(goal.must) + goal.unit
+        aim = "" if math.isnan(goal.aim) else _bare(goal.aim) + goal.unit
+        if worst is None:
+            lines.append([goal.what, bound, aim, "not measured", ""])
+            continue
+        verdict = "missed"
+        if goal.holds(worst[0], goal.must):
+            verdict = "aim reached" if not math.isnan(goal.aim) and goal.holds(worst[0], goal.aim) else "reached"
+        lines.append([goal.what, bound, aim, f"{_figure(worst[0])}{goal.unit} ({worst[1]})", verdict])
+    return _table(["what", "must reach", "aim", "worst measured", ""], lines)
+
+
+def _grid(rows: list[Row], cell: Callable[[Row], str], malloc: str = "default") -> str:
+    """Tables per dimension: a line per case, a column per N; `cell` of the fused, plain, compiled and peer rows."""
+    kept = [row for row in _losses(rows) if row["malloc"] == malloc and row["rival"] in RIVALS]
+    found = {(row["case"], row["classes"], row["d"], row["n"], row["rival"]): row for row in kept}
     parts = []
-    for d in sorted({d for d, _ in sizes}):
-        counts = [n for width, n in sizes if width == d]
-        lines = [[name, *(cells(name, "ratio_to_products", d, n) for n in counts)] for name in names]
-        parts.append(f"d = {d}\n\n" + _table(["case", *(f"N = {n}" for n in counts)], lines))
-    memory = [[name, *(cells(name, "peak_mb", 128, n) for n in (2048, 8192))] for name in names]
-    parts.append("MB over inputs and gradients, d = 128\n\n" + _table(["case", "N = 2048", "N = 8192"], memory))
+    for d in sorted({row["d"] for row in kept}, key=int):
+        sizes = sorted({row["n"] for row in kept if row["d"] == d}, key=int)
+        lines = []
+        for case, classes in dict.fromkeys((row["case"], row["classes"]) for row in kept if row["d"] == d):
+            cells = []
+            for n in sizes:
+                rivals = [found.get((case, classes, d, n, rival)) for rival in RIVALS]
+                texts = ["-" if row is None else cell(row) for row in rivals]
+                cells.append(" / ".join(texts) if set(texts) != {"-"} else "")
+            if any(cells):
+                lines.append([case + (f", C = {classes}" if case in PROXIES else ""), *cells])
+        parts.append(f"d = {d}\n\n" + _table(["case", *(f"N = {n}" for n in sizes)], lines))
     return "\n\n".join(parts)
+
+
+def ratios(rows: list[Row]) -> str:
+    """Ratios to the bare products: fused / plain / compiled / pytorch-metric-learning; `*` where a rival did not finish."""
+    return _grid(rows, lambda row: _figure(number(row, "ratio_to_products")) if row["status"] == "ok" else "*")
+
+
+def memory(rows: list[Row]) -> str:
+    """MB over inputs and gradients, in the same order."""
+    return _grid([row for row in rows if not math.isnan(number(row, "peak_mb"))], lambda row: _figure(number(row, "peak_mb")))
+
+
+def calls(rows: list[Row]) -> str:
+    """Whole calls of small batches in microseconds, and the products alone."""
+    lines = [
+        [row["case"], row["n"], row["d"], f"{number(row, 'microseconds'):.0f}", f"{1e6 * number(row, 'products_seconds'):.0f}"]
+        for row in _losses(rows)
+        if row["rival"] == "fused" and row["status"] == "ok" and int(row["n"]) <= 512 and row.get("microseconds")
+    ]
+    return _table(["case", "N", "d", "forward + backward, us", "products, us"], lines)
+
+
+def threads(rows: list[Row]) -> str:
+    """Wall time of one thread over that of two."""
+    lines = [
+        [row["case"], row["n"], row["d"], row["threads"], _figure(number(row, "speedup"))]
+        for row in _losses(rows)
+        if row["rival"] == "threads" and row["status"] == "ok"
+    ]
+    return _table(["case", "N", "d", "threads", "times faster than one"], lines)
+
+
+def allocator(rows: list[Row]) -> str:
+    """Rivals under glibc as it comes, and told to keep its memory: ratios to the bare products."""
+    kept = {tuple(row[k] for k in ("case", "rival", "n", "d", "malloc")): row for row in _losses(rows) if row["status"] == "ok"}
+    lines = []
+    for (case, rival, n, d, malloc), row in kept.items():
+        other = kept.get((case, rival, n, d, "default"))
+        if malloc == "keep" and other is not None:
+            pair = [_figure(number(each, "ratio_to_products")) for each in (other, row)]
+            lines.append([case, rival, n, d, *pair])
+    return _table(["case", "rival", "N", "d", "as it comes", "memory kept"], lines)
+
+
+def unfinished(rows: list[Row]) -> str:
+    """What did not run to the end, and why."""
+    lines = [
+        [row["case"], row["rival"], row["n"], row["d"], f"{row['status']}: {row.get('detail') or ''}"]
+        for row in _losses(rows)
+        if row["status"] != "ok"
+    ]
+    return _table(["case", "rival", "N", "d", "why"], lines) if lines else "Everything that was tried ran to the end."
 
 
 def evaluation(rows: list[Row]) -> str:
     """Ratios to one full product per size and rival."""
     rows = [row for row in rows if row["benchmark"] == "evaluation"]
-    rivals = list(dict.fromkeys(row["rival"] for row in rows))
-    found = {(row["case"], row["N"], row["d"], row["rival"]): row for row in rows}
-    keys = list(dict.fromkeys(key[:3] for key in found))
-    lines = [[c, *(_number(found.get((c, n, d, r), {}).get("ratio_to_product", "")) for r in rivals)] for c, n, d in keys]
+    rivals = [rival for rival in dict.fromkeys(row["rival"] for row in rows) if rival != "product"]
+    found = {(row["case"], row["rival"]): row for row in rows}
+    lines = [
+        [case, *(_figure(number(found.get((case, rival), {}), "ratio_to_product")) for rival in rivals)]
+        for case in dict.fromkeys(row["case"] for row in rows)
+    ]
     return _table(["case", *rivals], lines)
 
 
-if __name__ == "__main__":
-    everything = [row for name in sys.argv[1:] for row in csv.DictReader(Path(name).open())]
-    for table in (losses, evaluation):
-        if any(row["benchmark"] == table.__name__ for row in everything):
-            print(table(everything) + "\n")
+def machine(rows: list[Row]) -> str:
+    """Where, with what, and under which settings the rows were measured."""
+    lines = []
+    for name, noun in (
+        ("device", "device"),
+        ("level", "instruction set"),
+        ("blas", "products"),
+        ("torch", "torch"),
+        ("commit", "commit"),
+        ("allocator", "allocator"),
+    ):
+        values = sorted({str(row[name]) for row in rows if row.get(name)})
+        if values:
+            lines.append(f"- {noun}: {', '.join(values)}")
+    return "\n".join(lines)
+
+
+BLOCKS = {f.__name__: f for f in (goals, ratios, memory, calls, threads, allocator, unfinished, evaluation, machine)}
+
+
+def write(page: Path | None, results: Path) -> str:
+    """Fill the page's markers, `<!-- table: NAME -->` to `<!-- end -->`, and return it.
+
+    Args:
+        page: None: docs/performance.md.
+        results: a CSV file, or a folder of them.
+
+    Raises:
+        KeyError: a marker with an unknown name.
+    """
+    files = sorted(results.glob("*.csv")) if results.is_dir() else [results]
+    rows = [row for file in files for row in read(file)]
+    page = page or PAGE
+    text = MARKERS.sub(lambda found: f"{found[1]}\n{BLOCKS[found[2]](rows)}\n\n{found[4]}", page.read_text())
+    page.write_text(text)
+    return text

@@ -14,6 +14,7 @@ from dmlcore.hookspecs import hookimpl
 if TYPE_CHECKING:
     from dmlcore import data, ensemble, evaluation, kernels, losses, models, testing, training
     from dmlcore.ensemble import LossEnsemble
+    from dmlcore.losses import CrossBatchMemory
 
 try:
     __version__ = metadata.version("dmlcore")
@@ -23,6 +24,7 @@ except metadata.PackageNotFoundError:  # run from a source tree that was never i
 _PACKAGES = ("data", "ensemble", "evaluation", "kernels", "losses", "models", "testing", "training")
 
 __all__ = [
+    "CrossBatchMemory",
     "LossEnsemble",
     "__version__",
     "data",
@@ -42,4 +44,6 @@ def __getattr__(name: str) -> Any:
         return importlib.import_module(f"dmlcore.{name}")
     if name == "LossEnsemble":
         return importlib.import_module("dmlcore.ensemble").LossEnsemble
+    if name == "CrossBatchMemory":
+        return importlib.import_module("dmlcore.losses").CrossBatchMemory
     raise AttributeError(f"module 'dmlcore' has no attribute '{name}'")

@@ -265,7 +265,7 @@ class _Commands:
             return 0
 
         name = flag("name", str | None, "Show this one with its options.", is_positional=True).replace(default=None)
-        return command(show_plugins, [name, *COMMON], "List every loss, weighting, model, data set and logger, or show one.")
+        return command(show_plugins, [name, *COMMON], "List every loss, miner, weighting, model, data set, logger, or one.")
 
     def _info(self) -> Callable[..., int]:
         def info(*, json: bool, debug: bool) -> int:

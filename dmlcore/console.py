@@ -115,11 +115,19 @@ def show_component(entry: dict[str, Any]) -> None:
     if not entry["options"]:
         show("It has no options.")
         return
+    is_miner = entry["kind"] == "miner"
     table = _table("option", "type", "default", "what it does")
     for option in entry["options"]:
         help_text = " ".join(option["help"].split())
-        table.add_row(f"--{entry['name']}.{option['name']}", option["type"], _value(option["default"]), help_text)
+        table.add_row(
+            f"{'' if is_miner else '--' + entry['name'] + '.'}{option['name']}",
+            option["type"],
+            _value(option["default"]),
+            help_text,
+        )
     _stdout().print(table)
+    if is_miner:
+        show(f"Given with its name to a loss: --LOSS.miner '{entry['name']}({entry['options'][0]['name']}=VALUE)'")
 
 
 def _fused(entry: dict[str, Any], short: bool = False) -> str:

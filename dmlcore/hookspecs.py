@@ -24,6 +24,11 @@ def dmlcore_losses() -> Iterable[type]:  # type: ignore[empty-body]
 
 
 @hookspec
+def dmlcore_miners() -> Iterable[type]:  # type: ignore[empty-body]
+    """Miners, which choose the pairs that count: subclasses of `dmlcore.losses.Miner`."""
+
+
+@hookspec
 def dmlcore_weightings() -> Iterable[type]:  # type: ignore[empty-body]
     """Ways to weigh the terms of an ensemble: subclasses of `dmlcore.ensemble.Weighting`."""
 

@@ -24,6 +24,7 @@ from dmlcore.errors import ConfigError, PluginError, suggestion
 
 KINDS = {
     "loss": "dmlcore_losses",
+    "miner": "dmlcore_miners",
     "weighting": "dmlcore_weightings",
     "model": "dmlcore_models",
     "data": "dmlcore_datasets",

@@ -4,7 +4,7 @@ every loss must survive. A new loss adds a row to LOSSES."""
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -35,6 +35,16 @@ class Case:
     def id(self) -> str:
         return self.name + "".join(f"-{key}={value}" for key, value in self.options.items())
 
+    @property
+    def mines_beyond(self) -> bool:
+        """Whether it takes negatives beyond a positive: the definition jumps where the two are equally far."""
+        return "semihard" in self.options.get("mining", "")
+
+    @property
+    def takes_nearest(self) -> bool:
+        """Whether the gradient reaches only a nearest or farthest point, which among coincident ones the last bit decides."""
+        return self.options.get("mining", "all") not in ("all", "semihard")
+
     def create(self, dtype: torch.dtype = torch.float64, classes: int = CLASSES, width: int = WIDTH, seed: int = 3) -> Any:
         torch.manual_seed(seed)
         return dmlcore.losses.create(self.name, num_classes=classes, embedding_dim=width, **self.options).to(dtype)
@@ -42,6 +52,14 @@ class Case:
 
 def _mined(loss: str, miner: str | None = None, miner_options: dict[str, Any] | None = None, **options: Any):
     def peer(pml: Any, _: Any, x: Tensor, y: Tensor) -> Tensor:
+        distance = options.get("distance")
+        if distance is not None:  # PML's inverted distances take their margins as similarities
+            found = {
+                "squared": pml.distances.LpDistance(power=2),
+                "cosine": pml.distances.CosineSimilarity(),
+                "dot": pml.distances.DotProductSimilarity(normalize_embeddings=False),
+            }
+            return getattr(pml.losses, loss)(**{**options, "distance": found[distance]})(x, y)
         pairs = getattr(pml.miners, miner)(**(miner_options or {}))(x, y) if miner else None
         return getattr(pml.losses, loss)(**options)(x, y, pairs)
 
@@ -55,6 +73,25 @@ def _proxies(loss: str, attribute: str = "proxies", transpose: bool = False, **o
         setattr(theirs, attribute, ours.proxies.T if transpose else ours.proxies)
         theirs.cast_types = lambda dtype, device: None
         return theirs(x, y)
+
+    return peer
+
+
+def _margin(**options: Any):
+    def peer(pml: Any, ours: Any, x: Tensor, y: Tensor) -> Tensor:
+        theirs = pml.losses.MarginLoss(num_classes=len(ours.beta) if ours.options.per_class else None, **options)
+        theirs._parameters.pop("beta", None)  # a tensor, not a parameter: the gradient reaches our beta
+        theirs.__dict__["beta"] = ours.beta
+        return theirs(x, y)
+
+    return peer
+
+
+def _nca(**options: Any):
+    def peer(pml: Any, _: Any, x: Tensor, y: Tensor) -> Tensor:
+        if y.unique().numel() == y.numel():  # where no class has two samples it takes the mean of nothing
+            return x.sum() * 0
+        return pml.losses.NCALoss(**options)(x, y)
 
     return peer
 
@@ -91,6 +128,22 @@ LOSSES = [
     ),
     Case("contrastive", {}, _mined("ContrastiveLoss")),
     Case("contrastive", {"pos_margin": 0.5, "neg_margin": 1.4}, _mined("ContrastiveLoss", pos_margin=0.5, neg_margin=1.4)),
+    Case(
+        "contrastive",
+        {"distance": "squared_euclidean", "pos_margin": 0.2, "neg_margin": 2.4},
+        _mined("ContrastiveLoss", pos_margin=0.2, neg_margin=2.4, distance="squared"),
+    ),
+    Case(
+        "contrastive",
+        {"distance": "cosine", "pos_margin": 0.1, "neg_margin": 0.7},
+        _mined("ContrastiveLoss", pos_margin=0.9, neg_margin=0.3, distance="cosine"),
+    ),
+    Case(
+        "contrastive",
+        {"distance": "dot", "pos_margin": -3.0, "neg_margin": 1.0},
+        _mined("ContrastiveLoss", pos_margin=3.0, neg_margin=-1.0, distance="dot"),
+        scale_free=False,
+    ),
     Case("triplet", {}, _mined("TripletMarginLoss")),
     Case("triplet", {"margin": 0.3}, _mined("TripletMarginLoss", margin=0.3)),
     Case(
@@ -103,15 +156,82 @@ LOSSES = [
         "triplet",
         {"margin": 0.4, "mining": "easy_positive_semihard"},
         _mined("TripletMarginLoss", "BatchEasyHardMiner", {"pos_strategy": "easy", "neg_strategy": "semihard"}, margin=0.4),
-        False,
     ),
-    Case("triplet", {"margin": 0.3, "mining": "semihard_hardest"}, None, False),
-    Case("triplet", {"smooth": True}, _mined("TripletMarginLoss", smooth_loss=True), False),
+    Case("triplet", {"margin": 0.3, "mining": "semihard_hardest"}),
+    Case("triplet", {"smooth": True}, _mined("TripletMarginLoss", smooth_loss=True)),
+    Case(
+        "triplet",
+        {"margin": 0.2, "mining": "semihard", "smooth": True},
+        _mined(
+            "TripletMarginLoss",
+            "TripletMarginMiner",
+            {"margin": 0.2, "type_of_triplets": "semihard"},
+            margin=0.2,
+            smooth_loss=True,
+        ),
+    ),
+    Case("triplet", {"margin": 0.3, "mining": "semihard_hardest", "smooth": True}),
+    Case(
+        "triplet",
+        {"margin": 0.2, "mining": "hard", "smooth": True},
+        _mined("TripletMarginLoss", "BatchHardMiner", {}, margin=0.2, smooth_loss=True),
+    ),
+    Case("triplet", {"margin": 0.3, "mining": "easy_positive_semihard", "smooth": True}),
     Case("triplet", {"swap": True}, _mined("TripletMarginLoss", swap=True), False),
     Case("sup_con", {}, _mined("SupConLoss")),
     Case("sup_con", {"temperature": 0.01}, _mined("SupConLoss", temperature=0.01)),
     Case("circle", {}, _mined("CircleLoss")),
     Case("circle", {"m": 0.25, "gamma": 256.0}, _mined("CircleLoss", m=0.25, gamma=256)),
+    Case("nt_xent", {}, _mined("NTXentLoss")),
+    Case("nt_xent", {"temperature": 0.01}, _mined("NTXentLoss", temperature=0.01)),
+    Case("generalized_lifted_structure", {}, _mined("GeneralizedLiftedStructureLoss")),
+    Case(
+        "generalized_lifted_structure",
+        {"neg_margin": 1.5, "pos_margin": 0.3},
+        _mined("GeneralizedLiftedStructureLoss", neg_margin=1.5, pos_margin=0.3),
+    ),
+    Case("binomial_deviance"),
+    Case("binomial_deviance", {"variant": "wedl"}),
+    Case("nca", {}, _nca()),
+    Case("nca", {"softmax_scale": 20.0}, _nca(softmax_scale=20)),
+    Case("tuplet_margin", {}, _mined("TupletMarginLoss")),
+    Case("tuplet_margin", {"margin": 20.0, "scale": 90.0}, _mined("TupletMarginLoss", margin=20, scale=90)),
+    Case("n_pair", scale_free=False),
+    Case("lifted_structure", {}, _mined("LiftedStructureLoss"), cuda=False),
+    Case(
+        "lifted_structure",
+        {"neg_margin": 0.6, "pos_margin": 2.5},
+        _mined("LiftedStructureLoss", neg_margin=0.6, pos_margin=2.5),
+        cuda=False,
+    ),
+    Case("margin", {}, _margin(), cuda=False),
+    Case(
+        "margin",
+        {"margin": 0.1, "beta": 1.0, "learn_beta": True, "nu": 0.3},
+        _margin(margin=0.1, beta=1.0, learn_beta=True, nu=0.3),
+        cuda=False,
+    ),
+    Case("margin", {"learn_beta": True, "per_class": True, "nu": 0.05}, _margin(learn_beta=True, nu=0.05), cuda=False),
+    Case("margin", {"sampling": "distance_weighted", "learn_beta": True}, None, False),
+    Case("intra_pair_variance", {}, _mined("IntraPairVarianceLoss"), cuda=False),
+    Case(
+        "intra_pair_variance",
+        {"pos_eps": 0.3, "neg_eps": 0.2},
+        _mined("IntraPairVarianceLoss", pos_eps=0.3, neg_eps=0.2),
+        cuda=False,
+    ),
+    Case("ranked_list", {}, _mined("RankedListLoss", margin=0.4, Tn=10)),
+    Case(
+        "ranked_list",
+        {"margin": 0.7, "Tn": 4.0, "imbalance": 0.3, "alpha": 1.5, "Tp": 5.0},
+        _mined("RankedListLoss", margin=0.7, Tn=4, imbalance=0.3, alpha=1.5, Tp=5),
+    ),
+    Case("snr_contrastive", {}, _mined("SignalToNoiseRatioContrastiveLoss")),
+    Case(
+        "snr_contrastive",
+        {"pos_margin": 0.3, "neg_margin": 1.8},
+        _mined("SignalToNoiseRatioContrastiveLoss", pos_margin=0.3, neg_margin=1.8),
+    ),
     Case("histogram", {}, _mined("HistogramLoss"), cuda=False),
     Case("histogram", {"n_bins": 13}, _mined("HistogramLoss", n_bins=13), cuda=False),
     Case("proxy_anchor", {}, _proxies("ProxyAnchorLoss")),
@@ -152,6 +272,7 @@ LOSSES = [
 PROXIES = [case for case in LOSSES if case.create().needs_classes]
 FUSED = [case for case in LOSSES if case.fused]
 ON_CUDA = [case for case in FUSED if case.cuda]
+PAIRS = [case for case in LOSSES if case.name not in ("proxy_anchor", "proxy_nca", "norm_softmax")]
 PAIRS = [case for case in LOSSES if case not in PROXIES and case.name not in ("sec", "l2_norm")]
 
 
@@ -197,6 +318,11 @@ def batches() -> dict[str, tuple[Tensor, Tensor]]:
 
 
 BATCHES = batches()
+
+
+def call_on(loss: Any, x: Tensor, y: Tensor) -> Any:
+    """The functor of a fused loss, with what it is given beside its options."""
+    return replace(loss.functor_call(), given=loss.given(loss.sides(x, y, None, None)))
 
 
 def value_and_gradients(

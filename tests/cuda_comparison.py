@@ -25,7 +25,7 @@ def compare(case: Case, x: Tensor, y: Tensor, device: str = "cpu", **keywords: T
         norms = norms.norm(dim=1, keepdim=True) if norms.ndim > 1 else torch.ones_like(norms)
         # a gradient goes with 1 / norm, and the norms differ by 10^16: compare what does not
         g, o, t = (gradient.double() * torch.where(norms > 0, norms, 1.0) for gradient in gradients)
-        if case.options.get("mining") == "hard":  # which of coincident points is nearest, the last bit decides: add them up
+        if case.takes_nearest:  # which of coincident points is nearest, the last bit decides: add them up
             _, place = torch.unique(vectors.detach(), dim=0, return_inverse=True)
             g, o, t = (torch.zeros_like(t).index_add_(0, place, gradient) for gradient in (g, o, t))
         if t.numel():

@@ -41,7 +41,8 @@ def sanitizers() -> list[str]:
     return found
 
 
-def _pybind() -> str:
+def pybind_headers() -> str:
+    """The folder of pybind11's headers."""
     try:
         import pybind11
 
@@ -52,7 +53,8 @@ def _pybind() -> str:
         return str(Path(torch.__file__).parent / "include")
 
 
-def _loss_list(folder: Path, stems: list[str]) -> list[str]:
+def loss_list(folder: Path, stems: list[str]) -> list[str]:
+    """Writes `dml_losses.h` of some headers into a new folder; the flag that includes it."""
     folder.mkdir()
     lines = [f'#include "losses/{stem}.h"' for stem in stems] + ["DML_BEGIN", "template <class T> void list_losses(T& table) {"]
     lines += [f"  {stem}_functors::list(table);" for stem in stems] + ["}", "DML_END", ""]
@@ -63,7 +65,7 @@ def _loss_list(folder: Path, stems: list[str]) -> list[str]:
 def build(folder: Path, sanitized: bool) -> None:
     """Compile into a folder: `plain/_cuda.so`, `plain/faults.so`, and with `sanitized` the same under `sanitized/`."""
     headers = sorted(path.stem for path in (CSRC / "losses").glob("*.h"))
-    python = [f"-I{sysconfig.get_path('include')}", f"-I{_pybind()}", f"-I{CSRC}"]
+    python = [f"-I{sysconfig.get_path('include')}", f"-I{pybind_headers()}", f"-I{CSRC}"]
     binding = folder / "binding.o"
     source = str(CSRC / "bindings" / "cuda.cpp")
     jobs = [["-std=c++17", "-fPIC", "-fvisibility=hidden", "-O1", *python, "-c", source, "-o", str(binding)]]
@@ -73,7 +75,7 @@ def build(folder: Path, sanitized: bool) -> None:
         out.mkdir()
         # the sanitizers' code takes 30 s to compile from -O1 on
         flags = [*COMMON, *(["-O0", *SANITIZED] if kind == "sanitized" else ["-O1"])]
-        listed = _loss_list(out / "include", headers if kind == "plain" else list(SANITIZED_LOSSES))
+        listed = loss_list(out / "include", headers if kind == "plain" else list(SANITIZED_LOSSES))
         objects = []
         for source in sorted((CSRC / "cuda").glob("*.cu")):
             objects.append(str(out / f"{source.stem}.o"))
@@ -111,7 +113,8 @@ def _run_all(path: str) -> None:
             ("contrastive", (0.0, 1.0)),
             ("triplet_all", (0.1,)),
             ("triplet_semihard", (0.1,)),
-            ("triplet_hard", (0.1,)),
+            ("triplet_semihard_hardest", (0.1, 1.0)),
+            ("triplet_hard", (0.1, 0.0)),
         )
     )
     for anchors, references, width in ((33, None, 17), (1, None, 3), (67, 5, 1), (2, 0, 4), (3, 65, 130), (259, None, 2)):
@@ -119,7 +122,7 @@ def _run_all(path: str) -> None:
         labels = torch.zeros(anchors, dtype=torch.int64) if anchors > 250 else torch.randint(4, (anchors,))
         others = None if references is None else torch.randn(references, width)
         other_labels = None if references is None else torch.randint(4, (references,))
-        chosen = calls if anchors < 250 else (calls[0], calls[5])
+        chosen = calls if anchors < 250 else (calls[0], calls[-1])
         step = CudaStep(torch.randn(anchors, width), labels, others, other_labels, (True, True), chosen, module=module)
         values, *_ = step.forward()
         grad, _ = step.backward(torch.ones_like(values))

@@ -228,7 +228,7 @@ def test_embed(here: Callable[..., tuple[int, str, str]], trained: Path, feature
 
 def test_plugins_lists_everything_with_options(here: Callable[..., tuple[int, str, str]]) -> None:
     listed = json.loads(here("plugins", "--json")[1])["plugins"]
-    assert {"loss", "weighting", "model", "data", "logger"} == {entry["kind"] for entry in listed}
+    assert {"loss", "miner", "weighting", "model", "data", "logger"} == {entry["kind"] for entry in listed}
     for entry in listed:
         assert entry["summary"] and entry["owner"] == "dmlcore"
         assert all(option["type"] and option["help"] for option in entry["options"]), entry["name"]
@@ -238,6 +238,8 @@ def test_plugins_lists_everything_with_options(here: Callable[..., tuple[int, st
     assert all(entry["name"] in table for entry in listed)
     one = here("plugins", "triplet")[1]
     assert "--triplet.margin" in one and "fused" in one
+    one = here("plugins", "multi_similarity")[1]
+    assert "--LOSS.miner 'multi_similarity(epsilon=VALUE)'" in one and "miner of dmlcore" in one
     status, _, err = here("plugins", "triplit")
     assert status == 2 and "Did you mean 'triplet'" in the_line(err)
 

@@ -9,7 +9,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from cases import FUSED
+from cases import ON_CUDA
 
 from dmlcore.kernels import extension
 
@@ -28,7 +28,7 @@ def module():
 
 def test_lists_every_functor_with_the_options_of_the_cpu(module) -> None:
     listed = module.functors()
-    assert {case.create().functor_call().functor for case in FUSED} <= set(listed)
+    assert {case.create().functor_call().functor for case in ON_CUDA} <= set(listed)
     if extension.cpu() is not None:
         assert listed == extension.cpu().functors()
 

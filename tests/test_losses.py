@@ -104,8 +104,9 @@ def test_proxy_losses_by_hand() -> None:
     assert proxies_on_the_axes("proxy_anchor", alpha=4.0).reference(POINTS, IDS).item() == pytest.approx(expected, abs=1e-12)
 
 
+@pytest.mark.parametrize("smooth", [False, True])
 @pytest.mark.parametrize("mining", ["all", "semihard", "semihard_hardest", "hard", "easy_positive_semihard"])
-def test_minings_by_nested_loops(mining: str) -> None:
+def test_minings_by_nested_loops(mining: str, smooth: bool) -> None:
     x, y = BATCHES["odd"]
     unit = x / x.norm(dim=1, keepdim=True)
     d = (unit[:, None] - unit[None]).norm(dim=2).tolist()
@@ -125,8 +126,9 @@ def test_minings_by_nested_loops(mining: str) -> None:
             for p in positives:
                 band = [n for n in negatives if mining == "all" or p < n <= p + margin]
                 pairs += [(p, min(band))] if band and mining == "semihard_hardest" else [(p, n) for n in band]
-        hinges += [p - n + margin for p, n in pairs if p - n + margin > 0]
-    value = create("triplet", margin=margin, mining=mining).reference(x, y)
+        hinges += [p - n + margin for p, n in pairs if smooth or p - n + margin > 0]
+    hinges = [math.log1p(math.exp(h)) for h in hinges] if smooth else hinges
+    value = create("triplet", margin=margin, mining=mining, smooth=smooth).reference(x, y)
     assert value.item() == pytest.approx(sum(hinges) / len(hinges), abs=1e-9)
 
 
@@ -139,11 +141,14 @@ PEERS = [case for case in LOSSES if case.peer is not None]
 )
 def test_equals_pytorch_metric_learning(case: Case, batch: str) -> None:
     pml = pytest.importorskip("pytorch_metric_learning", reason="the test extra is not installed")
+    import pytorch_metric_learning.distances
     import pytorch_metric_learning.losses
     import pytorch_metric_learning.miners
     import pytorch_metric_learning.regularizers  # noqa: F401
 
     loss, (x, y) = case.create(), BATCHES[batch]
+    if case.name in ("nt_xent", "tuplet_margin", "lifted_structure"):
+        x, y = x[:90], y[:90]  # the peer builds positive pairs x negative pairs: 5 GB a tensor for the large batch
     peer = value_and_gradients(loss, x, y, lambda a, b: case.peer(pml, loss, a, b))
     if case.name == "histogram":  # the peer rounds its node distance to float32, so its shares are off by 1e-8 times the node
         assert_close(value_and_gradients(loss, x, y, loss.reference), peer, 1e-5)
@@ -221,8 +226,7 @@ def test_plain_everywhere(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_unfused_options_say_why() -> None:
-    assert "smooth or swap" in create("triplet", smooth=True).why_not_fused
-    assert "semihard_hardest" in create("triplet", mining="semihard_hardest").why_not_fused
+    assert "swap" in create("triplet", swap=True).why_not_fused
     assert "norms alone" in create("sec").why_not_fused
 
 

@@ -21,7 +21,7 @@ from dmlcore.errors import ConfigError, PluginError, TrainingError
 from dmlcore.evaluation import protocol
 from dmlcore.training import Logger, RunConfig, checkpoints, folder, optimiser, schedule, train
 from dmlcore.training.folder import RunFolder
-from dmlcore.training.run import Run
+from dmlcore.training.run import Run, build_run_model
 from dmlcore.training.trained import TrainedRun
 
 TIMING = ("images_per_second", "seconds")
@@ -101,10 +101,15 @@ def test_a_run_repeats_bit_by_bit(features: str, tmp_path: Path, weighting: str)
     assert same(without_time(state(tmp_path / "a")), without_time(state(tmp_path / "b")))
 
 
+MEMORY = {"memory": 100, "memory_warmup": 3, "ms": {"miner": "distance_weighted(seed=2)"}, "triplet": {"miner": "batch_hard"}}
+
+
 @pytest.mark.parametrize("stop", [10, 13])
-@pytest.mark.parametrize("weighting", ["fixed", "uncertainty"])
-def test_interrupted_and_resumed_is_the_same_as_straight_on(features: str, tmp_path: Path, weighting: str, stop: int) -> None:
-    given = {"data": features, "steps": 20, "weighting": weighting, **SMALL}
+@pytest.mark.parametrize(
+    "more", [{"weighting": "fixed"}, {"weighting": "uncertainty"}, MEMORY], ids=["fixed", "uncertainty", "memory"]
+)
+def test_interrupted_and_resumed_is_the_same_as_straight_on(features: str, tmp_path: Path, more: Any, stop: int) -> None:
+    given = {"data": features, "steps": 20, **SMALL, **more}
     straight = train(out=tmp_path / "straight", **given)
     with pytest.raises(KeyboardInterrupt, match=f"after step {stop} of 20.*--resume"):
         train(out=tmp_path / "parts", loggers=[Stop(stop)], **given)
@@ -421,6 +426,8 @@ def test_writing_is_all_or_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPat
         ({"plugins": "ms,triplit"}, "no loss 'triplit'. Did you mean 'triplet'"),
         ({"plugins": "ms", "triplet": {"margin": 1}}, "'triplet' are given, but that loss is not selected"),
         ({"ms": {"alpah": 1}}, "ms has no option 'alpah'. Did you mean 'alpha'"),
+        ({"ms": {"miner": "x"}, "semihard": {"margin": 1}}, "'semihard' is a miner; its options stand behind its name"),
+        ({"memory": -1}, "memory is -1, but must be >= 0"),
         ({"stepz": 1}, "unknown key 'stepz'. Did you mean 'steps'"),
         ({"steps": 0}, "steps is 0, but must be >= 1"),
         ({"steps": 3, "epochs": 2}, "both given"),
@@ -481,3 +488,23 @@ def test_settings_need_no_torch() -> None:
 
     code = "import sys, dmlcore.training.settings, dmlcore.console; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_a_memory_takes_part_and_must_hold_a_batch(features: str, tmp_path: Path) -> None:
+    train(out=tmp_path / "with", data=features, steps=4, memory=200, **SMALL)
+    train(out=tmp_path / "without", data=features, steps=4, **SMALL)
+    with_memory, without = records(tmp_path / "with"), records(tmp_path / "without")
+    steps = [[r["terms"] for r in found if r["kind"] == "step"] for found in (with_memory, without)]
+    assert steps[0][0] == pytest.approx(steps[1][0], rel=1e-4)  # only the batch is there yet
+    assert steps[0][2] != pytest.approx(steps[1][2], rel=1e-4)
+    kept = state(tmp_path / "with")["memory"]
+    size = kept["filled"].item() // 4
+    assert kept["queue"].shape[0] == 200 and kept["pointer"] == 4 * size and kept["calls"] == 4
+    with pytest.raises(ConfigError, match="memory is 5, but must hold at least a batch"):
+        train(out=tmp_path / "small", data=features, steps=4, memory=5, **SMALL)
+
+
+def test_products_of_raw_embeddings_switch_their_normalisation_off(features: str, tmp_path: Path) -> None:
+    for distance, normalises in (("dot", False), ("cosine", True)):
+        config = RunConfig.create(data=features, plugins="contrastive", contrastive={"distance": distance}, steps=2)
+        assert build_run_model(config.completed("features", 2), (12,), "features").normalize == normalises

@@ -24,14 +24,14 @@ PYBIND11_MODULE(_cpu, m) {
       .def(py::init([](bool is_double, const Given& anchors, const std::optional<Given>& references, int64_t width,
                        const std::vector<std::tuple<std::string, std::vector<double>, uintptr_t, uintptr_t>>& losses,
                        const std::array<uintptr_t, 3>& relations_at, int threads, int64_t workspace,
-                       int64_t tile_rows, int64_t tile_columns, int64_t slot_bytes, int triangle) {
+                       int64_t tile_rows, int64_t tile_columns, int64_t slot_bytes, int search, int triangle) {
              std::vector<dml::LossRequest> requests;
              for (const auto& [name, options, given, windows] : losses)
                requests.push_back({name, options, reinterpret_cast<const void*>(given), reinterpret_cast<const void*>(windows)});
              const auto& [own, starts, lists] = relations_at;
              const dml::Relations relations{reinterpret_cast<const int64_t*>(own), reinterpret_cast<const int64_t*>(starts),
                                             reinterpret_cast<const int64_t*>(lists)};
-             const dml::PlanRequest plan{threads, workspace, tile_rows, tile_columns, slot_bytes, triangle};
+             const dml::PlanRequest plan{threads, workspace, tile_rows, tile_columns, slot_bytes, search, triangle};
              const dml::Input a = input(anchors);
              dml::Input r{};
              if (references) r = input(*references);
@@ -39,7 +39,7 @@ PYBIND11_MODULE(_cpu, m) {
              return dml::make_step(is_double, a, references ? &r : nullptr, width, requests, relations, plan);
            }),
            "is_double"_a, "anchors"_a, "references"_a, "width"_a, "losses"_a, "relations"_a, "threads"_a, "workspace"_a = -1, "tile_rows"_a = 0,
-           "tile_columns"_a = 0, "slot_bytes"_a = 0, "triangle"_a = -1)
+           "tile_columns"_a = 0, "slot_bytes"_a = 0, "search"_a = -1, "triangle"_a = -1)
       .def_property_readonly("value_count", &dml::StepBase::value_count)
       .def_property_readonly("table_cells", &dml::StepBase::table_cells)
       .def("forward", [](dml::StepBase& s, uintptr_t values, uintptr_t counts, uintptr_t tables) {

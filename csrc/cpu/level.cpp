@@ -4,6 +4,7 @@
 #include <omp.h>
 
 #include "cpu/gemm.h"
+#include "cpu/guard.h"
 #include "cpu/strips.h"
 #include "dml_losses.h"
 
@@ -59,18 +60,24 @@ template <class F, class T> struct Parts {
 
   static T* limits_at(const LossSlot& l, int64_t i) { return static_cast<T*>(l.limits_at) + i; }
   static T* sums_at(const LossSlot& l, int64_t i) { return static_cast<T*>(l.sums_at) + i; }
+  // Within a field: neighbouring anchors lie together for registers of them; searched slots are only walked anchor by anchor.
+  static int64_t slot_at(const LossSlot& l, const Problem<T>& p, int64_t i, int64_t k) {
+    if constexpr (SearchedEnds<F>::value > 0)
+      if (l.search) return (i - p.slot_first) * p.most_positives + k;
+    return k * p.slot_stride + i - p.slot_first;
+  }
   static T* slot_limits_at(const LossSlot& l, const Problem<T>& p, int64_t i, int64_t k) {
-    return static_cast<T*>(l.slot_limits_at) + k * p.slot_stride + i - p.slot_first;
+    return static_cast<T*>(l.slot_limits_at) + slot_at(l, p, i, k);
   }
   static T* slot_sums_at(const LossSlot& l, const Problem<T>& p, int64_t i, int64_t k) {
-    return static_cast<T*>(l.slot_sums_at) + k * p.slot_stride + i - p.slot_first;
+    return static_cast<T*>(l.slot_sums_at) + slot_at(l, p, i, k);
   }
   static int64_t slot_field(const Problem<T>& p) { return p.most_positives * p.slot_stride; }
   static double* totals_at(const LossSlot& l, const Problem<T>& p, int thread, int64_t i) {
     return static_cast<double*>(l.totals_at) + int64_t(thread) * sums * p.stride + i;
   }
   static T* slot_totals_at(const LossSlot& l, const Problem<T>& p, int thread, int64_t i, int64_t k) {
-    return static_cast<T*>(l.slot_totals_at) + int64_t(thread) * slot_sums * slot_field(p) + k * p.slot_stride + i - p.slot_first;
+    return static_cast<T*>(l.slot_totals_at) + int64_t(thread) * slot_sums * slot_field(p) + slot_at(l, p, i, k);
   }
 
   static bool fits(const double* options, unsigned char* into) {
@@ -100,8 +107,59 @@ template <class F, class T> struct Parts {
       scatter_fields<T>(f.open(positives), limits_at(loss, i), p.stride);
     }
     if constexpr (F::kSlots)
-      for (int64_t k = 0; k < p.most_positives; ++k)
+      for (int64_t k = 0, slots = loss.search ? p.positives[i] : p.most_positives; k < slots; ++k)
         scatter_fields<T>(k < positives.count ? f.open_slot(positives[k]) : f.absent_slot(), slot_limits_at(loss, p, i, k), slot_field(p));
+    if constexpr (SearchedEnds<F>::value > 0)
+      if (loss.search) sort_ends(f, loss, p, i, p.positives[i]);
+  }
+
+  // Slots by search. Sorted ends of the anchor's intervals, then what cannot be reached up to a power of two less one.
+  static T* breaks_at(const LossSlot& l, const Problem<T>& p, int64_t i) { return static_cast<T*>(l.breaks_at) + (i - p.slot_first) * l.search_cells; }
+  static T* tallies_at(const LossSlot& l, const Problem<T>& p, int64_t i) { return static_cast<T*>(l.bins_at) + (i - p.slot_first) * l.search_cells; }
+  static void sort_ends(const F& f, const LossSlot& loss, const Problem<T>& p, int64_t i, int64_t count) {
+    T* breaks = breaks_at(loss, p, i);
+    int64_t ends = 0;
+    for (int64_t k = 0; k < count; ++k) {
+      const Interval<T> range = interval_of(f, loss, p, i, k);
+      if constexpr (SearchedEnds<F>::value == 2) breaks[ends++] = range.from;
+      breaks[ends++] = range.to;
+    }
+    sort_numbers(breaks, ends, tallies_at(loss, p, i));                // the tallies come later: room to sort in
+    for (const int64_t all = cells_above(ends) - 1; ends < all; ++ends) breaks[ends] = -Limit<T>::lowest;
+  }
+  static Interval<T> interval_of(const F& f, const LossSlot& loss, const Problem<T>& p, int64_t i, int64_t k) {
+    return f.interval(gather_fields<typename Slot::Limits, T>(slot_limits_at(loss, p, i, k), slot_field(p)));
+  }
+  // From the bins of one anchor what comparing would have found, and how many intervals hold each bin.
+  static void settle(const F& f, const LossSlot& loss, const Problem<T>& p, Bin* bins, int64_t i, Totals& total, int thread) {
+    const int64_t count = p.positives[i], ends = count * loss.search;
+    const Search<T> search(breaks_at(loss, p, i), cells_above(ends));
+    T* tallies = tallies_at(loss, p, i);
+    for (int64_t b = 0; b <= ends; ++b) tallies[b] = 0;
+    for (int64_t b = 1; b <= ends; ++b) bins[b] += bins[b - 1];        // now what is below break b
+    for (int64_t k0 = 0; k0 < count; k0 += lanes) {
+      const int64_t some = count - k0 < lanes ? count - k0 : lanes;
+      V from = {}, to = {};
+      for (int64_t q = 0; q < some; ++q) {
+        const Interval<T> range = interval_of(f, loss, p, i, k0 + q);
+        from[q] = range.from, to[q] = range.to;
+      }
+      const auto first = search.template find<true>(from), last = search.template find<true>(to), above = search.find(from);
+      for (int64_t q = 0; q < some; ++q) {
+        Bin inside = {};
+        if (from[q] < to[q]) {
+          inside = bins[last[q]];
+          if constexpr (SearchedEnds<F>::value == 2) inside -= bins[first[q]];
+          tallies[above[q]] += 1;                                      // the first bin inside; after the last one it is taken away
+          if (last[q] < ends) tallies[last[q] + 1] -= 1;
+        }
+        T* slot = slot_totals_at(loss, p, thread, i, k0 + q);
+        auto sum = gather_fields<typename Slot::Sums, T>(slot, slot_field(p));
+        f.gather(gather_fields<typename Slot::Limits, T>(slot_limits_at(loss, p, i, k0 + q), slot_field(p)), inside[0], inside[1], total, sum);
+        scatter_fields<T>(sum, slot, slot_field(p));
+      }
+    }
+    for (int64_t b = 1; b <= ends; ++b) tallies[b] += tallies[b - 1];
   }
   static void begin(const LossSlot& loss, const Problem<T>& p, const Accumulators& acc, bool columns) {
     const F f = options_of<F>(loss);
@@ -117,6 +175,10 @@ template <class F, class T> struct Parts {
       for (int64_t j = 0; j < p.tile_columns; ++j) scatter_fields<T>(nothing, at + j, p.tile_columns);
     }
     if constexpr (F::kSlots) {
+      if (loss.search) {
+        memset(acc.row_slots, 0, p.tile_rows * loss.search_cells * sizeof(Bin));
+        return;
+      }
       const typename Slot::Sums none = f.nothing_slot();
       T one[slot_sums];
       memcpy(one, &none, sizeof one);
@@ -144,8 +206,11 @@ template <class F, class T> struct Parts {
       double* to = totals_at(loss, p, thread, i0 + r);
       Totals total = gather_fields<Totals, double>(to, p.stride);
       for (int q = 0; q < lanes; ++q) f.merge(lane<Sums, WideSums, V, T>(at[r], q), total);
+      if constexpr (SearchedEnds<F>::value > 0)
+        if (loss.search) settle(f, loss, p, reinterpret_cast<Bin*>(acc.row_slots) + r * loss.search_cells, i0 + r, total, thread);
       scatter_fields<double>(total, to, p.stride);
       if constexpr (F::kSlots) {
+        if (loss.search) continue;
         const auto* slots = reinterpret_cast<const typename Slot::WideSums*>(acc.row_slots) + r * p.most_positives;
         for (int64_t k = 0; k < p.positives[i0 + r]; ++k) {
           T* slot = slot_totals_at(loss, p, thread, i0 + r, k);
@@ -217,11 +282,17 @@ template <class F, class T> struct Parts {
     if constexpr (F::kSlots) {
       auto slot = [&](int64_t k) { return gather_fields<typename Slot::Sums, T>(slot_sums_at(loss, p, i, k), slot_field(p)); };
       w = f.weigh(positives, limits, sums, slot, cotangents);
-      for (int64_t k = 0; k < positives.count; ++k) slopes[k] += f.slope_positive(positives[k], w, slot(k));
+      for (int64_t k = 0; k < positives.count; ++k) {
+        const T s = positives[k];
+        slopes[k] += f.slope_positive(s, w, slot(k));
+        if constexpr (Reweighs<F>::value)                                  // from open_slot again: backward may run twice
+          scatter_fields<T>(f.reweigh_slot(f.open_slot(s), slot(k), w, s), slot_limits_at(loss, p, i, k), slot_field(p));
+      }
     } else if constexpr (HasPartners<F>::value) {
       auto theirs = [&](int64_t k) { return Cotangents<T>{p.cotangents + loss.value_row * p.A + partner_index(p, i, k), p.A}; };
-      w = f.weigh(positives, limits, sums, partner_of(loss, p, i), cotangents, theirs);
-      for (int64_t k = 0; k < positives.count; ++k) slopes[k] += f.slope_positive(positives[k], w);
+      auto partner = partner_of(loss, p, i);
+      w = f.weigh(positives, limits, sums, partner, cotangents, theirs);
+      for (int64_t k = 0; k < positives.count; ++k) slopes[k] += f.slope_positive(positives[k], w, partner(k));
     } else {
       w = f.weigh(positives, limits, sums, cotangents);
       for (int64_t k = 0; k < positives.count; ++k) slopes[k] += f.slope_positive(positives[k], w);
@@ -272,7 +343,7 @@ template <class T> struct Table {
     static_assert(sizeof(F) <= sizeof(LossSlot::options) && sizeof(F) % sizeof(T) == 0, "options are numbers of type T");
     Entry<T>& e = entries[count++];
     e.info = {name, F::kOptions, F::kValues, field_count<typename P::Limits, T>(), P::sums, field_count<typename P::Slopes, T>(),
-              field_count<typename P::Slot::Limits, T>(), P::slot_sums, int(sizeof(F)), GivenCount<F>::value, F::kSlots, HasPartners<F>::value, HasTable<F>::value, HasCentres<F>::value};
+              field_count<typename P::Slot::Limits, T>(), P::slot_sums, int(sizeof(F)), GivenCount<F>::value, F::kSlots, HasPartners<F>::value, HasTable<F>::value, HasCentres<F>::value, SearchedEnds<F>::value};
     e.fits = P::fits;
     if constexpr (!HasTable<F>::value) {
       e.start = P::start, e.open = P::open, e.begin = P::begin, e.flush_rows = P::flush_rows;
@@ -314,9 +385,11 @@ template <class T> struct Scratch {
 
   Scratch(const Problem<T>& p, int thread, unsigned char* base) {
     unsigned char* at = base;
+    if (base) allow(base, p.scratch_bytes - 64);                       // another chunk may have laid it out otherwise
     auto take = [&](int64_t n) {
       unsigned char* here = at;
-      at += (n + 63) / 64 * 64;
+      at += (n + 63) / 64 * 64 + kGuard;
+      if (base) forbid(here + n, at - here - n);
       return here;
     };
     int64_t block_cells = 0, widest = 0;
@@ -349,7 +422,8 @@ template <class T> struct Scratch {
       Accumulators acc;
       acc.rows = take(p.tile_rows * e.row_bytes);
       acc.columns = take(p.tile_columns * e.column_fields * int64_t(sizeof(T)));
-      acc.row_slots = take(p.tile_rows * p.most_positives * e.row_slot_bytes);
+      const LossSlot& loss = p.losses[l];
+      acc.row_slots = take(p.tile_rows * (loss.search ? loss.search_cells * int64_t(sizeof(Bin)) : p.most_positives * e.row_slot_bytes));
       acc.column_slots = p.triangle ? take(p.tile_columns * p.most_positives * e.column_slot_fields * int64_t(sizeof(T))) : nullptr;
       acc.strip_table = reinterpret_cast<int64_t*>(take(p.losses[l].cells * int64_t(sizeof(int64_t))));
       acc.table = p.table_totals + thread * 2 * p.table_cells + 2 * p.losses[l].table_first;
@@ -552,18 +626,21 @@ template <class T> static void forward(const Problem<T>& problem, T* values, T* 
     }
     wait_for_all(p.threads);
     int64_t rows_of = -1, rows_count = 0;
-    auto flush = [&] {
+    auto flush = [&](bool last) {                                      // bins need no relief before the last tile of their rows
       if (rows_of < 0) return;
       for (int l = 0; l < p.loss_count; ++l)
-        entries[p.losses[l].functor].flush_rows(p.losses[l], p, s.losses[l], rows_of, rows_count, p.triangle ? thread : 0);
+        if (last || !p.losses[l].search)
+          entries[p.losses[l].functor].flush_rows(p.losses[l], p, s.losses[l], rows_of, rows_count, p.triangle ? thread : 0);
     };
     for (int64_t k = 0; k < p.tile_count; ++k) {
       const Tile& t = p.tiles[k];
       if (!owns(p, k, t, thread, true)) continue;
       if (t.i0 != rows_of || p.most_positives > kManyPositives) {
-        flush();
+        const bool other = t.i0 != rows_of;
+        flush(other);
         rows_of = t.i0, rows_count = t.i1 - t.i0;
-        for (int l = 0; l < p.loss_count; ++l) entries[p.losses[l].functor].begin(p.losses[l], p, s.losses[l], false);
+        for (int l = 0; l < p.loss_count; ++l)
+          if (other || !p.losses[l].search) entries[p.losses[l].functor].begin(p.losses[l], p, s.losses[l], false);
       }
       const T* cells = tile_similarities(p, t, s);
       if (p.triangle)
@@ -576,7 +653,7 @@ template <class T> static void forward(const Problem<T>& problem, T* values, T* 
         for (int l = 0; l < p.loss_count; ++l)
           entries[p.losses[l].functor].flush_columns(p.losses[l], p, s.losses[l], t.j0, t.j1 - t.j0, thread);
     }
-    flush();
+    flush(true);
     wait_for_all(p.threads);
     const int64_t rows = p.row1 - p.row0, from = p.row0 + rows * thread / p.threads, to = p.row0 + rows * (thread + 1) / p.threads;
     for (int l = 0; l < p.loss_count; ++l) entries[p.losses[l].functor].merge(p.losses[l], p, from, to, totals);
@@ -732,7 +809,7 @@ template <class T> static bool fits(int functor, const double* options, unsigned
 }
 template <class T> static int cells(int functor, const unsigned char* options) { return table<T>().entries[functor].cells(options); }
 template <class T> static Kernels<T> kernels(const char* name) {
-  return {name, table<T>().count, Native<T>::lanes, describe<T>, fits<T>, cells<T>, fraction_unit<T>(), scratch_bytes<T>, gather<T>, scatter<T>, forward<T>, backward<T>};
+  return {name, table<T>().count, Native<T>::lanes, describe<T>, fits<T>, cells<T>, fraction_unit<T>(), cells_above, scratch_bytes<T>, gather<T>, scatter<T>, forward<T>, backward<T>};
 }
 
 DML_END

@@ -27,6 +27,8 @@ struct LossSlot {
   alignas(16) unsigned char options[128];
   int values, limits, sums, slopes, slot_limits, slot_sums, given;     // numbers of fields
   bool slots;
+  int search;                                                          // finite ends of a slot's interval; 0: slots are compared
+  int64_t search_cells;                                                // a power of two above the number of ends of any anchor
   int cells;                                                           // of each of a table's two histograms, or 0
   int64_t table_first;                                                 // where the table lies among the tables of all losses
   const void* windows_at;                                              // T [4][stride] or nullptr: pairs that count for this loss
@@ -34,7 +36,8 @@ struct LossSlot {
   const void* given_at;                                                // T, the caller's numbers per anchor
   void *limits_at, *sums_at, *slopes_at, *slot_limits_at, *slot_sums_at;   // T; slots are [field][positive][slot_stride]
   void* totals_at;                                                     // double [threads][field][anchor]
-  void* slot_totals_at;                                                // T [threads][field][positive][anchor]
+  void* slot_totals_at;                                                // T [threads][field][positive][anchor]; the first are the sums
+  void *breaks_at, *bins_at;                                           // T [anchor][search_cells]: sorted ends; the tally between them
 };
 
 template <class T> struct Problem {
@@ -76,6 +79,7 @@ struct FunctorInfo {
   const char *name, *options;
   int values, limits, sums, slopes, slot_limits, slot_sums, bytes, given;
   bool slots, partners, table, centres;
+  int search;
 };
 
 template <class T> struct Kernels {                                    // what one instruction set offers for one number type
@@ -85,6 +89,7 @@ template <class T> struct Kernels {                                    // what o
   bool (*fits)(int functor, const double* options, unsigned char* into);
   int (*cells)(int functor, const unsigned char* options);
   double fraction_unit;                                                // of the fractions of a table
+  int64_t (*search_cells)(int64_t ends);
   int64_t (*scratch_bytes)(const Problem<T>&);
   void (*gather)(const T* from, const int64_t* order, int64_t rows, int64_t width, bool normalise, T* to, T* norms, bool* broken, int threads);
   void (*scatter)(T* grad, const T* unit, const T* norms, const int64_t* order, int64_t rows, int64_t width, bool normalise, T* to, int threads);

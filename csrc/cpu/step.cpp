@@ -61,6 +61,9 @@ template <> BlasGemm<double> current_gemm<double>() { return blas.dgemm; }
 
 constexpr int64_t kKeptPositives = int64_t(1) << 20;                   // cells of positives kept between the phases
 constexpr int64_t kBlockCells = int64_t(1) << 20;                      // cells of one block of a large class
+// Positives that a negative is compared with one by one: with more, searching is faster. It works on rows only, so a batch compared
+// with itself first has to lose half as much again in products (measured equal at 31 positives and 128 dimensions).
+constexpr int64_t kMostCompared = 12, kMostComparedTwice = 32;
 
 int64_t rounded(int64_t n, int64_t to) { return (n + to - 1) / to * to; }
 
@@ -194,6 +197,7 @@ template <class T> class Step final : public StepBase {
             {"tile_columns", p_.tile_columns},
             {"tiles", int64_t(tiles_.size())},
             {"chunks", int64_t(chunks_.size())},
+            {"searches", std::any_of(losses_.begin(), losses_.end(), [](const LossSlot& loss) { return loss.search > 0; })},
             {"stored_bytes", stored_cells_ * int64_t(sizeof(T))},
             {"slot_bytes", slot_cells_ * int64_t(sizeof(T))}};
   }
@@ -300,13 +304,13 @@ template <class T> class Step final : public StepBase {
         if (!kernels_.fits(f, request.options.data(), loss.options)) continue;
         loss.functor = f;
         loss.values = info.values, loss.limits = info.limits, loss.sums = info.sums, loss.slopes = info.slopes;
-        loss.slot_limits = info.slot_limits, loss.slot_sums = info.slot_sums, loss.slots = info.slots, loss.given = info.given;
+        loss.slot_limits = info.slot_limits, loss.slot_sums = info.slot_sums, loss.slots = info.slots, loss.given = info.given, loss.search = info.search;
         if (info.partners && !p_.self) throw std::invalid_argument("functor '" + request.functor + "' is for a batch against itself");
         has_partners_ = has_partners_ || info.partners;
         if (info.centres) check_centres(request);
       }
       if (loss.functor < 0) throw std::invalid_argument("there is no functor '" + request.functor + "' for these options");
-      if (loss.given > 0 && !request.given) throw std::invalid_argument("functor '" + request.functor + "' needs numbers per anchor");
+      if (loss.given > 0 && !request.given && p_.A > 0) throw std::invalid_argument("functor '" + request.functor + "' needs numbers per anchor");
       loss.cells = kernels_.cells(loss.functor, loss.options);
       loss.table_first = p_.table_cells;
       p_.table_cells += 2 * loss.cells;
@@ -352,17 +356,28 @@ template <class T> class Step final : public StepBase {
         refuse("needs the same number of references in every class");
   }
 
+  int64_t search_cells(const LossSlot& loss, int64_t most) const {
+    return loss.search ? kernels_.search_cells(loss.search * most) : 0;
+  }
+
   int64_t slot_cells(int64_t rows, int64_t most, int totals) const {
-    int64_t fields = 0;
-    for (const LossSlot& loss : losses_) fields += loss.slot_limits + loss.slot_sums * (1 + totals);
-    return fields * most * rows;
+    int64_t cells = 0;
+    for (const LossSlot& loss : losses_) cells += (loss.slot_limits + loss.slot_sums * totals) * most + 2 * search_cells(loss, most);
+    return cells * rows;
   }
 
   void plan_tiles() {
     const int64_t budget = (request_.slot_bytes > 0 ? request_.slot_bytes : int64_t(32) << 20) / int64_t(sizeof(T));
     const int64_t most = has_slots_ && p_.A ? *std::max_element(positives_.begin(), positives_.begin() + p_.A) : 0;
+    const bool symmetric = p_.self && !p_.lists && !has_windows_ && request_.triangle != 0;
+    const bool large = most > (symmetric ? kMostComparedTwice : kMostCompared);
+    bool search = false;
+    for (LossSlot& loss : losses_) {
+      if (most == 0 || (request_.search >= 0 ? request_.search == 0 : !large)) loss.search = 0;
+      search = search || loss.search;
+    }
     const bool slots_fit = slot_cells(p_.stride, most, p_.threads) <= budget;
-    p_.triangle = p_.self && !p_.lists && !has_windows_ && slots_fit && request_.triangle != 0;
+    p_.triangle = symmetric && slots_fit && !search;
     // A triangle wants narrow tiles at its diagonal. Against references larger tiles save the products' packing; the columns of
     // a strip should stay in the first-level cache only while more than one loss passes over it.
     p_.tile_rows = request_.tile_rows > 0 ? request_.tile_rows : (!p_.self ? 256 : p_.A >= 1024 ? 128 : 64);
@@ -371,7 +386,9 @@ template <class T> class Step final : public StepBase {
       p_.tile_rows = std::min(p_.tile_rows, rounded((p_.A + p_.threads - 1) / p_.threads, 8));
       p_.tile_columns = std::min(p_.tile_columns, rounded((p_.N + p_.threads - 1) / p_.threads, 64));
     }
-    if (has_slots_) p_.tile_rows = std::min(p_.tile_rows, std::max<int64_t>(8, (int64_t(2) << 20) / (64 * std::max<int64_t>(most, 1))));
+    int64_t row_bytes = 1;                                             // of a row's slots or bins: those of a tile stay in the cache
+    for (const LossSlot& loss : losses_) row_bytes = std::max(row_bytes, loss.search ? 16 * search_cells(loss, most) : loss.slots ? 64 * most : 1);
+    p_.tile_rows = std::min(p_.tile_rows, std::max<int64_t>(8, (int64_t(2) << 20) / row_bytes));
     p_.tile_rows = std::max<int64_t>(1, std::min(p_.tile_rows, std::max<int64_t>(p_.A, 1)));
     p_.tile_columns = rounded(std::max<int64_t>(1, std::min(p_.tile_columns, std::max<int64_t>(p_.N, 1))), 16 * centres_);
 
@@ -425,6 +442,7 @@ template <class T> class Step final : public StepBase {
   // Memory that lives from forward to backward is kept; what one phase needs alone is given back by leave().
   void allocate() {
     p_.most_positives = most_positives_;                               // scratch memory for the largest chunk
+    for (LossSlot& loss : losses_) loss.search_cells = search_cells(loss, most_positives_);
     p_.blocks = blocks_.data(), p_.block_count = int64_t(blocks_.size());
     p_.tiles = tiles_.data(), p_.tile_count = int64_t(tiles_.size());
     p_.table_totals = table_totals_.resize(2 * p_.table_cells * p_.threads + 1);
@@ -460,8 +478,10 @@ template <class T> class Step final : public StepBase {
     T* at = slots_.data();
     for (LossSlot& loss : losses_) {
       loss.slot_limits_at = at, at += loss.slot_limits * field;
-      loss.slot_sums_at = at, at += loss.slot_sums * field;
-      loss.slot_totals_at = at, at += loss.slot_sums * field * (p_.triangle ? p_.threads : 1);
+      loss.slot_sums_at = loss.slot_totals_at = at, at += loss.slot_sums * field * (p_.triangle ? p_.threads : 1);
+      loss.search_cells = search_cells(loss, p_.most_positives);
+      loss.breaks_at = at, at += loss.search_cells * p_.slot_stride;
+      loss.bins_at = at, at += loss.search_cells * p_.slot_stride;
     }
   }
 

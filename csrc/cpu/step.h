@@ -21,6 +21,7 @@ struct PlanRequest {                   // 0 or -1: the planner decides
   int64_t workspace = -1;              // bytes that similarities may be kept in between forward and backward
   int64_t tile_rows = 0, tile_columns = 0;
   int64_t slot_bytes = 0;              // bytes for the slots of losses that compare positives with negatives
+  int search = -1;                     // 0: never look negatives up among a large class's thresholds, 1: always
   int triangle = -1;                   // 0: never use the symmetry of a batch compared with itself
 };
 

@@ -2,6 +2,7 @@
 // of the ensemble passes over it) feeds the rows' accumulators, and the columns' too when the tile serves both.
 #pragma once
 #include "cpu/problem.h"
+#include "cpu/search.h"
 #include "dml/fields.h"
 
 DML_BEGIN
@@ -139,7 +140,7 @@ template <class F, class T> static void slope_table(const F& f, const LossSlot& 
       __builtin_memcpy(&s, strip.s + r * strip.ld + j, sizeof s);
       T* at = strip.g + r * strip.ld + j;
       if (!strip.first) __builtin_memcpy(&y, at, sizeof y);
-      y += select(is_pair(s), gather(table, floor_of(place_of(f, s))) * f.place_slope(s), splat<V>(0));
+      y += select(is_pair(s), gather(table, __builtin_convertvector(place_of(f, s), typename Native<T>::M)) * f.place_slope(s), splat<V>(0));
       __builtin_memcpy(at, &y, sizeof y);
     }
 }
@@ -273,6 +274,26 @@ template <class F, class T> static void slope_centres(const F& f, const LossSlot
   }
 }
 
+// The same by search: every measured value is added to the bin between its neighbouring ends. Rows only.
+template <class F, class T, class V> static void collect_bins(const F& f, const LossSlot& loss, const Strip<T>& strip, const Accumulators& acc) {
+  constexpr int lanes = Native<T>::lanes;
+  for (int64_t r = 0; r < strip.rows; ++r) {
+    const int64_t i = strip.row + r, ends = strip.positives[i] * loss.search;
+    if (ends == 0) continue;
+    const T* breaks = static_cast<const T*>(loss.breaks_at) + (i - strip.slot_first) * loss.search_cells;
+    Bin* bins = reinterpret_cast<Bin*>(acc.row_slots) + (strip.local_row + r) * loss.search_cells;
+    const Search<T> search(breaks, cells_above(ends));
+    const V last = splat<V>(breaks[ends - 1]);
+    for (int64_t j = 0; j < strip.columns; j += lanes) {
+      V s;
+      __builtin_memcpy(&s, strip.s + r * strip.ld + j, sizeof(V));
+      const V m = f.measure(s);
+      if (!any(m < last)) continue;
+      add_to_bins<T>(bins, search.find(m), m);
+    }
+  }
+}
+
 template <class F, class T, class V, bool Both> static void collect(const LossSlot& loss, const Strip<T>& strip, const Accumulators& acc) {
   F f;
   __builtin_memcpy(&f, loss.options, sizeof f);
@@ -281,6 +302,8 @@ template <class F, class T, class V, bool Both> static void collect(const LossSl
   } else if constexpr (HasCentres<F>::value) {
     collect_centres(f, loss, strip, acc);
   } else if constexpr (F::kSlots) {
+    if constexpr (SearchedEnds<F>::value > 0 && !Both)
+      if (loss.search) return collect_bins<F, T, V>(f, loss, strip, acc);
     collect_slots<F, T, V, Both>(f, loss, strip, acc);
   } else {
     int64_t r = 0;
@@ -351,6 +374,32 @@ template <class F, class T, class V, bool Both> static void slope_slots(const F&
   }
 }
 
+template <class F, class T, class V> static void slope_bins(const F& f, const LossSlot& loss, const Strip<T>& strip) {
+  using Slopes = typename F::template Slopes<V>;
+  constexpr int lanes = Native<T>::lanes;
+  const T* slopes = static_cast<const T*>(loss.slopes_at);
+  for (int64_t r = 0; r < strip.rows; ++r) {
+    const int64_t i = strip.row + r, ends = strip.positives[i] * loss.search, at = (i - strip.slot_first) * loss.search_cells;
+    const T *breaks = static_cast<const T*>(loss.breaks_at) + at, *tallies = static_cast<const T*>(loss.bins_at) + at;
+    const Slopes row = broadcast<Slopes, V>(slopes + i, strip.anchors);
+    const Search<T> search(breaks, cells_above(ends));
+    const V last = splat<V>(ends ? breaks[ends - 1] : Limit<T>::lowest);
+    for (int64_t j = 0; j < strip.columns; j += lanes) {
+      V s, y = V{};
+      __builtin_memcpy(&s, strip.s + r * strip.ld + j, sizeof(V));
+      const V m = f.measure(s);
+      if (any(m < last)) y = f.finish(s, m, gather(tallies, search.find(m)), row);
+      T* to = strip.g + r * strip.ld + j;
+      if (!strip.first) {
+        V old;
+        __builtin_memcpy(&old, to, sizeof(V));
+        y += old;
+      }
+      __builtin_memcpy(to, &y, sizeof(V));
+    }
+  }
+}
+
 template <class F, class T, class V, bool Both> static void slope(const LossSlot& loss, const Strip<T>& strip) {
   F f;
   __builtin_memcpy(&f, loss.options, sizeof f);
@@ -359,6 +408,8 @@ template <class F, class T, class V, bool Both> static void slope(const LossSlot
   } else if constexpr (HasCentres<F>::value) {
     slope_centres(f, loss, strip);
   } else if constexpr (F::kSlots) {
+    if constexpr (SearchedEnds<F>::value > 0 && !Both)
+      if (loss.search) return slope_bins<F, T, V>(f, loss, strip);
     slope_slots<F, T, V, Both>(f, loss, strip);
   } else {
     int64_t r = 0;

@@ -102,7 +102,11 @@ template <class F> __global__ void weigh_kernel(F f, View v, LossMemory m, const
     for (int k = 0; k < F::kValues; ++k) cotangents[k] = from[size_t(k) * v.A + order[i]];
     if constexpr (F::kSlots) {
       auto slot = [&](long long k) { return read_slot<typename P::SlotSums>(m.slot_sums, m, v.A, i, int(k)); };
-      scatter_fields<float>(f.weigh(positives, limits, sums, slot, cotangents), m.slopes + i, v.A);
+      const auto slopes = f.weigh(positives, limits, sums, slot, cotangents);
+      scatter_fields<float>(slopes, m.slopes + i, v.A);
+      if constexpr (Reweighs<F>::value)
+        for (int k = 0; k < positives.count; ++k)
+          write_slot(f.reweigh_slot(f.open_slot(positives[k]), slot(k), slopes, positives[k]), m.slot_limits, m, v.A, i, k);
     } else {
       scatter_fields<float>(f.weigh(positives, limits, sums, cotangents), m.slopes + i, v.A);
     }

@@ -29,7 +29,16 @@
 //   kGiven = K            numbers per anchor that the caller hands in (a margin per class, a norm): open(p, given), given a pointer to K
 //   kPartners = true      the loss couples an anchor with its positives as anchors (a batch against itself only):
 //                         close(p, limits, sums, partner, values, counts), partner(k) -> Sums of positive k;
-//                         weigh(p, limits, sums, partner, cotangents, partner_cotangents), the last (k)[v] of positive k
+//                         weigh(p, limits, sums, partner, cotangents, partner_cotangents), the last (k)[v] of positive k;
+//                         slope_positive(s, slopes, partner(k)): what couples the pair is in its value's slope too
+//   kReweighs = true      the weights of tally are known only after the stream:
+//                         reweigh_slot(slot_limits, slot_sums, slopes, s) -> SlotLimits, what tally gets instead of open_slot(s)
+//   kSearch = 1 or 2      a slot asks only which m lie in an interval, how many they are and what they add up to, as any hinge with
+//                         a threshold per positive does. Comparing costs P operations per negative; in large classes the sorted
+//                         ends of all intervals are searched instead, O(log P). 1: all m below a limit, 2: two finite ends.
+//                         interval(slot_limits) -> Interval, from <= m < to; measure(no_pair()) lies beyond every interval;
+//                         gather(slot_limits, number, total, sums, slot_sums) instead of collect, number and sum of the m inside;
+//                         tally is 1 inside the interval, 0 outside
 //   kTable = true         two soft histograms of the whole batch, of positive and of negative pairs (kValues = 0, nothing per anchor):
 //                         cells() -> their size; place(s) -> position of a similarity in [0, cells - 1], which adds to the cell
 //                         below and above it in proportion; place_slope(s) -> d place / d s. collect, open, close, ... are not called
@@ -143,6 +152,27 @@ template <class V> DML_FN V distance_slope(V s) {                      // d dist
   return select(q > splat<V>(4 * Limit<T>::epsilon), -reciprocal_sqrt(max(q, splat<V>(4 * Limit<T>::epsilon))), splat<V>(0));
 }
 
+// What a loss takes for the distance of two vectors with similarity s. The similarity of kDotDistance is the product of the
+// vectors as they are, that of the others their cosine. A pair that must not count is far away in each of them.
+enum DistanceKind { kEuclidean, kSquaredEuclidean, kCosineDistance, kDotDistance };
+template <DistanceKind Kind, class V> DML_FN V distance_of(V s) {
+  using T = typename Scalar<V>::type;
+  if constexpr (Kind == kEuclidean) return distance(s);
+  else if constexpr (Kind == kSquaredEuclidean) return T(2) - T(2) * s;
+  else if constexpr (Kind == kCosineDistance) return T(1) - s;
+  else return -s;
+}
+template <DistanceKind Kind, class V> DML_FN V distance_slope_of(V s) {   // d distance / d s
+  using T = typename Scalar<V>::type;
+  if constexpr (Kind == kEuclidean) return distance_slope(s);
+  else if constexpr (Kind == kSquaredEuclidean) return splat<V>(T(-2));
+  else return splat<V>(T(-1));
+}
+
 template <class V> struct Nothing {};                                  // for a loss without limits or sums
+template <class T> struct Interval { T from, to; };                    // from <= m < to
+// The lower end of an interval that shall not hold x >= 0 itself. Above 0 a normal number, lest processors that flush others to 0.
+DML_FN float next_above(float x) { return max(::nextafterf(x, 8.0f), 1.2e-38f); }
+DML_FN double next_above(double x) { return max(::nextafter(x, 8.0), 2.3e-308); }
 
 DML_END

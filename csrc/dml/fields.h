@@ -46,6 +46,10 @@ template <class F, class = void> struct HasCentres { static constexpr bool value
 template <class F> struct HasCentres<F, typename MakeVoid<decltype(F::kCentres)>::type> { static constexpr bool value = F::kCentres; };
 template <class F, class = void> struct IsCpuOnly { static constexpr bool value = false; };
 template <class F> struct IsCpuOnly<F, typename MakeVoid<decltype(F::kCpuOnly)>::type> { static constexpr bool value = F::kCpuOnly; };
+template <class F, class = void> struct SearchedEnds { static constexpr int value = 0; };
+template <class F> struct SearchedEnds<F, typename MakeVoid<decltype(F::kSearch)>::type> { static constexpr int value = F::kSearch; };
+template <class F, class = void> struct Reweighs { static constexpr bool value = false; };
+template <class F> struct Reweighs<F, typename MakeVoid<decltype(F::kReweighs)>::type> { static constexpr bool value = F::kReweighs; };
 
 template <class F, class T, class V, bool Slots = F::kSlots> struct SlotTypes {
   using Limits = Nothing<T>;

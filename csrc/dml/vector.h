@@ -30,6 +30,11 @@ DML_FN double log1p(double x) { return ::log1p(x); }
 DML_FN float reciprocal_sqrt(float x) { return 1.0f / ::sqrtf(x); }
 DML_FN double reciprocal_sqrt(double x) { return 1.0 / ::sqrt(x); }
 
+DML_FN float softplus(float x) { return max(x, 0.0f) + ::log1pf(::expf(x < 0 ? x : -x)); }    // log(1 + e^x), no overflow
+DML_FN double softplus(double x) { return max(x, 0.0) + ::log1p(::exp(x < 0 ? x : -x)); }
+DML_FN float sigmoid(float x) { return 1 / (1 + ::expf(-x)); }
+DML_FN double sigmoid(double x) { return 1 / (1 + ::exp(-x)); }
+
 template <class V> struct Scalar { using type = V; };                  // the number type of a scalar or vector
 template <class V> DML_FN V splat(typename Scalar<V>::type x) { return x; }
 
@@ -99,23 +104,59 @@ DML_FN VecD exp(VecD x) {                                              // double
   return y;
 }
 
-// table[index[k]] for each lane; the indices are whole numbers kept as floats, as every lane type has them.
-DML_FN VecF gather(const float* table, VecF index) {
+// log(1 + u) for u = e^-|x| in [0, 1] is 2 atanh(z), z = u / (2 + u): relatively exact (1e-8) down to the smallest u.
+DML_FN VecF softplus(VecF x) {
+  VecF u = exp(min(x, -x));
+  VecF z = u / (u + 2.0f), w = z * z;
+  VecF p = w * 0.281915456f + 0.279576659f;
+  p = p * w + 0.40025113f;
+  p = p * w + 0.66666311f;
+  p = p * w + 2.0f;
+  return max(x, splat<VecF>(0.0f)) + z * p;
+}
+DML_FN VecD softplus(VecD x) {
+  VecD y;
+  for (int k = 0; k < Native<double>::lanes; ++k) y[k] = (x[k] > 0 ? x[k] : 0) + __builtin_log1p(__builtin_exp(x[k] < 0 ? x[k] : -x[k]));
+  return y;
+}
+
+DML_FN VecF gather(const float* at, VecI index) {                      // at[index], lane by lane
 #if defined(__AVX512F__)
-  return (VecF)_mm512_i32gather_ps((__m512i)__builtin_convertvector(index, VecI), table, 4);
+  return (VecF)_mm512_i32gather_ps((__m512i)index, at, 4);
 #elif defined(__AVX2__)
-  return (VecF)_mm256_i32gather_ps(table, (__m256i)__builtin_convertvector(index, VecI), 4);
+  return (VecF)_mm256_i32gather_ps(at, (__m256i)index, 4);
 #else
   VecF y;
-  for (int k = 0; k < Native<float>::lanes; ++k) y[k] = table[int(index[k])];
+  for (int k = 0; k < Native<float>::lanes; ++k) y[k] = at[index[k]];
   return y;
 #endif
 }
-DML_FN VecD gather(const double* table, VecD index) {
+DML_FN VecD gather(const double* at, VecL index) {
   VecD y;
-  for (int k = 0; k < Native<double>::lanes; ++k) y[k] = table[(long long)(index[k])];
+  for (int k = 0; k < Native<double>::lanes; ++k) y[k] = at[index[k]];
   return y;
 }
+DML_FN bool any(VecI m) {
+#if defined(__AVX512F__)
+  return _mm512_test_epi32_mask((__m512i)m, (__m512i)m);
+#elif defined(__AVX__)
+  return _mm256_movemask_ps((__m256)m);
+#elif defined(__SSE2__)
+  return _mm_movemask_ps((__m128)m);
+#else
+  bool found = false;
+  for (int k = 0; k < Native<float>::lanes; ++k) found = found || m[k];
+  return found;
+#endif
+}
+DML_FN bool any(VecL m) {
+  bool found = false;
+  for (int k = 0; k < Native<double>::lanes; ++k) found = found || m[k];
+  return found;
+}
+// The same for whole numbers kept as floats, as every lane type has them.
+DML_FN VecF gather(const float* at, VecF index) { return gather(at, __builtin_convertvector(index, VecI)); }
+DML_FN VecD gather(const double* at, VecD index) { return gather(at, __builtin_convertvector(index, VecL)); }
 
 DML_FN VecF reciprocal_sqrt(VecF x) {                                  // an estimate and one Newton step: error below 2e-7
 #if defined(__AVX512F__)
@@ -136,5 +177,12 @@ DML_FN VecD reciprocal_sqrt(VecD x) {
   return y;
 }
 #endif
+
+// 1 / (1 + e^-x), the slope of softplus; e^-|x| cannot overflow, and far below zero the result is exactly 0.
+template <class V> DML_FN V sigmoid(V x) {
+  using T = typename Scalar<V>::type;
+  V e = exp(min(x, -x));
+  return select(x > splat<V>(0), splat<V>(1), e) / (e + T(1));
+}
 
 DML_END

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import Any
 
 import torch
@@ -14,7 +13,8 @@ from dmlcore.ensemble.weighting import Weighting, initial_weights
 from dmlcore.errors import ConfigError, PluginError
 from dmlcore.kernels import FunctorCall, functors
 from dmlcore.losses import Loss, RowLoss, Rows, Sides, create
-from dmlcore.losses.base import ProxyLoss, Relation, check_inputs, run_together, table_rows, with_relations
+from dmlcore.losses.base import ProxyLoss, RowMeasure, check_inputs, run_together, table_rows, with_lists
+from dmlcore.losses.relations import Relation
 
 
 def _apart(groups: list[tuple[list[int], list[int], Rows]]) -> dict[int, Rows]:
@@ -94,20 +94,31 @@ class LossEnsemble(nn.Module):
         groups: list[list[int]] = []
         calls: dict[int, FunctorCall] = {}
         given: dict[int, Tensor | None] = {}
+        measures: list[RowMeasure] = []
         for index, side in sides.items():
             loss = _row_loss(self.members[index])
             call = loss.call_for(embeddings, side)
             if call is None:
                 continue
-            numbers = given[index] = loss.given(side)
-            calls[index] = call if numbers is None else replace(call, given=numbers)
+            for other in sides.values():  # members that compare the same things share the list of positives
+                if other.lists is not None and side.anchors is other.anchors and side.references is other.references:
+                    side = side._replace(lists=other.lists)
+            side = sides[index] = with_lists(side)
+            measure = None
+            if side.mining is not None:  # members that mine share what they measure
+                known = (m for m in measures if m.sides.anchors is side.anchors and m.sides.references is side.references)
+                measure = next(known, None)
+                if measure is None:
+                    measure = RowMeasure(side)
+                    measures.append(measure)
+            calls[index], given[index] = loss.ready_call(call, side, measure)
             for members in groups:  # compared by identity, which every version of torch.compile can trace
                 other, first = sides[members[0]], _row_loss(self.members[members[0]])
                 if (
                     side.anchors is other.anchors
                     and side.references is other.references
                     and loss.normalise == first.normalise
-                    and (call.windows is None) == (calls[members[0]].windows is None)
+                    and (calls[index].windows is None) == (calls[members[0]].windows is None)
                 ):
                     members.append(index)
                     break
@@ -122,10 +133,12 @@ class LossEnsemble(nn.Module):
         references: Tensor | None,
         reference_labels: Tensor | None,
         own: Tensor | None,
-        relation: Relation | None,
+        relation: Relation | Tensor | None,
+        *,
+        advance: bool,
     ) -> list[tuple[list[int], list[int], Rows]]:
         """One entry per pass: the members, how many values each has, and the values and counts of all of them, `[V, A]`."""
-        labels, reference_labels = check_inputs(embeddings, labels, references, reference_labels)
+        labels, reference_labels, relation = check_inputs(embeddings, labels, references, reference_labels, relation)
         sides: dict[int, Sides] = {}
         for index, loss in enumerate(self.members):
             if type(loss).forward is not RowLoss.forward:
@@ -133,7 +146,7 @@ class LossEnsemble(nn.Module):
             if isinstance(loss, ProxyLoss):
                 sides[index] = loss.sides(embeddings, labels, None, None)
             elif isinstance(loss, RowLoss):
-                sides[index] = with_relations(loss.sides(embeddings, labels, references, reference_labels), own, relation)
+                sides[index] = loss.sides_for(embeddings, labels, references, reference_labels, own, relation, advance=advance)
         groups, calls, given = self._groups(sides, embeddings)
         found = []
         for members in groups:
@@ -166,10 +179,11 @@ class LossEnsemble(nn.Module):
         references: Tensor | None = None,
         reference_labels: Tensor | None = None,
         own: Tensor | None = None,
-        relation: Relation | None = None,
+        relation: Relation | Tensor | None = None,
     ) -> dict[int, Rows]:
-        """Values and counts of every member that is defined by rows, by its index. Arguments as `forward`."""
-        return _apart(self._grouped_rows(embeddings, labels, references, reference_labels, own, relation))
+        """Values and counts of every member that is defined by rows, by its index. Arguments as `forward`; a miner with a seed
+        repeats its last draw."""
+        return _apart(self._grouped_rows(embeddings, labels, references, reference_labels, own, relation, advance=False))
 
     def _reduced(self, members: list[int], sizes: list[int], rows: Rows) -> Tensor:
         """`[len(members)]` terms of one pass. Members reduced by default take a few operations together, not each its own."""
@@ -191,16 +205,16 @@ class LossEnsemble(nn.Module):
         references: Tensor | None = None,
         reference_labels: Tensor | None = None,
         own: Tensor | None = None,
-        relation: Relation | None = None,
+        relation: Relation | Tensor | None = None,
     ) -> Tensor:
         """The combined loss.
 
         Args:
             embeddings: `[B, D]` floating point, raw.
-            labels: `[B]` int64 (0..C-1 where a member owns proxies).
-            references, reference_labels: `[N, D]` and `[N]`, for the members that compare samples with samples.
+            labels: `[B]` int64 (0..C-1 where a member owns proxies), or a binary matrix `[B, L]` as in `Loss.forward`.
+            references, reference_labels: `[N, D]` and `[N]` (or `[N, L]`), for the members that compare samples with samples.
             own: `[B]` int64, which reference is the sample itself (-1: none) and so no pair; needs references.
-            relation: which pairs are positives, for members that compare samples with samples; None: equal labels.
+            relation: which pairs are positives, as in `Loss.forward`, for members that compare samples with samples.
 
         Returns:
             Scalar.
@@ -208,7 +222,7 @@ class LossEnsemble(nn.Module):
         Raises:
             PluginError: a member returns something else than a scalar.
         """
-        groups = self._grouped_rows(embeddings, labels, references, reference_labels, own, relation)
+        groups = self._grouped_rows(embeddings, labels, references, reference_labels, own, relation, advance=True)
         more = {name: given for name, given in (("own", own), ("relation", relation)) if given is not None}
         order = [index for members, _, _ in groups for index in members]
         parts = [self._reduced(*group) for group in groups]

@@ -48,7 +48,8 @@ def plan_options(**options: int) -> Iterator[None]:
 
     Args:
         options: `threads`, `workspace` (bytes of similarities kept between forward and backward; 0 recomputes them),
-            `tile_rows`, `tile_columns`, `slot_bytes`, `triangle` (0: do not use the symmetry of a batch with itself).
+            `tile_rows`, `tile_columns`, `slot_bytes`, `search` (1: look negatives up among the thresholds of an anchor's
+            positives whatever their number, 0: never), `triangle` (0: do not use the symmetry of a batch with itself).
     """
     before = getattr(_plan, "options", {})
     _plan.options = {**before, **options}
@@ -359,6 +360,8 @@ def fused_pass(
     if references is not None and reference_labels is not None:
         references, reference_labels = references.to(dtype).contiguous(), reference_labels.contiguous()
     relations = Relations(*(None if tensor is None else tensor.contiguous() for tensor in relations or Relations()))
+    if relations.positives is not None and not len(relations.positives):  # no address would mean no lists
+        relations = relations._replace(positives=relations.positives.new_zeros(1))
     has_numbers = any(call.given is not None or call.windows is not None for call in calls)
     if has_numbers:
 

@@ -6,28 +6,74 @@ from typing import Any
 
 from dmlcore.config import build_options
 from dmlcore.errors import ConfigError
-from dmlcore.losses.base import Loss, LossOptions, PairLoss, ProxyLoss, RowLoss, Rows, Sides, pair_masks
-from dmlcore.losses.geometry import cosine_similarities, distances, masked_logsumexp, unit
+from dmlcore.losses.base import Loss, LossOptions, PairLoss, PairOptions, ProxyLoss, RowLoss, Rows, Sides, pair_masks
+from dmlcore.losses.geometry import (
+    Distance,
+    check_margin,
+    cosine_similarities,
+    distances,
+    dot_products,
+    euclidean_distances,
+    in_pieces,
+    listed_positives,
+    masked_logsumexp,
+    squared_euclidean_distances,
+    unit,
+)
+from dmlcore.losses.memory import CrossBatchMemory
+from dmlcore.losses.mining import (
+    Compared,
+    Extremes,
+    Measure,
+    Miner,
+    MinerOptions,
+    SeededMiner,
+    SeededOptions,
+    WindowMiner,
+    Windows,
+    build_miner,
+    slack,
+)
 from dmlcore.losses.norms import NormLoss
 from dmlcore.losses.softmax import CentresLoss, SoftmaxLoss, widened_cosines
 
 __all__ = [
     "CentresLoss",
+    "Compared",
+    "CrossBatchMemory",
+    "Distance",
+    "Extremes",
     "Loss",
     "LossOptions",
+    "Measure",
+    "Miner",
+    "MinerOptions",
     "NormLoss",
     "PairLoss",
+    "PairOptions",
     "ProxyLoss",
     "RowLoss",
     "Rows",
+    "SeededMiner",
+    "SeededOptions",
     "Sides",
     "SoftmaxLoss",
+    "WindowMiner",
+    "Windows",
+    "build_miner",
+    "check_margin",
     "cosine_similarities",
     "create",
     "distances",
+    "dot_products",
+    "euclidean_distances",
+    "in_pieces",
+    "listed_positives",
     "masked_logsumexp",
     "names",
     "pair_masks",
+    "slack",
+    "squared_euclidean_distances",
     "unit",
     "widened_cosines",
 ]
@@ -45,8 +91,8 @@ def create(name: str, *, num_classes: int | None = None, embedding_dim: int | No
 
     Args:
         name: as listed by `names()` or `dmlcore plugins`.
-        num_classes, embedding_dim: for losses that own proxies.
-        options: the loss's options by name; strings are converted, so `epsilon="none"` works.
+        num_classes, embedding_dim: for losses that own proxies, or a number per class.
+        options: the loss's options by name; strings are converted, so `epsilon="none"` works. `miner` may be a `Miner`.
 
     Raises:
         ConfigError: unknown name or option (with the nearest one), value out of range, missing number of classes.
@@ -54,9 +100,16 @@ def create(name: str, *, num_classes: int | None = None, embedding_dim: int | No
     from dmlcore.plugins import find
 
     component = find("loss", name).component
+    miner = options.pop("miner") if isinstance(options.get("miner"), Miner) else None
+    if miner is not None:
+        loss = create(name, num_classes=num_classes, embedding_dim=embedding_dim, **options)
+        if not isinstance(loss, PairLoss):
+            raise ConfigError(f"{name} takes no miner: it does not compare samples with samples")
+        loss.use_miner(miner)
+        return loss
     built = build_options(component.Options, options, name)
     if not component.needs_classes:
-        return component(built)
+        return component(built, num_classes=num_classes) if component.uses_classes else component(built)
     if num_classes is None or embedding_dim is None:
         raise ConfigError(f"{name} owns a proxy per class: create it with num_classes= and embedding_dim=")
     return component(built, num_classes=num_classes, embedding_dim=embedding_dim)

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import abc
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from typing import Any, ClassVar, Literal, NamedTuple
 
 import torch
@@ -14,6 +13,9 @@ from dmlcore.config import build_options
 from dmlcore.errors import ConfigError
 from dmlcore.kernels import FunctorCall, Relations, functors, fused_pass, partner_functors, reason_against
 from dmlcore.losses.geometry import unit
+from dmlcore.losses.mining import Compared, Extremes, Measure, Miner, Mining, WindowMiner, Windows, build_miner
+from dmlcore.losses.relations import Positives, Relation, label_matrix, positives_of, related, share_a_label
+from dmlcore.losses.streaming import streamed_rows
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,8 +27,12 @@ class LossOptions:
     for one value per anchor."""
 
 
-Relation = Callable[[Tensor, Tensor], Tensor]
-"""Labels of `a` anchors and of `b` references to a bool matrix `[a, b]`: which pairs are positives."""
+@dataclass(frozen=True, kw_only=True)
+class PairOptions(LossOptions):
+    """Options of every loss between samples."""
+
+    miner: str | None = None
+    """Which pairs count, by a miner's name with options where wanted, as in `multi_similarity(epsilon=0.2)`; `none`: all."""
 
 
 class Sides(NamedTuple):
@@ -39,6 +45,8 @@ class Sides(NamedTuple):
         reference_labels: `[N]` int64 (or `N` rows), or None.
         own: `[A]` int64, the reference that is the anchor itself, or -1: never a pair. Only with references.
         relation: which pairs are positives; None: equal labels.
+        mining: which of them count; None: all.
+        lists: the positives by the relation, once they were listed.
     """
 
     anchors: Tensor
@@ -47,22 +55,31 @@ class Sides(NamedTuple):
     reference_labels: Tensor | None
     own: Tensor | None = None
     relation: Relation | None = None
+    mining: Mining | None = None
+    lists: Positives | None = None
 
 
 def pair_masks(sides: Sides) -> tuple[Tensor, Tensor]:
-    """Which pairs of anchors and references are positives, and which negatives: two bool matrices `[A, N]`.
+    """Which pairs of anchors and references count as positives, and which as negatives: two bool matrices `[A, N]`.
 
-    An anchor with itself is neither.
+    An anchor with itself is neither, nor is what a miner leaves out.
     """
     labels = sides.anchor_labels
     others = labels if sides.reference_labels is None else sides.reference_labels
-    positive = labels[:, None] == others[None, :] if sides.relation is None else sides.relation(labels, others).bool()
+    positive = labels[:, None] == others[None, :] if sides.relation is None else related(sides.relation, labels, others)
     negative = ~positive
     own = torch.arange(len(labels), device=labels.device) if sides.references is None else sides.own
     if own is not None and positive.shape[1]:
         is_own = torch.arange(positive.shape[1], device=labels.device)[None, :] == own[:, None]  # [A, N]
         positive, negative = positive & ~is_own, negative & ~is_own
-    return positive, negative
+    if sides.mining is None:
+        return positive, negative
+    with torch.no_grad():
+        anchors = unit(sides.anchors.detach())
+        references = anchors if sides.references is None else unit(sides.references.detach())
+        rows = torch.arange(len(anchors), device=labels.device) + sides.mining.first
+        compared = Compared(anchors, references, rows, sides.mining.draw)
+        return sides.mining.miner.masks(anchors @ references.T, positive, negative, compared)
 
 
 class Rows(NamedTuple):
@@ -74,14 +91,27 @@ class Rows(NamedTuple):
 
 
 def check_inputs(
-    embeddings: Tensor, labels: Tensor, references: Tensor | None, reference_labels: Tensor | None
-) -> tuple[Tensor, Tensor | None]:
-    """Labels as int64, after checking everything a loss is called with.
+    embeddings: Tensor,
+    labels: Tensor,
+    references: Tensor | None,
+    reference_labels: Tensor | None,
+    relation: Relation | Tensor | None = None,
+) -> tuple[Tensor, Tensor | None, Relation | None]:
+    """Labels and what relates them, after checking everything a loss is called with; arguments as `Loss.forward`.
+
+    Returns:
+        Labels and reference labels, int64, or bool `[N, L]` for label matrices, or as they are for a relation given as a
+        function; and the relation, None for equal labels.
 
     Raises:
         ConfigError: a wrong number of dimensions, a wrong dtype, lengths or widths or devices that do not agree, references
             without labels.
     """
+    if isinstance(relation, Tensor):  # the labels, by another name
+        if relation.ndim != 2:
+            raise ConfigError(f"relation must be a label matrix [B, L] or a function, got the shape {list(relation.shape)}")
+        labels, relation = relation, None
+    is_matrix = relation is None and isinstance(labels, Tensor) and labels.ndim == 2
 
     def check(rows: Tensor, ids: Tensor, noun: str) -> Tensor:
         for given, what in ((rows, noun), (ids, f"labels of {noun}")):
@@ -91,12 +121,18 @@ def check_inputs(
             raise ConfigError(f"{noun} must be a floating point matrix [B, D], got {list(rows.shape)} of {rows.dtype}")
         if rows.shape[1] == 0:
             raise ConfigError(f"{noun} have no dimensions: shape {list(rows.shape)}")
-        if ids.ndim != 1 or ids.shape[0] != rows.shape[0]:
-            raise ConfigError(f"labels of {noun} must have the shape [{rows.shape[0]}], got {list(ids.shape)}")
-        if ids.is_floating_point() or ids.is_complex() or ids.dtype == torch.bool:
-            raise ConfigError(f"labels of {noun} must be whole numbers (int64), got {ids.dtype}")
         if ids.device != rows.device:
             raise ConfigError(f"labels of {noun} are on {ids.device}, but {noun} are on {rows.device}")
+        wanted = f"{rows.shape[0]}, L" if is_matrix else f"{rows.shape[0]}" + (", ..." if relation is not None else "")
+        fits = ids.ndim == (2 if is_matrix else 1) or (relation is not None and ids.ndim > 0)
+        if not fits or ids.shape[0] != rows.shape[0]:
+            raise ConfigError(f"labels of {noun} must have the shape [{wanted}], got {list(ids.shape)}")
+        if relation is not None:
+            return ids
+        if is_matrix:
+            return label_matrix(ids, noun)
+        if ids.is_floating_point() or ids.is_complex() or ids.dtype == torch.bool:
+            raise ConfigError(f"labels of {noun} must be whole numbers (int64), got {ids.dtype}")
         return ids.long()
 
     labels = check(embeddings, labels, "embeddings")
@@ -108,7 +144,12 @@ def check_inputs(
             raise ConfigError(f"references have {references.shape[1]} dimensions, but embeddings have {embeddings.shape[1]}")
         if references.device != embeddings.device:
             raise ConfigError(f"references are on {references.device}, but embeddings are on {embeddings.device}")
-    return labels, reference_labels
+        if is_matrix and reference_labels.shape[1] != labels.shape[1]:
+            raise ConfigError(
+                f"labels of references are a matrix of {reference_labels.shape[1]} columns, but those of embeddings of"
+                f" {labels.shape[1]}"
+            )
+    return labels, reference_labels, share_a_label if is_matrix else relation
 
 
 def with_relations(sides: Sides, own: Tensor | None, relation: Relation | None) -> Sides:
@@ -126,7 +167,31 @@ def with_relations(sides: Sides, own: Tensor | None, relation: Relation | None) 
             raise ConfigError(
                 f"own must be int64 of shape {list(sides.anchors.shape[:1])}, got {list(own.shape)} of {own.dtype}"
             )
-    return sides._replace(own=own, relation=relation)
+    return sides._replace(own=sides.own if own is None else own, relation=relation)
+
+
+class RowMeasure:
+    """The extremes of all rows of two sides by the kernels; those of all pairs are computed once."""
+
+    def __init__(self, sides: Sides) -> None:
+        self.sides = sides
+        self.all: Extremes | None = None
+
+    @torch.no_grad()
+    def __call__(self, windows: Windows | None) -> Extremes:
+        if windows is None and self.all is not None:
+            return self.all
+        values, counts, _ = run_together(self.sides, (FunctorCall("row_extremes", (0.0,), windows=windows),), (True, True))
+        signs = values.new_tensor([[torch.inf], [-torch.inf], [torch.inf], [-torch.inf]])
+        found = Extremes(*torch.where(counts == 0, signs, values).unbind())
+        if windows is None:
+            self.all = found
+        return found
+
+
+def with_lists(sides: Sides) -> Sides:
+    """Sides with every anchor's positives listed, as the kernels need them for a relation."""
+    return sides if sides.relation is None or sides.lists is not None else sides._replace(lists=positives_of(sides))
 
 
 def run_together(sides: Sides, calls: tuple[FunctorCall, ...], normalise: tuple[bool, bool]) -> tuple[Tensor, Tensor, Tensor]:
@@ -134,11 +199,18 @@ def run_together(sides: Sides, calls: tuple[FunctorCall, ...], normalise: tuple[
     relations = None
     if sides.own is not None:
         relations = Relations(sides.own)
+    anchor_labels, reference_labels = sides.anchor_labels, sides.reference_labels
+    if sides.relation is not None:
+        lists = with_lists(sides).lists
+        assert lists is not None
+        relations = Relations(sides.own, lists.start, lists.index)
+        anchor_labels = lists.start[:-1]  # looked at by nobody
+        reference_labels = None if sides.references is None else lists.start.new_zeros(len(sides.references))
     return fused_pass(
         sides.anchors,
-        sides.anchor_labels,
+        anchor_labels,
         sides.references,
-        sides.reference_labels,
+        reference_labels,
         calls,
         normalise=normalise,
         relations=relations,
@@ -165,6 +237,8 @@ class Loss(nn.Module, abc.ABC):
     name: ClassVar[str]
     Options: ClassVar[type] = LossOptions
     needs_classes: ClassVar[bool] = False
+    uses_classes: ClassVar[bool] = False
+    """Whether `create` hands on `num_classes` where it is known, to a loss that does not always need it."""
     needs_norms: ClassVar[bool] = False
 
     def __init__(
@@ -184,17 +258,19 @@ class Loss(nn.Module, abc.ABC):
         references: Tensor | None = None,
         reference_labels: Tensor | None = None,
         own: Tensor | None = None,
-        relation: Relation | None = None,
+        relation: Relation | Tensor | None = None,
     ) -> Tensor:
         """The loss.
 
         Args:
             embeddings: `[B, D]` floating point, raw: the loss normalises when its definition does.
-            labels: `[B]` int64.
+            labels: `[B]` int64, positives have equal ones; or a binary matrix `[B, L]`, positives share at least one label.
             references: `[N, D]` to compare with instead of the batch itself; gradients flow to both.
-            reference_labels: `[N]` int64.
+            reference_labels: `[N]` int64, or `[N, L]` beside a matrix.
             own: `[B]` int64, which reference is the sample itself (-1: none) and so no pair; needs references.
-            relation: which pairs are positives, given blocks of labels; None: equal labels.
+            relation: which pairs are positives, where `labels` does not say: a matrix `[B, L]` as above, used instead of
+                labels, or a function of two blocks of labels that returns a bool matrix `[a, b]`. Labels may then be any
+                tensors whose first dimension counts samples; the function is called block by block.
 
         Returns:
             Scalar (or `[B]` for `reduction = "none"`).
@@ -208,7 +284,7 @@ class Loss(nn.Module, abc.ABC):
         references: Tensor | None = None,
         reference_labels: Tensor | None = None,
         own: Tensor | None = None,
-        relation: Relation | None = None,
+        relation: Relation | Tensor | None = None,
     ) -> Tensor:
         """The definition in plain PyTorch: differentiable, any dtype and device, no extension. Arguments as `forward`."""
         more: dict[str, Any] = {name: x for name, x in (("own", own), ("relation", relation)) if x is not None}
@@ -223,6 +299,11 @@ class Loss(nn.Module, abc.ABC):
     def why_not_fused(self) -> str:
         """The reason `forward` runs in plain PyTorch, or an empty string."""
         return f"'{self.name}' has no fused form"
+
+    @classmethod
+    def reads_norms(cls, options: Any) -> bool:
+        """Whether, with these options, embeddings must not be normalised before."""
+        return cls.needs_norms
 
     def parameter_roles(self) -> dict[str, list[nn.Parameter]]:
         """Parameters by the optimiser group they belong to: `proxies`, `scalars`."""
@@ -241,9 +322,12 @@ class RowLoss(Loss):
 
     Attributes:
         normalise: whether anchors and references are scaled to unit norm before they are compared (else dot products).
+        streams: whether the definition may be computed for some anchors at a time: an anchor's values must not depend on which
+            other anchors there are. None: yes, unless `dense_rows` is overridden.
     """
 
-    normalise: ClassVar[tuple[bool, bool]] = (True, True)
+    normalise: tuple[bool, bool] = (True, True)
+    streams: ClassVar[bool | None] = None
 
     @abc.abstractmethod
     def row_values(self, similarities: Tensor, positive: Tensor, negative: Tensor) -> Rows:
@@ -251,8 +335,8 @@ class RowLoss(Loss):
 
         Args:
             similarities: `[A, N]` cosines.
-            positive: `[A, N]` bool, pairs of one class (never an anchor with itself).
-            negative: `[A, N]` bool, pairs of different classes.
+            positive: `[A, N]` bool, pairs of one class (never an anchor with itself) that count.
+            negative: `[A, N]` bool, pairs of different classes that count.
 
         Returns:
             Values and counts, both `[V, A]`.
@@ -283,30 +367,108 @@ class RowLoss(Loss):
         call = self.functor_call()
         if isinstance(call, str):
             return call
+        miner = self._miner()
+        if miner is not None and not isinstance(miner, WindowMiner):
+            return f"the miner '{miner.name}' is no interval of similarity per anchor"
+        if miner is not None and self.normalise != (True, True):
+            return "miners choose by cosines, but this loss compares raw vectors"
+        if miner is not None and call.functor in partner_functors():
+            return "it couples an anchor with all its positives, mined or not"
         reason = reason_against("cpu")
         if not reason and call.functor not in functors():
             reason = f"the extension was built without the functor '{call.functor}'; install again"
         return reason
 
     def call_for(self, embeddings: Tensor, sides: Sides) -> FunctorCall | None:
-        """The functor to run for such embeddings, or None: plain PyTorch. The CUDA kernels take no float64."""
+        """The functor to run for such embeddings, or None: plain PyTorch. The CUDA kernels take no float64, and know
+        positives by equal labels only."""
         call = self.functor_call()
         if (
             isinstance(call, str)
             or reason_against(embeddings.device.type)
             or (embeddings.is_cuda and embeddings.dtype == torch.float64)
-            or (sides.references is not None and call.functor in partner_functors())
+            or (call.functor in partner_functors() and not self._has_partners(sides))
+            or (embeddings.is_cuda and any(told is not None for told in (sides.own, sides.relation, sides.mining)))
+            or not self._is_minable(sides)
         ):
             return None
         return call if call.functor in functors(embeddings.device.type) else None
 
-    def plain_rows(self, sides: Sides) -> Rows:
-        """Values and counts by the definition, in float32 at least: neither half precision nor autocast reach into it."""
+    def _has_partners(self, sides: Sides) -> bool:
+        """Whether every positive of an anchor has that anchor among its own positives, as losses that couple them need."""
+        return sides.references is None and sides.mining is None and sides.relation in (None, share_a_label)
+
+    def _miner(self) -> Miner | None:
+        miner = getattr(self, "miner", None)
+        assert miner is None or isinstance(miner, Miner)
+        return miner
+
+    def _is_minable(self, sides: Sides) -> bool:
+        """Whether the kernels can do the mining: by windows of cosines."""
+        if sides.mining is None:
+            return True
+        return isinstance(sides.mining.miner, WindowMiner) and self.normalise == (True, True)
+
+    def ready_call(self, call: FunctorCall, sides: Sides, measure: Measure | None = None) -> tuple[FunctorCall, Tensor | None]:
+        """A functor with all it needs for one batch, and the numbers it is given.
+
+        Args:
+            call: from `call_for`.
+            sides: what is compared.
+            measure: gives the extremes of rows, where members of an ensemble share it.
+        """
+        given = self.given(sides)
+        if given is not None:
+            call = replace(call, given=given)
+        if sides.mining is not None:
+            assert isinstance(sides.mining.miner, WindowMiner)
+            call = replace(call, windows=sides.mining.miner.windows(measure or RowMeasure(sides)))
+        return call, given
+
+    def sides_for(
+        self,
+        embeddings: Tensor,
+        labels: Tensor,
+        references: Tensor | None,
+        reference_labels: Tensor | None,
+        own: Tensor | None,
+        relation: Relation | None,
+        *,
+        advance: bool,
+    ) -> Sides:
+        """`sides` with what `forward` was told about pairs, and with the loss's miner.
+
+        Args:
+            advance: a new batch: a miner with a seed draws anew.
+        """
+        sides = with_relations(self.sides(embeddings, labels, references, reference_labels), own, relation)
+        miner = self._miner()
+        return sides if miner is None else sides._replace(mining=Mining(miner, miner.next_draw(advance=advance)))
+
+    def plain_matrices(self, sides: Sides) -> int:
+        """How many matrices `[A, N]` the definition has alive, for the number of anchors that are computed at a time."""
+        return 16
+
+    def plain_rows(self, sides: Sides, *, stream: bool = True) -> Rows:
+        """Values and counts by the definition, in float32 at least: neither half precision nor autocast reach into it.
+
+        Args:
+            sides: what is compared.
+            stream: compute for some anchors at a time where all would exceed the budget of `dmlcore.losses.streaming`.
+        """
         types = (sides.anchors.dtype, sides.anchors.dtype if sides.references is None else sides.references.dtype)
         dtype = torch.float64 if torch.float64 in types else torch.float32
         others = None if sides.references is None else sides.references.to(dtype)
-        with torch.autocast(sides.anchors.device.type, enabled=False):
-            return self.dense_rows(sides._replace(anchors=sides.anchors.to(dtype), references=others))
+        sides = sides._replace(anchors=sides.anchors.to(dtype), references=others)
+
+        def compute(part: Sides) -> Rows:
+            with torch.autocast(part.anchors.device.type, enabled=False):
+                return self.dense_rows(part)
+
+        can_stream = type(self).dense_rows is RowLoss.dense_rows if self.streams is None else self.streams
+        if not stream or not can_stream:
+            return compute(sides)
+        return Rows(*streamed_rows(compute, sides, self.plain_matrices(sides), self.parameters()))
 
     def dense_rows(self, sides: Sides) -> Rows:
         """Values and counts from all similarities at once; overridden by losses that need more than one row of them."""
@@ -320,9 +482,8 @@ class RowLoss(Loss):
 
     def fused_rows(self, sides: Sides, call: FunctorCall) -> Rows:
         """Values and counts by the kernels."""
-        given = self.given(sides)
-        if given is not None:
-            call = replace(call, given=given)
+        sides = with_lists(sides)
+        call, given = self.ready_call(call, sides)
         values, counts, table = run_together(sides, (call,), self.normalise)
         return self.complete(table_rows(table) if call.cells else Rows(values, counts), sides, given)
 
@@ -334,14 +495,14 @@ class RowLoss(Loss):
         references: Tensor | None = None,
         reference_labels: Tensor | None = None,
         own: Tensor | None = None,
-        relation: Relation | None = None,
+        relation: Relation | Tensor | None = None,
         plain: bool = False,
     ) -> Rows:
         """Values and counts per anchor, fused where possible. Arguments as `forward`; `plain` forces the definition."""
-        labels, reference_labels = check_inputs(embeddings, labels, references, reference_labels)
-        sides = with_relations(self.sides(embeddings, labels, references, reference_labels), own, relation)
+        labels, reference_labels, relation = check_inputs(embeddings, labels, references, reference_labels, relation)
+        sides = self.sides_for(embeddings, labels, references, reference_labels, own, relation, advance=not plain)
         call = None if plain else self.call_for(embeddings, sides)
-        return self.plain_rows(sides) if call is None else self.fused_rows(sides, call)
+        return self.plain_rows(sides, stream=not plain) if call is None else self.fused_rows(sides, call)
 
     def reduce(self, rows: Rows) -> Tensor:
         """One number from values and counts, as `options.reduction` says."""
@@ -362,7 +523,7 @@ class RowLoss(Loss):
         references: Tensor | None = None,
         reference_labels: Tensor | None = None,
         own: Tensor | None = None,
-        relation: Relation | None = None,
+        relation: Relation | Tensor | None = None,
     ) -> Tensor:
         return self.reduce(
             self.rows(embeddings, labels, references=references, reference_labels=reference_labels, own=own, relation=relation)
@@ -376,7 +537,7 @@ class RowLoss(Loss):
         references: Tensor | None = None,
         reference_labels: Tensor | None = None,
         own: Tensor | None = None,
-        relation: Relation | None = None,
+        relation: Relation | Tensor | None = None,
     ) -> Tensor:
         return self.reduce(
             self.rows(
@@ -392,7 +553,34 @@ class RowLoss(Loss):
 
 
 class PairLoss(RowLoss):
-    """A loss between the samples of a batch, or between a batch and references."""
+    """A loss between the samples of a batch, or between a batch and references.
+
+    Args:
+        options, given: as `Loss`; `miner` may be a `Miner` too.
+
+    Attributes:
+        miner: which pairs count, or None.
+    """
+
+    Options: ClassVar[type] = PairOptions
+
+    def __init__(self, options: Any = None, **given: Any) -> None:
+        miner = given.pop("miner") if isinstance(given.get("miner"), Miner) else None
+        super().__init__(options, **given)
+        self.miner = build_miner(getattr(self.options, "miner", None))
+        if miner is not None:
+            self.use_miner(miner)
+
+    def use_miner(self, miner: Miner | str | None) -> None:
+        """Mine from now on with this one.
+
+        Raises:
+            ConfigError: the loss's options know no miner.
+        """
+        if "miner" not in {field.name for field in fields(self.options)}:
+            raise ConfigError(f"{self.name} takes no miner; its Options must derive from PairOptions")
+        self.miner = build_miner(miner)
+        self.options = replace(self.options, miner=None if self.miner is None else self.miner.text)
 
     def sides(self, embeddings: Tensor, labels: Tensor, references: Tensor | None, reference_labels: Tensor | None) -> Sides:
         return Sides(embeddings, labels, references, reference_labels)
@@ -430,6 +618,11 @@ class ProxyLoss(RowLoss):
         """Raise for references, a wrong width, and labels without a proxy (labels only on the CPU: elsewhere it would wait)."""
         if references is not None:
             raise ConfigError(f"{self.name} compares with its own proxies; it takes no references")
+        if labels.ndim != 1 or labels.is_floating_point() or labels.dtype == torch.bool:
+            raise ConfigError(
+                f"{self.name} owns a proxy per class and needs one label 0..{self.num_classes - 1} per sample;"
+                f" it takes no label matrix"
+            )
         if embeddings.shape[1] != self.proxies.shape[1]:
             raise ConfigError(
                 f"{self.name} has proxies of {self.proxies.shape[1]} dimensions, but embeddings have {embeddings.shape[1]}"
@@ -440,6 +633,23 @@ class ProxyLoss(RowLoss):
                 raise ConfigError(
                     f"{self.name} has proxies for labels 0..{self.num_classes - 1}, got labels {lowest}..{highest}"
                 )
+
+    def sides_for(
+        self,
+        embeddings: Tensor,
+        labels: Tensor,
+        references: Tensor | None,
+        reference_labels: Tensor | None,
+        own: Tensor | None,
+        relation: Relation | None,
+        *,
+        advance: bool,
+    ) -> Sides:
+        if relation is not None and relation is not share_a_label:  # a label matrix is refused by `check_labels`
+            raise ConfigError(f"{self.name} compares samples with its own proxies; it takes no relation between samples")
+        if own is not None:
+            raise ConfigError(f"{self.name} compares with its own proxies; it takes no references, and so no own")
+        return super().sides_for(embeddings, labels, references, reference_labels, None, None, advance=advance)
 
     def sides(self, embeddings: Tensor, labels: Tensor, references: Tensor | None, reference_labels: Tensor | None) -> Sides:
         self.check_labels(embeddings, labels, references)

@@ -1,9 +1,23 @@
-"""Similarities and distances of the plain definitions, with the same conventions as the kernels."""
+"""Similarities and distances of the plain definitions, with the same conventions as the kernels.
+
+Every distance has the exact derivative of what it returns, finite everywhere: where the Euclidean one has none, at coincident
+points, distance and gradient are 0. Points count as coincident below the resolution of the products they are computed from.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Literal
+
 import torch
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
+
+from dmlcore.config import check_range
+
+PIECE_CELLS = 1 << 24  # numbers in an intermediate result of `in_pieces`: 64 MB of float32
+
+Distance = Literal["euclidean", "squared_euclidean", "cosine", "dot"]
 
 
 def unit(vectors: Tensor) -> Tensor:
@@ -25,15 +39,81 @@ def cosine_similarities(anchors: Tensor, references: Tensor) -> Tensor:
     return unit(anchors) @ unit(references).T
 
 
-def distances(similarities: Tensor) -> Tensor:
-    """Euclidean distances of unit vectors from their cosines: `sqrt(2 - 2 s)`.
+def dot_products(anchors: Tensor, references: Tensor) -> Tensor:
+    """Products of all anchors with all references as they are, `[A, N]`."""
+    return anchors @ references.T
 
-    Where `d^2 <= 4 eps` of the dtype the points count as one: distance 0 with gradient 0, so that coincident points have
-    finite gradients.
+
+def squared_euclidean_distances(anchors: Tensor, references: Tensor, *, normalise: bool = True) -> Tensor:
+    """`|x - y|^2` of all anchors `[A, D]` with all references `[N, D]`.
+
+    Args:
+        anchors: `[A, D]`.
+        references: `[N, D]`.
+        normalise: scale the vectors to unit norm first. Raw vectors are moved by the references' mean, which changes no
+            distance, so that a common offset costs no digits.
+
+    Returns:
+        `[A, N]`, never below 0.
     """
-    squares = 2 - 2 * similarities
-    apart = squares > 4 * torch.finfo(similarities.dtype).eps
+    if normalise:
+        return (2 - 2 * cosine_similarities(anchors, references)).clamp_min(0)
+    return _raw_squares(anchors, references)[0].clamp_min(0)
+
+
+def euclidean_distances(anchors: Tensor, references: Tensor, *, normalise: bool = True) -> Tensor:
+    """`|x - y|`; arguments as `squared_euclidean_distances`.
+
+    Points count as one, with distance and gradient 0, where `|x - y|^2 <= 2 eps (|x|^2 + |y|^2)`, `eps` that of the dtype (and
+    the norms those of the moved vectors): there the square is rounding error, and its root has no finite derivative.
+    """
+    if normalise:
+        return distances(cosine_similarities(anchors, references))
+    return _roots(*_raw_squares(anchors, references))
+
+
+def _raw_squares(anchors: Tensor, references: Tensor) -> tuple[Tensor, Tensor]:
+    """Squared distances of raw vectors, and the size below which they are nothing but rounding error."""
+    if len(references):
+        centre = references.detach().mean(0)
+        anchors, references = anchors - centre, references - centre
+    norms = anchors.square().sum(1)[:, None] + references.square().sum(1)[None, :]  # [A, N]
+    return norms - 2 * anchors @ references.T, 2 * torch.finfo(anchors.dtype).eps * norms.detach()
+
+
+def _roots(squares: Tensor, resolution: Tensor | float) -> Tensor:
+    apart = squares > resolution
     return torch.where(apart, torch.sqrt(torch.where(apart, squares, torch.ones_like(squares))), torch.zeros_like(squares))
+
+
+def distances(similarities: Tensor, kind: Distance = "euclidean") -> Tensor:
+    """Distances from similarities, entry by entry.
+
+    Args:
+        similarities: cosines, or for `dot` the products of vectors as they are.
+        kind: `euclidean`, `sqrt(2 - 2 s)`: of unit vectors. Where `d^2 <= 4 eps` of the dtype the points count as one, with
+            distance and gradient 0. `squared_euclidean`, `2 - 2 s`. `cosine`, `1 - s`. `dot`, `-s`: as far as the products are
+            small, and possibly negative.
+    """
+    if kind == "squared_euclidean":
+        return 2 - 2 * similarities
+    if kind == "cosine":
+        return 1 - similarities
+    if kind == "dot":
+        return -similarities
+    return _roots(2 - 2 * similarities, 4 * torch.finfo(similarities.dtype).eps)
+
+
+def check_margin(name: str, margin: float, kind: Distance) -> None:
+    """Refuse a margin that no distance of the kind reaches; of products there is no bound.
+
+    Raises:
+        ConfigError: it is outside `[0, 2]` (`euclidean`, `cosine`) or `[0, 4]` (`squared_euclidean`), or not finite.
+    """
+    if kind == "dot":
+        check_range(name, margin)
+    else:
+        check_range(name, margin, least=0, most=4 if kind == "squared_euclidean" else 2)
 
 
 def masked_logsumexp(exponents: Tensor, mask: Tensor, *, one: bool = False) -> Tensor:
@@ -57,3 +137,39 @@ def masked_logsumexp(exponents: Tensor, mask: Tensor, *, one: bool = False) -> T
     some = mask.any(dim=1)
     safe = torch.where(some[:, None], masked, torch.zeros_like(masked))
     return torch.where(some, torch.logsumexp(safe, dim=1), torch.full_like(safe[:, 0], lowest))
+
+
+def in_pieces(compute: Callable[..., Tensor], width: int, *rows: Tensor) -> Tensor:
+    """`compute(*rows)` a piece of the rows at a time, computed again by the backward pass: bounded memory for what is larger
+    than a similarity matrix.
+
+    Args:
+        compute: from tensors of `a` rows to `[V, a]`, one column per row and independent of the other rows.
+        width: how many numbers per row the largest intermediate result has.
+        rows: tensors of as many rows as the result has columns.
+
+    Returns:
+        `[V, A]`.
+    """
+    step = max(PIECE_CELLS // max(width, 1), 1)
+    if len(rows[0]) <= step:
+        return compute(*rows)
+    pieces = zip(*(tensor.split(step) for tensor in rows), strict=True)
+    return torch.cat(
+        [checkpoint(compute, *piece, use_reentrant=False, preserve_rng_state=False) for piece in pieces], dim=1
+    )
+
+
+def listed_positives(positive: Tensor) -> tuple[Tensor, Tensor]:
+    """Each row's positives as a list.
+
+    Args:
+        positive: `[A, N]` bool.
+
+    Returns:
+        Indices `[A, P]`, `P` the most positives of any row but at least 1 (0 without columns), and which of them are real,
+        `[A, P]` bool.
+    """
+    most = min(max(int(positive.sum(1).max()) if len(positive) else 0, 1), positive.shape[1])
+    index = positive.to(torch.uint8).topk(most, dim=1).indices
+    return index, positive.gather(1, index)

@@ -36,7 +36,7 @@ class NormLoss(Loss):
         return f"'{self.name}' depends on norms alone and takes no part in the pass over pairs"
 
     def _reduced(self, embeddings: Tensor, labels: Tensor, update: bool, **others: Any) -> Tensor:
-        check_inputs(embeddings, labels, others.get("references"), others.get("reference_labels"))
+        check_inputs(embeddings, labels, others.get("references"), others.get("reference_labels"), others.get("relation"))
         with torch.autocast(embeddings.device.type, enabled=False):
             values = self.values(embeddings if embeddings.dtype == torch.float64 else embeddings.float(), update)
         if self.options.reduction == "none":

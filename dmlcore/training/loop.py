@@ -152,12 +152,12 @@ class _Training:
         number = run.step + 1
         rates = optimiser.set_rates(run.optimiser, schedule.factor(run.step, run.steps, run.config.settings.warmup))
         run.model.train()
-        run.ensemble.train()
+        run.loss.train()
         run.optimiser.zero_grad(set_to_none=True)
         try:
             embeddings = run.model(inputs)  # [B, D]
             embeddings.retain_grad()
-            total = run.ensemble(embeddings, labels)
+            total = run.loss(embeddings, labels)
             if not isinstance(total, Tensor) or total.ndim:
                 raise PluginError(f"the ensemble of {', '.join(run.ensemble.names)} gave {_shape(total)} instead of one number")
             total.backward()

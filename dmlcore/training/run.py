@@ -10,9 +10,10 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from dmlcore import losses, plugins
+from dmlcore.config import build_options
 from dmlcore.data import Batches, ClassBalancedSampler, Splits, batches, open_data
 from dmlcore.ensemble import LossEnsemble
 from dmlcore.errors import ConfigError, TrainingError
@@ -70,7 +71,7 @@ def build_run_model(config: RunConfig, sample_shape: tuple[int, ...], kind: str)
         kind: `images` or `features`.
     """
     settings = config.settings
-    needs_norms = any(getattr(plugins.find("loss", name).component, "needs_norms", False) for name in settings.plugins)
+    needs_norms = any(_reads_norms(config, table) for table, component in config.chosen.items() if component.kind == "loss")
     assert settings.model is not None
     return build_model(
         settings.model,
@@ -81,6 +82,11 @@ def build_run_model(config: RunConfig, sample_shape: tuple[int, ...], kind: str)
         normalize=not needs_norms,
         seed=settings.seed,
     )
+
+
+def _reads_norms(config: RunConfig, table: str) -> bool:
+    component: Any = plugins.find("loss", config.chosen[table].name).component
+    return component.reads_norms(build_options(component.Options, config.options.get(table, {}), table))
 
 
 def build_ensemble(config: RunConfig, num_classes: int) -> LossEnsemble:
@@ -125,6 +131,8 @@ class Run:
         splits: the data.
         model: the embedding model.
         ensemble: the losses.
+        memory: the memory they compare batches with, or None.
+        loss: what a batch is given to: the memory if there is one, else the ensemble.
         optimiser: AdamW with a `role` in every group.
         step: optimiser steps done.
         steps: optimiser steps of the whole run.
@@ -146,6 +154,8 @@ class Run:
         seed_everything(settings.seed)
         self.model = build_run_model(self.config, self.splits.sample_shape, self.splits.kind).to(self.device)
         self.ensemble = build_ensemble(self.config, train.num_classes).to(self.device)
+        self.memory = self._build_memory()
+        self.loss: nn.Module = self.ensemble if self.memory is None else self.memory
         self.optimiser = build_optimiser(self.model, self.ensemble, settings)
         self.sampler = ClassBalancedSampler(
             train.dense_labels, self.classes_per_batch, settings.samples_per_class, settings.seed, steps=self.steps
@@ -155,6 +165,15 @@ class Run:
         self.evaluated = -1
         self.best = Best()
         self.seconds = 0.0
+
+    def _build_memory(self) -> losses.CrossBatchMemory | None:
+        settings = self.config.settings
+        if settings.memory == 0:
+            return None
+        if settings.memory < self.batch_size:
+            raise ConfigError(f"memory is {settings.memory}, but must hold at least a batch, {self.batch_size} samples")
+        memory = losses.CrossBatchMemory(self.ensemble, settings.memory, settings.embedding_dim, warmup=settings.memory_warmup)
+        return memory.to(self.device)
 
     def batches(self) -> Iterator[tuple[Tensor, Tensor]]:
         """Batches from the present step on: samples [B, ...] and dense labels [B], on the device."""
@@ -188,6 +207,7 @@ class Run:
         position = {key: value.tolist() if isinstance(value, np.ndarray) else value for key, value in position.items()}
         state = {
             **self.weights(),
+            "memory": None if self.memory is None else self.memory.memory_state(),
             "optimiser": self.optimiser.state_dict(),
             "sampler": position,
             "random": _random_state(self.device),
@@ -207,9 +227,11 @@ class Run:
         try:
             self.model.load_state_dict(state["model"])
             self.ensemble.load_state_dict(state["ensemble"])
+            if self.memory is not None:
+                self.memory.load_memory_state(state["memory"])
             self.optimiser.load_state_dict(state["optimiser"])
             self.sampler.load_state_dict(state["sampler"])
-        except (KeyError, RuntimeError, ValueError) as error:
+        except (KeyError, TypeError, RuntimeError, ValueError, ConfigError) as error:
             raise TrainingError(
                 f"the checkpoint in {self.folder.checkpoints} does not fit the run ({str(error).splitlines()[0]});"
                 f" config.toml or the data has changed since. Undo that, or start a new run."

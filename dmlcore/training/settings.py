@@ -48,6 +48,10 @@ class Settings:
     """Classes in a batch; fewer where the data has fewer."""
     samples_per_class: int = 4
     """Samples of each class in a batch."""
+    memory: int = 0
+    """Embeddings of the last batches that losses between samples compare a batch with, a batch or more; 0: the batch itself."""
+    memory_warmup: int = 0
+    """Steps before the memory is used; it fills meanwhile."""
     learning_rate: float = 2e-3
     """Highest learning rate of the trunk; it rises over `warmup` steps and falls as a cosine."""
     warmup: int = 50
@@ -93,7 +97,7 @@ class Settings:
         for name in ("steps", "epochs", "embedding_dim", "classes_per_batch", "eval_every", "log_every", "image_size"):
             check_range(name, getattr(self, name), least=1)
         check_range("samples_per_class", self.samples_per_class, least=2)
-        for name in ("warmup", "workers", "seed", "weight_decay"):
+        for name in ("warmup", "workers", "seed", "weight_decay", "memory", "memory_warmup"):
             check_range(name, getattr(self, name), least=0)
         for name in ("learning_rate", "clip", "head_factor", "proxies_factor", "scalars_factor", "weights_factor"):
             check_range(name, getattr(self, name), above=0)
@@ -230,6 +234,8 @@ def not_chosen(table: str, chosen: dict[str, Component], settings: Settings) -> 
 
     for kind in plugins.KINDS:
         if table in plugins.registry(kind):
+            if kind == "miner":
+                return f"'{table}' is a miner; its options stand behind its name: --LOSS.miner '{table}(option=value)'"
             selected = ", ".join(c.table for c in chosen.values() if c.kind == kind) or "none"
             setting = "plugins" if kind == "loss" else kind if kind in ("model", "data", "weighting") else "loggers"
             return (

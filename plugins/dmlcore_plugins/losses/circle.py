@@ -10,7 +10,7 @@ from torch import Tensor
 import dmlcore
 from dmlcore.config import check_range
 from dmlcore.kernels import FunctorCall
-from dmlcore.losses import LossOptions, PairLoss, Rows, masked_logsumexp
+from dmlcore.losses import PairLoss, PairOptions, Rows, masked_logsumexp
 
 
 class Circle(PairLoss):
@@ -25,7 +25,7 @@ class Circle(PairLoss):
     name = "circle"
 
     @dataclass(frozen=True, kw_only=True)
-    class Options(LossOptions):
+    class Options(PairOptions):
         """Options of `circle`."""
 
         m: float = 0.4

@@ -11,7 +11,7 @@ import dmlcore
 from dmlcore.config import check_range
 from dmlcore.errors import ConfigError
 from dmlcore.kernels import FunctorCall
-from dmlcore.losses import LossOptions, PairLoss, Rows, Sides
+from dmlcore.losses import PairLoss, PairOptions, Rows, Sides
 
 
 class Histogram(PairLoss):
@@ -30,9 +30,10 @@ class Histogram(PairLoss):
     """
 
     name = "histogram"
+    streams = False  # a row is a share of the whole batch
 
     @dataclass(frozen=True, kw_only=True)
-    class Options(LossOptions):
+    class Options(PairOptions):
         """Options of `histogram`."""
 
         n_bins: int = 100

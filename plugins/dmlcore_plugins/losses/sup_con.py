@@ -10,7 +10,7 @@ from torch import Tensor
 import dmlcore
 from dmlcore.config import check_range
 from dmlcore.kernels import FunctorCall
-from dmlcore.losses import LossOptions, PairLoss, Rows, masked_logsumexp
+from dmlcore.losses import PairLoss, PairOptions, Rows, masked_logsumexp
 
 
 class SupCon(PairLoss):
@@ -24,7 +24,7 @@ class SupCon(PairLoss):
     name = "sup_con"
 
     @dataclass(frozen=True, kw_only=True)
-    class Options(LossOptions):
+    class Options(PairOptions):
         """Options of `sup_con`."""
 
         temperature: float = 0.1

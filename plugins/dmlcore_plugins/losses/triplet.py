@@ -12,7 +12,17 @@ import dmlcore
 from dmlcore.config import check_range
 from dmlcore.errors import ConfigError
 from dmlcore.kernels import FunctorCall
-from dmlcore.losses import LossOptions, PairLoss, Rows, Sides, cosine_similarities, distances, pair_masks
+from dmlcore.losses import (
+    PairLoss,
+    PairOptions,
+    Rows,
+    Sides,
+    cosine_similarities,
+    distances,
+    in_pieces,
+    listed_positives,
+    pair_masks,
+)
 
 Mining = Literal["all", "semihard", "semihard_hardest", "hard", "easy_positive_semihard"]
 
@@ -25,7 +35,8 @@ class Triplet(PairLoss):
     each anchor and positive; `hard`, each anchor's farthest positive with its nearest negative; `easy_positive_semihard`, its
     nearest positive with the nearest negative beyond it. Ties of a farthest or nearest share the gradient evenly.
 
-    Fused: `all`, `semihard`, `hard` without `smooth` and `swap`. Work grows with positives x negatives of an anchor.
+    Fused without `swap`. Work grows with positives x negatives of an anchor; `all` and `semihard` without `smooth` need only
+    the logarithm of the positives for every negative where classes are large.
 
     Source: Schroff, Kalenichenko, Philbin, "FaceNet", CVPR 2015, eq. 1-3; Hermans, Beyer, Leibe, "In Defense of the Triplet
     Loss", 2017, eq. 5 (hard); Xuan, Stylianou, Pless, "Improved Embeddings with Easy Positive Triplet Mining", WACV 2020.
@@ -34,7 +45,7 @@ class Triplet(PairLoss):
     name = "triplet"
 
     @dataclass(frozen=True, kw_only=True)
-    class Options(LossOptions):
+    class Options(PairOptions):
         """Options of `triplet`."""
 
         margin: float = 0.05
@@ -51,31 +62,31 @@ class Triplet(PairLoss):
             if self.swap and self.mining != "all":
                 raise ConfigError("swap is defined for mining = 'all' only")
 
-    def _hinge(self, violation: Tensor) -> Tensor:
-        return torch.logaddexp(violation, torch.zeros_like(violation)) if self.options.smooth else torch.relu(violation)
+    def _triplets(self, positives: Tensor, negatives: Tensor, chosen: Tensor) -> Tensor:
+        violation = positives - negatives + self.options.margin
+        hinge = torch.logaddexp(violation, torch.zeros_like(violation)) if self.options.smooth else torch.relu(violation)
+        loss = torch.where(chosen, hinge, torch.zeros_like(hinge)).flatten(1)
+        return torch.stack([loss.sum(1), (loss > 0).sum(1).to(loss)])  # [2, A]: values and counts
 
-    def _triplets(self, positives: Tensor, negatives: Tensor, chosen: Tensor) -> Rows:
-        loss = torch.where(
-            chosen, self._hinge(positives - negatives + self.options.margin), torch.zeros_like(negatives)
-        )  # [A, P, N]
-        return Rows(loss.sum((1, 2))[None], (loss > 0).sum((1, 2))[None].to(loss))
+    def _all_positives(self, d: Tensor, positives: Tensor, real: Tensor, negative: Tensor) -> Tensor:
+        p, n = positives[:, :, None], d[:, None, :]  # [A, P, 1], [A, 1, N]
+        chosen = real[:, :, None] & negative[:, None, :]
+        if self.options.mining != "all":
+            chosen = chosen & (n > p) & (n <= p + self.options.margin)
+        if self.options.mining == "semihard_hardest":
+            n = torch.where(chosen, n, torch.full_like(n, torch.inf)).amin(2, keepdim=True)  # [A, P, 1]
+            chosen = torch.isfinite(n)
+            n = torch.where(chosen, n, torch.zeros_like(n))
+        return self._triplets(p, n, chosen)
 
     def row_values(self, similarities: Tensor, positive: Tensor, negative: Tensor) -> Rows:
         d, mining = distances(similarities), self.options.mining
         if d.shape[1] == 0:
             return Rows(d.sum(1)[None], torch.zeros_like(d.sum(1))[None])
         if mining in ("all", "semihard", "semihard_hardest"):
-            most = max(int(positive.sum(1).max()), 1) if len(d) else 1
-            index = positive.float().topk(most, dim=1).indices  # [A, P]: each anchor's positives, then others
-            p, n = d.gather(1, index)[:, :, None], d[:, None, :]  # [A, P, 1], [A, 1, N]
-            chosen = positive.gather(1, index)[:, :, None] & negative[:, None, :]
-            if mining != "all":
-                chosen = chosen & (n > p) & (n <= p + self.options.margin)
-            if mining == "semihard_hardest":
-                nearest = torch.where(chosen, n, torch.full_like(n, torch.inf)).amin(2, keepdim=True)  # [A, P, 1]
-                found = torch.isfinite(nearest)
-                return self._triplets(p, torch.where(found, nearest, torch.zeros_like(nearest)), found)
-            return self._triplets(p, n, chosen)
+            index, real = listed_positives(positive)  # [A, P]
+            both = in_pieces(self._all_positives, real.shape[1] * d.shape[1], d, d.gather(1, index), real, negative)
+            return Rows(both[:1], both[1:])
         far = d.new_tensor(torch.inf)
         if mining == "hard":
             p = torch.where(positive, d, -far).amax(1)
@@ -85,7 +96,8 @@ class Triplet(PairLoss):
         n = torch.where(negative, d, far).amin(1)
         found = positive.any(1) & negative.any(1)
         p, n = torch.where(found, p, torch.zeros_like(p)), torch.where(found, n, torch.zeros_like(n))
-        return self._triplets(p[:, None, None], n[:, None, None], found[:, None, None])
+        both = self._triplets(p[:, None], n[:, None], found[:, None])
+        return Rows(both[:1], both[1:])
 
     def dense_rows(self, sides: Sides) -> Rows:
         if not self.options.swap:
@@ -94,16 +106,25 @@ class Triplet(PairLoss):
         d = distances(self.similarities(sides))  # [A, N]
         among = distances(cosine_similarities(others, others))  # [N, N]
         positive, negative = pair_masks(sides)
-        chosen = positive[:, :, None] & negative[:, None, :]  # [A, N, N]
-        return self._triplets(d[:, :, None], torch.minimum(d[:, None, :], among[None]), chosen)
+
+        def of_pairs(anchor: Tensor, other: Tensor) -> Tensor:  # pairs of anchor and positive, [Q] each
+            nearer = torch.minimum(d[anchor], among[other])  # [Q, N]
+            return self._triplets(d[anchor, other][:, None], nearer, negative[anchor])
+
+        anchor, other = positive.nonzero(as_tuple=True)  # [Q]
+        both = in_pieces(of_pairs, d.shape[1], anchor, other)  # [2, Q]
+        both = torch.zeros(2, len(d), dtype=d.dtype, device=d.device).index_add(1, anchor, both)
+        return Rows(both[:1], both[1:])
 
     def functor_call(self) -> FunctorCall | str:
         o = self.options
-        if o.smooth or o.swap:
-            return "triplets with smooth or swap have no fused form"
-        if o.mining not in ("all", "semihard", "hard"):
-            return f"triplets with mining '{o.mining}' have no fused form"
-        return FunctorCall(f"triplet_{o.mining}", (o.margin,))
+        if o.swap:
+            return "triplets with swap compare a negative with every positive's own row, which the fused pass does not see"
+        if o.mining in ("all", "semihard"):
+            if o.smooth:
+                return FunctorCall("triplet_smooth", (o.margin, float(o.mining == "semihard")))
+            return FunctorCall(f"triplet_{o.mining}", (o.margin,))
+        return FunctorCall(f"triplet_{o.mining}", (o.margin, float(o.smooth)))
 
 
 @dmlcore.hookimpl

@@ -1,0 +1,203 @@
+"""One cell of the benchmark of losses, in a process of its own: `python -m benchmarks.cell JSON` prints the row as JSON.
+
+The peak of memory is that of the rival's first step in this fresh process, before anything else of that size was allocated;
+then the rival, the fused loss and the bare products take turns. A step is forward and backward, as a user calls it.
+"""
+
+from __future__ import annotations
+
+import gc
+import json
+import math
+import resource
+import sys
+import time
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+import dmlcore
+from benchmarks.measuring import Row, interleaved, malloc_settings, peak_of, quantiles
+from benchmarks.table import Cell, has_pairs, has_proxies, members, peer
+
+PER_CLASS = 4
+PRODUCT_ROWS = 8192  # the bare products take so many rows at a time: more would need gigabytes for a matrix nobody keeps
+CHECKED = 256  # samples on which fused is compared with the definition before anything is timed
+Compute = Callable[[Tensor, Tensor], Tensor]
+
+
+def data(count: int, width: int, classes: int = 0) -> tuple[Tensor, Tensor]:
+    """A batch of `count` points of unit norm, four per class in random order: `[N, D]`, `[N]`; labels below `classes`."""
+    generator = torch.Generator().manual_seed(0)
+    labels = torch.arange(count) // PER_CLASS
+    labels = labels[torch.randperm(count, generator=generator)]
+    centres = torch.randn(int(labels.max()) + 1, width, generator=generator)
+    x = functional.normalize(centres[labels] + 0.7 * torch.randn(count, width, generator=generator))
+    return x, labels % classes if classes else labels
+
+
+def build(cell: Cell) -> Any:
+    """The case's losses as one module: an ensemble, or the loss alone."""
+    torch.manual_seed(0)
+    sizes = {"num_classes": max(cell.classes, 1), "embedding_dim": cell.d}
+    made = [dmlcore.losses.create(member.loss, **sizes, **member.options) for member in members(cell.case)]
+    return made[0] if len(made) == 1 else dmlcore.LossEnsemble(made)
+
+
+def definition(module: Any) -> Compute:
+    """The module's value by the plain definitions."""
+    if not isinstance(module, dmlcore.LossEnsemble):
+        return module.reference
+    return lambda x, y: sum((loss.reference(x, y) for loss in module.members), torch.zeros(()))
+
+
+def products(cell: Cell, module: Any, x: Tensor) -> Callable[[], object]:
+    """The bare matrix products of forward and backward, into memory that is there already."""
+    n, d = x.shape
+    rows = min(n, PRODUCT_ROWS) if n <= PRODUCT_ROWS else 1024
+    s, g = torch.empty(rows, n), torch.empty(n, d)
+    # a loss with several centres per class multiplies with all of them
+    count = sum(loss.proxies.numel() // d for loss in _losses(module) if loss.needs_classes)
+    p = functional.normalize(torch.randn(max(count, 1), d))
+    sp, gp, gx = torch.empty(len(p), n), torch.empty(len(p), d), torch.empty(n, d)
+
+    def run() -> None:
+        if has_pairs(cell.case):
+            for i in range(0, n, rows):
+                torch.mm(x[i : i + rows], x.T, out=s[: min(rows, n - i)])
+                torch.mm(s[: min(rows, n - i)], x, out=g[i : i + rows])
+        if has_proxies(cell.case):
+            torch.mm(p, x.T, out=sp)
+            torch.mm(sp, x, out=gp)
+            torch.mm(sp.T, p, out=gx)
+
+    return run
+
+
+def _losses(module: Any) -> list[Any]:
+    return list(module.members) if isinstance(module, dmlcore.LossEnsemble) else [module]
+
+
+def step(module: Any, compute: Compute, x: Tensor, y: Tensor) -> Callable[[], float]:
+    """One forward and backward pass; gradients are thrown away afterwards."""
+    leaf = x.clone().requires_grad_()
+
+    def run() -> float:
+        value = compute(leaf, y)
+        value.backward()
+        leaf.grad = None
+        module.zero_grad(set_to_none=True)
+        return float(value.detach())
+
+    return run
+
+
+def rival_of(cell: Cell, module: Any) -> Compute:
+    """What the cell's rival computes."""
+    if cell.rival in ("fused", "threads"):
+        return module
+    if cell.rival == "plain":
+        return definition(module)
+    if cell.rival == "compiled":
+        return torch.compile(definition(module))
+    peers = [peer(member, max(cell.classes, 1), cell.d) for member in members(cell.case)]
+    return lambda x, y: sum((each(x, y) for each in peers), torch.zeros(()))
+
+
+def check(cell: Cell, module: Any) -> None:
+    """Fused = definition on a small batch.
+
+    Raises:
+        AssertionError: they differ.
+    """
+    x, y = data(min(cell.n, CHECKED), cell.d, cell.classes)
+    fused, plain = float(module(x, y).detach()), float(definition(module)(x, y).detach())
+    if not math.isclose(fused, plain, rel_tol=2e-4, abs_tol=1e-6):
+        raise AssertionError(f"{cell.case}: fused gives {fused}, the definition {plain}")
+
+
+def measure(cell: Cell, seconds: float) -> Row:
+    """A row without what is common to all: times, ratios, memory.
+
+    Args:
+        cell: what to measure.
+        seconds: of repeats; the first step and one round are always run.
+    """
+    torch.set_num_threads(cell.threads)
+    module = build(cell)
+    check(cell, module)
+    compute = rival_of(cell, module)
+    # libraries load and warm up on something small; a compiled function is made for one size
+    warm = data(cell.n if cell.rival == "compiled" else 64, cell.d, cell.classes)
+    for _ in range(2):
+        step(module, compute, *warm)()
+    del warm
+    x, y = data(cell.n, cell.d, cell.classes)
+    run = step(module, compute, x, y)
+    gc.collect()
+    clock = time.perf_counter if cell.rival == "threads" else time.process_time
+    began = clock()
+    value: list[float] = []
+    peak = peak_of(lambda: value.append(run()))
+    first = clock() - began
+    gradients = 4 * (x.numel() + sum(parameter.numel() for parameter in module.parameters())) / 2**20
+    row: Row = {"value": value[0], "first_seconds": first}
+    # compiling left memory behind that the step may use: its peak would be too small
+    row["peak_mb"] = math.nan if cell.rival == "compiled" else max(peak - gradients, 0.0)
+
+    arms: dict[str, Callable[[], object]] = {cell.rival: run}
+    if cell.rival == "threads":
+        arms = {"threads": _with_threads(cell.threads, run), "one": _with_threads(1, run)}
+    elif cell.rival != "fused":
+        arms["fused"] = step(module, module, x, y)
+    arms["products"] = products(cell, module, x)
+    for name, arm in arms.items():
+        if name != cell.rival:
+            arm()
+    slow = first > seconds
+    times = interleaved(arms, budget=seconds, least=1 if slow else 3, most=1 if slow else 400, clock=clock)
+    middle = {name: quantiles(found)[0] for name, found in times.items()}
+    row["seconds"], row["low"], row["high"] = quantiles(times[cell.rival])
+    row |= {
+        "repeats": len(times[cell.rival]),
+        "clock": "wall" if cell.rival == "threads" else "cpu",
+        "products_seconds": middle["products"],
+        "ratio_to_products": row["seconds"] / middle["products"],
+        "ratio_to_fused": row["seconds"] / middle["fused"] if "fused" in middle else math.nan,
+        "speedup": middle["one"] / row["seconds"] if "one" in middle else math.nan,
+        "microseconds": 1e6 * row["seconds"],
+        "members": len(members(cell.case)),
+    }
+    return row
+
+
+def _with_threads(count: int, run: Callable[[], object]) -> Callable[[], object]:
+    def both() -> None:
+        torch.set_num_threads(count)
+        run()
+
+    return both
+
+
+def main() -> None:
+    told = json.loads(sys.argv[1])
+    if told["megabytes"]:  # private memory that can be written to: what a rival allocates
+        limit = int(told["megabytes"]) << 20
+        resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))
+    cell = Cell(**told["cell"])
+    try:
+        row = {**measure(cell, told["seconds"]), "status": "ok"}
+    except MemoryError as error:
+        row = {"status": "memory", "detail": str(error)}
+    except RuntimeError as error:
+        if "alloc" not in str(error) and "memory" not in str(error):
+            raise
+        row = {"status": "memory", "detail": " ".join(str(error).split())[:200]}
+    print(json.dumps({**row, "allocator": malloc_settings()}))
+
+
+if __name__ == "__main__":
+    main()

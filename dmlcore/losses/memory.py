@@ -1,0 +1,178 @@
+"""Cross-batch memory: a loss that compares a batch with the embeddings of many batches before it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from dmlcore.errors import ConfigError
+from dmlcore.losses.base import Loss, ProxyLoss
+from dmlcore.losses.relations import Relation, label_matrix
+
+
+class CrossBatchMemory(nn.Module):
+    """A loss against a memory of the newest embeddings, as a module called like the loss.
+
+    In training each batch is put into the memory first, the oldest entries give way, and the loss compares the batch with all
+    that is there; an embedding is never compared with its own entry, and entries take no gradient. Miners and relations of the
+    loss work on the memory as they do on a batch, with the labels kept beside the entries. For the first `warmup` calls the
+    batch is compared with itself while the memory fills.
+
+    In evaluation mode the memory stays as it is: the batch is compared with it, or with itself while it is empty or warming up.
+
+    A call changes the memory in place: take the gradient of a loss before calling again. Where a plain PyTorch loss still needs
+    what was changed, autograd says so; nothing is computed from the wrong entries.
+
+    Args:
+        loss: a `Loss` or a `LossEnsemble` whose members compare samples with samples (in an ensemble, members with proxies keep
+            comparing with those).
+        size: number of embeddings kept, >= 1.
+        embedding_dim: their length, >= 1.
+        warmup: calls in training before the memory is used, >= 0.
+        dtype: of the entries.
+
+    Attributes:
+        queue: `[size, D]` entries; the first `filled` are in use.
+        labels: `[size]` int64, or `[size, ...]` as the labels given.
+        pointer: where the next entry goes.
+        filled: how many entries there are.
+        calls: calls in training.
+
+    Raises:
+        ConfigError: a loss that owns proxies or takes no references, a size or length below 1.
+
+    Source: Wang, Zhang, Huang, Scott, "Cross-Batch Memory for Embedding Learning", CVPR 2020, algorithm 1; the paper
+    warms up by training without the memory and then fills it.
+    """
+
+    queue: Tensor
+    labels: Tensor
+
+    def __init__(
+        self, loss: nn.Module, size: int, embedding_dim: int, *, warmup: int = 0, dtype: torch.dtype = torch.float32
+    ) -> None:
+        super().__init__()
+        if isinstance(loss, ProxyLoss):
+            raise ConfigError(f"{loss.name} compares samples with its own proxies; a memory has nothing to add")
+        if not isinstance(loss, Loss) and not hasattr(loss, "members"):
+            raise ConfigError(f"a memory wraps a dmlcore loss or LossEnsemble, got {type(loss).__name__}")
+        for name, number, least in (("size", size, 1), ("embedding_dim", embedding_dim, 1), ("warmup", warmup, 0)):
+            if isinstance(number, bool) or not isinstance(number, int) or number < least:
+                raise ConfigError(f"{name} is {number!r}, but must be a whole number >= {least}")
+        self.loss = loss
+        self.size, self.embedding_dim, self.warmup = size, embedding_dim, warmup
+        self.register_buffer("queue", torch.zeros(size, embedding_dim, dtype=dtype))
+        self.register_buffer("labels", torch.zeros(size, dtype=torch.int64))
+        self.pointer = self.filled = self.calls = 0
+
+    def forward(self, embeddings: Tensor, labels: Tensor, *, relation: Relation | Tensor | None = None) -> Tensor:
+        """The loss of a batch against the memory.
+
+        Args:
+            embeddings: `[B, D]` floating point, `B <= size` in training.
+            labels: `[B]` int64, or as the relation wants them; the same kind in every call.
+            relation: as in `Loss.forward`.
+
+        Returns:
+            What the loss returns.
+
+        Raises:
+            ConfigError: embeddings of another width, more of them than the memory holds, labels of another shape than before.
+        """
+        if isinstance(relation, Tensor):  # labels by another name
+            labels, relation = relation, None
+        if relation is None and labels.ndim > 1:
+            labels = label_matrix(labels, "embeddings")
+        more: dict[str, Any] = {} if relation is None else {"relation": relation}
+        own = None
+        if self.training:
+            own = self._enqueue(embeddings, labels)
+            self.calls += 1
+        if self.filled == 0 or self.calls <= self.warmup:
+            return self.loss(embeddings, labels, **more)
+        # labels are copied: a part of the loss that is computed again in backward must meet those of now
+        entries, kept = self.queue[: self.filled], self.labels[: self.filled].clone()
+        return self.loss(embeddings, labels, references=entries, reference_labels=kept, own=own, **more)
+
+    @torch.no_grad()
+    def _enqueue(self, embeddings: Tensor, labels: Tensor) -> Tensor:
+        """Put a batch in; returns where each embedding is, `[B]` int64."""
+        count = len(embeddings)
+        if embeddings.ndim != 2 or embeddings.shape[1] != self.embedding_dim:
+            raise ConfigError(f"the memory holds embeddings [B, {self.embedding_dim}], got {list(embeddings.shape)}")
+        if count > self.size:
+            raise ConfigError(f"a batch of {count} does not fit a memory of {self.size}; make it larger than a batch")
+        if len(labels) != count:
+            raise ConfigError(f"labels must have a row for each of {count} embeddings, got the shape {list(labels.shape)}")
+        kind = labels.dtype if labels.ndim > 1 or labels.is_floating_point() else torch.int64
+        if (labels.shape[1:], kind) != (self.labels.shape[1:], self.labels.dtype):
+            if self.filled:
+                raise ConfigError(
+                    f"labels are {list(labels.shape)} of {kind}, but the memory holds {list(self.labels.shape)} of"
+                    f" {self.labels.dtype}; give the same kind in every call, or reset() the memory"
+                )
+            self.labels = torch.zeros(self.size, *labels.shape[1:], dtype=kind, device=self.queue.device)
+        if embeddings.device != self.queue.device:
+            raise ConfigError(f"embeddings are on {embeddings.device}, but the memory is on {self.queue.device}; use .to()")
+        own = (torch.arange(count, device=self.queue.device) + self.pointer) % self.size
+        self.queue.index_copy_(0, own, embeddings.detach().to(self.queue.dtype))
+        self.labels.index_copy_(0, own, labels.to(self.labels.dtype))
+        self.pointer = (self.pointer + count) % self.size
+        self.filled = min(self.filled + count, self.size)
+        return own
+
+    def reset(self) -> None:
+        """Forget all entries and start the warm-up again."""
+        self.queue.zero_()
+        self.labels.zero_()
+        self.pointer = self.filled = self.calls = 0
+
+    def memory_state(self) -> dict[str, Tensor]:
+        """The memory alone, without the state of the loss: `queue`, `labels`, `pointer`, `filled`, `calls`."""
+        numbers = {name: torch.tensor(getattr(self, name)) for name in ("pointer", "filled", "calls")}
+        return {"queue": self.queue.detach(), "labels": self.labels.detach(), **numbers}
+
+    def load_memory_state(self, state: dict[str, Tensor]) -> None:
+        """Restore what `memory_state` gave, whatever its dtype and device; this memory keeps its own.
+
+        Raises:
+            ConfigError: it belongs to a memory of another size or length.
+        """
+        if state["queue"].shape != self.queue.shape:
+            raise ConfigError(
+                f"the stored memory is {list(state['queue'].shape)}, but this one is {list(self.queue.shape)};"
+                f" create it with the same size and embedding_dim"
+            )
+        with torch.no_grad():
+            self.queue.copy_(state["queue"])
+            self.labels = state["labels"].to(self.queue.device, copy=True)
+        self.pointer, self.filled, self.calls = (int(state[name]) for name in ("pointer", "filled", "calls"))
+
+    def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:
+        super()._save_to_state_dict(destination, prefix, keep_vars)
+        for name, value in self.memory_state().items():
+            destination.setdefault(prefix + name, value)
+
+    def _load_from_state_dict(
+        self,
+        state_dict: dict[str, Any],
+        prefix: str,
+        local_metadata: Any,
+        strict: bool,
+        missing_keys: list[str],
+        unexpected_keys: list[str],
+        error_msgs: list[str],
+    ) -> None:
+        names = list(self.memory_state())
+        missing = [prefix + name for name in names if prefix + name not in state_dict]
+        missing_keys.extend(missing)
+        if not missing:
+            try:
+                self.load_memory_state({name: state_dict[prefix + name] for name in names})
+            except ConfigError as error:
+                error_msgs.append(str(error))
+
+    def extra_repr(self) -> str:
+        return f"size={self.size}, embedding_dim={self.embedding_dim}, warmup={self.warmup}, filled={self.filled}"

@@ -1,0 +1,107 @@
+"""Intra-pair variance loss."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+import dmlcore
+from dmlcore.config import check_range
+from dmlcore.kernels import FunctorCall
+from dmlcore.losses import PairLoss, PairOptions, Rows, Sides, unit
+
+
+class IntraPairVariance(PairLoss):
+    """`relu((1 - pos_eps) mean(s_p) - s_p)^2` averaged over all positive pairs, plus `relu(s_n - (1 + neg_eps) mean(s_n))^2`
+    averaged over all negative pairs; the means are over the same pairs, and gradients flow through them.
+
+    Meant beside a loss that separates the classes, usually `tuplet_margin`: alone it is 0 where everything collapses.
+
+    Fused; the means come from sums of vectors per class, without similarities, and the pass over the pairs is the only one.
+    With a custom relation the loss runs in plain PyTorch.
+
+    Source: Yu and Tao, "Deep Metric Learning with Tuplet Margin Loss", ICCV 2019: its second term.
+    """
+
+    name = "intra_pair_variance"
+    streams = False  # the means are over the pairs of all anchors
+
+    @dataclass(frozen=True, kw_only=True)
+    class Options(PairOptions):
+        """Options of `intra_pair_variance`."""
+
+        pos_eps: float = 0.01
+        """By what share a positive may be less similar than their mean, in [0, 1]."""
+        neg_eps: float = 0.01
+        """By what share a negative may be more similar than their mean, in [0, 1]."""
+
+        def __post_init__(self) -> None:
+            check_range("pos_eps", self.pos_eps, least=0, most=1)
+            check_range("neg_eps", self.neg_eps, least=0, most=1)
+
+    def row_values(self, similarities: Tensor, positive: Tensor, negative: Tensor) -> Rows:
+        def mean(mask: Tensor) -> Tensor:
+            return (similarities * mask).sum() / mask.sum().clamp_min(1)
+
+        shortfall = torch.relu((1 - self.options.pos_eps) * mean(positive) - similarities) * positive
+        excess = torch.relu(similarities - (1 + self.options.neg_eps) * mean(negative)) * negative
+        values = torch.stack([shortfall.square().sum(1), excess.square().sum(1)])  # [2, A]
+        return Rows(values, torch.stack([positive.sum(1), negative.sum(1)]).to(values))
+
+    def functor_call(self) -> FunctorCall:
+        return FunctorCall("intra_pair_variance", (self.options.pos_eps, self.options.neg_eps))
+
+    def call_for(self, embeddings: Tensor, sides: Sides) -> FunctorCall | None:
+        call = super().call_for(embeddings, sides)
+        # the sums per class know equal labels only, neither relations nor mined pairs
+        return None if sides.relation is not None or call is None or call.windows is not None else call
+
+    def given(self, sides: Sides) -> Tensor:
+        """`[2, A]`, the same for every anchor: the mean cosines of all positive and of all negative pairs."""
+        return torch.stack(mean_similarities(sides))[:, None].expand(2, len(sides.anchors))
+
+    def complete(self, rows: Rows, sides: Sides, given: Tensor | None) -> Rows:
+        assert given is not None
+        values, slopes = rows.values.split(2)
+        means = given.to(values.dtype)
+        return Rows(values + slopes.detach() * (means - means.detach()), rows.counts[:2])
+
+
+def mean_similarities(sides: Sides) -> tuple[Tensor, Tensor]:
+    """The mean cosine of all positive pairs and of all negative pairs (0 where there are none), in O((A + N) D).
+
+    The cosines of an anchor with all vectors of a class add up to its product with the sum of the class.
+    """
+    others = sides.anchors if sides.references is None else sides.references
+    labels = sides.anchor_labels.contiguous()
+    other_labels = labels if sides.reference_labels is None else sides.reference_labels.contiguous()
+    dtype = torch.float64 if torch.float64 in (sides.anchors.dtype, others.dtype) else torch.float32
+    if len(other_labels) == 0 or len(labels) == 0:
+        nothing = sides.anchors.to(dtype).sum() * 0
+        return nothing, nothing
+    anchors, references = unit(sides.anchors.to(dtype)), unit(others.to(dtype))
+    ordered = other_labels.sort().values
+    place = torch.searchsorted(ordered, other_labels)  # [N]: a class is known by the first place of its label
+    sums = torch.zeros_like(references).index_add(0, place, references)
+    sizes = references.new_zeros(len(references)).index_add(0, place, torch.ones_like(references[:, 0]))
+    at = torch.searchsorted(ordered, labels).clamp_max(len(ordered) - 1)  # [A]
+    known = ordered[at] == labels
+    same = (anchors * sums[at]).sum(1) * known  # [A]
+    everything = (anchors * references.sum(0)).sum(1)
+    same_count, count = sizes[at] * known, torch.full_like(same, len(references))
+    own = torch.arange(len(labels), device=labels.device) if sides.references is None else sides.own
+    if own is not None:
+        is_own, own = own >= 0, own.clamp_min(0)
+        with_itself = (anchors * references[own]).sum(1) * is_own
+        is_same = (other_labels[own] == labels) & is_own
+        same, same_count = same - with_itself * is_same, same_count - is_same.to(dtype)
+        everything, count = everything - with_itself, count - is_own.to(dtype)
+    positives, negatives = same_count.sum(), (count - same_count).sum()
+    return same.sum() / positives.clamp_min(1), (everything - same).sum() / negatives.clamp_min(1)
+
+
+@dmlcore.hookimpl
+def dmlcore_losses() -> list[type]:
+    return [IntraPairVariance]

@@ -1,0 +1,238 @@
+"""Margin-based loss with a learnable boundary, over all triplets or over negatives sampled by distance."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+import dmlcore
+from dmlcore.config import check_range
+from dmlcore.errors import ConfigError
+from dmlcore.kernels import FunctorCall
+from dmlcore.losses import PairLoss, PairOptions, Rows, Sides, distances, pair_masks, unit
+
+
+class Margin(PairLoss):
+    """`relu(d_ap - beta + margin) + relu(beta - d_an + margin)` summed over triplets and divided by the number of non-zero
+    terms, `d` the Euclidean distance of unit vectors; plus `nu beta` where beta is learnt.
+
+    Over all triplets the two terms separate: each positive counts once per negative of its anchor, each negative once per
+    positive, so no triplet is enumerated. `sampling = "distance_weighted"` draws one negative per pair of anchor and positive
+    instead, with a probability that is the inverse of the density of distances on the sphere,
+    `d^(D - 2) (1 - d^2 / 4)^((D - 3) / 2)`, distances taken as `cutoff` at least and never beyond `nonzero_loss_cutoff` (an
+    anchor without such negatives draws evenly among all). The random number of a pair is a hash of `seed` and of the pair's
+    embeddings: the same batch in any order draws the same, every change of the embeddings draws anew, and there is no state
+    to save.
+
+    `beta`, a parameter `[1]` or, with `per_class`, `[num_classes]`, is a constant unless `learn_beta`. The sum of `nu beta` is
+    pytorch-metric-learning's: once, or once per triplet with `per_class`, then divided like the hinges.
+
+    Fused: `sampling = "all"`, on the CPU, with the exact gradient of beta.
+
+    Source: Wu, Manmatha, Smola, Krähenbühl, "Sampling Matters in Deep Embedding Learning", ICCV 2017, section 4.
+    Deviation: the bound on the sampling weights is a bound on the distance.
+    """
+
+    name = "margin"
+    uses_classes = True
+
+    @dataclass(frozen=True, kw_only=True)
+    class Options(PairOptions):
+        """Options of `margin`."""
+
+        margin: float = 0.2
+        """Half of the gap between positives and negatives, in [0, 2]."""
+        nu: float = 0.0
+        """Weight of beta itself, >= 0; only with `learn_beta`."""
+        beta: float = 1.2
+        """Distance that divides positives from negatives, in [0, 2]; where it starts if it is learnt."""
+        learn_beta: bool = False
+        """Train beta."""
+        per_class: bool = False
+        """One beta per class of the anchor instead of one for all; needs `num_classes` and labels 0..num_classes-1."""
+        sampling: Literal["all", "distance_weighted"] = "all"
+        """Which triplets: all, or one negative per pair of anchor and positive."""
+        seed: int = 0
+        """Of the sampling."""
+        cutoff: float = 0.5
+        """Distance below which all negatives are as likely, in (0, 2); only for sampling."""
+        nonzero_loss_cutoff: float = 1.4
+        """Distance beyond which no negative is drawn, in (0, 2]; only for sampling."""
+
+        def __post_init__(self) -> None:
+            check_range("margin", self.margin, least=0, most=2)
+            check_range("nu", self.nu, least=0)
+            check_range("beta", self.beta, least=0, most=2)
+            check_range("cutoff", self.cutoff, above=0, below=2)
+            check_range("nonzero_loss_cutoff", self.nonzero_loss_cutoff, above=0, most=2)
+
+    def __init__(
+        self, options: Any = None, *, num_classes: int | None = None, embedding_dim: int | None = None, **given: Any
+    ) -> None:
+        super().__init__(options, **given)
+        if self.options.per_class and (num_classes is None or num_classes < 1):
+            raise ConfigError(f"margin with per_class has a beta per class and needs num_classes >= 1, got {num_classes}")
+        beta = torch.full((num_classes or 1 if self.options.per_class else 1,), self.options.beta)
+        if self.options.learn_beta:
+            self.beta = nn.Parameter(beta)
+        else:
+            self.register_buffer("beta", beta)
+
+    def betas(self, labels: Tensor) -> Tensor:
+        """`[A]` the boundary of each anchor.
+
+        Raises:
+            ConfigError: with `per_class`, a label without a beta (looked for on the CPU only: elsewhere it would wait).
+        """
+        assert isinstance(self.beta, Tensor)
+        if not self.options.per_class:
+            return self.beta.expand(len(labels))
+        if labels.ndim != 1:
+            raise ConfigError("margin with per_class needs one integer label per sample")
+        if labels.device.type == "cpu" and len(labels) and not torch.compiler.is_compiling():
+            lowest, highest = (int(x) for x in torch.aminmax(labels))
+            if lowest < 0 or highest >= len(self.beta):
+                raise ConfigError(f"margin has a beta for labels 0..{len(self.beta) - 1}, got labels {lowest}..{highest}")
+        return self.beta[labels]
+
+    def row_values(self, similarities: Tensor, positive: Tensor, negative: Tensor, beta: Tensor | None = None) -> Rows:
+        """The definition over all triplets; `beta` is `[A]`, or None where there is one for all."""
+        if beta is None:
+            assert not self.options.per_class and isinstance(self.beta, Tensor)
+            beta = self.beta.expand(len(similarities))
+        beta, d = beta.to(similarities.dtype), distances(similarities)
+        pull = torch.relu(d - beta[:, None] + self.options.margin) * positive
+        push = torch.relu(beta[:, None] - d + self.options.margin) * negative
+        positives, negatives = positive.sum(1).to(d), negative.sum(1).to(d)  # [A]
+        values = torch.stack([negatives * pull.sum(1), positives * push.sum(1)])  # [2, A]
+        counts = torch.stack([negatives * (pull > 0).sum(1), positives * (push > 0).sum(1)])
+        return self._finished(values, counts, positives * negatives, beta)
+
+    def _finished(self, values: Tensor, counts: Tensor, triplets: Tensor, beta: Tensor) -> Rows:
+        """With one divisor for both hinges, and the term of beta itself.
+
+        Args:
+            values, counts: `[2, A]`.
+            triplets: `[A]`, how many triplets an anchor has.
+            beta: `[A]`.
+        """
+        counts = counts.sum(0, keepdim=True)  # [1, A]
+        if self.options.learn_beta and self.options.nu > 0:
+            every = counts.sum()
+            if self.options.per_class:
+                share = triplets * (every > 0)
+            else:  # so that the sum over anchors, divided by the counts, is one beta; also where every triplet is inactive
+                share = torch.where(every > 0, counts[0], triplets / triplets.sum().clamp_min(1))
+            values = torch.stack([values[0] + self.options.nu * beta * share, values[1]])
+        return Rows(values, counts.expand(2, -1))
+
+    def dense_rows(self, sides: Sides) -> Rows:
+        similarities, (positive, negative), beta = self.similarities(sides), pair_masks(sides), self.betas(sides.anchor_labels)
+        if self.options.sampling == "all":
+            return self.row_values(similarities, positive, negative, beta)
+        beta, d = beta.to(similarities.dtype), distances(similarities)
+        if d.shape[1] == 0 or len(d) == 0:
+            return Rows(d.sum(1).expand(2, -1), torch.zeros_like(d.sum(1)).expand(2, -1))
+        most = max(int(positive.sum(1).max()), 1)
+        index = positive.float().topk(most, dim=1).indices  # [A, P]: each anchor's positives, then others
+        chosen = positive.gather(1, index) & negative.any(1, keepdim=True)
+        references = sides.anchors if sides.references is None else sides.references
+        draws = self.draws(unit(sides.anchors), unit(references), index)  # [A, P]
+        ordered = d.sort(1)  # drawn from the nearest on, whatever the order of the batch
+        weights = self.weights(ordered.values.detach(), negative.gather(1, ordered.indices), sides.anchors.shape[1])
+        drawn = ordered.values.gather(1, drawn_columns(weights, draws))  # [A, P]
+        pull = torch.relu(d.gather(1, index) - beta[:, None] + self.options.margin) * chosen
+        push = torch.relu(beta[:, None] - drawn + self.options.margin) * chosen
+        values, counts = torch.stack([pull.sum(1), push.sum(1)]), torch.stack([(pull > 0).sum(1), (push > 0).sum(1)])  # [2, A]
+        return self._finished(values, counts.to(d), chosen.sum(1).to(d), beta)
+
+    def weights(self, d: Tensor, negative: Tensor, width: int) -> Tensor:
+        """The probabilities of negatives up to a factor per row.
+
+        Args:
+            d: `[A, N]` distances.
+            negative: `[A, N]` bool.
+            width: of the embeddings.
+
+        Returns:
+            `[A, N]` float64.
+        """
+        near = negative & (d <= self.options.nonzero_loss_cutoff)
+        d = d.double().clamp(self.options.cutoff, 2 - 1e-6)
+        logs = (2 - width) * torch.log(d) - (width - 3) / 2 * torch.log(1 - d.square() / 4)
+        highest = torch.where(near, logs, torch.full_like(logs, -torch.inf)).amax(1, keepdim=True)  # [A, 1]
+        found = torch.isfinite(highest)
+        highest = torch.where(found, highest, torch.zeros_like(highest))
+        weights = torch.exp(torch.where(near, logs - highest, torch.full_like(logs, -torch.inf)))
+        return torch.where(found, weights, negative.double())
+
+    @torch.no_grad()
+    def draws(self, anchors: Tensor, references: Tensor, index: Tensor) -> Tensor:
+        """A number in [0, 1) for each anchor with each of its positives.
+
+        Args:
+            anchors: `[A, D]`.
+            references: `[N, D]`.
+            index: `[A, P]`, which references.
+
+        Returns:
+            `[A, P]` float64.
+        """
+        keys = _scrambled(_key(anchors) + _scrambled(index.new_tensor(self.options.seed)))  # [A]
+        bits = _scrambled(keys[:, None] ^ _key(references)[index])  # not symmetric: the two directions of a pair draw apart
+        return ((bits >> 11) & (2**53 - 1)).double() * 2.0**-53
+
+    def functor_call(self) -> FunctorCall | str:
+        if self.options.sampling != "all":
+            return f"margin with sampling '{self.options.sampling}' has no fused form"
+        return FunctorCall("margin", (self.options.margin,))
+
+    def given(self, sides: Sides) -> Tensor:
+        """`[1, A]` the boundary of each anchor."""
+        return self.betas(sides.anchor_labels)[None]
+
+    def complete(self, rows: Rows, sides: Sides, given: Tensor | None) -> Rows:
+        assert given is not None
+        beta = given[0].to(rows.values.dtype)
+        moves = beta - beta.detach()  # a positive's hinge falls with beta, a negative's rises
+        values = torch.stack([rows.values[0] - rows.counts[0] * moves, rows.values[1] + rows.counts[1] * moves])
+        return self._finished(values, rows.counts[:2], rows.values[2].detach(), beta)
+
+
+def drawn_columns(weights: Tensor, draws: Tensor) -> Tensor:
+    """Columns drawn by their weights, for numbers in [0, 1).
+
+    Args:
+        weights: `[A, N]` float64, not negative.
+        draws: `[A, P]` float64.
+
+    Returns:
+        `[A, P]` int64; a column of weight 0 only where the whole row is 0.
+    """
+    sums = weights.cumsum(1)
+    total = sums[:, -1:]
+    targets = torch.minimum(draws * total, torch.nextafter(total, torch.zeros_like(total)))
+    return torch.searchsorted(sums, targets.contiguous(), right=True).clamp_max(weights.shape[1] - 1)
+
+
+def _scrambled(x: Tensor) -> Tensor:
+    """int64 to int64 whose bits all depend on all bits: the finaliser of SplitMix64 (Steele, Lea, Flood, OOPSLA 2014)."""
+    x = x - 7046029254386353131  # 0x9E3779B97F4A7C15 as a signed number; products wrap around
+    x = (x ^ ((x >> 30) & (2**34 - 1))) * -4658895280553007687
+    x = (x ^ ((x >> 27) & (2**37 - 1))) * -7723592293110705685
+    return x ^ ((x >> 31) & (2**33 - 1))
+
+
+def _key(vectors: Tensor) -> Tensor:
+    """A number for each vector `[N, D]`, by the bits of its components in float32: `[N]` int64."""
+    bits = vectors.float().contiguous().view(torch.int32).long()  # [N, D]
+    factors = _scrambled(torch.arange(vectors.shape[1], device=vectors.device)) | 1
+    return _scrambled((bits * factors).sum(1))
+
+
+@dmlcore.hookimpl
+def dmlcore_losses() -> list[type]:
+    return [Margin]

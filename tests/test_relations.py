@@ -1,0 +1,193 @@
+"""Positives that equal labels do not say: label matrices, functions of labels, in blocks, with references, in ensembles."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from cases import BATCHES, CLASSES, PAIRS, Case, assert_close, embeddings_of, value_and_gradients
+
+import dmlcore
+from dmlcore.errors import ConfigError
+from dmlcore.losses import create, relations
+from dmlcore.losses.base import Sides, check_inputs
+from dmlcore.losses.relations import most_positives, positives_of, related, share_a_label
+from dmlcore.losses.streaming import stream_budget
+
+pairs = pytest.mark.parametrize("case", PAIRS, ids=lambda case: case.id)
+
+
+def several(count: int, seed: int = 0, labels: int = 9) -> torch.Tensor:
+    """`[count, 9]` bool: none to four labels for each sample, unlike any partition into classes."""
+    generator = torch.Generator().manual_seed(seed)
+    return torch.rand(count, labels, generator=generator) < 0.2
+
+
+def expected(case: Case, positive: torch.Tensor, x: torch.Tensor, others: torch.Tensor | None = None):
+    """The definition on masks given outright: value and gradients of both sides."""
+    loss = case.create()
+    leaf = x.clone().requires_grad_()
+    other = None if others is None else others.clone().requires_grad_()
+    sides = Sides(leaf, torch.zeros(len(x), dtype=torch.int64), other, None)
+    negative = ~positive
+    if other is None:
+        here = torch.eye(len(x), dtype=torch.bool)
+        positive, negative = positive & ~here, negative & ~here
+    value = loss.reduce(loss.row_values(loss.similarities(sides), positive, negative))
+    inputs = [leaf] if other is None else [leaf, other]
+    return value.detach(), list(torch.autograd.grad(value, inputs))
+
+
+PLAIN_ROWS = [case for case in PAIRS if not case.options.get("swap")]
+plain_rows = pytest.mark.parametrize("case", PLAIN_ROWS, ids=lambda case: case.id)
+
+
+@plain_rows
+@pytest.mark.parametrize("how", ["labels", "relation", "function"])
+def test_label_matrices(case: Case, how: str) -> None:
+    x, matrix = BATCHES["odd"][0], several(37)
+    positive = (matrix[:, None] & matrix[None]).any(2)
+    loss = case.create()
+
+    def compute(leaf: torch.Tensor, _: torch.Tensor, **more) -> torch.Tensor:
+        if how == "labels":
+            return loss(leaf, matrix.long(), **more)
+        if how == "relation":
+            return loss(leaf, torch.arange(37), relation=matrix.float(), **more)
+        return loss(leaf, matrix.double(), relation=lambda a, b: (a[:, None] * b[None]).sum(2) > 0, **more)
+
+    assert_close(value_and_gradients(loss, x, matrix, compute), expected(case, positive, x), 1e-9)
+
+
+@plain_rows
+def test_label_matrices_with_references(case: Case) -> None:
+    x, matrix = BATCHES["odd"][0], several(37)
+    other_matrix = several(50, 1)
+    others = embeddings_of(torch.arange(50) % 7, seed=8)
+    positive = (matrix[:, None] & other_matrix[None]).any(2)
+    loss, found = case.create(), []
+    for compute in (loss, loss.reference):
+        leaf, other = x.clone().requires_grad_(), others.clone().requires_grad_()
+        value = compute(leaf, matrix, references=other, reference_labels=other_matrix)
+        found.append((value.detach(), list(torch.autograd.grad(value, [leaf, other]))))
+    for one in found:
+        assert_close(one, expected(case, positive, x, others), 1e-9)
+
+
+@pairs
+def test_a_function_of_equal_labels_changes_nothing(case: Case) -> None:
+    x, y = BATCHES["odd"]
+    loss = case.create()
+    mine = value_and_gradients(loss, x, y, loss, relation=lambda a, b: a[:, None] == b[None])
+    assert_close(mine, value_and_gradients(loss, x, y, loss.reference), 1e-9)
+
+
+def test_any_labels_with_a_function(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Labels that are points in space, positives within a radius, evaluated in blocks of any size."""
+    monkeypatch.setattr(relations, "BLOCK", (7, 11))
+    x = BATCHES["odd"][0]
+    places = torch.rand(37, 2, generator=torch.Generator().manual_seed(2))
+    seen = []
+
+    def near(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+        seen.append((len(a), len(b)))
+        return torch.cdist(a, b) < 0.3
+
+    positive = torch.cdist(places, places) < 0.3
+    for case in (Case("contrastive"), Case("ms"), Case("triplet", {"margin": 0.3})):
+        assert_close(
+            value_and_gradients(case.create(), x, places, lambda a, b, case=case: case.create()(a, b, relation=near)),
+            expected(case, positive, x),
+            1e-9,
+        )
+    assert max(a for a, _ in seen) == 7 and max(b for _, b in seen) == 11
+
+
+def test_lists_of_positives(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(relations, "BLOCK", (5, 8))
+    matrix, other = several(37), several(50, 1)
+    x, others = torch.zeros(37, 2), torch.zeros(50, 2)
+    own = torch.arange(37) - 1  # the first has none
+    cases = [
+        (Sides(x, matrix, None, None, None, share_a_label), (matrix[:, None] & matrix[None]).any(2), torch.arange(37)),
+        (Sides(x, matrix, others, other, own, share_a_label), (matrix[:, None] & other[None]).any(2), own),
+        (Sides(x, matrix, others, other, None, share_a_label), (matrix[:, None] & other[None]).any(2), None),
+    ]
+    for sides, positive, without in cases:
+        assert most_positives(sides) == positive.sum(1).max()
+        if without is not None:
+            positive = positive & (torch.arange(positive.shape[1])[None] != without[:, None])
+        start, index = positives_of(sides)
+        for i in range(37):
+            assert index[start[i] : start[i + 1]].tolist() == positive[i].nonzero().flatten().tolist()
+    nothing = positives_of(Sides(x[:0], matrix[:0], None, None, None, share_a_label))
+    assert nothing.start.tolist() == [0] and nothing.index.tolist() == []
+    nothing = positives_of(Sides(x, matrix, others[:0], other[:0], None, share_a_label))
+    assert nothing.start.tolist() == [0] * 38 and nothing.index.tolist() == []
+    assert related(share_a_label, matrix, other[:0]).shape == (37, 0)
+    assert related(share_a_label, matrix[:0], other).shape == (0, 50)
+    assert most_positives(Sides(x, torch.arange(37) // 5, None, None)) == 5
+
+
+@pytest.mark.parametrize("name", ["contrastive", "ms", "sup_con"])
+def test_samples_without_labels_and_with_all(name: str) -> None:
+    x = BATCHES["odd"][0]
+    loss = create(name)
+    for matrix in (torch.zeros(37, 3, dtype=torch.bool), torch.ones(37, 3, dtype=torch.bool), several(37)[:, :0]):
+        mine = value_and_gradients(loss, x, matrix, loss)
+        positive = (matrix[:, None] & matrix[None]).any(2)
+        assert_close(mine, expected(Case(name), positive, x), 1e-9)
+
+
+def test_in_an_ensemble_with_proxies() -> None:
+    x, y = BATCHES["odd"]
+    proxy = create("norm_softmax", num_classes=CLASSES, embedding_dim=x.shape[1]).double()
+    members = [create("ms"), proxy, create("contrastive"), create("contrastive", miner="semihard")]
+    ensemble = dmlcore.LossEnsemble(members)
+    pairs_of_classes = torch.tensor([0, 0, 1, 1, 2, 2, 3])
+
+    def same_kind(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+        return pairs_of_classes[a][:, None] == pairs_of_classes[b][None]
+
+    leaf = x.clone().requires_grad_()
+    total = ensemble(leaf, y, relation=same_kind)
+    mine = torch.autograd.grad(total, leaf)[0]
+    apart = [m.reference(leaf, y) if m is proxy else m.reference(leaf, pairs_of_classes[y]) for m in members]
+    torch.testing.assert_close(total, sum(apart))
+    torch.testing.assert_close(mine, torch.autograd.grad(sum(apart), leaf)[0], rtol=1e-9, atol=1e-11)
+    with pytest.raises(ConfigError, match="takes no label matrix"):
+        ensemble(x, several(37))
+
+
+def test_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DML_FUSED", "0")
+    x, matrix = BATCHES["odd"][0], several(37)
+    for case in (Case("ms"), Case("triplet", {"margin": 0.3})):
+        loss = case.create()
+        with stream_budget(0):
+            mine = value_and_gradients(loss, x, matrix, loss)
+        assert_close(mine, expected(case, (matrix[:, None] & matrix[None]).any(2), x), 1e-9)
+
+
+def test_mistakes() -> None:
+    x, y = BATCHES["odd"]
+    matrix = several(37)
+    loss = create("ms")
+    for labels, keywords, words in (
+        (matrix.long() * 2, {}, "must hold 0 and 1 only"),
+        (matrix[:5], {}, r"must have the shape \[37, L\], got \[5, 9\]"),
+        (matrix, {"references": x, "reference_labels": y}, r"shape \[37, L\], got \[37\]"),
+        (matrix, {"references": x, "reference_labels": matrix[:, :4]}, "4 columns, but those of embeddings of 9"),
+        (y, {"relation": y}, "must be a label matrix"),
+        (y, {"relation": lambda a, b: a}, r"must return a bool matrix \[37, 37\] for such blocks, got \[37\]"),
+        (y, {"relation": lambda a, b: True}, "got bool"),
+        (y[:3], {"relation": lambda a, b: a[:, None] == b}, r"must have the shape \[37, ...\], got \[3\]"),
+    ):
+        with pytest.raises(ConfigError, match=words):
+            loss(x, labels, **keywords)
+    proxy = create("proxy_anchor", num_classes=CLASSES, embedding_dim=x.shape[1]).double()
+    with pytest.raises(ConfigError, match="takes no label matrix"):
+        proxy(x, matrix)
+    with pytest.raises(ConfigError, match="compares samples with its own proxies"):
+        proxy(x, y, relation=lambda a, b: a[:, None] == b)
+    labels, others, relation = check_inputs(x, y.int(), None, None)
+    assert labels.dtype == torch.int64 and others is None and relation is None

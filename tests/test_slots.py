@@ -1,0 +1,124 @@
+"""Losses that compare every positive with every negative: large classes by search, against comparing and the definition."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from cases import BATCHES, Case, assert_close, embeddings_of, value_and_gradients
+
+from dmlcore.kernels import extension, plan_options
+from dmlcore.kernels.rows import Relations, _CpuStep
+
+pytestmark = pytest.mark.skipif(extension.cpu() is None, reason="the CPU extension is not built")
+
+SEARCHED = [
+    Case("triplet", {"margin": 0.3}),
+    Case("triplet", {"margin": 0.3, "mining": "semihard"}),
+    Case("triplet", {"margin": 0.0, "mining": "semihard"}),
+]
+SIZES = {
+    "1 positive": [2] * 20,
+    "13 positives": [14, 14, 14],
+    "32 positives": [33, 5, 1],
+    "40 positives": [41, 41, 20, 1],
+    "300 positives": [301, 40, 2, 1],
+}
+PLANS = {
+    "whole": {},
+    "small tiles": {"tile_rows": 5, "tile_columns": 16},
+    "recomputed": {"workspace": 0, "tile_rows": 16, "tile_columns": 48},
+    "chunks": {"slot_bytes": 6000},
+    "two threads": {"threads": 2, "tile_rows": 8, "tile_columns": 32},
+    "two threads, chunks": {"threads": 2, "slot_bytes": 6000},
+}
+searched = pytest.mark.parametrize("case", SEARCHED, ids=lambda case: case.id)
+
+
+def labels_of(sizes: list[int], seed: int = 0) -> torch.Tensor:
+    labels = torch.repeat_interleave(torch.arange(len(sizes)), torch.tensor(sizes))
+    return labels[torch.randperm(len(labels), generator=torch.Generator().manual_seed(seed))]
+
+
+def rows_and_gradient(case: Case, x: torch.Tensor, y: torch.Tensor, **plan: int) -> tuple[torch.Tensor, ...]:
+    leaf = x.clone().requires_grad_()
+    with plan_options(**plan):
+        values, counts = case.create(x.dtype).rows(leaf, y)
+        cotangents = torch.linspace(0.5, 2, values.numel(), dtype=values.dtype).view_as(values)
+        return values.detach(), counts, torch.autograd.grad(values, leaf, cotangents)[0]
+
+
+@searched
+@pytest.mark.parametrize("sizes", SIZES)
+@pytest.mark.parametrize("plan", PLANS)
+def test_search_equals_the_definition(case: Case, sizes: str, plan: str) -> None:
+    y = labels_of(SIZES[sizes])
+    x, loss = embeddings_of(y, seed=len(sizes)), case.create()
+    with plan_options(search=1, **PLANS[plan]):
+        mine = value_and_gradients(loss, x, y, loss)
+    assert_close(mine, value_and_gradients(loss, x, y, loss.reference), 1e-9)
+
+
+@searched
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+@pytest.mark.parametrize("sizes", SIZES)
+@pytest.mark.parametrize("level", extension.cpu().levels() if extension.cpu() else [])
+def test_search_finds_what_comparing_finds(case: Case, sizes: str, dtype: torch.dtype, level: str) -> None:
+    y = labels_of(SIZES[sizes])
+    x = embeddings_of(y, 3, dtype).mul(2).round().div(2)  # many points coincide: distances tie with thresholds
+    before = extension.cpu().level()
+    extension.use_level(level)
+    try:
+        searched = rows_and_gradient(case, x, y, search=1, triangle=0)
+        compared = rows_and_gradient(case, x, y, search=0, triangle=0)  # the same products, so the same bits of each distance
+    finally:
+        extension.use_level(before)
+    assert torch.equal(searched[1], compared[1])
+    tolerance = 2e-5 if dtype == torch.float32 else 1e-12  # sums over a register's lanes against sums in double
+    torch.testing.assert_close(searched[0], compared[0], rtol=tolerance, atol=tolerance)
+    torch.testing.assert_close(searched[2], compared[2], rtol=tolerance, atol=tolerance * float(compared[2].abs().max()))
+
+
+@searched
+@pytest.mark.parametrize("batch", BATCHES)
+def test_search_on_every_batch(case: Case, batch: str) -> None:
+    x, y = BATCHES[batch]
+    searched, compared = (rows_and_gradient(case, x, y, search=how, triangle=0) for how in (1, 0))
+    assert torch.equal(searched[1], compared[1])
+    torch.testing.assert_close(searched[0], compared[0], rtol=1e-10, atol=1e-10)
+    scale = compared[2].abs().amax(1, keepdim=True)
+    assert bool(((searched[2] - compared[2]).abs() <= 1e-10 * scale + 1e-12).all())
+
+
+@searched
+@pytest.mark.parametrize("plan", PLANS)
+def test_search_among_references(case: Case, plan: str) -> None:
+    y, other_labels = labels_of([9, 30, 1, 4]), torch.cat([labels_of([61, 44, 13], seed=2), torch.tensor([7, 7, 3])])
+    x, others, loss = embeddings_of(y), embeddings_of(other_labels, seed=3), case.create()
+    own = torch.full((len(y),), -1)
+    own[3] = int((other_labels == y[3]).nonzero()[0])
+    found = []
+    for compute in (loss, loss.reference):
+        leaf, other = x.clone().requires_grad_(), others.clone().requires_grad_()
+        with plan_options(search=1, **PLANS[plan]):
+            value = compute(leaf, y, references=other, reference_labels=other_labels, own=own)
+            found.append((value.detach(), list(torch.autograd.grad(value, [leaf, other]))))
+    assert_close(*found, 1e-9)
+
+
+def planned(case: Case, y: torch.Tensor, references: bool = False) -> dict[str, int]:
+    x = embeddings_of(y, dtype=torch.float32)
+    others = (x.clone(), y) if references else (None, None)
+    return dict(_CpuStep(x, y, *others, (True, True), (case.create().functor_call(),), Relations()).step.plan())
+
+
+def test_the_planner_searches_in_large_classes_only() -> None:
+    case = SEARCHED[0]
+    for size, references, searches in ((33, False, 0), (34, False, 1), (12, True, 0), (13, True, 1)):
+        assert planned(case, labels_of([size, 2]), references)["searches"] == searches
+    assert planned(Case("ms"), labels_of([400, 2]))["searches"] == 0
+
+
+def test_slots_stay_in_their_memory() -> None:
+    plan = planned(SEARCHED[1], labels_of([1500] * 4))
+    assert plan["chunks"] > 1
+    assert plan["slot_bytes"] <= 34 << 20
