@@ -534,20 +534,39 @@ def test_conformance(name: str) -> None:
 def test_many_classes_take_little_memory(name: str) -> None:
     from benchmarks.measuring import peak_megabytes
 
-    classes, batch = 50_000, 512  # logits of 98 MB, per centre
-    loss = create(name, num_classes=classes, embedding_dim=4)
-    x, y = torch.randn(batch, 4, requires_grad=True), torch.arange(batch) * 97
+    options = {"soft_triple": {"centers_per_class": 3}}.get(name, {})
+    classes = 50_000
+    loss = create(name, num_classes=classes, embedding_dim=4, **options)
+    batch = 1024 // loss.centres  # logits (where there are centres, of each) of 195 MB
+    x, y = torch.randn(batch, 4, requires_grad=True), torch.arange(batch) * 48
+    assert loss.is_fused
+    gradients = 2 * 4 * loss.proxies.numel() / 2**20  # of the proxies, and the proxies in unit norm
+    assert peak_megabytes(lambda: lambda: loss(x, y).backward()) < 64 + 30 + gradients
+    if loss.centres > 1:
+        assert peak_megabytes(lambda: lambda: loss.reference(x, y).backward()) < 60 + gradients
+    few = torch.arange(8) * 6000
+    exact = create(name, num_classes=classes, embedding_dim=4, **options).double()
+    exact.load_state_dict(loss.state_dict())
+    expected = value_and_gradients(exact, x[:8].double(), few, exact.reference)
+    for workspace in (0, -1):
+        with dmlcore.kernels.plan_options(workspace=workspace):
+            assert_close(value_and_gradients(exact, x[:8].double(), few, exact), expected, 1e-9)
 
-    def prepare():
-        return lambda: loss(x, y).backward()
 
-    peak = peak_megabytes(prepare)
-    assert peak < 75, peak
-    if loss.is_fused:
-        small = torch.arange(32) * 1500
-        exact = create(name, num_classes=classes, embedding_dim=4).double()
-        exact.load_state_dict(loss.state_dict())
-        for workspace in (0, -1):
-            with dmlcore.kernels.plan_options(workspace=workspace):
-                mine = value_and_gradients(exact, x[:32].double(), small, exact)
-            assert_close(mine, value_and_gradients(exact, x[:32].double(), small, exact.reference), 1e-9)
+def test_centres_fall_back_to_the_definition() -> None:
+    x, y = BATCHES["odd"]
+    many = create("soft_triple", num_classes=7, embedding_dim=11, centers_per_class=65)
+    assert not many.is_fused and "at most 64" in many.why_not_fused
+    loss = Case("soft_triple").create()
+    together = loss(x, y, relation=lambda a, b: (a[:, None] // 2) == (b[None, :] // 2))  # two classes are the target
+    assert torch.isfinite(together) and together < loss(x, y)
+
+
+@pytest.mark.parametrize("labels", [[0, 0, 1], [0, 1, 1, 1], [0, 0, 0, 0]])
+def test_classes_of_other_sizes_are_refused(labels: list[int]) -> None:
+    from dmlcore.kernels import FunctorCall, fused_rows
+
+    x = torch.randn(len(labels), 3)
+    with pytest.raises(ValueError, match="same number of references in every class"):
+        call = FunctorCall("soft_triple", (2.0, 0.1, 20.0, 0.01))
+        fused_rows(x, torch.zeros(len(labels), dtype=torch.int64), x, torch.tensor(labels), (call,))

@@ -349,7 +349,7 @@ template <class T> struct Table {
     static_assert(sizeof(F) <= sizeof(LossSlot::options) && sizeof(F) % sizeof(T) == 0, "options are numbers of type T");
     Entry<T>& e = entries[count++];
     e.info = {name, F::kOptions, F::kValues, field_count<typename P::Limits, T>(), P::sums, field_count<typename P::Slopes, T>(),
-              field_count<typename P::Slot::Limits, T>(), P::slot_sums, int(sizeof(F)), GivenCount<F>::value, F::kSlots, HasPartners<F>::value, HasTable<F>::value, SearchedEnds<F>::value};
+              field_count<typename P::Slot::Limits, T>(), P::slot_sums, int(sizeof(F)), GivenCount<F>::value, F::kSlots, HasPartners<F>::value, HasTable<F>::value, HasCentres<F>::value, SearchedEnds<F>::value};
     e.fits = P::fits;
     if constexpr (!HasTable<F>::value) {
       e.start = P::start, e.open = P::open, e.begin = P::begin, e.flush_rows = P::flush_rows;

@@ -73,10 +73,12 @@ template <class T> struct Problem {
   void (*blas_threads)(int);                                           // sets this thread's BLAS threads, or nullptr
 };
 
+constexpr int kMostCentres = 64;                                       // of a class, for losses that fold them
+
 struct FunctorInfo {
   const char *name, *options;
   int values, limits, sums, slopes, slot_limits, slot_sums, bytes, given;
-  bool slots, partners, table;
+  bool slots, partners, table, centres;
   int search;
 };
 

@@ -337,6 +337,7 @@ template <class T> class Step final : public StepBase {
         loss.slot_limits = info.slot_limits, loss.slot_sums = info.slot_sums, loss.slots = info.slots, loss.given = info.given, loss.search = info.search;
         if (info.partners && !p_.self) throw std::invalid_argument("functor '" + request.functor + "' is for a batch against itself");
         has_partners_ = has_partners_ || info.partners;
+        if (info.centres) check_centres(request);
       }
       if (loss.functor < 0) throw std::invalid_argument("there is no functor '" + request.functor + "' for these options");
       if (loss.given > 0 && !request.given && p_.A > 0) throw std::invalid_argument("functor '" + request.functor + "' needs numbers per anchor");
@@ -370,9 +371,25 @@ template <class T> class Step final : public StepBase {
     p_.loss_count = int(losses_.size());
   }
 
+  // A tile of classes with several centres holds whole classes, so all losses of the pass have the same number of them.
+  void check_centres(const LossRequest& request) {
+    const int64_t centres = int64_t(request.options[0]);
+    const auto refuse = [&](const char* why) { throw std::invalid_argument("functor '" + request.functor + "' " + why); };
+    if (centres < 1 || centres > kMostCentres) refuse("takes 1 to 64 centres per class");
+    if (centres_ > 1 && centres_ != centres) refuse("cannot share a pass with another number of centres");
+    if (p_.self || p_.lists || request.windows) refuse("takes references with labels, all of which are compared");
+    centres_ = centres;
+    const std::vector<int64_t>& labels = references_.labels;
+    for (int64_t j = 0; j < p_.N; ++j)
+      if (j / centres * centres + centres > p_.N || labels[j] != labels[j / centres * centres] ||
+          (j % centres == 0 && j > 0 && labels[j] == labels[j - 1]))
+        refuse("needs the same number of references in every class");
+  }
+
   int64_t search_cells(const LossSlot& loss, int64_t most) const {
     return loss.search ? kernels_.search_cells(loss.search * most) : 0;
   }
+
   int64_t slot_cells(int64_t rows, int64_t most, int totals) const {
     int64_t cells = 0;
     for (const LossSlot& loss : losses_) cells += (loss.slot_limits + loss.slot_sums * totals) * most + 2 * search_cells(loss, most);
@@ -403,7 +420,7 @@ template <class T> class Step final : public StepBase {
     for (const LossSlot& loss : losses_) row_bytes = std::max(row_bytes, loss.search ? 16 * search_cells(loss, most) : loss.slots ? 64 * most : 1);
     p_.tile_rows = std::min(p_.tile_rows, std::max<int64_t>(8, (int64_t(2) << 20) / row_bytes));
     p_.tile_rows = std::max<int64_t>(1, std::min(p_.tile_rows, std::max<int64_t>(p_.A, 1)));
-    p_.tile_columns = rounded(std::max<int64_t>(1, std::min(p_.tile_columns, std::max<int64_t>(p_.N, 1))), 16);
+    p_.tile_columns = rounded(std::max<int64_t>(1, std::min(p_.tile_columns, std::max<int64_t>(p_.N, 1))), 16 * centres_);
 
     // Anchors are taken in chunks only when the slots of all of them would not fit.
     size_t block = 0;
@@ -522,6 +539,7 @@ template <class T> class Step final : public StepBase {
   Buffer<T> given_, table_slopes_, stats_, slopes_, stored_, stored_positives_, slots_;
   Buffer<double> totals_;
   Buffer<unsigned char> scratch_;
+  int64_t centres_ = 1;                                                // references per class, where a loss folds them
   int64_t kept_positives_ = 0, stored_cells_ = 0, slope_cells_ = 0, slot_cells_ = 0, most_positives_ = 0, tile_cells_ = 0;
 };
 

@@ -45,6 +45,10 @@
 //   kTable = true         two soft histograms of the whole batch, of positive and of negative pairs (kValues = 0, nothing per anchor):
 //                         cells() -> their size; place(s) -> position of a similarity in [0, cells - 1], which adds to the cell
 //                         below and above it in proportion; place_slope(s) -> d place / d s. collect, open, close, ... are not called
+//   kCentres = true       every class of references has the same number of them, `centres` (the first option, at most 64),
+//                         and takes part through one similarity: fold(s, count) -> Fold<V>, given the registers s[0..count) of
+//                         neighbouring classes; its member `similarity` is what collect and slope_negative get, and
+//                         share(s, fold) is d similarity / d s. The positives stay a list, of the anchor's class's centres.
 //   kCpuOnly = true       not in the CUDA table: needs one of the above, or more registers than a GPU thread has
 //
 // The second template argument is false for the narrow form of a loss (one fixed shift of all exponents, so that rows and

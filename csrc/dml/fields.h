@@ -42,6 +42,8 @@ template <class F, class = void> struct HasPartners { static constexpr bool valu
 template <class F> struct HasPartners<F, typename MakeVoid<decltype(F::kPartners)>::type> { static constexpr bool value = F::kPartners; };
 template <class F, class = void> struct HasTable { static constexpr bool value = false; };
 template <class F> struct HasTable<F, typename MakeVoid<decltype(F::kTable)>::type> { static constexpr bool value = F::kTable; };
+template <class F, class = void> struct HasCentres { static constexpr bool value = false; };
+template <class F> struct HasCentres<F, typename MakeVoid<decltype(F::kCentres)>::type> { static constexpr bool value = F::kCentres; };
 template <class F, class = void> struct IsCpuOnly { static constexpr bool value = false; };
 template <class F> struct IsCpuOnly<F, typename MakeVoid<decltype(F::kCpuOnly)>::type> { static constexpr bool value = F::kCpuOnly; };
 template <class F, class = void> struct SearchedEnds { static constexpr int value = 0; };

@@ -11,12 +11,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from dmlcore.kernels import FunctorCall
 from dmlcore.losses.base import ProxyLoss, Rows, Sides, pair_masks
 from dmlcore.losses.geometry import masked_logsumexp, unit
 
 CHUNK = 2**19
 """Similarities that the plain form of losses with several centres holds at a time; more are computed in chunks, and again for
 the gradient."""
+
+MOST_CENTRES = 64
+"""Centres per class that the kernels take."""
 
 Part = Callable[[Tensor, Tensor, slice], tuple[Tensor, Tensor]]
 """From unit anchors, some classes' centres and where those lie to two log-sums over these classes."""
@@ -85,6 +89,19 @@ class CentresLoss(ProxyLoss):
     @abc.abstractmethod
     def target_logits(self, similarities: Tensor) -> Tensor:
         """What the target's logits would be at these similarities to classes; elementwise."""
+
+    @abc.abstractmethod
+    def pooled_call(self) -> FunctorCall:
+        """The functor and its options, of which the first is the number of centres."""
+
+    def functor_call(self) -> FunctorCall | str:
+        if self.centres > MOST_CENTRES:
+            return f"'{self.name}' is fused for at most {MOST_CENTRES} centres per class"
+        return self.pooled_call()
+
+    def call_for(self, embeddings: Tensor, sides: Sides) -> FunctorCall | None:
+        """The functor to run, or None: plain PyTorch, as with a relation, where several classes may be the target."""
+        return None if sides.relation is not None else super().call_for(embeddings, sides)
 
     def _log_sums(self, similarities: Tensor, positive: Tensor, negative: Tensor) -> tuple[Tensor, Tensor]:
         """Log-sums over some classes, of all logits and of the target's: both `[B]`. Masks are per centre."""

@@ -9,6 +9,7 @@ from torch import Tensor
 
 import dmlcore
 from dmlcore.config import check_range
+from dmlcore.kernels import FunctorCall
 from dmlcore.losses import CentresLoss, LossOptions, Rows, Sides, distances, unit
 
 
@@ -62,6 +63,14 @@ class SoftTriple(CentresLoss):
 
     def target_logits(self, similarities: Tensor) -> Tensor:
         return self.scale * (similarities - self.options.margin)
+
+    def pooled_call(self) -> FunctorCall:
+        o = self.options
+        return FunctorCall("soft_triple", (float(self.centres), o.gamma, self.scale, o.margin))
+
+    def complete(self, rows: Rows, sides: Sides, given: Tensor | None) -> Rows:
+        with torch.autocast(rows.values.device.type, enabled=False):
+            return self._with_regulariser(rows, sides)
 
     def dense_rows(self, sides: Sides) -> Rows:
         return self._with_regulariser(super().dense_rows(sides), sides)

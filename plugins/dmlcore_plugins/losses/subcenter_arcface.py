@@ -10,6 +10,7 @@ from torch import Tensor
 
 import dmlcore
 from dmlcore.config import check_range
+from dmlcore.kernels import FunctorCall
 from dmlcore.losses import CentresLoss, LossOptions, unit, widened_cosines
 
 
@@ -54,6 +55,11 @@ class SubCenterArcFace(CentresLoss):
 
     def target_logits(self, similarities: Tensor) -> Tensor:
         return self.scale * widened_cosines(similarities, math.radians(self.options.margin))
+
+    def pooled_call(self) -> FunctorCall:
+        m = math.radians(self.options.margin)
+        options = (float(self.centres), self.scale, math.cos(m), math.sin(m), m * math.sin(m))
+        return FunctorCall("subcenter_arcface", options)
 
     @torch.no_grad()
     def get_outliers(
