@@ -68,8 +68,16 @@ def test_fused_equals_plain(case: Case, batch: str) -> None:
     assert_close(mine, plain, 1e-9)
 
 
-@cases
-@pytest.mark.parametrize("plan", PLANS)
+# A loss's first row meets every plan, its further options those that share least.
+PLANNED = [
+    pytest.param(case, plan, id=f"{case.id}-{plan}")
+    for case in FUSED
+    for plan in PLANS
+    if plan in ("no triangle recomputed", "two threads, chunks") or next(c for c in FUSED if c.name == case.name) is case
+]
+
+
+@pytest.mark.parametrize(("case", "plan"), PLANNED)
 def test_plans_agree(case: Case, plan: str) -> None:
     loss, (x, y) = case.create(), BATCHES["large"]
     with plan_options(**PLANS[plan]):
@@ -171,7 +179,7 @@ def test_labels_may_be_any_int64(case: Case) -> None:
 
 
 @pytest.mark.parametrize("case", [case for case in FUSED if case in PAIRS], ids=lambda case: case.id)
-@pytest.mark.parametrize("plan", ["planned", "recomputed", "small tiles", "two threads", "slots in chunks", "searched"])
+@pytest.mark.parametrize("plan", ["planned", "small tiles recomputed", "two threads, chunks"])
 def test_references(case: Case, plan: str) -> None:
     loss, (x, y) = case.create(), BATCHES["odd"]
     labels = torch.tensor([0, 1, 1, 1, 9, 3, 0, 0, 5, 5, 6, 8] * 4)
@@ -388,7 +396,7 @@ def test_inputs_are_checked(case: Case) -> None:
 
 
 @pytest.mark.parametrize("case", [case for case in FUSED if case in PAIRS], ids=lambda case: case.id)
-@pytest.mark.parametrize("plan", ["planned", "recomputed", "small tiles", "two threads", "slots in chunks", "searched"])
+@pytest.mark.parametrize("plan", ["planned", "small tiles recomputed", "two threads, chunks"])
 def test_own_reference_is_no_pair(case: Case, plan: str) -> None:
     loss, (x, y) = case.create(), BATCHES["odd"]
     loss_of_batch = value_and_gradients(loss, x, y, loss.reference)[0]
@@ -412,7 +420,7 @@ PAIR_FUNCTORS = [case for case in FUSED if case in PAIRS and case.create().funct
 
 
 @pytest.mark.parametrize("case", PAIR_FUNCTORS, ids=lambda case: case.id)
-@pytest.mark.parametrize("plan", ["planned", "recomputed", "small tiles", "two threads", "slots in chunks", "searched"])
+@pytest.mark.parametrize("plan", ["planned", "small tiles recomputed", "two threads, chunks"])
 @pytest.mark.parametrize("references", [False, True])
 def test_windows_leave_pairs_out(case: Case, plan: str, references: bool) -> None:
     loss, (x, y) = case.create(), BATCHES["odd"]
@@ -452,7 +460,7 @@ def test_windows_leave_pairs_out(case: Case, plan: str, references: bool) -> Non
 
 
 @pytest.mark.parametrize("case", [case for case in FUSED if case in PAIRS], ids=lambda case: case.id)
-@pytest.mark.parametrize("plan", ["planned", "recomputed", "small tiles", "two threads", "slots in chunks", "searched"])
+@pytest.mark.parametrize("plan", ["planned", "small tiles recomputed", "two threads, chunks"])
 @pytest.mark.parametrize("references", [False, True])
 def test_positives_may_be_listed(case: Case, plan: str, references: bool) -> None:
     loss, (x, _) = case.create(), BATCHES["odd"]
