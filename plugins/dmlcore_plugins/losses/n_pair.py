@@ -28,6 +28,7 @@ class NPair(PairLoss):
 
     name = "n_pair"
     normalise = (False, False)
+    needs_norms = True
 
     @dataclass(frozen=True, kw_only=True)
     class Options(PairOptions):
