@@ -14,7 +14,7 @@ from torch.autograd.gradcheck import GradcheckError
 ROOT = Path(__file__).parents[1]
 sys.path.append(str(ROOT / "tests"))
 
-from cases import BATCHES, LOSSES, Case, embeddings_of, value_and_gradients  # noqa: E402
+from cases import BATCHES, LOSSES, Case, embeddings_of, hold_draws, value_and_gradients  # noqa: E402
 
 PAGE = ROOT / "docs" / "gradients.md"
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -28,7 +28,8 @@ Made by `python -m benchmarks gradients` from the table of cases (`tests/cases.p
 
 - **gradcheck**: the gradient of what users call (fused where it is fused), in float64, against finite differences, for
   embeddings and every learnable parameter. Where a definition takes weights as constants, its gradient is not the derivative
-  of its value; it is compared with the plain PyTorch definition instead and the cell says `= plain`.
+  of its value; it is compared with the plain PyTorch definition instead and the cell says `= plain`. Where random numbers are
+  drawn by the embeddings' own bits they are held for this check and for the errors.
 - **order**: permuting the batch permutes the gradient and leaves the value (relative to {exact:.0e} in float64).
 - **scale**: multiplying each embedding by a positive number of its own leaves the value, and the gradient of each embedding is
   orthogonal to it. `by norm`: the definition depends on the norms, so nothing is claimed.
@@ -58,6 +59,7 @@ def gradcheck(case: Case) -> str:
         mine, plain = (value_and_gradients(loss, x, labels, compute)[1] for compute in (loss, loss.reference))
         return "= plain" if all(_near(a, b) for a, b in zip(mine, plain, strict=True)) else "FAILS: not the plain gradient"
     inputs = (x.requires_grad_(), *loss.parameters())
+    hold_draws(loss)
     try:
         torch.autograd.gradcheck(lambda *tensors: loss(tensors[0], labels), inputs, eps=1e-7, atol=1e-5, rtol=1e-4)
     except GradcheckError as error:
@@ -101,6 +103,7 @@ def errors(case: Case, dtype: torch.dtype) -> tuple[float, float]:
         x = x.to(dtype)  # what is computed exactly is the rounded input
         low, exact = case.create(torch.float32), case.create()
         exact.load_state_dict(low.state_dict())
+        hold_draws(exact, low)
         value, gradients = value_and_gradients(low, x, y, low)
         truth, truths = value_and_gradients(exact, x.double(), y, exact.reference)
         if truth != 0:

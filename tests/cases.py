@@ -339,6 +339,21 @@ def call_on(loss: Any, x: Tensor, y: Tensor) -> Any:
     return replace(loss.functor_call(), given=loss.given(loss.sides(x, y, None, None)))
 
 
+def hold_draws(*losses: Any) -> None:
+    """From here on these losses use the random numbers that the first of them draws next. A loss that draws by the bits of its
+    embeddings (`margin` with sampling) draws anew beside every point, and in every precision."""
+    held: list[Tensor] = []
+    for loss in losses:
+        if hasattr(loss, "draws"):
+
+            def draws(*arguments: Any, draw: Callable[..., Tensor] = loss.draws) -> Tensor:
+                if not held:
+                    held.append(draw(*arguments))
+                return held[0]
+
+            loss.draws = draws
+
+
 def value_and_gradients(
     loss: Any, x: Tensor, y: Tensor, compute: Callable[..., Tensor], **keywords: Any
 ) -> tuple[Tensor, list[Tensor]]:

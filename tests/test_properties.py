@@ -5,12 +5,13 @@ does not jump nearby. No tolerance is widened for them."""
 
 from __future__ import annotations
 
+import copy
 import os
 from typing import Any
 
 import pytest
 import torch
-from cases import FUSED, LOSSES, Case, assert_close, embeddings_of, value_and_gradients
+from cases import FUSED, LOSSES, Case, assert_close, embeddings_of, hold_draws, value_and_gradients
 from hypothesis import HealthCheck, assume, example, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
@@ -77,6 +78,8 @@ def drawn(class_sizes: list[int], width: int, seed: int, others: int = 0) -> tup
 
 def is_settled(loss: Any, x: Tensor, y: Tensor, **keywords: Any) -> bool:
     """Whether the definition's gradient is the same up to `NEARBY` beside x: no decision hangs on less than that."""
+    loss = copy.deepcopy(loss)
+    hold_draws(loss)
     _, (gradient, *_) = value_and_gradients(loss, x, y, loss.reference, **keywords)
     generator = torch.Generator().manual_seed(1)
     for _ in range(2):

@@ -234,6 +234,14 @@ def _members(losses: Any, width: int, classes: int) -> tuple[list[str], list[Any
     return list(unique_names([one.name for one in made])), made
 
 
+def _classes(loss: Any) -> int:
+    """How many classes a loss knows; 0 for any number."""
+    if loss.needs_classes:
+        return loss.num_classes
+    counts = [len(p) for p in loss.parameters() if p.ndim == 1 and len(p) > 1] if loss.uses_classes else []
+    return min(counts, default=0)
+
+
 def _sample(count: int, width: int, per_class: int, classes: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
     generator = torch.Generator().manual_seed(0)
     return torch.randn(count, width, generator=generator, dtype=dtype), torch.arange(count) // per_class % classes
@@ -299,7 +307,7 @@ def explain(
     dtype = torch.float64 if dtype == torch.float64 else torch.float32
     names, members = _members(losses, dimension, num_classes)
     members = [copy.deepcopy(one).to("cpu", dtype) for one in members]  # a memory or a random state of theirs stays as it is
-    classes = min([one.num_classes for one in members if one.needs_classes] or [batch + (references or 0) + 1])
+    classes = min([count for one in members if (count := _classes(one))] or [batch + (references or 0) + 1])
     taken = {len(p) for one in members for p in one.parameters() if p.ndim}
 
     # What runs together is found by running a few samples, told from proxies by their number.
