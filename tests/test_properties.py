@@ -22,6 +22,7 @@ from dmlcore.losses import RowLoss, unit
 
 TOLERANCE = 1e-8  # float64 sums of some hundred terms in another order, through exponents of up to some hundreds
 APART = 1e-8  # least distance of two similarities of an anchor
+OFF_ENDS = 1e-6  # and of a similarity from 1 and -1, where distances and angles have no digits left
 NEARBY = 1e-9  # relative size of the step within which the definition must not jump
 
 CHECKS = [HealthCheck.filter_too_much, HealthCheck.too_slow]
@@ -63,15 +64,16 @@ def members(cases: list[Case], most: int = 5) -> Any:
 
 
 def drawn(class_sizes: list[int], width: int, seed: int, others: int = 0) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Points, labels in random order, and as many references; all similarities of a point are apart from each other."""
+    """Points, labels in random order, and as many references as `others`; the similarities of a point are apart from each other
+    and from the ends."""
     generator = torch.Generator().manual_seed(seed)
     labels = torch.repeat_interleave(torch.arange(len(class_sizes)), torch.tensor(class_sizes))
     labels = labels[torch.randperm(len(labels), generator=generator)]
     other_labels = torch.randint(len(class_sizes) + 1, (others,), generator=generator)  # one class nobody has
     for attempt in range(seed, seed + 1000):
         x = embeddings_of(torch.cat([labels, other_labels]), width, seed=attempt)
-        s = (unit(x) @ unit(x).T).sort(1).values  # [B + N, B + N]
-        if s.shape[1] < 2 or s.diff(dim=1).min() > APART:
+        s = (unit(x) @ unit(x).T).sort(1).values  # [B + N, B + N], the last column a point with itself
+        if s.shape[1] < 2 or (s.diff(dim=1).min() > APART and s[:, :-1].abs().max() < 1 - OFF_ENDS):
             return x[: len(labels)], labels, x[len(labels) :], other_labels
     raise AssertionError("no batch with similarities apart in 1000 draws")
 
