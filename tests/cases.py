@@ -165,7 +165,7 @@ LOSSES = [
         {"margin": 0.4, "mining": "easy_positive_semihard"},
         _mined("TripletMarginLoss", "BatchEasyHardMiner", {"pos_strategy": "easy", "neg_strategy": "semihard"}, margin=0.4),
     ),
-    Case("triplet", {"margin": 0.3, "mining": "semihard_hardest"}),
+    Case("triplet", {"margin": 0.3, "mining": "semihard_hardest"}, cuda=False),
     Case("triplet", {"smooth": True}, _mined("TripletMarginLoss", smooth_loss=True)),
     Case(
         "triplet",
@@ -178,7 +178,7 @@ LOSSES = [
             smooth_loss=True,
         ),
     ),
-    Case("triplet", {"margin": 0.3, "mining": "semihard_hardest", "smooth": True}),
+    Case("triplet", {"margin": 0.3, "mining": "semihard_hardest", "smooth": True}, cuda=False),
     Case(
         "triplet",
         {"margin": 0.2, "mining": "hard", "smooth": True},
