@@ -240,11 +240,12 @@ LOSSES = [
         {"margin": 0.7, "Tn": 4.0, "imbalance": 0.3, "alpha": 1.5, "Tp": 5.0},
         _mined("RankedListLoss", margin=0.7, Tn=4, imbalance=0.3, alpha=1.5, Tp=5),
     ),
-    Case("snr_contrastive", {}, _mined("SignalToNoiseRatioContrastiveLoss")),
+    Case("snr_contrastive", {}, _mined("SignalToNoiseRatioContrastiveLoss"), cuda=False),
     Case(
         "snr_contrastive",
         {"pos_margin": 0.3, "neg_margin": 1.8},
         _mined("SignalToNoiseRatioContrastiveLoss", pos_margin=0.3, neg_margin=1.8),
+        cuda=False,
     ),
     Case("histogram", {}, _mined("HistogramLoss"), cuda=False),
     Case("histogram", {"n_bins": 13}, _mined("HistogramLoss", n_bins=13), cuda=False),

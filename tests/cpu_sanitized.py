@@ -161,7 +161,7 @@ def _run_all(path: str) -> None:
                     loss(x.clone().requires_grad_(), y, references=others, reference_labels=y[:21]).backward()
                     own = torch.arange(len(y)) % 22 - 1
                     loss(x.clone().requires_grad_(), y, references=others, reference_labels=y[:21], own=own).backward()
-                    loss(x.clone().requires_grad_(), y, relation=lambda a, b: a % 3 == b % 3).backward()
+                    loss(x.clone().requires_grad_(), y, relation=lambda a, b: a[:, None] % 3 == b[None] % 3).backward()
     for samples in (2, 40):  # positives compared one by one, and searched in a tree
         labels = torch.arange(97) // samples
         for dtype in (torch.float32, torch.float64):

@@ -113,7 +113,6 @@ def _run_all(path: str) -> None:
             ("contrastive", (0.0, 1.0)),
             ("triplet_all", (0.1,)),
             ("triplet_semihard", (0.1,)),
-            ("triplet_semihard_hardest", (0.1, 1.0)),
             ("triplet_hard", (0.1, 0.0)),
         )
     )

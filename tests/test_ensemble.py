@@ -63,9 +63,9 @@ def test_mixes_fused_plain_and_foreign_members() -> None:
         def forward(self, embeddings: Tensor, labels: Tensor, *, references=None, reference_labels=None) -> Tensor:
             return embeddings.square().mean()
 
-    ensemble = LossEnsemble(["ms", create("triplet", smooth=True), Mean()], weights=[1, 1, 2])
+    ensemble = LossEnsemble(["ms", create("triplet", swap=True), Mean()], weights=[1, 1, 2])
     total = ensemble(X, Y)
-    torch.testing.assert_close(total, create("ms")(X, Y) + create("triplet", smooth=True)(X, Y) + 2 * X.square().mean())
+    torch.testing.assert_close(total, create("ms")(X, Y) + create("triplet", swap=True)(X, Y) + 2 * X.square().mean())
     assert math.isnan(ensemble.active["mean_square"]) and 0 < ensemble.active["ms"] <= 1
     described = {entry["name"]: entry for entry in ensemble.describe()}
     assert (

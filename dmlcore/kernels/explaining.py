@@ -187,11 +187,14 @@ def _for_anchors(call: FunctorCall, count: int) -> FunctorCall:
     return replace(call, given=_columns(call.given, count), windows=_columns(call.windows, count))
 
 
-def _in_pass(count: int, per_class: int, against_itself: bool, call: FunctorCall, dtype: torch.dtype) -> tuple[float, int]:
+def _in_pass(count: int, per_class: int, other_per_class: int, call: FunctorCall, dtype: torch.dtype) -> tuple[float, int]:
     """Seconds and similarities of a pass of one loss on few dimensions, where the products cost little."""
     generator = torch.Generator().manual_seed(0)
     x, y = torch.randn(count, 8, generator=generator, dtype=dtype), torch.arange(count) // per_class
-    others = (None, None) if against_itself else (torch.randn(count, 8, generator=generator, dtype=dtype), y)
+    others: tuple[Tensor | None, Tensor | None] = (None, None)
+    if other_per_class:
+        there = -(-count // other_per_class) * other_per_class  # whole classes: losses with centres want all of them
+        others = (torch.randn(there, 8, generator=generator, dtype=dtype), torch.arange(there) // other_per_class)
     with plan_options(threads=1):
 
         def run() -> _CpuStep:
@@ -207,11 +210,14 @@ def _in_pass(count: int, per_class: int, against_itself: bool, call: FunctorCall
 _rates: dict[tuple[Any, ...], float] = {}
 
 
-def _loss_rate(call: FunctorCall, per_class: int, against_itself: bool, dtype: torch.dtype) -> float:
-    """Seconds per similarity of one loss, forward and backward, products not counted; measured once per process."""
-    key = (call.functor, call.options, call.windows is None, per_class, against_itself, dtype)
+def _loss_rate(call: FunctorCall, per_class: int, other_per_class: int, dtype: torch.dtype) -> float:
+    """Seconds per similarity of one loss, forward and backward, products not counted; measured once per process.
+
+    `other_per_class` references have a label; 0: the batch is compared with itself.
+    """
+    key = (call.functor, call.options, call.windows is None, per_class, other_per_class, dtype)
     if key not in _rates:
-        (short, few), (long, many) = (_in_pass(count, per_class, against_itself, call, dtype) for count in CALIBRATED)
+        (short, few), (long, many) = (_in_pass(count, per_class, other_per_class, call, dtype) for count in CALIBRATED)
         products = 6 * 8 / _product_rate(64, 512, 8, dtype)  # three products of 8 dimensions: tiles of this size are stored
         _rates[key] = max((long - short) / max(many - few, 1) - products, 0.0)
     return _rates[key]
@@ -329,7 +335,8 @@ def explain(
         rate = _product_rate(plan["tile_rows"], plan["tile_columns"], dimension, dtype)
         products = (3 if plan["stored_bytes"] else 4) * 2 * plan["cells"] * dimension / rate / plan["threads"]
         itself = other is None
-        costs = (_loss_rate(call, samples_per_class, itself, dtype) * plan["cells"] / plan["threads"] for call in calls)
+        alike = 0 if itself else int(torch.unique(other_real, return_counts=True)[1].max())
+        costs = (_loss_rate(call, samples_per_class, alike, dtype) * plan["cells"] / plan["threads"] for call in calls)
         passes.append(PlannedPass(called, len(real), None if itself else len(other), plan, rate / 1e9, products, tuple(costs)))
     expected = [_plain(names[k], members[k], batch, references, dimension, samples_per_class, classes, dtype) for k in plain]
     overhead = _overhead(

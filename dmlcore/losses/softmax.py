@@ -99,10 +99,6 @@ class CentresLoss(ProxyLoss):
             return f"'{self.name}' is fused for at most {MOST_CENTRES} centres per class"
         return self.pooled_call()
 
-    def call_for(self, embeddings: Tensor, sides: Sides) -> FunctorCall | None:
-        """The functor to run, or None: plain PyTorch, as with a relation, where several classes may be the target."""
-        return None if sides.relation is not None else super().call_for(embeddings, sides)
-
     def _log_sums(self, similarities: Tensor, positive: Tensor, negative: Tensor) -> tuple[Tensor, Tensor]:
         """Log-sums over some classes, of all logits and of the target's: both `[B]`. Masks are per centre."""
         classes = self.class_similarities(similarities.unflatten(1, (-1, self.centres)))  # [B, c]
