@@ -195,6 +195,7 @@ class _Commands:
                 for note in result["notes"]:
                     console.say(note)
                 console.show_metrics(result["metrics"], result["baselines"], f"{result['data']}, step {result['step']}")
+                console.show_embeddings(result.get("embeddings", {}))
             return 0
 
         return command(

@@ -82,9 +82,23 @@ def show_metrics(metrics: dict[str, Any], baselines: dict[str, Any], title: str 
     _stdout().print(table)
 
 
+def show_embeddings(embeddings: dict[str, Any]) -> None:
+    """Everything the model could serve as its embedding: the whole, each head, the compressed, the student's."""
+    from dmlcore.evaluation.protocol import COLUMNS
+
+    for part in next(iter(embeddings.values()), {}):
+        table = _table(f"{part}, by embedding", "length", *COLUMNS, numbers=True)
+        for name, parts in embeddings.items():
+            values = [parts[part].get(key) for key in COLUMNS.values()]
+            shown = ("-" if value is None else f"{value:.3f}" for value in values)
+            table.add_row(name, str(parts[part]["embedding_dim"]), *shown)
+        _stdout().print(table)
+
+
 def show_result(result: dict[str, Any]) -> None:
     """How a finished run ends: the table, where everything lies, and what to do next."""
     show_metrics(result["metrics"], result["baselines"], "trained, step " + str(result["chosen_step"]))
+    show_embeddings(result.get("embeddings", {}))
     if result["chosen_step"] == 0:
         show("Training did not improve on the untrained network: train longer, or with another learning rate or other losses.")
     show(
@@ -214,6 +228,16 @@ def _terms(record: dict[str, Any]) -> str:
     return f"total {record['total']:.3f}  {terms}"
 
 
+def _embedding(run: Run) -> str:
+    model, settings = run.model, run.config.settings
+    text = f"embeddings of {model.head_dim}" if model.heads == 1 else f"{model.heads} heads of {model.head_dim}"
+    if model.compressor is not None:
+        text += f", compressed to {settings.compress} by {settings.compressor}"
+    if model.student is not None:
+        text += f", a student of {model.student.out_features}"
+    return text + (f"; {model.served} is served" if model.served != "whole" else "")
+
+
 def _opening(run: Run) -> list[tuple[str, str]]:
     settings = run.config.settings
     described = run.ensemble.describe()
@@ -234,7 +258,7 @@ def _opening(run: Run) -> list[tuple[str, str]]:
         ("device", str(run.device)),
         ("data", f"{run.splits.name}: {parts}"),
         *(("", note) for note in run.splits.notes),
-        ("model", f"{settings.model}, embeddings of {settings.embedding_dim}, {parameters:,} parameters{extra}"),
+        ("model", f"{settings.model}, {_embedding(run)}, {parameters:,} parameters{extra}"),
         (
             "training",
             f"{run.steps:,} steps{done} of {run.classes_per_batch} classes x {settings.samples_per_class} samples,"

@@ -47,10 +47,16 @@ class LabelledDataset(torch.utils.data.Dataset):
         self.labels = labels
         present, dense = np.unique(labels, return_inverse=True)
         self.dense_labels = dense.astype(np.int64)
+        self._table_names = class_names
         self.class_names = [class_names[label] for label in present]
         self.num_classes = len(present)
         self.sample_shape = sample_shape
         self.augmentation = augmentation
+
+    def spread(self, most: int) -> LabelledDataset:
+        """At most `most` of the samples, evenly spread over the data set, without augmentation."""
+        chosen = np.unique(np.linspace(0, max(len(self) - 1, 0), min(most, len(self))).round().astype(np.int64))
+        return LabelledDataset(self.samples, self.rows[chosen], self.labels[chosen], self._table_names, self.sample_shape)
 
     @property
     def in_memory(self) -> bool:

@@ -9,6 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from dmlcore.config import build_options, unique_names
+from dmlcore.ensemble.lookahead import alignments
+from dmlcore.ensemble.views import Views, columns_checked
 from dmlcore.ensemble.weighting import Weighting, initial_weights
 from dmlcore.errors import ConfigError, PluginError
 from dmlcore.kernels import FunctorCall, functors
@@ -32,18 +34,23 @@ def _row_loss(loss: Loss) -> RowLoss:
 
 
 class LossEnsemble(nn.Module):
-    """A weighted sum of losses on one embedding, as a module.
+    """A weighted sum of losses on one embedding, or on parts of it, as a module.
 
     Args:
         losses: `Loss` objects, or names (created with default options).
         weighting: the name of a weighting plugin (`fixed`, `uncertainty`, ...).
         weights: one number >= 0 per loss; None: all 1.
         weighting_options: options of the weighting by name.
+        columns: per loss the columns `(first, last + 1)` of the embeddings that it sees: heads side by side; None: all columns
+            for each. Losses of the same columns share a pass. A regulariser of norms with None in its place sees every head.
+        class_masks: `[L, C]` bool, the classes whose samples a loss sees; None: all.
         num_classes, embedding_dim: for names of losses that own proxies.
 
     Raises:
-        ConfigError: no losses, unknown names, wrong weights, `reduction = "none"`.
+        ConfigError: no losses, unknown names, wrong weights, wrong columns or masks, `reduction = "none"`.
     """
+
+    class_masks: Tensor | None
 
     def __init__(
         self,
@@ -52,6 +59,8 @@ class LossEnsemble(nn.Module):
         weights: Any = None,
         *,
         weighting_options: dict[str, Any] | None = None,
+        columns: Sequence[tuple[int, int] | None] | None = None,
+        class_masks: Tensor | None = None,
         num_classes: int | None = None,
         embedding_dim: int | None = None,
     ) -> None:
@@ -74,6 +83,10 @@ class LossEnsemble(nn.Module):
         component = find("weighting", weighting).component
         options = build_options(component.Options, weighting_options or {}, weighting)
         self.weighting: Weighting = component(initial_weights(weights, len(made)), options)
+        self.columns = columns_checked(columns, class_masks, made)
+        self.register_buffer("class_masks", class_masks)
+        self.measures_gradients = False
+        self._last_gradients: Tensor | None = None
         self._last_terms: Tensor | None = None
         self._last_rows: list[tuple[list[int], list[int], Rows]] = []
 
@@ -134,6 +147,7 @@ class LossEnsemble(nn.Module):
         reference_labels: Tensor | None,
         own: Tensor | None,
         relation: Relation | Tensor | None,
+        views: Views,
         *,
         advance: bool,
     ) -> list[tuple[list[int], list[int], Rows]]:
@@ -143,10 +157,11 @@ class LossEnsemble(nn.Module):
         for index, loss in enumerate(self.members):
             if type(loss).forward is not RowLoss.forward:
                 continue  # a plugin's own forward is called as it is
+            x, y, others, other_labels = views.of(index, labels, reference_labels)
             if isinstance(loss, ProxyLoss):
-                sides[index] = loss.sides(embeddings, labels, None, None)
+                sides[index] = loss.sides(x, y, None, None)
             elif isinstance(loss, RowLoss):
-                sides[index] = loss.sides_for(embeddings, labels, references, reference_labels, own, relation, advance=advance)
+                sides[index] = loss.sides_for(x, y, others, other_labels, own, relation, advance=advance)
         groups, calls, given = self._groups(sides, embeddings)
         found = []
         for members in groups:
@@ -183,7 +198,18 @@ class LossEnsemble(nn.Module):
     ) -> dict[int, Rows]:
         """Values and counts of every member that is defined by rows, by its index. Arguments as `forward`; a miner with a seed
         repeats its last draw."""
-        return _apart(self._grouped_rows(embeddings, labels, references, reference_labels, own, relation, advance=False))
+        views = self._views(embeddings, references, own, relation)
+        return _apart(self._grouped_rows(embeddings, labels, references, reference_labels, own, relation, views, advance=False))
+
+    def _views(self, embeddings: Tensor, references: Tensor | None, own: Any, relation: Any) -> Views:
+        """What each member sees.
+
+        Raises:
+            ConfigError: columns beyond the embeddings; subsets of classes together with `own` or a relation.
+        """
+        if self.class_masks is not None and (own is not None or relation is not None):
+            raise ConfigError("losses that see some classes only take neither a relation nor a memory")
+        return Views(self.columns, self.class_masks, embeddings, references)
 
     def _reduced(self, members: list[int], sizes: list[int], rows: Rows) -> Tensor:
         """`[len(members)]` terms of one pass. Members reduced by default take a few operations together, not each its own."""
@@ -222,14 +248,42 @@ class LossEnsemble(nn.Module):
         Raises:
             PluginError: a member returns something else than a scalar.
         """
-        groups = self._grouped_rows(embeddings, labels, references, reference_labels, own, relation, advance=True)
         more = {name: given for name, given in (("own", own), ("relation", relation)) if given is not None}
+        learns = self.training and torch.is_grad_enabled() and isinstance(embeddings, Tensor) and embeddings.requires_grad
+        if learns and self.weighting.looks_ahead and self.weighting.due():
+            self.weighting.learn(alignments(self, embeddings.detach(), labels))
+        terms = self._terms(embeddings, labels, references, reference_labels, advance=True, **more)
+        self._last_terms = terms.detach()
+        if learns and (self.measures_gradients or self.weighting.reads_gradients):
+            gram = self._gradient_products(terms, embeddings)
+            self._last_gradients = gram
+            if self.weighting.reads_gradients:
+                self.weighting.observe(gram, terms.detach())
+        return self.weighting(terms)
+
+    def _terms(
+        self,
+        embeddings: Tensor,
+        labels: Tensor,
+        references: Tensor | None,
+        reference_labels: Tensor | None,
+        *,
+        advance: bool,
+        **more: Any,
+    ) -> Tensor:
+        """`[L]` the members' values. The rows of the last call are kept for `active`."""
+        own, relation = more.get("own"), more.get("relation")
+        views = self._views(embeddings, references, own, relation)
+        groups = self._grouped_rows(
+            embeddings, labels, references, reference_labels, own, relation, views, advance=advance
+        )
         order = [index for members, _, _ in groups for index in members]
         parts = [self._reduced(*group) for group in groups]
         for index, loss in enumerate(self.members):
             if index in order:
                 continue
-            term = loss(embeddings, labels, references=references, reference_labels=reference_labels, **more)
+            x, y, others, other_labels = views.of(index, labels, reference_labels)
+            term = loss(x, y, references=others, reference_labels=other_labels, **more)
             if not isinstance(term, Tensor) or term.ndim != 0:
                 got = list(term.shape) if isinstance(term, Tensor) else type(term).__name__
                 raise PluginError(f"loss '{loss.name}' must return a scalar tensor, got {got}; see dmlcore.testing.check_loss")
@@ -238,11 +292,41 @@ class LossEnsemble(nn.Module):
         terms = parts[0] if len(parts) == 1 else torch.cat([part.to(parts[0].dtype) for part in parts])  # [L]
         if order != sorted(order):
             terms = terms[torch.tensor([order.index(index) for index in range(len(order))], device=terms.device)]
-        self._last_terms = terms.detach()
-        self._last_rows = [
-            (members, sizes, Rows(rows.values.detach(), rows.counts.detach())) for members, sizes, rows in groups
-        ]
-        return self.weighting(terms)
+        if advance:
+            self._last_rows = [
+                (members, sizes, Rows(rows.values.detach(), rows.counts.detach())) for members, sizes, rows in groups
+            ]
+        return terms
+
+    def _gradient_products(self, terms: Tensor, embeddings: Tensor) -> Tensor:
+        """`[L, L]` inner products of the terms' gradients at the embeddings, float64: as many backward passes as losses."""
+        found = []
+        for term in terms.unbind():
+            gradient = None
+            if term.requires_grad:
+                (gradient,) = torch.autograd.grad(term, embeddings, retain_graph=True, allow_unused=True)
+            found.append(torch.zeros_like(embeddings) if gradient is None else gradient)
+        stacked = torch.stack(found).flatten(1).double()  # [L, B D]
+        return stacked @ stacked.T
+
+    @property
+    def gradient_norms(self) -> dict[str, Tensor]:
+        """Norms of the losses' gradients at the embeddings by name, unweighted, as last measured; empty before.
+
+        They are measured in training where the weighting reads them, or while `measures_gradients` is True.
+        """
+        if self._last_gradients is None:
+            return {}
+        return dict(zip(self.names, self._last_gradients.diagonal().sqrt().unbind(), strict=True))
+
+    @property
+    def gradient_cosines(self) -> Tensor | None:
+        """`[L, L]` cosines between the losses' gradients at the embeddings, as last measured; 0 where one is zero."""
+        if self._last_gradients is None:
+            return None
+        norms = self._last_gradients.diagonal().sqrt()
+        scale = norms[:, None] * norms[None]
+        return torch.where(scale > 0, self._last_gradients / scale.clamp_min(1e-300), 0.0)
 
     @property
     def terms(self) -> dict[str, Tensor]:
@@ -292,7 +376,8 @@ class LossEnsemble(nn.Module):
             labels: `[B]`.
 
         Returns:
-            Members with such anchors only. A member without rows has an empty list when its value is not finite.
+            Members with such anchors only, counted among the samples a member sees. A member without rows has an empty list
+            when its value is not finite.
         """
         found = {}
         rows = self.rows(embeddings, labels)
@@ -301,6 +386,8 @@ class LossEnsemble(nn.Module):
                 bad = ~torch.isfinite(rows[index].values).all(0)
                 if bool(bad.any()):
                     found[name] = bad.nonzero().flatten().tolist()
-            elif not bool(torch.isfinite(loss(embeddings, labels)).all()):
-                found[name] = []
+            else:
+                x, y, _, _ = self._views(embeddings, None, None, None).of(index, labels, None)
+                if not bool(torch.isfinite(loss(x, y)).all()):
+                    found[name] = []
         return found

@@ -16,6 +16,7 @@ from dmlcore.errors import PluginError
 
 if TYPE_CHECKING:
     from dmlcore.data import LabelledDataset
+    from dmlcore.models import EmbeddingModel
 
 COLUMNS = {
     "R@1": "recall@1",
@@ -70,6 +71,38 @@ def embed(model: nn.Module, dataset: LabelledDataset, *, batch_size: int = 256, 
             f" expected ({len(dataset)}, D)"
         )
     return embeddings
+
+
+def embed_named(
+    model: EmbeddingModel, dataset: LabelledDataset, *, batch_size: int = 256, workers: int = 0, only: str | None = None
+) -> dict[str, Tensor]:
+    """Everything a model could serve, by name (`whole`, `head NAME`, `compressed`, `student`): `[N, d]` float32 each.
+
+    Args:
+        model: run in evaluation mode, on the device it is on.
+        dataset: N samples.
+        batch_size: samples at a time.
+        workers: processes that decode image files.
+        only: one name.
+    """
+    device = next((p.device for p in model.parameters()), torch.device("cpu"))
+    parts: dict[str, list[Tensor]] = {}
+    with _evaluating(model):
+        for inputs in samples(dataset, batch_size, workers):
+            outputs = model.outputs(inputs.to(device))
+            found = {"whole": model.whole(outputs)} if only == "whole" else model.embeddings(outputs)
+            for name, rows in found.items():
+                if only in (None, name):
+                    parts.setdefault(name, []).append(rows.float())
+    return {name: torch.cat(rows) for name, rows in parts.items()}
+
+
+def evaluate_named(model: EmbeddingModel, dataset: LabelledDataset, *, workers: int = 0) -> dict[str, dict[str, float]]:
+    """Retrieval metrics of everything a model could serve, by name; `embedding_dim` is the length of each."""
+    return {
+        name: {"embedding_dim": rows.shape[1], **evaluate(rows, dataset)}
+        for name, rows in embed_named(model, dataset, workers=workers).items()
+    }
 
 
 def raw_features(dataset: LabelledDataset, *, workers: int = 0) -> Tensor:

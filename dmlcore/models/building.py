@@ -81,6 +81,7 @@ def build_model(
     normalize: bool = True,
     head_norm: Literal["none", "layer"] = "none",
     seed: int = 0,
+    **more: Any,
 ) -> EmbeddingModel:
     """A model with freshly drawn (or, if its options say so, trained) weights. The global random state is left as it was.
 
@@ -93,6 +94,7 @@ def build_model(
         normalize: embeddings of unit norm.
         head_norm: `layer` puts a LayerNorm between trunk and head.
         seed: of the weights.
+        more: heads, student, compressor and so on, as `EmbeddingModel` takes them.
 
     Raises:
         ConfigError: an unknown name or option, a trunk that cannot take this data.
@@ -111,4 +113,4 @@ def build_model(
         trunk = component(built, sample_shape)
         if not isinstance(getattr(trunk, "features", None), int):
             raise PluginError(f"model '{component.name}' does not set 'features', the columns of its output")
-        return EmbeddingModel(trunk, embedding_dim, normalize=normalize, head_norm=head_norm)
+        return EmbeddingModel(trunk, embedding_dim, normalize=normalize, head_norm=head_norm, **more)

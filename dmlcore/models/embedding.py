@@ -1,40 +1,171 @@
-"""The embedding head, and a trunk with its head as one model."""
+"""A trunk with its embedding heads as one model, and what is served of it."""
 
 from __future__ import annotations
 
-from typing import Literal
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Literal
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from dmlcore.errors import ConfigError
 from dmlcore.models.trunks import Trunk
+
+if TYPE_CHECKING:
+    from dmlcore.ensemble import Compressor
+
+Served = Literal["whole", "compressed", "student"]
 
 
 class EmbeddingModel(nn.Module):
-    """A trunk and a linear head: `functional.normalize(head(trunk(samples)))`.
+    """A trunk with a linear head, or with several side by side: `normalize(head(trunk(samples)))`.
+
+    With several heads, each a loss's own, the whole embedding is the concatenation of `sqrt(share_i) x_i` with unit vectors
+    `x_i`, so that squared distances add up: `||z - z'||^2 = sum_i share_i ||x_i - x'_i||^2`. It can be compressed, and a student
+    head can learn its structure; `served` says which of them the model returns.
 
     Args:
         trunk: samples to features.
-        embedding_dim: D >= 1.
+        embedding_dim: D >= 1, of each head.
         normalize: give the embeddings unit norm; False for losses that need their norms.
         head_norm: `layer` puts a LayerNorm between trunk and head, `none` nothing.
+        heads: m >= 1.
+        head_names: of the heads, for reports.
+        shows_features: the losses see the trunk's features too, in the last columns of `outputs`.
+        student: length of the student's embedding; 0: none.
+        compressor: of the whole embedding, or None.
+        served: `whole`, `compressed` or `student`.
+        dropout: share of the features each head misses in training, drawn for each head apart.
+
+    Attributes:
+        shares: `[m]` >= 0, sum 1.
+
+    Source: Zabihzadeh, Alitbi, Mousavirad, "Ensemble of Loss Functions to Improve Generalizability of Deep Metric Learning
+    Methods", MTAP 2023: heads, weighted concatenation and compression. The student is ours.
     """
 
+    shares: Tensor
+
     def __init__(
-        self, trunk: Trunk, embedding_dim: int, *, normalize: bool = True, head_norm: Literal["none", "layer"] = "none"
+        self,
+        trunk: Trunk,
+        embedding_dim: int,
+        *,
+        normalize: bool = True,
+        head_norm: Literal["none", "layer"] = "none",
+        heads: int = 1,
+        head_names: Sequence[str] = (),
+        shows_features: bool = False,
+        student: int = 0,
+        compressor: Compressor | None = None,
+        served: Served = "whole",
+        dropout: float = 0.0,
     ) -> None:
         super().__init__()
         self.trunk = trunk
-        linear = nn.Linear(trunk.features, embedding_dim)
+        linear = nn.Linear(trunk.features, heads * embedding_dim)
         self.head = nn.Sequential(nn.LayerNorm(trunk.features), linear) if head_norm == "layer" else linear
-        self.embedding_dim = embedding_dim
+        self.heads = heads
+        self.head_names = list(head_names) or [str(number) for number in range(1, heads + 1)]
+        self.head_dim = embedding_dim
         self.normalize = normalize
+        self.shows_features = shows_features
+        self.dropout = dropout
+        if heads > 1:
+            self.register_buffer("shares", torch.full((heads,), 1.0 / heads))
+        self.student = nn.Linear(trunk.features, student) if student else None
+        self.compressor = compressor
+        if (served == "student" and not student) or (served == "compressed" and compressor is None):
+            raise ConfigError(f"the model is to serve what is {served}, but has no {'student' if student == 0 else 'compressor'}")
+        self.served: Served = served
+
+    @property
+    def whole_dim(self) -> int:
+        """Length of the whole embedding."""
+        return self.heads * self.head_dim
+
+    @property
+    def embedding_dim(self) -> int:
+        """Length of what is served."""
+        if self.served == "student":
+            assert self.student is not None
+            return self.student.out_features
+        return self.compressor.out if self.served == "compressed" and self.compressor is not None else self.whole_dim
+
+    def _heads_of(self, features: Tensor) -> Tensor:
+        """Raw heads [B, m D]."""
+        if not (self.dropout and self.training):
+            return self.head(features)
+        linear = self.head if isinstance(self.head, nn.Linear) else self.head[1]
+        assert isinstance(linear, nn.Linear)
+        before = features if isinstance(self.head, nn.Linear) else self.head[0](features)
+        weights, biases = linear.weight.chunk(self.heads), linear.bias.chunk(self.heads)
+        parts = [
+            functional.linear(functional.dropout(before, self.dropout), w, b) for w, b in zip(weights, biases, strict=True)
+        ]
+        return torch.cat(parts, 1)
+
+    def outputs(self, samples: Tensor) -> Tensor:
+        """What losses see, and the student's embedding last.
+
+        Args:
+            samples: [B, ...].
+
+        Returns:
+            [B, m D + F if features are shown + length of the student]: heads (unit norm if `normalize`, else raw), the
+            trunk's features as they are, the student's raw embedding (no gradient of its reaches the trunk).
+        """
+        features = self.trunk(samples)  # [B, F]
+        raw = self._heads_of(features)
+        parts = [self.unit(raw).flatten(1) if self.normalize else raw]
+        if self.shows_features:
+            parts.append(features)
+        if self.student is not None:
+            parts.append(self.student(features.detach()))
+        return parts[0] if len(parts) == 1 else torch.cat([part.to(parts[0].dtype) for part in parts], 1)
+
+    def unit(self, heads: Tensor) -> Tensor:
+        """Unit vectors [B, m, D] of heads side by side [B, m D]."""
+        # Float32 norms: in half precision the square of a large component overflows.
+        heads = heads.to(torch.promote_types(heads.dtype, torch.float32))
+        return functional.normalize(heads.unflatten(1, (self.heads, self.head_dim)), dim=2)
+
+    def student_of(self, outputs: Tensor) -> Tensor:
+        """The student's raw embedding [B, d] out of `outputs`."""
+        assert self.student is not None
+        return outputs[:, outputs.shape[1] - self.student.out_features :]
+
+    def whole(self, outputs: Tensor) -> Tensor:
+        """The whole embedding [B, m D] out of `outputs`: of one head as it is, of several the weighted concatenation."""
+        heads = outputs[:, : self.whole_dim]
+        if self.heads == 1:
+            return heads
+        return (self.unit(heads) * self.shares.sqrt()[:, None]).flatten(1)
+
+    def embeddings(self, outputs: Tensor) -> dict[str, Tensor]:
+        """Everything that could be served, by name: `whole`, the heads, `compressed`, `student`."""
+        found = {"whole": self.whole(outputs)}
+        if self.heads > 1:
+            units = self.unit(outputs[:, : self.whole_dim])
+            found |= {f"head {name}": units[:, k] for k, name in enumerate(self.head_names)}
+        if self.compressor is not None:
+            found["compressed"] = self._compressed(found["whole"])
+        if self.student is not None:
+            found["student"] = functional.normalize(self.student_of(outputs).float(), dim=1)
+        return found
+
+    def _compressed(self, whole: Tensor) -> Tensor:
+        assert self.compressor is not None
+        if self.heads == 1:
+            whole = functional.normalize(whole.float(), dim=1)
+        return functional.normalize(self.compressor(whole.float()), dim=1)
 
     def forward(self, samples: Tensor) -> Tensor:
-        """Embeddings [B, D] of samples [B, ...]; unit norm if `normalize`, else raw."""
-        embeddings = self.head(self.trunk(samples))  # [B, D]
-        if not self.normalize:
-            return embeddings
-        # Float32 norms: in half precision the square of a large component overflows.
-        return functional.normalize(embeddings.to(torch.promote_types(embeddings.dtype, torch.float32)))
+        """What is served of samples [B, ...]: the embedding [B, D] (unit norm if `normalize`, else raw), or the weighted
+        concatenation, the compressed or the student's embedding, which have unit norm."""
+        outputs = self.outputs(samples)
+        if self.served == "student":
+            return functional.normalize(self.student_of(outputs).float(), dim=1)
+        whole = self.whole(outputs)
+        return self._compressed(whole) if self.served == "compressed" else whole

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import platform
 import sys
 import time
@@ -17,7 +18,9 @@ from torch import Tensor
 import dmlcore
 from dmlcore import plugins
 from dmlcore.errors import ConfigError, DmlcoreError, PluginError, TrainingError
+from dmlcore.data import LabelledDataset
 from dmlcore.evaluation import protocol
+from dmlcore.models import EmbeddingModel
 from dmlcore.training import checkpoints, optimiser, schedule
 from dmlcore.training.folder import RunFolder, write_error
 from dmlcore.training.interruption import Interruption
@@ -155,11 +158,15 @@ class _Training:
         run.loss.train()
         run.optimiser.zero_grad(set_to_none=True)
         try:
-            embeddings = run.model(inputs)  # [B, D]
+            outputs = run.model.outputs(inputs)  # [B, W]
+            embeddings = outputs if run.model.student is None else outputs[:, : -run.model.student.out_features]
             embeddings.retain_grad()
+            run.ensemble.measures_gradients = number % run.config.settings.log_every == 0
             total = run.loss(embeddings, labels)
             if not isinstance(total, Tensor) or total.ndim:
                 raise PluginError(f"the ensemble of {', '.join(run.ensemble.names)} gave {_shape(total)} instead of one number")
+            extras = run.extras.terms(outputs)
+            total = sum(extras.values(), start=total)
             total.backward()
         except torch.OutOfMemoryError as error:
             raise TrainingError(
@@ -169,14 +176,28 @@ class _Training:
         norms = optimiser.clip(run.optimiser, run.config.settings.clip)
         names, ensemble = run.ensemble.names, run.ensemble
         # One transfer from the device for all numbers of the step.
+        norm_statistics = _norms(run, embeddings)
+        gradients = ensemble.gradient_norms if run.ensemble.measures_gradients else {}
+        cosines = ensemble.gradient_cosines if gradients else None
         measured = (total, norms, *(ensemble.terms[n] for n in names), *(ensemble.active[n] for n in names), ensemble.weights)
+        measured += (*extras.values(), *norm_statistics.values(), *gradients.values(), *([] if cosines is None else [cosines]))
         numbers = torch.cat([t.detach().to(total.device, torch.float32).reshape(-1) for t in measured]).tolist()
         total_value, norm_values, rest = numbers[0], numbers[1:3], numbers[3:]
+        more = iter(rest[3 * len(names) :])
         terms, active, weights = (dict(zip(names, rest[i * len(names) :], strict=False)) for i in range(3))
         if not all(_is_finite(value) for value in (total_value, *norm_values, *terms.values())):
             raise self._diagnosis(number, terms, total_value, embeddings, labels)
         run.optimiser.step()
         run.step = number
+        found = [{name: next(more) for name in group} for group in (extras, norm_statistics, gradients)]
+        optional = dict(zip(("extra_terms", "embedding_norms", "loss_gradient_norms"), found, strict=True))
+        if cosines is not None and len(names) > 1:
+            table = [[next(more) for _ in names] for _ in names]
+            pairs = itertools.combinations(range(len(names)), 2)
+            optional["loss_gradient_cosines"] = {f"{names[i]}, {names[j]}": table[i][j] for i, j in pairs}
+        compression = run.compression.step(inputs)
+        if compression is not None:
+            optional["extra_terms"]["compressor"] = compression
         seconds = time.perf_counter() - began
         return {
             "kind": "step",
@@ -188,6 +209,7 @@ class _Training:
             "learning_rates": rates,
             "gradient_norms": dict(zip(("model", "losses"), norm_values, strict=True)),
             "images_per_second": len(inputs) / seconds,
+            **{key: value for key, value in optional.items() if value},
         }
 
     def _diagnosis(
@@ -225,6 +247,7 @@ class _Training:
         if run.evaluated == run.step:
             return
         began = time.perf_counter()
+        run.prepare_to_serve()
         metrics = protocol.evaluate_model(run.model, run.splits.validation, workers=run.config.settings.workers)
         with self.interruption.after():
             is_best = metrics[CHOSEN_BY] > run.best.score
@@ -255,11 +278,13 @@ class _Training:
         untrained = build_run_model(run.config, run.splits.sample_shape, run.splits.kind).to(run.device)
         parts = {part: getattr(run.splits, part) for part in ("validation", "test")}
         workers = run.config.settings.workers
+        untrained.served = "whole"  # what it could be compressed to was never fitted
         metrics, baselines = protocol.compare(run.model, untrained, parts, kind=run.splits.kind, workers=workers)
         result = {
             "run": str(run.folder.path),
             "metrics": metrics,
             "baselines": baselines,
+            **named_metrics(run.model, parts, workers),
             "chosen_step": run.best.step,
             "chosen_by": f"{CHOSEN_BY} of the validation classes",
             "steps": run.steps,
@@ -297,6 +322,28 @@ def _blaming(who: str) -> Iterator[None]:
         raise write_error(Path(error.filename or who), error) from error
     except Exception as error:
         raise PluginError(f"{who} failed: {type(error).__name__}: {error}. `--debug` shows where.") from error
+
+
+def named_metrics(model: EmbeddingModel, parts: dict[str, LabelledDataset], workers: int) -> dict[str, Any]:
+    """`{"embeddings": {name: {part: metrics}}}` of a model that could serve more than one embedding, else nothing."""
+    if model.heads == 1 and model.compressor is None and model.student is None:
+        return {}
+    found: dict[str, dict[str, dict[str, float]]] = {}
+    for part, dataset in parts.items():
+        for name, metrics in protocol.evaluate_named(model, dataset, workers=workers).items():
+            found.setdefault(name, {})[part] = metrics
+    return {"embeddings": found}
+
+
+def _norms(run: Run, embeddings: Tensor) -> dict[str, Tensor]:
+    """Mean and standard deviation of the norms of raw embeddings (of all heads); nothing where the model normalises."""
+    model = run.model
+    if model.normalize:
+        return {}
+    norms = torch.linalg.vector_norm(
+        embeddings.detach()[:, : model.whole_dim].unflatten(1, (model.heads, model.head_dim)).float(), dim=2
+    )
+    return {"mean": norms.mean(), "deviation": norms.std(correction=0)}
 
 
 def _is_finite(value: float) -> bool:

@@ -20,10 +20,9 @@ def parameter_groups(model: EmbeddingModel, ensemble: LossEnsemble, settings: Se
 
     Only the trunk and the head decay: proxies are used by direction, and a loss's own numbers have no business near zero.
     """
-    head = list(model.head.parameters())
-    in_head = {id(p) for p in head}
+    head = [*model.head.parameters(), *(model.student.parameters() if model.student is not None else ())]
     roles: dict[str, tuple[list[nn.Parameter], float, float]] = {
-        "trunk": ([p for p in model.parameters() if id(p) not in in_head], 1.0, settings.weight_decay),
+        "trunk": (list(model.trunk.parameters()), 1.0, settings.weight_decay),
         "head": (head, settings.head_factor, settings.weight_decay),
     }
     owned = ensemble.parameter_roles()

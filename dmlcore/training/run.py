@@ -19,6 +19,7 @@ from dmlcore.ensemble import LossEnsemble
 from dmlcore.errors import ConfigError, TrainingError
 from dmlcore.models import EmbeddingModel, build_model, default_image_size
 from dmlcore.training import checkpoints
+from dmlcore.training.extras import Compression, Extras
 from dmlcore.training.folder import RunFolder
 from dmlcore.training.optimiser import build_optimiser
 from dmlcore.training.settings import DEFAULT_MODELS, DEFAULT_STEPS, RunConfig, Settings
@@ -73,6 +74,16 @@ def build_run_model(config: RunConfig, sample_shape: tuple[int, ...], kind: str)
     settings = config.settings
     needs_norms = any(_reads_norms(config, table) for table, component in config.chosen.items() if component.kind == "loss")
     assert settings.model is not None
+    names = [table for table in _losses(config) if not _is_regulariser(config, table)]
+    heads = len(names) if settings.has_heads else 1
+    if settings.has_heads and not names:
+        raise ConfigError("every loss is a regulariser; heads need losses of their own")
+    compressor = None
+    if settings.compress:
+        component: Any = plugins.find("compressor", settings.compressor).component
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(settings.seed)
+            compressor = component(heads * settings.embedding_dim, settings.compress, **config.options_of("compressor"))
     return build_model(
         settings.model,
         sample_shape=tuple(sample_shape),
@@ -81,7 +92,19 @@ def build_run_model(config: RunConfig, sample_shape: tuple[int, ...], kind: str)
         options=config.options_of("model"),
         normalize=not needs_norms,
         seed=settings.seed,
+        heads=heads,
+        head_names=names if heads > 1 else (),
+        shows_features=_shows_features(config),
+        student=settings.student,
+        compressor=compressor,
+        served=settings.serve or "whole",
+        dropout=settings.head_dropout,
     )
+
+
+def _losses(config: RunConfig) -> dict[str, str]:
+    """Names of the losses by their tables."""
+    return {table: component.name for table, component in config.chosen.items() if component.kind == "loss"}
 
 
 def _reads_norms(config: RunConfig, table: str) -> bool:
@@ -89,21 +112,65 @@ def _reads_norms(config: RunConfig, table: str) -> bool:
     return component.reads_norms(build_options(component.Options, config.options.get(table, {}), table))
 
 
-def build_ensemble(config: RunConfig, num_classes: int) -> LossEnsemble:
-    """The losses of a configuration and their weighting."""
+def _is_regulariser(config: RunConfig, table: str) -> bool:
+    return issubclass(plugins.find("loss", config.chosen[table].name).component, losses.NormLoss)
+
+
+def _shows_features(config: RunConfig) -> bool:
+    return config.settings.classifier == "features" and "cross_entropy" in _losses(config).values()
+
+
+def _columns(config: RunConfig, features: int) -> list[tuple[int, int] | None] | None:
+    """The columns of the model's outputs that each loss sees; None: all of them."""
     settings = config.settings
+    if not (settings.has_heads or _shows_features(config) or settings.student):
+        return None
+    d = settings.embedding_dim
+    heads = sum(not _is_regulariser(config, table) for table in _losses(config)) if settings.has_heads else 1
+    found: list[tuple[int, int] | None] = []
+    head = 0
+    for table, name in _losses(config).items():
+        if settings.has_heads and _is_regulariser(config, table):
+            found.append(None)
+            continue
+        found.append((head * d, (head + 1) * d))
+        if settings.has_heads:
+            head += 1
+        if name == "cross_entropy" and settings.classifier == "features":
+            found[-1] = (heads * d, heads * d + features)
+    return found
+
+
+def build_ensemble(config: RunConfig, num_classes: int, features: int = 0) -> LossEnsemble:
+    """The losses of a configuration and their weighting.
+
+    Args:
+        config: completed.
+        num_classes: C of the training data.
+        features: columns of the trunk's output, for losses that see it.
+    """
+    settings = config.settings
+    columns = _columns(config, features)
+    names = _losses(config)
+    widths = [settings.embedding_dim if one is None else one[1] - one[0] for one in columns or [None] * len(names)]
     built = [
-        losses.create(
-            component.name, num_classes=num_classes, embedding_dim=settings.embedding_dim, **config.options.get(table, {})
-        )
-        for table, component in config.chosen.items()
-        if component.kind == "loss"
+        losses.create(name, num_classes=num_classes, embedding_dim=width, **config.options.get(table, {}))
+        for (table, name), width in zip(names.items(), widths, strict=True)
     ]
+    masks = None
+    if settings.head_classes < 1:
+        generator = torch.Generator().manual_seed(settings.seed)
+        count = max(2, round(settings.head_classes * num_classes))
+        masks = torch.zeros(len(built), num_classes, dtype=torch.bool)
+        for row in masks:
+            row[torch.randperm(num_classes, generator=generator)[:count]] = True
     return LossEnsemble(
         list(built),
-        settings.weighting,
+        settings.weighting or "fixed",
         list(settings.weights) if settings.weights else None,
         weighting_options=config.options_of("weighting"),
+        columns=columns,
+        class_masks=masks,
         num_classes=num_classes,
         embedding_dim=settings.embedding_dim,
     )
@@ -131,6 +198,8 @@ class Run:
         splits: the data.
         model: the embedding model.
         ensemble: the losses.
+        extras: the terms beside the losses: diversity of heads, the student's.
+        compression: what fits or trains the model's compressor.
         memory: the memory they compare batches with, or None.
         loss: what a batch is given to: the memory if there is one, else the ensemble.
         optimiser: AdamW with a `role` in every group.
@@ -153,10 +222,12 @@ class Run:
         self.config = config.completed(self.splits.kind, self.steps)
         seed_everything(settings.seed)
         self.model = build_run_model(self.config, self.splits.sample_shape, self.splits.kind).to(self.device)
-        self.ensemble = build_ensemble(self.config, train.num_classes).to(self.device)
+        self.ensemble = build_ensemble(self.config, train.num_classes, self.model.trunk.features).to(self.device)
+        self.extras = Extras(self.model, self.config.settings)
         self.memory = self._build_memory()
         self.loss: nn.Module = self.ensemble if self.memory is None else self.memory
         self.optimiser = build_optimiser(self.model, self.ensemble, settings)
+        self.compression = Compression(self.model, settings.seed)
         self.sampler = ClassBalancedSampler(
             train.dense_labels, self.classes_per_batch, settings.samples_per_class, settings.seed, steps=self.steps
         )
@@ -172,7 +243,8 @@ class Run:
             return None
         if settings.memory < self.batch_size:
             raise ConfigError(f"memory is {settings.memory}, but must hold at least a batch, {self.batch_size} samples")
-        memory = losses.CrossBatchMemory(self.ensemble, settings.memory, settings.embedding_dim, warmup=settings.memory_warmup)
+        width = self.model.whole_dim + (self.model.trunk.features if self.model.shows_features else 0)
+        memory = losses.CrossBatchMemory(self.ensemble, settings.memory, width, warmup=settings.memory_warmup)
         return memory.to(self.device)
 
     def batches(self) -> Iterator[tuple[Tensor, Tensor]]:
@@ -192,6 +264,14 @@ class Run:
             "ensemble": self.ensemble.state_dict(),
         }
 
+    def prepare_to_serve(self) -> None:
+        """Bring what is served up to date with the training: the shares of the heads, the compressor."""
+        if self.model.heads > 1:
+            is_head = [not isinstance(loss, losses.NormLoss) for loss in self.ensemble.members]
+            shares = self.ensemble.weighting.importances[torch.tensor(is_head)].to(self.model.shares)
+            self.model.shares.copy_(shares / shares.sum() if shares.sum() > 0 else torch.full_like(shares, 1 / len(shares)))
+        self.compression.fit(self.splits.train, self.config.settings.workers)
+
     def save_best(self) -> None:
         """Write `checkpoints/best.pt`."""
         checkpoints.save(self.folder.checkpoints, "best", self.weights())
@@ -209,6 +289,7 @@ class Run:
             **self.weights(),
             "memory": None if self.memory is None else self.memory.memory_state(),
             "optimiser": self.optimiser.state_dict(),
+            "compression": self.compression.state_dict(),
             "sampler": position,
             "random": _random_state(self.device),
             "evaluated": self.evaluated,
@@ -230,6 +311,7 @@ class Run:
             if self.memory is not None:
                 self.memory.load_memory_state(state["memory"])
             self.optimiser.load_state_dict(state["optimiser"])
+            self.compression.load_state_dict(state["compression"])
             self.sampler.load_state_dict(state["sampler"])
         except (KeyError, TypeError, RuntimeError, ValueError, ConfigError) as error:
             raise TrainingError(

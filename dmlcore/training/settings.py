@@ -8,14 +8,14 @@ import dataclasses
 import tomllib
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from dmlcore.config import build_options, check_range, unique_names
 from dmlcore.errors import ConfigError, suggestion
 
 DEFAULT_MODELS = {"images": "conv", "features": "mlp"}
 DEFAULT_STEPS = 700
-CHOOSING = ("plugins", "weighting", "data", "model", "loggers")  # the settings that choose components
+CHOOSING = ("plugins", "ensemble", "weighting", "compress", "compressor", "data", "model", "loggers")  # the settings that choose components
 
 
 @dataclass(frozen=True)
@@ -24,10 +24,34 @@ class Settings:
 
     plugins: tuple[str, ...] = ("ms", "proxy_anchor", "triplet")
     """Losses to train with, separated by commas. A loss named twice is used twice; its second options are `NAME_2`."""
-    weighting: str = "fixed"
-    """How the losses are weighed against each other: `fixed`, or a weighting that learns."""
+    ensemble: Literal["shared", "heads", "wel", "wedl"] = "shared"
+    """`shared`: one embedding for all losses; `heads`: a linear head for each. The published methods: `wel` is `shared` with
+    learned weights and classifiers on the trunk's features, `wedl` is `heads` with learned weights and a diversity term."""
+    weighting: str | None = None
+    """How the losses are weighed against each other (default: `fixed`; with `wel` and `wedl` `floor_square_penalty`)."""
     weights: tuple[float, ...] | None = None
     """Weight of each loss, in the order of `plugins` (default: 1 each)."""
+    classifier: Literal["embedding", "features"] | None = None
+    """What `cross_entropy` sees: its `embedding`, or the trunk's `features` (default with `wel`)."""
+    diversity: Literal["none", "distance", "similarity"] | None = None
+    """A term that drives heads apart: `distance` between them, as published (default with `wedl`), or between their matrices of
+    similarities."""
+    diversity_weight: float = 0.01
+    """Weight of the diversity term."""
+    head_dropout: float = 0.0
+    """Share of the features that each head misses in training, drawn for each apart."""
+    head_classes: float = 1.0
+    """Share of the training classes that each loss sees, drawn for each apart."""
+    compress: int = 0
+    """Length of the embedding after compression; 0: none."""
+    compressor: str = "pca"
+    """How embeddings are compressed: `pca`, `whitened_pca`, `linear`, `lin_tanh_lin`."""
+    student: int = 0
+    """Length of an extra head that learns the similarities of the whole embedding while the others train; 0: none."""
+    student_weight: float = 1.0
+    """Weight of the student's term; its gradient stops at the trunk."""
+    serve: Literal["whole", "compressed", "student"] | None = None
+    """What the model gives as its embedding (default: `compressed` where there is that, else `student`, else `whole`)."""
     data: str = "glyphs"
     """Data set by name, a folder with one sub-folder per class, a CSV manifest, or an .npz with x and y."""
     fractions: tuple[float, ...] = (0.5, 0.15, 0.35)
@@ -88,6 +112,16 @@ class Settings:
             )
         for weight in self.weights or ():
             check_range("weights", weight, least=0)
+        for name in ("compress", "student", "diversity_weight", "student_weight"):
+            check_range(name, getattr(self, name), least=0)
+        check_range("head_dropout", self.head_dropout, least=0, below=1)
+        check_range("head_classes", self.head_classes, above=0, most=1)
+        if self.head_classes < 1 and self.memory:
+            raise ConfigError("head_classes below 1 and memory exclude each other")
+        if self.serve in ("compressed", "student") and not getattr(self, "compress" if self.serve == "compressed" else "student"):
+            raise ConfigError(f"serve is '{self.serve}', but {'compress' if self.serve == 'compressed' else 'student'} is 0")
+        if self.diversity not in (None, "none") and not self.has_heads:
+            raise ConfigError("diversity needs a head per loss: ensemble = heads or wedl")
         if len(self.fractions) != 3:
             raise ConfigError(f"fractions has {len(self.fractions)} numbers, but must have 3: training, validation, test")
         for fraction in self.fractions:
@@ -103,6 +137,22 @@ class Settings:
             check_range(name, getattr(self, name), above=0)
         if self.device not in ("auto", "cpu", "cuda") and not self.device.removeprefix("cuda:").isdigit():
             raise ConfigError(f"device is '{self.device}', but must be auto, cpu, cuda or cuda:N")
+
+    @property
+    def has_heads(self) -> bool:
+        """Whether each loss has a head of its own."""
+        return self.ensemble in ("heads", "wedl")
+
+    def resolved(self) -> Settings:
+        """The same with what `ensemble` implies written out."""
+        published = self.ensemble in ("wel", "wedl")
+        implied: dict[str, Any] = {
+            "weighting": "floor_square_penalty" if published else "fixed",
+            "classifier": "features" if self.ensemble == "wel" else "embedding",
+            "diversity": "distance" if self.ensemble == "wedl" else "none",
+            "serve": "compressed" if self.compress else "student" if self.student else "whole",
+        }
+        return dataclasses.replace(self, **{key: value for key, value in implied.items() if getattr(self, key) is None})
 
 
 @dataclass(frozen=True)
@@ -187,7 +237,11 @@ def components(settings: Settings) -> dict[str, Component]:
         return Component(table, kind, name, getattr(plugins.find(kind, name).component, "Options", None))
 
     chosen = [named("loss", name, table) for table, name in zip(unique_names(settings.plugins), settings.plugins, strict=True)]
+    settings = settings.resolved()
+    assert settings.weighting is not None
     chosen.append(named("weighting", settings.weighting, settings.weighting))
+    if settings.compress:
+        chosen.append(named("compressor", settings.compressor, settings.compressor))
     for name in [settings.model] if settings.model else DEFAULT_MODELS.values():
         trunk, implied = find_trunk(name, "images")
         chosen.append(Component(trunk.name, "model", name, trunk.Options, implied))
@@ -237,7 +291,7 @@ def not_chosen(table: str, chosen: dict[str, Component], settings: Settings) -> 
             if kind == "miner":
                 return f"'{table}' is a miner; its options stand behind its name: --LOSS.miner '{table}(option=value)'"
             selected = ", ".join(c.table for c in chosen.values() if c.kind == kind) or "none"
-            setting = "plugins" if kind == "loss" else kind if kind in ("model", "data", "weighting") else "loggers"
+            setting = "plugins" if kind == "loss" else "loggers" if kind == "logger" else kind
             return (
                 f"options of '{table}' are given, but that {kind} is not selected ({setting}: {selected})."
                 f" Select it by --{setting}, or leave its options out."
@@ -322,7 +376,7 @@ class RunConfig:
                 )
         source = next(c for c in chosen.values() if c.kind == "data")
         data = str(Path(source.name).expanduser().resolve()) if source.implied else source.name
-        settings = dataclasses.replace(self.settings, model=model, steps=steps, epochs=None, data=data)
+        settings = dataclasses.replace(self.settings.resolved(), model=model, steps=steps, epochs=None, data=data)
         options = {}
         for table, component in chosen.items():
             if component.options is not None:

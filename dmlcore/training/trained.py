@@ -16,6 +16,7 @@ from dmlcore.evaluation import protocol
 from dmlcore.models import EmbeddingModel
 from dmlcore.training import checkpoints
 from dmlcore.training.folder import RunFolder, write_atomically
+from dmlcore.training.loop import named_metrics
 from dmlcore.training.run import build_run_model, choose_device, open_splits
 from dmlcore.training.settings import RunConfig
 
@@ -90,6 +91,7 @@ class TrainedRun:
             notes.append("the options are not the run's: some of these classes may have been trained on")
         parts = {part: getattr(splits, part) for part in PARTS[1:]} if is_own else {"all": whole(splits)}
         untrained = build_run_model(self.config, self.sample_shape, self.kind).to(self.device)
+        untrained.served = "whole"
         workers = self.config.settings.workers
         metrics, baselines = protocol.compare(self.model, untrained, parts, kind=self.kind, workers=workers)
         return {
@@ -98,6 +100,7 @@ class TrainedRun:
             "data": splits.name,
             "metrics": metrics,
             "baselines": baselines,
+            **named_metrics(self.model, parts, workers),
             "notes": notes,
         }
 

@@ -1,0 +1,107 @@
+"""What is compared. An arm is a name and the settings of `dmlcore train` that differ from the common ones.
+
+Singles come first: every loss with the same number of trials of its temperature or margin, chosen on validation classes. The
+best of them there is `b`; ensembles take their members with the options found, `T3` the three best of validation.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+LENGTH = 64  # of a single embedding, of a head, and of what is compressed or taught
+LOSSES = ("ms", "proxy_anchor", "triplet", "contrastive", "sup_con", "circle", "norm_softmax", "proxy_nca", "binomial_deviance")
+SETS = {
+    "E3": ("ms", "proxy_anchor", "triplet"),
+    "E4": ("norm_softmax", "triplet", "binomial_deviance", "proxy_nca"),
+    "E6": ("ms", "proxy_anchor", "triplet", "sup_con", "circle", "proxy_nca"),
+}
+PUBLISHED = ("cross_entropy", "triplet", "binomial_deviance", "proxy_nca")  # of the stored best run, with its prior
+WEIGHTINGS = (
+    "floor_square_penalty",
+    "floor_simplex",
+    "uncertainty",
+    "log_barrier",
+    "entropy",
+    "equal_gradient_norms",
+    "grad_norm",
+    "dynamic_average",
+    "pcgrad",
+    "held_out",
+)
+PCA = {"compress": LENGTH, "compressor": "pca"}
+
+
+@dataclass(frozen=True)
+class Arm:
+    """One way to train.
+
+    Attributes:
+        name: in the tables.
+        losses: by name; `b` stands for the best single of validation, `T1` .. `T3` for its first three.
+        settings: of `dmlcore train`, beside the common ones.
+        few: part of the short list for data sets that take minutes a run.
+        longer: how many times the common number of steps.
+    """
+
+    name: str
+    losses: tuple[str, ...]
+    settings: dict[str, Any] = field(default_factory=dict)
+    few: bool = False
+    longer: int = 1
+
+
+def arms() -> list[Arm]:
+    """Everything beside the singles."""
+    best = ("T1", "T2", "T3")
+    found = [
+        Arm("b, other weights", ("b",), {"seed": 1000}, few=True),
+        Arm("b, 3 x steps", ("b",), {}, few=True, longer=3),
+        Arm("wide: b, 256", ("b",), {"embedding_dim": 4 * LENGTH, **PCA}, few=True),
+        Arm("wide whitened: b, 256", ("b",), {"embedding_dim": 4 * LENGTH, "compress": LENGTH, "compressor": "whitened_pca"}),
+        Arm("same: b x 4", ("b",) * 4, {"ensemble": "heads", **PCA}, few=True),
+        Arm("same: b x 3", ("b",) * 3, {"ensemble": "heads", **PCA}),
+        Arm("same: b x 4, student", ("b",) * 4, {"ensemble": "heads", "student": LENGTH}),
+        Arm("same: b x 4, lin_tanh_lin", ("b",) * 4, {"ensemble": "heads", "compress": LENGTH, "compressor": "lin_tanh_lin"}),
+    ]
+    for name, losses in {**SETS, "T3": best}.items():
+        found.append(Arm(f"{name} shared", losses, {}, few=name == "T3"))
+        found.append(Arm(f"{name} heads", losses, {"ensemble": "heads", **PCA}, few=name in ("T3", "E4")))
+    found += [Arm(f"T3 shared, {weighting}", best, {"weighting": weighting}) for weighting in WEIGHTINGS]
+    published: dict[str, Any] = {
+        "weights": (2.0, 1.0, 2.0, 3.0),
+        "cross_entropy": {"smoothing": 0.15},
+        "triplet": {"variant": "wedl"},
+        "binomial_deviance": {"variant": "wedl"},
+        "proxy_nca": {"variant": "wedl"},
+    }
+    found += [
+        Arm("WEL: E4", PUBLISHED, {"ensemble": "wel", **published}),
+        Arm("WEDL: E4", PUBLISHED, {"ensemble": "wedl", **published, **PCA}, few=True),
+        Arm("WEDL_C 64: E4", PUBLISHED, {"ensemble": "wedl", **published, "compress": 64, "compressor": "lin_tanh_lin"}),
+        Arm("WEDL_C 128: E4", PUBLISHED, {"ensemble": "wedl", **published, "compress": 128, "compressor": "lin_tanh_lin"}),
+        Arm("T3 heads, student", best, {"ensemble": "heads", "student": LENGTH}),
+        Arm("T3 heads, held_out", best, {"ensemble": "heads", "weighting": "held_out", **PCA}),
+        Arm("T3 heads, equal norms", best, {"ensemble": "heads", "weighting": "equal_gradient_norms", **PCA}, few=True),
+        Arm("T3 heads, diversity", best, {"ensemble": "heads", "diversity": "similarity", "diversity_weight": 0.1, **PCA}),
+        Arm("T3 heads, dropout", best, {"ensemble": "heads", "head_dropout": 0.3, **PCA}),
+        Arm("same: b x 3, dropout", ("b",) * 3, {"ensemble": "heads", "head_dropout": 0.3, **PCA}),
+        Arm("T3 heads, classes", best, {"ensemble": "heads", "head_classes": 0.7, **PCA}),
+        Arm("same: b x 3, classes", ("b",) * 3, {"ensemble": "heads", "head_classes": 0.7, **PCA}),
+        Arm("T3 wide, equal norms", best, {"embedding_dim": 4 * LENGTH, "weighting": "equal_gradient_norms", **PCA}, few=True),
+        Arm("T3 wide", best, {"embedding_dim": 4 * LENGTH, **PCA}),
+        Arm("T3 wide heads", best, {"ensemble": "heads", "embedding_dim": 4 * LENGTH, **PCA}),
+        Arm("same wide: b x 3, 256", ("b",) * 3, {"ensemble": "heads", "embedding_dim": 4 * LENGTH, **PCA}),
+        Arm("T3 wide heads, equal norms",
+            best, {"ensemble": "heads", "embedding_dim": 4 * LENGTH, "weighting": "equal_gradient_norms", **PCA}),
+    ]  # fmt: skip
+    for loss in ("triplet", "ms"):
+        for eta in (0.1, 0.5):
+            found.append(Arm(f"{loss} + sec {eta}", (loss, "sec"), {"weights": (1.0, eta)}, few=loss == "triplet"))
+    return found
+
+
+def members(arm: Arm, ranking: list[str]) -> tuple[str, ...]:
+    """The losses of an arm by name, given the singles in the order of validation."""
+    places = {"b": 0, "T1": 0, "T2": 1, "T3": 2}
+    return tuple(ranking[places[loss]] if loss in places else loss for loss in arm.losses)

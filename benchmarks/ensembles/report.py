@@ -1,0 +1,238 @@
+"""Tables and pictures of the comparison, from its lines of results."""
+
+from __future__ import annotations
+
+import json
+import math
+import statistics
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from benchmarks.ensembles.arms import LOSSES, arms
+from benchmarks.ensembles.runs import Runs
+
+PAGE = Path(__file__).parents[2] / "docs" / "ensembles.md"
+NAMES = {"map@r": "MAP@R", "recall@1": "R@1"}
+
+
+def interval(values: list[float]) -> tuple[float, float]:
+    """Mean and half of the 95 % t-interval; NaN for the latter below two values."""
+    from scipy import stats
+
+    if len(values) < 2:
+        return statistics.fmean(values), math.nan
+    half = stats.t.ppf(0.975, len(values) - 1) * statistics.stdev(values) / math.sqrt(len(values))
+    return statistics.fmean(values), float(half)
+
+
+class Comparison:
+    """Paired differences on one data set.
+
+    Args:
+        runs: the results.
+        data: name of the data set.
+    """
+
+    def __init__(self, runs: Runs, data: str) -> None:
+        self.data = data
+        self.rows = {(row["stage"], row["arm"], row["seed"]): row for row in runs.rows.values() if row["data"] == data}
+        counts = [sorted(seed for stage, arm, seed in self.rows if stage == "singles" and arm == loss) for loss in LOSSES]
+        self.seeds = sorted(set.intersection(*map(set, counts)))
+        self.ranking = runs.ranking(data, self.seeds) if self.seeds else []
+
+    def value(self, stage: str, arm: str, seed: int, metric: str, embedding: str | None = None, part: str = "test") -> float:
+        """A figure of a run in points; NaN where there is none."""
+        row = self.rows.get((stage, arm, seed))
+        if row is None:
+            return math.nan
+        if embedding is None:
+            return 100 * row["served"][part][metric]
+        return 100 * row["embeddings"][embedding][part][metric] if embedding in row["embeddings"] else math.nan
+
+    def differences(
+        self, arm: tuple[str, str, str | None], other: tuple[str, str, str | None], metric: str = "map@r"
+    ) -> list[float]:
+        """By seed; each side is a stage, an arm and an embedding (None: what is served)."""
+        pairs = (
+            (self.value(arm[0], arm[1], s, metric, arm[2]), self.value(other[0], other[1], s, metric, other[2]))
+            for s in self.seeds
+        )
+        return [mine - theirs for mine, theirs in pairs if not math.isnan(mine - theirs)]
+
+
+def _say(values: list[float]) -> str:
+    if not values:
+        return ""
+    mean, half = interval(values)
+    text = f"{mean:+.2f}" + ("" if math.isnan(half) else f" ± {half:.2f}")
+    return f"**{text}**" if not math.isnan(half) and mean - half > 0 else text
+
+
+def _table(header: list[str], lines: list[list[str]]) -> str:
+    return "\n".join("| " + " | ".join(cells) + " |" for cells in [header, ["---"] * len(header), *lines])
+
+
+def _embeddings(comparison: Comparison, arm: str) -> list[str]:
+    found = next((row["embeddings"] for (stage, name, _), row in comparison.rows.items() if (stage, name) == ("arms", arm)), {})
+    names = [name for name in ("whole", "compressed", "student") if name in found]
+    return names if len(names) > 1 else [""]
+
+
+def singles(comparisons: list[Comparison], metric: str = "map@r") -> str:
+    """Test figures of every loss with the options and the rate chosen; the best of validation in bold."""
+    lines = []
+    for loss in LOSSES:
+        cells = []
+        for one in comparisons:
+            mean = statistics.fmean(one.value("singles", loss, s, metric) for s in one.seeds)
+            options = one.rows["singles", loss, one.seeds[0]]["settings"].get(loss, {})
+            text = f"{mean:.1f}"
+            cells.append((f"**{text}**" if one.ranking[0] == loss else text) + "".join(f" ({k} {v:g})" for k, v in options.items()))
+        lines.append([loss, *cells])
+    frozen = [
+        f"{statistics.fmean(100 * one.rows['singles', LOSSES[0], s]['raw']['test'][metric] for s in one.seeds):.1f}"
+        for one in comparisons
+    ]
+    return _table(["loss", *(one.data for one in comparisons)], [*lines, ["frozen features", *frozen]])
+
+
+def against_best(comparisons: list[Comparison], metric: str = "map@r") -> str:
+    """Every arm's difference to the best single of validation; in bold where the interval is above zero."""
+    lines = []
+    for arm in arms():
+        names = dict.fromkeys(name for one in comparisons for name in _embeddings(one, arm.name))
+        for name in names:
+            cells = [
+                _say(one.differences(("arms", arm.name, name or None), ("singles", one.ranking[0], None), metric))
+                for one in comparisons
+            ]
+            if any(cells):
+                lines.append([arm.name + (f" ({name})" if name else ""), *cells])
+    return _table(["arm", *(one.data for one in comparisons)], lines)
+
+
+PAIRS = (
+    ("T3 heads", "same: b x 3", "whole"),
+    ("T3 heads", "same: b x 3", "compressed"),
+    ("E4 heads", "same: b x 4", "whole"),
+    ("E4 heads", "same: b x 4", "compressed"),
+    ("T3 heads", "wide: b, 256", "compressed"),
+    ("T3 wide, equal norms", "wide: b, 256", "compressed"),
+    ("T3 wide", "wide: b, 256", "compressed"),
+    ("T3 heads, equal norms", "same: b x 3", "compressed"),
+    ("T3 heads, held_out", "same: b x 3", "compressed"),
+    ("T3 heads, dropout", "same: b x 3, dropout", "compressed"),
+    ("T3 heads, classes", "same: b x 3, classes", "compressed"),
+    ("T3 wide heads", "same wide: b x 3, 256", "compressed"),
+    ("T3 wide heads, equal norms", "same wide: b x 3, 256", "compressed"),
+    ("WEDL_C 64: E4", "same: b x 4, lin_tanh_lin", "compressed"),
+    ("T3 heads, student", "same: b x 4, student", "student"),
+)
+
+
+def against_controls(comparisons: list[Comparison], metric: str = "map@r") -> str:
+    """Ensembles beside the same cost with one loss."""
+    lines = []
+    for arm, control, name in PAIRS:
+        cells = [_say(one.differences(("arms", arm, name), ("arms", control, name), metric)) for one in comparisons]
+        if any(cells):
+            lines.append([f"{arm} - {control} ({name})", *cells])
+    return _table(["difference at equal size", *(one.data for one in comparisons)], lines)
+
+
+def weights(comparisons: list[Comparison]) -> str:
+    """First and last weights of the shared ensembles that learn them, on the first data set and seed."""
+    lines = []
+    one = comparisons[0]
+    for (stage, arm, seed), row in one.rows.items():
+        if stage == "arms" and seed == one.seeds[0] and ("shared, " in arm or arm.startswith("WE")):
+            steps = sorted(row["weights"], key=int)
+            ends = [", ".join(f"{w:.3g}" for w in row["weights"][step]) for step in (steps[0], steps[-1])]
+            lines.append([arm, ", ".join(row["losses"]), *ends])
+    return _table(["arm", "losses", "first", "last"], lines)
+
+
+def costs(comparisons: list[Comparison]) -> str:
+    """Median milliseconds of a training step, everything included, one thread."""
+    lines = []
+    for name in ["b, other weights", *(arm.name for arm in arms() if arm.few and arm.name != "b, other weights")]:
+        cells = []
+        for one in comparisons:
+            found = [row["step_ms"] for (stage, arm, _), row in one.rows.items() if (stage, arm) == ("arms", name)]
+            cells.append(f"{statistics.median(found):.1f}" if found else "")
+        if any(cells):
+            lines.append([name, *cells])
+    return _table(["arm", *(one.data for one in comparisons)], lines)
+
+
+BLOCKS = {f.__name__: f for f in (singles, against_best, against_controls, weights, costs)}
+
+
+def summary(runs: Runs) -> list[Comparison]:
+    """Data sets whose singles are complete."""
+    names = dict.fromkeys(row["data"] for row in runs.rows.values())
+    return [one for one in (Comparison(runs, name) for name in names) if one.seeds]
+
+
+def write(runs: Runs, page: Path | None = None) -> str:
+    """Fill the markers `<!-- table: NAME [METRIC] -->` to `<!-- end -->` of docs/ensembles.md, and return the text."""
+    import re
+
+    comparisons = summary(runs)
+    page = page or PAGE
+    pattern = re.compile(r"(<!-- table: (\w+)(?: (\S+))? -->\n)(.*?)(<!-- end -->)", re.DOTALL)
+
+    def fill(found: Any) -> str:
+        text = BLOCKS[found[2]](comparisons, *([found[3]] if found[3] else []))
+        return f"{found[1]}\n{text}\n\n{found[5]}"
+
+    text = pattern.sub(fill, page.read_text())
+    page.write_text(text)
+    return text
+
+
+def as_json(runs: Runs, file: Path) -> None:
+    """Mean differences and half intervals of every arm, by data set, embedding and metric."""
+    found: dict[str, Any] = {}
+    for one in summary(runs):
+        entry: dict[str, Any] = {"best_single": one.ranking[0], "ranking": one.ranking, "seeds": one.seeds, "arms": {}}
+        for arm in arms():
+            for name in _embeddings(one, arm.name):
+                for metric in NAMES:
+                    values = one.differences(("arms", arm.name, name or None), ("singles", one.ranking[0], None), metric)
+                    if values:
+                        mean, half = interval(values)
+                        cell = entry["arms"].setdefault(arm.name, {}).setdefault(name or "served", {})
+                        cell[metric] = {"difference": round(mean, 3), "half_interval": round(half, 3), "seeds": len(values)}
+        found[one.data] = entry
+    file.write_text(json.dumps(found, indent=1) + "\n")
+
+
+def draw(runs: Runs, file: Path) -> Path:
+    """Bars with intervals, one panel per data set."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    matplotlib.rcParams["svg.hashsalt"] = "dmlcore"
+    from matplotlib import pyplot
+
+    comparisons = summary(runs)
+    names = [arm.name for arm in arms() if any(("arms", arm.name, one.seeds[0]) in one.rows for one in comparisons)]
+    figure, axes = pyplot.subplots(1, len(comparisons), figsize=(3.2 * len(comparisons) + 3, 0.22 * len(names) + 1), sharey=True)
+    for axis, one in zip(axes if len(comparisons) > 1 else [axes], comparisons, strict=True):
+        found: Iterable[tuple[float, float]] = [
+            interval(values) if values else (math.nan, math.nan)
+            for name in names
+            for values in [one.differences(("arms", name, None), ("singles", one.ranking[0], None))]
+        ]
+        means, halves = zip(*found, strict=True)
+        axis.barh(range(len(names)), means, xerr=halves, color="tab:blue", alpha=0.6)
+        axis.axvline(0, color="black", linewidth=0.8)
+        axis.set_title(f"{one.data} (b: {one.ranking[0]})", fontsize=9)
+        axis.set_xlabel("MAP@R - b, points")
+        axis.set_yticks(range(len(names)), names, fontsize=7)
+    next(iter(axes if len(comparisons) > 1 else [axes])).invert_yaxis()
+    figure.tight_layout()
+    figure.savefig(file, metadata={"Date": None})
+    return file

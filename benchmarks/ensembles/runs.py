@@ -1,0 +1,211 @@
+"""Training of everything that is compared: resumable, in several processes, a line of results per run."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import statistics
+import tempfile
+import time
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import asdict, dataclass
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+from benchmarks.ensembles.arms import LENGTH, LOSSES, Arm, arms, members
+from benchmarks.ensembles.data import Data, prepare
+
+RATES = (5e-4, 1e-3, 2e-3)
+RATED = ("ms", "sup_con", "norm_softmax")  # the rate that serves these three best is everybody's
+TUNED_ON = (0, 1)  # seeds
+TRIALS = 4
+KEPT = ("recall@1", "map@r")
+
+
+@dataclass(frozen=True)
+class Job:
+    """One run.
+
+    Attributes:
+        data: name of the data set.
+        stage: `rates`, `trials`, `singles`, `arms`.
+        arm: name.
+        seed: of the split; the weights' is the settings'.
+        losses: by name.
+        settings: for `RunConfig.create`.
+    """
+
+    data: str
+    stage: str
+    arm: str
+    seed: int
+    losses: tuple[str, ...]
+    settings: dict[str, Any]
+
+    @property
+    def key(self) -> tuple[str, str, str, int]:
+        return self.data, self.stage, self.arm, self.seed
+
+
+def _train(job: Job, file: str) -> dict[str, Any]:
+    """In a child: train, and keep what the tables need."""
+    import torch
+
+    from dmlcore.training import RunConfig, train
+
+    torch.set_num_threads(1)
+    out = Path(tempfile.mkdtemp(prefix="ensembles-"))
+    began, cpu = time.perf_counter(), time.process_time()
+    try:
+        config = RunConfig.create(data=file, plugins=",".join(job.losses), **job.settings)
+        result = train(config, out=out / "run")
+        records = [json.loads(line) for line in (out / "run" / "metrics.jsonl").read_text().splitlines()]
+    finally:
+        shutil.rmtree(out, ignore_errors=True)
+    steps = [record for record in records if record["kind"] == "step"]
+    served = {"embeddings": {"whole": result["metrics"]}} if "embeddings" not in result else result
+    embeddings = {
+        name: {part: {key: round(metrics[key], 5) for key in KEPT} for part, metrics in parts.items()}
+        for name, parts in served["embeddings"].items()
+    }
+    raw = result["baselines"]["raw pixels" if "raw pixels" in result["baselines"] else "raw features"]
+    return {
+        **asdict(job),
+        "embeddings": embeddings,
+        "served": {part: {key: round(metrics[key], 5) for key in KEPT} for part, metrics in result["metrics"].items()},
+        "raw": {part: {key: round(metrics[key], 5) for key in KEPT} for part, metrics in raw.items()},
+        "chosen_step": result["chosen_step"],
+        "weights": {str(r["step"]): [round(w, 4) for w in r["weights"].values()] for r in steps[:: max(1, len(steps) // 8)]},
+        "cosines": steps[-1].get("loss_gradient_cosines", {}),
+        "step_ms": round(1e3 * statistics.median(job_size / r["images_per_second"] for r in steps for job_size in [128]), 3),
+        "seconds": round(time.perf_counter() - began, 1),
+        "cpu_seconds": round(time.process_time() - cpu, 1),
+    }
+
+
+class Runs:
+    """The results so far, and how to get more.
+
+    Args:
+        file: of JSON lines, appended to; what it has is not run again.
+        folder: of the tables of features, or None.
+        work: for splits.
+        processes: at a time.
+        minutes: no run starts after that.
+        steps: fewer steps a run, or None.
+    """
+
+    def __init__(
+        self, file: Path, folder: Path | None, work: Path, processes: int, minutes: float | None, steps: int | None
+    ) -> None:
+        self.file, self.folder, self.work, self.processes, self.steps = file, folder, work, processes, steps
+        self.ends = time.monotonic() + 60 * minutes if minutes else float("inf")
+        lines = file.read_text().splitlines() if file.exists() else []
+        rows = [json.loads(line) for line in lines if line.endswith("}")]
+        self.rows = {(row["data"], row["stage"], row["arm"], row["seed"]): row for row in rows}
+
+    def run(self, jobs: Iterable[Job], datas: dict[str, Data]) -> bool:
+        """Run what is missing; False when the time is up before the end."""
+        waiting = [job for job in jobs if job.key not in self.rows]
+        if not waiting:
+            return True
+        self.file.parent.mkdir(parents=True, exist_ok=True)
+        for data, seed in dict.fromkeys((job.data, job.seed) for job in waiting):
+            prepare(datas[data], seed, self.folder, self.work)
+        os.environ["OMP_NUM_THREADS"] = "1"
+        # a fresh interpreter for each, so that a run does not depend on those before it
+        with ProcessPoolExecutor(self.processes, mp_context=get_context("spawn")) as pool, self.file.open("a") as out:
+            queue = iter(waiting)
+            running = {self._submit(pool, job, datas) for job, _ in zip(queue, range(self.processes), strict=False)}
+            done = 0
+            while running:
+                finished = next(as_completed(running))
+                running.discard(finished)
+                row = finished.result()
+                self.rows[(row["data"], row["stage"], row["arm"], row["seed"])] = row
+                out.write(json.dumps(row) + "\n")
+                out.flush()
+                done += 1
+                print(
+                    f"{row['data']:14} {row['stage']:8} {row['arm']:38} seed {row['seed']}  validation"
+                    f" {row['served']['validation']['map@r']:.3f}  test {row['served']['test']['map@r']:.3f}"
+                    f"  {row['seconds']:5.1f} s  ({done} of {len(waiting)})",
+                    flush=True,
+                )
+                if time.monotonic() < self.ends and (job := next(queue, None)) is not None:
+                    running.add(self._submit(pool, job, datas))
+        return all(job.key in self.rows for job in waiting)
+
+    def _submit(self, pool: ProcessPoolExecutor, job: Job, datas: dict[str, Data]) -> Any:
+        return pool.submit(_train, job, str(prepare(datas[job.data], job.seed, self.folder, self.work)))
+
+    def validation(self, data: str, stage: str, arm: str, seeds: Iterable[int]) -> float:
+        """Mean validation MAP@R of an arm."""
+        return statistics.fmean(self.rows[data, stage, arm, s]["served"]["validation"]["map@r"] for s in seeds)
+
+    def rate(self, data: str) -> float:
+        """The learning rate chosen for a data set."""
+        return max(RATES, key=lambda rate: sum(self.validation(data, "rates", f"{n} {rate:g}", TUNED_ON[:1]) for n in RATED))
+
+    def options(self, data: str, loss: str, few: bool) -> dict[str, Any]:
+        """The options chosen for a loss; the defaults where nothing was tried."""
+        tried = [(arm, options) for arm, options in trials(loss) if few is False]
+        best = max(tried, key=lambda one: self.validation(data, "trials", one[0], TUNED_ON), default=("", {}))
+        return best[1]
+
+    def ranking(self, data: str, seeds: Iterable[int]) -> list[str]:
+        """The singles, best validation first."""
+        seeds = list(seeds)
+        return sorted(LOSSES, key=lambda loss: -self.validation(data, "singles", loss, seeds))
+
+
+def trials(loss: str) -> list[tuple[str, dict[str, Any]]]:
+    """The trials of a loss: a name and options each, the defaults first."""
+    from dmlcore.ensemble.search import candidates
+
+    found = candidates([loss], TRIALS)
+    return [(f"{loss} " + (", ".join(f"{k} {v}" for k, v in options.items()) or "defaults"), options) for _, options in found]
+
+
+def jobs_of(data: Data, stage: str, runs: Runs, seeds: list[int]) -> Iterator[Job]:
+    """The jobs of a stage; each stage needs those before it."""
+    steps = runs.steps or data.steps
+    common: dict[str, Any] = {"steps": steps, "eval_every": max(1, steps // 5), "embedding_dim": LENGTH, "device": "cpu"}
+    common |= {"log_every": steps}
+    few = not data.full
+    if stage == "rates":
+        for loss in RATED:
+            for rate in RATES:
+                yield Job(data.name, stage, f"{loss} {rate:g}", 0, (loss,), {**common, "learning_rate": rate, "seed": 0})
+        return
+    common["learning_rate"] = runs.rate(data.name)
+    if stage == "trials" and data.full:
+        for loss in LOSSES:
+            for name, options in trials(loss):
+                for seed in TUNED_ON:
+                    yield Job(data.name, stage, name, seed, (loss,), {**common, "seed": seed, loss: options})
+    if stage == "singles":
+        for loss in LOSSES:
+            for seed in seeds:
+                yield _job(data, stage, Arm(loss, (loss,)), (loss,), seed, common, runs)
+    if stage == "arms":
+        ranking = runs.ranking(data.name, seeds)
+        for seed in seeds:
+            for arm in arms():
+                if arm.few or not few:
+                    yield _job(data, stage, arm, members(arm, ranking), seed, common, runs)
+
+
+def _job(data: Data, stage: str, arm: Arm, losses: tuple[str, ...], seed: int, common: dict[str, Any], runs: Runs) -> Job:
+    from dmlcore.config import unique_names
+
+    settings = {**common, **arm.settings, "steps": arm.longer * common["steps"]}
+    settings["seed"] = seed + arm.settings.get("seed", 0)
+    for table, loss in zip(unique_names(losses), losses, strict=True):
+        chosen = runs.options(data.name, loss, not data.full) if loss in LOSSES else {}
+        if chosen:
+            settings.setdefault(table, chosen)
+    return Job(data.name, stage, arm.name, seed, losses, settings)

@@ -1,0 +1,96 @@
+"""One step ahead: what a step on each loss would do for classes that took no part in it."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from dmlcore.losses import create
+
+if TYPE_CHECKING:
+    from dmlcore.ensemble.ensemble import LossEnsemble
+
+STEP = 0.1  # of the lookahead, relative to the map that takes it
+
+
+def alignments(ensemble: LossEnsemble, embeddings: Tensor, labels: Tensor) -> Tensor:
+    """How much a step on each loss helps classes it has not seen.
+
+    A linear map behind the embedding (the identity, one per head) takes a step of relative length `STEP` on the weighted losses
+    of some classes of the batch. There, the gradient of the validation loss on the batch's other classes is taken. The result
+    is the cosine of that gradient with each loss's own gradient: minus the derivative of the validation loss by the loss's
+    weight, up to a positive factor. A linear map behind a linear head is a linear head again, so the lookahead is one of the
+    head; nothing further down is touched.
+
+    Args:
+        ensemble: its weighting gives `options.classes`, the fraction of the batch's classes held out, and `options.loss`, the
+            validation loss, and draws the classes (`held_out_classes`).
+        embeddings: `[B, W]` detached.
+        labels: `[B]` int64; matrices of labels are not split.
+
+    Returns:
+        `[L]` in [-1, 1], float32; zeros where the batch has no two classes with two samples on either side.
+
+    Source: the bilevel view of meta-learning, Finn, Abbeel, Levine, ICML 2017, eq. 1, and Ren et al., "Learning to Reweight
+    Examples", ICML 2018, eq. 6-7; losses instead of examples, and the restriction to a linear map, are ours.
+    """
+    nothing = torch.zeros(len(ensemble.members), device=embeddings.device)
+    options: Any = ensemble.weighting.options
+    if labels.ndim != 1:
+        return nothing
+    classes, counts = labels.unique(return_counts=True)
+    classes = classes[counts >= 2]
+    held = int(round(options.classes * len(classes)))
+    if held < 2 or len(classes) - held < 2:
+        return nothing
+    order = torch.randperm(len(classes), generator=ensemble.weighting.generator())  # type: ignore[operator]
+    away = torch.isin(labels, classes[order[:held].to(classes.device)])
+    blocks = _blocks(ensemble, embeddings.shape[1])
+    with torch.enable_grad():
+        x = embeddings[~away].requires_grad_()
+        terms = ensemble._terms(x, labels[~away], None, None, advance=False)
+        gradients = []
+        for term in terms.unbind():
+            found = torch.autograd.grad(term, x, retain_graph=True, allow_unused=True)[0] if term.requires_grad else None
+            gradients.append(torch.zeros_like(x) if found is None else found)
+    x = x.detach().float()
+    by_loss = [[x[:, a:b].T @ g[:, a:b].float() for a, b in blocks] for g in gradients]  # [d, d] per head
+    weights = ensemble.weights.tolist()
+    unseen = embeddings[away].float()
+    maps = []
+    for k, (first, last) in enumerate(blocks):
+        step = sum((w * parts[k] for w, parts in zip(weights, by_loss, strict=True)), start=torch.zeros_like(by_loss[0][k]))
+        size = step.norm()
+        eye = torch.eye(last - first, device=x.device)
+        maps.append((eye - STEP * eye.norm() / size * step if size > 0 else eye).requires_grad_())
+    judge = create(options.loss)
+    with torch.enable_grad():
+        shares = ensemble.weighting.importances.to(x.device).sqrt() if len(blocks) > 1 else torch.ones(1, device=x.device)
+        heads = [unseen[:, a:b] @ m for (a, b), m in zip(blocks, maps, strict=True)]
+        if len(blocks) > 1:
+            heads = [torch.nn.functional.normalize(h) * s for h, s in zip(heads, _per_block(ensemble, blocks, shares), strict=True)]
+        value = judge(torch.cat(heads, 1), labels[away])
+        if not value.requires_grad:
+            return nothing
+        wanted = torch.autograd.grad(value, maps)
+    direction = torch.cat([part.flatten() for part in wanted])
+    own = torch.stack([torch.cat([part.flatten() for part in parts]) for parts in by_loss])  # [L, sum d d]
+    cosines = torch.nn.functional.cosine_similarity(own, direction[None], dim=1, eps=1e-30)
+    return torch.nan_to_num(cosines, 0.0, 0.0, 0.0).detach()
+
+
+def _blocks(ensemble: LossEnsemble, width: int) -> list[tuple[int, int]]:
+    """The columns of each head; one for a shared embedding."""
+    if ensemble.columns is None:
+        return [(0, width)]
+    return sorted({one for one in ensemble.columns if one is not None})
+
+
+def _per_block(ensemble: LossEnsemble, blocks: list[tuple[int, int]], shares: Tensor) -> list[Tensor]:
+    """The share of each head: that of its losses."""
+    assert ensemble.columns is not None
+    return [
+        torch.stack([share for share, one in zip(shares, ensemble.columns, strict=True) if one == block]).sum() for block in blocks
+    ]

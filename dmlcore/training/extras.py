@@ -1,0 +1,93 @@
+"""What an ensemble trains beside its losses: terms that keep heads apart and teach a student, and the compressor."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from dmlcore.ensemble import distance_diversity, similarity_diversity, similarity_matching
+from dmlcore.evaluation import protocol
+from dmlcore.training.settings import Settings
+
+if TYPE_CHECKING:
+    from dmlcore.data import LabelledDataset
+    from dmlcore.models import EmbeddingModel
+
+FITTED = 20_000  # samples that a compressor is fitted to, at most, evenly spread over the training data
+RATE = 1e-3  # of Adam, for compressors trained beside the model: as published
+
+
+class Extras:
+    """The terms of a step beside the losses.
+
+    Args:
+        model: gives the outputs.
+        settings: resolved.
+    """
+
+    def __init__(self, model: EmbeddingModel, settings: Settings) -> None:
+        self.model = model
+        self.settings = settings
+
+    def terms(self, outputs: Tensor) -> dict[str, Tensor]:
+        """The weighted terms by name, for `outputs` of the model in training."""
+        settings, model = self.settings, self.model
+        found = {}
+        if settings.diversity not in (None, "none") and model.heads > 1 and settings.diversity_weight:
+            measure = distance_diversity if settings.diversity == "distance" else similarity_diversity
+            found["diversity"] = settings.diversity_weight * measure(model.unit(outputs[:, : model.whole_dim]))
+        if model.student is not None and settings.student_weight:
+            matched = similarity_matching(model.student_of(outputs), model.whole(outputs))
+            found["student"] = settings.student_weight * matched
+        return found
+
+
+class Compression:
+    """Keeps a model's compressor up to date: trained a step after every step of the model, or fitted before an evaluation.
+
+    Args:
+        model: with or without a compressor.
+        seed: of the fit.
+    """
+
+    def __init__(self, model: EmbeddingModel, seed: int) -> None:
+        self.model = model
+        self.seed = seed
+        compressor = model.compressor
+        self.optimiser = None
+        if compressor is not None and compressor.is_online:
+            self.optimiser = torch.optim.Adam(compressor.parameters(), lr=RATE)
+
+    def step(self, samples: Tensor) -> float | None:
+        """Train an online compressor on a batch, after the model's own step; returns its loss before the step."""
+        compressor = self.model.compressor
+        if compressor is None or self.optimiser is None:
+            return None
+        with torch.no_grad():
+            z = self.model.whole(self.model.outputs(samples)).float()
+        self.optimiser.zero_grad(set_to_none=True)
+        value = compressor.online_loss(torch.nn.functional.normalize(z, dim=1) if self.model.heads == 1 else z)
+        value.backward()
+        self.optimiser.step()
+        return float(value.detach())
+
+    def fit(self, dataset: LabelledDataset, workers: int) -> None:
+        """Fit a compressor that is not trained online to the embeddings of the training data, without augmentation."""
+        compressor = self.model.compressor
+        if compressor is None or self.optimiser is not None:
+            return
+        chosen = dataset.spread(FITTED)
+        z = protocol.embed_named(self.model, chosen, workers=workers, only="whole")["whole"]
+        labels = torch.from_numpy(chosen.labels).to(z.device)
+        compressor.fit(torch.nn.functional.normalize(z, dim=1) if self.model.heads == 1 else z, labels, seed=self.seed)
+
+    def state_dict(self) -> dict[str, Any] | None:
+        """State of the compressor's optimiser, or None."""
+        return None if self.optimiser is None else self.optimiser.state_dict()
+
+    def load_state_dict(self, state: dict[str, Any] | None) -> None:
+        """Restore what `state_dict` gave."""
+        if self.optimiser is not None and state is not None:
+            self.optimiser.load_state_dict(state)

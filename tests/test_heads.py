@@ -1,0 +1,274 @@
+"""Ensembles of heads: what each loss sees, the concatenation, what is served, compression and students in a run."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from cases import BATCHES
+from torch import Tensor, nn
+from torch.nn import functional
+
+from dmlcore import LossEnsemble, cli
+from dmlcore.ensemble.lookahead import alignments
+from dmlcore.errors import ConfigError
+from dmlcore.losses import create
+from dmlcore.models import EmbeddingModel, build_model
+from dmlcore.training import Logger, train
+from dmlcore.training.run import Run
+from dmlcore.training.trained import TrainedRun
+
+X, Y = BATCHES["odd"]
+HALF = X.shape[1] // 2
+
+
+@pytest.fixture(scope="module")
+def features(tmp_path_factory: pytest.TempPathFactory) -> str:
+    generator = np.random.default_rng(0)
+    centres = generator.normal(size=(20, 12))
+    y = np.repeat(np.arange(20), 12)
+    x = (centres[y] + generator.normal(size=(240, 12))).astype(np.float32)
+    path = tmp_path_factory.mktemp("data") / "features.npz"
+    np.savez(path, x=x, y=y)
+    return str(path)
+
+
+SMALL: dict[str, Any] = {
+    "steps": 12,
+    "eval_every": 6,
+    "log_every": 5,
+    "warmup": 2,
+    "embedding_dim": 6,
+    "classes_per_batch": 6,
+    "device": "cpu",
+}
+
+
+def gradient(value: Tensor, leaf: Tensor) -> Tensor:
+    return torch.autograd.grad(value, leaf)[0]
+
+
+def test_each_loss_sees_its_columns() -> None:
+    losses = [create("ms"), create("triplet"), create("sup_con"), create("l2_norm")]
+    columns = [(0, HALF), (HALF, 2 * HALF), (0, HALF), (0, 2 * HALF)]
+    leaf, other = X.clone().requires_grad_(), X.clone().requires_grad_()
+    ensemble = LossEnsemble(losses, columns=columns)
+    total = ensemble(leaf, Y)
+    expected = sum(loss(other[:, a:b], Y) for loss, (a, b) in zip(losses, columns, strict=True))
+    torch.testing.assert_close(total, expected)
+    torch.testing.assert_close(gradient(total, leaf), gradient(expected, other))
+    references = X.flip(1).contiguous()
+    total = ensemble(X, Y, references=references, reference_labels=Y)
+    parts = [
+        loss(X[:, a:b], Y, references=references[:, a:b], reference_labels=Y)
+        for loss, (a, b) in zip(losses, columns, strict=True)
+    ]
+    torch.testing.assert_close(total, torch.stack(parts).sum())
+
+
+def test_a_regulariser_sees_every_head() -> None:
+    ensemble = LossEnsemble(["ms", "triplet", create("sec")], columns=[(0, HALF), (HALF, 2 * HALF), None]).double()
+    ensemble(X, Y)
+    rows = X[:, : 2 * HALF].unflatten(1, (2, HALF)).flatten(0, 1)
+    torch.testing.assert_close(ensemble.terms["sec"], create("sec").double()(rows, Y.repeat_interleave(2)))
+
+
+def test_subsets_of_classes() -> None:
+    classes = int(Y.max()) + 1
+    masks = torch.arange(classes)[None] % 2 == torch.arange(2)[:, None]
+    ensemble = LossEnsemble(["contrastive", "triplet"], class_masks=masks)
+    leaf, other = X.clone().requires_grad_(), X.clone().requires_grad_()
+    total = ensemble(leaf, Y)
+    parts = [loss(other[Y % 2 == k], Y[Y % 2 == k]) for k, loss in enumerate(ensemble.members)]
+    torch.testing.assert_close(total, parts[0] + parts[1])
+    torch.testing.assert_close(gradient(total, leaf), gradient(parts[0] + parts[1], other))
+    with pytest.raises(ConfigError, match="neither a relation nor a memory"):
+        ensemble(X, Y, relation=lambda a, b: a[:, None] == b[None])
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"columns": [(0, 4)]}, "columns has 1 ranges for 2 losses"),
+        ({"columns": [(0, 4), None]}, "columns has no range for triplet"),
+        ({"columns": [(0, 4), (4, 4)]}, "columns of triplet are"),
+        ({"class_masks": torch.ones(1, 3, dtype=torch.bool)}, r"class_masks must be bool \[2, C\]"),
+    ],
+)
+def test_wrong_views_are_refused(given: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        LossEnsemble(["ms", "triplet"], **given)
+
+
+def test_columns_beyond_the_embeddings_are_refused() -> None:
+    ensemble = LossEnsemble(["ms", "triplet"], columns=[(0, 4), (4, 10**6)])
+    with pytest.raises(ConfigError, match="the losses see up to column 1000000"):
+        ensemble(X, Y)
+
+
+def test_gradients_of_the_losses_are_measured_on_request() -> None:
+    ensemble = LossEnsemble(["ms", "triplet", "sup_con"])
+    leaf = X.clone().requires_grad_()
+    ensemble(leaf, Y)
+    assert ensemble.gradient_norms == {} and ensemble.gradient_cosines is None
+    ensemble.measures_gradients = True
+    total = ensemble(leaf, Y)
+    cosines = ensemble.gradient_cosines
+    assert cosines is not None
+    apart = torch.stack([gradient(loss(leaf, Y), leaf).flatten() for loss in ensemble.members])
+    torch.testing.assert_close(torch.stack(list(ensemble.gradient_norms.values())), apart.norm(dim=1))
+    torch.testing.assert_close(cosines, functional.cosine_similarity(apart[:, None], apart[None], dim=2))
+    torch.testing.assert_close(gradient(total, leaf), apart.sum(0).view_as(X))
+
+
+def model_of(**more: Any) -> EmbeddingModel:
+    return build_model("mlp", sample_shape=(12,), kind="features", embedding_dim=5, **more)
+
+
+def test_squared_distances_of_heads_add_up() -> None:
+    model = model_of(heads=3)
+    model.shares.copy_(torch.tensor([0.2, 0.5, 0.3]))
+    samples = torch.randn(9, 12, generator=torch.Generator().manual_seed(1))
+    outputs = model.outputs(samples)
+    whole = model(samples)
+    heads = [functional.normalize(model.head(model.trunk(samples))[:, 5 * k : 5 * k + 5], dim=1) for k in range(3)]
+    squared = torch.cdist(whole, whole) ** 2
+    expected = sum(share * torch.cdist(x, x) ** 2 for share, x in zip([0.2, 0.5, 0.3], heads, strict=True))
+    torch.testing.assert_close(squared, expected, atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(whole.norm(dim=1), torch.ones(9))
+    named = model.embeddings(outputs)
+    assert list(named) == ["whole", "head 1", "head 2", "head 3"]
+    torch.testing.assert_close(named["head 2"], heads[1])
+
+
+def test_a_student_takes_no_part_in_the_trunk() -> None:
+    model = model_of(heads=2, student=3, served="student")
+    outputs = model.outputs(torch.randn(4, 12))
+    assert outputs.shape == (4, 13) and model.embedding_dim == 3
+    model.student_of(outputs).square().sum().backward()
+    assert all(p.grad is None for p in model.trunk.parameters())
+    assert model.student is not None and model.student.weight.grad is not None
+    with pytest.raises(ConfigError, match="has no compressor"):
+        model_of(served="compressed")
+
+
+def test_dropout_differs_between_heads_and_ends_with_training() -> None:
+    model = model_of(heads=2, dropout=0.5)
+    assert isinstance(model.head, nn.Linear)
+    with torch.no_grad():
+        model.head.weight[5:] = model.head.weight[:5]
+        model.head.bias[5:] = model.head.bias[:5]
+    samples = torch.randn(6, 12)
+    first, second = model.train().outputs(samples).chunk(2, 1)
+    assert not torch.equal(first, second)
+    first, second = model.eval().outputs(samples).chunk(2, 1)
+    torch.testing.assert_close(first, second)
+
+
+@pytest.mark.parametrize("columns", [None, [(0, 4), (4, 8)]])
+def test_lookahead_is_the_derivative_of_the_validation_loss(columns: Any) -> None:
+    """Against one step taken for real: the weight of a loss moves the loss of unseen classes as its alignment says."""
+    generator = torch.Generator().manual_seed(5)
+    y = torch.arange(64) // 4
+    x = torch.randn(64, 8, generator=generator) + 2 * torch.randn(16, 8, generator=generator)[y]
+    ensemble = LossEnsemble(["contrastive", "triplet"], "held_out", weighting_options={"loss": "sup_con"}, columns=columns)
+    found = alignments(ensemble, x, y)
+    assert found.shape == (2,) and bool((found.abs() <= 1).all()) and bool((found != 0).all())
+    assert torch.equal(alignments(ensemble, x, torch.arange(64)), torch.zeros(2))  # no class has two samples
+
+
+ARMS: dict[str, dict[str, Any]] = {
+    "wel": {"plugins": "ms,cross_entropy", "ensemble": "wel"},
+    "wedl": {"plugins": "cross_entropy,triplet,binomial_deviance,proxy_nca", "ensemble": "wedl", "compress": 12,
+             "compressor": "lin_tanh_lin"},
+    "pca": {"plugins": "ms,triplet,sec", "ensemble": "heads", "compress": 6, "weighting": "held_out"},
+    "student": {"plugins": "ms,proxy_anchor", "ensemble": "heads", "student": 6, "diversity": "similarity"},
+    "wide": {"plugins": "ms", "embedding_dim": 16, "compress": 6, "compressor": "whitened_pca"},
+    "mixed": {"plugins": "ms,proxy_anchor,triplet", "ensemble": "heads", "head_dropout": 0.3, "head_classes": 0.6,
+              "weighting": "equal_gradient_norms"},
+}  # fmt: skip
+
+
+class Stop(Logger):
+    def __init__(self, step: int) -> None:
+        super().__init__()
+        self.step = step
+
+    def step_ended(self, run: Run, record: dict[str, Any]) -> None:
+        if record["step"] == self.step:
+            raise KeyboardInterrupt
+
+
+def records(folder: Path) -> list[dict[str, Any]]:
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    return [{k: v for k, v in line.items() if k not in ("seconds", "images_per_second")} for line in lines]
+
+
+@pytest.mark.parametrize("arm", ARMS)
+def test_runs_resume_exactly_and_report_every_embedding(features: str, tmp_path: Path, arm: str) -> None:
+    given = {"data": features, **SMALL, **ARMS[arm]}
+    straight = train(out=tmp_path / "straight", **given)
+    with pytest.raises(KeyboardInterrupt):
+        train(out=tmp_path / "parts", loggers=[Stop(8)], **given)
+    resumed = train(resume=tmp_path / "parts")
+    assert records(tmp_path / "parts") == records(tmp_path / "straight")
+    assert resumed["metrics"] == straight["metrics"] and resumed["embeddings"] == straight["embeddings"]
+    named = straight["embeddings"]
+    heads = [name for name in named if name.startswith("head ")]
+    assert len(heads) == (0 if arm in ("wel", "wide") else len([p for p in given["plugins"].split(",") if p != "sec"]))
+    served = "compressed" if "compress" in given else "student" if "student" in given else "whole"
+    assert named[served]["test"]["map@r"] == straight["metrics"]["test"]["map@r"]
+    again = TrainedRun(tmp_path / "straight")
+    assert again.evaluate()["embeddings"] == named
+    assert again(torch.zeros(2, 12)).shape == (2, named[served]["test"]["embedding_dim"])
+    steps = [record for record in records(tmp_path / "straight") if record["kind"] == "step"]
+    assert "loss_gradient_norms" in steps[4] and "loss_gradient_norms" not in steps[3]
+    if arm == "pca":  # sec switches the normalisation off: norms are there to be logged
+        assert steps[0]["embedding_norms"]["mean"] > 0
+    if arm in ("wedl", "student"):
+        assert set(steps[0]["extra_terms"]) == ({"diversity", "compressor"} if arm == "wedl" else {"diversity", "student"})
+
+
+def test_the_published_methods_are_settings(features: str, tmp_path: Path) -> None:
+    run = Run(
+        __import__("dmlcore").training.RunConfig.create(data=features, **SMALL, **ARMS["wedl"]),
+        __import__("dmlcore.training.folder", fromlist=["RunFolder"]).RunFolder(tmp_path),
+    )
+    settings = run.config.settings
+    assert (settings.weighting, settings.diversity, settings.diversity_weight) == ("floor_square_penalty", "distance", 0.01)
+    assert run.model.heads == 4 and run.model.whole_dim == 24
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"serve": "student"}, "serve is 'student', but student is 0"),
+        ({"diversity": "distance"}, "diversity needs a head per loss"),
+        ({"compress": 99}, "99"),
+        ({"head_classes": 0.5, "memory": 100}, "exclude each other"),
+        ({"plugins": "sec", "ensemble": "heads"}, "every loss is a regulariser"),
+        ({"compressor": "pcaa", "compress": 3}, "there is no compressor 'pcaa'.*pca"),
+        ({"ensemble": "head"}, "must be one of shared, heads, wel, wedl"),
+    ],
+)
+def test_wrong_settings_are_refused(features: str, tmp_path: Path, given: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        train(out=tmp_path / "run", data=features, **{**SMALL, "plugins": "ms", **given})
+
+
+def test_the_command_line_trains_compresses_and_reports(
+    features: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["train", "--plugins", "ms,triplet,sup_con", "--ensemble", "wedl", "--weighting", "entropy", "--compress", "6"]
+    words += ["--data", features, "--steps", "4", "--out", str(tmp_path / "run"), "--embedding-dim", "5"]
+    assert cli.main([*words, "--student", "4"]) == 0
+    shown = capsys.readouterr().out
+    for name in ("whole", "head ms", "head triplet", "head sup_con", "compressed", "student"):
+        assert name in shown
+    assert cli.main(["eval", str(tmp_path / "run"), "--json"]) == 0
+    result = json.loads(capsys.readouterr().out)
+    assert result["embeddings"]["student"]["test"]["embedding_dim"] == 4
