@@ -1,6 +1,17 @@
-"""Ensembles of losses: the module that combines them, and what a weighting is. Built-in weightings are plugins."""
+"""Ensembles of losses: the module that combines them, and what weightings and compressors are. Built-in ones are plugins."""
 
+from dmlcore.ensemble.compressor import Compressor
 from dmlcore.ensemble.ensemble import LossEnsemble
+from dmlcore.ensemble.matching import distance_matching, fit_by_distances
+from dmlcore.ensemble.principal import PrincipalAxes, principal_axes
 from dmlcore.ensemble.weighting import Weighting
 
-__all__ = ["LossEnsemble", "Weighting"]
+__all__ = [
+    "Compressor",
+    "LossEnsemble",
+    "PrincipalAxes",
+    "Weighting",
+    "distance_matching",
+    "fit_by_distances",
+    "principal_axes",
+]
