@@ -1,9 +1,11 @@
 """Ensembles of losses: the module that combines them, and what weightings and compressors are. Built-in ones are plugins."""
 
 from dmlcore.ensemble.compressor import Compressor
+from dmlcore.ensemble.diversity import distance_diversity, similarity_diversity
 from dmlcore.ensemble.ensemble import LossEnsemble
 from dmlcore.ensemble.matching import distance_matching, fit_by_distances
 from dmlcore.ensemble.principal import PrincipalAxes, principal_axes
+from dmlcore.ensemble.student import similarity_matching
 from dmlcore.ensemble.weighting import Weighting
 
 __all__ = [
@@ -11,7 +13,10 @@ __all__ = [
     "LossEnsemble",
     "PrincipalAxes",
     "Weighting",
+    "distance_diversity",
     "distance_matching",
     "fit_by_distances",
     "principal_axes",
+    "similarity_diversity",
+    "similarity_matching",
 ]
