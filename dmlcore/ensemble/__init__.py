@@ -1,4 +1,7 @@
-"""Ensembles of losses: the module that combines them, and what weightings and compressors are. Built-in ones are plugins."""
+"""Ensembles of losses: the module that combines them, and what weightings and compressors are. Built-in ones are plugins.
+
+The search for members is `dmlcore.ensemble.search`.
+"""
 
 from dmlcore.ensemble.compressor import Compressor
 from dmlcore.ensemble.diversity import distance_diversity, similarity_diversity
