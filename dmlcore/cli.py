@@ -266,7 +266,9 @@ class _Commands:
             return 0
 
         name = flag("name", str | None, "Show this one with its options.", is_positional=True).replace(default=None)
-        return command(show_plugins, [name, *COMMON], "List every loss, miner, weighting, model, data set, logger, or one.")
+        return command(
+            show_plugins, [name, *COMMON], "List every loss, miner, weighting, compressor, model, data set, logger, or one."
+        )
 
     def _info(self) -> Callable[..., int]:
         def info(*, json: bool, debug: bool) -> int:

@@ -34,6 +34,11 @@ def dmlcore_weightings() -> Iterable[type]:  # type: ignore[empty-body]
 
 
 @hookspec
+def dmlcore_compressors() -> Iterable[type]:  # type: ignore[empty-body]
+    """Ways to make embeddings narrower after training or beside it: subclasses of `dmlcore.ensemble.Compressor`."""
+
+
+@hookspec
 def dmlcore_models() -> Iterable[type]:  # type: ignore[empty-body]
     """Trunks: subclasses of `dmlcore.models.Trunk`."""
 

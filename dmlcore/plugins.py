@@ -26,6 +26,7 @@ KINDS = {
     "loss": "dmlcore_losses",
     "miner": "dmlcore_miners",
     "weighting": "dmlcore_weightings",
+    "compressor": "dmlcore_compressors",
     "model": "dmlcore_models",
     "data": "dmlcore_datasets",
     "logger": "dmlcore_loggers",

@@ -228,7 +228,7 @@ def test_embed(here: Callable[..., tuple[int, str, str]], trained: Path, feature
 
 def test_plugins_lists_everything_with_options(here: Callable[..., tuple[int, str, str]]) -> None:
     listed = json.loads(here("plugins", "--json")[1])["plugins"]
-    assert {"loss", "miner", "weighting", "model", "data", "logger"} == {entry["kind"] for entry in listed}
+    assert {"loss", "miner", "weighting", "compressor", "model", "data", "logger"} == {entry["kind"] for entry in listed}
     for entry in listed:
         assert entry["summary"] and entry["owner"] == "dmlcore"
         assert all(option["type"] and option["help"] for option in entry["options"]), entry["name"]

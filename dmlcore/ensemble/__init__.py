@@ -1,6 +1,25 @@
-"""Ensembles of losses: the module that combines them, and what a weighting is. Built-in weightings are plugins."""
+"""Ensembles of losses: the module that combines them, and what weightings and compressors are. Built-in ones are plugins.
 
+The search for members is `dmlcore.ensemble.search`.
+"""
+
+from dmlcore.ensemble.compressor import Compressor
+from dmlcore.ensemble.diversity import distance_diversity, similarity_diversity
 from dmlcore.ensemble.ensemble import LossEnsemble
+from dmlcore.ensemble.matching import distance_matching, fit_by_distances
+from dmlcore.ensemble.principal import PrincipalAxes, principal_axes
+from dmlcore.ensemble.student import similarity_matching
 from dmlcore.ensemble.weighting import Weighting
 
-__all__ = ["LossEnsemble", "Weighting"]
+__all__ = [
+    "Compressor",
+    "LossEnsemble",
+    "PrincipalAxes",
+    "Weighting",
+    "distance_diversity",
+    "distance_matching",
+    "fit_by_distances",
+    "principal_axes",
+    "similarity_diversity",
+    "similarity_matching",
+]

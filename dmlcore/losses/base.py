@@ -242,6 +242,8 @@ class Loss(nn.Module, abc.ABC):
     uses_classes: ClassVar[bool] = False
     """Whether `create` hands on `num_classes` where it is known, to a loss that does not always need it."""
     needs_norms: ClassVar[bool] = False
+    searched: ClassVar[dict[str, tuple[Any, ...]]] = {}
+    """What a search for the members of an ensemble tries: an option's name and its values, the default first."""
 
     def __init__(
         self, options: Any = None, *, num_classes: int | None = None, embedding_dim: int | None = None, **given: Any

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -28,6 +28,7 @@ class BinomialDeviance(PairLoss):
     """
 
     name = "binomial_deviance"
+    searched: ClassVar = {"alpha": (2.0, 0.5, 1.0, 4.0)}
 
     @dataclass(frozen=True, kw_only=True)
     class Options(PairOptions):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -23,6 +24,7 @@ class Circle(PairLoss):
     """
 
     name = "circle"
+    searched: ClassVar = {"gamma": (80.0, 20.0, 40.0, 160.0)}
 
     @dataclass(frozen=True, kw_only=True)
     class Options(PairOptions):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -23,6 +23,7 @@ class Contrastive(PairLoss):
     """
 
     name = "contrastive"
+    searched: ClassVar = {"neg_margin": (1.0, 0.5, 0.75, 1.25)}
 
     @dataclass(frozen=True, kw_only=True)
     class Options(PairOptions):

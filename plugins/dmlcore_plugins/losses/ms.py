@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -23,6 +24,7 @@ class MultiSimilarity(PairLoss):
     """
 
     name = "ms"
+    searched: ClassVar = {"beta": (50.0, 10.0, 25.0, 100.0)}
 
     @dataclass(frozen=True, kw_only=True)
     class Options(PairOptions):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import dmlcore
 from dmlcore.config import check_range
@@ -18,6 +19,7 @@ class NormSoftmax(SoftmaxLoss):
     """
 
     name = "norm_softmax"
+    searched: ClassVar = {"temperature": (0.05, 0.025, 0.1, 0.2)}
 
     @dataclass(frozen=True, kw_only=True)
     class Options(LossOptions):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -22,6 +23,7 @@ class ProxyAnchor(ProxyLoss):
     """
 
     name = "proxy_anchor"
+    searched: ClassVar = {"alpha": (32.0, 8.0, 16.0, 64.0)}
 
     @dataclass(frozen=True, kw_only=True)
     class Options(LossOptions):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
 
 import dmlcore
 from dmlcore.config import check_range
@@ -22,6 +22,7 @@ class ProxyNca(SoftmaxLoss):
     """
 
     name = "proxy_nca"
+    searched: ClassVar = {"softmax_scale": (1.0, 3.0, 6.0, 12.0)}
 
     @dataclass(frozen=True, kw_only=True)
     class Options(LossOptions):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -22,6 +23,7 @@ class SupCon(PairLoss):
     """
 
     name = "sup_con"
+    searched: ClassVar = {"temperature": (0.1, 0.05, 0.2, 0.4)}
 
     @dataclass(frozen=True, kw_only=True)
     class Options(PairOptions):

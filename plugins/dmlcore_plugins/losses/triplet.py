@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -43,6 +43,7 @@ class Triplet(PairLoss):
     """
 
     name = "triplet"
+    searched: ClassVar = {"margin": (0.05, 0.1, 0.2, 0.4)}
     streams = True
 
     @dataclass(frozen=True, kw_only=True)

@@ -1,0 +1,1 @@
+"""Built-in compressors of wide embeddings, one module each."""

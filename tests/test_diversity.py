@@ -1,0 +1,165 @@
+"""Diversity of heads and matching of students: values by hand, invariances, gradients, coincident points."""
+
+from __future__ import annotations
+
+import itertools
+import math
+
+import pytest
+import torch
+from torch import Tensor
+
+from dmlcore.ensemble import distance_diversity, similarity_diversity, similarity_matching
+from dmlcore.errors import ConfigError
+from dmlcore.losses import unit
+
+
+def heads(batch: int = 9, m: int = 3, width: int = 4, seed: int = 0) -> Tensor:
+    x = torch.randn(batch, m, width, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
+    return x / x.norm(dim=2, keepdim=True)
+
+
+def rotation(width: int = 4) -> Tensor:
+    x = torch.randn(width, width, dtype=torch.float64, generator=torch.Generator().manual_seed(5))
+    return torch.linalg.qr(x).Q
+
+
+def turned(x: Tensor) -> Tensor:
+    return torch.cat([x[:, :1] @ rotation(), x[:, 1:]], dim=1)
+
+
+def test_published_diversity_by_hand() -> None:
+    x = torch.tensor([[[1.0, 0.0], [0.0, 1.0], [-1.0, 0.0]], [[1.0, 0.0], [1.0, 0.0], [0.0, 1.0]]])
+    root = math.sqrt(2)
+    pairs = [(root + 0) / 2, (2 + root) / 2, (root + root) / 2]  # means over the two samples of heads 12, 13, 23
+    assert float(distance_diversity(x)) == pytest.approx(2 - 2 / (3 * 2) * sum(pairs))
+    opposite = torch.stack([x[:, 0], -x[:, 0]], dim=1)
+    assert float(distance_diversity(opposite)) == 0 and float(distance_diversity(x[:, :1].expand(2, 3, 2))) == 2
+
+
+def test_published_diversity_by_loops() -> None:
+    x = heads(7, 4, 5)
+    mean = sum(float((x[:, i] - x[:, j]).norm(dim=1).mean()) for i, j in itertools.combinations(range(4), 2))
+    assert float(distance_diversity(x)) == pytest.approx(2 - 2 / (4 * 3) * mean)
+
+
+def unbiased_hsic(k: Tensor, l: Tensor) -> Tensor:  # noqa: E741
+    """Song et al. 2012, eq. 5, as printed."""
+    n = len(k)
+    k, l = (x - torch.diag(x.diag()) for x in (k, l))  # noqa: E741
+    one = torch.ones(n, dtype=k.dtype)
+    middle = (one @ k @ one) * (one @ l @ one) / ((n - 1) * (n - 2))
+    return (torch.trace(k @ l) + middle - 2 / (n - 2) * (one @ k @ l @ one)) / (n * (n - 3))
+
+
+def test_alignment_is_the_published_estimate() -> None:
+    x = heads(8, 3) + torch.randn(8, 1, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(3))
+    grams = [x[:, i] @ x[:, i].T for i in range(3)]
+    expected = [
+        unbiased_hsic(grams[i], grams[j]) / (unbiased_hsic(grams[i], grams[i]) * unbiased_hsic(grams[j], grams[j])).sqrt()
+        for i, j in itertools.combinations(range(3), 2)
+    ]
+    assert min(expected) > 0
+    torch.testing.assert_close(similarity_diversity(x), torch.stack(expected).mean())
+
+
+def test_turning_a_head_changes_distances_but_no_similarities() -> None:
+    x = torch.stack([heads(20, 1)[:, 0]] * 2 + [heads(20, 1, seed=1)[:, 0]], dim=1)
+    torch.testing.assert_close(similarity_diversity(turned(x)), similarity_diversity(x))
+    assert abs(float(distance_diversity(turned(x)) - distance_diversity(x))) > 0.1
+
+
+def test_alignment_is_one_when_equal_and_nothing_on_average_when_unrelated() -> None:
+    x = heads(12, 1, 6)
+    assert float(similarity_diversity(x.expand(12, 3, 6))) == pytest.approx(1)
+    assert float(similarity_diversity(torch.cat([x, -2 * x], dim=1))) == pytest.approx(1)
+    unrelated = torch.stack([similarity_diversity(heads(32, 2, 64, seed=seed)) for seed in range(50)])
+    # the biased form is near d / (d + B) = 0.67 here; the relu leaves half of a spread of about 1 / B
+    assert unrelated.min() >= 0 and unrelated.mean() < 0.05
+
+
+@pytest.mark.parametrize("term", [distance_diversity, similarity_diversity])
+def test_gradients(term) -> None:
+    x = (heads(6) + 0.5 * heads(6, 1, seed=2)).requires_grad_()
+    assert term(x).item() > 0.01
+    assert torch.autograd.gradcheck(term, (x,))
+
+
+@pytest.mark.parametrize("term", [distance_diversity, similarity_diversity])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+def test_finite_at_coincident_points(term, dtype: torch.dtype) -> None:
+    x = heads(10).to(dtype)
+    same_samples, same_heads, one_flat = x[:1].repeat(10, 1, 1), x[:, :1].repeat(1, 3, 1), x.clone()
+    one_flat[:, 1] = one_flat[0, 1]
+    for case in (same_samples, same_heads, one_flat, torch.zeros_like(x), x[:1], x[:3], x[:0]):
+        case.requires_grad_()
+        value = term(case)
+        assert 0 <= value.item() <= 2 and torch.isfinite(torch.autograd.grad(value, case)[0]).all()
+    if term is similarity_diversity:
+        assert term(same_samples).item() == 0
+
+
+def test_diversity_refuses_other_shapes() -> None:
+    for term in (distance_diversity, similarity_diversity):
+        with pytest.raises(ConfigError, match="at least 2, got 1"):
+            term(heads(5, 1))
+        with pytest.raises(ConfigError, match=r"\[B, m, d\], got \[5, 3\]"):
+            term(torch.zeros(5, 3))
+
+
+def test_student_matching_by_loops() -> None:
+    student, teacher, t = heads(5, 1)[:, 0], heads(5, 1, 7, seed=1)[:, 0], 0.3
+    expected = 0.0
+    for b in range(5):
+        others = [k for k in range(5) if k != b]
+        p, q = (torch.softmax((x[others] @ x[b]) / t, dim=0) for x in (teacher, student))
+        expected += float((p * (p / q).log()).sum()) * t * t / 5
+    assert float(similarity_matching(3 * student, 0.2 * teacher, temperature=t)) == pytest.approx(expected)
+
+
+def test_student_with_the_teachers_similarities_is_done() -> None:
+    teacher = heads(12, 1)[:, 0]
+    wider = torch.cat([teacher @ rotation(), torch.zeros(12, 3, dtype=torch.float64)], dim=1)
+    student = (2 * teacher).requires_grad_()
+    value = similarity_matching(student, wider)
+    assert abs(float(value)) < 1e-12 and torch.autograd.grad(value, student)[0].abs().max() < 1e-9
+    assert float(similarity_matching(heads(12, 1, seed=1)[:, 0], wider)) > 1e-3
+
+
+def test_student_gradients_reach_the_student_only() -> None:
+    student, teacher = heads(6, 1)[:, 0].requires_grad_(), heads(6, 1, 8, seed=1)[:, 0].requires_grad_()
+    similarity_matching(student, teacher).backward()
+    assert teacher.grad is None and student.grad.abs().max() > 0
+    assert torch.autograd.gradcheck(lambda x: similarity_matching(x, teacher), (student,))
+
+
+def test_a_free_student_finds_the_teachers_neighbours() -> None:
+    teacher = heads(24, 1, 8)[:, 0].float()
+    student = torch.randn(24, 6, generator=torch.Generator().manual_seed(4)).requires_grad_()
+    optimiser = torch.optim.Adam([student], lr=0.03)
+
+    def agreement() -> float:
+        near = [(unit(x) @ unit(x).T).fill_diagonal_(-2).argmax(1) for x in (student.detach(), teacher)]
+        return float((near[0] == near[1]).float().mean())
+
+    start = agreement()
+    for _ in range(300):
+        optimiser.zero_grad()
+        similarity_matching(student, teacher).backward()
+        optimiser.step()
+    assert start < 0.3 and agreement() > 0.6
+
+
+@pytest.mark.parametrize("count", [0, 1, 2, 6])
+def test_student_is_finite_at_coincident_points(count: int) -> None:
+    for row in (torch.zeros(4), torch.tensor([0.5, 0.5, 0.5, 0.5])):
+        student = row.repeat(count, 1).requires_grad_()
+        value = similarity_matching(student, heads(max(count, 1), 1)[:count, 0].float())
+        assert torch.isfinite(value) and torch.isfinite(torch.autograd.grad(value, student)[0]).all()
+
+
+def test_student_refuses_other_shapes() -> None:
+    with pytest.raises(ConfigError, match=r"\[4, 3\] and \[5, 3\]"):
+        similarity_matching(torch.zeros(4, 3), torch.zeros(5, 3))
+    with pytest.raises(ConfigError, match="temperature is 0"):
+        similarity_matching(torch.zeros(4, 3), torch.zeros(4, 3), temperature=0)
