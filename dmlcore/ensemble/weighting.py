@@ -21,7 +21,12 @@ class NoOptions:
 class Weighting(nn.Module, abc.ABC):
     """How the terms of an ensemble are combined. Subclasses set `name` and `Options` and write `forward` and `weights`.
 
-    Learnable weights are parameters of the module; the ensemble puts them into an optimiser group of their own.
+    Learnable weights are parameters of the module; the ensemble puts them into an optimiser group of their own. Running means,
+    counters and the like are buffers, so that a resumed run continues where it stopped. Bounds and projections are applied at
+    the start of `forward`, after the optimiser's step. State moves only in training mode.
+
+    In training, an ensemble calls in this order: `observe`, where the class `reads_gradients`; `learn`, where it `looks_ahead`
+    and `due()` says so; `forward`.
 
     Args:
         initial: `[L]` the weights asked for, all >= 0 and not all 0; what they mean is the weighting's to say.
@@ -31,12 +36,41 @@ class Weighting(nn.Module, abc.ABC):
 
     name: ClassVar[str]
     Options: ClassVar[type] = NoOptions
+    reads_gradients: ClassVar[bool] = False
+    """Whether `observe` is called in training, which takes one backward pass per loss to the embedding."""
+    looks_ahead: ClassVar[bool] = False
+    """Whether `learn` is called in training when `due()`, which takes a look at classes outside the step."""
     initial: Tensor
 
     def __init__(self, initial: Tensor, options: Any = None, **given: Any) -> None:
         super().__init__()
         self.options: Any = options if options is not None else build_options(self.Options, given, self.name)
         self.register_buffer("initial", initial.clone().float())
+
+    @property
+    def prior(self) -> Tensor:
+        """`[L]` the weights asked for, scaled to sum 1."""
+        return self.initial / self.initial.sum()
+
+    def observe(self, gram: Tensor, terms: Tensor) -> None:
+        """See the losses' gradients at the embedding before `forward`.
+
+        Args:
+            gram: `[L, L]` inner products of the terms' gradients with respect to the embeddings, detached.
+            terms: `[L]` the losses' values, detached.
+        """
+
+    def due(self) -> bool:
+        """Whether `learn` is to be called before the next `forward`."""
+        return False
+
+    def learn(self, alignments: Tensor) -> None:
+        """Move the weights towards the losses that help classes they have not seen.
+
+        Args:
+            alignments: `[L]` in [-1, 1], detached: the cosine of the direction in which the validation loss falls and the
+                step of each loss, measured on classes that loss has not seen; above 0 the loss helps.
+        """
 
     @abc.abstractmethod
     def forward(self, terms: Tensor) -> Tensor:
@@ -52,7 +86,16 @@ class Weighting(nn.Module, abc.ABC):
     @property
     @abc.abstractmethod
     def weights(self) -> Tensor:
-        """`[L]` the effective weights now, detached."""
+        """`[L]` the effective factors of the terms now, detached: after `forward` its derivative by the terms."""
+
+    @property
+    def importances(self) -> Tensor:
+        """`[L]` >= 0, sum 1, detached: what each loss is worth, the shares of the heads in a concatenation.
+
+        They differ from `weights` where those also undo the scale of a loss.
+        """
+        weights = self.weights.clamp_min(0)
+        return weights / weights.sum()
 
 
 def initial_weights(weights: Any, count: int) -> Tensor:

@@ -22,6 +22,9 @@ class Uncertainty(Weighting):
     stays within `exp(+-bound)` times its initial weight and recovers at once when the loss comes back. A member whose initial
     weight is 0 stays out.
 
+    `weights` are `w0_i exp(-v_i)`; `importances` are `w0_i / sum w0`, since the factors tell the scale of a loss and not its
+    worth.
+
     Source: Kendall, Gal, Cipolla, "Multi-Task Learning Using Uncertainty to Weigh Losses", CVPR 2018, eq. 10, without the
     factor 1/2 of regression tasks; the bounds are ours.
     """
@@ -55,6 +58,10 @@ class Uncertainty(Weighting):
     def weights(self) -> Tensor:
         bound = self.options.bound
         return self.initial * torch.exp(-self.log_variances.detach().clamp(-bound, bound))
+
+    @property
+    def importances(self) -> Tensor:
+        return self.prior
 
     @property
     def largest(self) -> float:
