@@ -1,12 +1,15 @@
-"""`python -m benchmarks [losses|evaluation|gradients|report ...]`.
+"""`python -m benchmarks [losses|evaluation|gradients|ensembles|report ...]`.
 
 `losses` measures every cell that `benchmarks/results/losses-cpu.csv` lacks (`--selection`: what the table of goals needs),
-`evaluation` retrieval metrics, `gradients` writes docs/gradients.md, `report` the measured tables in docs/performance.md.
+`evaluation` retrieval metrics, `gradients` writes docs/gradients.md, `ensembles` compares ensembles with single losses on unseen
+classes and writes docs/ensembles.md, `report` the measured tables in docs/performance.md.
 """
 
 from __future__ import annotations
 
 import argparse
+import os
+import tempfile
 from pathlib import Path
 
 from benchmarks.measuring import Row, environment, read, write
@@ -65,9 +68,30 @@ def _evaluation(options: argparse.Namespace) -> list[Row]:
     return rows
 
 
+def _ensembles(options: argparse.Namespace) -> None:
+    from benchmarks.ensembles import report, runs
+    from benchmarks.ensembles.data import available
+
+    file = options.csv or RESULTS / ("ensembles-quick.jsonl" if options.quick else "ensembles.jsonl")
+    work = Path(tempfile.gettempdir()) / f"dmlcore-ensembles-{os.getuid()}"
+    found = available(options.folder)
+    wanted = options.only.split(",") if options.only else ["banking", "glyphs"][:1] if options.quick else list(found)
+    datas = {name: data for name, data in found.items() if name in wanted}
+    if not datas and not options.plot:
+        raise SystemExit(f"none of {', '.join(wanted)} is in --folder {options.folder}; there is: {', '.join(found)}")
+    minutes = options.minutes or (5 if options.quick else 90)
+    state = runs.Runs(file, options.folder, work, options.processes, minutes, 60 if options.quick else None)
+    if not options.plot:
+        runs.run_all(state, datas, 2 if options.quick else None)
+    report.as_json(state, file.with_suffix(".json"))
+    if not options.quick:
+        report.write(state, options.page)
+        print(f"drew {report.draw(state, options.picture or file.with_suffix('.svg'))}")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
-    choices = ["losses", "evaluation", "gradients", "report", []]
+    choices = ["losses", "evaluation", "gradients", "ensembles", "report", []]
     parser.add_argument("cases", nargs="*", choices=choices, help="losses and evaluation by default")
     parser.add_argument("--selection", action="store_true", help="what the table of goals needs, in at most 20 minutes")
     parser.add_argument("--quick", action="store_true", help="small sizes, no torch.compile")
@@ -85,6 +109,8 @@ def main() -> None:
     parser.add_argument("--plot", action="store_true", help="draw the CSV file instead of measuring (losses; needs matplotlib)")
     parser.add_argument("--picture", type=Path, help="where --plot draws; beside the CSV file by default")
     parser.add_argument("--csv", type=Path, help="instead of benchmarks/results/NAME-cpu.csv")
+    parser.add_argument("--folder", type=Path, help="of the feature tables (ensembles)")
+    parser.add_argument("--processes", type=int, default=2, help="at a time (ensembles)")
     parser.add_argument("--json", type=Path, help="write the new rows as JSON")
     parser.add_argument("--page", type=Path, help="instead of docs/gradients.md or docs/performance.md")
     options = parser.parse_args()
@@ -94,6 +120,8 @@ def main() -> None:
             from benchmarks import gradients
 
             print(gradients.write(options.page, options.only))
+        elif name == "ensembles":
+            _ensembles(options)
         elif name == "report":
             from benchmarks import report
 

@@ -70,7 +70,7 @@ def arms() -> list[Arm]:
     found += [Arm(f"T3 shared, {weighting}", best, {"weighting": weighting}) for weighting in WEIGHTINGS]
     published: dict[str, Any] = {
         "weights": (2.0, 1.0, 2.0, 3.0),
-        "cross_entropy": {"smoothing": 0.15},
+        "cross_entropy": {"label_smoothing": 0.15},
         "triplet": {"variant": "wedl"},
         "binomial_deviance": {"variant": "wedl"},
         "proxy_nca": {"variant": "wedl"},

@@ -209,3 +209,16 @@ def _job(data: Data, stage: str, arm: Arm, losses: tuple[str, ...], seed: int, c
         if chosen:
             settings.setdefault(table, chosen)
     return Job(data.name, stage, arm.name, seed, losses, settings)
+
+
+STAGES = ("rates", "trials", "singles", "arms")
+
+
+def run_all(runs: Runs, datas: dict[str, Data], most_seeds: int | None = None) -> None:
+    """Every stage of every data set, one data set after the other; ends early when the time is up."""
+    for data in datas.values():
+        seeds = list(range(min(data.seeds, most_seeds or data.seeds)))
+        for stage in STAGES:
+            if not runs.run(jobs_of(data, stage, runs, seeds), datas):
+                print(f"the time is up within '{stage}' of {data.name}; the same command goes on from here")
+                return

@@ -26,7 +26,7 @@ def alignments(ensemble: LossEnsemble, embeddings: Tensor, labels: Tensor) -> Te
 
     Args:
         ensemble: its weighting gives `options.classes`, the fraction of the batch's classes held out, and `options.loss`, the
-            validation loss, and draws the classes (`held_out_classes`).
+            validation loss. The classes are drawn by PyTorch's global generator.
         embeddings: `[B, W]` detached.
         labels: `[B]` int64; matrices of labels are not split.
 
@@ -45,7 +45,7 @@ def alignments(ensemble: LossEnsemble, embeddings: Tensor, labels: Tensor) -> Te
     held = int(round(options.classes * len(classes)))
     if held < 2 or len(classes) - held < 2:
         return nothing
-    order = torch.randperm(len(classes), generator=ensemble.weighting.generator())  # type: ignore[operator]
+    order = torch.randperm(len(classes))
     away = torch.isin(labels, classes[order[:held].to(classes.device)])
     blocks = _blocks(ensemble, embeddings.shape[1])
     with torch.enable_grad():
@@ -67,10 +67,10 @@ def alignments(ensemble: LossEnsemble, embeddings: Tensor, labels: Tensor) -> Te
         maps.append((eye - STEP * eye.norm() / size * step if size > 0 else eye).requires_grad_())
     judge = create(options.loss)
     with torch.enable_grad():
-        shares = ensemble.weighting.importances.to(x.device).sqrt() if len(blocks) > 1 else torch.ones(1, device=x.device)
         heads = [unseen[:, a:b] @ m for (a, b), m in zip(blocks, maps, strict=True)]
         if len(blocks) > 1:
-            heads = [torch.nn.functional.normalize(h) * s for h, s in zip(heads, _per_block(ensemble, blocks, shares), strict=True)]
+            lengths = _per_block(ensemble, blocks).sqrt()
+            heads = [torch.nn.functional.normalize(head) * length for head, length in zip(heads, lengths, strict=True)]
         value = judge(torch.cat(heads, 1), labels[away])
         if not value.requires_grad:
             return nothing
@@ -88,9 +88,8 @@ def _blocks(ensemble: LossEnsemble, width: int) -> list[tuple[int, int]]:
     return sorted({one for one in ensemble.columns if one is not None})
 
 
-def _per_block(ensemble: LossEnsemble, blocks: list[tuple[int, int]], shares: Tensor) -> list[Tensor]:
-    """The share of each head: that of its losses."""
+def _per_block(ensemble: LossEnsemble, blocks: list[tuple[int, int]]) -> Tensor:
+    """The share of each head in the concatenation: that of its losses."""
     assert ensemble.columns is not None
-    return [
-        torch.stack([share for share, one in zip(shares, ensemble.columns, strict=True) if one == block]).sum() for block in blocks
-    ]
+    shares = ensemble.weighting.importances
+    return torch.stack([shares[[one == block for one in ensemble.columns]].sum() for block in blocks])

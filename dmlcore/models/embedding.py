@@ -76,8 +76,9 @@ class EmbeddingModel(nn.Module):
             self.register_buffer("shares", torch.full((heads,), 1.0 / heads))
         self.student = nn.Linear(trunk.features, student) if student else None
         self.compressor = compressor
-        if (served == "student" and not student) or (served == "compressed" and compressor is None):
-            raise ConfigError(f"the model is to serve what is {served}, but has no {'student' if student == 0 else 'compressor'}")
+        for name, missing in (("student", not student), ("compressed", compressor is None)):
+            if served == name and missing:
+                raise ConfigError(f"served is '{name}', but the model has no {name.replace('compressed', 'compressor')}")
         self.served: Served = served
 
     @property
