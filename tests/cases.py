@@ -39,7 +39,7 @@ class Case:
     @property
     def mines_beyond(self) -> bool:
         """Whether it takes negatives beyond a positive: the definition jumps where the two are equally far."""
-        return "semihard" in self.options.get("mining", "")
+        return "semihard" in self.options.get("mining", "") or (self.name, self.options.get("variant")) == ("triplet", "wedl")
 
     @property
     def takes_nearest(self) -> bool:
@@ -185,6 +185,7 @@ LOSSES = [
         _mined("TripletMarginLoss", "BatchHardMiner", {}, margin=0.2, smooth_loss=True),
     ),
     Case("triplet", {"margin": 0.3, "mining": "easy_positive_semihard", "smooth": True}),
+    Case("triplet", {"variant": "wedl"}),
     Case("triplet", {"swap": True}, _mined("TripletMarginLoss", swap=True), False),
     Case("sup_con", {}, _mined("SupConLoss")),
     Case("sup_con", {"temperature": 0.01}, _mined("SupConLoss", temperature=0.01)),

@@ -24,6 +24,7 @@ from dmlcore.losses import (
     unit,
 )
 
+WEDL_REACH, WEDL_MARGIN = 0.1, 1.0  # of the published ensemble's semi-hard loss
 Mining = Literal["all", "semihard", "semihard_hardest", "hard", "easy_positive_semihard"]
 
 
@@ -35,11 +36,15 @@ class Triplet(PairLoss):
     each anchor and positive; `hard`, each anchor's farthest positive with its nearest negative; `easy_positive_semihard`, its
     nearest positive with the nearest negative beyond it. Ties of a farthest or nearest share the gradient evenly.
 
+    `variant = "wedl"`: every triplet with `0 < d_an - d_ap <= 0.1` counts with `relu(d_ap - d_an + 1)`, averaged over those. The
+    gradient is that of `semihard` with margin 0.1; the value is 0.9 above. `margin` and the rest stay at their defaults.
+
     Fused without `swap`. Work grows with positives x negatives of an anchor; `all` and `semihard` without `smooth` need only
     the logarithm of the positives for every negative where classes are large.
 
     Source: Schroff, Kalenichenko, Philbin, "FaceNet", CVPR 2015, eq. 1-3; Hermans, Beyer, Leibe, "In Defense of the Triplet
-    Loss", 2017, eq. 5 (hard); Xuan, Stylianou, Pless, "Improved Embeddings with Easy Positive Triplet Mining", WACV 2020.
+    Loss", 2017, eq. 5 (hard); Xuan, Stylianou, Pless, "Improved Embeddings with Easy Positive Triplet Mining", WACV 2020; the
+    variant: Zabihzadeh et al., "Ensemble of Loss Functions", MTAP 2023, as in its public code.
     """
 
     name = "triplet"
@@ -58,14 +63,30 @@ class Triplet(PairLoss):
         """softplus instead of relu."""
         swap: bool = False
         """Compare with the nearer of anchor-negative and positive-negative."""
+        variant: Literal["standard", "wedl"] = "standard"
+        """`wedl` is the semi-hard loss of the published ensemble; it has no options."""
 
         def __post_init__(self) -> None:
+            if self.variant == "wedl":
+                for name, value in (("margin", 0.05), ("mining", "all"), ("smooth", False), ("swap", False)):
+                    if getattr(self, name) != value:
+                        raise ConfigError(f"{name} is {getattr(self, name)!r}, but variant 'wedl' leaves no choice of it")
             check_range("margin", self.margin, least=0, most=2)
             if self.swap and self.mining != "all":
                 raise ConfigError("swap is defined for mining = 'all' only")
 
+    @property
+    def mining(self) -> Mining:
+        """Which triplets count."""
+        return "semihard" if self.options.variant == "wedl" else self.options.mining
+
+    @property
+    def reach(self) -> float:
+        """The largest `d_an - d_ap` of a triplet that counts."""
+        return WEDL_REACH if self.options.variant == "wedl" else self.options.margin
+
     def _triplets(self, positives: Tensor, negatives: Tensor, chosen: Tensor) -> Tensor:
-        violation = positives - negatives + self.options.margin
+        violation = positives - negatives + (WEDL_MARGIN if self.options.variant == "wedl" else self.options.margin)
         hinge = torch.logaddexp(violation, torch.zeros_like(violation)) if self.options.smooth else torch.relu(violation)
         loss = torch.where(chosen, hinge, torch.zeros_like(hinge)).flatten(1)
         return torch.stack([loss.sum(1), (loss > 0).sum(1).to(loss)])  # [2, A]: values and counts
@@ -73,16 +94,16 @@ class Triplet(PairLoss):
     def _all_positives(self, d: Tensor, positives: Tensor, real: Tensor, negative: Tensor) -> Tensor:
         p, n = positives[:, :, None], d[:, None, :]  # [A, P, 1], [A, 1, N]
         chosen = real[:, :, None] & negative[:, None, :]
-        if self.options.mining != "all":
-            chosen = chosen & (n > p) & (n <= p + self.options.margin)
-        if self.options.mining == "semihard_hardest":
+        if self.mining != "all":
+            chosen = chosen & (n > p) & (n <= p + self.reach)
+        if self.mining == "semihard_hardest":
             n = torch.where(chosen, n, torch.full_like(n, torch.inf)).amin(2, keepdim=True)  # [A, P, 1]
             chosen = torch.isfinite(n)
             n = torch.where(chosen, n, torch.zeros_like(n))
         return self._triplets(p, n, chosen)
 
     def row_values(self, similarities: Tensor, positive: Tensor, negative: Tensor) -> Rows:
-        d, mining = distances(similarities), self.options.mining
+        d, mining = distances(similarities), self.mining
         if d.shape[1] == 0:
             return Rows(d.sum(1)[None], torch.zeros_like(d.sum(1))[None])
         if mining in ("all", "semihard", "semihard_hardest"):
@@ -121,11 +142,16 @@ class Triplet(PairLoss):
         o = self.options
         if o.swap:
             return "triplets with swap compare a negative with every positive's own row, which the fused pass does not see"
-        if o.mining in ("all", "semihard"):
+        if self.mining in ("all", "semihard"):
             if o.smooth:
-                return FunctorCall("triplet_smooth", (o.margin, float(o.mining == "semihard")))
-            return FunctorCall(f"triplet_{o.mining}", (o.margin,))
-        return FunctorCall(f"triplet_{o.mining}", (o.margin, float(o.smooth)))
+                return FunctorCall("triplet_smooth", (o.margin, float(self.mining == "semihard")))
+            return FunctorCall(f"triplet_{self.mining}", (self.reach,))
+        return FunctorCall(f"triplet_{self.mining}", (o.margin, float(o.smooth)))
+
+    def complete(self, rows: Rows, sides: Sides, given: Tensor | None) -> Rows:
+        if self.options.variant != "wedl":
+            return rows
+        return Rows(rows.values + (WEDL_MARGIN - WEDL_REACH) * rows.counts, rows.counts)
 
 
 @dmlcore.hookimpl
