@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import itertools
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import pytest
@@ -34,12 +35,13 @@ class Claim:
     Attributes:
         floor: no share falls below this, as a function of the `[L]` initial shares.
         holds: what the floor is one of.
-        share: least share of its initial one that a loss keeps after long training on falling losses.
+        share: least part of its initial share that a loss keeps in a long training on falling losses; 0.16 is the floor's,
+            of the largest initial share.
         scale: what does not change when a loss is multiplied by a number: `importances`, and the `pull` `weights_i l_i`.
         zero: a loss with initial weight 0 is accepted and stays out.
     """
 
-    floor: object
+    floor: Callable[[Tensor], Tensor]
     share: float
     holds: str = "importances"
     scale: tuple[str, ...] = ()
@@ -53,8 +55,8 @@ def quarter(p: Tensor) -> Tensor:
 CLAIMS = {
     "fixed": Claim(lambda p: p, 1, scale=("importances",)),
     "uniform": Claim(lambda p: p, 1, scale=("importances",), zero=False),
-    "floor_square_penalty": Claim(quarter, 0.25, holds="shares", zero=False),
-    "floor_simplex": Claim(quarter, 0.25, scale=("importances", "pull"), zero=False),
+    "floor_square_penalty": Claim(quarter, 0.16, holds="shares", zero=False),
+    "floor_simplex": Claim(quarter, 0.16, scale=("importances", "pull"), zero=False),
     "uncertainty": Claim(lambda p: 8 * p * math.exp(-3), 1, holds="weights", scale=("importances",)),
     "log_barrier": Claim(lambda p: p * math.exp(-6), 0.5, scale=("importances", "pull")),
     "entropy": Claim(lambda p: 0.05 * p, 0.5, scale=("importances", "pull")),
@@ -62,7 +64,7 @@ CLAIMS = {
     "grad_norm": Claim(lambda p: 0.01 * p, 1, holds="weights", scale=("importances",)),
     "dynamic_average": Claim(lambda p: p * math.exp(-2), 0.5, scale=("importances",)),
     "pcgrad": Claim(lambda p: p, 1, holds="weights", scale=("importances",)),
-    "held_out": Claim(quarter, 0.25, scale=("importances", "pull"), zero=False),
+    "held_out": Claim(quarter, 0.16, scale=("importances", "pull"), zero=False),
 }
 
 
@@ -163,9 +165,7 @@ class TestEveryWeighting:
             if step % 50 == 0:
                 check_shares(training.weighting, CLAIMS[name])
         least = training.weighting.importances / training.weighting.prior
-        assert float(least.min()) >= CLAIMS[name].share - 1e-4 or (
-            CLAIMS[name].floor is quarter and float(training.weighting.importances.min()) >= 1 / 16 - 1e-6
-        )
+        assert float(least.min()) >= CLAIMS[name].share - 1e-4
 
     def test_scale_of_a_loss(self, name: str) -> None:
         scales = [1.0, 100.0, 0.01, 7.0]
@@ -224,6 +224,14 @@ class TestEveryWeighting:
         total = weighting(torch.tensor([2.0]))
         assert float(total.detach()) == pytest.approx(6.0 if name in ("fixed", "uncertainty") else 2.0)
         assert weighting.importances.tolist() == [1.0]
+
+    def test_compiles_without_graph_breaks(self, name: str) -> None:
+        torch.compiler.reset()
+        eager, compiled = make(name, prior_of(name)), make(name, prior_of(name))
+        call = torch.compile(lambda terms: compiled(terms), fullgraph=True, backend="eager")
+        for terms in (torch.tensor([1.0, 2.0, 3.0, 4.0]), torch.tensor([2.0, 1.0, 0.5, 4.0])):
+            torch.testing.assert_close(call(terms), eager(terms))
+            torch.testing.assert_close(compiled.weights, eager.weights)
 
     def test_works_in_an_ensemble(self, name: str) -> None:
         x, y = BATCHES["odd"]
@@ -345,7 +353,7 @@ class TestFloorSquarePenalty:
             optimiser.zero_grad()
             total = weighting(torch.tensor(losses, dtype=torch.float64))
             total.backward()
-            assert float(total) == pytest.approx(expected, rel=1e-6)
+            assert float(total.detach()) == pytest.approx(expected, rel=1e-6)
             # the prior and so the roots are set up in float32
             assert weighting.roots.grad.tolist() == pytest.approx(slopes, rel=1e-4, abs=1e-3)
             optimiser.step()
@@ -369,7 +377,7 @@ def test_floor_simplex_descends_and_projects() -> None:
         optimiser.zero_grad()
         total = weighting(torch.tensor(losses, dtype=torch.float64))
         level = sum(sums) / step / 3
-        assert float(total) == pytest.approx(sum(w * r * level for w, r in zip(expected, relative, strict=True)))
+        assert float(total.detach()) == pytest.approx(sum(w * r * level for w, r in zip(expected, relative, strict=True)))
         total.backward()
         optimiser.step()
         expected = nearest_by_enumeration([w - 0.3 * r for w, r in zip(expected, relative, strict=True)], [0.05] * 3)
