@@ -25,7 +25,7 @@ class Settings:
     plugins: tuple[str, ...] = ("ms", "proxy_anchor", "triplet")
     """Losses to train with, separated by commas. A loss named twice is used twice; its second options are `NAME_2`."""
     weighting: str = "fixed"
-    """How the losses are weighed against each other: `fixed`, or a weighting that learns."""
+    """How the losses are weighed against each other: `fixed`, or the name of another weighting."""
     weights: tuple[float, ...] | None = None
     """Weight of each loss, in the order of `plugins` (default: 1 each)."""
     data: str = "glyphs"
