@@ -241,3 +241,17 @@ def test_published_shape_and_online_training() -> None:
     first, second = compressor.layers[0], compressor.layers[2]
     by_hand = torch.tanh(z @ first.weight.T + first.bias) @ second.weight.T + second.bias
     torch.testing.assert_close(compressor(z), by_hand)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_many_embeddings_need_no_matrix_of_all_pairs(name: str) -> None:
+    z = embeddings(150_000)  # all pairs would be 84 GB
+    compressor = fitted(name, z, **({"steps": 5} if "steps" in QUICK.get(name, {}) else {}))
+    assert torch.isfinite(compressor(z[:100])).all()
+
+
+def test_autocast_does_not_reach_the_objective() -> None:
+    z, g = embeddings(30), embeddings(30, seed=1)[:, :OUT]
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        found = distance_matching(g, z)
+    assert found.dtype == torch.float32 and torch.equal(found, distance_matching(g, z))

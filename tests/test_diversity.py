@@ -122,7 +122,7 @@ def test_student_with_the_teachers_similarities_is_done() -> None:
     wider = torch.cat([teacher @ rotation(), torch.zeros(12, 3, dtype=torch.float64)], dim=1)
     student = (2 * teacher).requires_grad_()
     value = similarity_matching(student, wider)
-    assert abs(float(value)) < 1e-12 and torch.autograd.grad(value, student)[0].abs().max() < 1e-9
+    assert abs(value.item()) < 1e-12 and torch.autograd.grad(value, student)[0].abs().max() < 1e-9
     assert float(similarity_matching(heads(12, 1, seed=1)[:, 0], wider)) > 1e-3
 
 
@@ -163,3 +163,11 @@ def test_student_refuses_other_shapes() -> None:
         similarity_matching(torch.zeros(4, 3), torch.zeros(5, 3))
     with pytest.raises(ConfigError, match="temperature is 0"):
         similarity_matching(torch.zeros(4, 3), torch.zeros(4, 3), temperature=0)
+
+
+def test_autocast_does_not_reach_the_terms() -> None:
+    x, y = heads().float(), heads(9, 1, 6, seed=1)[:, 0].float()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        found = [distance_diversity(x), similarity_diversity(x), similarity_matching(x[:, 0], y)]
+    expected = [distance_diversity(x), similarity_diversity(x), similarity_matching(x[:, 0], y)]
+    assert all(torch.equal(*pair) and pair[0].dtype == torch.float32 for pair in zip(found, expected, strict=True))

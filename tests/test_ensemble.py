@@ -1,4 +1,4 @@
-"""Ensembles: the weighted sum, one pass for all. What each weighting does is in `test_weightings.py`."""
+"""Ensembles: the weighted sum, one pass for all. Weightings are tested in `test_weightings.py`."""
 
 from __future__ import annotations
 

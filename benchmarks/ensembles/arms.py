@@ -29,6 +29,7 @@ WEIGHTINGS = (
     "pcgrad",
     "held_out",
 )
+LIN_TANH_LIN: dict[str, Any] = {"compressor": "lin_tanh_lin", "lin_tanh_lin": {"hidden": 2 * LENGTH}}  # the published width
 PCA = {"compress": LENGTH, "compressor": "pca"}
 
 
@@ -62,7 +63,7 @@ def arms() -> list[Arm]:
         Arm("same: b x 4", ("b",) * 4, {"ensemble": "heads", **PCA}, few=True),
         Arm("same: b x 3", ("b",) * 3, {"ensemble": "heads", **PCA}),
         Arm("same: b x 4, student", ("b",) * 4, {"ensemble": "heads", "student": LENGTH}),
-        Arm("same: b x 4, lin_tanh_lin", ("b",) * 4, {"ensemble": "heads", "compress": LENGTH, "compressor": "lin_tanh_lin"}),
+        Arm("same: b x 4, lin_tanh_lin", ("b",) * 4, {"ensemble": "heads", "compress": LENGTH, **LIN_TANH_LIN}),
     ]
     for name, losses in {**SETS, "T3": best}.items():
         found.append(Arm(f"{name} shared", losses, {}, few=name == "T3"))
@@ -78,8 +79,8 @@ def arms() -> list[Arm]:
     found += [
         Arm("WEL: E4", PUBLISHED, {"ensemble": "wel", **published}),
         Arm("WEDL: E4", PUBLISHED, {"ensemble": "wedl", **published, **PCA}, few=True),
-        Arm("WEDL_C 64: E4", PUBLISHED, {"ensemble": "wedl", **published, "compress": 64, "compressor": "lin_tanh_lin"}),
-        Arm("WEDL_C 128: E4", PUBLISHED, {"ensemble": "wedl", **published, "compress": 128, "compressor": "lin_tanh_lin"}),
+        Arm("WEDL_C 64: E4", PUBLISHED, {"ensemble": "wedl", **published, "compress": 64, **LIN_TANH_LIN}),
+        Arm("WEDL_C 128: E4", PUBLISHED, {"ensemble": "wedl", **published, "compress": 128, **LIN_TANH_LIN}),
         Arm("T3 heads, student", best, {"ensemble": "heads", "student": LENGTH}),
         Arm("T3 heads, held_out", best, {"ensemble": "heads", "weighting": "held_out", **PCA}),
         Arm("T3 heads, equal norms", best, {"ensemble": "heads", "weighting": "equal_gradient_norms", **PCA}, few=True),
@@ -90,6 +91,8 @@ def arms() -> list[Arm]:
         Arm("same: b x 3, classes", ("b",) * 3, {"ensemble": "heads", "head_classes": 0.7, **PCA}),
         Arm("T3 wide, equal norms", best, {"embedding_dim": 4 * LENGTH, "weighting": "equal_gradient_norms", **PCA}, few=True),
         Arm("T3 wide", best, {"embedding_dim": 4 * LENGTH, **PCA}),
+        Arm("wide linear: b, 256", ("b",), {"embedding_dim": 4 * LENGTH, "compress": LENGTH, "compressor": "linear"}),
+        Arm("T3 heads linear", best, {"ensemble": "heads", "compress": LENGTH, "compressor": "linear"}),
         Arm("T3 wide heads", best, {"ensemble": "heads", "embedding_dim": 4 * LENGTH, **PCA}),
         Arm("same wide: b x 3, 256", ("b",) * 3, {"ensemble": "heads", "embedding_dim": 4 * LENGTH, **PCA}),
         Arm("T3 wide heads, equal norms",

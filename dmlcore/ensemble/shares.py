@@ -25,7 +25,7 @@ def project_simplex(values: Tensor, floor: Tensor | float = 0.0) -> Tensor:
     room = 1 - floor.sum()
     ordered = free.sort(descending=True).values
     excess = (ordered.cumsum(0) - room) / torch.arange(1, len(values) + 1, device=values.device)
-    theta = excess[(ordered > excess).sum() - 1]
+    theta = excess.max()  # it rises as long as the next value is above it, so this is the last of the values that stay free
     return floor + (free - theta).clamp_min(0)
 
 

@@ -54,19 +54,24 @@ def set_rates(optimiser: torch.optim.Optimizer, factor: float) -> dict[str, floa
 
 
 def clip(optimiser: torch.optim.Optimizer, limit: float | None) -> torch.Tensor:
-    """Clip gradients by norm, the model's and all others' apart, since proxies have far larger ones.
+    """Clip gradients by norm, the model's and those of the losses' own numbers apart, since proxies have far larger ones.
+
+    Ensemble weights are left alone: the gradient of a penalty on their sum would use the limit up.
 
     Args:
         optimiser: after backward, before step.
         limit: the largest norm; None only measures.
 
     Returns:
-        [2] norms before clipping: the model's, the others'.
+        [2] norms before clipping: the model's, the losses'.
     """
     norms = []
     for wanted in (True, False):
         parameters = [
-            p for group in optimiser.param_groups if (group["role"] in ("trunk", "head")) == wanted for p in group["params"]
+            p
+            for group in optimiser.param_groups
+            if group["role"] != "weights" and (group["role"] in ("trunk", "head")) == wanted
+            for p in group["params"]
         ]
         norms.append(_clip(parameters, limit))
     return torch.stack(norms)
