@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import shutil
@@ -119,7 +120,7 @@ class Runs:
         # a fresh interpreter for each, so that a run does not depend on those before it
         with ProcessPoolExecutor(self.processes, mp_context=get_context("spawn")) as pool, self.file.open("a") as out:
             queue = iter(waiting)
-            running = {self._submit(pool, job, datas) for job, _ in zip(queue, range(self.processes), strict=False)}
+            running = {self._submit(pool, job, datas) for job in itertools.islice(queue, self.processes)}
             done = 0
             while running:
                 finished = next(as_completed(running))
