@@ -1,8 +1,8 @@
 """`python -m benchmarks [losses|evaluation|gradients|ensembles|report ...]`.
 
 `losses` measures every cell that `benchmarks/results/losses-cpu.csv` lacks (`--selection`: what the table of goals needs),
-`evaluation` retrieval metrics, `gradients` writes docs/gradients.md, `ensembles` compares ensembles with single losses on unseen
-classes and writes docs/ensembles.md, `report` the measured tables in docs/performance.md.
+`evaluation` retrieval metrics, `gradients` writes docs/gradients.md, `ensembles` compares ensembles with single losses on
+unseen classes and fills docs/ensembles.md, `report` the measured tables in docs/performance.md.
 """
 
 from __future__ import annotations

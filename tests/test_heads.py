@@ -18,7 +18,7 @@ from dmlcore.ensemble import lookahead
 from dmlcore.errors import ConfigError
 from dmlcore.losses import create
 from dmlcore.models import EmbeddingModel, build_model
-from dmlcore.training import Logger, RunConfig, train
+from dmlcore.training import Logger, RunConfig, loop, train
 from dmlcore.training.folder import RunFolder
 from dmlcore.training.run import Run
 from dmlcore.training.trained import TrainedRun
@@ -296,3 +296,53 @@ def test_the_command_line_trains_compresses_and_reports(
     assert cli.main(["eval", str(tmp_path / "run"), "--json"]) == 0
     result = json.loads(capsys.readouterr().out)
     assert result["embeddings"]["student"]["test"]["embedding_dim"] == 4
+
+
+def test_members_are_chosen_on_validation_classes(
+    features: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["train", "--plugins", "auto", "--auto-losses", "ms,triplet,sup_con", "--auto-trials", "2", "--auto-steps", "4"]
+    words += ["--auto-most", "2", "--auto-within", "1", "--ensemble", "heads", "--data", features, "--steps", "6"]
+    words += ["--out", str(tmp_path / "run"), "--eval-every", "2"]
+    real, calls = loop._validation_score, []
+
+    def interrupted(config: RunConfig, folder: RunFolder) -> float:
+        calls.append((config.settings.plugins, config.settings.steps))
+        if len(calls) == 4:
+            raise KeyboardInterrupt
+        return real(config, folder)
+
+    monkeypatch.setattr(loop, "_validation_score", interrupted)
+    assert cli.main(words) == 130
+    assert [len(json.loads((tmp_path / "run" / "search.json").read_text())["trials"])] == [3]
+    assert cli.main([*words, "--json"]) == 0  # goes on where it stopped
+    assert [names for names, _ in calls] == [(n,) for n in ("ms", "ms", "triplet", "triplet", "triplet", "sup_con", "sup_con")]
+    assert {steps for _, steps in calls} == {4}
+    result = json.loads(capsys.readouterr().out)
+    trials = json.loads((tmp_path / "run" / "search.json").read_text())["trials"]
+    best = {name: max(t["score"] for t in trials if t["loss"] == name) for name in ("ms", "triplet", "sup_con")}
+    wanted = sorted(best, key=lambda name: -best[name])[:2]
+    assert [loss["loss"] for loss in result["losses"]] == wanted
+    for loss in result["losses"]:
+        chosen = max((t for t in trials if t["loss"] == loss["loss"]), key=lambda t: t["score"])
+        assert all(loss["options"][key] == value for key, value in chosen["options"].items())
+    assert "| ms |" in (tmp_path / "run" / "search.md").read_text()
+    assert TrainedRun(tmp_path / "run").config.settings.plugins == tuple(wanted)
+    with pytest.raises(ConfigError, match="holds the trials of another search"):
+        (tmp_path / "other").mkdir()
+        (tmp_path / "other" / "search.json").write_text((tmp_path / "run" / "search.json").read_text())
+        train(out=tmp_path / "other", plugins="auto", data=features, **{**SMALL, "steps": 2})
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"plugins": "auto,ms"}, "give it alone"),
+        ({"plugins": "auto", "weights": (1,)}, "how many losses there will be is not known"),
+        ({"plugins": "auto", "auto_losses": "mss"}, "there is no loss 'mss'.*ms"),
+        ({"plugins": "auto", "auto_trials": 99}, "trials is 99"),
+    ],
+)
+def test_wrong_searches_are_refused(features: str, tmp_path: Path, given: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        train(out=tmp_path / "run", data=features, **{**SMALL, **given})

@@ -88,7 +88,9 @@ def singles(comparisons: list[Comparison], metric: str = "map@r") -> str:
             mean = statistics.fmean(one.value("singles", loss, s, metric) for s in one.seeds)
             options = one.rows["singles", loss, one.seeds[0]]["settings"].get(loss, {})
             text = f"{mean:.1f}"
-            cells.append((f"**{text}**" if one.ranking[0] == loss else text) + "".join(f" ({k} {v:g})" for k, v in options.items()))
+            cells.append(
+                (f"**{text}**" if one.ranking[0] == loss else text) + "".join(f" ({k} {v:g})" for k, v in options.items())
+            )
         lines.append([loss, *cells])
     frozen = [
         f"{statistics.fmean(100 * one.rows['singles', LOSSES[0], s]['raw']['test'][metric] for s in one.seeds):.1f}"
@@ -219,7 +221,9 @@ def draw(runs: Runs, file: Path) -> Path:
 
     comparisons = summary(runs)
     names = [arm.name for arm in arms() if any(("arms", arm.name, one.seeds[0]) in one.rows for one in comparisons)]
-    figure, axes = pyplot.subplots(1, len(comparisons), figsize=(3.2 * len(comparisons) + 3, 0.22 * len(names) + 1), sharey=True)
+    figure, axes = pyplot.subplots(
+        1, len(comparisons), figsize=(3.2 * len(comparisons) + 3, 0.22 * len(names) + 1), sharey=True
+    )
     for axis, one in zip(axes if len(comparisons) > 1 else [axes], comparisons, strict=True):
         found: Iterable[tuple[float, float]] = [
             interval(values) if values else (math.nan, math.nan)

@@ -274,9 +274,7 @@ class LossEnsemble(nn.Module):
         """`[L]` the members' values. The rows of the last call are kept for `active`."""
         own, relation = more.get("own"), more.get("relation")
         views = self._views(embeddings, references, own, relation)
-        groups = self._grouped_rows(
-            embeddings, labels, references, reference_labels, own, relation, views, advance=advance
-        )
+        groups = self._grouped_rows(embeddings, labels, references, reference_labels, own, relation, views, advance=advance)
         order = [index for members, _, _ in groups for index in members]
         parts = [self._reduced(*group) for group in groups]
         for index, loss in enumerate(self.members):

@@ -42,7 +42,7 @@ def alignments(ensemble: LossEnsemble, embeddings: Tensor, labels: Tensor) -> Te
         return nothing
     classes, counts = labels.unique(return_counts=True)
     classes = classes[counts >= 2]
-    held = int(round(options.classes * len(classes)))
+    held = round(options.classes * len(classes))
     if held < 2 or len(classes) - held < 2:
         return nothing
     order = torch.randperm(len(classes))

@@ -23,7 +23,9 @@ def columns_checked(
         ConfigError: another number of them than losses, an empty or negative range, None for a loss that is no regulariser,
             heads of different lengths for a regulariser, masks that are not bool.
     """
-    if class_masks is not None and (class_masks.ndim != 2 or len(class_masks) != len(losses) or class_masks.dtype != torch.bool):
+    if class_masks is not None and (
+        class_masks.ndim != 2 or len(class_masks) != len(losses) or class_masks.dtype != torch.bool
+    ):
         raise ConfigError(f"class_masks must be bool [{len(losses)}, C], got {list(class_masks.shape)} of {class_masks.dtype}")
     if columns is None:
         return None

@@ -25,8 +25,8 @@ class Weighting(nn.Module, abc.ABC):
     counters and the like are buffers, so that a resumed run continues where it stopped. Bounds and projections are applied at
     the start of `forward`, after the optimiser's step. State moves only in training mode.
 
-    In training, an ensemble calls in this order: `learn`, where the class `looks_ahead` and `due()` says so; `observe`, where it
-    `reads_gradients`; `forward`.
+    In training, an ensemble calls in this order: `learn`, where the class `looks_ahead` and `due()` says so; `observe`, where
+    it `reads_gradients`; `forward`.
 
     Args:
         initial: `[L]` the weights asked for, all >= 0 and not all 0; what they mean is the weighting's to say.

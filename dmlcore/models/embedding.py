@@ -22,8 +22,8 @@ class EmbeddingModel(nn.Module):
     """A trunk with a linear head, or with several side by side: `normalize(head(trunk(samples)))`.
 
     With several heads, each a loss's own, the whole embedding is the concatenation of `sqrt(share_i) x_i` with unit vectors
-    `x_i`, so that squared distances add up: `||z - z'||^2 = sum_i share_i ||x_i - x'_i||^2`. It can be compressed, and a student
-    head can learn its structure; `served` says which of them the model returns.
+    `x_i`, so that squared distances add up: `||z - z'||^2 = sum_i share_i ||x_i - x'_i||^2`. It can be compressed, and a
+    student head can learn its structure; `served` says which of them the model returns.
 
     Args:
         trunk: samples to features.

@@ -96,7 +96,8 @@ class RunFolder:
             raise ConfigError(
                 f"{path} already holds a run. Choose another --out, or continue it with `dmlcore train --resume {path}`."
             )
-        if path.exists() and (not path.is_dir() or any(path.iterdir())):
+        unfinished_search = {"search.json", "search.md", "search"}
+        if path.exists() and (not path.is_dir() or any(entry.name not in unfinished_search for entry in path.iterdir())):
             raise ConfigError(f"{path} exists and is not an empty folder. Choose another --out.")
         return cls(path)
 

@@ -17,14 +17,15 @@ from torch import Tensor
 
 import dmlcore
 from dmlcore import plugins
-from dmlcore.errors import ConfigError, DmlcoreError, PluginError, TrainingError
 from dmlcore.data import LabelledDataset
+from dmlcore.errors import ConfigError, DmlcoreError, PluginError, TrainingError
 from dmlcore.evaluation import protocol
 from dmlcore.models import EmbeddingModel
 from dmlcore.training import checkpoints, optimiser, schedule
 from dmlcore.training.folder import RunFolder, write_error
 from dmlcore.training.interruption import Interruption
 from dmlcore.training.loggers import Logger
+from dmlcore.training.members import choose_members, is_automatic
 from dmlcore.training.run import Run, build_run_model
 from dmlcore.training.settings import RunConfig
 
@@ -78,7 +79,22 @@ def train(
         config = config or RunConfig.create(**given)
         folder = RunFolder.choose(out, config.settings.plugins)
     receivers = [plugins.find("logger", name).component(_options_of(config, name)) for name in config.settings.loggers]
-    return _Training(Run(config, folder), [*receivers, *loggers], state).run_all()
+    receivers = [*receivers, *loggers]
+    if is_automatic(config):
+
+        def note(text: str) -> None:
+            for logger in receivers:
+                logger.note(text)
+
+        config = choose_members(config, folder, _validation_score, note)
+    return _Training(Run(config, folder), receivers, state).run_all()
+
+
+def _validation_score(config: RunConfig, folder: RunFolder) -> float:
+    """Train and return the best MAP@R of the validation classes; test classes stay unseen."""
+    training = _Training(Run(config, folder), [], None)
+    training.train_only()
+    return training.run.best.score
 
 
 def versions() -> dict[str, str]:
@@ -131,6 +147,11 @@ class _Training:
         finally:
             for logger in self.receivers:
                 logger.closed()
+
+    def train_only(self) -> None:
+        """Train and evaluate on the validation classes; no result is written."""
+        with self.interruption.installed():
+            self._train()
 
     def _train(self) -> None:
         run = self.run
@@ -190,7 +211,9 @@ class _Training:
         run.optimiser.step()
         run.step = number
         found = [{name: next(more) for name in group} for group in (extras, norm_statistics, gradients)]
-        optional = dict(zip(("extra_terms", "embedding_norms", "loss_gradient_norms"), found, strict=True))
+        optional: dict[str, dict[str, float]] = dict(
+            zip(("extra_terms", "embedding_norms", "loss_gradient_norms"), found, strict=True)
+        )
         if cosines is not None and len(names) > 1:
             table = [[next(more) for _ in names] for _ in names]
             pairs = itertools.combinations(range(len(names)), 2)

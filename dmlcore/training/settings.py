@@ -15,7 +15,17 @@ from dmlcore.errors import ConfigError, suggestion
 
 DEFAULT_MODELS = {"images": "conv", "features": "mlp"}
 DEFAULT_STEPS = 700
-CHOOSING = ("plugins", "ensemble", "weighting", "compress", "compressor", "data", "model", "loggers")  # the settings that choose components
+AUTO = ("auto",)  # as plugins: the losses are chosen on the validation classes
+CHOOSING = (
+    "plugins",
+    "ensemble",
+    "weighting",
+    "compress",
+    "compressor",
+    "data",
+    "model",
+    "loggers",
+)  # the settings that choose components
 
 
 @dataclass(frozen=True)
@@ -23,7 +33,18 @@ class Settings:
     """The settings of a training run, apart from the options of its losses, model and data."""
 
     plugins: tuple[str, ...] = ("ms", "proxy_anchor", "triplet")
-    """Losses to train with, separated by commas. A loss named twice is used twice; its second options are `NAME_2`."""
+    """Losses to train with, separated by commas. A loss named twice is used twice; its second options are `NAME_2`. `auto`
+    tries losses and values of their main option on the validation classes first and takes those near the best."""
+    auto_losses: tuple[str, ...] | None = None
+    """Losses that `auto` tries (default: all that declare values to try)."""
+    auto_trials: int = 4
+    """Trials of each loss, over values of its main option."""
+    auto_steps: int | None = None
+    """Optimiser steps of a trial (default: half of the run's)."""
+    auto_within: float = 0.02
+    """How far below the best validation MAP@R a member may lie."""
+    auto_most: int = 4
+    """Members at most."""
     ensemble: Literal["shared", "heads", "wel", "wedl"] = "shared"
     """`shared`: one embedding for all losses; `heads`: a linear head for each. The published methods: `wel` is `shared` with
     learned weights and classifiers on the trunk's features, `wedl` is `heads` with learned weights and a diversity term."""
@@ -106,6 +127,10 @@ class Settings:
     def __post_init__(self) -> None:
         if not self.plugins or not all(self.plugins):
             raise ConfigError("plugins is empty, but must name at least one loss, e.g. ms,triplet")
+        if "auto" in self.plugins and self.plugins != AUTO:
+            raise ConfigError("plugins has auto among other names; give it alone, and what it may choose from as auto_losses")
+        if self.plugins == AUTO and self.weights is not None:
+            raise ConfigError("weights are given, but plugins is auto: how many losses there will be is not known")
         if self.weights is not None and len(self.weights) != len(self.plugins):
             raise ConfigError(
                 f"weights has {len(self.weights)} numbers for {len(self.plugins)} losses ({', '.join(self.plugins)})"
@@ -118,7 +143,9 @@ class Settings:
         check_range("head_classes", self.head_classes, above=0, most=1)
         if self.head_classes < 1 and self.memory:
             raise ConfigError("head_classes below 1 and memory exclude each other")
-        if self.serve in ("compressed", "student") and not getattr(self, "compress" if self.serve == "compressed" else "student"):
+        if self.serve in ("compressed", "student") and not getattr(
+            self, "compress" if self.serve == "compressed" else "student"
+        ):
             raise ConfigError(f"serve is '{self.serve}', but {'compress' if self.serve == 'compressed' else 'student'} is 0")
         if self.diversity not in (None, "none") and not self.has_heads:
             raise ConfigError("diversity needs a head per loss: ensemble = heads or wedl")
@@ -128,7 +155,19 @@ class Settings:
             check_range("fractions", fraction, least=0, most=1)
         if self.steps is not None and self.epochs is not None:
             raise ConfigError("steps and epochs are both given; leave one out")
-        for name in ("steps", "epochs", "embedding_dim", "classes_per_batch", "eval_every", "log_every", "image_size"):
+        check_range("auto_within", self.auto_within, least=0)
+        for name in (
+            "auto_trials",
+            "auto_steps",
+            "auto_most",
+            "steps",
+            "epochs",
+            "embedding_dim",
+            "classes_per_batch",
+            "eval_every",
+            "log_every",
+            "image_size",
+        ):
             check_range(name, getattr(self, name), least=1)
         check_range("samples_per_class", self.samples_per_class, least=2)
         for name in ("warmup", "workers", "seed", "weight_decay", "memory", "memory_warmup"):
@@ -236,7 +275,8 @@ def components(settings: Settings) -> dict[str, Component]:
     def named(kind: str, name: str, table: str) -> Component:
         return Component(table, kind, name, getattr(plugins.find(kind, name).component, "Options", None))
 
-    chosen = [named("loss", name, table) for table, name in zip(unique_names(settings.plugins), settings.plugins, strict=True)]
+    names = () if settings.plugins == AUTO else settings.plugins
+    chosen = [named("loss", name, table) for table, name in zip(unique_names(names), names, strict=True)]
     settings = settings.resolved()
     assert settings.weighting is not None
     chosen.append(named("weighting", settings.weighting, settings.weighting))

@@ -36,8 +36,8 @@ class Triplet(PairLoss):
     each anchor and positive; `hard`, each anchor's farthest positive with its nearest negative; `easy_positive_semihard`, its
     nearest positive with the nearest negative beyond it. Ties of a farthest or nearest share the gradient evenly.
 
-    `variant = "wedl"`: every triplet with `0 < d_an - d_ap <= 0.1` counts with `relu(d_ap - d_an + 1)`, averaged over those. The
-    gradient is that of `semihard` with margin 0.1; the value is 0.9 above. `margin` and the rest stay at their defaults.
+    `variant = "wedl"`: every triplet with `0 < d_an - d_ap <= 0.1` counts with `relu(d_ap - d_an + 1)`, averaged over those.
+    The gradient is that of `semihard` with margin 0.1; the value is 0.9 above. `margin` and the rest stay at their defaults.
 
     Fused without `swap`. Work grows with positives x negatives of an anchor; `all` and `semihard` without `smooth` need only
     the logarithm of the positives for every negative where classes are large.
