@@ -1,8 +1,8 @@
-"""`python -m benchmarks [losses|evaluation|gradients|ensembles|report ...]`.
+"""`python -m benchmarks [losses|evaluation|training|gradients|ensembles|report ...]`.
 
 `losses` measures every cell that `benchmarks/results/losses-cpu.csv` lacks (`--selection`: what the table of goals needs),
-`evaluation` retrieval metrics, `gradients` writes docs/gradients.md, `ensembles` compares ensembles with single losses on
-unseen classes and fills docs/ensembles.md, `report` the measured tables in docs/performance.md.
+`evaluation` retrieval metrics, `training` whole steps, `gradients` writes docs/gradients.md, `ensembles` compares ensembles
+with single losses on unseen classes and fills docs/ensembles.md, `report` the measured tables in docs/performance.md.
 """
 
 from __future__ import annotations
@@ -68,6 +68,17 @@ def _evaluation(options: argparse.Namespace) -> list[Row]:
     return rows
 
 
+def _training(options: argparse.Namespace) -> list[Row]:
+    from benchmarks import training
+
+    file = options.csv or RESULTS / "training-cpu.csv"
+    rows = [{"benchmark": "training", **row, **environment()} for row in training.run(4 if options.quick else 60)]
+    write(rows, file)
+    for row in rows:
+        print(f"{row['case']:36} {row['images_per_second']:8.0f} images/s  {row['ratio_to_one_loss']:.3f} of one loss")
+    return rows
+
+
 def _ensembles(options: argparse.Namespace) -> None:
     from benchmarks.ensembles import report, runs
     from benchmarks.ensembles.data import available
@@ -91,7 +102,7 @@ def _ensembles(options: argparse.Namespace) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
-    choices = ["losses", "evaluation", "gradients", "ensembles", "report", []]
+    choices = ["losses", "evaluation", "training", "gradients", "ensembles", "report", []]
     parser.add_argument("cases", nargs="*", choices=choices, help="losses and evaluation by default")
     parser.add_argument("--selection", action="store_true", help="what the table of goals needs, in at most 20 minutes")
     parser.add_argument("--quick", action="store_true", help="small sizes, no torch.compile")
@@ -122,6 +133,8 @@ def main() -> None:
             print(gradients.write(options.page, options.only))
         elif name == "ensembles":
             _ensembles(options)
+        elif name == "training":
+            rows += _training(options)
         elif name == "report":
             from benchmarks import report
 

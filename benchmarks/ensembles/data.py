@@ -39,8 +39,8 @@ DATA = {
     data.name: data
     for data in (
         Data("emoji", "emoji_mobilenetv2.npz", 500),
-        Data("grocery", "grocery_mobilenetv2.npz", 400, 60),
-        Data("banking", "banking77_minilm.npz", 400, 60),
+        Data("grocery", "grocery_mobilenetv2.npz", 250, 60),
+        Data("banking", "banking77_minilm.npz", 250, 60),
         Data("glyphs", "", 400, seeds=3, full=False),
         Data("glyph scripts", "", 400, seeds=3, by_script=True, full=False),
     )

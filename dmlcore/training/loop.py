@@ -87,12 +87,12 @@ def train(
                 logger.note(text)
 
         config = choose_members(config, folder, _validation_score, note)
-    return _Training(Run(config, folder), receivers, state).run_all()
+    return Training(Run(config, folder), receivers, state).run_all()
 
 
 def _validation_score(config: RunConfig, folder: RunFolder) -> float:
     """Train and return the best MAP@R of the validation classes; test classes stay unseen."""
-    training = _Training(Run(config, folder), [], None)
+    training = Training(Run(config, folder), [], None)
     training.train_only()
     return training.run.best.score
 
@@ -111,7 +111,15 @@ def _options_of(config: RunConfig, table: str) -> Any:
     return None if options is None else options(**config.options.get(table, {}))
 
 
-class _Training:
+class Training:
+    """One process's part in a run: steps, evaluations, records.
+
+    Args:
+        run: what to train.
+        receivers: told of everything.
+        state: of a checkpoint to continue from, or None: a new run, whose folder is made.
+    """
+
     def __init__(self, run: Run, receivers: Sequence[Logger], state: dict[str, Any] | None) -> None:
         self.run = run
         self.receivers = receivers
@@ -160,16 +168,21 @@ class _Training:
             self._evaluate()
         batches = run.batches()
         while run.step < run.steps:
-            with self.interruption.after():
-                self.is_between_steps = False
-                began = time.perf_counter()
-                inputs, labels = next(batches)
-                record = self._step(inputs, labels, began)
-                self.is_between_steps = True
-                run.folder.append(record)
-                self._tell("step_ended", lambda logger, record=record: logger.step_ended(run, record), record=record)
+            self.step(batches)
             if run.step % every == 0 or run.step == run.steps:
                 self._evaluate()
+
+    def step(self, batches: Iterator[tuple[Tensor, Tensor]]) -> None:
+        """One step on the next batch, recorded; an interrupt waits for its end."""
+        run = self.run
+        with self.interruption.after():
+            self.is_between_steps = False
+            began = time.perf_counter()
+            inputs, labels = next(batches)
+            record = self._step(inputs, labels, began)
+            self.is_between_steps = True
+            run.folder.append(record)
+            self._tell("step_ended", lambda logger: logger.step_ended(run, record), record=record)
 
     def _step(self, inputs: Tensor, labels: Tensor, began: float) -> dict[str, Any]:
         run = self.run
