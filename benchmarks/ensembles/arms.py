@@ -43,6 +43,7 @@ class Arm:
         settings: of `dmlcore train`, beside the common ones.
         few: part of the short list for data sets that take minutes a run.
         longer: how many times the common number of steps.
+        seeds: the first so many only, of an arm whose runs are dear.
     """
 
     name: str
@@ -50,6 +51,7 @@ class Arm:
     settings: dict[str, Any] = field(default_factory=dict)
     few: bool = False
     longer: int = 1
+    seeds: int | None = None
 
 
 def arms() -> list[Arm]:
@@ -91,8 +93,8 @@ def arms() -> list[Arm]:
         Arm("same: b x 3, classes", ("b",) * 3, {"ensemble": "heads", "head_classes": 0.7, **PCA}),
         Arm("T3 wide, equal norms", best, {"embedding_dim": 4 * LENGTH, "weighting": "equal_gradient_norms", **PCA}, few=True),
         Arm("T3 wide", best, {"embedding_dim": 4 * LENGTH, **PCA}),
-        Arm("wide linear: b, 256", ("b",), {"embedding_dim": 4 * LENGTH, "compress": LENGTH, "compressor": "linear"}),
-        Arm("T3 heads linear", best, {"ensemble": "heads", "compress": LENGTH, "compressor": "linear"}),
+        Arm("wide linear: b, 256", ("b",), {"embedding_dim": 4 * LENGTH, "compress": LENGTH, "compressor": "linear"}, seeds=2),
+        Arm("T3 heads linear", best, {"ensemble": "heads", "compress": LENGTH, "compressor": "linear"}, seeds=2),
         Arm("T3 wide heads", best, {"ensemble": "heads", "embedding_dim": 4 * LENGTH, **PCA}),
         Arm("same wide: b x 3, 256", ("b",) * 3, {"ensemble": "heads", "embedding_dim": 4 * LENGTH, **PCA}),
         Arm("T3 wide heads, equal norms",

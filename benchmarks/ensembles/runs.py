@@ -196,7 +196,7 @@ def jobs_of(data: Data, stage: str, runs: Runs, seeds: list[int]) -> Iterator[Jo
         ranking = runs.ranking(data.name, seeds)
         for seed in seeds:
             for arm in arms():
-                if arm.few or not few:
+                if (arm.few or not few) and seed in seeds[: arm.seeds]:
                     yield _job(data, stage, arm, members(arm, ranking), seed, common, runs)
 
 
