@@ -98,6 +98,7 @@ def _ensembles(options: argparse.Namespace) -> None:
     if not options.quick:
         report.write(state, options.page)
         print(f"drew {report.draw(state, options.picture or file.with_suffix('.svg'))}")
+        print(f"drew {report.draw_weights(state, file.with_name(file.stem + '-weights.svg'))}")
 
 
 def main() -> None:

@@ -17,6 +17,12 @@ SETS = {
     "E6": ("ms", "proxy_anchor", "triplet", "sup_con", "circle", "proxy_nca"),
 }
 PUBLISHED = ("cross_entropy", "triplet", "binomial_deviance", "proxy_nca")  # of the stored best run, with its prior
+SEC: dict[str, tuple[str, dict[str, Any]]] = {  # the losses that the paper of `sec` combines it with
+    "ms": ("ms", {}),
+    "triplet": ("triplet", {"margin": 0.2}),
+    "triplet semihard": ("triplet", {"margin": 0.2, "mining": "semihard"}),
+    "n-pair on the sphere": ("nt_xent", {"temperature": 0.04}),
+}
 WEIGHTINGS = (
     "floor_square_penalty",
     "floor_simplex",
@@ -100,9 +106,10 @@ def arms() -> list[Arm]:
         Arm("T3 wide heads, equal norms",
             best, {"ensemble": "heads", "embedding_dim": 4 * LENGTH, "weighting": "equal_gradient_norms", **PCA}),
     ]  # fmt: skip
-    for loss in ("triplet", "ms"):
+    for name, (loss, options) in SEC.items():
+        found.append(Arm(name, (loss,), {loss: options}))
         for eta in (0.1, 0.5):
-            found.append(Arm(f"{loss} + sec {eta}", (loss, "sec"), {"weights": (1.0, eta)}, few=loss == "triplet"))
+            found.append(Arm(f"{name} + sec {eta}", (loss, "sec"), {"weights": (1.0, eta), loss: options}))
     return found
 
 

@@ -9,7 +9,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from benchmarks.ensembles.arms import LOSSES, arms
+from benchmarks.ensembles.arms import LOSSES, SEC, arms
 from benchmarks.ensembles.runs import Runs
 
 PAGE = Path(__file__).parents[2] / "docs" / "ensembles.md"
@@ -155,6 +155,18 @@ def weights(comparisons: list[Comparison]) -> str:
     return _table(["arm", "losses", "first", "last"], lines)
 
 
+def sec(comparisons: list[Comparison], metric: str = "map@r") -> str:
+    """With the spherical embedding constraint minus without."""
+    lines = []
+    for name in SEC:
+        for eta in (0.1, 0.5):
+            with_it = f"{name} + sec {eta}"
+            cells = [_say(one.differences(("arms", with_it, None), ("arms", name, None), metric)) for one in comparisons]
+            if any(cells):
+                lines.append([f"{with_it} - {name}", *cells])
+    return _table(["difference", *(one.data for one in comparisons)], lines)
+
+
 def costs(comparisons: list[Comparison]) -> str:
     """Median milliseconds of a training step, everything included, one thread."""
     lines = []
@@ -168,7 +180,7 @@ def costs(comparisons: list[Comparison]) -> str:
     return _table(["arm", *(one.data for one in comparisons)], lines)
 
 
-BLOCKS = {f.__name__: f for f in (singles, against_best, against_controls, weights, costs)}
+BLOCKS = {f.__name__: f for f in (singles, against_best, against_controls, weights, sec, costs)}
 
 
 def summary(runs: Runs) -> list[Comparison]:
@@ -237,6 +249,42 @@ def draw(runs: Runs, file: Path) -> Path:
         axis.set_xlabel("MAP@R - b, points")
         axis.set_yticks(range(len(names)), names, fontsize=7)
     next(iter(axes if len(comparisons) > 1 else [axes])).invert_yaxis()
+    figure.tight_layout()
+    figure.savefig(file, metadata={"Date": None})
+    return file
+
+
+def draw_weights(runs: Runs, file: Path) -> Path | None:
+    """Shares of the weights over the steps of every weighting that learns, on the first data set and seed; None without any."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    matplotlib.rcParams["svg.hashsalt"] = "dmlcore"
+    from matplotlib import pyplot
+
+    found = [
+        row
+        for one in summary(runs)[:1]
+        for (stage, arm, seed), row in one.rows.items()
+        if stage == "arms" and seed == one.seeds[0] and ("shared, " in arm or arm.startswith("WEL"))
+    ]
+    if not found:
+        return None
+    columns = 4
+    lines = -(-len(found) // columns)
+    figure, axes = pyplot.subplots(lines, columns, figsize=(3 * columns, 2.2 * lines), sharex=True, sharey=True, squeeze=False)
+    for axis, row in zip(axes.flat, found, strict=False):
+        steps = sorted(row["weights"], key=int)
+        for index, loss in enumerate(row["losses"]):
+            shares = [row["weights"][step][index] / sum(row["weights"][step]) for step in steps]
+            axis.plot([int(step) for step in steps], shares, label=loss)
+        axis.set_title(row["arm"], fontsize=8)
+        axis.set_ylim(0, 1)
+        axis.legend(fontsize=6)
+    for axis in axes.flat[len(found) :]:
+        axis.axis("off")
+    figure.supxlabel("step", fontsize=8)
+    figure.supylabel("share of the weight", fontsize=8)
     figure.tight_layout()
     figure.savefig(file, metadata={"Date": None})
     return file
