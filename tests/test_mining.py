@@ -137,6 +137,9 @@ def test_no_references_and_no_anchors(text: str) -> None:
     assert [mask.shape for mask in masks_of(text, x[:0], y[:0])] == [(0, 0)] * 2
 
 
+NEED_ALL_PAIRS = ("lifted_structure", "intra_pair_variance", "angular")
+
+
 @pytest.mark.parametrize("text", TEXTS)
 @pytest.mark.parametrize("case", PAIRS, ids=lambda case: case.id)
 def test_every_pair_loss_mines(text: str, case: Case) -> None:
@@ -146,7 +149,7 @@ def test_every_pair_loss_mines(text: str, case: Case) -> None:
     assert loss.options.miner == text and loss.miner.text == build_miner(text).text
     if text not in WINDOWS:
         assert not loss.is_fused
-    elif case.fused and loss.normalise == (True, True) and case.name not in ("lifted_structure", "intra_pair_variance"):
+    elif case.fused and loss.normalise == (True, True) and case.name not in NEED_ALL_PAIRS:
         assert loss.is_fused, loss.why_not_fused
     whole = value_and_gradients(loss, x, y, loss.reference)
     loss.eval()  # a miner that draws repeats itself

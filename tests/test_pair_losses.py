@@ -11,7 +11,9 @@ from dmlcore_plugins.losses.intra_pair_variance import mean_similarities
 from dmlcore_plugins.losses.margin import drawn_columns
 from torch import Tensor
 
+import dmlcore
 from dmlcore.errors import ConfigError
+from dmlcore.kernels.rows import recorded_steps
 from dmlcore.losses import Sides, create, pair_masks
 
 X, Y = BATCHES["odd"]
@@ -246,3 +248,37 @@ def test_nothing_to_compare_costs_nothing(name: str, batch: str) -> None:
     for compute in (loss, loss.reference):
         value, gradients = value_and_gradients(loss, x, y, compute)
         assert abs(value) <= 1e-15 and all(g.abs().max() <= 1e-14 for g in gradients)
+
+
+@pytest.mark.parametrize("references", [False, True])
+def test_angular_takes_each_pair_once(references: bool) -> None:
+    x, y = BATCHES["odd"]
+    loss = create("angular")
+    labels = y[torch.randperm(len(y), generator=torch.Generator().manual_seed(1))] if references else y
+    more = {"references": embeddings_of(labels, seed=4), "reference_labels": labels} if references else {}
+    with recorded_steps() as steps:
+        loss(x, y, **more)
+    expected = (y[:, None] == labels[None, :]).sum() if references else ((y[:, None] == y[None, :]).sum() - len(y)) // 2
+    assert [len(anchors) for anchors, *_ in steps] == [expected]
+
+
+def test_angular_is_plain_beside_large_classes_and_relations() -> None:
+    loss, (x, y) = create("angular"), BATCHES["odd"]
+    matrix = torch.nn.functional.one_hot(y)
+    few, many = torch.arange(18) // 17, torch.arange(24) // 20  # 136 pairs of 18 samples, 196 of 24
+    for embeddings, labels, passes in ((x[:18], few, 1), (x[:24], many, 0), (x, y, 1), (x, matrix, 0)):
+        with recorded_steps() as steps:
+            mine = value_and_gradients(loss, embeddings, labels, loss)
+        assert len(steps) == passes
+        assert_close(mine, value_and_gradients(loss, embeddings, labels, loss.reference), 1e-9)
+
+
+def test_angular_in_an_ensemble_has_a_pass_of_its_own() -> None:
+    x, y = BATCHES["odd"]
+    members = [create(name) for name in ("ms", "angular", "contrastive")]
+    ensemble = dmlcore.LossEnsemble(members)
+    with recorded_steps() as steps:
+        mine = value_and_gradients(ensemble, x, y, ensemble)
+    assert [[call.functor for call in calls] for *_, calls in steps] == [["ms", "contrastive"], ["angular"]]
+    assert_close(mine, value_and_gradients(ensemble, x, y, lambda *a: sum(one.reference(*a) for one in members)), 1e-9)
+    assert ensemble.active["angular"] == (members[1].rows(x, y, plain=True).values > 0).float().mean()

@@ -152,11 +152,11 @@ template <class T> class Step final : public StepBase {
     for (int row = 0; row < p_.value_count; ++row)
       for (int64_t i = 0; i < p_.A; ++i) w[row * p_.A + i] = from[row * p_.A + anchors_.order[i]];
     T* ga = anchor_grads.resize(p_.A * p_.D);
-    std::memset(ga, 0, size_t(p_.A * p_.D) * sizeof(T));
+    std::fill_n(ga, p_.A * p_.D, T(0));                                  // of no anchors there is no address
     T* gr = nullptr;
     if (!p_.self && grad_references) {
       gr = reference_grads.resize(p_.N * p_.D);
-      std::memset(gr, 0, size_t(p_.N * p_.D) * sizeof(T));
+      std::fill_n(gr, p_.N * p_.D, T(0));
     }
     allocate();
     p_.cotangents = w;

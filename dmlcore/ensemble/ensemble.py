@@ -103,7 +103,8 @@ class LossEnsemble(nn.Module):
     def _groups(
         self, sides: dict[int, Sides], embeddings: Tensor
     ) -> tuple[list[list[int]], dict[int, FunctorCall], dict[int, Tensor | None]]:
-        """Members that compare the same things, to run in one pass, their functors, and what those are given."""
+        """Members that compare the same things, to run in one pass, the functors of all fused members, and what those of groups
+        are given. A loss with `fused_rows` of its own is in no group: it compares what nobody else does."""
         groups: list[list[int]] = []
         calls: dict[int, FunctorCall] = {}
         given: dict[int, Tensor | None] = {}
@@ -112,6 +113,9 @@ class LossEnsemble(nn.Module):
             loss = _row_loss(self.members[index])
             call = loss.call_for(embeddings, side)
             if call is None:
+                continue
+            if type(loss).fused_rows is not RowLoss.fused_rows:
+                calls[index] = call
                 continue
             for other in sides.values():  # members that compare the same things share the list of positives
                 if other.lists is not None and side.anchors is other.anchors and side.references is other.references:
@@ -180,9 +184,11 @@ class LossEnsemble(nn.Module):
                 sizes = [len(part.values) for part in done]
                 rows = Rows(torch.cat([part.values for part in done]), torch.cat([part.counts for part in done]))
             found.append((members, sizes, rows))
+        grouped = {index for members in groups for index in members}
         for index, side in sides.items():
-            if index not in calls:
-                rows = _row_loss(self.members[index]).plain_rows(side)
+            if index not in grouped:
+                loss = _row_loss(self.members[index])
+                rows = loss.fused_rows(side, calls[index]) if index in calls else loss.plain_rows(side)
                 found.append(([index], [len(rows.values)], rows))
         return found
 

@@ -323,7 +323,10 @@ def explain(
     sizes = {few: batch, fewer: references or 0}
     passes = []
     for called, (anchors, labels, others, other_labels, relations, normalise, calls) in steps:
-        real, real_labels = _enlarged(anchors, labels, sizes, samples_per_class, classes)
+        if len(anchors) not in sizes and len(anchors) not in taken:  # pairs of one class: as many for each sample
+            real, real_labels = _more_pairs(anchors, labels, batch / few)
+        else:
+            real, real_labels = _enlarged(anchors, labels, sizes, samples_per_class, classes)
         other, other_real = (
             (None, None) if others is None else _enlarged(others, other_labels, sizes, samples_per_class, classes)
         )
@@ -400,6 +403,13 @@ def _enlarged(rows: Tensor, labels: Tensor, sizes: dict[int, int], per_class: in
         return rows, labels
     count = sizes[len(rows)]
     return torch.ones(count, rows.shape[1], dtype=rows.dtype), torch.arange(count) // per_class % classes
+
+
+def _more_pairs(rows: Tensor, labels: Tensor, factor: float) -> tuple[Tensor, Tensor]:
+    """Rows that are pairs of the traced samples, and their labels, for `factor` times as many classes of the same size."""
+    count = round(len(rows) * factor)
+    per_class = int(torch.unique(labels, return_counts=True)[1].max()) if count else 1
+    return torch.ones(count, rows.shape[1], dtype=rows.dtype), torch.arange(count) // per_class
 
 
 def _call(loss: Any, batch: int, references: int | None, width: int, per_class: int, classes: int, dtype: torch.dtype) -> Any:

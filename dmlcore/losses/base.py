@@ -490,7 +490,7 @@ class RowLoss(Loss):
         return anchors @ (unit(references) if self.normalise[1] else references).T
 
     def fused_rows(self, sides: Sides, call: FunctorCall) -> Rows:
-        """Values and counts by the kernels."""
+        """Values and counts by the kernels. A subclass that overrides this runs a pass of its own in an ensemble too."""
         sides = with_lists(sides)
         call, given = self.ready_call(call, sides)
         values, counts, table = run_together(sides, (call,), self.normalise)
