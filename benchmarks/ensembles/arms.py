@@ -1,7 +1,8 @@
 """What is compared. An arm is a name and the settings of `dmlcore train` that differ from the common ones.
 
 Singles come first: every loss with the same number of trials of its temperature or margin, chosen on validation classes. The
-best of them there is `b`; ensembles take their members with the options found, `T3` the three best of validation.
+best of them there is `b`; ensembles take their members with the options found: `T3` the three best of validation, `D3` the best
+loss with proxies and the two best without, which differ more from each other.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from typing import Any
 
 LENGTH = 64  # of a single embedding, of a head, and of what is compressed or taught
 LOSSES = ("ms", "proxy_anchor", "triplet", "contrastive", "sup_con", "circle", "norm_softmax", "proxy_nca", "binomial_deviance")
+PROXIES = ("proxy_anchor", "norm_softmax", "proxy_nca")
 SETS = {
     "E3": ("ms", "proxy_anchor", "triplet"),
     "E4": ("norm_softmax", "triplet", "binomial_deviance", "proxy_nca"),
@@ -45,7 +47,8 @@ class Arm:
 
     Attributes:
         name: in the tables.
-        losses: by name; `b` stands for the best single of validation, `T1` .. `T3` for its first three.
+        losses: by name; `b` stands for the best single of validation, `T1` .. `T3` for its first three, `X1` for the best with
+            proxies, `P1` and `P2` for the best between pairs of samples.
         settings: of `dmlcore train`, beside the common ones.
         few: part of the short list for data sets that take minutes a run.
         longer: how many times the common number of steps.
@@ -65,7 +68,7 @@ def arms() -> list[Arm]:
     best = ("T1", "T2", "T3")
     found = [
         Arm("b, other weights", ("b",), {"seed": 1000}, few=True),
-        Arm("b, 3 x steps", ("b",), {}, few=True, longer=3),
+        Arm("b, 3 x steps", ("b",), {}, longer=3),
         Arm("wide: b, 256", ("b",), {"embedding_dim": 4 * LENGTH, **PCA}, few=True),
         Arm("wide whitened: b, 256", ("b",), {"embedding_dim": 4 * LENGTH, "compress": LENGTH, "compressor": "whitened_pca"}),
         Arm("same: b x 4", ("b",) * 4, {"ensemble": "heads", **PCA}, few=True),
@@ -74,8 +77,8 @@ def arms() -> list[Arm]:
         Arm("same: b x 4, lin_tanh_lin", ("b",) * 4, {"ensemble": "heads", "compress": LENGTH, **LIN_TANH_LIN}),
     ]
     for name, losses in {**SETS, "T3": best}.items():
-        found.append(Arm(f"{name} shared", losses, {}, few=name == "T3"))
-        found.append(Arm(f"{name} heads", losses, {"ensemble": "heads", **PCA}, few=name in ("T3", "E4")))
+        found.append(Arm(f"{name} shared", losses, {}, few=name in ("T3", "E3")))
+        found.append(Arm(f"{name} heads", losses, {"ensemble": "heads", **PCA}, few=name == "T3"))
     found += [Arm(f"T3 shared, {weighting}", best, {"weighting": weighting}) for weighting in WEIGHTINGS]
     published: dict[str, Any] = {
         "weights": (2.0, 1.0, 2.0, 3.0),
@@ -86,12 +89,12 @@ def arms() -> list[Arm]:
     }
     found += [
         Arm("WEL: E4", PUBLISHED, {"ensemble": "wel", **published}),
-        Arm("WEDL: E4", PUBLISHED, {"ensemble": "wedl", **published, **PCA}, few=True),
+        Arm("WEDL: E4", PUBLISHED, {"ensemble": "wedl", **published, **PCA}),
         Arm("WEDL_C 64: E4", PUBLISHED, {"ensemble": "wedl", **published, "compress": 64, **LIN_TANH_LIN}),
         Arm("WEDL_C 128: E4", PUBLISHED, {"ensemble": "wedl", **published, "compress": 128, **LIN_TANH_LIN}),
         Arm("T3 heads, student", best, {"ensemble": "heads", "student": LENGTH}),
         Arm("T3 heads, held_out", best, {"ensemble": "heads", "weighting": "held_out", **PCA}),
-        Arm("T3 heads, equal norms", best, {"ensemble": "heads", "weighting": "equal_gradient_norms", **PCA}, few=True),
+        Arm("T3 heads, equal norms", best, {"ensemble": "heads", "weighting": "equal_gradient_norms", **PCA}),
         Arm("T3 heads, diversity", best, {"ensemble": "heads", "diversity": "similarity", "diversity_weight": 0.1, **PCA}),
         Arm("T3 heads, dropout", best, {"ensemble": "heads", "head_dropout": 0.3, **PCA}),
         Arm("same: b x 3, dropout", ("b",) * 3, {"ensemble": "heads", "head_dropout": 0.3, **PCA}),
@@ -99,6 +102,12 @@ def arms() -> list[Arm]:
         Arm("same: b x 3, classes", ("b",) * 3, {"ensemble": "heads", "head_classes": 0.7, **PCA}),
         Arm("T3 wide, equal norms", best, {"embedding_dim": 4 * LENGTH, "weighting": "equal_gradient_norms", **PCA}, few=True),
         Arm("T3 wide", best, {"embedding_dim": 4 * LENGTH, **PCA}),
+        Arm("D3 shared", ("X1", "P1", "P2")),
+        Arm("D3 heads", ("X1", "P1", "P2"), {"ensemble": "heads", **PCA}),
+        Arm("D3 wide heads", ("X1", "P1", "P2"), {"ensemble": "heads", "embedding_dim": 4 * LENGTH, **PCA}),
+        Arm("D3 wide, equal norms",
+            ("X1", "P1", "P2"), {"embedding_dim": 4 * LENGTH, "weighting": "equal_gradient_norms", **PCA}),
+        Arm("E3 wide", SETS["E3"], {"embedding_dim": 4 * LENGTH, **PCA}, few=True),
         Arm("wide linear: b, 256", ("b",), {"embedding_dim": 4 * LENGTH, "compress": LENGTH, "compressor": "linear"}, seeds=2),
         Arm("T3 heads linear", best, {"ensemble": "heads", "compress": LENGTH, "compressor": "linear"}, seeds=2),
         Arm("T3 wide heads", best, {"ensemble": "heads", "embedding_dim": 4 * LENGTH, **PCA}),
@@ -115,5 +124,8 @@ def arms() -> list[Arm]:
 
 def members(arm: Arm, ranking: list[str]) -> tuple[str, ...]:
     """The losses of an arm by name, given the singles in the order of validation."""
-    places = {"b": 0, "T1": 0, "T2": 1, "T3": 2}
-    return tuple(ranking[places[loss]] if loss in places else loss for loss in arm.losses)
+    with_proxies = [loss for loss in ranking if loss in PROXIES]
+    between_pairs = [loss for loss in ranking if loss not in PROXIES]
+    stands_for = dict(zip(("T1", "T2", "T3"), ranking, strict=False)) | dict(zip(("P1", "P2"), between_pairs, strict=False))
+    stands_for |= {"b": ranking[0], "X1": with_proxies[0]}
+    return tuple(stands_for.get(loss, loss) for loss in arm.losses)

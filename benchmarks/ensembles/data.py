@@ -41,8 +41,8 @@ DATA = {
         Data("emoji", "emoji_mobilenetv2.npz", 500),
         Data("grocery", "grocery_mobilenetv2.npz", 250, 60),
         Data("banking", "banking77_minilm.npz", 250, 60),
-        Data("glyphs", "", 400, seeds=3, full=False),
-        Data("glyph scripts", "", 400, seeds=3, by_script=True, full=False),
+        Data("glyphs", "", 250, seeds=3, full=False),
+        Data("glyph scripts", "", 250, seeds=3, by_script=True, full=False),
     )
 }
 

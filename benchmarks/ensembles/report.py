@@ -76,14 +76,14 @@ def _table(header: list[str], lines: list[list[str]]) -> str:
 def _embeddings(comparison: Comparison, arm: str) -> list[str]:
     found = next((row["embeddings"] for (stage, name, _), row in comparison.rows.items() if (stage, name) == ("arms", arm)), {})
     names = [name for name in ("whole", "compressed", "student") if name in found]
-    return names if len(names) > 1 else [""]
+    return names if len(names) != 1 else [""]
 
 
 def singles(comparisons: list[Comparison], metric: str = "map@r") -> str:
     """Test figures of every loss with the options and the rate chosen; the best of validation in bold."""
-    lines = []
+    lines: list[list[str]] = []
     for loss in LOSSES:
-        cells = []
+        cells: list[str] = []
         for one in comparisons:
             mean = statistics.fmean(one.value("singles", loss, s, metric) for s in one.seeds)
             options = one.rows["singles", loss, one.seeds[0]]["settings"].get(loss, {})
@@ -128,6 +128,11 @@ PAIRS = (
     ("T3 heads, classes", "same: b x 3, classes", "compressed"),
     ("T3 wide heads", "same wide: b x 3, 256", "compressed"),
     ("T3 wide heads, equal norms", "same wide: b x 3, 256", "compressed"),
+    ("D3 heads", "same: b x 3", "compressed"),
+    ("D3 wide heads", "same wide: b x 3, 256", "compressed"),
+    ("D3 wide heads", "same wide: b x 3, 256", "whole"),
+    ("D3 wide heads", "wide: b, 256", "compressed"),
+    ("D3 wide, equal norms", "wide: b, 256", "compressed"),
     ("WEDL_C 64: E4", "same: b x 4, lin_tanh_lin", "compressed"),
     ("T3 heads, student", "same: b x 4, student", "student"),
 )
