@@ -268,6 +268,28 @@ def test_the_published_methods_are_settings(features: str, tmp_path: Path) -> No
 
 
 @pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        ({}, (256, 64, "compressed")),
+        ({"ensemble": "heads"}, (256, 64, "compressed")),
+        ({"embedding_dim": 32}, (32, 0, "whole")),
+        ({"embedding_dim": 32, "compress": 8}, (32, 8, "compressed")),
+        ({"compress": 16}, (64, 16, "compressed")),
+        ({"compress": 0}, (64, 0, "whole")),
+        ({"student": 32}, (64, 0, "student")),
+        ({"ensemble": "wedl"}, (64, 0, "whole")),
+        ({"ensemble": "wedl", "compress": 128}, (64, 128, "compressed")),
+    ],
+)
+def test_lengths_left_open_follow_from_the_others(given: dict[str, Any], expected: tuple[int, int, str]) -> None:
+    config = RunConfig.create(**given)
+    settings = config.completed("images", 10).settings
+    assert (settings.embedding_dim, settings.compress, settings.serve) == expected
+    assert ("pca" in config.chosen) == (settings.compress > 0)
+    assert RunConfig.create(**config.completed("images", 10).as_dict()).settings == settings
+
+
+@pytest.mark.parametrize(
     ("given", "message"),
     [
         ({"serve": "student"}, "serve is 'student', but student is 0"),

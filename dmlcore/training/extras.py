@@ -35,7 +35,7 @@ class Extras:
         """The weighted terms by name, for `outputs` of the model in training."""
         settings, model = self.settings, self.model
         found = {}
-        if settings.diversity not in (None, "none") and model.heads > 1 and settings.diversity_weight:
+        if settings.diversity not in (None, "off") and model.heads > 1 and settings.diversity_weight:
             measure = distance_diversity if settings.diversity == "distance" else similarity_diversity
             found["diversity"] = settings.diversity_weight * measure(model.unit(outputs[:, : model.whole_dim]))
         if model.student is not None and settings.student_weight:

@@ -73,7 +73,7 @@ def build_run_model(config: RunConfig, sample_shape: tuple[int, ...], kind: str)
     """
     settings = config.settings
     needs_norms = any(_reads_norms(config, table) for table, component in config.chosen.items() if component.kind == "loss")
-    assert settings.model is not None
+    assert settings.model is not None and settings.embedding_dim is not None
     names = [table for table in _losses(config) if not _is_regulariser(config, table)]
     heads = len(names) if settings.has_heads else 1
     if settings.has_heads and not names:
@@ -125,7 +125,7 @@ def _columns(config: RunConfig, features: int) -> list[tuple[int, int] | None] |
     settings = config.settings
     if not (settings.has_heads or _shows_features(config) or settings.student):
         return None
-    d = settings.embedding_dim
+    d = settings.embedding_dim or 0
     heads = sum(not _is_regulariser(config, table) for table in _losses(config)) if settings.has_heads else 1
     found: list[tuple[int, int] | None] = []
     head = 0

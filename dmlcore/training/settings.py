@@ -15,17 +15,21 @@ from dmlcore.errors import ConfigError, suggestion
 
 DEFAULT_MODELS = {"images": "conv", "features": "mlp"}
 DEFAULT_STEPS = 700
+LENGTH, WIDER = 64, 4  # of what is served, and how many times longer it is before compression: docs/ensembles.md says why
 AUTO = ("auto",)  # as plugins: the losses are chosen on the validation classes
+# The settings that choose components, or that decide whether one is needed.
 CHOOSING = (
     "plugins",
     "ensemble",
     "weighting",
+    "embedding_dim",
+    "student",
     "compress",
     "compressor",
     "data",
     "model",
     "loggers",
-)  # the settings that choose components
+)
 
 
 @dataclass(frozen=True)
@@ -54,7 +58,7 @@ class Settings:
     """Weight of each loss, in the order of `plugins` (default: 1 each)."""
     classifier: Literal["embedding", "features"] | None = None
     """What `cross_entropy` sees: its `embedding`, or the trunk's `features` (default with `wel`)."""
-    diversity: Literal["none", "distance", "similarity"] | None = None
+    diversity: Literal["off", "distance", "similarity"] | None = None
     """A term that drives heads apart: `distance` between them, as published (default with `wedl`), or between their matrices of
     similarities."""
     diversity_weight: float = 0.01
@@ -63,8 +67,8 @@ class Settings:
     """Share of the features that each head misses in training, drawn for each apart."""
     head_classes: float = 1.0
     """Share of the training classes that each loss sees, drawn for each apart."""
-    compress: int = 0
-    """Length of the embedding after compression; 0: none."""
+    compress: int | None = None
+    """Length of the embedding after compression; 0: none (default: 64 with the default `embedding_dim`, else 0)."""
     compressor: str = "pca"
     """How embeddings are compressed: `pca`, `whitened_pca`, `linear`, `lin_tanh_lin`."""
     student: int = 0
@@ -83,8 +87,9 @@ class Settings:
     """Processes that decode image files."""
     model: str | None = None
     """Trunk by name (default: `conv` for images, `mlp` for features)."""
-    embedding_dim: int = 64
-    """Length of an embedding."""
+    embedding_dim: int | None = None
+    """Length of an embedding, or of each head, before compression (default: 256, compressed to 64; 4 times `compress` where
+    that is given; 64 without compression, and with `wel` and `wedl`)."""
     steps: int | None = None
     """Optimiser steps (default: 700, unless `epochs` is given)."""
     epochs: int | None = None
@@ -147,7 +152,7 @@ class Settings:
             self, "compress" if self.serve == "compressed" else "student"
         ):
             raise ConfigError(f"serve is '{self.serve}', but {'compress' if self.serve == 'compressed' else 'student'} is 0")
-        if self.diversity not in (None, "none") and not self.has_heads:
+        if self.diversity not in (None, "off") and not self.has_heads:
             raise ConfigError("diversity needs a head per loss: ensemble = heads or wedl")
         if len(self.fractions) != 3:
             raise ConfigError(f"fractions has {len(self.fractions)} numbers, but must have 3: training, validation, test")
@@ -183,13 +188,18 @@ class Settings:
         return self.ensemble in ("heads", "wedl")
 
     def resolved(self) -> Settings:
-        """The same with what `ensemble` implies written out."""
+        """The same with what is left open written out: what `ensemble` implies, and the lengths of embeddings."""
         published = self.ensemble in ("wel", "wedl")
+        compress = self.compress
+        if compress is None:
+            compress = LENGTH if self.embedding_dim is None and not published and not self.student else 0
         implied: dict[str, Any] = {
+            "compress": compress,
+            "embedding_dim": WIDER * compress if compress and not published else LENGTH,
             "weighting": "floor_square_penalty" if published else "fixed",
             "classifier": "features" if self.ensemble == "wel" else "embedding",
-            "diversity": "distance" if self.ensemble == "wedl" else "none",
-            "serve": "compressed" if self.compress else "student" if self.student else "whole",
+            "diversity": "distance" if self.ensemble == "wedl" else "off",
+            "serve": "compressed" if compress else "student" if self.student else "whole",
         }
         return dataclasses.replace(self, **{key: value for key, value in implied.items() if getattr(self, key) is None})
 
