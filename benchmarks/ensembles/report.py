@@ -148,6 +148,28 @@ def against_controls(comparisons: list[Comparison], metric: str = "map@r") -> st
     return _table(["difference at equal size", *(one.data for one in comparisons)], lines)
 
 
+KEPT = (
+    ("wide: b, 256", "compressed"),
+    ("same: b x 4", "compressed"),
+    ("E3 wide", "compressed"),
+    ("T3 heads", "compressed"),
+    ("T3 wide heads", "compressed"),
+    ("WEDL: E4", "compressed"),
+    ("WEDL_C 64: E4", "compressed"),
+    ("T3 heads, student", "student"),
+)
+
+
+def kept(comparisons: list[Comparison], metric: str = "recall@1") -> str:
+    """What is served at the length of a single embedding minus the whole it comes from."""
+    lines = []
+    for arm, name in KEPT:
+        cells = [_say(one.differences(("arms", arm, name), ("arms", arm, "whole"), metric)) for one in comparisons]
+        if any(cells):
+            lines.append([f"{arm} ({name} - whole)", *cells])
+    return _table(["difference", *(one.data for one in comparisons)], lines)
+
+
 def weights(comparisons: list[Comparison]) -> str:
     """First and last weights of the shared ensembles that learn them, on the first data set and seed."""
     lines = []
@@ -185,7 +207,7 @@ def costs(comparisons: list[Comparison]) -> str:
     return _table(["arm", *(one.data for one in comparisons)], lines)
 
 
-BLOCKS = {f.__name__: f for f in (singles, against_best, against_controls, weights, sec, costs)}
+BLOCKS = {f.__name__: f for f in (singles, against_best, against_controls, kept, weights, sec, costs)}
 
 
 def summary(runs: Runs) -> list[Comparison]:
