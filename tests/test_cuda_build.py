@@ -30,7 +30,8 @@ def test_lists_every_functor_with_the_options_of_the_cpu(module) -> None:
     listed = module.functors()
     assert {case.create().functor_call().functor for case in ON_CUDA} <= set(listed)
     if extension.cpu() is not None:
-        assert listed == extension.cpu().functors()
+        on_cpu = extension.cpu().functors()
+        assert listed == {name: on_cpu[name][: len(entry)] for name, entry in listed.items()}
 
 
 def test_targets(module) -> None:

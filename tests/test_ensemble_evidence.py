@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -10,9 +11,12 @@ from typing import Any
 import numpy as np
 import pytest
 
+from dmlcore.data import open_data
+
+sys.path.append(str(Path(__file__).parents[1]))  # last: an installed package stays what is compared
+
 from benchmarks.ensembles import arms, report, runs
 from benchmarks.ensembles.data import DATA, WIDTH, available, prepare
-from dmlcore.data import open_data
 
 SMALL = replace(DATA["banking"], most=8, steps=4, seeds=2)
 

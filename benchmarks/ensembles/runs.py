@@ -7,6 +7,7 @@ import json
 import os
 import shutil
 import statistics
+import sys
 import tempfile
 import time
 from collections.abc import Iterable, Iterator
@@ -117,6 +118,9 @@ class Runs:
         for data, seed in dict.fromkeys((job.data, job.seed) for job in waiting):
             prepare(datas[data], seed, self.folder, self.work)
         os.environ["OMP_NUM_THREADS"] = "1"
+        root = str(Path(__file__).parents[2])  # children take over the path, and must find this module
+        if root not in sys.path:
+            sys.path.append(root)
         # a fresh interpreter for each, so that a run does not depend on those before it
         with ProcessPoolExecutor(self.processes, mp_context=get_context("spawn")) as pool, self.file.open("a") as out:
             queue = iter(waiting)

@@ -97,8 +97,9 @@ class Angular(PairLoss):
         """`rows_of` gives the similarities of some references, `[Q]`, to all of them, `[Q, N]`."""
         t = self.slope
 
+        # index_select sums its gradients in a fixed order on every number of threads
         def of_pairs(anchor: Tensor, other: Tensor) -> Tensor:  # pairs of anchor and positive, [Q] each
-            exponents = 4 * t * (s[anchor] + rows_of(other)) - 2 * (1 + t) * s[anchor, other][:, None]  # [Q, N]
+            exponents = 4 * t * (s.index_select(0, anchor) + rows_of(other)) - 2 * (1 + t) * s[anchor, other][:, None]  # [Q, N]
             return masked_logsumexp(exponents, negative[anchor], one=True)[None]
 
         anchor, other = positive.nonzero(as_tuple=True)  # [Q]
@@ -107,13 +108,15 @@ class Angular(PairLoss):
 
     def row_values(self, similarities: Tensor, positive: Tensor, negative: Tensor) -> Rows:
         """As every loss's, where the references are the anchors."""
-        return self._rows(similarities, positive, negative, lambda other: similarities[other])
+        return self._rows(similarities, positive, negative, lambda other: similarities.index_select(0, other))
 
     def dense_rows(self, sides: Sides) -> Rows:
         if sides.references is None:
             return super().dense_rows(sides)
         vectors = unit(sides.references)
-        return self._rows(self.similarities(sides), *pair_masks(sides), lambda other: vectors[other] @ vectors.T)
+        return self._rows(
+            self.similarities(sides), *pair_masks(sides), lambda other: vectors.index_select(0, other) @ vectors.T
+        )
 
     def functor_call(self) -> FunctorCall:
         t = self.slope
