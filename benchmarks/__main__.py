@@ -86,7 +86,7 @@ def _ensembles(options: argparse.Namespace) -> None:
     file = options.csv or RESULTS / ("ensembles-quick.jsonl" if options.quick else "ensembles.jsonl")
     work = Path(tempfile.gettempdir()) / f"dmlcore-ensembles-{os.getuid()}"
     found = available(options.folder)
-    wanted = options.only.split(",") if options.only else ["banking", "glyphs"][:1] if options.quick else list(found)
+    wanted = options.only.split(",") if options.only else list(found)[: 1 if options.quick else None]
     datas = {name: data for name, data in found.items() if name in wanted}
     if not datas and not options.plot:
         raise SystemExit(f"none of {', '.join(wanted)} is in --folder {options.folder}; there is: {', '.join(found)}")

@@ -38,9 +38,9 @@ class Data:
 DATA = {
     data.name: data
     for data in (
+        Data("banking", "banking77_minilm.npz", 250, 60),
         Data("emoji", "emoji_mobilenetv2.npz", 500),
         Data("grocery", "grocery_mobilenetv2.npz", 250, 60),
-        Data("banking", "banking77_minilm.npz", 250, 60),
         Data("glyphs", "", 250, seeds=3, full=False),
         Data("glyph scripts", "", 250, seeds=3, by_script=True, full=False),
     )
