@@ -43,7 +43,10 @@ def choose_members(
     """
     settings = config.settings
     names = list(settings.auto_losses) if settings.auto_losses else None
-    tried = search.candidates(names, settings.auto_trials)
+    try:
+        tried = search.candidates(names, settings.auto_trials)
+    except ConfigError as error:
+        raise ConfigError(str(error).replace("trials is", "auto_trials is", 1)) from None
     left_out = search.left_out(names)
     alone = dataclasses.replace(
         settings,
@@ -74,10 +77,18 @@ def choose_members(
         return score(_single(alone, config, loss, options), place)
 
     for candidate in tried:
-        (trial,) = search.search([candidate], run)
+        try:
+            (trial,) = search.search([candidate], run)
+        except KeyboardInterrupt:
+            raise KeyboardInterrupt(
+                f"interrupted after {len(found)} of {len(tried)} trials, which are kept."
+                f" Go on by the same command with --out {folder.path}"
+            ) from None
         if len(found) < len(done):
             trial = dataclasses.replace(trial, seconds=done[len(found)]["seconds"], failure=done[len(found)]["failure"])
         found.append(trial)
+        if len(found) > len(done):
+            note(f"  MAP@R of the validation classes: {trial.failure or f'{trial.score:.3f}'}")
         _write(folder, SEARCH, json.dumps({**about, "trials": plain([dataclasses.asdict(t) for t in found])}, indent=1) + "\n")
     shutil.rmtree(folder.path / "search", ignore_errors=True)
     chosen = search.choose(found, settings.auto_within, settings.auto_most)
