@@ -165,7 +165,7 @@ def write(page: Path | None, results: Path) -> str:
         KeyError: a marker with an unknown name.
     """
     files = sorted(results.glob("*.csv")) if results.is_dir() else [results]
-    rows = [row for file in files for row in read(file)]
+    rows = [row for file in files for row in read(file) if row["benchmark"] in ("losses", "evaluation")]
     page = page or PAGE
     text = MARKERS.sub(lambda found: f"{found[1]}\n{BLOCKS[found[2]](rows)}\n\n{found[4]}", page.read_text())
     page.write_text(text)
