@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from dmlcore.config import build_options, unique_names
-from dmlcore.ensemble.lookahead import alignments
+from dmlcore.ensemble.lookahead import alignments, gradients_at
 from dmlcore.ensemble.views import Views, columns_checked
 from dmlcore.ensemble.weighting import Weighting, initial_weights
 from dmlcore.errors import ConfigError, PluginError
@@ -304,13 +304,7 @@ class LossEnsemble(nn.Module):
 
     def _gradient_products(self, terms: Tensor, embeddings: Tensor) -> Tensor:
         """`[L, L]` inner products of the terms' gradients at the embeddings, float64: as many backward passes as losses."""
-        found = []
-        for term in terms.unbind():
-            gradient = None
-            if term.requires_grad:
-                (gradient,) = torch.autograd.grad(term, embeddings, retain_graph=True, allow_unused=True)
-            found.append(torch.zeros_like(embeddings) if gradient is None else gradient)
-        stacked = torch.stack(found).flatten(1).double()  # [L, B D]
+        stacked = torch.stack(gradients_at(embeddings, terms)).flatten(1).double()  # [L, B D]
         return stacked @ stacked.T
 
     @property

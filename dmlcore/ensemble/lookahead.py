@@ -15,6 +15,17 @@ if TYPE_CHECKING:
 STEP = 0.1  # of the lookahead, relative to the map that takes it
 
 
+def gradients_at(embeddings: Tensor, terms: Tensor) -> list[Tensor]:
+    """The gradient of each term `[L]` at the embeddings `[B, W]`, zero where it does not reach them; the graph is kept."""
+    found = []
+    for term in terms.unbind():
+        gradient = None
+        if term.requires_grad:
+            (gradient,) = torch.autograd.grad(term, embeddings, retain_graph=True, allow_unused=True)
+        found.append(torch.zeros_like(embeddings) if gradient is None else gradient)
+    return found
+
+
 def alignments(ensemble: LossEnsemble, embeddings: Tensor, labels: Tensor) -> Tensor:
     """How much a step on each loss helps classes it has not seen.
 
@@ -50,11 +61,7 @@ def alignments(ensemble: LossEnsemble, embeddings: Tensor, labels: Tensor) -> Te
     blocks = _blocks(ensemble, embeddings.shape[1])
     with torch.enable_grad():
         x = embeddings[~away].requires_grad_()
-        terms = ensemble._terms(x, labels[~away], None, None, advance=False)
-        gradients = []
-        for term in terms.unbind():
-            found = torch.autograd.grad(term, x, retain_graph=True, allow_unused=True)[0] if term.requires_grad else None
-            gradients.append(torch.zeros_like(x) if found is None else found)
+        gradients = gradients_at(x, ensemble._terms(x, labels[~away], None, None, advance=False))
     x = x.detach().float()
     by_loss = [[x[:, a:b].T @ g[:, a:b].float() for a, b in blocks] for g in gradients]  # [d, d] per head
     weights = ensemble.weights.tolist()

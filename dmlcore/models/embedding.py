@@ -156,11 +156,13 @@ class EmbeddingModel(nn.Module):
             found["student"] = functional.normalize(self.student_of(outputs).float(), dim=1)
         return found
 
+    def compressible(self, whole: Tensor) -> Tensor:
+        """What a compressor sees of whole embeddings [B, m D]: float32 of unit norm."""
+        return functional.normalize(whole.float(), dim=1) if self.heads == 1 else whole.float()
+
     def _compressed(self, whole: Tensor) -> Tensor:
         assert self.compressor is not None
-        if self.heads == 1:
-            whole = functional.normalize(whole.float(), dim=1)
-        return functional.normalize(self.compressor(whole.float()), dim=1)
+        return functional.normalize(self.compressor(self.compressible(whole)), dim=1)
 
     def forward(self, samples: Tensor) -> Tensor:
         """What is served of samples [B, ...]: the embedding [B, D] (unit norm if `normalize`, else raw), or the weighted

@@ -66,9 +66,9 @@ class Compression:
         if compressor is None or self.optimiser is None:
             return None
         with torch.no_grad():
-            z = self.model.whole(self.model.outputs(samples)).float()
+            z = self.model.compressible(self.model.whole(self.model.outputs(samples)))
         self.optimiser.zero_grad(set_to_none=True)
-        value = compressor.online_loss(torch.nn.functional.normalize(z, dim=1) if self.model.heads == 1 else z)
+        value = compressor.online_loss(z)
         value.backward()
         self.optimiser.step()
         return float(value.detach())
@@ -79,9 +79,8 @@ class Compression:
         if compressor is None or self.optimiser is not None:
             return
         chosen = dataset.spread(FITTED)
-        z = protocol.embed_named(self.model, chosen, workers=workers, only="whole")["whole"]
-        labels = torch.from_numpy(chosen.labels).to(z.device)
-        compressor.fit(torch.nn.functional.normalize(z, dim=1) if self.model.heads == 1 else z, labels, seed=self.seed)
+        z = self.model.compressible(protocol.embed_named(self.model, chosen, workers=workers, only="whole")["whole"])
+        compressor.fit(z, torch.from_numpy(chosen.labels).to(z.device), seed=self.seed)
 
     def state_dict(self) -> dict[str, Any] | None:
         """State of the compressor's optimiser, or None."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import shutil
 from collections.abc import Callable
 from typing import Any
@@ -11,7 +12,7 @@ from typing import Any
 from dmlcore.ensemble import search
 from dmlcore.errors import ConfigError, TrainingError
 from dmlcore.training.folder import RunFolder, plain, write_atomically
-from dmlcore.training.settings import AUTO, DEFAULT_STEPS, RunConfig, Source
+from dmlcore.training.settings import AUTO, DEFAULT_STEPS, RunConfig, Settings, Source
 
 SEARCH, REPORT = "search.json", "search.md"
 
@@ -64,19 +65,16 @@ def choose_members(
         epochs=None,
     )
     about = {"settings": plain(dataclasses.asdict(alone)), "candidates": plain(tried)}
-    done = _known(folder, about)
-    found: list[search.Trial] = []
+    found = _known(folder, about)
 
     def run(loss: str, options: dict[str, Any]) -> float:
         number = len(found) + 1
-        if number <= len(done):
-            return done[number - 1]["score"]
         note(f"trial {number} of {len(tried)}: {loss} {', '.join(f'{k} {v}' for k, v in options.items())}")
         place = RunFolder(folder.path / "search" / f"{number:03d}-{loss}")
         shutil.rmtree(place.path, ignore_errors=True)
         return score(_single(alone, config, loss, options), place)
 
-    for candidate in tried:
+    for candidate in tried[len(found) :]:
         try:
             (trial,) = search.search([candidate], run)
         except KeyboardInterrupt:
@@ -84,11 +82,8 @@ def choose_members(
                 f"interrupted after {len(found)} of {len(tried)} trials, which are kept."
                 f" Go on by the same command with --out {folder.path}"
             ) from None
-        if len(found) < len(done):
-            trial = dataclasses.replace(trial, seconds=done[len(found)]["seconds"], failure=done[len(found)]["failure"])
         found.append(trial)
-        if len(found) > len(done):
-            note(f"  MAP@R of the validation classes: {trial.failure or f'{trial.score:.3f}'}")
+        note(f"  MAP@R of the validation classes: {trial.failure or f'{trial.score:.3f}'}")
         _write(folder, SEARCH, json.dumps({**about, "trials": plain([dataclasses.asdict(t) for t in found])}, indent=1) + "\n")
     shutil.rmtree(folder.path / "search", ignore_errors=True)
     chosen = search.choose(found, settings.auto_within, settings.auto_most)
@@ -96,25 +91,26 @@ def choose_members(
     note("chosen: " + "; ".join(f"{t.loss} {t.options or ''} ({t.score:.3f})" for t in chosen))
     members = tuple(trial.loss for trial in chosen)
     tables = {trial.loss: trial.options for trial in chosen if trial.options}
-    given = {**_given(config), "plugins": members}
+    given = {**_values(settings), "plugins": members}
     return RunConfig.resolve([Source("", given, {**config.options, **tables})])
 
 
-def _single(alone: Any, config: RunConfig, loss: str, options: dict[str, Any]) -> RunConfig:
+def _single(alone: Settings, config: RunConfig, loss: str, options: dict[str, Any]) -> RunConfig:
     kept = {
         table: config.options[table]
         for table, c in config.chosen.items()
         if c.kind in ("model", "data") and table in config.options
     }
-    values = {f.name: getattr(alone, f.name) for f in dataclasses.fields(alone)}
-    return RunConfig.resolve([Source("", {**values, "plugins": (loss,)}, {**kept, **({loss: options} if options else {})})])
+    return RunConfig.resolve(
+        [Source("", {**_values(alone), "plugins": (loss,)}, {**kept, **({loss: options} if options else {})})]
+    )
 
 
-def _given(config: RunConfig) -> dict[str, Any]:
-    return {f.name: getattr(config.settings, f.name) for f in dataclasses.fields(config.settings)}
+def _values(settings: Settings) -> dict[str, Any]:
+    return {f.name: getattr(settings, f.name) for f in dataclasses.fields(settings)}
 
 
-def _known(folder: RunFolder, about: dict[str, Any]) -> list[dict[str, Any]]:
+def _known(folder: RunFolder, about: dict[str, Any]) -> list[search.Trial]:
     """Trials that an interrupted search left."""
     path = folder.path / SEARCH
     if not path.exists():
@@ -122,8 +118,8 @@ def _known(folder: RunFolder, about: dict[str, Any]) -> list[dict[str, Any]]:
     try:
         stored = json.loads(path.read_text())
         if {key: stored[key] for key in about} == about:
-            nan = float("nan")
-            return [{**trial, "score": nan if trial["score"] is None else trial["score"]} for trial in stored["trials"]]
+            known = [search.Trial(**trial) for trial in stored["trials"]]
+            return [dataclasses.replace(trial, score=math.nan) if trial.score is None else trial for trial in known]
     except (ValueError, KeyError, TypeError) as error:
         raise TrainingError(f"{path} is damaged ({type(error).__name__}); remove it to search again") from error
     raise ConfigError(f"{path} holds the trials of another search. Choose another --out, or remove it.")
