@@ -51,7 +51,10 @@ class Compressor(nn.Module, abc.ABC):
 
     @property
     def is_online(self) -> bool:
-        """Whether it is trained by `online_loss`, a step after every step of the model, instead of by `fit`."""
+        """Whether it is trained by `online_loss`, a step after every step of the model, instead of by `fit`.
+
+        Its options then have `learning_rate`, of Adam.
+        """
         return False
 
     def fit(self, embeddings: Tensor, labels: Tensor, *, seed: int = 0) -> None:

@@ -16,7 +16,6 @@ if TYPE_CHECKING:
     from dmlcore.models import EmbeddingModel
 
 FITTED = 20_000  # samples that a compressor is fitted to, at most, evenly spread over the training data
-RATE = 1e-3  # of Adam, for compressors trained beside the model: as published
 
 
 class Extras:
@@ -58,7 +57,7 @@ class Compression:
         compressor = model.compressor
         self.optimiser = None
         if compressor is not None and compressor.is_online:
-            self.optimiser = torch.optim.Adam(compressor.parameters(), lr=RATE)
+            self.optimiser = torch.optim.Adam(compressor.parameters(), lr=compressor.options.learning_rate)
 
     def step(self, samples: Tensor) -> float | None:
         """Train an online compressor on a batch, after the model's own step; returns its loss before the step."""
