@@ -22,11 +22,10 @@ def main() -> None:
     optimiser = torch.optim.AdamW([{"params": network.parameters()}, {"params": owned["proxies"], "lr": 20 * RATE}], lr=RATE)
     before, total = held_out(network, table), torch.tensor(torch.nan)
 
-    model, optimiser, loader = accelerator.prepare(network, optimiser, batches(table, given.steps))
-    ensemble.to(accelerator.device)
+    model, loss, optimiser, loader = accelerator.prepare(network, ensemble, optimiser, batches(table, given.steps))
     for x, labels in loader:
         with accelerator.autocast():
-            total = ensemble(model(x), labels)
+            total = loss(model(x), labels)
         optimiser.zero_grad()
         accelerator.backward(total)
         accelerator.clip_grad_norm_(network.parameters(), 10.0)

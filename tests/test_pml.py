@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -29,6 +31,7 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def run(site: Path, *words: str, path: Path | None = None) -> subprocess.CompletedProcess[str]:
     variables = {key: value for key, value in os.environ.items() if key != "DMLCORE_PLUGINS"}
     variables["PYTHONPATH"] = os.pathsep.join(filter(None, [path and str(path), str(site), os.environ.get("PYTHONPATH", "")]))
+    variables["COLUMNS"] = "200"  # long names in one line
     return subprocess.run([sys.executable, "-P", *words], capture_output=True, text=True, env=variables, cwd=site)
 
 
@@ -51,22 +54,27 @@ def test_the_tests_of_the_package(site: Path) -> None:
 
 
 def test_training_beside_fused_losses(site: Path) -> None:
-    (site / "settings.toml").write_text(
-        'plugins = ["ms", "pml/contrastive_loss", "pml/arc_face_loss"]\n["pml/contrastive_loss"]\ndistance = "lp(p=1)"\n'
-    )
+    readme = (PACKAGE / "README.md").read_text()
+    (settings,) = re.findall(r"^```toml\n(.*?)^```$", readme, re.M | re.S)
+    (site / "settings.toml").write_text(settings)
     flags = ["--data", "features.npz", "--steps", "2", "--memory", "40", "--classes-per-batch", "4"]
+    plugins = "ms,pml/contrastive_loss,pml/arc_face_loss"
     given = [
         "--pml/contrastive_loss.pos_margin",
         "0.2",
         "--pml/contrastive_loss.miner",
         "pml/pair_margin_miner(neg_margin=0.9)",
     ]
+    commands = [shlex.split(line)[1:] for line in readme.splitlines() if line.startswith("dmlcore train")]
+    commands = [[*words, *flags[:4], "--out", f"readme{number}"] for number, words in enumerate(commands)]
+    assert len(commands) == 2
     done = dmlcore(
         site,
-        ["train", "--config", "settings.toml", *given, *flags, "--out", "first"],
+        ["train", "--config", "settings.toml", "--plugins", plugins, *given, *flags, "--out", "first"],
         ["train", "--config", "first/config.toml", "--out", "again"],
         ["eval", "first"],
         ["train", "--plugins", "pml/ranked_list_loss,contrastive", "--contrastive.miner", "pml/batch_hard_miner", *flags[:4]],
+        *commands,
     )
     assert done.returncode == 0, done.stderr
     assert (
@@ -77,7 +85,7 @@ def test_training_beside_fused_losses(site: Path) -> None:
     terms = first_terms(site / "first")
     assert set(terms) == {"ms", "pml/contrastive_loss", "pml/arc_face_loss"}
     config = (site / "first" / "config.toml").read_text()
-    assert '["pml/contrastive_loss"]' in config and 'distance = "lp(p=1)"' in config and "pos_margin = 0.2" in config
+    assert '["pml/contrastive_loss"]' in config and 'distance = "lp(p=2, power=2)"' in config and "pos_margin = 0.2" in config
     assert first_terms(site / "again") == terms
     (made,) = (site / "runs").iterdir()  # a folder, not one inside another
     assert made.name.endswith("-pml-ranked_list_loss+contrastive") and (made / "result.json").exists()

@@ -267,7 +267,11 @@ def _library_classes() -> Iterator[tuple[str, type]]:
 def _adapted(name: str, library: type) -> type[Loss]:
     called = f"pml/{parts.snake(name)}"
     reason = catalogue.UNAVAILABLE.get(name)
-    signature = None if reason else Signature.read(library)
+    signature = None
+    try:
+        signature = None if reason else Signature.read(library)
+    except Exception as error:  # a class that is not understood must not hide the others
+        reason = f"its constructor fails: {type(error).__name__}: {' '.join(str(error).split())}"
     if signature is not None and signature.missing:
         reason = f"its constructor wants {', '.join(signature.missing)}, which dmlcore does not know"
     about = {"name": called, "__module__": __name__, "__qualname__": name}

@@ -139,7 +139,11 @@ def _is_batch_itself(counted: Tensor, compared: Compared) -> bool:
 def _adapted(name: str, library: type) -> type[Miner]:
     called = f"pml/{parts.snake(name)}"
     reason = catalogue.UNAVAILABLE.get(name)
-    signature = None if reason else Signature.read(library)
+    signature = None
+    try:
+        signature = None if reason else Signature.read(library)
+    except Exception as error:  # a class that is not understood must not hide the others
+        reason = f"its constructor fails: {type(error).__name__}: {' '.join(str(error).split())}"
     if signature is not None and (signature.missing or signature.filled):
         wanted = ", ".join((*signature.missing, *signature.filled))
         reason = f"its constructor wants {wanted}, which dmlcore does not know"

@@ -77,7 +77,7 @@ class Signature:
                         accepted[name] = default
                 except TypeError:  # given twice: by a subclass and by us
                     continue
-        return cls(library, filled, accepted, (), not probe.distance.normalize_embeddings)
+        return cls(library, filled, accepted, (), not getattr(getattr(probe, "distance", None), "normalize_embeddings", True))
 
     @property
     def wants_classes(self) -> bool:

@@ -8,6 +8,7 @@ import pytest
 import torch
 from dmlcore_pml import losses, parts
 from pytorch_metric_learning import distances, reducers, regularizers
+from pytorch_metric_learning import losses as library
 
 import dmlcore
 from dmlcore.description import describe_options
@@ -121,6 +122,33 @@ def test_classes_of_different_sizes_are_one_line_for_smooth_ap() -> None:
     with pytest.raises(ConfigError, match="All classes must have the same number of elements") as error:
         create("smooth_ap_loss")(torch.randn(5, 4), torch.tensor([0, 0, 1, 1, 1]))
     assert "\n" not in str(error.value)
+
+
+def test_classes_of_a_newer_library() -> None:
+    class NewLoss(library.ContrastiveLoss):
+        def __init__(self, sharpness: float = 2, kind: str | None = None, **kwargs: object) -> None:
+            super().__init__(neg_margin=sharpness, **kwargs)
+
+    class WantingLoss(library.BaseMetricLossFunction):
+        def __init__(self, table: object, **kwargs: object) -> None:
+            super().__init__(**kwargs)
+
+    class FailingLoss(library.BaseMetricLossFunction):
+        def __init__(self, **kwargs: object) -> None:
+            raise RuntimeError("no licence")
+
+    new = losses._adapted("NewLoss", NewLoss)
+    found = {one["name"]: one for one in describe_options(new.Options)}
+    assert "neg_margin" not in found, "the class gives it itself"
+    assert found["sharpness"]["help"] == "As in NewLoss." and found["pos_margin"]["default"] == 0
+    x, labels = torch.randn(6, 4), torch.arange(6) % 3
+    torch.testing.assert_close(new(sharpness=0.5)(x, labels), library.ContrastiveLoss(neg_margin=0.5)(x, labels))
+    for name, kind, words in (
+        ("WantingLoss", WantingLoss, "its constructor wants table, which dmlcore does not know"),
+        ("FailingLoss", FailingLoss, "its constructor fails: RuntimeError: no licence"),
+    ):
+        with pytest.raises(ConfigError, match=words):
+            losses._adapted(name, kind)()
 
 
 def test_options_are_plain_values() -> None:
