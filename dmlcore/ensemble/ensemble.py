@@ -287,7 +287,8 @@ class LossEnsemble(nn.Module):
             if index in order:
                 continue
             x, y, others, other_labels = views.of(index, labels, reference_labels)
-            term = loss(x, y, references=others, reference_labels=other_labels, **more)
+            told = {"references": others, "reference_labels": other_labels, **more} if loss.takes_references else {}
+            term = loss(x, y, **told)
             if not isinstance(term, Tensor) or term.ndim != 0:
                 got = list(term.shape) if isinstance(term, Tensor) else type(term).__name__
                 raise PluginError(f"loss '{loss.name}' must return a scalar tensor, got {got}; see dmlcore.testing.check_loss")

@@ -242,6 +242,8 @@ class Loss(nn.Module, abc.ABC):
     uses_classes: ClassVar[bool] = False
     """Whether `create` hands on `num_classes` where it is known, to a loss that does not always need it."""
     needs_norms: ClassVar[bool] = False
+    takes_references: ClassVar[bool] = True
+    """Whether it compares samples with samples. Other losses refuse references; an ensemble calls those without any."""
     searched: ClassVar[dict[str, tuple[Any, ...]]] = {}
     """What a search for the members of an ensemble tries: an option's name and its values, the default first."""
 
@@ -475,7 +477,7 @@ class RowLoss(Loss):
                 return self.dense_rows(part)
 
         can_stream = type(self).dense_rows is RowLoss.dense_rows if self.streams is None else self.streams
-        if not stream or not can_stream:
+        if not stream or not can_stream or (sides.mining is not None and not sides.mining.miner.by_row):
             return compute(sides)
         return Rows(*streamed_rows(compute, sides, self.plain_matrices(sides), self.parameters()))
 
@@ -604,6 +606,7 @@ class ProxyLoss(RowLoss):
     """
 
     needs_classes = True
+    takes_references = False
 
     def __init__(
         self, options: Any = None, *, num_classes: int | None = None, embedding_dim: int | None = None, **given: Any
