@@ -70,7 +70,7 @@ class CrossEntropy(SoftmaxLoss):
         if self.layer is not None:
             if embeddings.shape[1] != self.layer.in_features:
                 raise ConfigError(
-                    f"{self.name} has a layer for {self.layer.in_features} dimensions, but embeddings have {embeddings.shape[1]}"
+                    f"{self.name} has a layer for {self.layer.in_features} dimensions, but embeddings have {embeddings.size(1)}"
                 )
             embeddings = self.layer(embeddings.to(self.layer.weight.dtype)).relu()  # [B, hidden]
         sides = super().sides(embeddings, labels, *arguments)
