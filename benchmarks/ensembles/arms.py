@@ -18,6 +18,7 @@ SETS = {
     "E4": ("norm_softmax", "triplet", "binomial_deviance", "proxy_nca"),
     "E6": ("ms", "proxy_anchor", "triplet", "sup_con", "circle", "proxy_nca"),
 }
+ROBUST = ("circle", "binomial_deviance", "sup_con")  # no set of three without proxies is better where it is worst
 PUBLISHED = ("cross_entropy", "triplet", "binomial_deviance", "proxy_nca")  # of the stored best run, with its prior
 SEC: dict[str, tuple[str, dict[str, Any]]] = {  # the losses that the paper of `sec` combines it with
     "ms": ("ms", {}),
@@ -53,6 +54,9 @@ class Arm:
         few: part of the short list for data sets that take minutes a run.
         longer: how many times the common number of steps.
         seeds: the first so many only, of an arm whose runs are dear.
+        nets: networks of their own, one per loss and each with other weights, whose embeddings are concatenated and compressed.
+        tuned: the losses have the options found for them; else their defaults.
+        pictures_only: needs samples that can be augmented.
     """
 
     name: str
@@ -61,6 +65,9 @@ class Arm:
     few: bool = False
     longer: int = 1
     seeds: int | None = None
+    nets: bool = False
+    tuned: bool = True
+    pictures_only: bool = False
 
 
 def arms() -> list[Arm]:
@@ -110,11 +117,23 @@ def arms() -> list[Arm]:
         Arm("E3 wide", SETS["E3"], {"embedding_dim": 4 * LENGTH, **PCA}, few=True),
         Arm("wide linear: b, 256", ("b",), {"embedding_dim": 4 * LENGTH, "compress": LENGTH, "compressor": "linear"}, seeds=2),
         Arm("T3 heads linear", best, {"ensemble": "heads", "compress": LENGTH, "compressor": "linear"}, seeds=2),
-        Arm("T3 wide heads", best, {"ensemble": "heads", "embedding_dim": 4 * LENGTH, **PCA}),
-        Arm("same wide: b x 3, 256", ("b",) * 3, {"ensemble": "heads", "embedding_dim": 4 * LENGTH, **PCA}),
+        Arm("T3 wide heads", best, {"ensemble": "heads", "embedding_dim": 4 * LENGTH, **PCA}, few=True),
+        Arm("same wide: b x 3, 256", ("b",) * 3, {"ensemble": "heads", "embedding_dim": 4 * LENGTH, **PCA}, few=True),
         Arm("T3 wide heads, equal norms",
             best, {"ensemble": "heads", "embedding_dim": 4 * LENGTH, "weighting": "equal_gradient_norms", **PCA}),
     ]  # fmt: skip
+    robust: dict[str, Any] = {"embedding_dim": 4 * LENGTH, **PCA}
+    found += [
+        Arm("nets: b x 3", ("b",) * 3, {}, few=True, nets=True),
+        Arm("nets: T3", best, {}, few=True, nets=True),
+        Arm("R3 wide, untuned", ROBUST, robust, few=True, tuned=False),
+        Arm("R3 wide, equal norms, untuned", ROBUST, {"weighting": "equal_gradient_norms", **robust}, few=True, tuned=False),
+        Arm("R3 wide heads, untuned", ROBUST, {"ensemble": "heads", **robust}, few=True, tuned=False),
+        Arm("E3 wide, equal norms", SETS["E3"], {"weighting": "equal_gradient_norms", **robust}, few=True),
+        Arm("T3 heads, views", best, {"ensemble": "heads", "head_augment": True, **PCA}, few=True, seeds=3, pictures_only=True),
+        Arm("same: b x 3, views",
+            ("b",) * 3, {"ensemble": "heads", "head_augment": True, **PCA}, few=True, seeds=3, pictures_only=True),
+    ]
     for name, (loss, options) in SEC.items():
         found.append(Arm(name, (loss,), {loss: options}))
         for eta in (0.1, 0.5):
@@ -129,3 +148,8 @@ def members(arm: Arm, ranking: list[str]) -> tuple[str, ...]:
     stands_for = dict(zip(("T1", "T2", "T3"), ranking, strict=False)) | dict(zip(("P1", "P2"), between_pairs, strict=False))
     stands_for |= {"b": ranking[0], "X1": with_proxies[0]}
     return tuple(stands_for.get(loss, loss) for loss in arm.losses)
+
+
+def order(arm: Arm) -> tuple[bool, bool]:
+    """Sorts the arms that decide most first: when the time is up, they are there for every seed."""
+    return not arm.few or arm.pictures_only, arm.name in SEC or " + sec " in arm.name
