@@ -243,7 +243,8 @@ def jobs_of(data: Data, stage: str, runs: Runs, seeds: list[int]) -> Iterator[Jo
         ranking = runs.ranking(data.name, seeds)
         for _, group in itertools.groupby(sorted(arms(), key=order), order):
             for seed, arm in itertools.product(seeds, list(group)):
-                if (data.pictures or not arm.pictures_only) and (arm.few or not data.pictures) and seed in seeds[: arm.seeds]:
+                most = arm.seeds or (len(seeds) if arm.few or arm.central else RANKED_ON)
+                if (arm.few if data.pictures else not arm.pictures_only) and seed in seeds[:most]:
                     yield _job(data, stage, arm, members(arm, ranking), seed, common, runs)
 
 
