@@ -75,7 +75,7 @@ def build(folder: Path, losses: dict[str, list[str]], headers: Path = CSRC) -> P
             flags = [*CHECKED, *listed, f"-DDML_LEVEL={level}", *LEVELS[level]]
             jobs.append((f"{source}-{level}", [*flags, str(CSRC / "cpu" / f"{source}.cpp")]))
     jobs.append(("binding", ["-O1", str(CSRC / "bindings" / "cpu.cpp")]))
-    jobs += [(source, [*CHECKED, *several, str(CSRC / "cpu" / f"{source}.cpp")]) for source in ("step", "ranking")]
+    jobs += [(source, [*CHECKED, *several, str(CSRC / "cpu" / f"{source}.cpp")]) for source in ("passes", "step", "ranking")]
     if several:
         (folder / "stand_in.cpp").write_text(_stand_in("avx2", "avx512"))
         jobs.append(("stand_in", ["-O0", str(folder / "stand_in.cpp")]))
