@@ -34,8 +34,8 @@ PLANS_RUN = (
     {"tile_rows": 5, "tile_columns": 32, "workspace": 0},
     {"triangle": 0, "workspace": 0, "tile_rows": 8, "tile_columns": 16},
     {"slot_bytes": 4000},
-    {"threads": 2, "tile_rows": 8, "tile_columns": 32},
-    {"threads": 2, "triangle": 0, "tile_rows": 8},
+    {"threads": 2, "thread_work": 1, "tile_rows": 8, "tile_columns": 32},
+    {"threads": 2, "thread_work": 1, "triangle": 0, "tile_rows": 8},
 )
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import torch
 from torch import Tensor
@@ -16,7 +16,7 @@ from dmlcore.losses.relations import Relation
 
 
 class Place(NamedTuple):
-    """Where the values of a member are: its pass, the first of its rows, how many there are, and the first cell of its table."""
+    """Where the values of a member are: its pass, the first of its rows, their number, and the first cell of its table."""
 
     number: int
     first: int
@@ -72,12 +72,11 @@ def sides_of(
     for index, loss in enumerate(members):
         if type(loss).forward is not RowLoss.forward:
             continue  # a plugin's own forward is called as it is
-        assert isinstance(loss, RowLoss)
         x, y, others, other_labels = views.of(index, labels, reference_labels)
         if isinstance(loss, ProxyLoss):
             found[index] = loss.sides(x, y, None, None)
         else:
-            found[index] = loss.sides_for(x, y, others, other_labels, own, relation, advance=advance)
+            found[index] = cast(RowLoss, loss).sides_for(x, y, others, other_labels, own, relation, advance=advance)
     return found
 
 
@@ -146,7 +145,7 @@ def found_rows(members: Sequence[Loss], sides: dict[int, Sides], embeddings: Ten
         embeddings: `[B, W]`.
         views: what the members see of them.
     """
-    losses = {index: loss for index, loss in enumerate(members) if index in sides and isinstance(loss, RowLoss)}
+    losses = {index: cast(RowLoss, members[index]) for index in sides}
     groups = _Groups(losses, sides, embeddings)
     calls, known = groups.calls, functors()
     passes: list[Pass] = []

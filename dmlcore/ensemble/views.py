@@ -106,7 +106,7 @@ class Views:
             first, last = chosen
             everything = (first, last) == (0, self.embeddings.shape[1])
             self._known[chosen] = (
-                self.embeddings if everything else self.embeddings[:, first:last],
-                None if self.references is None else self.references[:, first:last],
+                self.embeddings if everything else self.embeddings.narrow(1, first, last - first),
+                None if self.references is None else self.references.narrow(1, first, last - first),
             )
         return self._known[chosen]

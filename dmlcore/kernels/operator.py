@@ -113,8 +113,8 @@ def _fused_rows_op(
     if together is not None:
         return together.forward()
     parts = [step.forward() for step in steps]
-    flat = [torch.cat([tensor.flatten() for tensor in each]) for each in zip(*parts, strict=True)]
-    return averaged(passes, parts, terms), *flat
+    values, counts, tables = (torch.cat([tensor.flatten() for tensor in each]) for each in zip(*parts, strict=True))
+    return averaged(passes, parts, terms), values, counts, tables
 
 
 @_fused_rows_op.register_fake

@@ -1,8 +1,8 @@
 """Passes of several losses over the similarities of anchors and references, as differentiable PyTorch functions.
 
 The kernels return unreduced values and counts per anchor, `[V, A]`, and, on request, their averages. All passes of a step on
-the CPU are one call and one node of autograd; under `torch.compile` they are the custom operator `dmlcore::fused_rows`. On other
-devices every pass is a node of its own.
+the CPU are one call and one node of autograd; under `torch.compile` they are the custom operator `dmlcore::fused_rows`. On
+other devices every pass is a node of its own.
 """
 
 from __future__ import annotations
