@@ -1,8 +1,9 @@
 """`python -m benchmarks [losses|evaluation|training|calls|gradients|ensembles|report ...]`.
 
 `losses` measures every cell that `benchmarks/results/losses-cpu.csv` lacks (`--selection`: what the table of goals needs),
-`evaluation` retrieval metrics, `training` whole steps, `calls` those on small batches, `gradients` writes docs/gradients.md, `ensembles` compares ensembles
-with single losses on unseen classes and fills docs/ensembles.md, `report` the measured tables in docs/performance.md.
+`evaluation` retrieval metrics, `training` whole steps, `calls` those of losses on small batches, `gradients` writes
+docs/gradients.md, `ensembles` compares ensembles with single losses on unseen classes and fills docs/ensembles.md, `report` the
+measured tables in docs/performance.md.
 """
 
 from __future__ import annotations

@@ -171,9 +171,8 @@ class _FusedPasses(torch.autograd.Function):
         passes: CpuPasses = _still_there(ctx.passes)
         wanted = ctx.needs_input_grad[2:]
         found = [passes.like.new_empty(shape) if want else None for shape, want in zip(ctx.shapes, wanted, strict=True)]
-        passes.backward(
-            *(None if cotangent is None else cotangent.contiguous() for cotangent in (terms, values, tables)), found
-        )
+        terms, values, tables = (None if one is None else one.contiguous() for one in (terms, values, tables))
+        passes.backward(terms, values, tables, found)
         if not _graph_is_kept():  # kept loss values must not keep the tiles, as autograd frees its saved tensors
             ctx.passes = None
         return None, None, *found
