@@ -240,6 +240,23 @@ def test_one_node_serves_all_heads_and_proxies() -> None:
     assert nodes.count("_FusedPassesBackward") == 1 and not [name for name in nodes if "Slice" in name or "Narrow" in name]
 
 
+def test_tensors_on_another_device_are_refused() -> None:
+    with pytest.raises(ConfigError, match="are on meta and cpu; move them to one"):
+        fused_rows(X, Y, X.to("meta"), Y.to("meta"), (MS,))
+
+
+def test_a_subclass_may_complete_what_its_base_does_not() -> None:
+    base = type(create("triplet"))
+
+    def complete(self: Any, rows: Any, sides: Any, given: Any) -> Any:
+        return rows._replace(values=3 * rows.values)
+
+    tripled = type("Tripled", (base,), {"complete": complete})
+    expected = 3 * create("triplet")(X, Y)
+    torch.testing.assert_close(tripled()(X, Y), expected)
+    torch.testing.assert_close(LossEnsemble([tripled(), "ms"])(X, Y), expected + create("ms")(X, Y))
+
+
 def test_owners_are_checked() -> None:
     with pytest.raises(ValueError, match="owners must be one per value"):
         fused_passes([Pass(X, Y, None, None, (CONTRASTIVE,), owners=(0,))], 1)

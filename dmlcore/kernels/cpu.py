@@ -63,7 +63,7 @@ class CpuStep:
     of them.
 
     Raises:
-        ConfigError: the extension is missing.
+        ConfigError: the extension is missing, or a tensor is on another device.
     """
 
     def __init__(
@@ -78,6 +78,11 @@ class CpuStep:
     ) -> None:
         if extension.cpu() is None:
             raise ConfigError(extension.reason_against("cpu"))
+        for tensor in (anchors, anchor_labels, references, reference_labels):
+            if tensor is not None and not tensor.is_cpu:
+                raise ConfigError(
+                    f"embeddings, references, proxies and labels are on {tensor.device} and cpu; move them to one"
+                )
         self.anchors, self.anchor_labels = anchors, anchor_labels
         self.references, self.reference_labels = references, reference_labels
         self.normalise, self.calls, self.relations = normalise, calls, relations

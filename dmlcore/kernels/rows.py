@@ -129,8 +129,11 @@ def _step(anchors: Tensor, *arguments: Any) -> Any:
 
 
 def step_of(one: Pass) -> Any:
-    """The state of one pass on its device."""
-    return _step(one.anchors, one.anchor_labels, one.references, one.reference_labels, one.normalise, one.calls, one.relations)
+    """The state of one pass on its device. Only the CPU's kernels read columns of a larger tensor where they are."""
+    anchors, references = (
+        rows.contiguous() if rows is not None and rows.is_cuda else rows for rows in (one.anchors, one.references)
+    )
+    return _step(anchors, one.anchor_labels, references, one.reference_labels, one.normalise, one.calls, one.relations)
 
 
 def _refuse_second_derivatives() -> None:

@@ -366,7 +366,7 @@ class RowLoss(Loss):
 
     @property
     def completes(self) -> bool:
-        """Whether `complete` does something, with these options."""
+        """Whether `complete` does something, with these options: else the kernels' averages need nothing after them."""
         return type(self).complete is not RowLoss.complete
 
     @property

@@ -150,7 +150,7 @@ class Triplet(PairLoss):
 
     @property
     def completes(self) -> bool:
-        return self.options.variant == "wedl"
+        return self.options.variant == "wedl" or type(self).complete is not Triplet.complete
 
     def complete(self, rows: Rows, sides: Sides, given: Tensor | None) -> Rows:
         if self.options.variant != "wedl":
