@@ -129,10 +129,11 @@ class _Groups:
 
 
 def _completed(loss: RowLoss, side: Sides, call: FunctorCall, given: Tensor | None, passed: Passed, place: Place) -> Rows:
-    values, counts, tables = passed.of(place.number)
-    rows = Rows(values[place.first : place.first + place.values], counts[place.first : place.first + place.values])
     if call.cells:
-        rows = table_rows(tables[place.cell : place.cell + call.cells])
+        rows = table_rows(passed.tables(place.number)[place.cell : place.cell + call.cells])
+    else:
+        values, counts, _ = passed.of(place.number)
+        rows = Rows(values[place.first : place.first + place.values], counts[place.first : place.first + place.values])
     return loss.complete(rows, side, given)
 
 

@@ -101,18 +101,30 @@ class Passed(NamedTuple):
     parts: tuple[tuple[Tensor, Tensor, Tensor], ...]
     sizes: tuple[tuple[int, int, int], ...]
 
+    @property
+    def is_apart(self) -> bool:
+        """Whether each pass has its own entry."""
+        return len(self.parts) == len(self.sizes) and self.parts[0][0].ndim == 2
+
     def of(self, index: int) -> tuple[Tensor, Tensor, Tensor]:
-        """Values and counts `[V, A]` of one pass, with the functors' values in order, and for every functor with a table the
-        soft histogram of positive, then of negative pairs, `[cells]`."""
-        if len(self.parts) == len(self.sizes) and self.parts[0][0].ndim == 2:
+        """Values and counts `[V, A]` of one pass, with the functors' values in order, and its `tables`."""
+        if self.is_apart:
             return self.parts[index]
-        (values, counts, tables), (number, anchors, cells) = self.parts[0], self.sizes[index]
-        at = sum(v * a for v, a, _ in self.sizes[:index])
+        (values, counts, _), (number, anchors, _) = self.parts[0], self.sizes[index]
         if len(self.sizes) > 1:
-            first = sum(c for _, _, c in self.sizes[:index])
-            tables = tables[first : first + cells]
+            at = sum(v * a for v, a, _ in self.sizes[:index])
             values, counts = values[at : at + number * anchors], counts[at : at + number * anchors]
-        return values.view(number, anchors), counts.view(number, anchors), tables
+        return values.view(number, anchors), counts.view(number, anchors), self.tables(index)
+
+    def tables(self, index: int) -> Tensor:
+        """For every functor of a pass with a table the soft histogram of positive, then of negative pairs, `[cells]`."""
+        if self.is_apart:
+            return self.parts[index][2]
+        tables = self.parts[0][2]
+        if len(self.sizes) == 1:
+            return tables
+        first = sum(cells for _, _, cells in self.sizes[:index])
+        return tables[first : first + self.sizes[index][2]]
 
     def detached(self) -> Passed:
         """The same without a history."""
