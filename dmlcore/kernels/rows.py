@@ -142,9 +142,9 @@ def _step(anchors: Tensor, *arguments: Any) -> Any:
 
 def step_of(one: Pass) -> Any:
     """The state of one pass on its device. Only the CPU's kernels read columns of a larger tensor where they are."""
-    anchors, references = (
-        rows.contiguous() if rows is not None and rows.is_cuda else rows for rows in (one.anchors, one.references)
-    )
+    anchors, references = one.anchors, one.references
+    if anchors.is_cuda:
+        anchors, references = anchors.contiguous(), None if references is None else references.contiguous()
     return _step(anchors, one.anchor_labels, references, one.reference_labels, one.normalise, one.calls, one.relations)
 
 
