@@ -9,8 +9,13 @@ import shutil
 import subprocess
 import sys
 import sysconfig
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
+from typing import Any
+
+import torch
+from torch import Tensor
 
 TESTS = Path(__file__).parent
 CSRC = TESTS.parent / "csrc"
@@ -48,8 +53,6 @@ def pybind_headers() -> str:
 
         return pybind11.get_include()
     except ImportError:  # torch ships the headers too
-        import torch
-
         return str(Path(torch.__file__).parent / "include")
 
 
@@ -99,8 +102,6 @@ def load(path: Path) -> ModuleType:
 
 
 def _run_all(path: str) -> None:
-    import torch
-
     from dmlcore.kernels import FunctorCall
     from dmlcore.kernels.cuda import CudaStep
 
@@ -126,7 +127,32 @@ def _run_all(path: str) -> None:
         values, *_ = step.forward()
         grad, _ = step.backward(torch.ones_like(values))
         assert torch.isfinite(values).all() and torch.isfinite(grad).all()
+    for ranked in rankings():
+        ranked(module)
     print("clean")
+
+
+def rankings() -> list[Callable[[ModuleType], Tensor]]:
+    """Rankings over every path of the kernels: compared and searched positives, runs, references, each metric and type."""
+    from dmlcore.kernels.cuda_neighbours import rank_positives
+
+    def of(n: int, m: int, d: int, classes: int, metric: str, memory: int, few: int, dtype: torch.dtype) -> Any:
+        generator = torch.Generator().manual_seed(n + m)
+        x, r = (torch.randn(rows, d, generator=generator).to(dtype) for rows in (n, m))
+        y, ry = (torch.randint(classes, (rows,), generator=generator) for rows in (n, m))
+        others, labels = (r, ry) if m else (None, None)
+        return lambda module: rank_positives(x, y, others, labels, (1, 8), metric, memory=memory, few=few, module=module)
+
+    single, double = torch.float32, torch.float64
+    return [
+        of(1, 0, 3, 1, "cosine", 0, 0, single),
+        of(200, 0, 17, 60, "cosine", 0, 0, single),
+        of(150, 0, 5, 3, "dot", 4000, 0, single),
+        of(67, 140, 33, 20, "euclidean", 0, 2, single),
+        of(3, 1, 1, 2, "dot", 0, 0, single),
+        of(90, 0, 9, 25, "euclidean", 3000, 2, double),
+        of(5, 70, 2, 1, "cosine", 0, 0, double),
+    ]
 
 
 if __name__ == "__main__":

@@ -30,18 +30,6 @@ TRIPLETS = FunctorCall("triplet_all", (0.1,))
 ANCHOR = FunctorCall("proxy_anchor", (0.1, 32.0))
 
 
-@pytest.fixture(scope="session")
-def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("cuda_emulated")
-    cuda_emulation.build(folder, sanitized=bool(cuda_emulation.sanitizers()))
-    return folder
-
-
-@pytest.fixture(scope="session")
-def emulated(built: Path) -> ModuleType:
-    return cuda_emulation.load(built / "plain" / "_cuda.so")
-
-
 @pytest.fixture
 def on_emulator(emulated: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
     """Fused losses of CPU tensors run the CUDA kernels, through the code that CUDA tensors take."""
