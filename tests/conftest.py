@@ -1,5 +1,5 @@
-"""Shared by all tests: the folder of tests on the path for `cases`, no third-party plugins but those a test asks for, and the CUDA
-kernels built for the emulator, once."""
+"""Shared by all tests: the folder of tests on the path for `cases`, no third-party plugins but those a test asks for, and the
+CUDA kernels built for the emulator, once."""
 
 from __future__ import annotations
 

@@ -193,7 +193,7 @@ template <class T> struct RankSide {
 
 template <class T> __device__ __forceinline__ void load_rank_side(const RankingProblem<T>& p, int from, int to, RankSide<T>& side) {
   constexpr int tile = RankShape<T>::tile;
-  const T infinity = T(__builtin_huge_val());
+  const T infinity = T(__int_as_float(0x7f800000));
   if (threadIdx.x == 0) side.most = 0;
   __syncthreads();
   int most = 0;
@@ -244,7 +244,7 @@ count_kernel(RankingProblem<T> p, int row_tiles, int chunk) {
   using Memory = typename RankMemory<T, Searches>::type;
   CU_DYN_SMEM(Memory, memory);
   Memory& m = *memory;
-  const T nothing = -T(__builtin_huge_val());                          // below every threshold
+  const T nothing = -T(__int_as_float(0x7f800000));                          // below every threshold
   const RankTiles tiles = RankTiles::of(p);
   // neighbouring blocks take the same columns, which then come from the second-level cache
   const int row_tile = int(blockIdx.x % unsigned(row_tiles));

@@ -1,6 +1,6 @@
 """Ranks of positives on a CUDA device: PyTorch orders by class and sorts, `csrc/cuda/neighbours.h` multiplies and counts.
 
-Device memory beside the input: one arranged copy of the vectors, 9 + K numbers per query, and at most `MEMORY` for the positives.
+Device memory beside the input: one arranged copy of the vectors, 9 + K numbers per query, and `MEMORY` for the positives.
 """
 
 from __future__ import annotations
@@ -36,8 +36,8 @@ def rank_positives(
 ) -> Tensor:
     """What every query finds; see `dmlcore.kernels.neighbours.rank_positives`.
 
-    Everything runs in the current stream of the queries' device. The host waits for the number of positives, on which the memory
-    depends, and, where they do not fit at once, for where to cut.
+    Everything runs in the current stream of the queries' device. The host waits for the number of positives, on which the
+    memory depends, and, where they do not fit at once, for where to cut; with references, for the queries that have any.
 
     Args:
         queries, query_labels, references, reference_labels, ks, metric: on one device; see there.

@@ -1,4 +1,4 @@
-"""Ranks of positives by the compiled extensions, on the CPU and on CUDA devices. The plain definition is in `dmlcore.evaluation.plain`."""
+"""Ranks of positives by the compiled extensions, on the CPU and on CUDA. The plain definition: `dmlcore.evaluation.plain`."""
 
 from __future__ import annotations
 
