@@ -105,5 +105,5 @@ def test_the_ranking(compiler: nvrtc.Compiler, arch: int) -> None:
 
 
 def test_errors_are_those_of_the_compiler(compiler: nvrtc.Compiler) -> None:
-    with pytest.raises(ValueError, match=r"source\.cu\(1\): error"):
+    with pytest.raises(ValueError, match=r"source\.cu\(1\)"):
         cubin(compiler, "#include <vector>\n", 90)
