@@ -15,7 +15,7 @@ import torch
 ROOT = Path(__file__).parents[1]
 sys.path.append(str(ROOT))  # last: an installed package stays what is measured
 
-from benchmarks import measuring  # noqa: E402
+from benchmarks import measuring, report  # noqa: E402
 from benchmarks.gpu import cells, devices, evaluation, losses, tables  # noqa: E402
 
 
@@ -101,6 +101,14 @@ def test_every_table_and_what_it_holds(tmp_path: Path) -> None:
     assert found[0]["value"] == pytest.approx(found[1]["value"], abs=1e-12) and found[0]["gigapairs"] > 0
     assert by["evaluation", "m=4", "faiss-gpu", 40, "highest", "float32"]["status"] in ("ok", "missing")
     assert torch.get_float32_matmul_precision() == "highest"
+
+    page = tmp_path / "page.md"
+    page.write_text("<!-- table: gpu -->\n<!-- end -->\n")
+    text = report.write(page, csv)
+    assert "- device: stand-in" in text and text.count("| five |") >= 2 and "| infonce | memeff | 32 | 8 |" in text
+    assert "| five | 1 / 1 / 1 / 1 | 1 / 1 / 1 / 1 |" in text and "| evaluation | dmlcore | 40 | 8 | 1 |" in text
+    measuring.write([row for row in rows if row["table"] in ("build", "correctness")], csv)
+    assert "missing, not forgotten" in report.write(page, csv)
 
 
 def test_what_time_does_not_allow_is_written_down() -> None:

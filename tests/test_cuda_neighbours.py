@@ -8,6 +8,7 @@ import cuda_emulation
 import pytest
 import torch
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from dmlcore.errors import ConfigError
 from dmlcore.evaluation import metrics, plain, retrieval_metrics
@@ -143,6 +144,20 @@ def test_the_public_measures_take_the_kernels(emulated: ModuleType, monkeypatch:
     assert taken == [80, 20]
     for mine, truth in zip(found, expected, strict=True):
         assert mine == pytest.approx(truth, abs=1e-12)
+
+
+def test_cuda_tensors_go_to_the_cuda_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Tensors that only claim to be on a device: what is asked is where they are sent."""
+    taken = []
+    monkeypatch.setattr(cuda_neighbours, "rank_positives", lambda *arguments, **options: taken.append(options))
+    with FakeTensorMode():
+        x, y = torch.empty(6, 3, device="cuda"), torch.empty(6, dtype=torch.int64, device="cuda")
+        neighbours.rank_positives(x, y, None, None, KS, "cosine", memory=5, few=3)
+        assert taken == [{"memory": 5, "few": 3}]
+        assert neighbours.why_not(x) == extension.reason_against("cuda")
+        assert "meta" in neighbours.why_not(torch.empty(6, 3, device="meta"))
+        monkeypatch.setenv("DML_FUSED", "0")
+        assert "DML_FUSED" in neighbours.why_not(x)
 
 
 def test_too_many_rows_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:

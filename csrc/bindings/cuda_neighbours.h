@@ -48,7 +48,7 @@ template <class T> void add_cuda_ranking(pybind11::module_& m, const char* name)
   using namespace pybind11::literals;
   using R = CudaRanking<T>;
   const auto unlocked = pybind11::call_guard<pybind11::gil_scoped_release>();
-  pybind11::class_<R>(m, name)
+  pybind11::class_<R>(m, name, pybind11::module_local())  // the tests load the emulated kernels beside these
       .def(pybind11::init<uintptr_t, uintptr_t, int64_t, uintptr_t, uintptr_t, int64_t, int64_t, uintptr_t, uintptr_t, uintptr_t,
                           int, bool>(),
            "queries"_a, "query_halves"_a, "query_rows"_a, "references"_a, "reference_halves"_a, "reference_rows"_a, "width"_a,

@@ -19,6 +19,7 @@ from dmlcore.kernels import extension
 MEMORY = 512 << 20
 """Bytes for the similarities of the positives of a run of queries, their counts and what sorting them takes."""
 
+SORTING = 48  # bytes per positive of places and owners, with the sort's own
 MOST_ROWS = 1 << 30
 
 
@@ -91,7 +92,7 @@ class _Ranker:
         self.starts = torch.cat((counts.new_zeros(1), counts.cumsum(0)))  # [Q + 1]
         largest = counts.max() if len(counts) else counts.new_zeros(())
         total, most = torch.stack((self.starts[-1], largest)).tolist()
-        self.runs = self._runs(total, max(memory or MEMORY, 1) // (6 * queries.element_size() + 24))
+        self.runs = self._runs(total, max(memory or MEMORY, 1) // (6 * queries.element_size() + SORTING))
         x, x_halves = self._arranged(queries, self.order, metric)
         r, r_halves = (x, x_halves) if references is None else self._arranged(references, their_order, metric)
         self.held = (x, x_halves, r, r_halves)  # the ranking holds their addresses
