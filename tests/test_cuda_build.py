@@ -55,3 +55,8 @@ def test_refuses_what_it_cannot_run(module) -> None:
         module.Step((0, 0, 0, True), None, 0, 0, 1, [("quadruplet", [0.1])])
     with pytest.raises(ValueError, match="takes the options 'margin'"):
         module.Step((0, 0, 0, True), None, 0, 0, 1, [("triplet_all", [])])
+
+
+def test_the_ranking_is_built(module) -> None:
+    assert module.Ranking32 is not module.Ranking64 and module.most_compared == 16
+    assert [module.ranking_stride(width) for width in (0, 1, 16, 17, 512)] == [16, 16, 16, 32, 512]
