@@ -7,6 +7,7 @@ A plugin is a module (or object) registered under the entry-point group `dmlcore
 from __future__ import annotations
 
 from collections.abc import Iterable
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pluggy
@@ -46,6 +47,12 @@ def dmlcore_models() -> Iterable[type]:  # type: ignore[empty-body]
 @hookspec
 def dmlcore_datasets() -> Iterable[type]:  # type: ignore[empty-body]
     """Data sets by name: subclasses of `dmlcore.data.DataSource`."""
+
+
+@hookspec
+def dmlcore_kernel_headers() -> Iterable[Path | str]:  # type: ignore[empty-body]
+    """Headers of functors that are compiled at run time: paths of files `name.h`, each with `struct name_functors` as those of
+    `csrc/losses`. Needed only where a loss does not name its header itself by `header`, as when several losses share one."""
 
 
 @hookspec

@@ -15,7 +15,9 @@ import pkgutil
 from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib import metadata
+from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import pluggy
 
@@ -152,6 +154,26 @@ def collect(manager: pluggy.PluginManager, kind: str) -> dict[str, Entry]:
                 raise PluginError(f"two plugins claim the {kind} '{name}': {entries[name].owner} and {owner}. Uninstall one.")
             entries[name] = Entry(kind, name, component, owner, version)
     return dict(sorted(entries.items()))
+
+
+@functools.cache
+def kernel_headers() -> tuple[Path, ...]:
+    """Headers of functors that plugins name by `dmlcore_kernel_headers`.
+
+    Raises:
+        PluginError: the hook of a plugin raises, or returns something else than paths.
+    """
+    found: list[Path] = []
+    for implementation in manager().hook.dmlcore_kernel_headers.get_hookimpls():
+        owner = _owner(implementation.plugin_name)[0]
+        try:
+            paths: Any = implementation.function()
+            found += [Path(path) for path in paths]
+        except Exception as error:
+            raise PluginError(
+                f"dmlcore_kernel_headers of {owner} failed: {type(error).__name__}: {error}; it must return paths"
+            ) from error
+    return tuple(found)
 
 
 @functools.cache
