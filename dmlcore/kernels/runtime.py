@@ -49,7 +49,7 @@ class Loaded:
 
 _lock = threading.RLock()
 _loaded: dict[tuple[str, Path], Loaded] = {}  # by level and header
-_failed: dict[tuple[str, Path], str] = {}
+_failed: dict[tuple[str, Path], str] = {}  # by level, or another device, and header
 _libraries: list[ctypes.CDLL] = []  # never unloaded: the table points into them
 
 
@@ -66,13 +66,15 @@ def why_missing(functor: str, header: Path | None, device: str = "cpu") -> str:
         header: the file that lists it; None: a built-in functor, or one of a header that a plugin's hook names.
         device: `cpu` or `cuda`.
     """
-    reason = _why_missing(functor, header)
-    if not reason and functor not in extension.functors(device):
-        reason = f"the functor '{functor}' has no form for {device} tensors"
-    return reason
-
-
-def _why_missing(functor: str, header: Path | None) -> str:
+    if device != "cpu":
+        if header is None:
+            return "" if functor in extension.functors(device) else f"the functor '{functor}' has no form for {device} tensors"
+        reason = "functors compiled at run time are for the CPU; their losses run in plain PyTorch elsewhere"
+        with _lock:
+            if (device, header) not in _failed:
+                _failed[device, header] = reason
+                warnings.warn(f"{header.name}: {reason}", stacklevel=2)
+        return reason
     if functor in extension.functors():
         owner = header_of(functor)
         if header is None or owner == header:
