@@ -1,5 +1,5 @@
-"""Functors of plugins: compiled on first use, equal to their plain form, in the same pass as built-in losses; the folder they are
-kept in; what happens without a compiler, with a broken header, and in two processes at once."""
+"""Functors of plugins: compiled on first use, equal to their plain form, in the same pass as built-in losses; the folder they
+are kept in; what happens without a compiler, with a broken header, and in two processes at once."""
 
 from __future__ import annotations
 
