@@ -6,8 +6,8 @@ A plugin is a module (or object) registered under the entry-point group `dmlcore
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pluggy
@@ -22,6 +22,18 @@ hookimpl = pluggy.HookimplMarker("dmlcore")
 @hookspec
 def dmlcore_losses() -> Iterable[type]:  # type: ignore[empty-body]
     """Loss classes: subclasses of `dmlcore.losses.Loss`, each with `name` and `Options`."""
+
+
+@hookspec
+def dmlcore_kernel_headers() -> Iterable[str | os.PathLike[str]]:  # type: ignore[empty-body]
+    """Fused forms of losses: C++ headers that keep the contract of `csrc/dml/contract.h`.
+
+    A loss can name its own header by the class attribute `header` instead; this hook is for headers that several losses share.
+
+    Returns:
+        Paths of files `NAME.h`, each ending with `struct NAME_functors`. A loss runs functor NAME by returning
+        `FunctorCall(NAME, options)` from `functor_call`.
+    """
 
 
 @hookspec
@@ -47,12 +59,6 @@ def dmlcore_models() -> Iterable[type]:  # type: ignore[empty-body]
 @hookspec
 def dmlcore_datasets() -> Iterable[type]:  # type: ignore[empty-body]
     """Data sets by name: subclasses of `dmlcore.data.DataSource`."""
-
-
-@hookspec
-def dmlcore_kernel_headers() -> Iterable[Path | str]:  # type: ignore[empty-body]
-    """Headers of functors that are compiled at run time: paths of files `name.h`, each with `struct name_functors` as those of
-    `csrc/losses`. Needed only where a loss does not name its header itself by `header`, as when several losses share one."""
 
 
 @hookspec
