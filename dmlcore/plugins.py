@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import pluggy
 
@@ -165,7 +166,8 @@ def kernel_headers(manager: pluggy.PluginManager) -> dict[Path, str]:
     for implementation in manager.hook.dmlcore_kernel_headers.get_hookimpls():
         owner, _ = _owner(implementation.plugin_name)
         try:
-            paths = [Path(path) for path in implementation.function()]
+            offered: Any = implementation.function()
+            paths = [Path(path) for path in offered]
         except Exception as error:
             raise PluginError(f"dmlcore_kernel_headers of {owner} failed: {type(error).__name__}: {error}") from error
         for path in paths:
