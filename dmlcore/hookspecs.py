@@ -6,6 +6,7 @@ A plugin is a module (or object) registered under the entry-point group `dmlcore
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
@@ -21,6 +22,18 @@ hookimpl = pluggy.HookimplMarker("dmlcore")
 @hookspec
 def dmlcore_losses() -> Iterable[type]:  # type: ignore[empty-body]
     """Loss classes: subclasses of `dmlcore.losses.Loss`, each with `name` and `Options`."""
+
+
+@hookspec
+def dmlcore_kernel_headers() -> Iterable[str | os.PathLike[str]]:  # type: ignore[empty-body]
+    """Fused forms of losses: C++ headers that keep the contract of `csrc/dml/contract.h`.
+
+    A loss can name its own header by the class attribute `header` instead; this hook is for headers that several losses share.
+
+    Returns:
+        Paths of files `NAME.h`, each ending with `struct NAME_functors`. A loss runs functor NAME by returning
+        `FunctorCall(NAME, options)` from `functor_call`.
+    """
 
 
 @hookspec

@@ -15,7 +15,9 @@ import pkgutil
 from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib import metadata
+from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import pluggy
 
@@ -152,6 +154,27 @@ def collect(manager: pluggy.PluginManager, kind: str) -> dict[str, Entry]:
                 raise PluginError(f"two plugins claim the {kind} '{name}': {entries[name].owner} and {owner}. Uninstall one.")
             entries[name] = Entry(kind, name, component, owner, version)
     return dict(sorted(entries.items()))
+
+
+def kernel_headers(manager: pluggy.PluginManager) -> dict[Path, str]:
+    """The headers that the hook `dmlcore_kernel_headers` offers, and their owners.
+
+    Raises:
+        PluginError: a path that is no file `NAME.h`.
+    """
+    found: dict[Path, str] = {}
+    for implementation in manager.hook.dmlcore_kernel_headers.get_hookimpls():
+        owner, _ = _owner(implementation.plugin_name)
+        try:
+            offered: Any = implementation.function()
+            paths = [Path(path) for path in offered]
+        except Exception as error:
+            raise PluginError(f"dmlcore_kernel_headers of {owner} failed: {type(error).__name__}: {error}") from error
+        for path in paths:
+            if path.suffix != ".h" or not path.is_file():
+                raise PluginError(f"dmlcore_kernel_headers of {owner} names {path}, which is no file NAME.h")
+            found[path.resolve()] = owner
+    return found
 
 
 @functools.cache
