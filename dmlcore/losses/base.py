@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from dmlcore.config import build_options
 from dmlcore.errors import ConfigError
-from dmlcore.kernels import FunctorCall, Pass, Relations, fused_passes, partner_functors, reason_against, why_missing
+from dmlcore.kernels import FunctorCall, Pass, Relations, functors, fused_passes, partner_functors, reason_against, why_missing
 from dmlcore.losses.geometry import unit
 from dmlcore.losses.mining import Compared, Extremes, Measure, Miner, Mining, WindowMiner, Windows, build_miner
 from dmlcore.losses.relations import Positives, Relation, label_matrix, positives_of, related, share_a_label

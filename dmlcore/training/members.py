@@ -57,6 +57,7 @@ def choose_members(
         diversity=None,
         head_dropout=0.0,
         head_classes=1.0,
+        head_augment=False,
         compress=0,
         student=0,
         serve=None,

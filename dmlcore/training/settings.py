@@ -36,7 +36,7 @@ CHOOSING = (
 class Settings:
     """The settings of a training run, apart from the options of its losses, model and data."""
 
-    plugins: tuple[str, ...] = ("ms", "proxy_anchor", "triplet")
+    plugins: tuple[str, ...] = ("circle", "binomial_deviance", "sup_con")
     """Losses to train with, separated by commas. A loss named twice is used twice; its second options are `NAME_2`. `auto`
     tries losses and values of their main option on the validation classes first and takes those near the best."""
     auto_losses: tuple[str, ...] | None = None
@@ -53,7 +53,8 @@ class Settings:
     """`shared`: one embedding for all losses; `heads`: a linear head for each. The published methods: `wel` is `shared` with
     learned weights and classifiers on the trunk's features, `wedl` is `heads` with learned weights and a diversity term."""
     weighting: str | None = None
-    """How the losses are weighed against each other (default: `fixed`; with `wel` and `wedl` `floor_square_penalty`)."""
+    """How the losses are weighed against each other (default: `equal_gradient_norms` for several losses on one embedding, unless
+    `weights` are given or one is a regulariser of norms; with `wel` and `wedl` `floor_square_penalty`; else `fixed`)."""
     weights: tuple[float, ...] | None = None
     """Weight of each loss, in the order of `plugins` (default: 1 each)."""
     classifier: Literal["embedding", "features"] | None = None
@@ -191,6 +192,15 @@ class Settings:
         """Whether each loss has a head of its own."""
         return self.ensemble in ("heads", "wedl")
 
+    def _pull_equally(self) -> bool:
+        """Whether gradients of equal norm are the default: docs/ensembles.md says why. A regulariser's is not to equal a loss's."""
+        from dmlcore import plugins
+        from dmlcore.losses import NormLoss
+
+        if self.has_heads or self.weights is not None or len(self.plugins) < 2:
+            return False
+        return not any(issubclass(plugins.find("loss", name).component, NormLoss) for name in self.plugins)
+
     def resolved(self) -> Settings:
         """The same with what is left open written out: what `ensemble` implies, and the lengths of embeddings."""
         published = self.ensemble in ("wel", "wedl")
@@ -200,7 +210,7 @@ class Settings:
         implied: dict[str, Any] = {
             "compress": compress,
             "embedding_dim": WIDER * compress if compress and not published else LENGTH,
-            "weighting": "floor_square_penalty" if published else "fixed",
+            "weighting": "floor_square_penalty" if published else "equal_gradient_norms" if self._pull_equally() else "fixed",
             "classifier": "features" if self.ensemble == "wel" else "embedding",
             "diversity": "distance" if self.ensemble == "wedl" else "off",
             "serve": "compressed" if compress else "student" if self.student else "whole",
