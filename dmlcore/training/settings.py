@@ -53,8 +53,8 @@ class Settings:
     """`shared`: one embedding for all losses; `heads`: a linear head for each. The published methods: `wel` is `shared` with
     learned weights and classifiers on the trunk's features, `wedl` is `heads` with learned weights and a diversity term."""
     weighting: str | None = None
-    """How the losses are weighed against each other (default: `equal_gradient_norms` for several losses on one embedding, unless
-    `weights` are given or one is a regulariser of norms; with `wel` and `wedl` `floor_square_penalty`; else `fixed`)."""
+    """How the losses are weighed against each other (default: `equal_gradient_norms` for several losses on one embedding,
+    unless `weights` are given or one is a regulariser of norms; with `wel` and `wedl` `floor_square_penalty`; else `fixed`)."""
     weights: tuple[float, ...] | None = None
     """Weight of each loss, in the order of `plugins` (default: 1 each)."""
     classifier: Literal["embedding", "features"] | None = None
@@ -193,7 +193,7 @@ class Settings:
         return self.ensemble in ("heads", "wedl")
 
     def _pull_equally(self) -> bool:
-        """Whether gradients of equal norm are the default: docs/ensembles.md says why. A regulariser's is not to equal a loss's."""
+        """Whether gradients of equal norm are the default: docs/ensembles.md says why. A regulariser must not pull like a loss."""
         from dmlcore import plugins
         from dmlcore.losses import NormLoss
 
