@@ -17,7 +17,7 @@ from cyclopts import App, CycloptsError
 from cyclopts.exceptions import UnknownOptionError
 
 import dmlcore
-from dmlcore import console
+from dmlcore import console, plugins
 from dmlcore.description import describe_components, describe_system
 from dmlcore.errors import ConfigError, DmlcoreError, suggestion
 from dmlcore.flags import command, component_flags, flag, given, settings_flags
@@ -45,7 +45,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     tokens = list(sys.argv[1:] if argv is None else argv)
     debug = "--debug" in tokens
     try:
-        return _Commands(tokens).run()
+        with plugins.blaming():
+            return _Commands(tokens).run()
     except KeyboardInterrupt as interrupt:
         console.fail(str(interrupt) or "interrupted", debug=debug)
         return 130
@@ -88,8 +89,6 @@ class _Commands:
         for name, make in makers.items():
             self.app.command(make(), name=name)
         if self.word and self.word not in makers:
-            from dmlcore import plugins
-
             plugins.manager().hook.dmlcore_commands(app=self.app)
         try:
             status = self.app(self.tokens, exit_on_error=False, print_error=False)

@@ -15,6 +15,7 @@ FLOORS = {
     "errors": 0,
     "hookspecs": 0,
     "config": 1,
+    "plugin_files": 1,
     "plugins": 2,
     "kernels": 3,
     "losses": 4,
@@ -24,11 +25,13 @@ FLOORS = {
     "evaluation": 6,
     "testing": 6,
     "training": 7,
+    "authoring": 8,
     "description": 8,
     "flags": 9,
     "console": 10,
-    "cli": 11,
-    "__main__": 12,
+    "plugin_commands": 11,
+    "cli": 12,
+    "__main__": 13,
     "__init__": -1,
 }
 SOURCES = sorted(PACKAGE.rglob("*.py"))
