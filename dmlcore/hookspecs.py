@@ -28,8 +28,8 @@ def dmlcore_losses() -> Iterable[type]:  # type: ignore[empty-body]
     Returns:
         Subclasses of `dmlcore.losses.Loss`, each with `name` and `Options`. `forward` takes embeddings `[B, D]` floating point
         and labels `[B]` int64, with `references` `[N, D]` and `reference_labels` `[N]` where the batch is compared with others,
-        and returns a scalar. A `PairLoss` writes `row_values` instead: similarities `[A, N]`, bool masks `[A, N]` in, values and
-        counts `[V, A]` out.
+        and returns a scalar. A `PairLoss` writes `row_values` instead: similarities `[A, N]` and bool masks `[A, N]` in, values
+        and counts `[V, A]` out.
     """
 
 

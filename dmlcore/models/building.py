@@ -21,8 +21,8 @@ def find_trunk(name: str | None, kind: str) -> tuple[type[Trunk], dict[str, Any]
     """The trunk class a name means, and the options that follow from it.
 
     Args:
-        name: a trunk's name; `FILE.py:CLASS`; `torchvision/ARCH` or, when no trunk is called so, ARCH alone for the torchvision trunk ARCH;
-            None for the default of the kind of data.
+        name: a trunk's name; `FILE.py:CLASS`; `torchvision/ARCH` or, when no trunk is called so, ARCH alone for the torchvision
+            trunk ARCH; None for the default of the kind of data.
         kind: `images` or `features`.
 
     Raises:

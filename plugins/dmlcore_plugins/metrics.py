@@ -18,11 +18,11 @@ CELLS = 1 << 22  # similarities held at a time
 class Uniformity(Metric):
     """How close samples of one class lie and how evenly all of them fill the sphere; for both, lower is better.
 
-    `alignment = mean over pairs of one class of |x - y|^2`, `uniformity = log(mean over all pairs of exp(-t |x - y|^2))`, x and y
-    of unit norm, never a sample with itself. O(N^2 D) time, bounded memory.
+    `alignment = mean over pairs of one class of |x - y|^2`, `uniformity = log(mean over all pairs of exp(-t |x - y|^2))`, x and
+    y of unit norm, never a sample with itself. O(N^2 D) time, bounded memory.
 
-    Source: Wang, Isola, "Understanding Contrastive Representation Learning through Alignment and Uniformity on the Hypersphere",
-    ICML 2020, section 4.1, with alpha = 2.
+    Source: Wang, Isola, "Understanding Contrastive Representation Learning through Alignment and Uniformity on the
+    Hypersphere", ICML 2020, section 4.1, with alpha = 2.
     """
 
     name = "uniformity"
