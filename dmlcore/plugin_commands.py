@@ -1,11 +1,10 @@
-"""`dmlcore plugins` and its sub-commands for authors: new, check, bench, hooks. The work is done by `authoring` and `testing`."""
+"""`dmlcore plugins` and its sub-commands for authors: new, check, bench, hooks. `authoring` and `testing` do the work."""
 
 from __future__ import annotations
 
 import dataclasses
 import os
 from pathlib import Path
-from typing import Any
 
 from cyclopts import App
 

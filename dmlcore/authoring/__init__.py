@@ -6,12 +6,12 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from dmlcore.authoring.bench import bench
     from dmlcore.authoring.packages import create_package
     from dmlcore.authoring.reference import hook_reference, write_reference
+    from dmlcore.authoring.timing import bench
 
 _HOMES = {
-    "bench": "bench",
+    "bench": "timing",
     "create_package": "packages",
     "hook_reference": "reference",
     "write_reference": "reference",

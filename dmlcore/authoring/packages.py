@@ -31,8 +31,9 @@ _USE = {
     "logger": "dmlcore train --loggers $name --steps 50",
 }
 _FUSED_NOTE = """
-`$module/$name.h` is the fused form: it is compiled when the loss is first used, runs in the same pass as the losses of dmlcore, and
-must give what `row_values` defines (`dmlcore plugins check $name` compares them). Where it cannot be compiled, the plain form runs.
+`$module/$name.h` is the fused form: it is compiled when the loss is first used, runs in the same pass as the losses of dmlcore,
+and must give what `row_values` defines (`dmlcore plugins check $name` compares them). Where it cannot be compiled, the plain
+form runs.
 """
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import re
+import textwrap
 from pathlib import Path
 
 from dmlcore import hookspecs, plugins
@@ -63,8 +64,19 @@ def _paragraph(name: str) -> str:
         parts.append(f"Built in: {', '.join(builtin)}.")
     elif name.removeprefix("dmlcore_") in _EVENTS:
         parts.append("An event: a plugin that raises here is warned about once, and training goes on.")
-    return "\n\n".join(parts)
+    return "\n\n".join(_wrapped(part) for part in parts)
 
 
 def _flowing(text: str) -> str:
     return " ".join(text.split())
+
+
+def _wrapped(part: str) -> str:
+    """Lines of the docs' width; a list keeps its items apart."""
+    lines = part.splitlines() if part.startswith("- ") else part.split("\n\n")
+    indent = "  " if part.startswith("- ") else ""
+    filled = [
+        textwrap.fill(_flowing(line), 128, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False)
+        for line in lines
+    ]
+    return ("\n" if indent else "\n\n").join(filled)

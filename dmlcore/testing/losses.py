@@ -179,7 +179,8 @@ class _Checks:
 
     def inputs(self) -> str | None:
         x, y = self.x.clone(), self.y.clone()
-        value, _ = _gradients(self.create(), x, y)
+        with torch.no_grad():
+            value = self.create()(x, y)
         if not torch.equal(x, self.x) or not torch.equal(y, self.y):
             return "forward changes its arguments in place"
         with torch.no_grad():

@@ -78,7 +78,11 @@ def train(
             state = checkpoints.load(folder.checkpoints, checkpoint, instead=("last", "previous"))
     else:
         config = config or RunConfig.create(**given)
-        folder = RunFolder.choose(out, config.settings.plugins)
+        tables = [
+            (table, component.name) for table, component in config.chosen.items() if component.kind == "loss"
+        ]  # none with `plugins = auto`
+        names = [table if plugins.plugin_files.is_reference(name) else name for table, name in tables]
+        folder = RunFolder.choose(out, names or config.settings.plugins)
     with plugins.blaming():
         return _train(config, folder, [*built(config, "logger"), *loggers], state)
 

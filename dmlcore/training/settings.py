@@ -177,9 +177,7 @@ class Settings:
             defaults = {f.name: f.default for f in dataclasses.fields(Settings) if f.name.startswith("auto_")}
             idle = [name for name, default in defaults.items() if getattr(self, name) != default]
             if idle:
-                raise ConfigError(
-                    f"{idle[0]} is given, but plugins is {','.join(self.plugins)}; it is of use with plugins = auto"
-                )
+                raise ConfigError(f"{idle[0]} is given, but it is for plugins = auto, and plugins is {','.join(self.plugins)}")
         check_range("auto_within", self.auto_within, least=0)
         for name in (
             "auto_trials",

@@ -42,7 +42,7 @@ def bench(
         options: options by name.
 
     Returns:
-        `loss`, `options`, `samples`, `dimensions`, `device`, `threads`, `is_fused`, `why_not_fused`, and `rows`: per form `form`,
+        `loss`, `options`, `samples`, `dimensions`, `device`, `threads`, `is_fused`, `why_not_fused`, and `rows`: `form`,
         `milliseconds` (median), `fast`, `slow` (20 and 80 % quantiles), `repeats`, `ratio` (to the bare products), or `failed`,
         the reason why it was not timed.
 
