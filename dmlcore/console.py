@@ -182,7 +182,7 @@ def _fused(entry: dict[str, Any], short: bool = False) -> str:
     if entry.get("is_fused") is None:
         return ""
     if entry["is_fused"]:
-        return "yes"
+        return ", ".join(entry["fused_on"])
     return "no" if short else f"no, {entry['why_not_fused']}"
 
 

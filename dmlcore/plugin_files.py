@@ -39,6 +39,12 @@ def absolute(reference: str) -> str:
     return str(Path(path).expanduser().resolve()) + (f":{name}" if name else "")
 
 
+def means(reference: str, file: str | None, name: str) -> bool:
+    """Whether a reference means the class `name` of a file."""
+    path, wanted = _parts(absolute(reference))
+    return file is not None and wanted == name and Path(file).resolve() == Path(path)
+
+
 def load(reference: str, kind: str, base: str) -> Any:
     """The class a reference means.
 

@@ -13,6 +13,7 @@ import functools
 import importlib
 import os
 import pkgutil
+import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from importlib import metadata
@@ -197,6 +198,10 @@ def find(kind: str, name: str) -> Entry:
 
 
 def _in_a_file(kind: str, reference: str) -> Entry:
+    for entry in registry(kind).values():
+        module = sys.modules.get(entry.component.__module__)
+        if plugin_files.means(reference, getattr(module, "__file__", None), entry.component.__name__):
+            return entry  # the file is an installed plugin: one class, whatever it is called by
     component = plugin_files.load(reference, kind, BASES[kind])
     known = registry(kind).get(component.name)
     if known is not None:
