@@ -83,9 +83,10 @@ class _Commands:
 
     def run(self) -> int:
         makers = {"train": self._train, "eval": self._eval, "embed": self._embed, "plugins": plugins_app, "info": self._info}
+        self.app.command(self._kernels(), name="kernels")
         for name, make in makers.items():
             self.app.command(make(), name=name)
-        if self.word and self.word not in makers:
+        if self.word and self.word not in {*makers, "kernels"}:
             plugins.manager().hook.dmlcore_commands(app=self.app)
         try:
             status = self.app(self.tokens, exit_on_error=False, print_error=False)
@@ -243,6 +244,39 @@ class _Commands:
             ],
             "Write the embeddings of data as an .npz file.",
         )
+
+    def _kernels(self) -> App:
+        """The commands about functors that are compiled at run time."""
+
+        def kept(*, json: bool, debug: bool) -> int:
+            from dmlcore.kernels import kept_functors
+
+            found = kept_functors()
+            console.show_json(found) if json else console.show_kernels(found)
+            return 0
+
+        def build(names: tuple[str, ...], *, json: bool, debug: bool) -> int:
+            from dmlcore.kernels import build_functors
+
+            found = build_functors(names)
+            console.show_json({"built": found}) if json else console.show_built(found)
+            return 1 if any(one["error"] for one in found) else 0
+
+        def clear(names: tuple[str, ...], *, json: bool, debug: bool) -> int:
+            from dmlcore.kernels import clear_functors
+
+            gone = clear_functors(names)
+            console.show_json({"removed": gone}) if json else console.show(f"removed: {', '.join(gone) or 'nothing'}")
+            return 0
+
+        text = "Functors of plugins, compiled on first use: what is kept, compile now, remove."
+        app = App(name="kernels", help=text, result_action="return_value", suppress_keyboard_interrupt=False)
+        words = flag("names", tuple[str, ...], "Losses or headers (default: all).", is_positional=True).replace(default=())
+        app.command(command(kept, COMMON, "List the compiled functors that are kept, and where."), name="list")
+        app.command(command(build, [words, *COMMON], "Compile the functors of installed losses or of headers."), name="build")
+        words = flag("names", tuple[str, ...], "Headers, without `.h` (default: all).", is_positional=True).replace(default=())
+        app.command(command(clear, [words, *COMMON], "Remove compiled functors; what runs keeps its own."), name="clear")
+        return app
 
     def _info(self) -> Callable[..., int]:
         def info(*, json: bool, debug: bool) -> int:

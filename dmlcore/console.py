@@ -178,6 +178,30 @@ def show_bench(result: dict[str, Any]) -> None:
             show(f"{row['form']} failed: {row['failed']}")
 
 
+def show_kernels(found: dict[str, Any]) -> None:
+    """The compiled functors that are kept, a line each."""
+    if found["kernels"]:
+        table = _table("functors", "header", "state", "level", "compiler", "KB", "made")
+        for one in found["kernels"]:
+            size = f"{one['bytes'] / 1000:.0f}"
+            names = ", ".join(one["functors"])
+            table.add_row(names, one["header"], one["state"], one["level"], one["compiler"], size, one["made"])
+        _stdout().print(table)
+    show(f"{len(found['kernels'])} kept in {found['folder']}")
+
+
+def show_built(found: list[dict[str, Any]]) -> None:
+    """What was compiled, was there already, or was refused, a line each."""
+    for one in found:
+        if one["error"]:
+            show(f"{one['header']}: {one['error']}")
+        else:
+            done = f"compiled in {one['seconds']:.1f} s" if one["compiled"] else "there already"
+            show(f"{one['header']}: {', '.join(one['functors'])} for {one['level']}, {done}")
+    if not found:
+        show("No installed loss has a header to compile.")
+
+
 def _fused(entry: dict[str, Any], short: bool = False) -> str:
     if entry.get("is_fused") is None:
         return ""

@@ -177,6 +177,26 @@ def collect(manager: pluggy.PluginManager, kind: str) -> dict[str, Entry]:
 
 
 @functools.cache
+def kernel_headers() -> tuple[Path, ...]:
+    """Headers of functors that plugins name by `dmlcore_kernel_headers`.
+
+    Raises:
+        PluginError: the hook of a plugin raises, or returns something else than paths.
+    """
+    found: list[Path] = []
+    for implementation in manager().hook.dmlcore_kernel_headers.get_hookimpls():
+        owner = _owner(implementation.plugin_name)[0]
+        try:
+            paths: Any = implementation.function()
+            found += [Path(path) for path in paths]
+        except Exception as error:
+            raise PluginError(
+                f"dmlcore_kernel_headers of {owner} failed: {type(error).__name__}: {error}; it must return paths"
+            ) from error
+    return tuple(found)
+
+
+@functools.cache
 def registry(kind: str) -> dict[str, Entry]:
     """Everything of one kind that is installed, by name."""
     return collect(manager(), kind)
@@ -209,26 +229,6 @@ def _in_a_file(kind: str, reference: str) -> Entry:
             f"{reference} is called '{component.name}', but {known.owner} has a {kind} of that name. Give it another `name`."
         )
     return Entry(kind, component.name, component, plugin_files.absolute(reference), "")
-
-
-def kernel_headers(manager: pluggy.PluginManager) -> dict[Path, str]:
-    """The headers that the hook `dmlcore_kernel_headers` offers, and their owners.
-
-    Raises:
-        PluginError: a path that is no file `NAME.h`.
-    """
-    found: dict[Path, str] = {}
-    for implementation in manager.hook.dmlcore_kernel_headers.get_hookimpls():
-        owner, _ = _owner(implementation.plugin_name)
-        try:
-            paths = [Path(path) for path in implementation.function()]
-        except Exception as error:
-            raise PluginError(f"dmlcore_kernel_headers of {owner} failed: {type(error).__name__}: {error}") from error
-        for path in paths:
-            if path.suffix != ".h" or not path.is_file():
-                raise PluginError(f"dmlcore_kernel_headers of {owner} names {path}, which is no file NAME.h")
-            found[path.resolve()] = owner
-    return found
 
 
 def call_event(event: str, failed: Callable[[str, Exception], None], **arguments: Any) -> None:
