@@ -123,7 +123,6 @@ def dmlcore_metrics() -> Iterable[type]:  # type: ignore[empty-body]
     """
 
 
-
 @hookspec
 def dmlcore_loggers() -> Iterable[type]:  # type: ignore[empty-body]
     """Receivers of training records: what `--loggers` can name.

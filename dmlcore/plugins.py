@@ -176,24 +176,24 @@ def collect(manager: pluggy.PluginManager, kind: str) -> dict[str, Entry]:
     return dict(sorted(entries.items()))
 
 
-@functools.cache
-def kernel_headers() -> tuple[Path, ...]:
-    """Headers of functors that plugins name by `dmlcore_kernel_headers`.
+def kernel_headers(manager: pluggy.PluginManager) -> dict[Path, str]:
+    """The headers that the hook `dmlcore_kernel_headers` offers, and their owners.
 
     Raises:
-        PluginError: the hook of a plugin raises, or returns something else than paths.
+        PluginError: a path that is no file `NAME.h`.
     """
-    found: list[Path] = []
-    for implementation in manager().hook.dmlcore_kernel_headers.get_hookimpls():
-        owner = _owner(implementation.plugin_name)[0]
+    found: dict[Path, str] = {}
+    for implementation in manager.hook.dmlcore_kernel_headers.get_hookimpls():
+        owner, _ = _owner(implementation.plugin_name)
         try:
-            paths: Any = implementation.function()
-            found += [Path(path) for path in paths]
+            paths = [Path(path) for path in implementation.function()]
         except Exception as error:
-            raise PluginError(
-                f"dmlcore_kernel_headers of {owner} failed: {type(error).__name__}: {error}; it must return paths"
-            ) from error
-    return tuple(found)
+            raise PluginError(f"dmlcore_kernel_headers of {owner} failed: {type(error).__name__}: {error}") from error
+        for path in paths:
+            if path.suffix != ".h" or not path.is_file():
+                raise PluginError(f"dmlcore_kernel_headers of {owner} names {path}, which is no file NAME.h")
+            found[path.resolve()] = owner
+    return found
 
 
 @functools.cache

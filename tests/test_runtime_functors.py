@@ -405,21 +405,18 @@ def test_the_commands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: p
 def test_dmlcore_kernel_headers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = header(tmp_path, "toy_hooked")
     offered: list[Any] = [path]
-    hook = types.SimpleNamespace(dmlcore_kernel_headers=dmlcore.hookimpl(lambda: offered[0] and [offered[0]]))
+    hook = types.SimpleNamespace(dmlcore_kernel_headers=dmlcore.hookimpl(lambda: list(offered)))
     manager = plugins.new_manager()
     plugins.register(manager, hook, "mine")
     monkeypatch.setattr(plugins, "manager", lambda: manager)
-    try:
-        plugins.kernel_headers.cache_clear()
-        unnamed = loss_class(path)
-        unnamed.header = None
-        assert unnamed().is_fused, unnamed().why_not_fused
-        plugins.kernel_headers.cache_clear()
-        offered[0] = 3
-        with pytest.raises(PluginError, match="dmlcore_kernel_headers of mine failed: TypeError"):
-            plugins.kernel_headers()
-    finally:
-        plugins.kernel_headers.cache_clear()
+    unnamed = loss_class(path)
+    unnamed.header = None
+    assert unnamed().is_fused, unnamed().why_not_fused
+    assert plugins.kernel_headers(manager) == {path: "mine"}
+    for wrong, words in ((3, "failed: TypeError"), (tmp_path / "none.h", "which is no file NAME.h")):
+        offered[0] = wrong
+        with pytest.raises(PluginError, match=words):
+            plugins.kernel_headers(manager)
 
 
 def test_an_installed_package_brings_the_headers(tmp_path: Path) -> None:

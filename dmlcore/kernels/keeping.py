@@ -79,7 +79,7 @@ def _chosen(names: Sequence[str]) -> list[Path]:
     losses = {name: _header(entry.component) for name, entry in plugins.registry("loss").items()}
     if not names:
         found = [header for header in losses.values() if header is not None]
-        return sorted({*found, *(path.resolve() for path in plugins.kernel_headers())})
+        return sorted({*found, *plugins.kernel_headers(plugins.manager())})
     chosen = []
     for name in names:
         if name.endswith(".h"):

@@ -169,7 +169,7 @@ def facts() -> dict[str, Any]:
 def _offered() -> list[Path]:
     from dmlcore import plugins
 
-    return [Path(path).resolve() for path in plugins.kernel_headers()]
+    return list(plugins.kernel_headers(plugins.manager()))
 
 
 def _may_list(header: Path, functor: str) -> bool:
