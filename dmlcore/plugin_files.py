@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import importlib
 import importlib.util
 import os
-import pydoc
 import sys
 from pathlib import Path
 from types import ModuleType
@@ -61,7 +61,8 @@ def load(reference: str, kind: str, base: str) -> Any:
     if not os.path.isfile(path):
         raise ConfigError(f"there is no file {path} (from '{reference}'), which should hold the {kind}")
     module = _module(path, os.stat(path).st_mtime_ns)
-    parent = pydoc.locate(base)
+    room, _, base_name = base.rpartition(".")
+    parent = getattr(importlib.import_module(room), base_name)
     assert isinstance(parent, type)
     classes = {
         key: value for key, value in vars(module).items() if isinstance(value, type) and value.__module__ == module.__name__

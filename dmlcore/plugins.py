@@ -186,7 +186,8 @@ def kernel_headers(manager: pluggy.PluginManager) -> dict[Path, str]:
     for implementation in manager.hook.dmlcore_kernel_headers.get_hookimpls():
         owner, _ = _owner(implementation.plugin_name)
         try:
-            paths = [Path(path) for path in implementation.function()]
+            offered: Any = implementation.function()
+            paths = [Path(path) for path in offered]
         except Exception as error:
             raise PluginError(f"dmlcore_kernel_headers of {owner} failed: {type(error).__name__}: {error}") from error
         for path in paths:
@@ -263,7 +264,10 @@ def blaming(consequence: Callable[[], str] | None = None) -> Iterator[None]:
     except DmlcoreError:
         raise
     except Exception as error:
-        who = _who_is_behind(error)
+        try:
+            who = _who_is_behind(error)
+        except DmlcoreError:  # plugins that cannot be listed must not hide what happened
+            who = ""
         if not who:
             raise
         raise PluginError(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-import pydoc
+import importlib
 from collections.abc import Callable
 from typing import Any
 
@@ -33,7 +33,8 @@ def kind_of(component: type) -> str:
         ConfigError: it derives from none of them.
     """
     for kind, dotted in plugins.BASES.items():
-        base: Any = pydoc.locate(dotted)
+        room, _, name = dotted.rpartition(".")
+        base: Any = getattr(importlib.import_module(room), name)
         if isinstance(component, type) and issubclass(component, base):
             return kind
     raise ConfigError(f"{component!r} derives from none of {', '.join(plugins.BASES.values())}")
@@ -88,7 +89,7 @@ def _has_options(component: type, kind: str, given: dict[str, Any]) -> str | Non
     options: Any = getattr(component, "Options", None)
     if options is None:
         return None if kind == "logger" else "the class needs `Options`, a dataclass; it may inherit it"
-    if not dataclasses.is_dataclass(options):
+    if not isinstance(options, type) or not dataclasses.is_dataclass(options):
         return "`Options` must be a dataclass"
     names = [field.name for field in dataclasses.fields(options)]
     silent = [name for name in names if not option_help(options).get(name)]

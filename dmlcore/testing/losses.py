@@ -146,6 +146,8 @@ class _Checks:
         before = extension.info()["cpu"]["level"]
         try:
             extension.use_level(level)
+            if not loss.is_fused:
+                return f"it is fused with {before}, but not with {level}: {loss.why_not_fused}"
             return self.fused_is_plain("cpu") or self.fused_is_plain("cpu", torch.float32, 1e-4)
         finally:
             extension.use_level(before)
