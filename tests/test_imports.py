@@ -23,7 +23,7 @@ FLOORS = {
     "data": 5,
     "models": 5,
     "evaluation": 6,
-    "testing": 6,
+    "testing": 7,
     "training": 7,
     "authoring": 8,
     "description": 8,
