@@ -311,11 +311,16 @@ def test_a_name_that_is_not_there(tmp_path: Path, mine: Any) -> None:
     assert "toy_named.h lists no functor 'toy_named', but toy_other_name" in loss_class(path)().why_not_fused
     with pytest.warns(UserWarning, match="there is no header"):
         assert not loss_class(tmp_path / "toy_gone.h")().is_fused
+    (tmp_path / 'a"b').mkdir()
+    with pytest.raises(PluginError, match="such characters"):
+        runtime.build(header(tmp_path / 'a"b', "toy_quoted"))
     other = loss_class(header(tmp_path, "toy_mine"))()  # of another folder
     assert "has the name of one of" in other.why_not_fused and str(mine.functor_header()) in other.why_not_fused
 
 
-@pytest.mark.parametrize("environment", [{"CXX": "/nowhere/g++"}, {"CXX": "", "PATH": "/nowhere"}])
+@pytest.mark.parametrize(
+    "environment", [{"CXX": "/nowhere/g++"}, {"CXX": "", "PATH": "/nowhere"}, {"CXX": "g++ '", "X": "", "Y": ""}]
+)
 def test_without_a_compiler_the_plain_form_runs(
     environment: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -324,7 +329,7 @@ def test_without_a_compiler_the_plain_form_runs(
     loss, (x, y) = loss_class(header(tmp_path, f"toy_lone_{len(environment)}"))(), batch()
     with pytest.warns(UserWarning, match="many times slower") as warned:
         assert torch.equal(loss(x, y), loss.reference(x, y))
-        assert not loss.is_fused and re.search("no C.. compiler|is not found", loss.why_not_fused)
+        assert not loss.is_fused and re.search("no C.. compiler|is not found|is no command", loss.why_not_fused)
     assert len(warned) == 1
 
 

@@ -37,7 +37,11 @@ class Compiler:
 def find_compiler() -> Compiler | str:
     """The compiler that `CXX` names, else the first of `g++`, `c++`, `clang++`; or the reason why there is none."""
     named = os.environ.get("CXX", "").strip()
-    words = shlex.split(named) if named else [next((name for name in ("g++", "c++", "clang++") if shutil.which(name)), "")]
+    try:
+        given = shlex.split(named)
+    except ValueError as error:
+        return f"CXX is no command: {error}"
+    words = given if given else [next((name for name in ("g++", "c++", "clang++") if shutil.which(name)), "")]
     if not words[0]:
         return "there is no C++ compiler; install g++ or clang++, or set CXX"
     found = [shutil.which(word) if not word.startswith("-") else None for word in words]

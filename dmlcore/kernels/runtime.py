@@ -76,8 +76,8 @@ def why_missing(functor: str, header: Path | None, device: str = "cpu") -> str:
                 warnings.warn(f"{header.name}: {reason}", stacklevel=2)
         return reason
     if functor in extension.functors():
-        owner = header_of(functor)
-        if header is None or owner == header:
+        owner = None if header is None else header_of(functor)
+        if owner == header:
             return ""
         return f"the functor '{functor}' of {header} has the name of one {f'of {owner}' if owner else 'that is built in'}"
     if extension.cpu() is None:
@@ -95,7 +95,8 @@ def why_missing(functor: str, header: Path | None, device: str = "cpu") -> str:
 def header_of(functor: str) -> Path | None:
     """The header that brought a functor at the instruction set in use; None for those that are built in."""
     level = extension.level()
-    return next((one.header for (at, _), one in _loaded.items() if at == level and functor in one.functors), None)
+    joined = list(_loaded.items())  # another thread may be adding to them
+    return next((one.header for (at, _), one in joined if at == level and functor in one.functors), None)
 
 
 def build(header: Path) -> Loaded:
@@ -114,10 +115,13 @@ def build(header: Path) -> Loaded:
         level = extension.level()
         known = _loaded.get((level, header))
         if known is None:
-            known = _load(header, level)
-            extension.look_again()
-            _loaded[level, header] = known
+            try:
+                known = _load(header, level)
+            except OSError as error:
+                raise PluginError(f"{header.name}: {error.filename or header}: {error.strerror}") from error
+            _loaded[level, header] = known  # before others see its functors, or they would ask whose they are
             _failed.pop((level, header), None)
+            extension.look_again()
         return known
 
 
@@ -218,6 +222,8 @@ def _check(header: Path) -> None:
         raise PluginError(f"there is no header {header}")
     if not header.stem.isidentifier() or not header.stem.isascii():
         raise PluginError(f"{header.name}: the name of a header must be one of C++, as in my_loss.h")
+    if not str(header).isprintable() or '"' in str(header) or "\\" in str(header):
+        raise PluginError(f"{header!s:.200}: a path with such characters cannot be included; move the header")
     if not re.search(rf"\bstruct\s+{header.stem}_functors\b", header.read_text(errors="replace")):
         raise PluginError(f"{header.name} must end with `struct {header.stem}_functors`, whose list() names its functors")
     root = headers.folder()
