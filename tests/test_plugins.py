@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 import types
@@ -117,6 +118,15 @@ def test_the_example_package_is_found_used_and_switched_off(example: Path) -> No
     assert done.stdout.split() == ["dmlcore-example", "0.2.0", "True"], done.stderr
     done = run_python("from dmlcore.plugins import registry; print('dcl' in registry('loss'))", example, DMLCORE_PLUGINS="")
     assert done.stdout.strip() == "False", done.stderr
+
+
+def test_the_tutorial_shows_the_code_of_the_example() -> None:
+    text = (EXAMPLE.parents[1] / "docs" / "plugins.md").read_text(encoding="utf-8")
+    source = (EXAMPLE / "dmlcore_example" / "__init__.py").read_text(encoding="utf-8")
+    blocks = re.findall(r"^```python\n(.*?)^```$", text, re.M | re.S)
+    assert len(blocks) == 2
+    for line in "".join(blocks).splitlines():
+        assert line in source.splitlines(), f"the tutorial has drifted from the example: {line}"
 
 
 def test_a_plugin_that_raises_on_import_is_named(example: Path, tmp_path: Path) -> None:
