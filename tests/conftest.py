@@ -1,7 +1,30 @@
-"""Shared by all tests: the folder of tests on the path for `cases`, and no third-party plugins but those a test asks for."""
+"""Shared by all tests: the folder of tests on the path for `cases`, no third-party plugins but those a test asks for, and the
+CUDA kernels built for the emulator, once."""
 
 from __future__ import annotations
 
 import os
+from pathlib import Path
+from types import ModuleType
+
+import pytest
 
 os.environ.setdefault("DMLCORE_PLUGINS", "")
+
+
+@pytest.fixture(scope="session")
+def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of `cuda_emulation.build`."""
+    import cuda_emulation
+
+    folder = tmp_path_factory.mktemp("cuda_emulated")
+    cuda_emulation.build(folder, sanitized=bool(cuda_emulation.sanitizers()))
+    return folder
+
+
+@pytest.fixture(scope="session")
+def emulated(built: Path) -> ModuleType:
+    """The binding of the kernels on the emulator."""
+    import cuda_emulation
+
+    return cuda_emulation.load(built / "plain" / "_cuda.so")

@@ -1,14 +1,17 @@
 // How kernels are launched and take dynamic shared memory: nvcc's definitions. tests/cuda_on_cpu.h has others, with which the
-// same sources run on the CPU.
+// same sources run on the CPU. The run-time compiler gets only what device code needs.
 #pragma once
 #ifdef __CUDACC__
-#include <cuda_runtime.h>
-#define CU_LAUNCH(kernel, grid, block, smem, stream, ...) (kernel)<<<(grid), (block), (smem), (stream)>>>(__VA_ARGS__)
 #define CU_DYN_SMEM(T, name)                                       \
   extern __shared__ __align__(16) unsigned char cu_dynamic_smem[]; \
   T* name = reinterpret_cast<T*>(cu_dynamic_smem)
+#ifndef __CUDACC_RTC__
+#include <cuda_runtime.h>
+#define CU_LAUNCH(kernel, grid, block, smem, stream, ...) (kernel)<<<(grid), (block), (smem), (stream)>>>(__VA_ARGS__)
+#endif
 #endif
 
+#ifndef __CUDACC_RTC__
 namespace dml {
 
 // The error of the launches since the last call, or nullptr.
@@ -18,3 +21,4 @@ inline const char* launch_error() {
 }
 
 }  // namespace dml
+#endif
