@@ -108,5 +108,6 @@ def compiled_rows(x: Tensor, y: Tensor, **options: Any) -> None:
         leaf = x.detach().clone().requires_grad_()
         values, counts = compiled(leaf, y)
         values.sum().backward()
+        assert leaf.grad is not None
         found = (values.detach(), counts, leaf.grad)
         assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))

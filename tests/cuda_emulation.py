@@ -84,6 +84,8 @@ def build(folder: Path, sanitized: bool) -> None:
             objects.append(str(out / f"{source.stem}.o"))
             jobs.insert(0, [*flags, *EMULATED, *listed, "-c", str(source), "-o", objects[-1]])
         jobs.append([*flags, "-shared", *EMULATED, str(TESTS / "cuda_faults.cu"), "-o", str(out / "faults.so")])
+        if kind == "plain":
+            jobs.append([*flags, "-shared", *EMULATED, str(TESTS / "cuda_external.cu"), "-o", str(out / "external.so")])
         links.append([*flags, "-shared", *objects, str(binding), "-o", str(out / "_cuda.so")])
     for batch in (jobs, links):
         running = [subprocess.Popen([COMPILER, *job], stderr=subprocess.PIPE, text=True) for job in batch]

@@ -3,7 +3,9 @@ windows, given numbers, large classes, and the plan of the chunks."""
 
 from __future__ import annotations
 
+import ctypes
 from dataclasses import replace
+from pathlib import Path
 from types import ModuleType
 from typing import Any
 
@@ -13,8 +15,8 @@ import torch
 from cases import BATCHES, FUSED, PAIRS, PROXIES, Case, embeddings_of
 from torch import Tensor
 
-from dmlcore.kernels import FunctorCall, Relations, fused_pass, partner_functors, plan_options, rows
-from dmlcore.kernels.cuda import CudaStep
+from dmlcore.kernels import FunctorCall, Relations, cuda, fused_pass, partner_functors, plan_options, rows
+from dmlcore.kernels.cuda import CudaStep, NotTaken
 from dmlcore.losses.base import Sides
 
 pytestmark = pytest.mark.skipif(bool(cuda_emulation.missing()), reason=cuda_emulation.missing())
@@ -55,11 +57,12 @@ def outcome(
         generator = torch.Generator().manual_seed(1)
         weights, of_cells = (torch.rand(x.shape, generator=generator).to(dtype) for x in (values, tables))
         total = (values * weights).sum() + (tables * of_cells).sum()
-        gradients = torch.autograd.grad(total, [leaf] if other is None else [leaf, other], allow_unused=True)
+        leaves = [leaf] if other is None else [leaf, other]
+        gradients = torch.autograd.grad(total, leaves, allow_unused=True)
     halves = [half / half.sum().clamp_min(1) for half in tables.view(2, -1)] if len(tables) else []  # pairs may count twice
     found = [values, counts, *halves]
     if not len(tables):
-        found += [torch.zeros_like(x) if g is None else g for g, x in zip(gradients, (leaf, other), strict=False)]
+        found += [torch.zeros_like(x) if g is None else g for g, x in zip(gradients, leaves, strict=True)]
     return [x.detach().double() for x in found]
 
 
@@ -263,3 +266,33 @@ def test_plan_of_large_passes(
 def test_too_large_for_the_kernels(emulated: ModuleType) -> None:
     with pytest.raises(ValueError, match="2\\^30 rows"):
         emulated.Step((1 << 30) + 1, None, 8, [("ms", [2.0, 50.0, 0.5, 0.1], 0, 0)], workspace=1 << 20)
+
+
+def test_a_functor_compiled_at_run_time_joins_the_pass(
+    emulated: ModuleType, built: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    library = ctypes.CDLL(str(built / "plain" / "external.so"))
+    layout = (ctypes.c_int * 10)()
+    library.external_layout(layout)
+    launcher = ctypes.cast(library.external_launch, ctypes.c_void_p).value
+    external = emulated.External("toy", list(layout), 1, 0, 2, launcher)
+    monkeypatch.setitem(cuda.EXTERNAL, "toy", external)
+    x, y = BATCHES["odd"][0].float(), BATCHES["odd"][1]
+    calls = (FunctorCall("ms", (2.0, 50.0, 0.5, 0.1)), FunctorCall("toy", (0.2,)), FunctorCall("triplet_all", (0.1,)))
+    leaf = x.double().requires_grad_()
+    s = torch.nn.functional.normalize(leaf) @ torch.nn.functional.normalize(leaf).T
+    truth = ((s - 0.2).clamp_min(0) ** 2 * (y[:, None] != y)).sum(1)
+    truth.sum().backward()
+    for plan in CHUNKS.values():
+        with plan_options(**plan):
+            step = CudaStep(x, y, None, None, (True, True), calls, module=emulated)
+            values, *_ = step.forward()
+            grad, _ = step.backward(torch.tensor([[0.0], [1.0], [0.0]]).expand(3, len(y)))
+        torch.testing.assert_close(values[1].double(), truth.detach(), rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(grad.double(), leaf.grad, rtol=1e-4, atol=1e-5)
+    with pytest.raises(NotTaken, match="'toy' takes 1 options, got 2"):
+        CudaStep(x, y, None, None, (True, True), (FunctorCall("toy", (0.2, 1.0)),), module=emulated)
+    monkeypatch.setitem(cuda.EXTERNAL, "toy", emulated.External("toy", list(layout), 7, 0, 7, launcher))
+    step = CudaStep(x, y, None, None, (True, True), calls, module=emulated)
+    with pytest.raises(RuntimeError, match="error 400 of the driver"):
+        step.forward()

@@ -3,7 +3,9 @@
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
+#include <cstring>
 #include <stdexcept>
+#include <variant>
 
 #include "cuda/step.h"
 
@@ -17,7 +19,13 @@ using namespace pybind11::literals;
 namespace {
 
 using Side = std::tuple<uintptr_t, uintptr_t, uintptr_t, uintptr_t, uintptr_t, bool>;   // data, order, labels, unit, factors, normalise
-using Requests = std::vector<std::tuple<std::string, std::vector<double>, uintptr_t, uintptr_t>>;   // name, options, given, windows
+struct External {                      // a functor that was compiled at run time
+  std::string name;
+  dml::CudaExternal functor;
+  dml::CudaLauncher launcher;
+};
+using Named = std::variant<std::string, External>;
+using Requests = std::vector<std::tuple<Named, std::vector<double>, uintptr_t, uintptr_t>>;   // functor, options, given, windows
 
 void check(const char* error) {
   if (error) throw std::runtime_error(std::string("a CUDA kernel of dmlcore failed: ") + error);
@@ -46,17 +54,33 @@ dml::CudaLoss loss(const std::string& name, const std::vector<double>& options) 
                                     : "there is no functor '" + name + "'");
 }
 
+dml::CudaLoss loss(const External& external, const std::vector<double>& options) {
+  dml::CudaLoss found{};
+  if (options.size() != size_t(external.functor.bytes) / sizeof(float) || size_t(external.functor.bytes) > sizeof found.options)
+    throw std::invalid_argument("functor '" + external.name + "' takes " + std::to_string(external.functor.bytes / sizeof(float)) +
+                                " options, got " + std::to_string(options.size()));
+  for (size_t k = 0; k < options.size(); ++k) {
+    const float value = float(options[k]);
+    std::memcpy(found.options + k * sizeof value, &value, sizeof value);
+  }
+  found.external = &external.functor, found.launcher = external.launcher;
+  return found;
+}
+
 class Step {
  public:
   Step(int64_t anchors, std::optional<int64_t> references, int64_t width, const Requests& requests, bool own,
-       std::optional<int64_t> list_length, int64_t most_positives, int64_t workspace, int64_t rows, int64_t columns) {
+       std::optional<int64_t> list_length, int64_t most_positives, int64_t workspace, int64_t rows, int64_t columns)
+      : requests_(requests) {                                          // losses point into the requests
     problem_.shape = {anchors, references.value_or(anchors), width,          !references, list_length.has_value(), own,
                       list_length.value_or(0),               most_positives, workspace,   rows,                    columns};
-    for (const auto& [name, options, given, windows] : requests) {
-      losses_.push_back(loss(name, options));
+    for (const auto& [named, options, given, windows] : requests_) {
+      const auto& numbers = options;
+      losses_.push_back(std::visit([&](const auto& functor) { return loss(functor, numbers); }, named));
       losses_.back().given = at<const float>(given), losses_.back().windows = at<const float>(windows);
       losses_.back().has_windows = windows != 0;
-      value_count_ += dml::cuda_functor(losses_.back().functor).values;
+      const dml::CudaLoss& last = losses_.back();
+      value_count_ += last.external ? last.external->values : dml::cuda_functor(last.functor).values;
     }
     if (const char* error = dml::cuda_plan(problem_.shape, losses_.data(), count(), &problem_.plan)) throw std::invalid_argument(error);
   }
@@ -67,7 +91,9 @@ class Step {
     return py::dict("rows"_a = p.rows, "columns"_a = p.columns, "whole"_a = p.whole, "kept"_a = p.kept, "forward"_a = p.forward,
                     "backward"_a = p.backward, "long_blocks"_a = p.long_blocks);
   }
-  static bool has_slots(const std::string& name) {
+  static bool has_slots(const Named& named) {
+    if (const External* external = std::get_if<External>(&named)) return external->functor.slots;
+    const std::string& name = std::get<std::string>(named);
     for (int k = 0; k < dml::cuda_functors(); ++k)
       if (name == dml::cuda_functor(k).name) return dml::cuda_functor(k).slots;
     return false;
@@ -101,6 +127,7 @@ class Step {
 
  private:
   int count() const { return int(losses_.size()); }
+  Requests requests_;
   dml::CudaProblem problem_{};
   std::vector<dml::CudaLoss> losses_;
   int value_count_ = 0;
@@ -110,6 +137,17 @@ class Step {
 
 PYBIND11_MODULE(_cuda, m) {
   m.doc() = "Fused losses on CUDA devices. Use dmlcore.kernels instead.";
+  py::class_<External>(m, "External")
+      .def(py::init([](std::string name, const std::vector<int>& layout, uintptr_t forward, uintptr_t close, uintptr_t backward,
+                       uintptr_t launcher) {
+             if (layout.size() != 10) throw std::invalid_argument("a layout has 10 numbers");
+             return External{std::move(name),
+                             {at<void>(forward), at<void>(close), at<void>(backward), layout[0], layout[1], layout[2], layout[3],
+                              layout[4], layout[5], layout[6], layout[7] != 0, layout[8] != 0, layout[9] != 0},
+                             reinterpret_cast<dml::CudaLauncher>(launcher)};
+           }),
+           "name"_a, "layout"_a, "forward"_a, "close"_a, "backward"_a, "launcher"_a)
+      .def_property_readonly("values", [](const External& self) { return self.functor.values; });
   py::class_<Step>(m, "Step")
       .def(py::init<int64_t, std::optional<int64_t>, int64_t, const Requests&, bool, std::optional<int64_t>, int64_t, int64_t, int64_t,
                     int64_t>(),

@@ -31,26 +31,25 @@ template <class F> struct Launches {
     if constexpr (HasTable<F>::value) return 0;
     else return row_memory<F>();
   }
-  static size_t shared(const RowsLoss& m) { return size_t(memory()) * m.short_width * sizeof(float); }
 
-  static void forward(const unsigned char* options, const RowsView& v, const RowsChunk& c, const RowsLoss& m, cudaStream_t stream) {
+  static void forward(const CudaLoss& loss, const RowsView& v, const RowsChunk& c, const RowsLoss& m, cudaStream_t stream) {
     if constexpr (HasTable<F>::value) {
-      const int all = 2 * cells(options), blocks = c.rows < kTableBlocks ? c.rows : kTableBlocks;
+      const int all = 2 * cells(loss.options), blocks = c.rows < kTableBlocks ? c.rows : kTableBlocks;
       const bool fit = all * int(sizeof(unsigned long long)) <= kSharedBytes;
       CU_LAUNCH((rows_tabulate<F>), blocks, threads_for(c.columns), fit ? all * sizeof(unsigned long long) : 0, stream,
-                functor(options), v, c, m, fit ? all : 0);
+                functor(loss.options), v, c, m, fit ? all : 0);
     } else {
-      CU_LAUNCH((rows_forward<F>), c.rows, threads_for(c.columns), shared(m), stream, functor(options), v, c, m);
+      CU_LAUNCH((rows_forward<F>), c.rows, threads_for(c.columns), shared_for(memory(), m), stream, functor(loss.options), v, c, m);
     }
   }
-  static void close(const unsigned char* options, const RowsView& v, const RowsChunk& c, const RowsLoss& m, cudaStream_t stream) {
-    CU_LAUNCH((rows_close<F>), c.rows, kWarp, shared(m), stream, functor(options), v, c, m);
+  static void close(const CudaLoss& loss, const RowsView& v, const RowsChunk& c, const RowsLoss& m, cudaStream_t stream) {
+    CU_LAUNCH((rows_close<F>), c.rows, kWarp, shared_for(memory(), m), stream, functor(loss.options), v, c, m);
   }
-  static void backward(const unsigned char* options, const RowsView& v, const RowsChunk& c, const RowsLoss& m, cudaStream_t stream) {
+  static void backward(const CudaLoss& loss, const RowsView& v, const RowsChunk& c, const RowsLoss& m, cudaStream_t stream) {
     if constexpr (HasTable<F>::value)
-      CU_LAUNCH((rows_table_slopes<F>), c.rows, threads_for(c.columns), 0, stream, functor(options), v, c, m);
+      CU_LAUNCH((rows_table_slopes<F>), c.rows, threads_for(c.columns), 0, stream, functor(loss.options), v, c, m);
     else
-      CU_LAUNCH((rows_backward<F>), c.rows, threads_for(c.columns), shared(m), stream, functor(options), v, c, m);
+      CU_LAUNCH((rows_backward<F>), c.rows, threads_for(c.columns), shared_for(memory(), m), stream, functor(loss.options), v, c, m);
   }
 };
 

@@ -5,6 +5,8 @@
 //   rows_close           closes functors with partners, when all rows are collected
 //   rows_backward        weighs with the first chunk of a row; turns similarities into slopes
 //   rows_tabulate, rows_table_slopes   the same for a table of the whole batch
+//   rows_layout          what a host that did not compile the functor must know of it
+// Every kernel compiles for every functor; those that do not concern it are empty.
 // A loss that compares every positive with every negative needs whole rows. Its slots lie in the block's memory and are found
 // again in backward, so that none are kept per anchor.
 #pragma once
@@ -177,7 +179,7 @@ __device__ __forceinline__ typename RowParts<F>::Sums collect_slots(const F& f, 
 template <class F> __global__ void __launch_bounds__(kMostThreads, kBlocksOfOne) rows_forward(F f, RowsView v, RowsChunk c, RowsLoss m) {
   using P = RowParts<F>;
   __shared__ float shared[P::merged];
-  visit_rows<F>(v, c, m, [&](const Row& row, const RowMemory<F>& memory) {
+  if constexpr (!HasTable<F>::value) visit_rows<F>(v, c, m, [&](const Row& row, const RowMemory<F>& memory) {
     const bool closes = c.last && !HasPartners<F>::value;
     Positives<float> p{memory.list, c.first || closes ? list_positives<F>(v, c, m, row, memory) : 0};
     if (c.first) {
@@ -198,7 +200,7 @@ template <class F> __global__ void __launch_bounds__(kMostThreads, kBlocksOfOne)
 }
 
 template <class F> __global__ void __launch_bounds__(kMostThreads, kBlocksOfOne) rows_close(F f, RowsView v, RowsChunk c, RowsLoss m) {
-  visit_rows<F>(v, c, m, [&](const Row& row, const RowMemory<F>& memory) {
+  if constexpr (!HasTable<F>::value) visit_rows<F>(v, c, m, [&](const Row& row, const RowMemory<F>& memory) {
     const Positives<float> p{memory.list, list_positives<F>(v, c, m, row, memory)};
     if (threadIdx.x == 0) report_row(f, v, m, row, memory, p);
   });
@@ -275,7 +277,7 @@ __device__ __forceinline__ float slope_of_positive(const F& f, const RowsView& v
 template <class F> __global__ void __launch_bounds__(kMostThreads, kBlocksOfOne) rows_backward(F f, RowsView v, RowsChunk c, RowsLoss m) {
   using P = RowParts<F>;
   __shared__ float shared[P::merged];
-  visit_rows<F>(v, c, m, [&](const Row& row, const RowMemory<F>& memory) {
+  if constexpr (!HasTable<F>::value) visit_rows<F>(v, c, m, [&](const Row& row, const RowMemory<F>& memory) {
     const bool meets = v.lists || (row.first < c.column0 + c.columns && row.last > c.column0);
     const Positives<float> p{memory.list, c.first || meets ? list_positives<F>(v, c, m, row, memory) : 0};
     if constexpr (F::kSlots) collect_slots(f, c, row, memory, p, shared);
@@ -329,64 +331,77 @@ __device__ __forceinline__ void visit_pairs(const RowsView& v, const RowsChunk& 
 // order of the additions changes the sums.
 template <class F>
 __global__ void __launch_bounds__(kMostThreads, kBlocksOfOne) rows_tabulate(F f, RowsView v, RowsChunk c, RowsLoss m, int shared_cells) {
-  CU_DYN_SMEM(unsigned long long, counted);
-  const int cells = f.cells();
-  for (int k = threadIdx.x; k < shared_cells; k += blockDim.x) counted[k] = 0;
-  __syncthreads();
-  auto hand_over = [&] {
+  if constexpr (HasTable<F>::value) {
+    CU_DYN_SMEM(unsigned long long, counted);
+    const int cells = f.cells();
+    for (int k = threadIdx.x; k < shared_cells; k += blockDim.x) counted[k] = 0;
     __syncthreads();
-    for (int k = threadIdx.x; k < shared_cells; k += blockDim.x) {
-      const unsigned long long both = counted[k];
-      counted[k] = 0;
-      if (!both) continue;
-      unsigned long long* at = m.table + size_t(k / cells) * 2 * cells + k % cells;
-      atomicAdd(at, both >> kPairShift);
-      atomicAdd(at + cells, both & ((1ull << kPairShift) - 1));
-    }
-    __syncthreads();
-  };
-  int held = 0;
-  for (int r = blockIdx.x; r < c.rows; r += gridDim.x) {
-    const Row row = row_of(v, c, m, r);
-    for (int from = 0; from < c.columns; from += kMostPairs) {
-      const int to = c.columns - from > kMostPairs ? from + kMostPairs : c.columns;
-      if (shared_cells && held + (to - from) > kMostPairs) {
-        hand_over();
-        held = 0;
+    auto hand_over = [&] {
+      __syncthreads();
+      for (int k = threadIdx.x; k < shared_cells; k += blockDim.x) {
+        const unsigned long long both = counted[k];
+        counted[k] = 0;
+        if (!both) continue;
+        unsigned long long* at = m.table + size_t(k / cells) * 2 * cells + k % cells;
+        atomicAdd(at, both >> kPairShift);
+        atomicAdd(at + cells, both & ((1ull << kPairShift) - 1));
       }
-      held += to - from;
-      visit_pairs(v, c, m, row, from, to, [&](int, float s, int half) {
-        const float x = place_in(f, s);
-        const int below = int(x);
-        const unsigned long long fraction = (unsigned long long)((x - float(below)) * float(1 << kFractionBits));
-        if (shared_cells) {
-          atomicAdd(counted + half * cells + below, (1ull << kPairShift) | fraction);
-        } else {
-          unsigned long long* at = m.table + size_t(half) * 2 * cells + below;
-          atomicAdd(at, 1ull);
-          atomicAdd(at + cells, fraction);
+      __syncthreads();
+    };
+    int held = 0;
+    for (int r = blockIdx.x; r < c.rows; r += gridDim.x) {
+      const Row row = row_of(v, c, m, r);
+      for (int from = 0; from < c.columns; from += kMostPairs) {
+        const int to = c.columns - from > kMostPairs ? from + kMostPairs : c.columns;
+        if (shared_cells && held + (to - from) > kMostPairs) {
+          hand_over();
+          held = 0;
         }
-      });
+        held += to - from;
+        visit_pairs(v, c, m, row, from, to, [&](int, float s, int half) {
+          const float x = place_in(f, s);
+          const int below = int(x);
+          const unsigned long long fraction = (unsigned long long)((x - float(below)) * float(1 << kFractionBits));
+          if (shared_cells) {
+            atomicAdd(counted + half * cells + below, (1ull << kPairShift) | fraction);
+          } else {
+            unsigned long long* at = m.table + size_t(half) * 2 * cells + below;
+            atomicAdd(at, 1ull);
+            atomicAdd(at + cells, fraction);
+          }
+        });
+      }
     }
+    if (shared_cells) hand_over();
   }
-  if (shared_cells) hand_over();
 }
 
 template <class F>
 __global__ void __launch_bounds__(kMostThreads, kBlocksOfOne) rows_table_slopes(F f, RowsView v, RowsChunk c, RowsLoss m) {
-  const int cells = f.cells();
-  for (int r = blockIdx.x; r < c.rows; r += gridDim.x) {
-    const Row row = row_of(v, c, m, r);
-    if (!m.adds) {
-      for (int k = threadIdx.x; k < c.columns; k += blockDim.x) row.g[k] = 0.0f;
-      __syncthreads();
+  if constexpr (HasTable<F>::value) {
+    const int cells = f.cells();
+    for (int r = blockIdx.x; r < c.rows; r += gridDim.x) {
+      const Row row = row_of(v, c, m, r);
+      if (!m.adds) {
+        for (int k = threadIdx.x; k < c.columns; k += blockDim.x) row.g[k] = 0.0f;
+        __syncthreads();
+      }
+      visit_pairs(v, c, m, row, 0, c.columns, [&](int k, float s, int half) {
+        const int below = int(place_in(f, s));
+        const float* at = m.table_cotangents + size_t(half) * cells + below;
+        if (below + 1 < cells) row.g[k] += (at[1] - at[0]) * f.place_slope(s);
+      });
     }
-    visit_pairs(v, c, m, row, 0, c.columns, [&](int k, float s, int half) {
-      const int below = int(place_in(f, s));
-      const float* at = m.table_cotangents + size_t(half) * cells + below;
-      if (below + 1 < cells) row.g[k] += (at[1] - at[0]) * f.place_slope(s);
-    });
   }
+}
+
+// By one thread: values, bytes of options, numbers given, fields of limits, of sums and of slopes, floats per positive; 1 or 0 for
+// slots, partners and centres.
+template <class F> __global__ void rows_layout(int* to) {
+  using P = RowParts<F>;
+  const int layout[] = {F::kValues, int(sizeof(F)), GivenCount<F>::value, field_count<typename P::Limits, float>(), P::sums,
+                        field_count<typename P::Slopes, float>(), row_memory<F>(), F::kSlots, HasPartners<F>::value, HasCentres<F>::value};
+  for (int k = 0; k < int(sizeof(layout) / sizeof(int)); ++k) to[k] = layout[k];
 }
 
 DML_END

@@ -1,5 +1,5 @@
 // What the kernels of a loss know of a pass: anchors and references in class order, and one chunk of their products. Plain data,
-// passed by value. Device code only: no std:: and no header of the host, so the run-time compiler takes it.
+// passed by value. Device code only: no std:: and no header of the host, so the run-time compiler takes it (with -default-device).
 #pragma once
 #include "cuda/launch.h"
 #include "dml/contract.h"

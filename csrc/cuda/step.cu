@@ -2,6 +2,8 @@
 // losses are behind the table of losses.h.
 #include "cuda/step.h"
 
+#include <cstdio>
+
 #include "cuda/losses.h"
 
 DML_BEGIN
@@ -125,6 +127,44 @@ struct Cursor {
   int* take_ints(int64_t count) { return reinterpret_cast<int*>(take(count)); }
 };
 
+// Functors that were compiled at run time, launched through the driver. An error is told by the next launch_problem().
+static thread_local int external_error = 0;
+static void launch_external(void* kernel, const CudaLoss& loss, int blocks, int threads, const RowsView& v, const RowsChunk& c,
+                            const RowsLoss& m, cudaStream_t stream) {
+  void* arguments[] = {const_cast<unsigned char*>(loss.options), const_cast<RowsView*>(&v), const_cast<RowsChunk*>(&c),
+                       const_cast<RowsLoss*>(&m)};
+  const int error = loss.launcher(kernel, unsigned(blocks), 1, 1, unsigned(threads), 1, 1,
+                                  unsigned(shared_for(loss.external->memory, m)), stream, arguments, nullptr);
+  if (error && !external_error) external_error = error;
+}
+static const char* launch_problem() {
+  static thread_local char text[64];
+  const int error = external_error;
+  external_error = 0;
+  if (!error) return launch_error();
+  std::snprintf(text, sizeof text, "error %d of the driver in a functor compiled at run time", error);
+  return text;
+}
+static int no_cells(const unsigned char*) { return 0; }
+static CudaEntry entry_of(const CudaLoss& loss) {
+  if (!loss.external) return cuda_entry(loss.functor);
+  const CudaExternal& x = *loss.external;
+  CudaEntry e{};
+  e.functor = {"", "", x.values, x.bytes, x.given, x.slots, x.partners, x.centres};
+  e.limits = x.limits, e.sums = x.sums, e.slopes = x.slopes, e.memory = x.memory, e.cells = no_cells;
+  e.forward = [](const CudaLoss& l, const RowsView& v, const RowsChunk& c, const RowsLoss& m, cudaStream_t stream) {
+    launch_external(l.external->forward, l, c.rows, threads_for(c.columns), v, c, m, stream);
+  };
+  if (x.partners)
+    e.close = [](const CudaLoss& l, const RowsView& v, const RowsChunk& c, const RowsLoss& m, cudaStream_t stream) {
+      launch_external(l.external->close, l, c.rows, kWarp, v, c, m, stream);
+    };
+  e.backward = [](const CudaLoss& l, const RowsView& v, const RowsChunk& c, const RowsLoss& m, cudaStream_t stream) {
+    launch_external(l.external->backward, l, c.rows, threads_for(c.columns), v, c, m, stream);
+  };
+  return e;
+}
+
 struct Kept {
   int *first, *last, *own, *places, *broken;
   unsigned long long* tables;
@@ -162,7 +202,7 @@ struct Layout {
 
 static int highest_memory(const CudaLoss* losses, int count) {
   int memory = 0;
-  for (int l = 0; l < count; ++l) memory = int(most(memory, cuda_entry(losses[l].functor).memory));
+  for (int l = 0; l < count; ++l) memory = int(most(memory, entry_of(losses[l]).memory));
   return memory;
 }
 
@@ -190,7 +230,7 @@ static void for_losses(const CudaProblem& p, const CudaLoss* losses, int count, 
   const Layout layout{p.shape, p.plan};
   int64_t row = 0, cell = 0;
   for (int l = 0; l < count; ++l) {
-    const CudaEntry& e = cuda_entry(losses[l].functor);
+    const CudaEntry e = entry_of(losses[l]);
     RowsLoss m = layout.loss(e, kept);
     m.given = losses[l].given, m.windows = losses[l].windows;
     m.table = k.tables + 2 * cell;
@@ -215,7 +255,7 @@ const char* cuda_plan(const CudaShape& s, const CudaLoss* losses, int count, Cud
   bool slots = false;
   int64_t step = 1, sums = 0, slopes = 0, highest_slopes = 0;
   for (int l = 0; l < count; ++l) {
-    const CudaEntry& e = cuda_entry(losses[l].functor);
+    const CudaEntry e = entry_of(losses[l]);
     if (e.functor.given > 0 && !losses[l].given && s.A > 0) return "a functor lacks its numbers per anchor";
     if (e.functor.partners && (!s.self || losses[l].has_windows)) return "losses with partners are for all pairs of a batch with itself";
     if (e.functor.centres) {
@@ -251,10 +291,10 @@ const char* cuda_plan(const CudaShape& s, const CudaLoss* losses, int count, Cud
     plan->long_blocks = most(least(least(kLongBytes / (memory * layout.width() * int64_t(sizeof(float))), kMostLongBlocks), plan->rows), 1);
   Cursor kept{nullptr}, forward{nullptr}, backward{nullptr};
   layout.kept(kept);
-  for (int l = 0; l < count; ++l) layout.loss(cuda_entry(losses[l].functor), kept);
+  for (int l = 0; l < count; ++l) layout.loss(entry_of(losses[l]), kept);
   RowsLoss m{};
   layout.lists(m, forward, int(memory)), layout.lists(m, backward, int(memory));
-  for (int l = 0; l < count && !plan->whole; ++l) backward.take(cuda_entry(losses[l].functor).slopes * s.A);
+  for (int l = 0; l < count && !plan->whole; ++l) backward.take(entry_of(losses[l]).slopes * s.A);
   if (plan->whole) backward.take(highest_slopes * s.A);
   const int64_t size = sizeof(float);
   plan->kept = kept.used * size, plan->forward = forward.used * size, plan->backward = backward.used * size;
@@ -281,7 +321,7 @@ const char* cuda_prepare(const CudaProblem& p, const CudaLoss*, int, void* strea
   };
   launch(p.anchors, s.A, false);
   if (!s.self && s.N) launch(p.references, s.N, true);
-  return launch_error();
+  return launch_problem();
 }
 
 const char* cuda_forward(const CudaProblem& p, const CudaLoss* losses, int count, const CudaChunk& chunk, void* scratch,
@@ -298,9 +338,9 @@ const char* cuda_forward(const CudaProblem& p, const CudaLoss* losses, int count
     Cursor temporary{static_cast<float*>(scratch)};
     layout.lists(m, temporary, highest_memory(losses, count));
     m.values = values + row * p.shape.A, m.counts = counts + row * p.shape.A;
-    e.forward(loss.options, v, c, m, stream);
+    e.forward(loss, v, c, m, stream);
   });
-  return launch_error();
+  return launch_problem();
 }
 
 const char* cuda_finish(const CudaProblem& p, const CudaLoss* losses, int count, void* scratch, float* values, float* counts,
@@ -320,9 +360,9 @@ const char* cuda_finish(const CudaProblem& p, const CudaLoss* losses, int count,
     m.values = values + row * p.shape.A, m.counts = counts + row * p.shape.A;
     RowsChunk all{};
     all.rows = v.A, all.columns = 0, all.first = all.last = true;
-    e.close(loss.options, v, all, m, stream);
+    e.close(loss, v, all, m, stream);
   });
-  return launch_error();
+  return launch_problem();
 }
 
 const char* cuda_backward(const CudaProblem& p, const CudaLoss* losses, int count, const CudaChunk& chunk, void* scratch,
@@ -344,10 +384,10 @@ const char* cuda_backward(const CudaProblem& p, const CudaLoss* losses, int coun
     m.slopes = p.plan.whole ? slopes : temporary.take(e.slopes * p.shape.A);
     m.cotangents = cotangents + row * p.shape.A, m.table_cotangents = table_cotangents + cell;
     m.adds = adds;
-    e.backward(loss.options, v, c, m, stream);
+    e.backward(loss, v, c, m, stream);
     adds = true;
   });
-  return launch_error();
+  return launch_problem();
 }
 
 const char* cuda_scatter(const CudaProblem& p, bool references, const float* grad, float* to, void* stream_) {
@@ -357,7 +397,7 @@ const char* cuda_scatter(const CudaProblem& p, bool references, const float* gra
     CU_LAUNCH(scatter_kernel, blocks_for(rows, kWarps), kWarps * kWarp, 0, static_cast<cudaStream_t>(stream_), grad,
               static_cast<const float*>(side.unit), static_cast<const float*>(side.factors), side.order, int(rows), int(p.shape.D),
               side.normalise, to);
-  return launch_error();
+  return launch_problem();
 }
 
 }  // namespace dml

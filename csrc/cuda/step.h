@@ -25,11 +25,22 @@ struct CudaShape {
   int64_t rows, columns;               // of a chunk; 0: planned
 };
 
+// A functor that was compiled at run time: its kernels of row_kernels.h as handles of the driver, and what `rows_layout` says.
+struct CudaExternal {
+  void *forward, *close, *backward;    // close: with partners only
+  int values, bytes, given, limits, sums, slopes, memory;
+  bool slots, partners, centres;
+};
+// cuLaunchKernel: kernel, grid, block, bytes of shared memory, stream, arguments, extra; 0 is success.
+using CudaLauncher = int (*)(void*, unsigned, unsigned, unsigned, unsigned, unsigned, unsigned, unsigned, void*, void**, void**);
+
 struct CudaLoss {
-  int functor;
+  int functor;                         // not read with `external`
   alignas(16) unsigned char options[64];
   const float *given, *windows;        // [K, A], [4, A] in the caller's order, or nullptr
   bool has_windows;
+  const CudaExternal* external;        // nullptr: built in
+  CudaLauncher launcher;
 };
 
 struct CudaFunctor {

@@ -17,5 +17,9 @@
 #define DML_VECTORS 1
 #endif
 
+#ifdef __CUDACC_RTC__
+#define __builtin_memcpy memcpy                                        // which it knows by that name only
+#endif
+
 #define DML_BEGIN namespace dml { inline namespace DML_LEVEL {
 #define DML_END } }

@@ -21,6 +21,9 @@ MANY_REFERENCES = 1 << 16
 """References beyond which losses with slots wait for the host to read the size of the largest class, which memory for one
 anchor with as many positives as references would dwarf. Not in a capture."""
 
+EXTERNAL: dict[str, Any] = {}
+"""Functors that were compiled at run time, by name: `External` objects of the binding. They join the passes of the others."""
+
 Range = tuple[int, int]
 
 
@@ -98,16 +101,16 @@ class CudaStep:
                     anchors.shape[0],
                     None if references is None else references.shape[0],
                     anchors.shape[1],
-                    [(call.functor, list(call.options), _pointer(call.given), _pointer(call.windows)) for call in self.calls],
+                    [(_functor(call), list(call.options), _pointer(call.given), _pointer(call.windows)) for call in self.calls],
                     own=relations.own is not None,
-                    list_length=relations.positives.numel() if self.lists else None,
+                    list_length=None if relations.positives is None or not self.lists else relations.positives.numel(),
                     most_positives=self._most_positives(module),
                     workspace=max(self.workspace, 4),
                     rows=options.get("tile_rows", 0),
                     columns=options.get("tile_columns", 0),
                 )
             except ValueError as error:
-                if any(call.functor not in module.functors() for call in calls):
+                if any(call.functor not in (*module.functors(), *EXTERNAL) for call in calls):
                     raise
                 raise NotTaken(f"{error}; DML_FUSED=0 runs the definition") from None
             self.plan: dict[str, Any] = self.step.plan
@@ -236,7 +239,7 @@ class CudaStep:
         labels = self.labels[0] if self.labels[1] is None else self.labels[1]
         if self.lists or labels is None or labels.numel() <= MANY_REFERENCES:
             return 0
-        if not any(module.has_slots(call.functor) for call in self.calls):
+        if not any(module.has_slots(_functor(call)) for call in self.calls):
             return 0
         if self.device.type == "cuda" and torch.cuda.is_current_stream_capturing():
             return 0
@@ -276,6 +279,10 @@ def _check(given: dict[str, Tensor | None], device: torch.device) -> None:
             raise ConfigError(f"{name} are on {tensor.device}, but anchors are on {device}; move them to one device")
         if tensor is not None and tensor.dtype == torch.float64:
             raise ConfigError(f"{name} are float64, but the CUDA kernels compute in float32; use `.float()` or DML_FUSED=0")
+
+
+def _functor(call: FunctorCall) -> Any:
+    return EXTERNAL.get(call.functor, call.functor)
 
 
 def _numbers(tensor: Tensor | None) -> Any:
