@@ -103,11 +103,11 @@ def cpu_extension():
         levels["avx512"] = ["-march=x86-64-v4", "-mprefer-vector-width=512"]
     extension = Extension("dmlcore._cpu", [])
     extension.units = [("cxx", "csrc/bindings/cpu.cpp", BINDING)]
-    for source in ("step", "ranking", "level", "neighbours"):
+    for source in ("passes", "step", "ranking", "level", "neighbours"):
         path = f"csrc/cpu/{source}.cpp"
         if not (ROOT / path).exists():
             continue
-        if source in ("step", "ranking"):
+        if source in ("passes", "step", "ranking"):
             extension.units.append(("cxx", path, [*CXX, *defines]))
         else:
             extension.units += [("cxx", path, [*CXX, f"-DDML_LEVEL={name}", *flags]) for name, flags in levels.items()]

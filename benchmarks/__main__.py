@@ -1,8 +1,9 @@
-"""`python -m benchmarks [losses|evaluation|training|gradients|ensembles|report ...]`.
+"""`python -m benchmarks [losses|evaluation|training|calls|gradients|ensembles|report ...]`.
 
 `losses` measures every cell that `benchmarks/results/losses-cpu.csv` lacks (`--selection`: what the table of goals needs),
-`evaluation` retrieval metrics, `training` whole steps, `gradients` writes docs/gradients.md, `ensembles` compares ensembles
-with single losses on unseen classes and fills docs/ensembles.md, `report` the measured tables in docs/performance.md.
+`evaluation` retrieval metrics, `training` whole steps, `calls` those of losses on small batches, `gradients` writes
+docs/gradients.md, `ensembles` compares ensembles with single losses on unseen classes and fills docs/ensembles.md, `report` the
+measured tables in docs/performance.md.
 """
 
 from __future__ import annotations
@@ -79,6 +80,16 @@ def _training(options: argparse.Namespace) -> list[Row]:
     return rows
 
 
+def _calls(options: argparse.Namespace) -> list[Row]:
+    from benchmarks import calls
+
+    rows = calls.run(options.against, 1 if options.quick else 5)
+    for row in rows:
+        other = f"  against {row['against_microseconds']:6.0f} us" if options.against else ""
+        print(f"{row['case']:20} {row['microseconds']:6.0f} us{other}")
+    return [{"benchmark": "calls", **row, **environment()} for row in rows]
+
+
 def _ensembles(options: argparse.Namespace) -> None:
     from benchmarks.ensembles import report, runs
     from benchmarks.ensembles.data import available
@@ -103,7 +114,7 @@ def _ensembles(options: argparse.Namespace) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
-    choices = ["losses", "evaluation", "training", "gradients", "ensembles", "report", []]
+    choices = ["losses", "evaluation", "training", "calls", "gradients", "ensembles", "report", []]
     parser.add_argument("cases", nargs="*", choices=choices, help="losses and evaluation by default")
     parser.add_argument("--selection", action="store_true", help="what the table of goals needs, in at most 20 minutes")
     parser.add_argument("--quick", action="store_true", help="small sizes, no torch.compile")
@@ -121,6 +132,7 @@ def main() -> None:
     parser.add_argument("--plot", action="store_true", help="draw the CSV file instead of measuring (losses; needs matplotlib)")
     parser.add_argument("--picture", type=Path, help="where --plot draws; beside the CSV file by default")
     parser.add_argument("--csv", type=Path, help="instead of benchmarks/results/NAME-cpu.csv")
+    parser.add_argument("--against", help="interpreter of another installation, measured in turn (calls)")
     parser.add_argument("--folder", type=Path, help="of the feature tables (ensembles)")
     parser.add_argument("--processes", type=int, default=2, help="at a time (ensembles)")
     parser.add_argument("--json", type=Path, help="write the new rows as JSON")
@@ -136,6 +148,8 @@ def main() -> None:
             _ensembles(options)
         elif name == "training":
             rows += _training(options)
+        elif name == "calls":
+            rows += _calls(options)
         elif name == "report":
             from benchmarks import report
 

@@ -20,7 +20,7 @@ import dmlcore
 from dmlcore import console
 from dmlcore.description import describe_components, describe_system
 from dmlcore.errors import ConfigError, DmlcoreError, suggestion
-from dmlcore.flags import command, component_flags, flag, given, settings_flags
+from dmlcore.flags import command, component_flags, flag, given, parameter_name, settings_flags
 from dmlcore.training.settings import CHOOSING, Component, Settings, Source, choose, not_chosen
 
 COMMON = [
@@ -140,7 +140,8 @@ class _Commands:
             from dmlcore.training import RunConfig
             from dmlcore.training import train as start
 
-            typed = Source("", given(settings), {table: given(values) for table, values in tables.items() if given(values)})
+            values = {table: given(tables[name]) for table in self.chosen if (name := parameter_name(table)) in tables}
+            typed = Source("", given(settings), {table: options for table, options in values.items() if options})
             progress = console.ProgressLogger()
             if resume is not None:
                 extra = [name for name, value in (("config", config), ("out", out)) if value is not None] + list(typed.values)

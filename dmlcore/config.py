@@ -20,8 +20,9 @@ from dmlcore.errors import ConfigError, suggestion
 
 @functools.cache
 def option_help(options: type) -> dict[str, str]:
-    """The attribute docstrings of an options dataclass, by field name (inherited ones too)."""
-    texts: dict[str, str] = {}
+    """The attribute docstrings of an options dataclass, by field name (inherited ones too). A field made by a program, which
+    has none, may have its text as `metadata["help"]`."""
+    texts: dict[str, str] = {f.name: f.metadata["help"] for f in dataclasses.fields(options) if "help" in f.metadata}
     for base in reversed(options.__mro__):
         if not dataclasses.is_dataclass(base):
             continue

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
+import re
 import typing
 from collections.abc import Callable, Sequence
 from typing import Annotated, Any, Literal
@@ -39,11 +40,17 @@ def settings_flags(settings: type) -> inspect.Parameter:
 
 
 def component_flags(component: Component) -> inspect.Parameter:
-    """A component's options as flags with its name before them: `--ms.alpha`."""
+    """A component's options as flags with its name before them: `--ms.alpha`, `--example/centroid.temperature`."""
     made = _flags_class(component)
     group = Group(f"{component.kind} {component.table}")
     annotation = Annotated[made, Parameter(name=component.table, group=group)]
-    return inspect.Parameter(component.table, inspect.Parameter.KEYWORD_ONLY, annotation=annotation, default=made())
+    name = parameter_name(component.table)
+    return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, annotation=annotation, default=made())
+
+
+def parameter_name(table: str) -> str:
+    """A function's parameter for a table of options; different tables get different ones, whatever characters they hold."""
+    return re.sub(r"[^a-zA-Z0-9]", lambda found: "_" if found[0] == "_" else f"_{ord(found[0]):x}_", f"table_{table}")
 
 
 def given(flags: Any) -> dict[str, Any]:
@@ -76,7 +83,7 @@ def _flags_class(component: Component) -> type:
         if field.name in component.option_names():
             details, hint = _details(kinds[field.name], default_of(field), " ".join(texts.get(field.name, "").split()))
             fields.append((field.name, Annotated[hint, details], dataclasses.field(default=None)))
-    made = dataclasses.make_dataclass(f"{component.table}_flags", fields, frozen=True)
+    made = dataclasses.make_dataclass(parameter_name(component.table), fields, frozen=True)
     made.__module__ = __name__  # without a module cyclopts sees no fields
     return made
 

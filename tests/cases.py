@@ -109,7 +109,8 @@ def _squares(pml: Any, ours: Any, x: Tensor, y: Tensor) -> Tensor:
 
 
 def _linear(pml: Any, ours: Any, x: Tensor, y: Tensor) -> Tensor:
-    logits = torch.nn.functional.linear(x, ours.proxies, ours.bias)
+    seen = x if ours.layer is None else torch.nn.functional.linear(x, ours.layer.weight, ours.layer.bias).relu()
+    logits = torch.nn.functional.linear(seen, ours.proxies, ours.bias)
     return torch.nn.functional.cross_entropy(logits, y, label_smoothing=ours.options.label_smoothing)
 
 
@@ -268,6 +269,7 @@ LOSSES = [
     ),
     Case("cross_entropy", {}, _linear, scale_free=False),
     Case("cross_entropy", {"bias": True, "label_smoothing": 0.1}, _linear, scale_free=False),
+    Case("cross_entropy", {"hidden": 7}, _linear, scale_free=False),
     Case("subcenter_arcface", {}, _proxies("SubCenterArcFaceLoss", "W", transpose=True)),
     Case(
         "subcenter_arcface",

@@ -34,8 +34,8 @@ PLANS_RUN = (
     {"tile_rows": 5, "tile_columns": 32, "workspace": 0},
     {"triangle": 0, "workspace": 0, "tile_rows": 8, "tile_columns": 16},
     {"slot_bytes": 4000},
-    {"threads": 2, "tile_rows": 8, "tile_columns": 32},
-    {"threads": 2, "triangle": 0, "tile_rows": 8},
+    {"threads": 2, "thread_work": 1, "tile_rows": 8, "tile_columns": 32},
+    {"threads": 2, "thread_work": 1, "triangle": 0, "tile_rows": 8},
 )
 
 
@@ -75,7 +75,7 @@ def build(folder: Path, losses: dict[str, list[str]], headers: Path = CSRC) -> P
             flags = [*CHECKED, *listed, f"-DDML_LEVEL={level}", *LEVELS[level]]
             jobs.append((f"{source}-{level}", [*flags, str(CSRC / "cpu" / f"{source}.cpp")]))
     jobs.append(("binding", ["-O1", str(CSRC / "bindings" / "cpu.cpp")]))
-    jobs += [(source, [*CHECKED, *several, str(CSRC / "cpu" / f"{source}.cpp")]) for source in ("step", "ranking")]
+    jobs += [(source, [*CHECKED, *several, str(CSRC / "cpu" / f"{source}.cpp")]) for source in ("passes", "step", "ranking")]
     if several:
         (folder / "stand_in.cpp").write_text(_stand_in("avx2", "avx512"))
         jobs.append(("stand_in", ["-O0", str(folder / "stand_in.cpp")]))
@@ -162,6 +162,12 @@ def _run_all(path: str) -> None:
                     own = torch.arange(len(y)) % 22 - 1
                     loss(x.clone().requires_grad_(), y, references=others, reference_labels=y[:21], own=own).backward()
                     loss(x.clone().requires_grad_(), y, relation=lambda a, b: a[:, None] % 3 == b[None] % 3).backward()
+    heads = [case.create(torch.float32) for case in PAIRS if case.id.replace(" ", "") in checked][:3]
+    ensemble = dmlcore.LossEnsemble(heads, columns=[(11 * k, 11 * k + 11) for k in range(len(heads))])
+    wide = torch.cat([BATCHES["odd"][0].float()] * 3, 1)  # columns that are no whole rows, on as many threads
+    for plan in ({}, {"threads": 2, "thread_work": 20_000}):
+        with plan_options(**plan):
+            ensemble(wide.clone().requires_grad_(), BATCHES["odd"][1]).backward()
     for samples in (2, 40):  # positives compared one by one, and searched in a tree
         labels = torch.arange(97) // samples
         for dtype in (torch.float32, torch.float64):

@@ -58,6 +58,14 @@ def test_evaluation_runs_from_the_clone(tmp_path: Path) -> None:
     assert all(row["cpu_seconds"] > 0 and row["ratio_to_product"] > 0 for row in rows)
 
 
+def test_calls_are_measured_beside_another_installation(tmp_path: Path) -> None:
+    file = tmp_path / "rows.json"
+    command("calls", "--quick", "--against", sys.executable, "--json", str(file))
+    rows = json.loads(file.read_text())
+    assert [row["case"] for row in rows][:2] == ["ms", "five"] and rows[0]["commit"]
+    assert all(row["microseconds"] > 0 and row["against_microseconds"] > 0 for row in rows)
+
+
 def test_peak_memory_is_that_of_a_fresh_process() -> None:
     found = losses._in_child(table.cell("ms", "plain", 1024, 8), 0.01, 120.0, 0)
     assert found["status"] == "ok"

@@ -7,19 +7,28 @@ import torch
 from cases import BATCHES, FUSED
 
 from dmlcore import LossEnsemble
-from dmlcore.kernels import extension
+from dmlcore.kernels import FunctorCall, Pass, extension, operator
 
 pytestmark = pytest.mark.skipif(extension.cpu() is None, reason="the CPU extension is not built")
 SOME = [case for case in FUSED if not case.options or case.options.get("mining")]
 
 
 @pytest.mark.parametrize("references", [False, True])
-def test_operator_is_registered_well(references: bool) -> None:
-    x, y = BATCHES["odd"]
-    other, ids = (x[:9].clone().requires_grad_(), y[:9]) if references else (None, None)
-    options = [2.0, 50.0, 0.5, 0.1, 0.0, 1.0]
-    arguments = (x.clone().requires_grad_(), other, y, ids, "ms,contrastive", options, [], None, None, None, 3, 0, True, True)
-    torch.library.opcheck(torch.ops.dmlcore.fused_rows.default, arguments)
+@pytest.mark.parametrize("heads", [False, True])
+def test_operator_is_registered_well(references: bool, heads: bool) -> None:
+    x, y = (tensor.clone() for tensor in BATCHES["odd"])
+    other = x[:9].clone()
+    calls = (FunctorCall("ms", (2.0, 50.0, 0.5, 0.1)), FunctorCall("contrastive", (0.0, 1.0)))
+    against = (other, y[:9]) if references else (None, None)
+    one = Pass(x, y, *against, calls, owners=(0, 1, -1))
+    passes, targets = [one], [((0, 0), (1, 0) if references else (-1, 0))]
+    if heads:
+        first = one._replace(anchors=x[:, :4], references=other[:, :4] if references else None, anchors_in=(x, 0))
+        table = FunctorCall("histogram", (5.0,), cells=10)
+        passes = [first, Pass(x[:, 4:], y, None, None, (table, calls[0]), anchors_in=(x, 4), owners=(1,))]
+        targets.append(((0, 4), (-1, 0)))
+    sources = [x.requires_grad_(), *([other.requires_grad_()] if references else [])]
+    torch.library.opcheck(torch.ops.dmlcore.fused_rows.default, (sources, *operator.encoded(passes, targets), 2))
 
 
 @pytest.mark.parametrize("case", SOME, ids=lambda case: case.id)

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from dmlcore import LossEnsemble
 from dmlcore.errors import ConfigError, PluginError
+from dmlcore.kernels.cpu import recorded_steps
 from dmlcore.losses import Loss, create
 
 X, Y = BATCHES["odd"]
@@ -42,14 +43,11 @@ def test_references_reach_the_members_that_use_them() -> None:
     torch.testing.assert_close(total, expected.detach())
 
 
-def test_fused_members_share_one_pass(monkeypatch: pytest.MonkeyPatch) -> None:
-    from dmlcore.ensemble import ensemble as module
-
-    seen = []
-    original = module.run_together
-    monkeypatch.setattr(module, "run_together", lambda *a: seen.append([call.functor for call in a[1]]) or original(*a))
-    LossEnsemble(["ms", "contrastive", "proxy_anchor", "sup_con", "circle", "triplet"], **SIZES)(X.float(), Y)
-    assert sorted(map(len, seen)) == [1, 5]
+def test_fused_members_share_one_pass() -> None:
+    ensemble = LossEnsemble(["ms", "contrastive", "proxy_anchor", "sup_con", "circle", "triplet"], **SIZES)
+    with recorded_steps() as steps:
+        ensemble(X.float(), Y)
+    assert sorted(len(calls) for *_, calls in steps) == [1, 5]
 
 
 def test_mixes_fused_plain_and_foreign_members() -> None:

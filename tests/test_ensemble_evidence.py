@@ -76,7 +76,7 @@ def test_every_arm_is_a_configuration_that_can_be_run(folder: Path, tmp_path: Pa
     assert len(set(names)) == len(names)
     for arm in arms.arms():
         losses = arms.members(arm, list(arms.LOSSES))
-        few = replace(SMALL, full=False)
+        few = replace(SMALL, pictures=True)
         job = runs._job(few, "arms", arm, losses, 0, {"steps": 4, "embedding_dim": 64}, state)
         config = RunConfig.create(data=str(path), plugins=",".join(losses), **job.settings)
         assert len(config.settings.plugins) == len(losses)
@@ -90,7 +90,8 @@ def _row(arm: str, stage: str, seed: int, test: float, validation: float, **embe
         return {"test": part, "validation": {"recall@1": validation, "map@r": validation}}
 
     return {
-        "data": "banking", "stage": stage, "arm": arm, "seed": seed, "losses": [arm], "settings": {}, "served": figures(test),
+        "data": "banking", "stage": stage, "arm": arm, "seed": seed, "losses": [arm], "served": figures(test),
+        "settings": {"embedding_dim": 256, "compress": 64}, "cpu_seconds": 2.0 if stage == "singles" else 3.0,
         "raw": figures(0.1), "embeddings": {name: figures(v) for name, v in (embeddings or {"whole": test}).items()},
         "weights": {"1": [1.0], "9": [2.0]}, "step_ms": 2.0, "cosines": {},
     }  # fmt: skip
@@ -116,10 +117,38 @@ def test_differences_are_paired_and_chosen_on_validation(tmp_path: Path) -> None
     page.write_text("".join(f"<!-- table: {name} -->\nold\n<!-- end -->\n" for name in report.BLOCKS) + "kept\n")
     text = report.write(state, page)
     assert "| circle | **40.0** |" in text and "| frozen features | 10.0 |" in text and text.endswith("kept\n")
-    assert "| wide: b, 256 (whole) | +2.00 ± 2.48 |" in text and "| wide: b, 256 (compressed) | +0.00 ± 0.00 |" in text
+    assert "| wide: b, 256 (whole) | 256 | 1.5 | +2.00 ± 2.48 |" in text
+    assert "| wide: b, 256 (compressed) | 64 | 1.5 | +0.00 ± 0.00 |" in text
     assert "old" not in text
     report.as_json(state, tmp_path / "summary.json")
     found = json.loads((tmp_path / "summary.json").read_text())["banking"]
     assert found["best_single"] == "circle" and found["arms"]["wide: b, 256"]["whole"]["map@r"]["difference"] == 2.0
     pytest.importorskip("matplotlib")
     assert report.draw(state, tmp_path / "bars.svg").stat().st_size > 1000
+
+
+def test_holm_rejects_from_the_smallest_p_value_until_one_is_too_large() -> None:
+    clear, middling, nothing = [1.0, 1.1, 0.9, 1.05], [1.0, 1.6, 0.3, 1.2], [1.0, -1.1, 0.2, 0.1]  # p = .0002, .031, .93
+    assert report.survivors([clear, middling, nothing]) == [True, False, False]  # .031 > .05 / 2
+    assert report.survivors([clear, middling]) == [True, True]  # .031 < .05 / 1
+    assert report.survivors([nothing, [], [1.0], [2.0, 2.0, 2.0]]) == [False] * 4
+
+
+def test_networks_of_their_own_are_concatenated(folder: Path, tmp_path: Path) -> None:
+    common = {"steps": 3, "eval_every": 3, "embedding_dim": 64, "device": "cpu", "log_every": 3, "seed": 0}
+    job = runs.Job("banking", "arms", "nets: b x 3", 0, ("ms", "sup_con"), {**common, "ms": {"beta": 40.0}}, nets=True)
+    row = runs._train(job, str(prepare(SMALL, 0, folder, tmp_path)))
+    assert set(row["embeddings"]) == {"whole", "compressed"} and row["served"] == row["embeddings"]["compressed"]
+    alone = runs._train(replace(job, losses=("ms",), nets=False), str(prepare(SMALL, 0, folder, tmp_path)))
+    assert row["raw"] == alone["raw"] and row["embeddings"]["whole"] != alone["embeddings"]["whole"]
+    assert report._size(row["settings"], 2, True, "whole") == 128 and report._size(row["settings"], 2, True, "compressed") == 64
+
+
+def test_pictures_are_halved_and_split_by_class(tmp_path: Path) -> None:
+    x = np.arange(20 * 4 * 4 * 3, dtype=np.uint8).reshape(20, 4, 4, 3)
+    np.savez(tmp_path / "emoji_64.npz", x=x, y=np.repeat(np.arange(10), 2))
+    with np.load(prepare(DATA["emoji pictures"], 0, tmp_path, tmp_path)) as arrays:
+        assert arrays["x"].shape == (20, 2, 2, 3)
+        assert arrays["x"][3, 1, 0, 2] == round(float(x[3, 2:4, 0:2, 2].mean()))
+        parts = [set(arrays["y"][arrays["split"] == part]) for part in ("train", "validation", "test")]
+    assert sum(map(len, parts)) == 10 and not set.intersection(*parts)

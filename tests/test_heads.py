@@ -206,7 +206,7 @@ def test_lookahead_tells_which_loss_helps_unseen_classes(columns: Any, monkeypat
 
 
 ARMS: dict[str, dict[str, Any]] = {
-    "wel": {"plugins": "ms,cross_entropy", "ensemble": "wel"},
+    "wel": {"plugins": "ms,cross_entropy", "ensemble": "wel", "cross_entropy": {"hidden": 9}},
     "wedl": {"plugins": "cross_entropy,triplet,binomial_deviance,proxy_nca", "ensemble": "wedl", "compress": 12,
              "compressor": "lin_tanh_lin"},
     "pca": {"plugins": "ms,triplet,sec", "ensemble": "heads", "compress": 6, "weighting": "held_out"},
@@ -260,6 +260,38 @@ def test_runs_resume_exactly_and_report_every_embedding(features: str, tmp_path:
         assert set(steps[0]["extra_terms"]) == ({"diversity", "compressor"} if arm == "wedl" else {"diversity", "student"})
 
 
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory: pytest.TempPathFactory) -> str:
+    generator = np.random.default_rng(0)
+    x = generator.integers(0, 256, (20, 1, 12, 12)) * 0.7 + generator.integers(0, 80, (20, 8, 12, 12))
+    path = tmp_path_factory.mktemp("data") / "pictures.npz"
+    np.savez(path, x=x.reshape(-1, 12, 12).astype(np.uint8), y=np.repeat(np.arange(20), 8))
+    return str(path)
+
+
+def test_each_head_sees_a_view_of_its_own(pictures: str, tmp_path: Path) -> None:
+    model = build_model("conv", sample_shape=(1, 12, 12), kind="images", embedding_dim=5, heads=3, shows_features=True, seed=0)
+    views = torch.rand(3, 4, 1, 12, 12)
+    model.eval()
+    outputs = model.outputs(views.flatten(0, 1), 3)
+    for k, view in enumerate(views):
+        torch.testing.assert_close(outputs[:, 5 * k : 5 * k + 5], model.outputs(view)[:, 5 * k : 5 * k + 5])
+    torch.testing.assert_close(outputs[:, 15:], model.outputs(views[0])[:, 15:])
+    with pytest.raises(ConfigError, match="views is 2, but must be 1 or the number of heads, 3"):
+        model.outputs(views[:2].flatten(0, 1), 2)
+
+    given = {"data": pictures, **SMALL, "plugins": "ms,proxy_anchor", "ensemble": "heads", "head_augment": True}
+    given |= {"compress": 4, "compressor": "lin_tanh_lin", "head_dropout": 0.2}
+    run = Run(RunConfig.create(**given), RunFolder(tmp_path / "unused"))
+    inputs, labels = next(run.batches())
+    assert len(inputs) == 2 * len(labels) and not torch.equal(*inputs.chunk(2))
+    straight = train(out=tmp_path / "straight", **given)
+    with pytest.raises(KeyboardInterrupt):
+        train(out=tmp_path / "parts", loggers=[Stop(8)], **given)
+    assert train(resume=tmp_path / "parts")["metrics"] == straight["metrics"]
+    assert records(tmp_path / "parts") == records(tmp_path / "straight")
+
+
 def test_the_published_methods_are_settings(features: str, tmp_path: Path) -> None:
     run = Run(RunConfig.create(data=features, **{**SMALL, **ARMS["wedl"]}), RunFolder(tmp_path))
     settings = run.config.settings
@@ -296,6 +328,8 @@ def test_lengths_left_open_follow_from_the_others(given: dict[str, Any], expecte
         ({"diversity": "distance"}, "diversity needs a head per loss"),
         ({"compress": 99}, "99"),
         ({"head_classes": 0.5, "memory": 100}, "exclude each other"),
+        ({"head_augment": True}, "head_augment needs a head per loss"),
+        ({"head_augment": True, "ensemble": "heads"}, "head_augment is set, but .* has no random changes"),
         ({"plugins": "sec", "ensemble": "heads"}, "every loss is a regulariser"),
         ({"compressor": "pcaa", "compress": 3}, "there is no compressor 'pcaa'.*pca"),
         ({"ensemble": "head"}, "must be one of shared, heads, wel, wedl"),

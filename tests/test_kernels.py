@@ -33,10 +33,10 @@ PLANS = {
     "no triangle recomputed": {"triangle": 0, "workspace": 0, "tile_rows": 8, "tile_columns": 16},
     "slots in chunks": {"slot_bytes": 4000},
     "searched": {"search": 1, "slot_bytes": 16000},
-    "two threads": {"threads": 2, "tile_rows": 8, "tile_columns": 32},
-    "two threads recomputed": {"threads": 2, "tile_rows": 16, "tile_columns": 16, "workspace": 0},
-    "two threads, no triangle": {"threads": 2, "triangle": 0, "tile_rows": 8},
-    "two threads, chunks": {"threads": 2, "slot_bytes": 4000},
+    "two threads": {"threads": 2, "thread_work": 1, "tile_rows": 8, "tile_columns": 32},
+    "two threads recomputed": {"threads": 2, "thread_work": 1, "tile_rows": 16, "tile_columns": 16, "workspace": 0},
+    "two threads, no triangle": {"threads": 2, "thread_work": 1, "triangle": 0, "tile_rows": 8},
+    "two threads, chunks": {"threads": 2, "thread_work": 1, "slot_bytes": 4000},
 }
 
 
@@ -257,11 +257,17 @@ def test_fewer_threads_than_asked_for(environment: dict[str, str]) -> None:
     code = """
 import torch, dmlcore
 x, y = torch.randn(512, 32, requires_grad=True), torch.arange(512) // 4
-for loss in (dmlcore.losses.create("contrastive"), dmlcore.losses.create("triplet")):
-    with dmlcore.kernels.plan_options(threads=4):
+first, second = dmlcore.losses.create("contrastive"), dmlcore.losses.create("triplet")
+heads = dmlcore.LossEnsemble([first, second], columns=[(0, 16), (16, 32)])
+for loss, work, reference in (
+    (first, 1, first.reference),
+    (second, 1, second.reference),
+    (heads, 5_000_000, lambda x, y: first.reference(x[:, :16], y) + second.reference(x[:, 16:], y)),
+):
+    with dmlcore.kernels.plan_options(threads=4, thread_work=work):
         value = loss(x, y)
         gradient = torch.autograd.grad(value, x)[0]
-    expected = loss.reference(x, y)
+    expected = reference(x, y)
     torch.testing.assert_close(value, expected)
     torch.testing.assert_close(gradient, torch.autograd.grad(expected, x)[0], rtol=1e-2, atol=1e-5)
 """
@@ -303,7 +309,7 @@ def test_the_same_bits_every_time(case: Case) -> None:
     loss, (x, y) = case.create(torch.float32), BATCHES["large"]
     runs = []
     for _ in range(3):
-        with plan_options(threads=2, tile_rows=16, tile_columns=32):
+        with plan_options(threads=2, thread_work=1, tile_rows=16, tile_columns=32):
             runs.append(value_and_gradients(loss, x.float(), y, loss))
     for value, gradients in runs[1:]:
         assert torch.equal(value, runs[0][0])
@@ -366,7 +372,7 @@ def test_any_class_sizes(sizes: list[int], case: Case, seed: int, tile: tuple[in
     labels = labels[torch.randperm(len(labels), generator=torch.Generator().manual_seed(seed))]
     x = embeddings_of(labels, seed=seed)  # continuous in float64: ties have probability zero
     loss = case.create(classes=max(len(sizes), CLASSES))
-    with plan_options(tile_rows=tile[0], tile_columns=tile[1], workspace=workspace, threads=threads):
+    with plan_options(tile_rows=tile[0], tile_columns=tile[1], workspace=workspace, threads=threads, thread_work=1):
         mine = value_and_gradients(loss, x, labels, loss)
     assert_close(mine, value_and_gradients(loss, x, labels, loss.reference), 1e-8)
 

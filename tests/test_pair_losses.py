@@ -13,7 +13,7 @@ from torch import Tensor
 
 import dmlcore
 from dmlcore.errors import ConfigError
-from dmlcore.kernels.rows import recorded_steps
+from dmlcore.kernels.cpu import recorded_steps
 from dmlcore.losses import Sides, create, pair_masks
 
 X, Y = BATCHES["odd"]

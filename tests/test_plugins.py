@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import tomllib
 import types
 from pathlib import Path
 
@@ -95,6 +96,16 @@ def example(tmp_path_factory: pytest.TempPathFactory) -> Path:
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     return target
+
+
+def test_packages_of_their_own_are_no_part_of_dmlcore() -> None:
+    from setuptools import find_namespace_packages
+
+    root = EXAMPLE.parents[1]
+    found = tomllib.loads((root / "pyproject.toml").read_text())["tool"]["setuptools"]["packages"]["find"]
+    for where in found["where"]:
+        packages = find_namespace_packages(str(root / where), include=found["include"])
+        assert {name.partition(".")[0] for name in packages} == {"dmlcore_plugins" if where == "plugins" else "dmlcore"}
 
 
 def run_python(code: str, path: Path, **environment: str) -> subprocess.CompletedProcess[str]:

@@ -18,6 +18,7 @@ SETS = {
     "E4": ("norm_softmax", "triplet", "binomial_deviance", "proxy_nca"),
     "E6": ("ms", "proxy_anchor", "triplet", "sup_con", "circle", "proxy_nca"),
 }
+ROBUST = ("circle", "binomial_deviance", "sup_con")  # no set of three without proxies is better where it is worst
 PUBLISHED = ("cross_entropy", "triplet", "binomial_deviance", "proxy_nca")  # of the stored best run, with its prior
 SEC: dict[str, tuple[str, dict[str, Any]]] = {  # the losses that the paper of `sec` combines it with
     "ms": ("ms", {}),
@@ -52,15 +53,23 @@ class Arm:
         settings: of `dmlcore train`, beside the common ones.
         few: part of the short list for data sets that take minutes a run.
         longer: how many times the common number of steps.
+        central: among those on which the conclusions rest: every seed of the feature tables, as the short list has; else 5.
         seeds: the first so many only, of an arm whose runs are dear.
+        nets: networks of their own, one per loss and each with other weights, whose embeddings are concatenated and compressed.
+        tuned: the losses have the options found for them; else their defaults.
+        pictures_only: needs samples that can be augmented.
     """
 
     name: str
     losses: tuple[str, ...]
     settings: dict[str, Any] = field(default_factory=dict)
     few: bool = False
+    central: bool = False
     longer: int = 1
     seeds: int | None = None
+    nets: bool = False
+    tuned: bool = True
+    pictures_only: bool = False
 
 
 def arms() -> list[Arm]:
@@ -71,14 +80,14 @@ def arms() -> list[Arm]:
         Arm("b, 3 x steps", ("b",), {}, longer=3),
         Arm("wide: b, 256", ("b",), {"embedding_dim": 4 * LENGTH, **PCA}, few=True),
         Arm("wide whitened: b, 256", ("b",), {"embedding_dim": 4 * LENGTH, "compress": LENGTH, "compressor": "whitened_pca"}),
-        Arm("same: b x 4", ("b",) * 4, {"ensemble": "heads", **PCA}, few=True),
-        Arm("same: b x 3", ("b",) * 3, {"ensemble": "heads", **PCA}),
+        Arm("same: b x 4", ("b",) * 4, {"ensemble": "heads", **PCA}, central=True),
+        Arm("same: b x 3", ("b",) * 3, {"ensemble": "heads", **PCA}, central=True),
         Arm("same: b x 4, student", ("b",) * 4, {"ensemble": "heads", "student": LENGTH}),
         Arm("same: b x 4, lin_tanh_lin", ("b",) * 4, {"ensemble": "heads", "compress": LENGTH, **LIN_TANH_LIN}),
     ]
     for name, losses in {**SETS, "T3": best}.items():
-        found.append(Arm(f"{name} shared", losses, {}, few=name in ("T3", "E3")))
-        found.append(Arm(f"{name} heads", losses, {"ensemble": "heads", **PCA}, few=name == "T3"))
+        found.append(Arm(f"{name} shared", losses, {}, central=True))
+        found.append(Arm(f"{name} heads", losses, {"ensemble": "heads", **PCA}, central=True))
     found += [Arm(f"T3 shared, {weighting}", best, {"weighting": weighting}) for weighting in WEIGHTINGS]
     published: dict[str, Any] = {
         "weights": (2.0, 1.0, 2.0, 3.0),
@@ -89,7 +98,7 @@ def arms() -> list[Arm]:
     }
     found += [
         Arm("WEL: E4", PUBLISHED, {"ensemble": "wel", **published}),
-        Arm("WEDL: E4", PUBLISHED, {"ensemble": "wedl", **published, **PCA}),
+        Arm("WEDL: E4", PUBLISHED, {"ensemble": "wedl", **published, **PCA}, central=True),
         Arm("WEDL_C 64: E4", PUBLISHED, {"ensemble": "wedl", **published, "compress": 64, **LIN_TANH_LIN}),
         Arm("WEDL_C 128: E4", PUBLISHED, {"ensemble": "wedl", **published, "compress": 128, **LIN_TANH_LIN}),
         Arm("T3 heads, student", best, {"ensemble": "heads", "student": LENGTH}),
@@ -100,7 +109,8 @@ def arms() -> list[Arm]:
         Arm("same: b x 3, dropout", ("b",) * 3, {"ensemble": "heads", "head_dropout": 0.3, **PCA}),
         Arm("T3 heads, classes", best, {"ensemble": "heads", "head_classes": 0.7, **PCA}),
         Arm("same: b x 3, classes", ("b",) * 3, {"ensemble": "heads", "head_classes": 0.7, **PCA}),
-        Arm("T3 wide, equal norms", best, {"embedding_dim": 4 * LENGTH, "weighting": "equal_gradient_norms", **PCA}, few=True),
+        Arm("T3 wide, equal norms",
+            best, {"embedding_dim": 4 * LENGTH, "weighting": "equal_gradient_norms", **PCA}, central=True),
         Arm("T3 wide", best, {"embedding_dim": 4 * LENGTH, **PCA}),
         Arm("D3 shared", ("X1", "P1", "P2")),
         Arm("D3 heads", ("X1", "P1", "P2"), {"ensemble": "heads", **PCA}),
@@ -110,11 +120,23 @@ def arms() -> list[Arm]:
         Arm("E3 wide", SETS["E3"], {"embedding_dim": 4 * LENGTH, **PCA}, few=True),
         Arm("wide linear: b, 256", ("b",), {"embedding_dim": 4 * LENGTH, "compress": LENGTH, "compressor": "linear"}, seeds=2),
         Arm("T3 heads linear", best, {"ensemble": "heads", "compress": LENGTH, "compressor": "linear"}, seeds=2),
-        Arm("T3 wide heads", best, {"ensemble": "heads", "embedding_dim": 4 * LENGTH, **PCA}),
-        Arm("same wide: b x 3, 256", ("b",) * 3, {"ensemble": "heads", "embedding_dim": 4 * LENGTH, **PCA}),
+        Arm("T3 wide heads", best, {"ensemble": "heads", "embedding_dim": 4 * LENGTH, **PCA}, few=True),
+        Arm("same wide: b x 3, 256", ("b",) * 3, {"ensemble": "heads", "embedding_dim": 4 * LENGTH, **PCA}, few=True),
         Arm("T3 wide heads, equal norms",
             best, {"ensemble": "heads", "embedding_dim": 4 * LENGTH, "weighting": "equal_gradient_norms", **PCA}),
     ]  # fmt: skip
+    robust: dict[str, Any] = {"embedding_dim": 4 * LENGTH, **PCA}
+    views: dict[str, Any] = {"ensemble": "heads", "head_augment": True, **PCA}
+    found += [
+        Arm("nets: b x 3", ("b",) * 3, {}, few=True, nets=True),
+        Arm("nets: T3", best, {}, central=True, nets=True),
+        Arm("R3 wide, untuned", ROBUST, robust, central=True, tuned=False),
+        Arm("R3 wide, equal norms, untuned", ROBUST, {"weighting": "equal_gradient_norms", **robust}, few=True, tuned=False),
+        Arm("R3 wide heads, untuned", ROBUST, {"ensemble": "heads", **robust}, few=True, tuned=False),
+        Arm("E3 wide, equal norms", SETS["E3"], {"weighting": "equal_gradient_norms", **robust}, central=True),
+        Arm("T3 heads, views", best, views, few=True, seeds=2, pictures_only=True),
+        Arm("same: b x 3, views", ("b",) * 3, views, few=True, seeds=2, pictures_only=True),
+    ]
     for name, (loss, options) in SEC.items():
         found.append(Arm(name, (loss,), {loss: options}))
         for eta in (0.1, 0.5):
@@ -129,3 +151,8 @@ def members(arm: Arm, ranking: list[str]) -> tuple[str, ...]:
     stands_for = dict(zip(("T1", "T2", "T3"), ranking, strict=False)) | dict(zip(("P1", "P2"), between_pairs, strict=False))
     stands_for |= {"b": ranking[0], "X1": with_proxies[0]}
     return tuple(stands_for.get(loss, loss) for loss in arm.losses)
+
+
+def order(arm: Arm) -> tuple[bool, bool]:
+    """Sorts the arms that decide most first: when the time is up, they are there for every seed."""
+    return not arm.few or arm.pictures_only, not arm.central

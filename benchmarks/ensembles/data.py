@@ -23,16 +23,16 @@ class Data:
         most: samples kept of a class; 0: all.
         seeds: of splits and weights.
         by_script: whole scripts are unseen, instead of single characters.
-        full: every arm; else those of `arms.FEW`.
+        pictures: seconds a run instead of tenths: the short list of arms, losses with their default options.
     """
 
     name: str
     file: str
     steps: int
     most: int = 0
-    seeds: int = 5
+    seeds: int = 10
     by_script: bool = False
-    full: bool = True
+    pictures: bool = False
 
 
 DATA = {
@@ -41,8 +41,9 @@ DATA = {
         Data("banking", "banking77_minilm.npz", 250, 60),
         Data("emoji", "emoji_mobilenetv2.npz", 500),
         Data("grocery", "grocery_mobilenetv2.npz", 250, 60),
-        Data("glyphs", "", 250, seeds=3, full=False),
-        Data("glyph scripts", "", 250, seeds=3, by_script=True, full=False),
+        Data("emoji pictures", "emoji_64.npz", 250, seeds=5, pictures=True),
+        Data("glyphs", "", 250, seeds=5, pictures=True),
+        Data("glyph scripts", "", 250, seeds=3, by_script=True, pictures=True),
     )
 }
 
@@ -65,7 +66,9 @@ def prepare(data: Data, seed: int, folder: Path | None, work: Path) -> Path:
     if path.exists():
         return path
     path.parent.mkdir(parents=True, exist_ok=True)
-    if data.file:
+    if data.file and data.pictures:
+        x, y, split = _pictures(Path(folder or "") / data.file, seed)
+    elif data.file:
         x, y, split = _features(Path(folder or "") / data.file, data.most, seed)
     else:
         x, y, split = _glyphs(data.by_script, seed)
@@ -84,14 +87,27 @@ def _features(file: Path, most: int, seed: int) -> tuple[np.ndarray, np.ndarray,
         order = rng.permutation(len(y))
         kept = np.concatenate([order[y[order] == label][:most] for label in np.unique(y)])
         x, y = x[np.sort(kept)], y[np.sort(kept)]
-    classes = rng.permutation(np.unique(y))
-    first, second = (round(share * len(classes)) for share in (FRACTIONS[0], sum(FRACTIONS)))
-    split = np.where(np.isin(y, classes[:first]), "train", np.where(np.isin(y, classes[first:second]), "validation", "test"))
+    split = _parts(y, rng)
     train = x[split == "train"].astype(np.float64)
     mean = train.mean(0)
     _, vectors = np.linalg.eigh(np.cov(train, rowvar=False))
     x = ((x - mean) @ vectors[:, ::-1][:, :WIDTH]).astype(np.float32)
     return x / np.sqrt((x[split == "train"] ** 2).sum(1).mean()), y, split
+
+
+def _pictures(file: Path, seed: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Pixels uint8, averaged down to half the side, labels, and the part of every sample, drawn by class."""
+    with np.load(file, allow_pickle=False) as arrays:
+        x, y = arrays["x"], arrays["y"]  # [N, H, W, C]
+    halved = x.reshape(len(x), x.shape[1] // 2, 2, x.shape[2] // 2, 2, x.shape[3]).mean((2, 4))
+    return np.round(halved).astype(np.uint8), y, _parts(y, np.random.default_rng(seed))
+
+
+def _parts(y: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """The part of every sample, drawn by class."""
+    classes = rng.permutation(np.unique(y))
+    first, second = (round(share * len(classes)) for share in (FRACTIONS[0], sum(FRACTIONS)))
+    return np.where(np.isin(y, classes[:first]), "train", np.where(np.isin(y, classes[first:second]), "validation", "test"))
 
 
 def _glyphs(by_script: bool, seed: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

@@ -9,7 +9,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from benchmarks.ensembles.arms import LOSSES, SEC, arms
+from benchmarks.ensembles.arms import LENGTH, LOSSES, SEC, arms
 from benchmarks.ensembles.runs import Runs
 
 PAGE = Path(__file__).parents[2] / "docs" / "ensembles.md"
@@ -24,6 +24,23 @@ def interval(values: list[float]) -> tuple[float, float]:
         return statistics.fmean(values), math.nan
     half = stats.t.ppf(0.975, len(values) - 1) * statistics.stdev(values) / math.sqrt(len(values))
     return statistics.fmean(values), float(half)
+
+
+def survivors(samples: list[list[float]], level: float = 0.05) -> list[bool]:
+    """Which mean differences stay significant when all of them are looked at: t-tests against 0 with Holm's correction.
+
+    Source: Holm, "A Simple Sequentially Rejective Multiple Test Procedure", Scandinavian Journal of Statistics 1979.
+    """
+    from scipy import stats
+
+    tested = [index for index, values in enumerate(samples) if len(values) > 2 and statistics.stdev(values) > 0]
+    p_values = {index: float(stats.ttest_1samp(samples[index], 0.0).pvalue) for index in tested}
+    found = [False] * len(samples)
+    for rank, index in enumerate(sorted(tested, key=p_values.__getitem__)):
+        if p_values[index] > level / (len(tested) - rank):
+            break
+        found[index] = True
+    return found
 
 
 class Comparison:
@@ -61,12 +78,21 @@ class Comparison:
         return [mine - theirs for mine, theirs in pairs if not math.isnan(mine - theirs)]
 
 
-def _say(values: list[float]) -> str:
+def _say(values: list[float], survives: bool = False) -> str:
     if not values:
         return ""
     mean, half = interval(values)
     text = f"{mean:+.2f}" + ("" if math.isnan(half) else f" ± {half:.2f}")
-    return f"**{text}**" if not math.isnan(half) and mean - half > 0 else text
+    return (f"**{text}**" if not math.isnan(half) and mean - half > 0 else text) + (" *" if survives else "")
+
+
+def _size(settings: dict[str, Any], losses: int, nets: bool, name: str) -> int:
+    """Numbers in an embedding of an arm."""
+    if name == "student":
+        return settings["student"]
+    if name == "compressed":
+        return LENGTH if nets else settings["compress"]
+    return settings["embedding_dim"] * (losses if nets or settings.get("ensemble") in ("heads", "wedl") else 1)
 
 
 def _table(header: list[str], lines: list[list[str]]) -> str:
@@ -100,18 +126,35 @@ def singles(comparisons: list[Comparison], metric: str = "map@r") -> str:
 
 
 def against_best(comparisons: list[Comparison], metric: str = "map@r") -> str:
-    """Every arm's difference to the best single of validation; in bold where the interval is above zero."""
-    lines = []
+    """Every arm's difference to the best single of validation: in bold where the interval is above zero, with a star where the
+    difference (to either side) survives Holm's correction for all rows of its column. Beside it the numbers in an embedding,
+    and the CPU time of a run over that of the best single on the same split (median)."""
+    found: list[tuple[str, str]] = []
     for arm in arms():
         names = dict.fromkeys(name for one in comparisons for name in _embeddings(one, arm.name))
-        for name in names:
-            cells = [
-                _say(one.differences(("arms", arm.name, name or None), ("singles", one.ranking[0], None), metric))
-                for one in comparisons
-            ]
-            if any(cells):
-                lines.append([arm.name + (f" ({name})" if name else ""), *cells])
-    return _table(["arm", *(one.data for one in comparisons)], lines)
+        found += [(arm.name, name) for name in names]
+    columns: list[list[str]] = []
+    for one in comparisons:
+        best = ("singles", one.ranking[0], None)
+        values = [one.differences(("arms", arm, name or None), best, metric) for arm, name in found]
+        columns.append([_say(*cell) for cell in zip(values, survivors(values), strict=True)])
+    lines = []
+    for (arm, name), *cells in zip(found, *columns, strict=True):
+        if any(cells):
+            rows = [row for one in comparisons for (stage, n, _), row in one.rows.items() if (stage, n) == ("arms", arm)]
+            size = _size(rows[0]["settings"], len(rows[0]["losses"]), rows[0].get("nets", False), name or "whole")
+            lines.append([arm + (f" ({name})" if name else ""), str(size), _cost(comparisons, arm), *cells])
+    return _table(["arm", "size", "cost", *(one.data for one in comparisons)], lines)
+
+
+def _cost(comparisons: list[Comparison], arm: str) -> str:
+    ratios = [
+        row["cpu_seconds"] / one.rows["singles", one.ranking[0], seed]["cpu_seconds"]
+        for one in comparisons
+        for (stage, name, seed), row in one.rows.items()
+        if (stage, name) == ("arms", arm) and seed in one.seeds
+    ]
+    return f"{statistics.median(ratios):.1f}" if ratios else ""
 
 
 PAIRS = (
@@ -135,6 +178,12 @@ PAIRS = (
     ("D3 wide, equal norms", "wide: b, 256", "compressed"),
     ("WEDL_C 64: E4", "same: b x 4, lin_tanh_lin", "compressed"),
     ("T3 heads, student", "same: b x 4, student", "student"),
+    ("T3 heads, views", "same: b x 3, views", "compressed"),
+    ("nets: T3", "nets: b x 3", "whole"),
+    ("nets: T3", "nets: b x 3", "compressed"),
+    ("R3 wide heads, untuned", "same wide: b x 3, 256", "compressed"),
+    ("R3 wide heads, untuned", "wide: b, 256", "compressed"),
+    ("R3 wide, equal norms, untuned", "wide: b, 256", "compressed"),
 )
 
 
@@ -197,7 +246,7 @@ def sec(comparisons: list[Comparison], metric: str = "map@r") -> str:
 def costs(comparisons: list[Comparison]) -> str:
     """Median milliseconds of a training step, everything included, one thread."""
     lines = []
-    for name in ["b, other weights", *(arm.name for arm in arms() if arm.few and arm.name != "b, other weights")]:
+    for name in [arm.name for arm in arms() if arm.few or arm.central]:
         cells = []
         for one in comparisons:
             found = [row["step_ms"] for (stage, arm, _), row in one.rows.items() if (stage, arm) == ("arms", name)]

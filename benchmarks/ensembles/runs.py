@@ -17,12 +17,14 @@ from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
-from benchmarks.ensembles.arms import LENGTH, LOSSES, Arm, arms, members
+from benchmarks.ensembles.arms import LENGTH, LOSSES, Arm, arms, members, order
 from benchmarks.ensembles.data import Data, prepare
 
 RATES = (5e-4, 1e-3, 2e-3)
 RATED = ("ms", "sup_con", "norm_softmax")  # the rate that serves these three best is everybody's
 TUNED_ON = (0, 1)  # seeds
+RANKED_ON = 5  # seeds whose validation classes say which single is the best: fixed, so that more seeds change no arm
+SMALL = {"conv": {"channels": (16, 32, 64, 128)}}  # the trunk of pictures: a quarter of the default's work
 TRIALS = 4
 KEPT = ("recall@1", "map@r")
 
@@ -38,6 +40,7 @@ class Job:
         seed: of the split; the weights' is the settings'.
         losses: by name.
         settings: for `RunConfig.create`.
+        nets: a network of its own for each loss.
     """
 
     data: str
@@ -46,6 +49,7 @@ class Job:
     seed: int
     losses: tuple[str, ...]
     settings: dict[str, Any]
+    nets: bool = False
 
     @property
     def key(self) -> tuple[str, str, str, int]:
@@ -56,35 +60,75 @@ def _train(job: Job, file: str) -> dict[str, Any]:
     """In a child: train, and keep what the tables need."""
     import torch
 
-    from dmlcore.training import RunConfig, train
-
     torch.set_num_threads(1)
     out = Path(tempfile.mkdtemp(prefix="ensembles-"))
     began, cpu = time.perf_counter(), time.process_time()
     try:
-        config = RunConfig.create(data=file, plugins=",".join(job.losses), **job.settings)
-        result = train(config, out=out / "run")
-        records = [json.loads(line) for line in (out / "run" / "metrics.jsonl").read_text().splitlines()]
+        found = _train_nets(job, file, out) if job.nets else _train_one(job.losses, job.settings, file, out / "run")
     finally:
         shutil.rmtree(out, ignore_errors=True)
+    seconds, cpu_seconds = time.perf_counter() - began, time.process_time() - cpu
+    return {**asdict(job), **found, "seconds": round(seconds, 1), "cpu_seconds": round(cpu_seconds, 1)}
+
+
+def _rounded(parts: dict[str, dict[str, float]]) -> dict[str, dict[str, float]]:
+    return {part: {key: round(metrics[key], 5) for key in KEPT} for part, metrics in parts.items()}
+
+
+def _train_one(losses: tuple[str, ...], settings: dict[str, Any], file: str, out: Path) -> dict[str, Any]:
+    """One network: its figures, weights and speed."""
+    from dmlcore.training import RunConfig, train
+
+    config = RunConfig.create(data=file, plugins=",".join(losses), **settings)
+    result = train(config, out=out)
+    records = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
     steps = [record for record in records if record["kind"] == "step"]
-    served = {"embeddings": {"whole": result["metrics"]}} if "embeddings" not in result else result
-    embeddings = {
-        name: {part: {key: round(metrics[key], 5) for key in KEPT} for part, metrics in parts.items()}
-        for name, parts in served["embeddings"].items()
-    }
-    raw = result["baselines"]["raw pixels" if "raw pixels" in result["baselines"] else "raw features"]
+    served = result["embeddings"] if "embeddings" in result else {"whole": result["metrics"]}
     return {
-        **asdict(job),
-        "embeddings": embeddings,
-        "served": {part: {key: round(metrics[key], 5) for key in KEPT} for part, metrics in result["metrics"].items()},
-        "raw": {part: {key: round(metrics[key], 5) for key in KEPT} for part, metrics in raw.items()},
+        "embeddings": {name: _rounded(parts) for name, parts in served.items()},
+        "served": _rounded(result["metrics"]),
+        "raw": _rounded(result["baselines"]["raw pixels" if "raw pixels" in result["baselines"] else "raw features"]),
         "chosen_step": result["chosen_step"],
         "weights": {str(r["step"]): [round(w, 4) for w in r["weights"].values()] for r in steps[:: max(1, len(steps) // 8)]},
         "cosines": steps[-1].get("loss_gradient_cosines", {}),
-        "step_ms": round(1e3 * statistics.median(job_size / r["images_per_second"] for r in steps for job_size in [128]), 3),
-        "seconds": round(time.perf_counter() - began, 1),
-        "cpu_seconds": round(time.process_time() - cpu, 1),
+        "step_ms": round(1e3 * statistics.median(128 / r["images_per_second"] for r in steps), 3),
+    }
+
+
+def _train_nets(job: Job, file: str, out: Path) -> dict[str, Any]:
+    """A network for each loss, of other weights each; served are the embeddings side by side, brought to the length of one."""
+    import torch
+
+    from dmlcore.ensemble.principal import principal_axes
+    from dmlcore.evaluation import protocol
+    from dmlcore.training.trained import TrainedRun
+
+    found: list[dict[str, Any]] = []
+    embedded: dict[str, list[torch.Tensor]] = {"train": [], "validation": [], "test": []}
+    splits = None
+    for number, loss in enumerate(job.losses):
+        options = {key: value for key, value in job.settings.items() if not isinstance(value, dict) or key in (loss, *SMALL)}
+        options["seed"] += 1000 * number  # the split is in the file: only weights and batches differ
+        found.append(_train_one((loss,), options, file, out / str(number)))
+        run = TrainedRun(out / str(number), device="cpu")
+        splits = splits or run.open()
+        for part, rows in embedded.items():
+            rows.append(protocol.embed(run.model, getattr(splits, part)))
+    assert splits is not None
+    whole = {part: torch.cat(rows, 1) / len(rows) ** 0.5 for part, rows in embedded.items()}  # [N, m 64] of unit norm
+    axes = principal_axes(whole["train"])
+    mean, axes = axes.mean.float(), axes.axes[:LENGTH].float()
+    short = {part: torch.nn.functional.normalize((rows - mean) @ axes.T) for part, rows in whole.items()}
+    parts = {part: getattr(splits, part) for part in ("validation", "test")}
+    embeddings = {
+        name: _rounded({part: protocol.evaluate(rows[part], dataset) for part, dataset in parts.items()})
+        for name, rows in (("whole", whole), ("compressed", short))
+    }
+    return {
+        **found[0],
+        "embeddings": embeddings,
+        "served": embeddings["compressed"],
+        "step_ms": round(sum(one["step_ms"] for one in found), 3),
     }
 
 
@@ -155,16 +199,16 @@ class Runs:
         """The learning rate chosen for a data set."""
         return max(RATES, key=lambda rate: sum(self.validation(data, "rates", f"{n} {rate:g}", TUNED_ON[:1]) for n in RATED))
 
-    def options(self, data: str, loss: str, few: bool) -> dict[str, Any]:
+    def options(self, data: str, loss: str, untried: bool) -> dict[str, Any]:
         """The options chosen for a loss; the defaults where nothing was tried."""
-        tried = [(arm, options) for arm, options in trials(loss) if few is False]
+        tried = [(arm, options) for arm, options in ([] if untried else trials(loss))]
         best = max(tried, key=lambda one: self.validation(data, "trials", one[0], TUNED_ON), default=("", {}))
         return best[1]
 
     def ranking(self, data: str, seeds: Iterable[int]) -> list[str]:
         """The singles, best validation first."""
         seeds = list(seeds)
-        return sorted(LOSSES, key=lambda loss: -self.validation(data, "singles", loss, seeds))
+        return sorted(LOSSES, key=lambda loss: -self.validation(data, "singles", loss, seeds[:RANKED_ON]))
 
 
 def trials(loss: str) -> list[tuple[str, dict[str, Any]]]:
@@ -179,15 +223,14 @@ def jobs_of(data: Data, stage: str, runs: Runs, seeds: list[int]) -> Iterator[Jo
     """The jobs of a stage; each stage needs those before it."""
     steps = runs.steps or data.steps
     common: dict[str, Any] = {"steps": steps, "eval_every": max(1, steps // 5), "embedding_dim": LENGTH, "device": "cpu"}
-    common |= {"log_every": steps}
-    few = not data.full
+    common |= {"log_every": steps, **(SMALL if data.pictures else {})}
     if stage == "rates":
         for loss in RATED:
             for rate in RATES:
                 yield Job(data.name, stage, f"{loss} {rate:g}", 0, (loss,), {**common, "learning_rate": rate, "seed": 0})
         return
     common["learning_rate"] = runs.rate(data.name)
-    if stage == "trials" and data.full:
+    if stage == "trials" and not data.pictures:
         for loss in LOSSES:
             for name, options in trials(loss):
                 for seed in TUNED_ON:
@@ -198,9 +241,10 @@ def jobs_of(data: Data, stage: str, runs: Runs, seeds: list[int]) -> Iterator[Jo
                 yield _job(data, stage, Arm(loss, (loss,)), (loss,), seed, common, runs)
     if stage == "arms":
         ranking = runs.ranking(data.name, seeds)
-        for seed in seeds:
-            for arm in arms():
-                if (arm.few or not few) and seed in seeds[: arm.seeds]:
+        for _, group in itertools.groupby(sorted(arms(), key=order), order):
+            for seed, arm in itertools.product(seeds, list(group)):
+                most = arm.seeds or (len(seeds) if arm.few or arm.central else RANKED_ON)
+                if (arm.few if data.pictures else not arm.pictures_only) and seed in seeds[:most]:
                     yield _job(data, stage, arm, members(arm, ranking), seed, common, runs)
 
 
@@ -210,10 +254,10 @@ def _job(data: Data, stage: str, arm: Arm, losses: tuple[str, ...], seed: int, c
     settings = {**common, **arm.settings, "steps": arm.longer * common["steps"]}
     settings["seed"] = seed + arm.settings.get("seed", 0)
     for table, loss in zip(unique_names(losses), losses, strict=True):
-        chosen = runs.options(data.name, loss, not data.full) if loss in LOSSES else {}
-        if chosen:
+        chosen = runs.options(data.name, loss, data.pictures) if loss in LOSSES else {}
+        if chosen and arm.tuned:
             settings.setdefault(table, chosen)
-    return Job(data.name, stage, arm.name, seed, losses, settings)
+    return Job(data.name, stage, arm.name, seed, losses, settings, arm.nets)
 
 
 STAGES = ("rates", "trials", "singles", "arms")

@@ -3,59 +3,70 @@
 #include <pybind11/stl.h>
 
 #include "bindings/neighbours.h"
-#include "cpu/step.h"
+#include "cpu/passes.h"
 
 namespace py = pybind11;
 using namespace pybind11::literals;
 
 namespace {
 
-using Given = std::tuple<uintptr_t, uintptr_t, int64_t, bool>;         // data, labels, rows, normalise
+using Rows = std::tuple<uintptr_t, uintptr_t, int64_t, int64_t, bool>;   // data, labels, rows, numbers between rows, normalise
+using Loss = std::tuple<std::string, std::vector<double>, uintptr_t, uintptr_t>;   // functor, options, given, windows
+using Target = std::pair<int, int64_t>;                                // tensor of gradients, column
+// anchors, references, width, losses, relations, owners, targets of the anchors' and of the references' gradients
+using Pass = std::tuple<Rows, std::optional<Rows>, int64_t, std::vector<Loss>, std::array<uintptr_t, 3>, std::vector<int>, Target, Target>;
 
-dml::Input input(const Given& given) {
-  return {reinterpret_cast<const void*>(std::get<0>(given)), reinterpret_cast<const int64_t*>(std::get<1>(given)), std::get<2>(given), std::get<3>(given)};
+dml::Input input(const Rows& rows) {
+  const auto& [data, labels, count, stride, normalise] = rows;
+  return {reinterpret_cast<const void*>(data), reinterpret_cast<const int64_t*>(labels), count, stride, normalise};
+}
+
+dml::PassRequest request(const Pass& pass) {
+  const auto& [anchors, references, width, losses, relations, owners, anchors_to, references_to] = pass;
+  dml::PassRequest out;
+  out.anchors = input(anchors), out.has_references = references.has_value(), out.width = width;
+  if (references) out.references = input(*references);
+  for (const auto& [name, options, given, windows] : losses)
+    out.losses.push_back({name, options, reinterpret_cast<const void*>(given), reinterpret_cast<const void*>(windows)});
+  const auto& [own, starts, lists] = relations;
+  out.relations = {reinterpret_cast<const int64_t*>(own), reinterpret_cast<const int64_t*>(starts), reinterpret_cast<const int64_t*>(lists)};
+  out.owners = owners;
+  out.anchors_to = {anchors_to.first, anchors_to.second}, out.references_to = {references_to.first, references_to.second};
+  return out;
 }
 
 }  // namespace
 
 PYBIND11_MODULE(_cpu, m) {
   m.doc() = "Fused losses on the CPU. Use dmlcore.kernels instead.";
-  py::class_<dml::StepBase>(m, "Step")
-      .def(py::init([](bool is_double, const Given& anchors, const std::optional<Given>& references, int64_t width,
-                       const std::vector<std::tuple<std::string, std::vector<double>, uintptr_t, uintptr_t>>& losses,
-                       const std::array<uintptr_t, 3>& relations_at, int threads, int64_t workspace,
+  py::class_<dml::Passes>(m, "Passes")
+      .def(py::init([](bool is_double, const std::vector<Pass>& passes, int terms, int threads, int64_t thread_work, int64_t workspace,
                        int64_t tile_rows, int64_t tile_columns, int64_t slot_bytes, int search, int triangle) {
-             std::vector<dml::LossRequest> requests;
-             for (const auto& [name, options, given, windows] : losses)
-               requests.push_back({name, options, reinterpret_cast<const void*>(given), reinterpret_cast<const void*>(windows)});
-             const auto& [own, starts, lists] = relations_at;
-             const dml::Relations relations{reinterpret_cast<const int64_t*>(own), reinterpret_cast<const int64_t*>(starts),
-                                            reinterpret_cast<const int64_t*>(lists)};
-             const dml::PlanRequest plan{threads, workspace, tile_rows, tile_columns, slot_bytes, search, triangle};
-             const dml::Input a = input(anchors);
-             dml::Input r{};
-             if (references) r = input(*references);
+             std::vector<dml::PassRequest> requests;
+             for (const Pass& pass : passes) requests.push_back(request(pass));
+             const dml::PlanRequest plan{threads, thread_work, workspace, tile_rows, tile_columns, slot_bytes, search, triangle};
              py::gil_scoped_release unlocked;
-             return dml::make_step(is_double, a, references ? &r : nullptr, width, requests, relations, plan);
+             return std::make_unique<dml::Passes>(is_double, requests, terms, plan);
            }),
-           "is_double"_a, "anchors"_a, "references"_a, "width"_a, "losses"_a, "relations"_a, "threads"_a, "workspace"_a = -1, "tile_rows"_a = 0,
-           "tile_columns"_a = 0, "slot_bytes"_a = 0, "search"_a = -1, "triangle"_a = -1)
-      .def_property_readonly("value_count", &dml::StepBase::value_count)
-      .def_property_readonly("table_cells", &dml::StepBase::table_cells)
-      .def("forward", [](dml::StepBase& s, uintptr_t values, uintptr_t counts, uintptr_t tables) {
+           "is_double"_a, "passes"_a, "terms"_a, "threads"_a, "thread_work"_a = 0, "workspace"_a = -1, "tile_rows"_a = 0, "tile_columns"_a = 0,
+           "slot_bytes"_a = 0, "search"_a = -1, "triangle"_a = -1)
+      .def("forward", [](dml::Passes& s, uintptr_t values, uintptr_t counts, uintptr_t tables, uintptr_t terms) {
         py::gil_scoped_release unlocked;
-        s.forward(reinterpret_cast<void*>(values), reinterpret_cast<void*>(counts), reinterpret_cast<void*>(tables));
+        s.forward(reinterpret_cast<void*>(values), reinterpret_cast<void*>(counts), reinterpret_cast<void*>(tables), reinterpret_cast<void*>(terms));
       })
-      .def("backward", [](dml::StepBase& s, uintptr_t cotangents, uintptr_t tables, uintptr_t anchors, uintptr_t references) {
+      .def("backward", [](dml::Passes& s, uintptr_t terms, uintptr_t values, uintptr_t tables, const std::vector<std::tuple<uintptr_t, int64_t, int64_t>>& to) {
+        std::vector<dml::GradientTensor> tensors;
+        for (const auto& [data, rows, width] : to) tensors.push_back({reinterpret_cast<void*>(data), rows, width});
         py::gil_scoped_release unlocked;
-        s.backward(reinterpret_cast<const void*>(cotangents), reinterpret_cast<const void*>(tables), reinterpret_cast<void*>(anchors),
-                   reinterpret_cast<void*>(references));
+        s.backward(reinterpret_cast<const void*>(terms), reinterpret_cast<const void*>(values), reinterpret_cast<const void*>(tables), tensors);
       })
-      .def("plan", [](const dml::StepBase& s) {
+      .def("plan", [](const dml::Passes& s, int pass) {
         py::dict out;
-        for (const auto& [name, value] : s.plan()) out[py::str(name)] = value;
+        for (const auto& [name, value] : s.plan(pass)) out[py::str(name)] = value;
         return out;
-      });
+      })
+      .def_property_readonly("sizes", &dml::Passes::sizes)
+      .def_property_readonly("team", &dml::Passes::team);
   m.def("functors", [] {
     py::dict out;
     for (const dml::Functor& f : dml::functors()) out[py::str(f.name)] = py::make_tuple(f.options, f.values, f.partners);

@@ -781,11 +781,11 @@ template <class T> static void backward(const Problem<T>& problem, const T* cota
   });
 }
 
-template <class T> static void gather(const T* from, const int64_t* order, int64_t rows, int64_t width, bool normalise, T* to,
+template <class T> static void gather(const T* from, int64_t stride, const int64_t* order, int64_t rows, int64_t width, bool normalise, T* to,
                                       T* norms, bool* broken, int threads) {
 #pragma omp parallel for num_threads(threads) schedule(static) if (threads > 1)
   for (int64_t i = 0; i < rows; ++i) {
-    const T* x = from + order[i] * width;
+    const T* x = from + order[i] * stride;
     double square = 0;                                                 // double: 1e20 is no infinity
 #pragma omp simd reduction(+ : square)
     for (int64_t k = 0; k < width; ++k) square += double(x[k]) * double(x[k]);
@@ -799,13 +799,16 @@ template <class T> static void gather(const T* from, const int64_t* order, int64
 
 // The gradient of the raw vectors, in their own order: normalising removes the radial part and divides by the norm.
 template <class T> static void scatter(T* grad, const T* unit, const T* norms, const int64_t* order, int64_t rows, int64_t width,
-                                       bool normalise, T* to, int threads) {
+                                       bool normalise, T* to, int64_t stride, bool adds, int threads) {
 #pragma omp parallel for num_threads(threads) schedule(static) if (threads > 1)
   for (int64_t i = 0; i < rows; ++i) {
     const T *g = grad + i * width, *x = unit + i * width;
-    T* out = to + order[i] * width;
+    T* out = to + order[i] * stride;
     const T radial = normalise ? dot(g, x, width) : T(0), factor = norms[i];
-    for (int64_t k = 0; k < width; ++k) out[k] = (g[k] - radial * x[k]) * factor;
+    if (adds)
+      for (int64_t k = 0; k < width; ++k) out[k] += (g[k] - radial * x[k]) * factor;
+    else
+      for (int64_t k = 0; k < width; ++k) out[k] = (g[k] - radial * x[k]) * factor;
   }
 }
 

@@ -91,8 +91,9 @@ template <class T> struct Kernels {                                    // what o
   double fraction_unit;                                                // of the fractions of a table
   int64_t (*search_cells)(int64_t ends);
   int64_t (*scratch_bytes)(const Problem<T>&);
-  void (*gather)(const T* from, const int64_t* order, int64_t rows, int64_t width, bool normalise, T* to, T* norms, bool* broken, int threads);
-  void (*scatter)(T* grad, const T* unit, const T* norms, const int64_t* order, int64_t rows, int64_t width, bool normalise, T* to, int threads);
+  void (*gather)(const T* from, int64_t stride, const int64_t* order, int64_t rows, int64_t width, bool normalise, T* to, T* norms, bool* broken, int threads);
+  void (*scatter)(T* grad, const T* unit, const T* norms, const int64_t* order, int64_t rows, int64_t width, bool normalise,
+                  T* to, int64_t stride, bool adds, int threads);
   void (*forward)(const Problem<T>&, T* values, T* counts);            // [V, A] in class order
   void (*backward)(const Problem<T>&, const T* cotangents, T* grad_anchors, T* grad_references, T* private_grads);   // adds
 };

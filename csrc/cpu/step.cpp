@@ -4,7 +4,6 @@
 
 #include <algorithm>
 #include <cstring>
-#include <mutex>
 #include <numeric>
 #include <stdexcept>
 
@@ -67,30 +66,41 @@ constexpr int64_t kMostCompared = 12, kMostComparedTwice = 32;
 
 int64_t rounded(int64_t n, int64_t to) { return (n + to - 1) / to * to; }
 
+constexpr double kThreadWork = 1e7;                                    // multiplications that a further thread is worth its barriers for
+
+std::shared_ptr<const Order> order_of(const Input& in, bool sorted, Orders& known) {
+  std::shared_ptr<const Order>& found = known[{in.labels, in.rows, sorted}];
+  if (found) return found;
+  auto made = std::make_shared<Order>();
+  made->order.resize(in.rows);
+  std::iota(made->order.begin(), made->order.end(), int64_t(0));
+  if (sorted && !std::is_sorted(in.labels, in.labels + in.rows))
+    std::stable_sort(made->order.begin(), made->order.end(), [&](int64_t a, int64_t b) { return in.labels[a] < in.labels[b]; });
+  made->labels.resize(in.rows);
+  for (int64_t i = 0; i < in.rows && sorted; ++i) made->labels[i] = in.labels[made->order[i]];
+  return found = made;
+}
+
 template <class T> struct Side {                                       // anchors or references in class order
-  std::vector<int64_t> order, labels;
+  std::shared_ptr<const Order> by_label;
   Buffer<T> unit, norms;
   Buffer<bool> broken;
 
-  void fill(const Kernels<T>& kernels, const Input& in, int64_t width, int threads, bool sorted) {
-    order.resize(in.rows);
-    std::iota(order.begin(), order.end(), int64_t(0));
-    if (sorted && !std::is_sorted(in.labels, in.labels + in.rows))
-      std::stable_sort(order.begin(), order.end(), [&](int64_t a, int64_t b) { return in.labels[a] < in.labels[b]; });
-    labels.resize(in.rows);
-    for (int64_t i = 0; i < in.rows && sorted; ++i) labels[i] = in.labels[order[i]];
+  void fill(const Kernels<T>& kernels, const Input& in, int64_t width, int threads, bool sorted, Orders& orders) {
+    by_label = order_of(in, sorted, orders);
     unit.resize(in.rows * width);
     norms.resize(in.rows);
     broken.resize(in.rows);
-    kernels.gather(static_cast<const T*>(in.data), order.data(), in.rows, width, in.normalise, unit.data(), norms.data(),
+    kernels.gather(static_cast<const T*>(in.data), in.stride, order(), in.rows, width, in.normalise, unit.data(), norms.data(),
                    broken.data(), threads);
   }
+  const int64_t* order() const { return by_label->order.data(); }
 };
 
 template <class T> class Step final : public StepBase {
  public:
   Step(const Input& anchors, const Input* references, int64_t width, const std::vector<LossRequest>& losses,
-       const Relations& relations, const PlanRequest& request)
+       const Relations& relations, const PlanRequest& request, Orders& orders)
       : kernels_(current<T>()), request_(request), normalise_anchors_(anchors.normalise),
         normalise_references_(references ? references->normalise : anchors.normalise) {
     p_.D = width;
@@ -100,13 +110,13 @@ template <class T> class Step final : public StepBase {
     p_.stride = rounded(p_.A + 16, 16);
     p_.gemm = current_gemm<T>();
     p_.blas_threads = p_.gemm ? blas.threads : nullptr;
-    // a thread is worth its barriers from about 2e7 multiplications on
-    const double work = double(p_.A) * double(p_.N) * double(width);
-    p_.threads = omp_in_parallel() ? 1 : std::max(1, std::min({request.threads, omp_get_thread_limit(), int(work / 1e7) + 1}));
+    const double worth = request.thread_work > 0 ? double(request.thread_work) : kThreadWork;
+    const int busy = int(std::min(work() / worth, 1e6)) + 1;
+    p_.threads = omp_in_parallel() ? 1 : std::max(1, std::min({request.threads, omp_get_thread_limit(), busy}));
     p_.starts = relations.starts, p_.lists = relations.lists;
-    anchors_.fill(kernels_, anchors, width, p_.threads, !p_.lists);
+    anchors_.fill(kernels_, anchors, width, p_.threads, !p_.lists, orders);
     if (references) {
-      references_.fill(kernels_, *references, width, p_.threads, !p_.lists);
+      references_.fill(kernels_, *references, width, p_.threads, !p_.lists, orders);
       bool* mine = anchors_.broken.data();                             // every anchor is compared with every reference
       if (std::any_of(references_.broken.data(), references_.broken.data() + p_.N, [](bool b) { return b; })) std::fill(mine, mine + p_.A, true);
     }
@@ -121,10 +131,12 @@ template <class T> class Step final : public StepBase {
   }
 
   int value_count() const override { return p_.value_count; }
+  int64_t anchors() const override { return p_.A; }
   int64_t table_cells() const override { return p_.table_cells; }
+  int threads() const override { return p_.threads; }
+  double work() const override { return double(p_.A) * double(p_.N) * double(p_.D); }
 
   void forward(void* values, void* counts, void* tables) override {
-    std::lock_guard<std::mutex> alone(lock_);
     Buffer<T> sorted;
     T* v = sorted.resize(2 * int64_t(p_.value_count) * p_.A);
     T* c = v + int64_t(p_.value_count) * p_.A;
@@ -137,25 +149,24 @@ template <class T> class Step final : public StepBase {
     T *to = static_cast<T*>(values), *to_counts = static_cast<T*>(counts);
     for (int row = 0; row < p_.value_count; ++row)
       for (int64_t i = 0; i < p_.A; ++i) {
-        to[row * p_.A + anchors_.order[i]] = v[row * p_.A + i];
-        to_counts[row * p_.A + anchors_.order[i]] = c[row * p_.A + i];
+        to[row * p_.A + anchors_.order()[i]] = v[row * p_.A + i];
+        to_counts[row * p_.A + anchors_.order()[i]] = c[row * p_.A + i];
       }
     read_tables(static_cast<T*>(tables));
     leave();
   }
 
-  void backward(const void* cotangents, const void* table_cotangents, void* grad_anchors, void* grad_references) override {
-    std::lock_guard<std::mutex> alone(lock_);                          // two threads may differentiate one graph
-    Buffer<T> sorted, anchor_grads, reference_grads, private_grads, unused;
+  void differentiate(const void* cotangents, const double* shift, const void* table_cotangents, bool with_references) override {
+    Buffer<T> sorted, private_grads, unused;
     T* w = sorted.resize(int64_t(p_.value_count) * p_.A);
     const T* from = static_cast<const T*>(cotangents);
     for (int row = 0; row < p_.value_count; ++row)
-      for (int64_t i = 0; i < p_.A; ++i) w[row * p_.A + i] = from[row * p_.A + anchors_.order[i]];
-    T* ga = anchor_grads.resize(p_.A * p_.D);
+      for (int64_t i = 0; i < p_.A; ++i) w[row * p_.A + i] = T((from ? from[row * p_.A + anchors_.order()[i]] : 0) + shift[row]);
+    T* ga = anchor_grads_.resize(p_.A * p_.D);
     std::fill_n(ga, p_.A * p_.D, T(0));                                  // of no anchors there is no address
     T* gr = nullptr;
-    if (!p_.self && grad_references) {
-      gr = reference_grads.resize(p_.N * p_.D);
+    if (!p_.self && with_references) {
+      gr = reference_grads_.resize(p_.N * p_.D);
       std::fill_n(gr, p_.N * p_.D, T(0));
     }
     allocate();
@@ -166,7 +177,7 @@ template <class T> class Step final : public StepBase {
       for (int64_t half = 0; half < 2; ++half)
         for (int64_t c = 0; c < loss.cells; ++c) {                     // beyond the last cell nothing moves
           const int64_t at = loss.table_first + half * loss.cells + c;
-          table[at] = c + 1 < loss.cells ? given[at + 1] - given[at] : T(0);
+          table[at] = given && c + 1 < loss.cells ? given[at + 1] - given[at] : T(0);
         }
     p_.table_slopes = table;
     slopes_.resize(slope_cells_);
@@ -182,12 +193,18 @@ template <class T> class Step final : public StepBase {
       if (chunks_.size() > 1) kernels_.forward(p_, unused.data(), unused.data() + int64_t(p_.value_count) * p_.A);
       kernels_.backward(p_, w, ga, gr, mine);
     }
-    kernels_.scatter(ga, p_.anchors, anchors_.norms.data(), anchors_.order.data(), p_.A, p_.D, normalise_anchors_,
-                     static_cast<T*>(grad_anchors), p_.threads);
-    if (gr)
-      kernels_.scatter(gr, p_.references, references_.norms.data(), references_.order.data(), p_.N, p_.D, normalise_references_,
-                       static_cast<T*>(grad_references), p_.threads);
     leave();
+  }
+
+  void deliver(const Gradient& anchors, const Gradient& references) override {
+    const auto put = [&](Buffer<T>& grads, const Side<T>& side, int64_t rows, bool normalise, const Gradient& to) {
+      if (to.data && rows > 0)
+        kernels_.scatter(grads.data(), side.unit.data(), side.norms.data(), side.order(), rows, p_.D, normalise, static_cast<T*>(to.data),
+                         to.stride, to.adds, p_.threads);
+      grads.reset();
+    };
+    put(anchor_grads_, anchors_, p_.A, normalise_anchors_, anchors);
+    if (!p_.self) put(reference_grads_, references_, p_.N, normalise_references_, references);
   }
 
   std::vector<std::pair<std::string, int64_t>> plan() const override {
@@ -243,9 +260,9 @@ template <class T> class Step final : public StepBase {
       std::iota(own_.begin(), own_.end(), int64_t(0));
     } else if (relations.own) {
       std::vector<int64_t> place(p_.N);
-      for (int64_t j = 0; j < p_.N; ++j) place[references_.order[j]] = j;
+      for (int64_t j = 0; j < p_.N; ++j) place[references_.order()[j]] = j;
       for (int64_t i = 0; i < p_.A; ++i) {
-        const int64_t given = relations.own[anchors_.order[i]];
+        const int64_t given = relations.own[anchors_.order()[i]];
         if (given < -1 || given >= p_.N) throw std::invalid_argument("own must be -1 or the index of a reference, got " + std::to_string(given));
         if (given >= 0) own_[i] = place[given];
       }
@@ -297,7 +314,7 @@ template <class T> class Step final : public StepBase {
   }
 
   void find_classes() {
-    const std::vector<int64_t>&mine = anchors_.labels, &theirs = p_.self ? anchors_.labels : references_.labels;
+    const std::vector<int64_t>&mine = anchors_.by_label->labels, &theirs = (p_.self ? anchors_ : references_).by_label->labels;
     row_first_.resize(p_.A), row_last_.resize(p_.A), positives_.assign(p_.stride, 0);
     int64_t kept = 0;
     int owner = 0;
@@ -361,11 +378,11 @@ template <class T> class Step final : public StepBase {
       losses_[l].given_at = at;
       const T* from = static_cast<const T*>(requests[l].given);
       for (int k = 0; k < losses_[l].given; ++k, at += p_.stride)
-        for (int64_t i = 0; i < p_.A; ++i) at[i] = from[k * p_.A + anchors_.order[i]];
+        for (int64_t i = 0; i < p_.A; ++i) at[i] = from[k * p_.A + anchors_.order()[i]];
       losses_[l].windows_at = requests[l].windows ? at : nullptr;
       from = static_cast<const T*>(requests[l].windows);
       for (int k = 0; from && k < 4; ++k, at += p_.stride)
-        for (int64_t i = 0; i < p_.A; ++i) at[i] = from[k * p_.A + anchors_.order[i]];
+        for (int64_t i = 0; i < p_.A; ++i) at[i] = from[k * p_.A + anchors_.order()[i]];
     }
     p_.losses = losses_.data();
     p_.loss_count = int(losses_.size());
@@ -379,7 +396,7 @@ template <class T> class Step final : public StepBase {
     if (centres_ > 1 && centres_ != centres) refuse("cannot share a pass with another number of centres");
     if (p_.self || p_.lists || request.windows) refuse("takes references with labels, all of which are compared");
     centres_ = centres;
-    const std::vector<int64_t>& labels = references_.labels;
+    const std::vector<int64_t>& labels = references_.by_label->labels;
     for (int64_t j = 0; j < p_.N; ++j)
       if (j / centres * centres + centres > p_.N || labels[j] != labels[j / centres * centres] ||
           (j % centres == 0 && j > 0 && labels[j] == labels[j - 1]))
@@ -524,7 +541,6 @@ template <class T> class Step final : public StepBase {
     table_slopes_.reset();
   }
 
-  std::mutex lock_;
   Kernels<T> kernels_;
   PlanRequest request_;
   bool normalise_anchors_, normalise_references_, has_slots_ = false, has_partners_ = false, has_windows_ = false;
@@ -536,6 +552,7 @@ template <class T> class Step final : public StepBase {
   std::vector<Chunk> chunks_;
   std::vector<LossSlot> losses_;
   Buffer<int64_t> table_totals_;
+  Buffer<T> anchor_grads_, reference_grads_;                          // from differentiate() to deliver()
   Buffer<T> given_, table_slopes_, stats_, slopes_, stored_, stored_positives_, slots_;
   Buffer<double> totals_;
   Buffer<unsigned char> scratch_;
@@ -546,9 +563,10 @@ template <class T> class Step final : public StepBase {
 }  // namespace
 
 std::unique_ptr<StepBase> make_step(bool is_double, const Input& anchors, const Input* references, int64_t width,
-                                    const std::vector<LossRequest>& losses, const Relations& relations, const PlanRequest& request) {
-  if (is_double) return std::make_unique<Step<double>>(anchors, references, width, losses, relations, request);
-  return std::make_unique<Step<float>>(anchors, references, width, losses, relations, request);
+                                    const std::vector<LossRequest>& losses, const Relations& relations, const PlanRequest& request,
+                                    Orders& orders) {
+  if (is_double) return std::make_unique<Step<double>>(anchors, references, width, losses, relations, request, orders);
+  return std::make_unique<Step<float>>(anchors, references, width, losses, relations, request, orders);
 }
 
 std::vector<Functor> functors() {

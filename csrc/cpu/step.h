@@ -2,8 +2,10 @@
 // the arithmetic is in level.cpp. Used by the binding; knows neither Python nor PyTorch.
 #pragma once
 #include <cstdint>
+#include <map>
 #include <memory>
 #include <string>
+#include <tuple>
 #include <utility>
 #include <vector>
 
@@ -17,7 +19,8 @@ struct LossRequest {
 };
 
 struct PlanRequest {                   // 0 or -1: the planner decides
-  int threads = 1;
+  int threads = 1;                     // at most
+  int64_t thread_work = 0;             // multiplications from which on a further thread is worth its barriers
   int64_t workspace = -1;              // bytes that similarities may be kept in between forward and backward
   int64_t tile_rows = 0, tile_columns = 0;
   int64_t slot_bytes = 0;              // bytes for the slots of losses that compare positives with negatives
@@ -25,12 +28,23 @@ struct PlanRequest {                   // 0 or -1: the planner decides
   int triangle = -1;                   // 0: never use the symmetry of a batch compared with itself
 };
 
-struct Input {                         // rows of T (float or double), contiguous, in any order of labels
-  const void* data;
-  const int64_t* labels;
-  int64_t rows;
-  bool normalise;
+struct Input {                         // rows of T (float or double), `stride` numbers apart, in any order of labels
+  const void* data = nullptr;
+  const int64_t* labels = nullptr;
+  int64_t rows = 0, stride = 0;
+  bool normalise = false;
 };
+
+struct Gradient {                      // where the gradient of an input goes: rows of T, `stride` numbers apart
+  void* data = nullptr;                // nullptr: nobody wants it
+  int64_t stride = 0;
+  bool adds = false;                   // to what is there
+};
+
+struct Order {                         // the rows of an input by label
+  std::vector<int64_t> order, labels;
+};
+using Orders = std::map<std::tuple<const int64_t*, int64_t, bool>, std::shared_ptr<const Order>>;   // of the passes of one step
 
 struct Relations {                     // besides equal labels
   const int64_t* own = nullptr;        // [A]: the reference that is the anchor itself, or -1: never a pair
@@ -41,15 +55,21 @@ class StepBase {
  public:
   virtual ~StepBase() = default;
   virtual int value_count() const = 0;
+  virtual int64_t anchors() const = 0;
   virtual int64_t table_cells() const = 0;
-  virtual void forward(void* values, void* counts, void* tables) = 0;                        // T [V, A], in the caller's order; T [cells]
-  virtual void backward(const void* cotangents, const void* table_cotangents, void* grad_anchors, void* grad_references) = 0;   // references may be nullptr
+  virtual int threads() const = 0;
+  virtual double work() const = 0;                                     // multiplications of one product of all similarities
+  virtual void forward(void* values, void* counts, void* tables) = 0;   // T [V, A], in the caller's order; T [cells]
+  // The gradients under T [V, A] cotangents (nullptr: 0) plus `shift` [V] for all anchors, kept until deliver().
+  virtual void differentiate(const void* cotangents, const double* shift, const void* table_cotangents, bool with_references) = 0;
+  virtual void deliver(const Gradient& anchors, const Gradient& references) = 0;
   virtual std::vector<std::pair<std::string, int64_t>> plan() const = 0;
 };
 
-// Throws std::invalid_argument for an unknown functor or a wrong number of options.
+// Throws std::invalid_argument for an unknown functor or a wrong number of options. Not for two threads at a time.
 std::unique_ptr<StepBase> make_step(bool is_double, const Input& anchors, const Input* references, int64_t width,
-                                    const std::vector<LossRequest>& losses, const Relations& relations, const PlanRequest& request);
+                                    const std::vector<LossRequest>& losses, const Relations& relations, const PlanRequest& request,
+                                    Orders& orders);
 
 struct Functor {
   std::string name, options;

@@ -76,7 +76,12 @@ class LabelledDataset(torch.utils.data.Dataset):
         return list(zip(self.batch(indices), self.dense_labels[np.asarray(indices)].tolist(), strict=True))
 
     def batch(
-        self, indices: Sequence[int] | np.ndarray, *, augment: bool = False, generator: torch.Generator | None = None
+        self,
+        indices: Sequence[int] | np.ndarray,
+        *,
+        augment: bool = False,
+        generator: torch.Generator | None = None,
+        views: int = 1,
     ) -> Tensor:
         """Samples float32 [b, ...].
 
@@ -84,8 +89,11 @@ class LabelledDataset(torch.utils.data.Dataset):
             indices: positions in this part.
             augment: change them at random, if the data has an augmentation.
             generator: of the random numbers, on the CPU; needed with `augment`.
+            views: repeat them so often, one after the other, each changed on its own: [views b, ...].
         """
         batch = self.samples.fetch(self.rows[np.asarray(indices, dtype=np.int64)])
+        if views > 1:
+            batch = batch.repeat(views, *[1] * (batch.ndim - 1))
         if augment and self.augmentation is not None:
             assert generator is not None, "augmentation needs a generator"
             batch = self.augmentation(batch, generator)

@@ -49,16 +49,24 @@ class Batches(Iterator[tuple[Tensor, Tensor]]):
         workers: processes that decode image files; data in memory is fetched without any.
         augment: change the samples at random, if the data has an augmentation.
         seed: of the augmentation; the n-th batch has a random stream of its own.
+        views: ways in which each batch is changed, one after the other: samples are [views B, ...], labels [B].
     """
 
     def __init__(
-        self, dataset: LabelledDataset, sampler: Iterable[list[int]], *, workers: int = 0, augment: bool = False, seed: int = 0
+        self,
+        dataset: LabelledDataset,
+        sampler: Iterable[list[int]],
+        *,
+        workers: int = 0,
+        augment: bool = False,
+        seed: int = 0,
+        views: int = 1,
     ) -> None:
         self._sampler = sampler
         self._balanced = sampler if isinstance(sampler, ClassBalancedSampler) else None
         self._state = self._balanced.state_dict() if self._balanced else None
         self._asked: deque[dict[str, Any]] = deque()  # states after the batches that workers prepare
-        tasks = _Tasks(dataset, augment, seed)
+        tasks = _Tasks(dataset, augment, seed, views)
         if workers and not dataset.in_memory:
             loader = DataLoader(
                 tasks,
@@ -106,20 +114,27 @@ class _Steps:
 class _Tasks(Dataset):
     """What a worker does: a whole batch from its number and its indices."""
 
-    def __init__(self, dataset: LabelledDataset, augment: bool, seed: int) -> None:
+    def __init__(self, dataset: LabelledDataset, augment: bool, seed: int, views: int) -> None:
         self._dataset = dataset
         self._augment = augment
         self._seed = seed
+        self._views = views
 
     def __getitem__(self, task: tuple[int, list[int]]) -> tuple[Tensor, Tensor]:
         step, indices = task
         generator = torch.Generator().manual_seed(int(np.random.SeedSequence((self._seed, 5, step)).generate_state(1)[0]))
-        samples = self._dataset.batch(indices, augment=self._augment, generator=generator)
+        samples = self._dataset.batch(indices, augment=self._augment, generator=generator, views=self._views)
         return samples, torch.from_numpy(self._dataset.dense_labels[np.asarray(indices)])
 
 
 def batches(
-    dataset: LabelledDataset, sampler: Iterable[list[int]], *, workers: int = 0, augment: bool = False, seed: int = 0
+    dataset: LabelledDataset,
+    sampler: Iterable[list[int]],
+    *,
+    workers: int = 0,
+    augment: bool = False,
+    seed: int = 0,
+    views: int = 1,
 ) -> Batches:
     """An iterator of batches; see `Batches`."""
-    return Batches(dataset, sampler, workers=workers, augment=augment, seed=seed)
+    return Batches(dataset, sampler, workers=workers, augment=augment, seed=seed, views=views)

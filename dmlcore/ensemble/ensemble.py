@@ -10,27 +10,12 @@ from torch import Tensor, nn
 
 from dmlcore.config import build_options, unique_names
 from dmlcore.ensemble.lookahead import alignments, gradients_at
+from dmlcore.ensemble.passes import FoundRows, found_rows, sides_of, terms_of
 from dmlcore.ensemble.views import Views, columns_checked
 from dmlcore.ensemble.weighting import Weighting, initial_weights
 from dmlcore.errors import ConfigError, PluginError
-from dmlcore.kernels import FunctorCall, functors
-from dmlcore.losses import Loss, RowLoss, Rows, Sides, create
-from dmlcore.losses.base import ProxyLoss, RowMeasure, check_inputs, run_together, table_rows, with_lists
+from dmlcore.losses import Loss, RowLoss, Rows, create
 from dmlcore.losses.relations import Relation
-
-
-def _apart(groups: list[tuple[list[int], list[int], Rows]]) -> dict[int, Rows]:
-    """The rows of each member out of the passes'."""
-    found = {}
-    for members, sizes, rows in groups:
-        for index, values, counts in zip(members, rows.values.split(sizes), rows.counts.split(sizes), strict=True):
-            found[index] = Rows(values, counts)
-    return found
-
-
-def _row_loss(loss: Loss) -> RowLoss:
-    assert isinstance(loss, RowLoss)
-    return loss
 
 
 class LossEnsemble(nn.Module):
@@ -88,7 +73,7 @@ class LossEnsemble(nn.Module):
         self.measures_gradients = False
         self._last_gradients: Tensor | None = None
         self._last_terms: Tensor | None = None
-        self._last_rows: list[tuple[list[int], list[int], Rows]] = []
+        self._last_rows: FoundRows | None = None
 
     @property
     def members(self) -> list[Loss]:
@@ -99,98 +84,6 @@ class LossEnsemble(nn.Module):
     def weights(self) -> Tensor:
         """`[L]` the effective weights now, detached."""
         return self.weighting.weights
-
-    def _groups(
-        self, sides: dict[int, Sides], embeddings: Tensor
-    ) -> tuple[list[list[int]], dict[int, FunctorCall], dict[int, Tensor | None]]:
-        """Members that compare the same things, to run in one pass, the functors of all fused members, and what those of groups
-        are given. A loss with `fused_rows` of its own is in no group: it compares what nobody else does."""
-        groups: list[list[int]] = []
-        calls: dict[int, FunctorCall] = {}
-        given: dict[int, Tensor | None] = {}
-        measures: list[RowMeasure] = []
-        for index, side in sides.items():
-            loss = _row_loss(self.members[index])
-            call = loss.call_for(embeddings, side)
-            if call is None:
-                continue
-            if type(loss).fused_rows is not RowLoss.fused_rows:
-                calls[index] = call
-                continue
-            for other in sides.values():  # members that compare the same things share the list of positives
-                if other.lists is not None and side.anchors is other.anchors and side.references is other.references:
-                    side = side._replace(lists=other.lists)
-            side = sides[index] = with_lists(side)
-            measure = None
-            if side.mining is not None:  # members that mine share what they measure
-                known = (m for m in measures if m.sides.anchors is side.anchors and m.sides.references is side.references)
-                measure = next(known, None)
-                if measure is None:
-                    measure = RowMeasure(side)
-                    measures.append(measure)
-            calls[index], given[index] = loss.ready_call(call, side, measure)
-            for members in groups:  # compared by identity, which every version of torch.compile can trace
-                other, first = sides[members[0]], _row_loss(self.members[members[0]])
-                if (
-                    side.anchors is other.anchors
-                    and side.references is other.references
-                    and loss.normalise == first.normalise
-                    and (calls[index].windows is None) == (calls[members[0]].windows is None)
-                ):
-                    members.append(index)
-                    break
-            else:
-                groups.append([index])
-        return groups, calls, given
-
-    def _grouped_rows(
-        self,
-        embeddings: Tensor,
-        labels: Tensor,
-        references: Tensor | None,
-        reference_labels: Tensor | None,
-        own: Tensor | None,
-        relation: Relation | Tensor | None,
-        views: Views,
-        *,
-        advance: bool,
-    ) -> list[tuple[list[int], list[int], Rows]]:
-        """One entry per pass: the members, how many values each has, and the values and counts of all of them, `[V, A]`."""
-        labels, reference_labels, relation = check_inputs(embeddings, labels, references, reference_labels, relation)
-        sides: dict[int, Sides] = {}
-        for index, loss in enumerate(self.members):
-            if type(loss).forward is not RowLoss.forward:
-                continue  # a plugin's own forward is called as it is
-            x, y, others, other_labels = views.of(index, labels, reference_labels)
-            if isinstance(loss, ProxyLoss):
-                sides[index] = loss.sides(x, y, None, None)
-            elif isinstance(loss, RowLoss):
-                sides[index] = loss.sides_for(x, y, others, other_labels, own, relation, advance=advance)
-        groups, calls, given = self._groups(sides, embeddings)
-        found = []
-        for members in groups:
-            losses = [_row_loss(self.members[index]) for index in members]
-            values, counts, tables = run_together(
-                sides[members[0]], tuple(calls[index] for index in members), losses[0].normalise
-            )
-            rows = Rows(values, counts)
-            sizes = [functors()[calls[index].functor][1] for index in members]
-            if any(type(loss).complete is not RowLoss.complete for loss in losses):
-                parts = _apart([(members, sizes, rows)])
-                for index, table in zip(members, tables.split([calls[index].cells for index in members]), strict=True):
-                    if calls[index].cells:
-                        parts[index] = table_rows(table)
-                done = [loss.complete(parts[k], sides[k], given[k]) for k, loss in zip(members, losses, strict=True)]
-                sizes = [len(part.values) for part in done]
-                rows = Rows(torch.cat([part.values for part in done]), torch.cat([part.counts for part in done]))
-            found.append((members, sizes, rows))
-        grouped = {index for members in groups for index in members}
-        for index, side in sides.items():
-            if index not in grouped:
-                loss = _row_loss(self.members[index])
-                rows = loss.fused_rows(side, calls[index]) if index in calls else loss.plain_rows(side)
-                found.append(([index], [len(rows.values)], rows))
-        return found
 
     def rows(
         self,
@@ -204,8 +97,11 @@ class LossEnsemble(nn.Module):
     ) -> dict[int, Rows]:
         """Values and counts of every member that is defined by rows, by its index. Arguments as `forward`; a miner with a seed
         repeats its last draw."""
-        views = self._views(embeddings, references, own, relation)
-        return _apart(self._grouped_rows(embeddings, labels, references, reference_labels, own, relation, views, advance=False))
+        views, members = self._views(embeddings, references, own, relation), self.members
+        sides = sides_of(members, embeddings, labels, references, reference_labels, own, relation, views, advance=False)
+        found = found_rows(members, sides, embeddings, views)
+        rows = {index: found.rows_of(index) for index in sides}
+        return {index: one for index, one in rows.items() if one is not None}
 
     def _views(self, embeddings: Tensor, references: Tensor | None, own: Any, relation: Any) -> Views:
         """What each member sees.
@@ -216,18 +112,6 @@ class LossEnsemble(nn.Module):
         if self.class_masks is not None and (own is not None or relation is not None):
             raise ConfigError("losses that see some classes only take neither a relation nor a memory")
         return Views(self.columns, self.class_masks, embeddings, references)
-
-    def _reduced(self, members: list[int], sizes: list[int], rows: Rows) -> Tensor:
-        """`[len(members)]` terms of one pass. Members reduced by default take a few operations together, not each its own."""
-        losses = [_row_loss(self.members[index]) for index in members]
-        if any(loss.options.reduction != "default" or type(loss).reduce is not RowLoss.reduce for loss in losses):
-            apart = _apart([(members, sizes, rows)])
-            return torch.stack([loss.reduce(apart[index]) for loss, index in zip(losses, members, strict=True)])
-        averages = rows.values.sum(1) / rows.counts.sum(1).clamp_min(1)  # [V]
-        if len(averages) == len(members):
-            return averages
-        owner = [position for position, size in enumerate(sizes) for _ in range(size)]
-        return averages.new_zeros(len(members)).index_add(0, torch.tensor(owner, device=averages.device), averages)
 
     def forward(
         self,
@@ -278,29 +162,28 @@ class LossEnsemble(nn.Module):
         **more: Any,
     ) -> Tensor:
         """`[L]` the members' values. The rows of the last call are kept for `active`."""
-        own, relation = more.get("own"), more.get("relation")
+        own, relation, members = more.get("own"), more.get("relation"), self.members
         views = self._views(embeddings, references, own, relation)
-        groups = self._grouped_rows(embeddings, labels, references, reference_labels, own, relation, views, advance=advance)
-        order = [index for members, _, _ in groups for index in members]
-        parts = [self._reduced(*group) for group in groups]
-        for index, loss in enumerate(self.members):
-            if index in order:
+        sides = sides_of(members, embeddings, labels, references, reference_labels, own, relation, views, advance=advance)
+        found = found_rows(members, sides, embeddings, views)
+        others = {}
+        for index, loss in enumerate(members):
+            if index in found.averaged:
                 continue
-            x, y, others, other_labels = views.of(index, labels, reference_labels)
-            term = loss(x, y, references=others, reference_labels=other_labels, **more)
+            if index in found.own:
+                assert isinstance(loss, RowLoss)
+                others[index] = loss.reduce(found.own[index])
+                continue
+            x, y, there, labels_there = views.of(index, labels, reference_labels)
+            told = {"references": there, "reference_labels": labels_there, **more} if loss.takes_references else {}
+            term = loss(x, y, **told)
             if not isinstance(term, Tensor) or term.ndim != 0:
                 got = list(term.shape) if isinstance(term, Tensor) else type(term).__name__
                 raise PluginError(f"loss '{loss.name}' must return a scalar tensor, got {got}; see dmlcore.testing.check_loss")
-            parts.append(term[None])
-            order.append(index)
-        terms = parts[0] if len(parts) == 1 else torch.cat([part.to(parts[0].dtype) for part in parts])  # [L]
-        if order != sorted(order):
-            terms = terms[torch.tensor([order.index(index) for index in range(len(order))], device=terms.device)]
+            others[index] = term
         if advance:
-            self._last_rows = [
-                (members, sizes, Rows(rows.values.detach(), rows.counts.detach())) for members, sizes, rows in groups
-            ]
-        return terms
+            self._last_rows = found.detached()
+        return terms_of(found, others)
 
     def _gradient_products(self, terms: Tensor, embeddings: Tensor) -> Tensor:
         """`[L, L]` inner products of the terms' gradients at the embeddings, float64: as many backward passes as losses."""
@@ -334,13 +217,13 @@ class LossEnsemble(nn.Module):
     @property
     def active(self) -> dict[str, Tensor]:
         """The share of anchors with a non-zero value at the last call by name; NaN for losses without rows."""
-        if self._last_terms is None:
+        if self._last_terms is None or self._last_rows is None:
             return {}
-        rows = _apart(self._last_rows)
         nothing = self._last_terms.new_full((), torch.nan)
+        rows = [self._last_rows.rows_of(index) for index in range(len(self.names))]
         return {
-            name: (rows[index].values > 0).any(0).float().mean() if index in rows else nothing
-            for index, name in enumerate(self.names)
+            name: nothing if one is None else (one.values > 0).any(0).float().mean()
+            for name, one in zip(self.names, rows, strict=True)
         }
 
     def parameter_roles(self) -> dict[str, list[nn.Parameter]]:

@@ -84,6 +84,16 @@ class Views:
         there = seen[reference_labels].nonzero().flatten()
         return x[rows], labels[rows], others[there], reference_labels[there]
 
+    def whole(self, part: Tensor | None) -> tuple[Tensor, int] | None:
+        """The tensor that `part`, as `of` returns it, is columns of and the first of them; None where it is no such part."""
+        for (first, _), (x, others) in self._known.items():
+            if part is x:
+                return None if x is self.embeddings else (self.embeddings, first)
+            if others is not None and part is others:
+                assert self.references is not None
+                return self.references, first
+        return None
+
     def _columns_of(self, index: int) -> tuple[Tensor, Tensor | None]:
         if self.columns is None:
             return self.embeddings, self.references
@@ -96,7 +106,7 @@ class Views:
             first, last = chosen
             everything = (first, last) == (0, self.embeddings.shape[1])
             self._known[chosen] = (
-                self.embeddings if everything else self.embeddings[:, first:last],
-                None if self.references is None else self.references[:, first:last],
+                self.embeddings if everything else self.embeddings.narrow(1, first, last - first),
+                None if self.references is None else self.references.narrow(1, first, last - first),
             )
         return self._known[chosen]

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from dmlcore.errors import ConfigError
-from dmlcore.kernels import extension, rows
+from dmlcore.kernels import cpu, extension
 from dmlcore.kernels.rows import FunctorCall, Relations
 
 WORKSPACE = 16 << 20
@@ -94,7 +94,7 @@ class CudaStep:
                 for side, labels in enumerate(self.labels):
                     if labels is not None:
                         self.labels[side], self.orders[side] = torch.sort(labels, stable=True)
-            options = getattr(rows._plan, "options", {})
+            options = getattr(cpu._plan, "options", {})
             self.workspace = options.get("workspace", WORKSPACE)
             try:
                 self.step: Any = module.Step(

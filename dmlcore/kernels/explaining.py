@@ -15,7 +15,8 @@ from torch import Tensor
 
 from dmlcore.errors import ConfigError
 from dmlcore.kernels import extension
-from dmlcore.kernels.rows import FunctorCall, Relations, _CpuStep, plan_options, recorded_steps
+from dmlcore.kernels.cpu import CpuPasses, CpuStep, plan_options, recorded_steps
+from dmlcore.kernels.rows import FunctorCall, Relations
 
 CALIBRATED = (
     256,
@@ -196,14 +197,15 @@ def _in_pass(count: int, per_class: int, other_per_class: int, call: FunctorCall
         there = -(-count // other_per_class) * other_per_class  # whole classes: losses with centres want all of them
         others = (torch.randn(there, 8, generator=generator, dtype=dtype), torch.arange(there) // other_per_class)
     with plan_options(threads=1):
+        gradients = [None if one is None else torch.empty_like(one) for one in (x, others[0])]
 
-        def run() -> _CpuStep:
-            step = _CpuStep(x, y, *others, (True, True), (_for_anchors(call, count),), Relations())
-            values, _, tables = step.forward()
-            step.backward(torch.ones_like(values), torch.ones_like(tables), True)
+        def run() -> CpuPasses:
+            step = CpuPasses([CpuStep(x, y, *others, (True, True), (_for_anchors(call, count),), Relations())])
+            _, values, _, tables = step.forward()
+            step.backward(None, torch.ones_like(values), torch.ones_like(tables), gradients)
             return step
 
-        cells = run().step.plan()["cells"]
+        cells = run().plan()["cells"]
         return _fastest(run), cells
 
 
@@ -332,8 +334,8 @@ def explain(
         )
         chosen = tuple(_for_anchors(call, len(real)) for call in calls)
         with plan_options(threads=threads):
-            step = _CpuStep(real, real_labels, other, other_real, normalise, chosen, relations._replace(own=None))
-        plan = step.step.plan()
+            step = CpuPasses([CpuStep(real, real_labels, other, other_real, normalise, chosen, relations._replace(own=None))])
+        plan = step.plan()
         del step
         rate = _product_rate(plan["tile_rows"], plan["tile_columns"], dimension, dtype)
         products = (3 if plan["stored_bytes"] else 4) * 2 * plan["cells"] * dimension / rate / plan["threads"]

@@ -1,14 +1,13 @@
-"""One pass of several losses over the similarities of anchors and references, as a differentiable PyTorch function.
+"""Passes of several losses over the similarities of anchors and references, as differentiable PyTorch functions.
 
-The kernels return unreduced values and counts per anchor, `[V, A]`; reductions and weights are ordinary PyTorch on top. Eagerly
-this is an `autograd.Function`; under `torch.compile` the same computation is the custom operator `dmlcore::fused_rows`.
+The kernels return unreduced values and counts per anchor, `[V, A]`, and, on request, their averages. All passes of a step on
+the CPU are one call and one node of autograd; under `torch.compile` they are the custom operator `dmlcore::fused_rows`. On
+other devices every pass is a node of its own.
 """
 
 from __future__ import annotations
 
-import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
@@ -17,6 +16,7 @@ from torch import Tensor
 
 from dmlcore.errors import ConfigError
 from dmlcore.kernels import extension
+from dmlcore.kernels.cpu import CpuPasses, CpuStep, Target
 
 
 @dataclass(frozen=True)
@@ -39,37 +39,6 @@ class FunctorCall:
     cells: int = 0
 
 
-_plan = threading.local()
-
-
-@contextmanager
-def plan_options(**options: int) -> Iterator[None]:
-    """Override the planner of the CPU kernels inside a `with` block, for tests and measurements.
-
-    Args:
-        options: `threads`, `workspace` (bytes of similarities kept between forward and backward; 0 recomputes them),
-            `tile_rows`, `tile_columns`, `slot_bytes`, `search` (1: look negatives up among the thresholds of an anchor's
-            positives whatever their number, 0: never), `triangle` (0: do not use the symmetry of a batch with itself).
-    """
-    before = getattr(_plan, "options", {})
-    _plan.options = {**before, **options}
-    try:
-        yield
-    finally:
-        _plan.options = before
-
-
-@contextmanager
-def recorded_steps() -> Iterator[list[tuple[Any, ...]]]:
-    """Collect the arguments of the passes begun inside a `with` block by this thread: anchors, their labels, references, their
-    labels, relations, normalise, calls."""
-    _plan.recorded = found = []
-    try:
-        yield found
-    finally:
-        _plan.recorded = None
-
-
 class Relations(NamedTuple):
     """Which pairs are what, besides equal labels.
 
@@ -84,58 +53,83 @@ class Relations(NamedTuple):
     positives: Tensor | None = None
 
 
-def _pointer(tensor: Tensor | None) -> int:
-    return 0 if tensor is None else tensor.data_ptr()
+class Pass(NamedTuple):
+    """What is compared with what, by which functors.
+
+    Attributes:
+        anchors: `[A, D]` floating point; half precisions are computed in float32.
+        anchor_labels: `[A]` int64 on the same device.
+        references: `[N, D]`, or None: the anchors themselves, without each anchor's pair with itself.
+        reference_labels: `[N]` int64, or None with `references`.
+        calls: the functors.
+        normalise: whether anchors and references are scaled to unit norm (a zero vector stays zero, with zero gradient).
+        relations: which pairs are the anchor itself, and which are positives where labels do not say.
+        anchors_in, references_in: the tensor they are columns of and the first of these columns, where passes see parts of one
+            tensor: its gradient is then written at once.
+        owners: per value the term its average, `sum(values) / max(sum(counts), 1)`, is added to, -1: none. None: no terms.
+    """
+
+    anchors: Tensor
+    anchor_labels: Tensor
+    references: Tensor | None
+    reference_labels: Tensor | None
+    calls: tuple[FunctorCall, ...]
+    normalise: tuple[bool, bool] = (True, True)
+    relations: Relations = Relations()
+    anchors_in: tuple[Tensor, int] | None = None
+    references_in: tuple[Tensor, int] | None = None
+    owners: tuple[int, ...] | None = None
+
+    @property
+    def size(self) -> tuple[int, int, int]:
+        """Values per anchor, anchors, cells of tables."""
+        known = extension.functors()
+        values = sum(known[call.functor][1] if call.functor in known else 0 for call in self.calls)
+        return values, self.anchors.shape[0], sum(call.cells for call in self.calls)
 
 
-class _CpuStep:
-    """The state of one pass on the CPU, between forward and backward."""
+class Passed(NamedTuple):
+    """What passes found, float32 or (for float64 input) float64.
 
-    def __init__(
-        self,
-        anchors: Tensor,
-        anchor_labels: Tensor,
-        references: Tensor | None,
-        reference_labels: Tensor | None,
-        normalise: tuple[bool, bool],
-        calls: tuple[FunctorCall, ...],
-        relations: Relations,
-    ) -> None:
-        module = extension.cpu()
-        if module is None:
-            raise ConfigError(extension.reason_against("cpu"))
-        self.kept = (anchors, anchor_labels, references, reference_labels, relations)
-        if (recorded := getattr(_plan, "recorded", None)) is not None:
-            recorded.append((*self.kept, normalise, calls))
-        given = None
-        if references is not None and reference_labels is not None:
-            given = (references.data_ptr(), reference_labels.data_ptr(), references.shape[0], normalise[1])
-        options = {"threads": torch.get_num_threads(), **getattr(_plan, "options", {})}
-        self.step = module.Step(
-            is_double=anchors.dtype == torch.float64,
-            anchors=(anchors.data_ptr(), anchor_labels.data_ptr(), anchors.shape[0], normalise[0]),
-            references=given,
-            width=anchors.shape[1],
-            losses=[(call.functor, list(call.options), _pointer(call.given), _pointer(call.windows)) for call in calls],
-            relations=[_pointer(tensor) for tensor in relations],
-            **options,
-        )
+    Attributes:
+        terms: `[terms]`, or a scalar.
+        parts: values and counts, `[V, A]`, and tables of each pass; or one such entry for all, one after the other.
+        sizes: of each pass, as `Pass.size`.
+    """
 
-    def forward(self) -> tuple[Tensor, Tensor, Tensor]:
-        anchors = self.kept[0]
-        both = anchors.new_empty(2, self.step.value_count, anchors.shape[0])  # [2, V, A]
-        values, counts = both[0], both[1]
-        tables = anchors.new_empty(self.step.table_cells)
-        self.step.forward(values.data_ptr(), counts.data_ptr(), tables.data_ptr())
-        return values, counts, tables
+    terms: Tensor
+    parts: tuple[tuple[Tensor, Tensor, Tensor], ...]
+    sizes: tuple[tuple[int, int, int], ...]
 
-    def backward(self, cotangents: Tensor, table_cotangents: Tensor, with_references: bool) -> tuple[Tensor, Tensor | None]:
-        anchors, _, references, *_ = self.kept
-        grad_anchors = torch.empty_like(anchors)
-        grad_references = torch.empty_like(references) if references is not None and with_references else None
-        pointer = grad_references.data_ptr() if grad_references is not None else 0
-        self.step.backward(cotangents.data_ptr(), table_cotangents.data_ptr(), grad_anchors.data_ptr(), pointer)
-        return grad_anchors, grad_references
+    @property
+    def is_apart(self) -> bool:
+        """Whether each pass has its own entry."""
+        return len(self.parts) == len(self.sizes) and self.parts[0][0].ndim == 2
+
+    def of(self, index: int) -> tuple[Tensor, Tensor, Tensor]:
+        """Values and counts `[V, A]` of one pass, with the functors' values in order, and its `tables`."""
+        if self.is_apart:
+            return self.parts[index]
+        (values, counts, _), (number, anchors, _) = self.parts[0], self.sizes[index]
+        if len(self.sizes) > 1:
+            at = sum(v * a for v, a, _ in self.sizes[:index])
+            values, counts = values[at : at + number * anchors], counts[at : at + number * anchors]
+        return values.view(number, anchors), counts.view(number, anchors), self.tables(index)
+
+    def tables(self, index: int) -> Tensor:
+        """For every functor of a pass with a table the soft histogram of positive, then of negative pairs, `[cells]`."""
+        if self.is_apart:
+            return self.parts[index][2]
+        tables = self.parts[0][2]
+        if len(self.sizes) == 1:
+            return tables
+        first = sum(cells for _, _, cells in self.sizes[:index])
+        return tables[first : first + self.sizes[index][2]]
+
+    def detached(self) -> Passed:
+        """The same without a history."""
+        parts = tuple((values.detach(), counts.detach(), tables.detach()) for values, counts, tables in self.parts)
+        return Passed(self.terms.detach(), parts, self.sizes)
 
 
 def _step(anchors: Tensor, *arguments: Any) -> Any:
@@ -143,38 +137,26 @@ def _step(anchors: Tensor, *arguments: Any) -> Any:
         from dmlcore.kernels.cuda import CudaStep
 
         return CudaStep(anchors, *arguments)
-    return _CpuStep(anchors, *arguments)
+    return CpuStep(anchors, *arguments)
 
 
-class _FusedRows(torch.autograd.Function):
-    @staticmethod
-    def forward(
-        ctx: Any,
-        anchors: Tensor,
-        references: Tensor | None,
-        anchor_labels: Tensor,
-        reference_labels: Tensor | None,
-        normalise: tuple[bool, bool],
-        calls: tuple[FunctorCall, ...],
-        relations: Relations,
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        ctx.step = _step(anchors, anchor_labels, references, reference_labels, normalise, calls, relations)
-        values, counts, tables = ctx.step.forward()
-        ctx.mark_non_differentiable(counts)
-        return values, counts, tables
+def step_of(one: Pass) -> Any:
+    """The state of one pass on its device. Only the CPU's kernels read columns of a larger tensor where they are."""
+    anchors, references = one.anchors, one.references
+    if anchors.is_cuda:
+        anchors, references = anchors.contiguous(), None if references is None else references.contiguous()
+    return _step(anchors, one.anchor_labels, references, one.reference_labels, one.normalise, one.calls, one.relations)
 
-    @staticmethod
-    def backward(ctx: Any, cotangents: Tensor, _: Tensor, table_cotangents: Tensor) -> tuple[Tensor | None, ...]:
-        if torch.is_grad_enabled():  # create_graph=True: without this the second derivative would silently be left out
-            raise ConfigError(
-                "fused losses are differentiable once; for second derivatives use loss.reference or set DML_FUSED=0"
-            )
-        if ctx.step is None:
-            raise RuntimeError("this loss was differentiated once and its state is freed; pass retain_graph=True to repeat it")
-        anchors, references = ctx.step.backward(cotangents.contiguous(), table_cotangents.contiguous(), ctx.needs_input_grad[1])
-        if not _graph_is_kept():  # kept loss values must not keep the tiles, as autograd frees its saved tensors
-            ctx.step = None
-        return anchors if ctx.needs_input_grad[0] else None, references, *[None] * 5
+
+def _refuse_second_derivatives() -> None:
+    if torch.is_grad_enabled():  # create_graph=True: without this the second derivative would silently be left out
+        raise ConfigError("fused losses are differentiable once; for second derivatives use loss.reference or set DML_FUSED=0")
+
+
+def _still_there(state: Any) -> Any:
+    if state is None:
+        raise RuntimeError("this loss was differentiated once and its state is freed; pass retain_graph=True to repeat it")
+    return state
 
 
 def _graph_is_kept() -> bool:
@@ -184,156 +166,157 @@ def _graph_is_kept() -> bool:
     return True if asked is None else asked()
 
 
-def _step_of_operator(
-    anchors: Tensor,
-    references: Tensor | None,
-    anchor_labels: Tensor,
-    reference_labels: Tensor | None,
-    functors: str,
-    options: list[float],
-    extras: list[Tensor],
-    relations: list[Tensor | None],
-    normalise: tuple[bool, bool],
-) -> Any:
-    known, calls, at = extension.functors(), [], 0
-    names = functors.split(",")
-    numbers = [None if tensor.numel() == 0 else tensor for tensor in extras] or [None] * (2 * len(names))
-    for index, name in enumerate(names):
-        count = len(known[name][0])
-        given, windows = numbers[2 * index : 2 * index + 2]
-        calls.append(FunctorCall(name, tuple(options[at : at + count]), given, windows))
-        at += count
-    others = (None if tensor is None else tensor.contiguous() for tensor in (anchor_labels, references, reference_labels))
-    return _step(anchors.contiguous(), *others, normalise, tuple(calls), Relations(*relations))
+class _FusedPasses(torch.autograd.Function):
+    """All passes on the CPU as one node; `sources` are the tensors whose columns they compare."""
+
+    @staticmethod
+    def forward(ctx: Any, passes: CpuPasses, scalar: bool, *sources: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        ctx.passes = passes
+        ctx.shapes = [source.shape for source in sources]
+        terms, values, counts, tables = passes.forward()
+        ctx.set_materialize_grads(False)
+        ctx.mark_non_differentiable(counts)
+        return terms.view(()) if scalar else terms, values, counts, tables
+
+    @staticmethod
+    def backward(
+        ctx: Any, terms: Tensor | None, values: Tensor | None, _: Tensor | None, tables: Tensor | None
+    ) -> tuple[Tensor | None, ...]:
+        _refuse_second_derivatives()
+        passes: CpuPasses = _still_there(ctx.passes)
+        wanted = ctx.needs_input_grad[2:]
+        found = [passes.like.new_empty(shape) if want else None for shape, want in zip(ctx.shapes, wanted, strict=True)]
+        terms, values, tables = (None if one is None else one.contiguous() for one in (terms, values, tables))
+        passes.backward(terms, values, tables, found)
+        if not _graph_is_kept():  # kept loss values must not keep the tiles, as autograd frees its saved tensors
+            ctx.passes = None
+        return None, None, *found
 
 
-@torch.library.custom_op("dmlcore::fused_rows", mutates_args=())
-def _fused_rows_op(
-    anchors: Tensor,
-    references: Tensor | None,
-    anchor_labels: Tensor,
-    reference_labels: Tensor | None,
-    functors: str,
-    options: list[float],
-    extras: list[Tensor],
-    own: Tensor | None,
-    starts: Tensor | None,
-    positives: Tensor | None,
-    value_count: int,
-    cells: int,
-    normalise_anchors: bool,
-    normalise_references: bool,
-) -> tuple[Tensor, Tensor, Tensor]:
-    normalise = (normalise_anchors, normalise_references)
-    relations = [own, starts, positives]
-    step = _step_of_operator(
-        anchors, references, anchor_labels, reference_labels, functors, options, extras, relations, normalise
-    )
-    values, counts, tables = step.forward()
-    return values.clone(), counts.clone(), tables
+class _FusedRows(torch.autograd.Function):
+    """One pass on another device."""
+
+    @staticmethod
+    def forward(ctx: Any, step: Any, anchors: Tensor, references: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+        ctx.step = step
+        values, counts, tables = step.forward()
+        ctx.mark_non_differentiable(counts)
+        return values, counts, tables
+
+    @staticmethod
+    def backward(ctx: Any, cotangents: Tensor, _: Tensor, table_cotangents: Tensor) -> tuple[Tensor | None, ...]:
+        _refuse_second_derivatives()
+        step = _still_there(ctx.step)
+        anchors, references = step.backward(cotangents.contiguous(), table_cotangents.contiguous(), ctx.needs_input_grad[2])
+        if not _graph_is_kept():
+            ctx.step = None
+        return None, anchors if ctx.needs_input_grad[1] else None, references
 
 
-@_fused_rows_op.register_fake
-def _(
-    anchors: Tensor,
-    references: Tensor | None,
-    anchor_labels: Tensor,
-    reference_labels: Tensor | None,
-    functors: str,
-    options: list[float],
-    extras: list[Tensor],
-    own: Tensor | None,
-    starts: Tensor | None,
-    positives: Tensor | None,
-    value_count: int,
-    cells: int,
-    normalise_anchors: bool,
-    normalise_references: bool,
-) -> tuple[Tensor, Tensor, Tensor]:
-    rows = anchors.new_empty(value_count, anchors.shape[0])
-    return rows, torch.empty_like(rows), anchors.new_empty(cells)
+def _ready(one: Pass, dtype: torch.dtype) -> Pass:
+    """The pass with everything but its rows as the kernels want it."""
+    relations, calls = one.relations, one.calls
+    if any(tensor is not None for tensor in relations):
+        relations = Relations(*(None if tensor is None else tensor.contiguous() for tensor in relations))
+        if relations.positives is not None and not len(relations.positives):  # no address would mean no lists
+            relations = relations._replace(positives=relations.positives.new_zeros(1))
+    if any(call.given is not None or call.windows is not None for call in calls):
+
+        def constant(numbers: Tensor | None) -> Tensor | None:
+            return None if numbers is None else numbers.detach().to(dtype).contiguous()
+
+        calls = tuple(replace(call, given=constant(call.given), windows=constant(call.windows)) for call in calls)
+    labels, others = one.anchor_labels.contiguous(), one.reference_labels
+    others = None if others is None else others.contiguous()
+    return one._replace(anchor_labels=labels, reference_labels=others, calls=calls, relations=relations)
 
 
-@torch.library.custom_op("dmlcore::fused_rows_backward", mutates_args=())
-def _fused_rows_backward_op(
-    cotangents: Tensor,
-    table_cotangents: Tensor,
-    anchors: Tensor,
-    references: Tensor | None,
-    anchor_labels: Tensor,
-    reference_labels: Tensor | None,
-    functors: str,
-    options: list[float],
-    extras: list[Tensor],
-    own: Tensor | None,
-    starts: Tensor | None,
-    positives: Tensor | None,
-    normalise_anchors: bool,
-    normalise_references: bool,
-) -> tuple[Tensor, Tensor]:
-    # The operator keeps no state between the passes, so backward repeats the forward pass: one more product of similarities.
-    normalise = (normalise_anchors, normalise_references)
-    relations = [own, starts, positives]
-    step = _step_of_operator(
-        anchors, references, anchor_labels, reference_labels, functors, options, extras, relations, normalise
-    )
-    step.forward()
-    grad_anchors, grad_references = step.backward(
-        cotangents.contiguous(), table_cotangents.contiguous(), references is not None
-    )
-    return grad_anchors, anchors.new_empty(0) if grad_references is None else grad_references
+class _Sources:
+    """The distinct tensors whose columns passes compare, as the kernels want them."""
+
+    def __init__(self, dtype: torch.dtype) -> None:
+        self.dtype = dtype
+        self.given: list[Tensor] = []
+        self.real: list[Tensor] = []
+
+    def place(self, part: Tensor, whole: tuple[Tensor, int] | None) -> tuple[Tensor, Target]:
+        """The part in the kernels' precision, and where its gradient goes."""
+        source, first = (part, 0) if whole is None else whole
+        index = next((k for k, known in enumerate(self.given) if known is source), len(self.given))
+        if index == len(self.given):
+            real = source.to(self.dtype)
+            if real.shape[1] > 1 and real.stride(1) != 1:
+                real = real.contiguous()
+            self.given.append(source)
+            self.real.append(real)
+        if self.real[index] is source:
+            return part, (index, first)
+        return (self.real[index] if whole is None else self.real[index].narrow(1, first, part.shape[1])), (index, first)
 
 
-@_fused_rows_backward_op.register_fake
-def _(
-    cotangents: Tensor,
-    table_cotangents: Tensor,
-    anchors: Tensor,
-    references: Tensor | None,
-    anchor_labels: Tensor,
-    reference_labels: Tensor | None,
-    functors: str,
-    options: list[float],
-    extras: list[Tensor],
-    own: Tensor | None,
-    starts: Tensor | None,
-    positives: Tensor | None,
-    normalise_anchors: bool,
-    normalise_references: bool,
-) -> tuple[Tensor, Tensor]:
-    return torch.empty_like(anchors), anchors.new_empty(0) if references is None else torch.empty_like(references)
+def _operator() -> Any:
+    from dmlcore.kernels import operator
+
+    return operator
 
 
-def _keep_inputs(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
-    anchors, references, anchor_labels, reference_labels, ctx.functors, ctx.options, extras, *others = inputs
-    *relations, _, _, normalise, other = others
-    ctx.normalise, ctx.extras = (normalise, other), len(extras)
-    ctx.save_for_backward(anchors, references, anchor_labels, reference_labels, *relations, *extras)
-    ctx.set_materialize_grads(True)
+def fused_passes(passes: Sequence[Pass], terms: int | None = 0) -> Passed:
+    """Values, counts, tables and averaged terms of all passes of a step.
+
+    Args:
+        passes: at least one, all on one device. Passes of the same labels are ordered once; small ones are spread over the
+            threads.
+        terms: how many terms the owners of the passes add to; None: one, as a scalar.
+
+    Returns:
+        Differentiable once in anchors and references, the counts not at all. An anchor with a component that is not finite has
+        NaN values. What no cotangent but zero reaches gets a zero gradient, where there are several passes, whatever it holds.
+
+    Raises:
+        ConfigError: the extension for the anchors' device is missing.
+    """
+    double = any(rows is not None and rows.dtype == torch.float64 for one in passes for rows in (one.anchors, one.references))
+    sources = _Sources(torch.float64 if double else torch.float32)
+    ready, targets = [], []
+    for one in passes:
+        one = _ready(one, sources.dtype)
+        anchors, anchors_to = sources.place(one.anchors, one.anchors_in)
+        references, references_to = one.references, (-1, 0)
+        if references is not None:
+            references, references_to = sources.place(references, one.references_in)
+        ready.append(one._replace(anchors=anchors, references=references))
+        targets.append((anchors_to, references_to))
+    sizes = tuple(one.size for one in ready)
+    if torch.compiler.is_compiling():
+        found = _operator().call_operator(ready, sources.real, targets, 1 if terms is None else terms)
+        return Passed(found[0].view(()) if terms is None else found[0], (found[1:],), sizes)
+    steps = [step_of(one) for one in ready]
+    if all(type(step) is CpuStep for step in steps):
+        state = CpuPasses(steps, 1 if terms is None else terms, [one.owners for one in ready], targets)
+        total, values, counts, tables = _FusedPasses.apply(state, terms is None, *sources.real)
+        return Passed(total, ((values, counts, tables),), sizes)
+    parts = tuple(_FusedRows.apply(step, one.anchors, one.references) for step, one in zip(steps, ready, strict=True))
+    return Passed(averaged(ready, parts, terms), parts, sizes)
 
 
-def _op_backward(ctx: Any, cotangents: Tensor, _: Tensor, table_cotangents: Tensor) -> tuple[Any, ...]:
-    anchors, references, anchor_labels, reference_labels, own, starts, positives, *extras = ctx.saved_tensors
-    grad_anchors, grad_references = torch.ops.dmlcore.fused_rows_backward(
-        cotangents,
-        table_cotangents,
-        anchors,
-        references,
-        anchor_labels,
-        reference_labels,
-        ctx.functors,
-        ctx.options,
-        extras,
-        own,
-        starts,
-        positives,
-        *ctx.normalise,
-    )
-    no_extras = [None] * ctx.extras
-    return grad_anchors, None if references is None else grad_references, *[None] * 4, no_extras, *[None] * 7
-
-
-_fused_rows_op.register_autograd(_op_backward, setup_context=_keep_inputs)
+def averaged(passes: Sequence[Pass], parts: Sequence[tuple[Tensor, Tensor, Tensor]], terms: int | None) -> Tensor:
+    """The terms by a few operations of PyTorch: for devices whose kernels do not average."""
+    averages = [
+        (values.sum(1) / counts.sum(1).clamp_min(1), one.owners)
+        for one, (values, counts, _) in zip(passes, parts, strict=True)
+        if one.owners is not None
+    ]
+    total = parts[0][0].new_zeros(1 if terms is None else terms)
+    if averages:
+        found = averages[0][0] if len(averages) == 1 else torch.cat([each for each, _ in averages])  # [sum V]
+        owners = [owner for _, each in averages if each is not None for owner in each]
+        if owners == list(range(len(total))):
+            total = found
+        else:  # no index from the host: its copy would make the host wait, and end the capture of a CUDA graph
+            each = found.unbind()
+            of_terms = [[each[k] for k, owner in enumerate(owners) if owner == term] for term in range(len(total))]
+            total = torch.stack([sum(some[1:], some[0]) if some else total[term] for term, some in enumerate(of_terms)])
+    return total.view(()) if terms is None else total
 
 
 def fused_pass(
@@ -346,61 +329,9 @@ def fused_pass(
     normalise: tuple[bool, bool] = (True, True),
     relations: Relations | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Values and counts per anchor of several losses, and tables of the batch, in one pass over the similarities.
-
-    Args:
-        anchors: `[A, D]` floating point; half precisions are computed in float32.
-        anchor_labels: `[A]` int64 on the same device.
-        references: `[N, D]`, or None: the anchors themselves, without each anchor's pair with itself.
-        reference_labels: `[N]` int64, or None with `references`.
-        calls: the functors.
-        normalise: whether anchors and references are scaled to unit norm (a zero vector stays zero, with zero gradient).
-        relations: which pairs are the anchor itself, and which are positives where labels do not say.
-
-    Returns:
-        `values` and `counts`, both `[V, A]` with the functors' values in order, float32 or (for float64 input) float64.
-        `tables` `[cells]`: for every functor with a table the soft histogram of positive, then of negative pairs.
-        Differentiable once in anchors and references. An anchor with a component that is not finite has NaN values.
-
-    Raises:
-        ConfigError: the extension for the anchors' device is missing.
-    """
-    dtype = (
-        torch.float64 if torch.float64 in (anchors.dtype, None if references is None else references.dtype) else torch.float32
-    )
-    anchors = anchors.to(dtype).contiguous()
-    anchor_labels = anchor_labels.contiguous()
-    if references is not None and reference_labels is not None:
-        references, reference_labels = references.to(dtype).contiguous(), reference_labels.contiguous()
-    relations = Relations(*(None if tensor is None else tensor.contiguous() for tensor in relations or Relations()))
-    if relations.positives is not None and not len(relations.positives):  # no address would mean no lists
-        relations = relations._replace(positives=relations.positives.new_zeros(1))
-    has_numbers = any(call.given is not None or call.windows is not None for call in calls)
-    if has_numbers:
-
-        def constant(numbers: Tensor | None) -> Tensor | None:
-            return None if numbers is None else numbers.detach().to(dtype).contiguous()
-
-        calls = tuple(replace(call, given=constant(call.given), windows=constant(call.windows)) for call in calls)
-    if torch.compiler.is_compiling():
-        known = extension.functors()
-        values, counts, tables = torch.ops.dmlcore.fused_rows(
-            anchors,
-            references,
-            anchor_labels,
-            reference_labels,
-            ",".join(call.functor for call in calls),
-            [value for call in calls for value in call.options],
-            [anchors.new_empty(0) if numbers is None else numbers for call in calls for numbers in (call.given, call.windows)]
-            if has_numbers
-            else [],
-            *relations,
-            sum(known[call.functor][1] for call in calls),
-            sum(call.cells for call in calls),
-            *normalise,
-        )
-        return values, counts.detach(), tables
-    return _FusedRows.apply(anchors, references, anchor_labels, reference_labels, normalise, calls, relations)
+    """Values and counts per anchor, `[V, A]`, and tables of one pass; arguments as `Pass`, the rest as `fused_passes`."""
+    one = Pass(anchors, anchor_labels, references, reference_labels, calls, normalise, relations or Relations())
+    return fused_passes([one]).of(0)
 
 
 def fused_rows(

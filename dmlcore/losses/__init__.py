@@ -103,9 +103,10 @@ def create(name: str, *, num_classes: int | None = None, embedding_dim: int | No
     miner = options.pop("miner") if isinstance(options.get("miner"), Miner) else None
     if miner is not None:
         loss = create(name, num_classes=num_classes, embedding_dim=embedding_dim, **options)
-        if not isinstance(loss, PairLoss):
+        use_miner = getattr(loss, "use_miner", None)
+        if not callable(use_miner):
             raise ConfigError(f"{name} takes no miner: it does not compare samples with samples")
-        loss.use_miner(miner)
+        use_miner(miner)
         return loss
     built = build_options(component.Options, options, name)
     if not component.needs_classes:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from dmlcore.config import build_options
 from dmlcore.errors import ConfigError
-from dmlcore.kernels import FunctorCall, Relations, functors, fused_pass, partner_functors, reason_against
+from dmlcore.kernels import FunctorCall, Pass, Relations, functors, fused_passes, partner_functors, reason_against
 from dmlcore.losses.geometry import unit
 from dmlcore.losses.mining import Compared, Extremes, Measure, Miner, Mining, WindowMiner, Windows, build_miner
 from dmlcore.losses.relations import Positives, Relation, label_matrix, positives_of, related, share_a_label
@@ -185,7 +185,7 @@ class RowMeasure:
             return self.all
         values, counts, _ = run_together(self.sides, (FunctorCall("row_extremes", (0.0,), windows=windows),), (True, True))
         signs = values.new_full((4, 1), torch.inf)  # no copy of numbers of the host: a CUDA graph takes none
-        signs[1::2] = -torch.inf
+        signs[1::2].neg_()
         found = Extremes(*torch.where(counts == 0, signs, values).unbind())
         if windows is None:
             self.all = found
@@ -197,27 +197,23 @@ def with_lists(sides: Sides) -> Sides:
     return sides if sides.relation is None or sides.lists is not None else sides._replace(lists=positives_of(sides))
 
 
-def run_together(sides: Sides, calls: tuple[FunctorCall, ...], normalise: tuple[bool, bool]) -> tuple[Tensor, Tensor, Tensor]:
-    """Values and counts `[V, A]` of several functors in one pass over the similarities of two sides, and their tables."""
-    relations = None
-    if sides.own is not None:
-        relations = Relations(sides.own)
-    anchor_labels, reference_labels = sides.anchor_labels, sides.reference_labels
+def pass_of(
+    sides: Sides, calls: tuple[FunctorCall, ...], normalise: tuple[bool, bool], owners: tuple[int, ...] | None = None
+) -> Pass:
+    """Several functors on two sides as a pass of the kernels; the last two as `Pass`."""
+    anchor_labels, reference_labels, relations = sides.anchor_labels, sides.reference_labels, Relations(sides.own)
     if sides.relation is not None:
         lists = with_lists(sides).lists
         assert lists is not None
         relations = Relations(sides.own, lists.start, lists.index)
         anchor_labels = lists.start[:-1]  # looked at by nobody
         reference_labels = None if sides.references is None else lists.start.new_zeros(len(sides.references))
-    return fused_pass(
-        sides.anchors,
-        anchor_labels,
-        sides.references,
-        reference_labels,
-        calls,
-        normalise=normalise,
-        relations=relations,
-    )
+    return Pass(sides.anchors, anchor_labels, sides.references, reference_labels, calls, normalise, relations, owners=owners)
+
+
+def run_together(sides: Sides, calls: tuple[FunctorCall, ...], normalise: tuple[bool, bool]) -> tuple[Tensor, Tensor, Tensor]:
+    """Values and counts `[V, A]` of several functors in one pass over the similarities of two sides, and their tables."""
+    return fused_passes([pass_of(sides, calls, normalise)]).of(0)
 
 
 def table_rows(table: Tensor) -> Rows:
@@ -243,6 +239,8 @@ class Loss(nn.Module, abc.ABC):
     uses_classes: ClassVar[bool] = False
     """Whether `create` hands on `num_classes` where it is known, to a loss that does not always need it."""
     needs_norms: ClassVar[bool] = False
+    takes_references: ClassVar[bool] = True
+    """Whether it compares samples with samples. Other losses refuse references; an ensemble calls those without any."""
     searched: ClassVar[dict[str, tuple[Any, ...]]] = {}
     """What a search for the members of an ensemble tries: an option's name and its values, the default first."""
 
@@ -370,6 +368,16 @@ class RowLoss(Loss):
         return rows
 
     @property
+    def completes(self) -> bool:
+        """Whether `complete` does something, with these options: else the kernels' averages need nothing after them."""
+        return type(self).complete is not RowLoss.complete
+
+    @property
+    def is_averaged(self) -> bool:
+        """Whether the kernels' averages are all that is left of its rows: the default reduction, and nothing to complete."""
+        return self.options.reduction == "default" and type(self).reduce is RowLoss.reduce and not self.completes
+
+    @property
     def why_not_fused(self) -> str:
         call = self.functor_call()
         if isinstance(call, str):
@@ -474,7 +482,7 @@ class RowLoss(Loss):
                 return self.dense_rows(part)
 
         can_stream = type(self).dense_rows is RowLoss.dense_rows if self.streams is None else self.streams
-        if not stream or not can_stream:
+        if not stream or not can_stream or (sides.mining is not None and not sides.mining.miner.by_row):
             return compute(sides)
         return Rows(*streamed_rows(compute, sides, self.plain_matrices(sides), self.parameters()))
 
@@ -533,9 +541,17 @@ class RowLoss(Loss):
         own: Tensor | None = None,
         relation: Relation | Tensor | None = None,
     ) -> Tensor:
-        return self.reduce(
-            self.rows(embeddings, labels, references=references, reference_labels=reference_labels, own=own, relation=relation)
-        )
+        if not self.is_averaged or type(self).rows is not RowLoss.rows or type(self).fused_rows is not RowLoss.fused_rows:
+            more: dict[str, Any] = {"references": references, "reference_labels": reference_labels}
+            return self.reduce(self.rows(embeddings, labels, own=own, relation=relation, **more))
+        labels, reference_labels, relation = check_inputs(embeddings, labels, references, reference_labels, relation)
+        sides = self.sides_for(embeddings, labels, references, reference_labels, own, relation, advance=True)
+        call = self.call_for(embeddings, sides)
+        if call is None:
+            return self.reduce(self.plain_rows(sides))
+        sides = with_lists(sides)
+        call, _ = self.ready_call(call, sides)
+        return fused_passes([pass_of(sides, (call,), self.normalise, (0,) * functors()[call.functor][1])], None).terms
 
     def reference(
         self,
@@ -603,6 +619,7 @@ class ProxyLoss(RowLoss):
     """
 
     needs_classes = True
+    takes_references = False
 
     def __init__(
         self, options: Any = None, *, num_classes: int | None = None, embedding_dim: int | None = None, **given: Any

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from dmlcore.errors import ConfigError
-from dmlcore.losses.base import Loss, ProxyLoss
+from dmlcore.losses.base import Loss
 from dmlcore.losses.relations import Relation, label_matrix
 
 
@@ -54,8 +54,9 @@ class CrossBatchMemory(nn.Module):
         self, loss: nn.Module, size: int, embedding_dim: int, *, warmup: int = 0, dtype: torch.dtype = torch.float32
     ) -> None:
         super().__init__()
-        if isinstance(loss, ProxyLoss):
-            raise ConfigError(f"{loss.name} compares samples with its own proxies; a memory has nothing to add")
+        if isinstance(loss, Loss) and not loss.takes_references:
+            what = "its own proxies" if loss.needs_classes else "the batch itself only"
+            raise ConfigError(f"{loss.name} compares samples with {what}; a memory has nothing to add")
         if not isinstance(loss, Loss) and not hasattr(loss, "members"):
             raise ConfigError(f"a memory wraps a dmlcore loss or LossEnsemble, got {type(loss).__name__}")
         for name, number, least in (("size", size, 1), ("embedding_dim", embedding_dim, 1), ("warmup", warmup, 0)):

@@ -101,6 +101,8 @@ class Miner(nn.Module, abc.ABC):
 
     name: ClassVar[str]
     Options: ClassVar[type] = MinerOptions
+    by_row: ClassVar[bool] = True
+    """Whether a row's choice depends on that row alone; else losses compute all rows together, whatever memory that takes."""
 
     def __init__(self, options: Any = None, **given: Any) -> None:
         super().__init__()
@@ -243,7 +245,7 @@ def build_miner(given: Miner | str | None) -> Miner | None:
     if not match:
         raise ConfigError(f"miner is '{given}', but must be a name, or a name and options: multi_similarity(epsilon=0.2)")
     options = {}
-    for part in filter(None, (part.strip() for part in (match[2] or "").split(","))):
+    for part in filter(None, (part.strip() for part in re.split(r",(?![^()]*\))", match[2] or ""))):  # not within (...)
         key, equals, value = (word.strip() for word in part.partition("="))
         if not equals or not key or key in options:
             raise ConfigError(f"miner is '{given}': '{part}' is not of the form option=value, or given twice")

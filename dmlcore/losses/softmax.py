@@ -58,6 +58,10 @@ class SoftmaxLoss(ProxyLoss):
         values = torch.where(found, values, torch.zeros_like(values))[None]  # [1, B]
         return Rows(values, found.to(values)[None])
 
+    @property
+    def completes(self) -> bool:
+        return self.label_smoothing != 0 or type(self).complete is not SoftmaxLoss.complete
+
     def complete(self, rows: Rows, sides: Sides, given: Tensor | None) -> Rows:
         """The smoothed part of the target, which the kernel leaves out: one product with the proxies' mean."""
         if not self.label_smoothing:

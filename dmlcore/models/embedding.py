@@ -94,31 +94,35 @@ class EmbeddingModel(nn.Module):
             return self.student.out_features
         return self.compressor.out if self.served == "compressed" and self.compressor is not None else self.whole_dim
 
-    def _heads_of(self, features: Tensor) -> Tensor:
-        """Raw heads [B, m D]."""
-        if not (self.dropout and self.training):
+    def _heads_of(self, features: Tensor, views: int) -> Tensor:
+        """Raw heads [B, m D] of features [views B, F]."""
+        if views == 1 and not (self.dropout and self.training):
             return self.head(features)
         linear = self.head if isinstance(self.head, nn.Linear) else self.head[1]
         assert isinstance(linear, nn.Linear)
         before = features if isinstance(self.head, nn.Linear) else self.head[0](features)
+        seen = before.chunk(views) if views > 1 else [before] * self.heads
         weights, biases = linear.weight.chunk(self.heads), linear.bias.chunk(self.heads)
-        parts = [
-            functional.linear(functional.dropout(before, self.dropout), w, b) for w, b in zip(weights, biases, strict=True)
-        ]
+        dropout = self.dropout if self.training else 0.0
+        parts = [functional.linear(functional.dropout(x, dropout), w, b) for x, w, b in zip(seen, weights, biases, strict=True)]
         return torch.cat(parts, 1)
 
-    def outputs(self, samples: Tensor) -> Tensor:
+    def outputs(self, samples: Tensor, views: int = 1) -> Tensor:
         """What losses see, and the student's embedding last.
 
         Args:
-            samples: [B, ...].
+            samples: [B, ...]; with `views` [views B, ...], the same batch changed in as many ways, one after the other.
+            views: 1, or the number of heads: each head sees a view of its own. Shown features and the student see the first.
 
         Returns:
             [B, m D + F if features are shown + length of the student]: heads (unit norm if `normalize`, else raw), the
             trunk's features as they are, the student's raw embedding (no gradient of its reaches the trunk).
         """
-        features = self.trunk(samples)  # [B, F]
-        raw = self._heads_of(features)
+        if views not in (1, self.heads):
+            raise ConfigError(f"views is {views}, but must be 1 or the number of heads, {self.heads}")
+        features = self.trunk(samples)  # [views B, F]
+        raw = self._heads_of(features, views)
+        features = features[: len(raw)]
         parts = [self.unit(raw).flatten(1) if self.normalize else raw]
         if self.shows_features:
             parts.append(features)

@@ -7,6 +7,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import re
 from collections.abc import Sequence
 from datetime import datetime
 from pathlib import Path
@@ -15,6 +16,11 @@ from typing import Any
 from dmlcore.errors import ConfigError, TrainingError, suggestion
 
 CONFIG, METRICS, RESULT, CHECKPOINTS = "config.toml", "metrics.jsonl", "result.json", "checkpoints"
+
+
+def in_file_name(names: str) -> str:
+    """Names of plugins as part of a file's name: what is no letter, digit or one of `_.+-`, such as `/`, becomes `-`."""
+    return re.sub(r"[^\w.+-]", "-", names)
 
 
 def write_error(path: Path, error: OSError) -> TrainingError:
@@ -87,7 +93,7 @@ class RunFolder:
             ConfigError: there is something in it already.
         """
         if path is None:
-            stem = f"{datetime.now():%Y%m%d-%H%M%S}-{'+'.join(plugins)[:60]}"
+            stem = f"{datetime.now():%Y%m%d-%H%M%S}-{in_file_name('+'.join(plugins))[:60]}"
             path, number = Path("runs") / stem, 2
             while path.exists():
                 path, number = Path("runs") / f"{stem}-{number}", number + 1

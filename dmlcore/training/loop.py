@@ -192,7 +192,7 @@ class Training:
         run.loss.train()
         run.optimiser.zero_grad(set_to_none=True)
         try:
-            outputs = run.model.outputs(inputs)  # [B, W]
+            outputs = run.model.outputs(inputs, run.views)  # [B, W]
             embeddings = outputs if run.model.student is None else outputs[:, : -run.model.student.out_features]
             embeddings.retain_grad()
             run.ensemble.measures_gradients = number % run.config.settings.log_every == 0
@@ -204,7 +204,7 @@ class Training:
             total.backward()
         except torch.OutOfMemoryError as error:
             raise TrainingError(
-                f"step {number}: not enough memory on {run.device} for a batch of {len(inputs)}."
+                f"step {number}: not enough memory on {run.device} for a batch of {len(labels)}."
                 f" Use a smaller --classes-per-batch or --samples-per-class."
             ) from error
         norms = optimiser.clip(run.optimiser, run.config.settings.clip)
@@ -231,7 +231,7 @@ class Training:
             table = [[next(more) for _ in names] for _ in names]
             pairs = itertools.combinations(range(len(names)), 2)
             optional["loss_gradient_cosines"] = {f"{names[i]}, {names[j]}": table[i][j] for i, j in pairs}
-        compression = run.compression.step(inputs)
+        compression = run.compression.step(inputs[: len(labels)])
         if compression is not None:
             optional["extra_terms"]["compressor"] = compression
         seconds = time.perf_counter() - began
@@ -244,7 +244,7 @@ class Training:
             "active": active,
             "learning_rates": rates,
             "gradient_norms": dict(zip(("model", "losses"), norm_values, strict=True)),
-            "images_per_second": len(inputs) / seconds,
+            "images_per_second": len(labels) / seconds,
             **{key: value for key, value in optional.items() if value},
         }
 

@@ -11,7 +11,7 @@ from typing import Any
 
 from dmlcore.ensemble import search
 from dmlcore.errors import ConfigError, TrainingError
-from dmlcore.training.folder import RunFolder, plain, write_atomically
+from dmlcore.training.folder import RunFolder, in_file_name, plain, write_atomically
 from dmlcore.training.settings import AUTO, DEFAULT_STEPS, RunConfig, Settings, Source
 
 SEARCH, REPORT = "search.json", "search.md"
@@ -70,7 +70,7 @@ def choose_members(
     def run(loss: str, options: dict[str, Any]) -> float:
         number = len(found) + 1
         note(f"trial {number} of {len(tried)}: {loss} {', '.join(f'{k} {v}' for k, v in options.items())}")
-        place = RunFolder(folder.path / "search" / f"{number:03d}-{loss}")
+        place = RunFolder(folder.path / "search" / f"{number:03d}-{in_file_name(loss)}")
         shutil.rmtree(place.path, ignore_errors=True)
         return score(_single(alone, config, loss, options), place)
 

@@ -198,6 +198,7 @@ class Run:
         splits: the data.
         model: the embedding model.
         ensemble: the losses.
+        views: ways in which each batch is changed at random: 1, or one for each head.
         extras: the terms beside the losses: diversity of heads, the student's.
         compression: what fits or trains the model's compressor.
         memory: the memory they compare batches with, or None.
@@ -216,6 +217,8 @@ class Run:
         self.device = choose_device(settings.device)
         self.splits = open_splits(config)
         train = self.splits.train
+        if settings.head_augment and train.augmentation is None:
+            raise ConfigError(f"head_augment is set, but {self.splits.name} has no random changes of its samples")
         self.classes_per_batch = min(settings.classes_per_batch, train.num_classes)
         self.batch_size = self.classes_per_batch * settings.samples_per_class
         self.steps = _count_steps(settings, len(train), self.batch_size)
@@ -223,6 +226,7 @@ class Run:
         seed_everything(settings.seed)
         self.model = build_run_model(self.config, self.splits.sample_shape, self.splits.kind).to(self.device)
         self.ensemble = build_ensemble(self.config, train.num_classes, self.model.trunk.features).to(self.device)
+        self.views = self.model.heads if settings.head_augment else 1
         self.extras = Extras(self.model, self.config.settings)
         self.memory = self._build_memory()
         self.loss: nn.Module = self.ensemble if self.memory is None else self.memory
@@ -248,9 +252,16 @@ class Run:
         return memory.to(self.device)
 
     def batches(self) -> Iterator[tuple[Tensor, Tensor]]:
-        """Batches from the present step on: samples [B, ...] and dense labels [B], on the device."""
+        """Batches from the present step on: samples [views B, ...] and dense labels [B], on the device."""
         settings = self.config.settings
-        self._batches = batches(self.splits.train, self.sampler, workers=settings.workers, augment=True, seed=settings.seed)
+        self._batches = batches(
+            self.splits.train,
+            self.sampler,
+            workers=settings.workers,
+            augment=True,
+            seed=settings.seed,
+            views=self.views,
+        )
         for inputs, labels in self._batches:
             yield inputs.to(self.device, non_blocking=True), labels.to(self.device, non_blocking=True)
 

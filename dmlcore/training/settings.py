@@ -65,6 +65,8 @@ class Settings:
     """Weight of the diversity term."""
     head_dropout: float = 0.0
     """Share of the features that each head misses in training, drawn for each apart."""
+    head_augment: bool = False
+    """Whether each head sees the batch changed at random in its own way: a pass through the trunk for each head."""
     head_classes: float = 1.0
     """Share of the training classes that each loss sees, drawn for each apart."""
     compress: int | None = None
@@ -146,6 +148,8 @@ class Settings:
             check_range(name, getattr(self, name), least=0)
         check_range("head_dropout", self.head_dropout, least=0, below=1)
         check_range("head_classes", self.head_classes, above=0, most=1)
+        if self.head_augment and not self.has_heads:
+            raise ConfigError("head_augment needs a head per loss: ensemble = heads or wedl")
         if self.head_classes < 1 and self.memory:
             raise ConfigError("head_classes below 1 and memory exclude each other")
         if self.serve in ("compressed", "student") and not getattr(

@@ -10,13 +10,15 @@ from torch import Tensor, nn
 
 import dmlcore
 from dmlcore.config import check_range
+from dmlcore.errors import ConfigError
 from dmlcore.kernels import FunctorCall
 from dmlcore.losses import LossOptions, Sides, SoftmaxLoss
 
 
 class CrossEntropy(SoftmaxLoss):
     """Cross-entropy over `x . proxy_c (+ bias_c)` of the raw embeddings, mean over samples: a linear classifier whose weights
-    are the proxies. Same value as `torch.nn.functional.cross_entropy(x @ proxies.T + bias, labels, label_smoothing=...)`.
+    are the proxies. Same value as `torch.nn.functional.cross_entropy(x @ proxies.T + bias, labels, label_smoothing=...)`. With
+    `hidden` units the classifier sees `relu(layer(x))` instead of `x`, and `proxies` is `[C, hidden]`.
 
     The fused pass sees a bias as one more dimension, of which every sample has 1.
 
@@ -34,16 +36,21 @@ class CrossEntropy(SoftmaxLoss):
 
         bias: bool = False
         """Whether each class has a learnt bias, 0 at the start."""
+        hidden: int = 0
+        """Units of a ReLU layer between the embedding and the classifier; 0: none."""
         label_smoothing: float = 0.0
         """Share of the target spread evenly over all classes, in [0, 1)."""
 
         def __post_init__(self) -> None:
             check_range("label_smoothing", self.label_smoothing, least=0, below=1)
+            check_range("hidden", self.hidden, least=0)
 
     def __init__(
         self, options: Any = None, *, num_classes: int | None = None, embedding_dim: int | None = None, **given: Any
     ) -> None:
-        super().__init__(options, num_classes=num_classes, embedding_dim=embedding_dim, **given)
+        hidden = (options.hidden if options is not None else given.get("hidden", 0)) if embedding_dim else 0
+        super().__init__(options, num_classes=num_classes, embedding_dim=hidden or embedding_dim, **given)
+        self.layer = nn.Linear(embedding_dim, hidden) if hidden and embedding_dim else None
         self.bias = nn.Parameter(torch.zeros(len(self.proxies))) if self.options.bias else None
 
     @property
@@ -55,10 +62,17 @@ class CrossEntropy(SoftmaxLoss):
         return self.options.label_smoothing
 
     def parameter_roles(self) -> dict[str, list[nn.Parameter]]:
-        """The bias learns with the proxies."""
-        return {"proxies": list(self.parameters()), "scalars": []}
+        """The bias learns with the proxies, the hidden layer at the rate of the trunk."""
+        hidden = [] if self.layer is None else list(self.layer.parameters())
+        return {"proxies": [self.proxies, *([] if self.bias is None else [self.bias])], "scalars": hidden}
 
     def sides(self, embeddings: Tensor, labels: Tensor, *arguments: Any) -> Sides:
+        if self.layer is not None:
+            if embeddings.shape[1] != self.layer.in_features:
+                raise ConfigError(
+                    f"{self.name} has a layer for {self.layer.in_features} dimensions, but embeddings have {embeddings.size(1)}"
+                )
+            embeddings = self.layer(embeddings.to(self.layer.weight.dtype)).relu()  # [B, hidden]
         sides = super().sides(embeddings, labels, *arguments)
         if self.bias is None:
             return sides

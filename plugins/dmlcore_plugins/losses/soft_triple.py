@@ -68,6 +68,10 @@ class SoftTriple(CentresLoss):
         o = self.options
         return FunctorCall("soft_triple", (float(self.centres), o.gamma, self.scale, o.margin))
 
+    @property
+    def completes(self) -> bool:
+        return (self.options.tau != 0 and self.centres > 1) or type(self).complete is not SoftTriple.complete
+
     def complete(self, rows: Rows, sides: Sides, given: Tensor | None) -> Rows:
         with torch.autocast(rows.values.device.type, enabled=False):
             return self._with_regulariser(rows, sides)

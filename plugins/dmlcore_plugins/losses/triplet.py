@@ -148,6 +148,10 @@ class Triplet(PairLoss):
             return FunctorCall(f"triplet_{self.mining}", (self.reach,))
         return FunctorCall(f"triplet_{self.mining}", (o.margin, float(o.smooth)))
 
+    @property
+    def completes(self) -> bool:
+        return self.options.variant == "wedl" or type(self).complete is not Triplet.complete
+
     def complete(self, rows: Rows, sides: Sides, given: Tensor | None) -> Rows:
         if self.options.variant != "wedl":
             return rows

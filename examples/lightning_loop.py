@@ -1,0 +1,64 @@
+"""dmlcore's losses in Lightning: `python examples/lightning_loop.py --steps 20`."""
+
+from __future__ import annotations
+
+import logging
+
+import lightning
+import torch
+from feature_table import arguments, batches, feature_table, held_out, report
+from torch import Tensor
+
+import dmlcore
+
+RATE = 3e-3
+
+
+class Embedding(lightning.LightningModule):
+    """A linear embedding with an ensemble; what the losses own (proxies, weights) is saved with the module."""
+
+    def __init__(self, dimension: int, num_classes: int) -> None:
+        super().__init__()
+        self.network = torch.nn.Linear(dimension, 32)
+        self.ensemble = dmlcore.LossEnsemble(["ms", "proxy_anchor", "triplet"], num_classes=num_classes, embedding_dim=32)
+        self.last = float("nan")
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.network(x)
+
+    def training_step(self, batch: tuple[Tensor, Tensor], index: int) -> Tensor:
+        x, labels = batch
+        total = self.ensemble(self(x), labels)  # fused losses take bfloat16 embeddings as autocast leaves them
+        self.log_dict({f"loss/{name}": value for name, value in self.ensemble.terms.items()})
+        self.last = total.item()
+        return total
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        owned = self.ensemble.parameter_roles()  # proxies want a higher rate than the network
+        groups = [{"params": list(self.network.parameters())}, {"params": owned["proxies"], "lr": 20 * RATE}]
+        return torch.optim.AdamW(groups, lr=RATE)
+
+
+def main() -> None:
+    given = arguments("dmlcore's losses in Lightning")
+    logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
+    lightning.seed_everything(0, verbose=False)
+    table = feature_table(given.data)
+    model = Embedding(table.x.shape[1], table.num_classes)
+    before = held_out(model, table)
+    trainer = lightning.Trainer(
+        max_steps=given.steps,
+        precision="bf16-mixed" if given.bf16 else "32-true",
+        accelerator="auto" if torch.cuda.is_available() else "cpu",
+        devices=1,
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+    )
+    trainer.fit(model, batches(table, given.steps))
+    report(trainer.global_step, model.last, before, held_out(model.cpu(), table))
+
+
+if __name__ == "__main__":
+    main()

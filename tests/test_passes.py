@@ -1,0 +1,287 @@
+"""All passes of a step in one call: the same numbers as one by one, whatever the heads, the plan and the threads."""
+
+from __future__ import annotations
+
+import gc
+import weakref
+from typing import Any
+
+import pytest
+import torch
+from cases import BATCHES, CLASSES, FUSED, WIDTH, Case, assert_close, value_and_gradients
+from torch import Tensor
+
+from dmlcore import LossEnsemble
+from dmlcore.errors import ConfigError
+from dmlcore.kernels import FunctorCall, Pass, extension, fused_passes, fused_rows, plan_options
+from dmlcore.kernels.cpu import CpuPasses, CpuStep, recorded_steps
+from dmlcore.losses import create
+
+pytestmark = pytest.mark.skipif(extension.cpu() is None, reason="the CPU extension is not built")
+X, Y = BATCHES["odd"]
+WIDE = torch.cat([X, X.flip(0) + 0.3 * X, X[:, :7]], dim=1)  # three heads, the last one narrower: [37, 29]
+HEADS = ((0, WIDTH), (WIDTH, 2 * WIDTH), (2 * WIDTH, 2 * WIDTH + 7))
+MS, CONTRASTIVE, SUP_CON = (
+    FunctorCall("ms", (2.0, 50.0, 0.5, 0.1)),
+    FunctorCall("contrastive", (0.0, 1.0)),
+    FunctorCall("sup_con", (0.1,)),
+)
+PLANS: dict[str, dict[str, int]] = {
+    "planned": {},
+    "recomputed in small tiles": {"tile_rows": 5, "tile_columns": 32, "workspace": 0},
+    "spread over two threads": {"threads": 2, "thread_work": 20_000},
+    "two threads for each": {"threads": 2, "thread_work": 1, "tile_rows": 8, "tile_columns": 16},
+    "two threads in chunks": {"threads": 2, "thread_work": 1, "slot_bytes": 4000},
+}
+
+
+def heads_of(case: Case, dtype: torch.dtype) -> list[Any]:
+    return [case.create(dtype, width=last - first, seed=first) for first, last in HEADS]
+
+
+def apart(losses: list[Any], weights: Tensor, x: Tensor, y: Tensor, columns: Any, **more: Any) -> Tensor:
+    """The weighted sum, each loss called alone on its columns."""
+    references = more.pop("references", None)
+    parts = []
+    for loss, weight, (first, last) in zip(losses, weights.unbind(), columns, strict=True):
+        told = {} if loss.needs_classes else dict(more)
+        if references is not None and not loss.needs_classes:
+            told["references"] = references[:, first:last]
+        parts.append(weight * loss(x[:, first:last], y, **told))
+    return torch.stack(parts).sum()
+
+
+@pytest.mark.parametrize("case", FUSED, ids=lambda case: case.id)
+def test_heads_equal_losses_called_alone(case: Case) -> None:
+    losses, weights = heads_of(case, torch.float64), torch.tensor([1.0, 0.5, 2.0], dtype=torch.float64)
+    ensemble = LossEnsemble(losses, weights=weights, columns=HEADS).double()
+    expected = value_and_gradients(ensemble.losses, WIDE, Y, lambda x, y: apart(losses, weights, x, y, HEADS))
+    for plan in PLANS.values():
+        with plan_options(**plan):
+            assert_close(value_and_gradients(ensemble.losses, WIDE, Y, ensemble), expected, 1e-9)
+
+
+MIXED: dict[str, list[Any]] = {
+    "pairs and proxies": [("ms", {}), ("proxy_anchor", {}), ("norm_softmax", {}), ("triplet", {}), ("proxy_nca", {})],
+    "given and tables": [("margin", {"learn_beta": True}), ("histogram", {}), ("smooth_ap", {}), ("ms", {})],
+    "windows": [("contrastive", {"miner": "multi_similarity"}), ("ms", {}), ("sup_con", {"miner": "batch_hard"})],
+    "completed": [("triplet", {"variant": "wedl"}), ("norm_softmax", {"label_smoothing": 0.2}), ("sphereface", {})],
+    "plain beside fused": [("ms", {}), ("triplet", {"swap": True}), ("sec", {}), ("contrastive", {}), ("angular", {})],
+    "reductions": [("ms", {"reduction": "mean"}), ("contrastive", {"reduction": "sum"}), ("ms", {})],
+}
+
+
+@pytest.mark.parametrize("members", MIXED)
+@pytest.mark.parametrize("heads", [False, True])
+def test_mixed_members_equal_losses_called_alone(members: str, heads: bool) -> None:
+    torch.manual_seed(0)
+    losses = [create(name, **options, num_classes=CLASSES, embedding_dim=WIDTH).double() for name, options in MIXED[members]]
+    columns = [HEADS[k % 2] for k in range(len(losses))] if heads else [(0, WIDTH)] * len(losses)
+    x = WIDE if heads else X
+    weights = torch.linspace(0.5, 2, len(losses), dtype=torch.float64)
+    ensemble = LossEnsemble(losses, weights=weights, columns=columns if heads else None).double()
+    ensemble.eval()  # regularisers move their means in training
+    expected = value_and_gradients(ensemble.losses, x, Y, lambda a, y: apart(losses, weights, a, y, columns))
+    for plan in PLANS.values():
+        with plan_options(**plan):
+            assert_close(value_and_gradients(ensemble.losses, x, Y, ensemble), expected, 1e-9)
+
+
+@pytest.mark.parametrize("relation", ["references", "own", "matrix", "function"])
+def test_heads_with_references_and_relations(relation: str) -> None:
+    losses = [create("ms"), create("triplet"), create("sup_con")]
+    weights = torch.ones(3, dtype=torch.float64)
+    labels, more = Y, {}
+    if relation in ("references", "own"):
+        order = torch.randperm(len(Y), generator=torch.Generator().manual_seed(1))
+        more = {"references": WIDE[order].clone().requires_grad_(), "reference_labels": Y[order]}
+        if relation == "own":
+            more["own"] = torch.argsort(order)
+    elif relation == "matrix":
+        labels = torch.nn.functional.one_hot(torch.stack([Y, Y.roll(1)]), CLASSES).amax(0)
+    else:
+        more = {"relation": lambda a, b: a[:, None] % 3 == b[None] % 3}
+    ensemble = LossEnsemble(losses, columns=HEADS).double()
+    found = []
+    for compute in (lambda x: apart(losses, weights, x, labels, HEADS, **more), lambda x: ensemble(x, labels, **more)):
+        leaf = WIDE.clone().requires_grad_()
+        inputs = [leaf, *([more["references"]] if "references" in more else [])]
+        value = compute(leaf)
+        found.append((value.detach(), list(torch.autograd.grad(value, inputs))))
+    assert_close(found[1], found[0], 1e-9)
+
+
+def test_classes_some_heads_do_not_see() -> None:
+    masks = torch.ones(3, CLASSES, dtype=torch.bool)
+    masks[0, ::2], masks[2, 1::3] = False, False
+    losses = [create("ms"), create("triplet"), create("contrastive")]
+    ensemble = LossEnsemble(losses, columns=HEADS, class_masks=masks).double()
+
+    def alone(x: Tensor, y: Tensor) -> Tensor:
+        rows = [mask[y] for mask in masks]
+        return sum((loss(x[r, a:b], y[r]) for loss, r, (a, b) in zip(losses, rows, HEADS, strict=True)), torch.zeros(()))
+
+    for plan in PLANS.values():
+        with plan_options(**plan):
+            assert_close(value_and_gradients(ensemble, WIDE, Y, ensemble), value_and_gradients(ensemble, WIDE, Y, alone), 1e-9)
+
+
+def head_passes(x: Tensor) -> list[Pass]:
+    calls = ((MS, CONTRASTIVE), (SUP_CON,), (MS,))
+    return [
+        Pass(x[:, a:b], Y, None, None, chosen, anchors_in=(x, a), owners=tuple(range(1 + 2 * (k == 0))))
+        for k, ((a, b), chosen) in enumerate(zip(HEADS, calls, strict=True))
+    ]
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+def test_the_bits_are_those_of_single_passes(threads: int) -> None:
+    x = WIDE.float()
+    for plan in ({}, {"tile_rows": 8, "tile_columns": 16}, {"workspace": 0}):
+        with plan_options(threads=threads, thread_work=20_000, **plan):
+            leaf = x.clone().requires_grad_()
+            passed = fused_passes(head_passes(leaf), 3)
+            cotangents = [torch.randn(values.shape) for values, _, _ in map(passed.of, range(3))]
+            total = torch.stack([(passed.of(k)[0] * cotangent).sum() for k, cotangent in enumerate(cotangents)]).sum()
+            (gradient,) = torch.autograd.grad(total, leaf)
+            for k, (one, cotangent) in enumerate(zip(head_passes(x), cotangents, strict=True)):
+                alone = one.anchors.clone().requires_grad_()
+                values, counts = fused_rows(alone, Y, None, None, one.calls)
+                assert torch.equal(values, passed.of(k)[0]) and torch.equal(counts, passed.of(k)[1])
+                (single,) = torch.autograd.grad((values * cotangent).sum(), alone)
+                assert torch.equal(single, gradient[:, slice(*HEADS[k])])
+
+
+def test_small_passes_are_spread_over_threads() -> None:
+    steps = [CpuStep(x.anchors, Y, None, None, (True, True), x.calls, x.relations) for x in head_passes(WIDE.contiguous())]
+    with plan_options(threads=2, thread_work=20_000):
+        assert CpuPasses(steps).passes.team == 2 and CpuPasses(steps[:1]).passes.team == 0
+    with plan_options(threads=2, thread_work=1):
+        assert CpuPasses(steps).passes.team == 0 and CpuPasses(steps).plan(2)["threads"] == 2
+    with plan_options(threads=1):
+        assert CpuPasses(steps).passes.team == 0
+
+
+def test_columns_that_overlap_or_are_left_out() -> None:
+    columns = [(0, 8), (4, 12), (4, 12), (13, 20)]
+    losses = [create("ms"), create("contrastive"), create("norm_softmax", num_classes=CLASSES, embedding_dim=8).double()]
+    losses.append(create("triplet"))
+    weights = torch.ones(4, dtype=torch.float64)
+    ensemble = LossEnsemble(losses, columns=columns).double()
+    mine = value_and_gradients(ensemble, WIDE, Y, ensemble)
+    assert_close(mine, value_and_gradients(ensemble, WIDE, Y, lambda x, y: apart(losses, weights, x, y, columns)), 1e-9)
+    assert not mine[1][0][:, 12].any() and not mine[1][0][:, 20:].any()
+
+
+def test_a_term_reaches_its_own_head_only() -> None:
+    """What measuring each loss's gradient relies on: other heads take no part, not even where they hold NaN."""
+    leaf = WIDE.clone()
+    leaf[3, HEADS[1][0]] = torch.nan
+    ensemble = LossEnsemble(["ms", "triplet", "sup_con"], columns=HEADS).double()
+    ensemble.measures_gradients = True
+    leaf.requires_grad_()
+    total = ensemble(leaf, Y)
+    assert torch.isnan(total) and torch.isnan(ensemble.terms["triplet"])
+    norms = list(ensemble.gradient_norms.values())
+    for k in (0, 2):
+        other = WIDE[:, slice(*HEADS[k])].clone().requires_grad_()
+        (gradient,) = torch.autograd.grad(ensemble.members[k](other, Y), other)
+        torch.testing.assert_close(norms[k], gradient.norm())
+    (gradient,) = torch.autograd.grad(total, leaf)
+    assert torch.isnan(gradient[:, slice(*HEADS[1])]).any() and torch.isfinite(gradient[:, : HEADS[0][1]]).all()
+
+
+def test_an_anchor_that_is_not_finite_is_nan_in_its_head() -> None:
+    x = WIDE.clone()
+    x[5, 0] = torch.inf
+    passed = fused_passes(head_passes(x), 3)
+    for k, broken in enumerate((True, False, False)):
+        values = passed.of(k)[0]
+        assert bool(torch.isnan(values[:, 5]).all()) == broken and bool(torch.isfinite(values[:, 6]).all())
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
+def test_half_precisions_are_computed_in_float32(dtype: torch.dtype) -> None:
+    low, ensemble = WIDE.to(dtype), LossEnsemble(["ms", "triplet", "sup_con"], columns=HEADS)
+    half, single = low.clone().requires_grad_(), low.float().requires_grad_()
+    value, exact = ensemble(half, Y), ensemble(single, Y)
+    assert value.dtype == torch.float32 and torch.equal(value, exact)
+    (mine,), (expected,) = torch.autograd.grad(value, half), torch.autograd.grad(exact, single)
+    assert mine.dtype == dtype and torch.equal(mine, expected.to(dtype))
+
+
+def test_derivatives_are_taken_once_and_state_is_freed() -> None:
+    leaf = WIDE.clone().requires_grad_()
+    terms = fused_passes(head_passes(leaf), 3).terms
+    (first,) = torch.autograd.grad(terms.sum(), leaf, retain_graph=True)
+    (again,) = torch.autograd.grad(terms.sum(), leaf, retain_graph=True)
+    assert torch.equal(first, again)
+    with pytest.raises(ConfigError, match="differentiable once"):
+        torch.autograd.grad(terms.sum(), leaf, create_graph=True)
+    node: Any = terms.grad_fn
+    state = weakref.ref(node.passes)
+    terms.sum().backward()
+    gc.collect()
+    assert state() is None and terms.requires_grad  # the value lives, the tiles do not
+    with pytest.raises(RuntimeError, match="retain_graph=True"):
+        terms.sum().backward()
+
+
+def test_one_node_serves_all_heads_and_proxies() -> None:
+    ensemble = LossEnsemble(["ms", create("proxy_anchor", num_classes=CLASSES, embedding_dim=WIDTH), "sup_con"], columns=HEADS)
+    with recorded_steps() as steps:
+        total = ensemble(WIDE.float().requires_grad_(), Y)
+    assert len(steps) == 3
+    seen, nodes = [total.grad_fn], []
+    while seen:
+        node = seen.pop()
+        nodes.append(node.name())
+        seen += [child for child, _ in node.next_functions if child is not None]
+    assert nodes.count("_FusedPassesBackward") == 1 and not [name for name in nodes if "Slice" in name or "Narrow" in name]
+
+
+def test_tensors_on_another_device_are_refused() -> None:
+    with pytest.raises(ConfigError, match="are on meta and cpu; move them to one"):
+        fused_rows(X, Y, X.to("meta"), Y.to("meta"), (MS,))
+
+
+def test_a_subclass_may_complete_what_its_base_does_not() -> None:
+    base = type(create("triplet"))
+
+    def complete(self: Any, rows: Any, sides: Any, given: Any) -> Any:
+        return rows._replace(values=3 * rows.values)
+
+    tripled = type("Tripled", (base,), {"complete": complete})
+    expected = 3 * create("triplet")(X, Y)
+    torch.testing.assert_close(tripled()(X, Y), expected)
+    torch.testing.assert_close(LossEnsemble([tripled(), "ms"])(X, Y), expected + create("ms")(X, Y))
+
+
+def test_owners_are_checked() -> None:
+    with pytest.raises(ValueError, match="owners must be one per value"):
+        fused_passes([Pass(X, Y, None, None, (CONTRASTIVE,), owners=(0,))], 1)
+    with pytest.raises(ValueError, match="owners must be terms"):
+        fused_passes([Pass(X, Y, None, None, (MS,), owners=(1,))], 1)
+
+
+def test_single_precision_is_the_same_every_time_and_on_any_team() -> None:
+    ensemble = LossEnsemble(["ms", "triplet", "sup_con"], columns=HEADS)
+    runs = []
+    for threads in (1, 2, 2):
+        with plan_options(threads=threads, thread_work=20_000):
+            runs.append(value_and_gradients(ensemble, WIDE.float(), Y, ensemble))
+    for value, gradients in runs[1:]:
+        assert torch.equal(value, runs[0][0]) and torch.equal(gradients[0], runs[0][1][0])
+
+
+def test_compiled_heads_equal_eager_ones() -> None:
+    torch.compiler.reset()
+    proxies = create("proxy_anchor", num_classes=CLASSES, embedding_dim=WIDTH)
+    ensemble = LossEnsemble(["ms", proxies, "contrastive"], columns=HEADS)
+    found = []
+    for compute in (ensemble, torch.compile(lambda a, b: ensemble(a, b), fullgraph=True, backend="aot_eager")):
+        leaf = WIDE.float().requires_grad_()
+        value = compute(leaf, Y)
+        found.append([value.detach(), *torch.autograd.grad(value, [leaf, *ensemble.parameters()])])
+    for eager, compiled in zip(*found, strict=True):
+        torch.testing.assert_close(compiled, eager, rtol=1e-6, atol=1e-7)
