@@ -194,6 +194,15 @@ def test_an_anchor_that_is_not_finite_is_named(emulated: ModuleType, bad: float)
     assert torch.isnan(values[:, 5]).all() and bool((counts[:, 5] == 1).all())
 
 
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_a_reference_that_is_not_finite_spoils_every_anchor(emulated: ModuleType, bad: float) -> None:
+    x, y = BATCHES["odd"][0].float(), BATCHES["odd"][1]
+    r = x.clone()
+    r[5, 2] = bad
+    values, counts, grad, *_ = run(emulated, (MS, TRIPLETS), x, y, r, y)
+    assert bool(torch.isnan(values).all()) and bool((counts == 1).all()) and not bool(torch.isfinite(grad).all())
+
+
 @pytest.mark.parametrize(
     "check",
     [same_bits_every_time, autocast_does_not_reach_in, scaler_skips_what_is_not_finite],
