@@ -295,8 +295,8 @@ class Loss(nn.Module, abc.ABC):
 
     @property
     def is_fused(self) -> bool:
-        """Whether `forward` runs in the fused pass: on the CPU, and on CUDA devices where `kernels.info` finds kernels for them,
-        float64 excepted there."""
+        """Whether `forward` runs in the fused pass: on the CPU, and on CUDA devices where `kernels.info` finds kernels for
+        them, float64 excepted there."""
         return not self.why_not_fused
 
     @property
