@@ -1,9 +1,9 @@
-"""`python -m benchmarks [losses|evaluation|training|calls|gradients|ensembles|report ...]`.
+"""`python -m benchmarks [losses|evaluation|training|calls|gradients|ensembles|gpu|report ...]`.
 
 `losses` measures every cell that `benchmarks/results/losses-cpu.csv` lacks (`--selection`: what the table of goals needs),
 `evaluation` retrieval metrics, `training` whole steps, `calls` those of losses on small batches, `gradients` writes
-docs/gradients.md, `ensembles` compares ensembles with single losses on unseen classes and fills docs/ensembles.md, `report` the
-measured tables in docs/performance.md.
+docs/gradients.md, `ensembles` compares ensembles with single losses on unseen classes and fills docs/ensembles.md, `gpu` checks
+and measures a CUDA device, `report` the measured tables in docs/performance.md.
 """
 
 from __future__ import annotations
@@ -114,7 +114,7 @@ def _ensembles(options: argparse.Namespace) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
-    choices = ["losses", "evaluation", "training", "calls", "gradients", "ensembles", "report", []]
+    choices = ["losses", "evaluation", "training", "calls", "gradients", "ensembles", "gpu", "report", []]
     parser.add_argument("cases", nargs="*", choices=choices, help="losses and evaluation by default")
     parser.add_argument("--selection", action="store_true", help="what the table of goals needs, in at most 20 minutes")
     parser.add_argument("--quick", action="store_true", help="small sizes, no torch.compile")
@@ -128,7 +128,7 @@ def main() -> None:
     parser.add_argument(
         "--megabytes", type=int, help="memory a cell may take; three quarters of what is free by default (losses)"
     )
-    parser.add_argument("--minutes", type=float, help="end after that; 18 with --selection (losses)")
+    parser.add_argument("--minutes", type=float, help="end after that; 18 with --selection (losses), 8 (gpu)")
     parser.add_argument("--plot", action="store_true", help="draw the CSV file instead of measuring (losses; needs matplotlib)")
     parser.add_argument("--picture", type=Path, help="where --plot draws; beside the CSV file by default")
     parser.add_argument("--csv", type=Path, help="instead of benchmarks/results/NAME-cpu.csv")
@@ -144,6 +144,11 @@ def main() -> None:
             from benchmarks import gradients
 
             print(gradients.write(options.page, options.only))
+        elif name == "gpu":
+            from benchmarks.gpu import tables
+
+            tables.main(options.quick, options.minutes, options.csv, options.json)
+            return
         elif name == "ensembles":
             _ensembles(options)
         elif name == "training":

@@ -84,15 +84,17 @@ def malloc_settings() -> str:
     return " ".join(f"{name}={os.environ[name]}" for name in names) or "defaults"
 
 
+def commit() -> str:
+    """The commit of the sources, marked where they differ from it."""
+    folder = Path(__file__).parent
+    head = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, cwd=folder)
+    command = ["git", "status", "--porcelain", "--untracked-files=no", "--", ":!results", ":!../docs"]
+    dirty = subprocess.run(command, capture_output=True, text=True, cwd=folder)
+    return head.stdout.strip() + ("+changes" if dirty.stdout.strip() else "")
+
+
 def environment() -> Row:
     """Device, versions and commit, for every row."""
-    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, cwd=Path(__file__).parent)
-    dirty = subprocess.run(
-        ["git", "status", "--porcelain", "--untracked-files=no", "--", ":!results", ":!../docs"],
-        capture_output=True,
-        text=True,
-        cwd=Path(__file__).parent,
-    )
     model = platform.processor()
     if Path("/proc/cpuinfo").exists():
         lines = Path("/proc/cpuinfo").read_text().splitlines()
@@ -104,7 +106,7 @@ def environment() -> Row:
         "level": info()["cpu"]["level"],
         "blas": info()["cpu"]["blas"],
         "torch": torch.__version__,
-        "commit": commit.stdout.strip() + ("+changes" if dirty.stdout.strip() else ""),
+        "commit": commit(),
     }
 
 
@@ -131,4 +133,6 @@ def write(rows: list[Row], csv_file: Path | None, json_file: Path | None = None)
         unfinished.replace(csv_file)
     if json_file:
         json_file.parent.mkdir(parents=True, exist_ok=True)
-        json_file.write_text(json.dumps(rows, indent=1) + "\n")
+        unfinished = json_file.with_name(json_file.name + ".new")
+        unfinished.write_text(json.dumps(rows, indent=1) + "\n")
+        unfinished.replace(json_file)

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from benchmarks.goals import GOALS, number
+from benchmarks.gpu.report import gpu
 from benchmarks.measuring import Row, read
 from benchmarks.table import PROXIES, RIVALS
 
@@ -164,9 +165,11 @@ def write(page: Path | None, results: Path) -> str:
     Raises:
         KeyError: a marker with an unknown name.
     """
-    files = sorted(results.glob("*.csv")) if results.is_dir() else [results]
-    rows = [row for file in files for row in read(file) if row["benchmark"] in ("losses", "evaluation")]
+    files = [file for file in sorted(results.glob("*.csv")) if "quick" not in file.name] if results.is_dir() else [results]
+    every = [row for file in files for row in read(file)]
+    rows = [row for row in every if row["benchmark"] in ("losses", "evaluation")]
+    blocks = {name: block(rows) for name, block in BLOCKS.items()} | {"gpu": gpu([r for r in every if r["benchmark"] == "gpu"])}
     page = page or PAGE
-    text = MARKERS.sub(lambda found: f"{found[1]}\n{BLOCKS[found[2]](rows)}\n\n{found[4]}", page.read_text())
+    text = MARKERS.sub(lambda found: f"{found[1]}\n{blocks[found[2]]}\n\n{found[4]}", page.read_text())
     page.write_text(text)
     return text

@@ -9,6 +9,7 @@ import shutil
 import subprocess
 import sys
 import sysconfig
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
@@ -66,7 +67,7 @@ def loss_list(folder: Path, stems: list[str]) -> list[str]:
 
 
 def build(folder: Path, sanitized: bool) -> None:
-    """Compile into a folder: `plain/_cuda.so`, `plain/faults.so`, and with `sanitized` the same under `sanitized/`."""
+    """Compile into a folder: `plain/_cuda.so`, and with `sanitized` the same under `sanitized/`."""
     headers = sorted(path.stem for path in (CSRC / "losses").glob("*.h"))
     python = [f"-I{sysconfig.get_path('include')}", f"-I{pybind_headers()}", f"-I{CSRC}"]
     binding = folder / "binding.o"
@@ -76,22 +77,50 @@ def build(folder: Path, sanitized: bool) -> None:
     for kind in ["plain", "sanitized"][: 1 + sanitized]:
         out = folder / kind
         out.mkdir()
-        # the sanitizers' code takes 30 s to compile from -O1 on
-        flags = [*COMMON, *(["-O0", *SANITIZED] if kind == "sanitized" else ["-O1"])]
+        flags = _flags(kind)
         listed = loss_list(out / "include", headers if kind == "plain" else list(SANITIZED_LOSSES))
         objects = []
         for source in sorted((CSRC / "cuda").glob("*.cu")):
             objects.append(str(out / f"{source.stem}.o"))
             jobs.insert(0, [*flags, *EMULATED, *listed, "-c", str(source), "-o", objects[-1]])
-        jobs.append([*flags, "-shared", *EMULATED, str(TESTS / "cuda_faults.cu"), "-o", str(out / "faults.so")])
         if kind == "plain":
             jobs.append([*flags, "-shared", *EMULATED, str(TESTS / "cuda_external.cu"), "-o", str(out / "external.so")])
         links.append([*flags, "-shared", *objects, str(binding), "-o", str(out / "_cuda.so")])
     for batch in (jobs, links):
-        running = [subprocess.Popen([COMPILER, *job], stderr=subprocess.PIPE, text=True) for job in batch]
-        errors = [process.communicate()[1] for process in running]
-        for process, error in zip(running, errors, strict=True):
-            assert process.returncode == 0, error
+        _compile(batch)
+
+
+def build_faults(folder: Path, sanitized: bool) -> None:
+    """Compile `cuda_faults.cu` into a folder: `plain.so`, and with `sanitized` `sanitized.so`."""
+    kinds = ["plain", "sanitized"][: 1 + sanitized]
+    source = str(TESTS / "cuda_faults.cu")
+    _compile([[*_flags(kind), "-shared", *EMULATED, source, "-o", str(folder / f"{kind}.so")] for kind in kinds])
+
+
+def _flags(kind: str) -> list[str]:
+    # the sanitizers' code takes 30 s to compile from -O1 on
+    return [*COMMON, *(["-O0", *SANITIZED] if kind == "sanitized" else ["-O1"])]
+
+
+def _compile(jobs: list[list[str]]) -> None:
+    running = [subprocess.Popen([COMPILER, *job], stderr=subprocess.PIPE, text=True) for job in jobs]
+    errors = [process.communicate()[1] for process in running]
+    for process, error in zip(running, errors, strict=True):
+        assert process.returncode == 0, error
+
+
+def sanitized_environment() -> dict[str, str]:
+    """What a process needs to load a library that was built with the sanitizers."""
+    path = os.pathsep.join([str(TESTS), *[entry for entry in sys.path if entry]])
+    return {
+        **os.environ,
+        "LD_PRELOAD": " ".join(sanitizers()),
+        "PYTHONMALLOC": "malloc",
+        "PYTHONPATH": path,
+        "CUEMU_ORDER": "3",
+        "OMP_NUM_THREADS": "2",
+        "ASAN_OPTIONS": "detect_leaks=0:detect_stack_use_after_return=0",
+    }
 
 
 def load(path: Path) -> ModuleType:
@@ -154,7 +183,32 @@ def _run_all(path: str) -> None:
         [FunctorCall("soft_triple", (3.0, 0.1, 20.0, 0.01))],
         tile_columns=7,
     )
+    for ranked in rankings():
+        ranked(module)
     print("clean")
+
+
+def rankings() -> list[Callable[[ModuleType], Tensor]]:
+    """Rankings over every path of the kernels: compared and searched positives, runs, references, each metric and type."""
+    from dmlcore.kernels.cuda_neighbours import rank_positives
+
+    def of(n: int, m: int, d: int, classes: int, metric: str, memory: int, few: int, dtype: torch.dtype) -> Any:
+        generator = torch.Generator().manual_seed(n + m)
+        x, r = (torch.randn(rows, d, generator=generator).to(dtype) for rows in (n, m))
+        y, ry = (torch.randint(classes, (rows,), generator=generator) for rows in (n, m))
+        others, labels = (r, ry) if m else (None, None)
+        return lambda module: rank_positives(x, y, others, labels, (1, 8), metric, memory=memory, few=few, module=module)
+
+    single, double = torch.float32, torch.float64
+    return [
+        of(1, 0, 3, 1, "cosine", 0, 0, single),
+        of(200, 0, 17, 60, "cosine", 0, 0, single),
+        of(150, 0, 5, 3, "dot", 4000, 0, single),
+        of(67, 140, 33, 20, "euclidean", 0, 2, single),
+        of(3, 1, 1, 2, "dot", 0, 0, single),
+        of(90, 0, 9, 25, "euclidean", 3000, 2, double),
+        of(5, 70, 2, 1, "cosine", 0, 0, double),
+    ]
 
 
 if __name__ == "__main__":

@@ -2,7 +2,8 @@
 //   g++ -std=c++20 -O2 -fopenmp -x c++ -include cuda_on_cpu.h kernel.cu
 // One fiber per CUDA thread, one block at a time per host thread. A fiber gives way only at a barrier or a warp collective: an
 // exchange without a barrier reads stale data in some order of the fibers: run with several values of CUEMU_ORDER (0 forward,
-// 1 reverse, from 2 on a random seed) and compare. With -fsanitize=address it names the line of an access out of bounds.
+// 1 reverse, from 2 on a random seed) and compare. With -fsanitize=address it names the line of an access out of bounds, also
+// behind dynamic shared memory; fixed arrays in shared memory are watched by -fsanitize=undefined. Tested by test_cuda_on_cpu.py.
 // Kernels are launched through CU_LAUNCH and take dynamic shared memory through CU_DYN_SMEM (csrc/cuda/launch.h).
 // Not emulated: timing, the memory model, races between blocks, static shared memory that is read before it is written, wgmma,
 // TMA, cooperative groups. Switching stacks is assembly on x86-64 and ucontext, slower, elsewhere.
@@ -23,6 +24,9 @@
 #include <map>
 #include <stdexcept>
 #include <string>
+#if defined(__SANITIZE_ADDRESS__)
+#include <sanitizer/asan_interface.h>
+#endif
 #if defined(__x86_64__) && !defined(CUEMU_UCONTEXT)
 #define CUEMU_ASM 1
 #else
@@ -68,7 +72,7 @@ struct alignas(16) uint4 {
 inline float2 make_float2(float a, float b) { return {a, b}; }
 inline float4 make_float4(float a, float b, float c, float d) { return {a, b, c, d}; }
 using cudaStream_t = void*;
-enum cudaError_t { cudaSuccess = 0 };
+enum cudaError_t { cudaSuccess = 0, cudaErrorInvalidValue = 1 };
 inline cudaError_t cudaGetLastError() { return cudaSuccess; }
 inline const char* cudaGetErrorString(cudaError_t) { return "emulated"; }
 enum { cudaFuncAttributeMaxDynamicSharedMemorySize = 8 };
@@ -80,6 +84,7 @@ inline std::map<const void*, int>& shared_limits() {
 }  // namespace cuemu
 template <class F>
 cudaError_t cudaFuncSetAttribute(F f, int, int v) {
+  if (v < 0 || v > 227 << 10) return cudaErrorInvalidValue;
   cuemu::shared_limits()[(const void*)f] = v;
   return cudaSuccess;
 }
@@ -196,7 +201,10 @@ inline void fiber_main() {
   f->done = true;
   f->ready = false;
   --s.live;
-  s.warps[f->index / 32].live &= ~(1u << (f->index & 31));
+  Warp& w = s.warps[f->index / 32];
+  w.live &= ~(1u << (f->index & 31));
+  for (int l = 0; l < 32; ++l)  // lanes that waited for this one look again
+    if (w.arrived >> l & 1) s.fibers[(f->index & ~31) + l].ready = true;
   if (s.live && s.waiting == s.live) release_barrier(s);
   to_main();
   abort();
@@ -211,29 +219,29 @@ inline void barrier(int pred = 0) {
   } else current->ready = false;
   to_main();
 }
-// every lane named in mask hands in a struct on its own stack; the last to come runs resolve(slots, mask) for all
+// every lane named in mask that has not returned hands in a struct on its own stack; the last to come, or a waiting one when
+// the last has returned instead, runs resolve(slots, mask) for all
 template <class D, class F>
 inline void collective(uint32_t mask, D& d, F resolve) {
   Scheduler& s = scheduler();
   Warp& w = s.warps[current->index / 32];
-  int lane = current->index & 31;
-  mask &= w.live;
+  const int lane = current->index & 31, base = current->index & ~31;
   if (!(mask >> lane & 1)) fail("warp collective: the calling lane is not in its mask");
   w.slot[lane] = &d;
   w.want[lane] = mask;
   w.arrived |= 1u << lane;
-  if ((w.arrived & mask) != mask) {
+  while ((w.arrived & mask & w.live) != (mask & w.live)) {
     current->ready = false;
     to_main();
-    return;
+    if (!(w.arrived >> lane & 1)) return;
   }
+  const uint32_t all = mask & w.live;
   for (int l = 0; l < 32; ++l)
-    if ((mask >> l & 1) && w.want[l] != mask) fail("warp collective: lanes came with different masks");
-  resolve((D**)w.slot, mask);
-  w.arrived &= ~mask;
-  int base = current->index & ~31;
+    if ((all >> l & 1) && w.want[l] != mask) fail("warp collective: lanes came with different masks");
+  resolve((D**)w.slot, all);
+  w.arrived &= ~all;
   for (int l = 0; l < 32; ++l)
-    if (mask >> l & 1) s.fibers[base + l].ready = true;
+    if (all >> l & 1) s.fibers[base + l].ready = true;
 }
 template <class Body>
 void run_block(Scheduler& s, dim3 block, Body& body, int order, std::mt19937& rng) {
@@ -300,14 +308,24 @@ void run_block(Scheduler& s, dim3 block, Body& body, int order, std::mt19937& rn
     }
   }
 }
+// Under AddressSanitizer, what lies behind a launch's dynamic shared memory must not be touched.
+inline void guard_shared(char* shared, size_t bytes) {
+#if defined(__SANITIZE_ADDRESS__)
+  __asan_unpoison_memory_region(shared, kMaxShared + 4096);
+  __asan_poison_memory_region(shared + bytes, kMaxShared + 4096 - bytes);
+#else
+  (void)shared, (void)bytes;
+#endif
+}
 template <class K, class... A>
 void launch(K kernel, dim3 grid, dim3 block, size_t shared, A... a) {
   auto lim = shared_limits().find((const void*)kernel);
   current = nullptr;
   if (shared > (lim == shared_limits().end() ? size_t(48 << 10) : (size_t)lim->second) || shared > kMaxShared)
     fail("dynamic shared memory over the limit (cudaFuncSetAttribute?)");
-  if (block.x * block.y * block.z > kMaxThreads || block.z > 64 || grid.y > 65535 || grid.z > 65535 || !grid.x || !grid.y ||
-      !grid.z)
+  const bool empty = !grid.x || !grid.y || !grid.z || !block.x || !block.y || !block.z;
+  if (empty || block.x > kMaxThreads || block.y > kMaxThreads || block.z > 64 || size_t(block.x) * block.y * block.z > kMaxThreads ||
+      grid.x > 0x7fffffffu || grid.y > 65535 || grid.z > 65535)
     fail("bad launch configuration");
   const int order = getenv("CUEMU_ORDER") ? atoi(getenv("CUEMU_ORDER")) : 0;
   auto body = [&] { kernel(a...); };
@@ -322,6 +340,7 @@ void launch(K kernel, dim3 grid, dim3 block, size_t shared, A... a) {
     block_size = block;
     block_index = {unsigned(block_number % grid.x), unsigned(block_number / grid.x % grid.y),
                    unsigned(block_number / ((long)grid.x * grid.y))};
+    guard_shared(s.shared, shared);
     memset(s.shared, 0xff, shared);  // NaN / -1: a read before a write shows
     s.error.clear();
     run_block(s, block, body, order, rng);

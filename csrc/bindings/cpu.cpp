@@ -72,6 +72,10 @@ PYBIND11_MODULE(_cpu, m) {
     for (const dml::Functor& f : dml::functors()) out[py::str(f.name)] = py::make_tuple(f.options, f.values, f.partners);
     return out;
   });
+  m.def("functor_names", [](uintptr_t module) { return dml::functor_names(*reinterpret_cast<const dml::FunctorModule*>(module)); });
+  m.def("register_functors", [](uintptr_t module) { dml::register_functors(*reinterpret_cast<const dml::FunctorModule*>(module)); });
+  m.def("headers", &dml::headers);
+  m.def("flags", &dml::flags);
   m.def("levels", &dml::levels);
   m.def("level", &dml::level);
   m.def("use_level", &dml::use_level);

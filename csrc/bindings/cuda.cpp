@@ -7,6 +7,7 @@
 #include <stdexcept>
 #include <variant>
 
+#include "bindings/cuda_neighbours.h"
 #include "cuda/step.h"
 
 #ifndef DML_ARCHS
@@ -173,6 +174,7 @@ PYBIND11_MODULE(_cuda, m) {
     }
     return out;
   });
+  dml::add_cuda_neighbours(m);
   m.attr("archs") = DML_ARCHS;
   m.attr("runtime_version") = dml::cuda_runtime_version();
 }

@@ -82,9 +82,18 @@ struct FunctorInfo {
   int search;
 };
 
+struct FunctorModule {                                                 // what a shared object made at run time hands over (functors.h)
+  const char *headers, *level;                                         // the hash of the headers, and the instruction set
+  const void *f32, *f64;                                               // entries
+  int count;                                                           // of each
+  int64_t bytes32, bytes64;                                            // of one
+};
+
 template <class T> struct Kernels {                                    // what one instruction set offers for one number type
   const char* level;
-  int functors, lanes;
+  int (*functors)();
+  const char* (*append)(const void* entries, int count, int64_t bytes);   // to the functors; the reason against it, or nullptr
+  int lanes;
   FunctorInfo (*describe)(int functor);
   bool (*fits)(int functor, const double* options, unsigned char* into);
   int (*cells)(int functor, const unsigned char* options);

@@ -9,6 +9,13 @@
 
 #include "cpu/memory.h"
 #include "cpu/problem.h"
+#if __has_include("dml_build.h")
+#include "dml_build.h"
+#else                                                                  // no build by setup.py: functors of a run time never fit
+#define DML_HEADERS ""
+#define DML_FLAGS ""
+#define DML_LEVEL_FLAGS {"", ""}
+#endif
 
 namespace dml {
 
@@ -342,7 +349,7 @@ template <class T> class Step final : public StepBase {
     for (const LossRequest& request : requests) {
       LossSlot loss{};
       loss.functor = -1;
-      for (int f = 0; f < kernels_.functors && loss.functor < 0; ++f) {
+      for (int f = 0; f < kernels_.functors() && loss.functor < 0; ++f) {
         const FunctorInfo info = kernels_.describe(f);
         if (request.functor != info.name) continue;
         if (request.options.size() != size_t(info.bytes) / sizeof(T))
@@ -572,11 +579,38 @@ std::unique_ptr<StepBase> make_step(bool is_double, const Input& anchors, const 
 std::vector<Functor> functors() {
   std::vector<Functor> out;
   const Kernels<float>& k = current<float>();
-  for (int f = 0; f < k.functors; ++f) {
+  for (int f = 0; f < k.functors(); ++f) {
     const FunctorInfo info = k.describe(f);
     if (out.empty() || out.back().name != info.name) out.push_back({info.name, info.options, info.values, info.partners});
   }
   return out;
+}
+
+std::vector<std::string> functor_names(const FunctorModule& module) {
+  std::vector<std::string> out;
+  for (int k = 0; k < module.count; ++k) {                             // an entry begins with its description
+    const auto* info = reinterpret_cast<const FunctorInfo*>(static_cast<const char*>(module.f32) + k * module.bytes32);
+    if (out.empty() || out.back() != info->name) out.push_back(info->name);
+  }
+  return out;
+}
+
+void register_functors(const FunctorModule& module) {
+  const Level& level = all_levels()[chosen_level()];
+  const auto check = [](const char* refused) {
+    if (refused) throw std::invalid_argument(std::string("this shared object ") + refused);
+  };
+  if (module.headers != std::string(DML_HEADERS)) check("was compiled against other headers than this extension");
+  if (module.level != level.name) check("was compiled for another instruction set than the one in use");
+  check(level.f32.append(module.f32, module.count, module.bytes32));
+  check(level.f64.append(module.f64, module.count, module.bytes64));
+}
+
+std::string headers() { return DML_HEADERS; }
+std::string flags(const std::string& level) {
+  for (const auto& [name, flags] : std::vector<std::pair<std::string, std::string>>{DML_LEVEL_FLAGS})
+    if (name == level) return DML_FLAGS " " + flags;
+  throw std::invalid_argument("this build has no level '" + level + "'");
 }
 
 std::vector<std::string> levels() {

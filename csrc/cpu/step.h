@@ -77,6 +77,11 @@ struct Functor {
   bool partners;
 };
 std::vector<Functor> functors();
+struct FunctorModule;
+std::vector<std::string> functor_names(const FunctorModule&);
+void register_functors(const FunctorModule&);   // of the level in use. Throws std::invalid_argument where they do not fit.
+std::string headers();                 // the hash of the headers this was built with
+std::string flags(const std::string& level);   // the compiler's
 std::vector<std::string> levels();     // those this CPU can run, best last
 std::string level();
 void use_level(const std::string& name);

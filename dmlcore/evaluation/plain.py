@@ -1,4 +1,4 @@
-"""Ranks of positives in plain PyTorch, in chunks of queries: the definition, also used without the extension and on GPUs."""
+"""Ranks of positives in plain PyTorch, in chunks of queries: the definition, also used without the extension."""
 
 from __future__ import annotations
 

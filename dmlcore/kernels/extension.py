@@ -67,6 +67,16 @@ def use_level(level: str) -> None:
     if level not in _CPU.levels():
         raise ConfigError(f"DML_CPU_LEVEL is '{level}', which this machine cannot run.{suggestion(level, _CPU.levels())}")
     _CPU.use_level(level)
+    look_again()
+
+
+def look_again() -> None:
+    """Ask the CPU extension which functors its instruction set has now: another one was chosen, or some were loaded."""
+    global FUNCTORS, PARTNERS
+    assert _CPU is not None
+    found = _CPU.functors()
+    FUNCTORS = {name: (tuple(options.split()), values) for name, (options, values, _) in found.items()}
+    PARTNERS = frozenset(name for name, (_, _, partners) in found.items() if partners)
 
 
 # Loaded with the package, so that compiled code (torch.compile) sees plain constants.
@@ -77,10 +87,9 @@ CUDA_FUNCTORS: dict[str, tuple[tuple[str, ...], int]] = {}
 PARTNERS: frozenset[str] = frozenset()
 if _CPU is not None:
     use_blas(os.environ.get("DML_BLAS", "vendor"))
+    look_again()
     if os.environ.get("DML_CPU_LEVEL"):
         use_level(os.environ["DML_CPU_LEVEL"])
-    FUNCTORS = {name: (tuple(options.split()), values) for name, (options, values, _) in _CPU.functors().items()}
-    PARTNERS = frozenset(name for name, (_, _, partners) in _CPU.functors().items() if partners)
 elif os.environ.get("DML_FUSED", "1") != "0":
     warnings.warn(f"losses run in plain PyTorch, many times slower: {_WHY_NO_CPU}, or use another working folder", stacklevel=2)
 
@@ -92,6 +101,11 @@ if _CUDA is not None:
 def cpu() -> ModuleType | None:
     """`dmlcore._cpu`, or None when it was not built."""
     return _CPU
+
+
+def level() -> str:
+    """The instruction set the CPU kernels use, or an empty string."""
+    return "" if _CPU is None else _CPU.level()
 
 
 def cuda() -> ModuleType | None:
@@ -121,7 +135,7 @@ def reason_against(device: str) -> str:
 
 
 def functors(device: str = "cpu") -> dict[str, tuple[tuple[str, ...], int]]:
-    """The functors built in for a device type: name to (its option names in order, values per anchor)."""
+    """The functors of a device type, built in or loaded so far: name to (its option names in order, values per anchor)."""
     return CUDA_FUNCTORS if device == "cuda" else FUNCTORS
 
 
@@ -135,8 +149,10 @@ def info() -> dict[str, Any]:
 
     Returns:
         `cpu` (built, level, levels, blas, reason), `cuda` (built, archs, devices, reason), `threads`, `fused` (functor names by
-        device type, with their options), `enabled`.
+        device type, with their options), `enabled`, `runtime` (enabled, compiler, folder, functors with their headers, failed).
     """
+    from dmlcore.kernels import runtime
+
     module, gpu = cpu(), cuda()
     devices = [torch.cuda.get_device_name(k) for k in range(torch.cuda.device_count())]
     reason = reason_against("cuda")
@@ -162,4 +178,5 @@ def info() -> dict[str, Any]:
             "cpu": {name: list(options) for name, (options, _) in FUNCTORS.items()},
             "cuda": sorted(gpu.functors()) if gpu else [],
         },
+        "runtime": runtime.facts(),
     }

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import abc
+import functools
+import sys
 from dataclasses import dataclass, fields, replace
+from pathlib import Path
 from typing import Any, ClassVar, Literal, NamedTuple
 
 import torch
@@ -11,7 +14,7 @@ from torch import Tensor, nn
 
 from dmlcore.config import build_options
 from dmlcore.errors import ConfigError
-from dmlcore.kernels import FunctorCall, Pass, Relations, functors, fused_passes, partner_functors, reason_against
+from dmlcore.kernels import FunctorCall, Pass, Relations, functors, fused_passes, partner_functors, reason_against, why_missing
 from dmlcore.losses.geometry import unit
 from dmlcore.losses.mining import Compared, Extremes, Measure, Miner, Mining, WindowMiner, Windows, build_miner
 from dmlcore.losses.relations import Positives, Relation, label_matrix, positives_of, related, share_a_label
@@ -221,6 +224,17 @@ def table_rows(table: Tensor) -> Rows:
     return Rows(table.view(2, -1), table.new_zeros(2, 0))
 
 
+@functools.cache
+def _absolute(path: Path | str, module: str | None) -> Path:
+    return (Path(module).parent / path if module else Path(path)).resolve()
+
+
+@torch.compiler.assume_constant_result
+def _why_no_kernel(loss: type[RowLoss], functor: str, device: str) -> str:
+    """Why a loss's functor cannot run on a device type, after compiling it where it is a plugin's; or an empty string."""
+    return reason_against(device) or why_missing(functor, loss.functor_header(), device)
+
+
 class Loss(nn.Module, abc.ABC):
     """A metric learning loss. Subclasses set `name` and `Options` and write `forward`; most are a `PairLoss` or `ProxyLoss`.
 
@@ -329,11 +343,14 @@ class RowLoss(Loss):
         streams: whether the definition may be computed for some anchors at a time: an anchor's values must not depend on which
             other anchors there are. None: yes, unless `dense_rows` is overridden.
         fuses_miners: whether the fused form is right for any pairs that windows leave.
+        header: the file `name.h` with the functor of a plugin's loss, which is compiled on first use; a relative path begins at
+            the module's folder. None: a built-in functor, or one of a header that a hook names.
     """
 
     normalise: tuple[bool, bool] = (True, True)
     streams: ClassVar[bool | None] = None
     fuses_miners: ClassVar[bool] = True
+    header: ClassVar[Path | str | None] = None
 
     @abc.abstractmethod
     def row_values(self, similarities: Tensor, positive: Tensor, negative: Tensor) -> Rows:
@@ -351,6 +368,14 @@ class RowLoss(Loss):
     def functor_call(self) -> FunctorCall | str:
         """The functor and its options, or the reason why there is none for these options."""
         return f"'{self.name}' has no fused form"
+
+    @classmethod
+    def functor_header(cls) -> Path | None:
+        """The file that `header` names, absolute, or None."""
+        if cls.header is None:
+            return None
+        owner = next(one for one in cls.__mro__ if "header" in vars(one))
+        return _absolute(cls.header, getattr(sys.modules.get(owner.__module__), "__file__", None))
 
     @abc.abstractmethod
     def sides(self, embeddings: Tensor, labels: Tensor, references: Tensor | None, reference_labels: Tensor | None) -> Sides:
@@ -383,6 +408,8 @@ class RowLoss(Loss):
         call = self.functor_call()
         if isinstance(call, str):
             return call
+        if reason := _why_no_kernel(type(self), call.functor, "cpu"):
+            return reason
         miner = self._miner()
         if miner is not None and not isinstance(miner, WindowMiner):
             return f"the miner '{miner.name}' is no interval of similarity per anchor"
@@ -390,23 +417,20 @@ class RowLoss(Loss):
             return "miners choose by cosines, but this loss compares raw vectors"
         if miner is not None and (call.functor in partner_functors() or not self.fuses_miners):
             return "its fused form needs all pairs, and a miner leaves some out"
-        reason = reason_against("cpu")
-        if not reason and call.functor not in functors():
-            reason = f"the extension was built without the functor '{call.functor}'; install again"
-        return reason
+        return ""
 
     def call_for(self, embeddings: Tensor, sides: Sides) -> FunctorCall | None:
         """The functor to run for such embeddings, or None: plain PyTorch. The CUDA kernels take no float64."""
         call = self.functor_call()
         if (
             isinstance(call, str)
-            or reason_against(embeddings.device.type)
+            or _why_no_kernel(type(self), call.functor, embeddings.device.type)
             or (embeddings.is_cuda and embeddings.dtype == torch.float64)
             or (call.functor in partner_functors() and not self._has_partners(sides))
             or not self._is_minable(sides)
         ):
             return None
-        return call if call.functor in functors(embeddings.device.type) else None
+        return call
 
     def _has_partners(self, sides: Sides) -> bool:
         """Whether every positive of an anchor has that anchor among its own positives, as losses that couple them need."""
