@@ -57,7 +57,6 @@ def test_refuses_what_it_cannot_run(module) -> None:
         module.Step(1, None, 1, [("triplet_all", [], 0, 0)], workspace=1 << 20)
 
 
-
 def test_the_ranking_is_built(module) -> None:
     assert module.Ranking32 is not module.Ranking64 and module.most_compared == 16
     assert [module.ranking_stride(width) for width in (0, 1, 16, 17, 512)] == [16, 16, 16, 32, 512]
