@@ -1,10 +1,14 @@
-"""How a CUDA result is judged, on the emulator and on a device alike."""
+"""How a CUDA result is judged, and what a step must hold to, on the emulator and on a device alike."""
 
 from __future__ import annotations
+
+from typing import Any
 
 import torch
 from cases import BATCHES, Case, embeddings_of, value_and_gradients
 from torch import Tensor
+
+from dmlcore.kernels import FunctorCall, fused_rows
 
 
 def batch_of(case: Case, name: str) -> tuple[Tensor, Tensor]:
@@ -36,3 +40,74 @@ def compare(case: Case, x: Tensor, y: Tensor, device: str = "cpu", **keywords: T
             g, o, t = (torch.zeros_like(t).index_add_(0, place, gradient) for gradient in (g, o, t))
         if t.numel():
             assert (g - t).abs().max() <= 2 * (o - t).abs().max() + 1e-5 * t.abs().max() + 1e-6
+
+
+FIVE = (
+    FunctorCall("ms", (2.0, 50.0, 0.5, 0.1)),
+    FunctorCall("contrastive", (0.0, 1.0)),
+    FunctorCall("sup_con", (0.1,)),
+    FunctorCall("circle", (0.4, 80.0)),
+    FunctorCall("triplet_semihard", (0.1,)),
+)
+"""An ensemble of every kind of loss: with limits, hinges, log-sums and slots."""
+
+
+def five_rows(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Values and counts of `FIVE`, and the gradient of the sum of the values."""
+    leaf = x.detach().requires_grad_()
+    values, counts = fused_rows(leaf, y, None, None, FIVE)
+    values.sum().backward()
+    assert leaf.grad is not None
+    return values.detach(), counts, leaf.grad
+
+
+def same_bits_every_time(x: Tensor, y: Tensor) -> None:
+    first = five_rows(x, y)
+    for _ in range(3):
+        assert all(torch.equal(a, b) for a, b in zip(first, five_rows(x, y), strict=True))
+
+
+def autocast_does_not_reach_in(x: Tensor, y: Tensor) -> None:
+    """Half precision is widened, and a region of autocast changes nothing."""
+    for dtype in (torch.float16, torch.bfloat16):
+        low, single = five_rows(x.to(dtype), y), five_rows(x.to(dtype).float(), y)
+        assert torch.equal(low[0], single[0]) and low[2].dtype == dtype
+        assert torch.equal(low[2], single[2].to(dtype))
+        with torch.autocast(x.device.type, dtype):
+            assert all(torch.equal(a, b) for a, b in zip(five_rows(x.to(dtype), y), low, strict=True))
+
+
+def scaler_skips_what_is_not_finite(x: Tensor, y: Tensor) -> None:
+    """`GradScaler` leaves a step out when an embedding is not finite, and takes the next one."""
+    weight = torch.nn.Parameter(torch.ones(x.shape[1], device=x.device))
+    optimiser = torch.optim.SGD([weight], 0.1)
+    scaler = torch.amp.GradScaler(x.device.type, init_scale=1024.0)
+    for bad in (True, False):
+        start, batch = weight.detach().clone(), x.clone()
+        if bad:
+            batch[1, 0] = torch.inf
+        optimiser.zero_grad()
+        values, counts = fused_rows(batch * weight, y, None, None, FIVE)
+        scaler.scale(values.sum() / counts.sum()).backward()
+        scaler.step(optimiser)
+        scaler.update()
+        assert torch.equal(weight, start) is bad
+        assert torch.isfinite(weight).all()
+    assert scaler.get_scale() == 512.0
+
+
+def compiled_rows(x: Tensor, y: Tensor, **options: Any) -> None:
+    """`torch.compile` of a step gives what the eager step gives."""
+
+    def step(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+        return fused_rows(x, y, None, None, FIVE)
+
+    compiled = torch.compile(step, **options)
+    expected = five_rows(x, y)
+    for _ in range(3):  # the first calls record, the later ones replay
+        leaf = x.detach().clone().requires_grad_()
+        values, counts = compiled(leaf, y)
+        values.sum().backward()
+        assert leaf.grad is not None
+        found = (values.detach(), counts, leaf.grad)
+        assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))

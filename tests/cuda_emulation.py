@@ -9,7 +9,11 @@ import shutil
 import subprocess
 import sys
 import sysconfig
+<<<<<<< HEAD
 from collections.abc import Callable
+=======
+from dataclasses import replace
+>>>>>>> bec5bf1
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -23,7 +27,7 @@ COMPILER = os.environ.get("CXX", "g++")
 COMMON = ["-std=c++20", "-fPIC", "-fopenmp", "-fvisibility=hidden", "-Wall", "-Wno-deprecated", "-Wno-unknown-pragmas"]
 SANITIZED = ["-fsanitize=address,undefined", "-fno-sanitize-recover=undefined", "-fno-omit-frame-pointer", "-g1"]
 EMULATED = ["-x", "c++", "-include", str(TESTS / "cuda_on_cpu.h"), "-DDML_LEVEL=cuda", f"-I{CSRC}"]
-SANITIZED_LOSSES = ("ms", "triplet", "contrastive")  # one of each shape: limits, slots, neither
+SANITIZED_LOSSES = ("ms", "triplet", "smooth_ap", "histogram", "soft_triple", "lifted_structure")  # one of each shape
 
 
 def missing() -> str:
@@ -82,6 +86,12 @@ def build(folder: Path, sanitized: bool) -> None:
         for source in sorted((CSRC / "cuda").glob("*.cu")):
             objects.append(str(out / f"{source.stem}.o"))
             jobs.insert(0, [*flags, *EMULATED, *listed, "-c", str(source), "-o", objects[-1]])
+<<<<<<< HEAD
+=======
+        jobs.append([*flags, "-shared", *EMULATED, str(TESTS / "cuda_faults.cu"), "-o", str(out / "faults.so")])
+        if kind == "plain":
+            jobs.append([*flags, "-shared", *EMULATED, str(TESTS / "cuda_external.cu"), "-o", str(out / "external.so")])
+>>>>>>> bec5bf1
         links.append([*flags, "-shared", *objects, str(binding), "-o", str(out / "_cuda.so")])
     for batch in (jobs, links):
         _compile(batch)
@@ -130,33 +140,65 @@ def load(path: Path) -> ModuleType:
 
 
 def _run_all(path: str) -> None:
+<<<<<<< HEAD
     from dmlcore.kernels import FunctorCall
+=======
+    from dmlcore.kernels import FunctorCall, Relations, plan_options
+>>>>>>> bec5bf1
     from dmlcore.kernels.cuda import CudaStep
 
     module = load(Path(path))
-    calls = tuple(
-        FunctorCall(name, options)
-        for name, options in (
-            ("ms", (2.0, 50.0, 0.5, 0.1)),
-            ("ms", (2.0, 500.0, 0.5, 1e9)),
-            ("contrastive", (0.0, 1.0)),
-            ("triplet_all", (0.1,)),
-            ("triplet_semihard", (0.1,)),
-            ("triplet_hard", (0.1, 0.0)),
-        )
-    )
-    for anchors, references, width in ((33, None, 17), (1, None, 3), (67, 5, 1), (2, 0, 4), (3, 65, 130), (259, None, 2)):
-        torch.manual_seed(0)
-        labels = torch.zeros(anchors, dtype=torch.int64) if anchors > 250 else torch.randint(4, (anchors,))
-        others = None if references is None else torch.randn(references, width)
-        other_labels = None if references is None else torch.randint(4, (references,))
-        chosen = calls if anchors < 250 else (calls[0], calls[-1])
-        step = CudaStep(torch.randn(anchors, width), labels, others, other_labels, (True, True), chosen, module=module)
-        values, *_ = step.forward()
-        grad, _ = step.backward(torch.ones_like(values))
+
+    def check(
+        x: Tensor, labels: Tensor, r: Tensor | None, others: Tensor | None, calls: Any, *, relations: Any = None, **plan: int
+    ) -> None:
+        with plan_options(**plan):
+            step = CudaStep(x, labels, r, others, (True, True), tuple(calls), relations, module=module)
+            values, _, tables = step.forward()
+            grad, _ = step.backward(torch.ones_like(values), torch.ones_like(tables))
         assert torch.isfinite(values).all() and torch.isfinite(grad).all()
+<<<<<<< HEAD
     for ranked in rankings():
         ranked(module)
+=======
+
+    def windows(count: int) -> Tensor:
+        return torch.tensor([[-0.5], [0.9], [-0.9], [0.8]]).repeat(1, count)
+
+    for anchors, references, width in ((33, None, 17), (1, None, 3), (67, 5, 1), (2, 0, 4), (3, 65, 130), (0, 4, 2)):
+        torch.manual_seed(0)
+        x, labels = torch.randn(anchors, width), torch.randint(4, (anchors,))
+        r = None if references is None else torch.randn(references, width)
+        others = None if references is None else torch.randint(4, (references,))
+        calls = [
+            FunctorCall("ms", (2.0, 50.0, 0.5, 0.1)),
+            FunctorCall("ms", (2.0, 500.0, 0.5, 1e9)),
+            FunctorCall("triplet_semihard", (0.1,)),
+            FunctorCall("triplet_semihard_hardest", (0.1, 0.0)),
+            FunctorCall("triplet_hard", (0.1, 0.0)),
+            FunctorCall("smooth_ap", (0.1,), torch.ones(1, anchors)),
+            FunctorCall("histogram", (9.0,), cells=18),
+        ]
+        check(x, labels, r, others, calls + ([FunctorCall("lifted_structure", (1.0, 0.0))] if r is None else []))
+        check(x, labels, r, others, [replace(call, windows=windows(anchors)) for call in calls], tile_rows=7, tile_columns=5)
+        starts = torch.arange(anchors + 1) * min(2, references or 0)
+        lists = torch.arange(min(2, references or 0)).repeat(anchors)
+        if r is not None:
+            check(x, labels, r, others, calls, relations=Relations(torch.full((anchors,), -1), starts, lists), tile_columns=3)
+    labels = torch.cat([torch.zeros(258, dtype=torch.int64), torch.arange(3)])  # beyond what fits shared memory
+    check(
+        torch.randn(5, 2), labels[:5], torch.randn(261, 2), labels, [calls[0], calls[2]], relations=Relations(torch.arange(5))
+    )
+    classes = torch.arange(4).repeat_interleave(3)
+    check(
+        torch.randn(9, 5),
+        classes[:9],
+        torch.randn(12, 5),
+        classes,
+        [FunctorCall("soft_triple", (3.0, 0.1, 20.0, 0.01))],
+        tile_columns=7,
+    )
+>>>>>>> bec5bf1
     print("clean")
 
 

@@ -4,19 +4,30 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import cuda_emulation
 import pytest
 import torch
-from cases import BATCHES, CLASSES, ON_CUDA, PAIRS, Case, embeddings_of
-from cuda_comparison import batch_of, compare
+from cases import BATCHES, CLASSES, ON_CUDA, PAIRS, PROXIES, Case, embeddings_of
+from cuda_comparison import (
+    autocast_does_not_reach_in,
+    batch_of,
+    compare,
+    compiled_rows,
+    same_bits_every_time,
+    scaler_skips_what_is_not_finite,
+)
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
+import dmlcore
 from dmlcore.errors import ConfigError
-from dmlcore.kernels import FunctorCall, rows
-from dmlcore.kernels import cuda as cuda_module
+from dmlcore.kernels import FunctorCall, fused_rows, partner_functors, plan_options, rows
 from dmlcore.kernels.cuda import CudaStep, NotTaken
 
 pytestmark = pytest.mark.skipif(bool(cuda_emulation.missing()), reason=cuda_emulation.missing())
@@ -81,20 +92,35 @@ def run(
     normalise: tuple[bool, bool] = (True, True),
 ) -> list[Tensor]:
     step = CudaStep(x, y, r, other, normalise, calls, module=emulated)
-    values, counts, _ = step.forward()
-    cotangents = torch.rand(values.shape, generator=torch.Generator().manual_seed(1))
-    return [tensor for tensor in (values, counts, *step.backward(cotangents)) if tensor is not None]
+    values, counts, tables = step.forward()
+    cotangents, of_cells = (torch.rand(t.shape, generator=torch.Generator().manual_seed(1)) for t in (values, tables))
+    return [tensor for tensor in (values, counts, *step.backward(cotangents, of_cells), tables) if tensor is not None]
 
 
-@pytest.mark.parametrize("count", [1, 33, 67])
-def test_no_order_of_the_threads_matters(emulated: ModuleType, monkeypatch: pytest.MonkeyPatch, count: int) -> None:
-    calls = tuple(dict.fromkeys(case.create().functor_call() for case in ON_CUDA))
-    x, y = embeddings_of(torch.arange(count) % CLASSES, 19, torch.float32), torch.arange(count) % CLASSES
-    r, other = (None, None) if count != 33 else (embeddings_of(y[:21], 19, torch.float32, seed=2), y[:21])
+CENTRES = ("soft_triple", "subcenter_arcface")
+
+
+@pytest.mark.parametrize("pass_of", ["batch", "references", "centres", "chunks and windows"])
+def test_no_order_of_the_threads_matters(emulated: ModuleType, monkeypatch: pytest.MonkeyPatch, pass_of: str) -> None:
+    count = 67 if pass_of == "batch" else 33
+    y = torch.arange(count) % CLASSES
+    x, (r, other), plan = embeddings_of(y, 19, torch.float32), (None, None), {}
+    if pass_of != "batch":
+        other = y[:21] if pass_of == "centres" else torch.arange(40) % CLASSES  # three of every class
+        r = embeddings_of(other, 19, torch.float32, seed=2)
+    calls = dict.fromkeys(case.create().functor_call() for case in ON_CUDA)
+    calls = [replace(call, given=torch.ones(2, count)) for call in calls if (call.functor in CENTRES) == (pass_of == "centres")]
+    calls = [replace(call, options=(3.0, *call.options[1:])) if call.functor in CENTRES else call for call in calls]
+    if r is not None:
+        calls = [call for call in calls if call.functor not in partner_functors()]
+    if pass_of == "chunks and windows":
+        windows = torch.tensor([[-0.5], [0.9], [-0.9], [0.8]]).repeat(1, count)
+        calls, plan = [replace(call, windows=windows) for call in calls], {"tile_rows": 20, "tile_columns": 17}
     results = []
-    for order in range(4):
+    for order in (0, 1, 3):
         monkeypatch.setenv("CUEMU_ORDER", str(order))
-        results.append(run(emulated, calls, x, y, r, other))
+        with plan_options(**plan):
+            results.append(run(emulated, tuple(calls), x, y, r, other))
     for result in results[1:]:
         for mine, first in zip(result, results[0], strict=True):
             assert torch.equal(mine, first)
@@ -103,7 +129,7 @@ def test_no_order_of_the_threads_matters(emulated: ModuleType, monkeypatch: pyte
 def test_an_ensemble_equals_its_members(emulated: ModuleType) -> None:
     x, y = BATCHES["odd"]
     x = x.float()
-    values, counts, grad = run(emulated, (MS, TRIPLETS, ANCHOR), x, y)
+    values, counts, grad, _ = run(emulated, (MS, TRIPLETS, ANCHOR), x, y)
     single = [run(emulated, (call,), x, y) for call in (MS, TRIPLETS, ANCHOR)]
     assert torch.equal(values, torch.cat([s[0] for s in single]))
     assert torch.equal(counts, torch.cat([s[1] for s in single]))
@@ -120,7 +146,7 @@ def test_an_ensemble_equals_its_members(emulated: ModuleType) -> None:
 def test_long_lists_of_positives(emulated: ModuleType) -> None:
     y = torch.cat([torch.zeros(260, dtype=torch.int64), torch.arange(1, 4)])  # above the 256 that fit shared memory
     x = embeddings_of(y, 2, torch.float32)
-    values, counts, _ = run(emulated, (MS,), x, y)
+    values, counts, *_ = run(emulated, (MS,), x, y)
     case = Case("ms")
     exact = case.create().rows(x.double(), y, plain=True)
     torch.testing.assert_close(values.double(), exact.values, rtol=1e-5, atol=1e-5)
@@ -166,15 +192,53 @@ def test_an_anchor_that_is_not_finite_is_named(emulated: ModuleType, bad: float)
     assert torch.isnan(values[:, 5]).all() and bool((counts[:, 5] == 1).all())
 
 
-@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
-def test_half_precision_is_computed_in_float32(emulated: ModuleType, dtype: torch.dtype) -> None:
-    x, y = BATCHES["odd"][0].to(dtype), BATCHES["odd"][1]
-    low, single = run(emulated, (MS,), x, y), run(emulated, (MS,), x.float(), y)
-    assert torch.equal(low[0], single[0]) and low[2].dtype == dtype
-    assert torch.equal(low[2], single[2].to(dtype))
+@pytest.mark.parametrize(
+    "check",
+    [same_bits_every_time, autocast_does_not_reach_in, scaler_skips_what_is_not_finite],
+    ids=lambda check: check.__name__,
+)
+@pytest.mark.usefixtures("on_emulator")
+def test_what_a_step_holds_to(check: Callable[[Tensor, Tensor], None]) -> None:
+    check(BATCHES["odd"][0].float(), BATCHES["odd"][1])
 
 
-def test_what_is_not_taken(emulated: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.usefixtures("on_emulator")
+def test_compiled() -> None:
+    compiled_rows(BATCHES["odd"][0].float(), BATCHES["odd"][1], backend="aot_eager")
+
+
+class HostAsked(TorchDispatchMode):
+    """Fails where a value on the device decides what the host does next: there it would wait, and a capture would end."""
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        name = func.overloadpacket.__name__
+        assert name not in ("_local_scalar_dense", "nonzero", "unique_consecutive", "_unique2", "is_nonzero", "equal"), name
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.usefixtures("on_emulator")
+def test_the_host_is_never_asked() -> None:
+    x, y = BATCHES["odd"][0].float(), BATCHES["odd"][1]
+    # the number of angular's pairs is a shape; a boundary per class looks at labels, but only of CPU tensors
+    chosen = [case for case in ON_CUDA if case.name != "angular" and not case.options.get("per_class") and case not in PROXIES]
+    losses = {case.id: case.create(torch.float32) for case in chosen}
+    losses["mined"] = dmlcore.losses.create("contrastive", miner="multi_similarity")
+    for name, loss in losses.items():
+        with HostAsked():
+            leaf = x.clone().requires_grad_()
+            loss(leaf, y).sum().backward()
+        assert leaf.grad is not None, name
+    for case in PROXIES:
+        sides = case.create(torch.float32).sides(x, y, None, None)  # forward looks at labels, but only of CPU tensors
+        call = case.create(torch.float32).functor_call()
+        call = replace(call, given=torch.ones(1, len(sides.anchors)))
+        with HostAsked():
+            leaf = sides.anchors.detach().clone().requires_grad_()
+            values, _ = fused_rows(leaf, sides.anchor_labels, sides.references, sides.reference_labels, (call,))
+            values.sum().backward()
+
+
+def test_what_is_not_taken(emulated: ModuleType) -> None:
     x, y = BATCHES["odd"][0].float(), BATCHES["odd"][1]
     with pytest.raises(ConfigError, match="float64"):
         run(emulated, (MS,), x.double(), y)
@@ -182,9 +246,13 @@ def test_what_is_not_taken(emulated: ModuleType, monkeypatch: pytest.MonkeyPatch
         run(emulated, (FunctorCall("triplet_all", (0.1, 2.0)),), x, y)
     with pytest.raises(ValueError, match="no functor 'quadruplet'"):
         run(emulated, (FunctorCall("quadruplet", (0.1,)),), x, y)
-    monkeypatch.setattr(cuda_module, "SLOT_BYTES", 1000)
-    with pytest.raises(NotTaken, match="every positive with every negative"):
-        run(emulated, (TRIPLETS,), x, y)
+    with pytest.raises(NotTaken, match="pairs of a batch with itself"):
+        run(emulated, (FunctorCall("lifted_structure", (1.0, 0.0)),), x, y, x, y)
+    for centres, words in ((2.0, "same number of centres"), (65.0, "1 to 64 centres")):
+        with pytest.raises(NotTaken, match=words):
+            run(emulated, (FunctorCall("soft_triple", (centres, 0.1, 20.0, 0.01)),), x, y, x, y)
+    with pytest.raises(ConfigError, match="reference_labels are on meta, but anchors are on cpu; move them"):
+        run(emulated, (MS,), x, y, x, y.to("meta"))
 
 
 def test_no_access_out_of_bounds(built: Path) -> None:

@@ -3,10 +3,13 @@
 
 #include <cstring>
 
-#include "cuda/loss_kernels.h"
+#include "cuda/row_kernels.h"
 #include "dml_losses.h"
 
 DML_BEGIN
+
+constexpr int kTableBlocks = 264;      // that count a table: two for each multiprocessor of a large GPU
+constexpr int kSharedBytes = 48 << 10;
 
 template <class F> struct Launches {
   static F functor(const unsigned char* options) {
@@ -20,28 +23,33 @@ template <class F> struct Launches {
     std::memcpy(into, values, sizeof values);
     return functor(into).fits();
   }
-  static void open(const unsigned char* options, const View& v, const LossMemory& m, cudaStream_t stream) {
-    CU_LAUNCH((open_kernel<F>), v.A, 32, 0, stream, functor(options), v, m, static_cast<float*>(nullptr));
-    if (m.long_lists) CU_LAUNCH((open_kernel<F>), m.long_blocks, kThreads, 0, stream, functor(options), v, m, m.long_lists);
+  static int cells(const unsigned char* options) {
+    if constexpr (HasTable<F>::value) return functor(options).cells();
+    else return 0;
   }
-  static void collect(const unsigned char* options, const View& v, const LossMemory& m, cudaStream_t stream) {
-    const dim3 grid((v.A + kTile - 1) / kTile, m.splits);
-    CU_LAUNCH((collect_kernel<F>), grid, kThreads, 0, stream, functor(options), v, m);
+  static constexpr int memory() {
+    if constexpr (HasTable<F>::value) return 0;
+    else return row_memory<F>();
   }
-  static void close(const unsigned char* options, const View& v, const LossMemory& m, const RowsOut& out, cudaStream_t stream) {
-    CU_LAUNCH((close_kernel<F>), v.A, 32, 0, stream, functor(options), v, m, out, static_cast<float*>(nullptr));
-    if (m.long_lists)
-      CU_LAUNCH((close_kernel<F>), m.long_blocks, kThreads, 0, stream, functor(options), v, m, out, m.long_lists);
+
+  static void forward(const CudaLoss& loss, const RowsView& v, const RowsChunk& c, const RowsLoss& m, cudaStream_t stream) {
+    if constexpr (HasTable<F>::value) {
+      const int all = 2 * cells(loss.options), blocks = c.rows < kTableBlocks ? c.rows : kTableBlocks;
+      const bool fit = all * int(sizeof(unsigned long long)) <= kSharedBytes;
+      CU_LAUNCH((rows_tabulate<F>), blocks, threads_for(c.columns), fit ? all * sizeof(unsigned long long) : 0, stream,
+                functor(loss.options), v, c, m, fit ? all : 0);
+    } else {
+      CU_LAUNCH((rows_forward<F>), c.rows, threads_for(c.columns), shared_for(memory(), m), stream, functor(loss.options), v, c, m);
+    }
   }
-  static void weigh(const unsigned char* options, const View& v, const LossMemory& m, const int64_t* order,
-                    const float* cotangents, cudaStream_t stream) {
-    CU_LAUNCH((weigh_kernel<F>), v.A, 32, 0, stream, functor(options), v, m, order, cotangents, static_cast<float*>(nullptr));
-    if (m.long_lists)
-      CU_LAUNCH((weigh_kernel<F>), m.long_blocks, kThreads, 0, stream, functor(options), v, m, order, cotangents, m.long_lists);
+  static void close(const CudaLoss& loss, const RowsView& v, const RowsChunk& c, const RowsLoss& m, cudaStream_t stream) {
+    CU_LAUNCH((rows_close<F>), c.rows, kWarp, shared_for(memory(), m), stream, functor(loss.options), v, c, m);
   }
-  static void gradient(const unsigned char* options, const View& v, const LossMemory& m, const Owners& o, cudaStream_t stream) {
-    const dim3 grid((o.count + kTile - 1) / kTile, (v.D + kGradientWidth - 1) / kGradientWidth);
-    CU_LAUNCH((gradient_kernel<F>), grid, kThreads, 0, stream, functor(options), v, m, o);
+  static void backward(const CudaLoss& loss, const RowsView& v, const RowsChunk& c, const RowsLoss& m, cudaStream_t stream) {
+    if constexpr (HasTable<F>::value)
+      CU_LAUNCH((rows_table_slopes<F>), c.rows, threads_for(c.columns), 0, stream, functor(loss.options), v, c, m);
+    else
+      CU_LAUNCH((rows_backward<F>), c.rows, threads_for(c.columns), shared_for(memory(), m), stream, functor(loss.options), v, c, m);
   }
 };
 
@@ -51,21 +59,15 @@ struct Table {
   int count = 0;
 
   template <class F> void add_form(const char* name) {
-    using P = Parts<F>;
+    using P = RowParts<F>;
     using L = Launches<F>;
     static_assert(sizeof(F) <= sizeof(CudaLoss::options) && sizeof(F) % sizeof(float) == 0, "options are numbers");
-    entries[count++] = {{name, F::kOptions, F::kValues, int(sizeof(F)), F::kSlots},
-                        field_count<typename P::Limits, float>(),
-                        field_count<typename P::Sums, float>(),
-                        field_count<typename P::Slopes, float>(),
-                        field_count<typename P::SlotLimits, float>(),
-                        field_count<typename P::SlotSums, float>(),
-                        L::fits,
-                        L::open,
-                        L::collect,
-                        L::close,
-                        L::weigh,
-                        L::gradient};
+    static_assert(L::memory() * kShortList * int(sizeof(float)) <= kSharedBytes / 2, "short lists fit beside what is merged");
+    CudaEntry& e = entries[count++];
+    e = {{name, F::kOptions, F::kValues, int(sizeof(F)), GivenCount<F>::value, F::kSlots, HasPartners<F>::value, HasCentres<F>::value},
+         field_count<typename P::Limits, float>(), P::sums, field_count<typename P::Slopes, float>(), L::memory(),
+         L::fits, L::cells, L::forward, nullptr, L::backward};
+    if constexpr (HasPartners<F>::value) e.close = L::close;
   }
   template <class A, class B> struct Same {
     static constexpr bool value = false;

@@ -1,5 +1,5 @@
-// Plans the memory of a step and runs its phases: vectors into class order and to unit norm; per loss open, collect, close; in
-// backward per loss weigh and the gradients; then through the normalisation back to the caller's order.
+// Plans chunks and memory, and launches the phases of a step (step.h): the kernels here order, normalise and mark; those of the
+// losses are behind the table of losses.h.
 #include "cuda/step.h"
 
 #include <cstdio>
@@ -8,32 +8,92 @@
 
 DML_BEGIN
 
-constexpr int kWarp = 32, kWarps = 8;
-constexpr int kBlocksWanted = 264;     // two for each multiprocessor of a large GPU: rows of tiles are split to get there
-constexpr int kMostSplits = 64;        // partial sums stay O(A)
-constexpr int64_t kLongBytes = int64_t(32) << 20;                      // for lists of positives over kShortList
-constexpr int kMostLongBlocks = 128;
+constexpr int kWarps = 8;              // rows of a block of gather and scatter
+constexpr int kLeastRows = 32;         // of a chunk of whole rows, however long they are
+constexpr int64_t kWholeColumns = 65536;   // references beyond which rows come in parts, if all losses can
+constexpr int64_t kPartRows = 1024;
+constexpr int64_t kLongBytes = int64_t(32) << 20;   // of memory for rows with long lists, unless one row takes more
+constexpr int64_t kMostLongBlocks = 264;
 constexpr int64_t kAlign = 64;         // floats
+
+struct Gather {
+  const float* from;
+  const int64_t *order, *labels, *others;   // others: sorted labels of the references
+  int rows, width, other_rows;
+  bool normalise, is_references;
+  float *to, *factors;
+  int *first, *last, *own, *broken;    // first is nullptr: no classes are looked for
+  const int64_t* own_given;
+  const int* places;                   // of references in class order; nullptr: the caller's
+};
 
 template <class T> __device__ __forceinline__ T warp_sum(T x) {        // in a fixed order, the same in every lane
   for (int step = kWarp / 2; step > 0; step /= 2) x += __shfl_xor_sync(0xffffffffu, x, step);
   return x;
 }
 
-// A warp per row: to[i] = from[order[i]] * factors[i].
-__global__ void gather_kernel(const float* from, const int64_t* order, int rows, int width, bool normalise, float* to,
-                              float* factors) {
+// How many of the sorted labels are below `label` (or equal, too).
+__device__ __forceinline__ int labels_below(const int64_t* labels, int count, int64_t label, bool equal) {
+  int low = 0, high = count;
+  while (low < high) {
+    const int middle = low + (high - low) / 2;
+    if (labels[middle] < label || (equal && labels[middle] == label)) low = middle + 1;
+    else high = middle;
+  }
+  return low;
+}
+
+// A warp per row: to[i] = from[order[i]] * factors[i], and the anchor's place among the references.
+__global__ void gather_kernel(Gather g) {
   const int i = blockIdx.x * kWarps + threadIdx.x / kWarp, lane = threadIdx.x % kWarp;
-  if (i >= rows) return;
-  const float* x = from + size_t(order[i]) * width;
+  if (i == 0 && lane == 0 && !g.is_references) *g.broken = 0;
+  if (i >= g.rows) return;
+  const int64_t at = g.order ? g.order[i] : i;
+  const float* x = g.from + size_t(at) * g.width;
   double square = 0;                                                   // double: 1e20 is no infinity
-  for (int k = lane; k < width; k += kWarp) square += double(x[k]) * double(x[k]);
+  for (int k = lane; k < g.width; k += kWarp) square += double(x[k]) * double(x[k]);
   square = warp_sum(square);
   const double norm = ::sqrt(square);
-  float factor = !normalise ? 1.0f : norm > 1e-12 ? float(1 / norm) : 0.0f;   // a zero vector stays zero
+  float factor = !g.normalise ? 1.0f : norm > 1e-12 ? float(1 / norm) : 0.0f;   // a zero vector stays zero
   if (!(square < 1e300)) factor = float(square - square);              // NaN marks a row that is not finite
-  if (lane == 0) factors[i] = factor;
-  for (int k = lane; k < width; k += kWarp) to[size_t(i) * width + k] = x[k] * factor;
+  if (lane == 0) {
+    g.factors[i] = factor;
+    if (g.is_references && factor != factor) *g.broken = 1;            // every anchor is compared with it
+    if (g.own) {
+      const int64_t own = g.own_given[at];
+      g.own[i] = own < 0 || own >= g.other_rows ? -1 : g.places ? g.places[own] : int(own);
+    }
+  }
+  if (g.first && lane < 2) (lane ? g.last : g.first)[i] = labels_below(g.others, g.other_rows, g.labels[i], lane == 1);
+  for (int k = lane; k < g.width; k += kWarp) g.to[size_t(i) * g.width + k] = x[k] * factor;
+}
+
+__global__ void place_kernel(const int64_t* order, int count, int* places) {
+  const int j = blockIdx.x * blockDim.x + threadIdx.x;
+  if (j < count) places[order[j]] = j;
+}
+
+__global__ void zero_kernel(unsigned long long* at, int count) {
+  const int k = blockIdx.x * blockDim.x + threadIdx.x;
+  if (k < count) at[k] = 0;
+}
+
+// Listed positives are no negatives.
+__global__ void mark_kernel(RowsView v, RowsChunk c, float* products) {
+  const int i = c.row0 + blockIdx.x;
+  for (long long k = v.starts[i] + threadIdx.x; k < v.starts[i + 1]; k += blockDim.x) {
+    const long long at = v.lists[k] - c.column0;
+    if (at >= 0 && at < c.columns) products[size_t(blockIdx.x) * c.columns + at] = no_pair();
+  }
+}
+
+// From pairs and their fractions to soft histograms: a fraction moves on to the next cell.
+__global__ void read_table_kernel(const unsigned long long* table, int cells, float* to) {
+  const int k = blockIdx.x * blockDim.x + threadIdx.x, half = k / cells, c = k % cells;
+  if (k >= 2 * cells) return;
+  const unsigned long long* at = table + size_t(half) * 2 * cells + c;
+  const double unit = double(1 << 20), part = double(at[cells]) / unit, before = c ? double(at[cells - 1]) / unit : 0.0;
+  to[k] = float(double(at[0]) - part + before);
 }
 
 // The gradient of the raw vectors, in their own order: normalising removes the radial part and divides by the norm.
@@ -47,18 +107,13 @@ __global__ void scatter_kernel(const float* grad, const float* unit, const float
     for (int k = lane; k < width; k += kWarp) radial = fmaf(g[k], x[k], radial);
     radial = warp_sum(radial);
   }
-  float* out = to + size_t(order[i]) * width;
+  float* out = to + size_t(order ? order[i] : i) * width;
   for (int k = lane; k < width; k += kWarp) out[k] = (g[k] - radial * x[k]) * factors[i];
 }
 
-static int splits_of(const CudaProblem& p, int64_t N, bool slots) {
-  if (slots) return 1;                                                 // a slot has one writer
-  const int64_t rows = (p.anchors.rows + kTile - 1) / kTile, columns = (N + kTile - 1) / kTile;
-  int64_t splits = rows ? (kBlocksWanted + rows - 1) / rows : 1;
-  if (splits > columns) splits = columns;
-  if (splits > kMostSplits) splits = kMostSplits;
-  return splits < 1 ? 1 : int(splits);
-}
+static int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
+static int64_t most(int64_t a, int64_t b) { return a > b ? a : b; }
+static int blocks_for(int64_t count, int each) { return int((count + each - 1) / each); }
 
 // Hands out one piece of memory after the other; with a null base it measures.
 struct Cursor {
@@ -69,73 +124,119 @@ struct Cursor {
     used += (count + kAlign - 1) / kAlign * kAlign;
     return at;
   }
+  int* take_ints(int64_t count) { return reinterpret_cast<int*>(take(count)); }
 };
 
+// Functors that were compiled at run time, launched through the driver. An error is told by the next launch_problem().
+static thread_local int external_error = 0;
+static void launch_external(void* kernel, const CudaLoss& loss, int blocks, int threads, const RowsView& v, const RowsChunk& c,
+                            const RowsLoss& m, cudaStream_t stream) {
+  void* arguments[] = {const_cast<unsigned char*>(loss.options), const_cast<RowsView*>(&v), const_cast<RowsChunk*>(&c),
+                       const_cast<RowsLoss*>(&m)};
+  const int error = loss.launcher(kernel, unsigned(blocks), 1, 1, unsigned(threads), 1, 1,
+                                  unsigned(shared_for(loss.external->memory, m)), stream, arguments, nullptr);
+  if (error && !external_error) external_error = error;
+}
+static const char* launch_problem() {
+  static thread_local char text[64];
+  const int error = external_error;
+  external_error = 0;
+  if (!error) return launch_error();
+  std::snprintf(text, sizeof text, "error %d of the driver in a functor compiled at run time", error);
+  return text;
+}
+static int no_cells(const unsigned char*) { return 0; }
+static CudaEntry entry_of(const CudaLoss& loss) {
+  if (!loss.external) return cuda_entry(loss.functor);
+  const CudaExternal& x = *loss.external;
+  CudaEntry e{};
+  e.functor = {"", "", x.values, x.bytes, x.given, x.slots, x.partners, x.centres};
+  e.limits = x.limits, e.sums = x.sums, e.slopes = x.slopes, e.memory = x.memory, e.cells = no_cells;
+  e.forward = [](const CudaLoss& l, const RowsView& v, const RowsChunk& c, const RowsLoss& m, cudaStream_t stream) {
+    launch_external(l.external->forward, l, c.rows, threads_for(c.columns), v, c, m, stream);
+  };
+  if (x.partners)
+    e.close = [](const CudaLoss& l, const RowsView& v, const RowsChunk& c, const RowsLoss& m, cudaStream_t stream) {
+      launch_external(l.external->close, l, c.rows, kWarp, v, c, m, stream);
+    };
+  e.backward = [](const CudaLoss& l, const RowsView& v, const RowsChunk& c, const RowsLoss& m, cudaStream_t stream) {
+    launch_external(l.external->backward, l, c.rows, threads_for(c.columns), v, c, m, stream);
+  };
+  return e;
+}
+
 struct Kept {
-  float *anchors, *anchor_factors, *references, *reference_factors;
+  int *first, *last, *own, *places, *broken;
+  unsigned long long* tables;
 };
 
 struct Layout {
-  const CudaProblem& p;
-  bool self;
-  int64_t A, N, D;
-
-  explicit Layout(const CudaProblem& problem)
-      : p(problem), self(problem.self), A(problem.anchors.rows), N(self ? A : problem.references.rows), D(problem.width) {}
+  const CudaShape& s;
+  const CudaPlan& plan;
 
   Kept kept(Cursor& at) const {
     Kept k{};
-    k.anchors = at.take(A * D), k.anchor_factors = at.take(A);
-    k.references = k.anchors, k.reference_factors = k.anchor_factors;
-    if (!self) k.references = at.take(N * D), k.reference_factors = at.take(N);
+    if (!s.lists) k.first = at.take_ints(s.A), k.last = at.take_ints(s.A);
+    if (s.own) k.own = at.take_ints(s.A);
+    if (s.own && !s.lists) k.places = at.take_ints(s.N);
+    k.broken = at.take_ints(1);
+    k.tables = reinterpret_cast<unsigned long long*>(at.take(4 * plan.table_cells));   // two numbers of 8 bytes per cell
     return k;
   }
-  LossMemory loss(const CudaLoss& loss, Cursor& at) const {
-    const CudaEntry& e = cuda_entry(loss.functor);
-    LossMemory m{};
-    m.most_positives = p.most_positives;
-    m.splits = splits_of(p, N, e.functor.slots);
-    m.limits = at.take(e.limits * A), m.sums = at.take(e.sums * A);
-    if (e.functor.slots) {
-      m.slot_limits = at.take(e.slot_limits * p.most_positives * A);
-      m.slot_sums = at.take(e.slot_sums * p.most_positives * A);
-    }
+  RowsLoss loss(const CudaEntry& e, Cursor& at) const {
+    RowsLoss m{};
+    m.limits = at.take(e.limits * s.A), m.sums = at.take(e.sums * s.A);
     return m;
   }
-  int long_blocks() const {
-    if (N <= kShortList) return 0;
-    const int64_t fit = kLongBytes / (int64_t(sizeof(float)) * N), most = fit > kMostLongBlocks ? kMostLongBlocks : fit;
-    return int(most < 1 ? 1 : most);
+  int64_t width() const {                                              // of the longest list there may be
+    int64_t width = s.N;
+    if (s.lists) width = least(width, s.list_length);
+    if (s.most_positives > 0) width = least(width, s.most_positives);
+    return width;
   }
-  float* long_lists(Cursor& at) const { return long_blocks() ? at.take(long_blocks() * N) : nullptr; }
-  float* partial(const CudaLoss* losses, int count, Cursor& at) const {
-    int64_t most = 0;
-    for (int l = 0; l < count; ++l) {
-      const CudaEntry& e = cuda_entry(losses[l].functor);
-      const int64_t cells = int64_t(e.sums) * splits_of(p, N, e.functor.slots) * A;
-      if (cells > most) most = cells;
-    }
-    return at.take(most);
+  void lists(RowsLoss& m, Cursor& at, int memory) const {
+    m.width = int(width()), m.short_width = int(least(m.width, kShortList)), m.long_blocks = int(plan.long_blocks);
+    m.memory = at.take(plan.long_blocks * memory * width());
   }
-  float* slopes(const CudaLoss* losses, int count, Cursor& at) const {
-    int64_t most = 0;
-    for (int l = 0; l < count; ++l)
-      if (cuda_entry(losses[l].functor).slopes > most) most = cuda_entry(losses[l].functor).slopes;
-    return at.take(most * A);
-  }
-  View view(const Kept& k) const { return {k.anchors, k.references, p.row_first, p.row_last, int(A), int(N), int(D), self}; }
 };
 
-static void gather(const CudaSide& side, int64_t width, float* to, float* factors, cudaStream_t stream) {
-  if (side.rows == 0) return;
-  CU_LAUNCH(gather_kernel, int((side.rows + kWarps - 1) / kWarps), kWarps * kWarp, 0, stream, side.data, side.order,
-            int(side.rows), int(width), side.normalise, to, factors);
+static int highest_memory(const CudaLoss* losses, int count) {
+  int memory = 0;
+  for (int l = 0; l < count; ++l) memory = int(most(memory, entry_of(losses[l]).memory));
+  return memory;
 }
-static void scatter(const CudaSide& side, int64_t width, const float* grad, const float* unit, const float* factors, float* to,
-                    cudaStream_t stream) {
-  if (side.rows == 0) return;
-  CU_LAUNCH(scatter_kernel, int((side.rows + kWarps - 1) / kWarps), kWarps * kWarp, 0, stream, grad, unit, factors, side.order,
-            int(side.rows), int(width), side.normalise, to);
+
+static RowsView view_of(const CudaProblem& p, const Kept& k) {
+  RowsView v{};
+  v.anchors = p.anchors.unit, v.references = p.shape.self ? p.anchors.unit : p.references.unit;
+  v.first = k.first, v.last = k.last, v.own = k.own;
+  v.starts = reinterpret_cast<const long long*>(p.starts), v.lists = reinterpret_cast<const long long*>(p.lists);
+  v.order = reinterpret_cast<const long long*>(p.anchors.order);
+  v.factors = p.anchors.factors, v.broken = k.broken;
+  v.A = int(p.shape.A), v.N = int(p.shape.N), v.D = int(p.shape.D), v.self = p.shape.self;
+  return v;
+}
+static RowsChunk chunk_of(const CudaProblem& p, const CudaChunk& c) {
+  RowsChunk r{};
+  r.products = c.products, r.slopes = c.slopes ? c.slopes : c.products;
+  r.row0 = int(c.row0), r.rows = int(c.rows), r.column0 = int(c.column0), r.columns = int(c.columns);
+  r.first = c.column0 == 0, r.last = c.column0 + c.columns >= p.shape.N, r.whole = p.plan.whole;
+  return r;
+}
+
+// Calls work(entry, loss, memory, first row of its values, first cell of its table) for every loss.
+template <class Work>
+static void for_losses(const CudaProblem& p, const CudaLoss* losses, int count, Cursor& kept, const Kept& k, Work work) {
+  const Layout layout{p.shape, p.plan};
+  int64_t row = 0, cell = 0;
+  for (int l = 0; l < count; ++l) {
+    const CudaEntry e = entry_of(losses[l]);
+    RowsLoss m = layout.loss(e, kept);
+    m.given = losses[l].given, m.windows = losses[l].windows;
+    m.table = k.tables + 2 * cell;
+    work(e, losses[l], m, row, cell);
+    row += e.functor.values, cell += 2 * e.cells(losses[l].options);
+  }
 }
 
 DML_END
@@ -147,91 +248,156 @@ CudaFunctor cuda_functor(int index) { return cuda_entry(index).functor; }
 bool cuda_fits(int functor, const double* options, unsigned char* into) { return cuda_entry(functor).fits(options, into); }
 int cuda_runtime_version() { return CUDART_VERSION; }
 
-const char* cuda_workspace(const CudaProblem& p, const CudaLoss* losses, int count, int64_t slot_bytes, CudaBytes* bytes) {
-  const Layout layout(p);
-  constexpr int64_t most = int64_t(1) << 30;
-  if (layout.A > most || layout.N > most || layout.D > 65535 * 128) return "more than 2^30 rows, or too wide a vector";
-  int64_t slots = 0;
+const char* cuda_plan(const CudaShape& s, const CudaLoss* losses, int count, CudaPlan* plan) {
+  constexpr int64_t limit = int64_t(1) << 30;
+  if (s.A > limit || s.N > limit || s.D > limit) return "more than 2^30 rows, or as wide vectors";
+  *plan = {};
+  bool slots = false;
+  int64_t step = 1, sums = 0, slopes = 0, highest_slopes = 0;
   for (int l = 0; l < count; ++l) {
-    const CudaEntry& e = cuda_entry(losses[l].functor);
-    slots += int64_t(sizeof(float)) * (e.slot_limits + e.slot_sums) * p.most_positives * layout.A;
+    const CudaEntry e = entry_of(losses[l]);
+    if (e.functor.given > 0 && !losses[l].given && s.A > 0) return "a functor lacks its numbers per anchor";
+    if (e.functor.partners && (!s.self || losses[l].has_windows)) return "losses with partners are for all pairs of a batch with itself";
+    if (e.functor.centres) {
+      float centres;
+      __builtin_memcpy(&centres, losses[l].options, sizeof centres);
+      if (!(centres >= 1 && centres <= 64)) return "a class has 1 to 64 centres";
+      if (s.self || s.lists || losses[l].has_windows) return "losses with centres take references with labels, all of which are compared";
+      if (s.N % int64_t(centres)) return "every class has the same number of centres";
+      int64_t a = step, b = int64_t(centres);
+      while (b) {
+        const int64_t rest = a % b;
+        a = b, b = rest;
+      }
+      step *= int64_t(centres) / a;                                    // a chunk holds whole classes
+    }
+    slots = slots || e.functor.slots;
+    plan->table_cells += 2 * e.cells(losses[l].options);
+    sums += e.limits + e.sums, slopes += e.slopes, highest_slopes = most(highest_slopes, e.slopes);
   }
-  static thread_local char text[160];
-  if (slots > slot_bytes) {
-    std::snprintf(
-        text, sizeof text,
-        "comparing every positive with every negative would need %lld MiB for up to %lld positives per anchor, limit %lld MiB",
-        static_cast<long long>(slots >> 20), static_cast<long long>(p.most_positives),
-        static_cast<long long>(slot_bytes >> 20));
-    return text;
-  }
+  const int64_t floats = most(s.workspace / int64_t(sizeof(float)), 1);
+  plan->columns = s.N;
+  if (!slots && s.N > kWholeColumns) plan->columns = most(floats / least(most(s.A, 1), kPartRows), 4096);
+  if (s.columns > 0 && !slots) plan->columns = s.columns;
+  if (plan->columns < s.N) plan->columns = most(plan->columns / step * step, step);
+  plan->columns = least(plan->columns, s.N);
+  plan->whole = plan->columns == s.N;
+  plan->rows = s.rows > 0 ? s.rows : most(floats / most(plan->columns, 1), kLeastRows);
+  if (plan->rows > 128 && !s.rows) plan->rows = plan->rows / 128 * 128;
+  plan->rows = least(plan->rows, s.A);
+  const Layout layout{s, *plan};
+  const int64_t memory = highest_memory(losses, count);
+  if (layout.width() > kShortList && memory > 0)
+    plan->long_blocks = most(least(least(kLongBytes / (memory * layout.width() * int64_t(sizeof(float))), kMostLongBlocks), plan->rows), 1);
   Cursor kept{nullptr}, forward{nullptr}, backward{nullptr};
   layout.kept(kept);
-  for (int l = 0; l < count; ++l) layout.loss(losses[l], kept);
-  layout.partial(losses, count, forward), layout.long_lists(forward);
-  layout.slopes(losses, count, backward), layout.long_lists(backward);
-  backward.take(layout.A * layout.D), backward.take(layout.self ? 0 : layout.N * layout.D);
+  for (int l = 0; l < count; ++l) layout.loss(entry_of(losses[l]), kept);
+  RowsLoss m{};
+  layout.lists(m, forward, int(memory)), layout.lists(m, backward, int(memory));
+  for (int l = 0; l < count && !plan->whole; ++l) backward.take(entry_of(losses[l]).slopes * s.A);
+  if (plan->whole) backward.take(highest_slopes * s.A);
   const int64_t size = sizeof(float);
-  *bytes = {kept.used * size, forward.used * size, backward.used * size};
+  plan->kept = kept.used * size, plan->forward = forward.used * size, plan->backward = backward.used * size;
   return nullptr;
 }
 
-const char* cuda_forward(const CudaProblem& p, const CudaLoss* losses, int count, void* kept_memory, void* scratch,
-                         float* values, float* counts, void* stream_) {
-  const Layout layout(p);
-  if (layout.A == 0) return nullptr;
+const char* cuda_prepare(const CudaProblem& p, const CudaLoss*, int, void* stream_) {
   const auto stream = static_cast<cudaStream_t>(stream_);
-  Cursor at{static_cast<float*>(kept_memory)}, temporary{static_cast<float*>(scratch)};
-  const Kept kept = layout.kept(at);
-  float* partial = layout.partial(losses, count, temporary);
-  float* lists = layout.long_lists(temporary);
-  const View view = layout.view(kept);
-  gather(p.anchors, p.width, kept.anchors, kept.anchor_factors, stream);
-  if (!layout.self) gather(p.references, p.width, kept.references, kept.reference_factors, stream);
-  int64_t row = 0;
-  for (int l = 0; l < count; ++l) {
-    const CudaEntry& e = cuda_entry(losses[l].functor);
-    LossMemory memory = layout.loss(losses[l], at);
-    memory.partial = partial, memory.long_lists = lists, memory.long_blocks = layout.long_blocks();
-    e.open(losses[l].options, view, memory, stream);
-    e.collect(losses[l].options, view, memory, stream);
-    e.close(losses[l].options, view, memory,
-            {p.anchors.order, kept.anchor_factors, values + row * layout.A, counts + row * layout.A}, stream);
-    row += e.functor.values;
-  }
-  return launch_error();
+  const CudaShape& s = p.shape;
+  Cursor at{static_cast<float*>(p.kept)};
+  const Kept k = Layout{s, p.plan}.kept(at);
+  if (k.places && s.N) CU_LAUNCH(place_kernel, blocks_for(s.N, kMostThreads), kMostThreads, 0, stream, p.references.order, int(s.N), k.places);
+  if (p.plan.table_cells)
+    CU_LAUNCH(zero_kernel, blocks_for(2 * p.plan.table_cells, kMostThreads), kMostThreads, 0, stream, k.tables, int(2 * p.plan.table_cells));
+  const auto launch = [&](const CudaSide& side, int64_t rows, bool is_references) {
+    Gather g{};
+    g.from = side.data, g.order = side.order, g.labels = side.labels;
+    g.others = s.self ? p.anchors.labels : p.references.labels;
+    g.rows = int(rows), g.width = int(s.D), g.other_rows = int(s.N);
+    g.normalise = side.normalise, g.is_references = is_references;
+    g.to = side.unit, g.factors = side.factors, g.broken = k.broken;
+    if (!is_references) g.first = k.first, g.last = k.last, g.own = k.own, g.own_given = p.own, g.places = k.places;
+    CU_LAUNCH(gather_kernel, int(most(blocks_for(rows, kWarps), 1)), kWarps * kWarp, 0, stream, g);
+  };
+  launch(p.anchors, s.A, false);
+  if (!s.self && s.N) launch(p.references, s.N, true);
+  return launch_problem();
 }
 
-const char* cuda_backward(const CudaProblem& p, const CudaLoss* losses, int count, const void* kept_memory, void* scratch,
-                          const float* cotangents, float* grad_anchors, float* grad_references, void* stream_) {
-  const Layout layout(p);
+const char* cuda_forward(const CudaProblem& p, const CudaLoss* losses, int count, const CudaChunk& chunk, void* scratch,
+                         float* values, float* counts, void* stream_) {
   const auto stream = static_cast<cudaStream_t>(stream_);
-  Cursor at{static_cast<float*>(const_cast<void*>(kept_memory))}, temporary{static_cast<float*>(scratch)};
-  const Kept kept = layout.kept(at);
-  float* slopes = layout.slopes(losses, count, temporary);
-  float* lists = layout.long_lists(temporary);
-  float *to_anchors = temporary.take(layout.A * layout.D),
-        *to_references = temporary.take(layout.self ? 0 : layout.N * layout.D);
-  const View view = layout.view(kept);
-  if (layout.self) grad_references = nullptr;
-  int64_t row = 0;
-  for (int l = 0; l < count; ++l) {
-    const CudaEntry& e = cuda_entry(losses[l].functor);
-    LossMemory memory = layout.loss(losses[l], at);
-    memory.slopes = slopes, memory.long_lists = lists, memory.long_blocks = layout.long_blocks();
-    if (view.A > 0) e.weigh(losses[l].options, view, memory, p.anchors.order, cotangents + row * layout.A, stream);
-    if (grad_anchors && view.A > 0 && view.D > 0)
-      e.gradient(losses[l].options, view, memory,
-                 {view.anchors, view.references, view.A, view.N, true, view.self, to_anchors, l > 0}, stream);
-    if (grad_references && view.N > 0 && view.D > 0)
-      e.gradient(losses[l].options, view, memory,
-                 {view.references, view.anchors, view.N, view.A, false, true, to_references, l > 0}, stream);
-    row += e.functor.values;
-  }
-  if (grad_anchors) scatter(p.anchors, p.width, to_anchors, kept.anchors, kept.anchor_factors, grad_anchors, stream);
-  if (grad_references)
-    scatter(p.references, p.width, to_references, kept.references, kept.reference_factors, grad_references, stream);
-  return launch_error();
+  if (chunk.rows == 0) return nullptr;
+  const Layout layout{p.shape, p.plan};
+  Cursor at{static_cast<float*>(p.kept)};
+  const Kept k = layout.kept(at);
+  const RowsView v = view_of(p, k);
+  const RowsChunk c = chunk_of(p, chunk);
+  if (p.shape.lists && chunk.fresh) CU_LAUNCH(mark_kernel, c.rows, kWarp, 0, stream, v, c, chunk.products);
+  for_losses(p, losses, count, at, k, [&](const CudaEntry& e, const CudaLoss& loss, RowsLoss m, int64_t row, int64_t) {
+    Cursor temporary{static_cast<float*>(scratch)};
+    layout.lists(m, temporary, highest_memory(losses, count));
+    m.values = values + row * p.shape.A, m.counts = counts + row * p.shape.A;
+    e.forward(loss, v, c, m, stream);
+  });
+  return launch_problem();
+}
+
+const char* cuda_finish(const CudaProblem& p, const CudaLoss* losses, int count, void* scratch, float* values, float* counts,
+                        float* tables, void* stream_) {
+  const auto stream = static_cast<cudaStream_t>(stream_);
+  const Layout layout{p.shape, p.plan};
+  Cursor at{static_cast<float*>(p.kept)};
+  const Kept k = layout.kept(at);
+  const RowsView v = view_of(p, k);
+  for_losses(p, losses, count, at, k, [&](const CudaEntry& e, const CudaLoss& loss, RowsLoss m, int64_t row, int64_t cell) {
+    if (const int cells = e.cells(loss.options))
+      CU_LAUNCH(read_table_kernel, blocks_for(2 * cells, kMostThreads), kMostThreads, 0, stream,
+                static_cast<const unsigned long long*>(m.table), cells, tables + cell);
+    if (!e.close || p.shape.A == 0) return;
+    Cursor temporary{static_cast<float*>(scratch)};
+    layout.lists(m, temporary, highest_memory(losses, count));
+    m.values = values + row * p.shape.A, m.counts = counts + row * p.shape.A;
+    RowsChunk all{};
+    all.rows = v.A, all.columns = 0, all.first = all.last = true;
+    e.close(loss, v, all, m, stream);
+  });
+  return launch_problem();
+}
+
+const char* cuda_backward(const CudaProblem& p, const CudaLoss* losses, int count, const CudaChunk& chunk, void* scratch,
+                          const float* cotangents, const float* table_cotangents, void* stream_) {
+  const auto stream = static_cast<cudaStream_t>(stream_);
+  if (chunk.rows == 0) return nullptr;
+  const Layout layout{p.shape, p.plan};
+  Cursor at{static_cast<float*>(p.kept)}, temporary{static_cast<float*>(scratch)};
+  const Kept k = layout.kept(at);
+  const RowsView v = view_of(p, k);
+  const RowsChunk c = chunk_of(p, chunk);
+  if (p.shape.lists && chunk.fresh) CU_LAUNCH(mark_kernel, c.rows, kWarp, 0, stream, v, c, chunk.products);
+  RowsLoss lists{};
+  layout.lists(lists, temporary, highest_memory(losses, count));
+  float* slopes = temporary.take(0);
+  bool adds = false;
+  for_losses(p, losses, count, at, k, [&](const CudaEntry& e, const CudaLoss& loss, RowsLoss m, int64_t row, int64_t cell) {
+    m.memory = lists.memory, m.width = lists.width, m.short_width = lists.short_width, m.long_blocks = lists.long_blocks;
+    m.slopes = p.plan.whole ? slopes : temporary.take(e.slopes * p.shape.A);
+    m.cotangents = cotangents + row * p.shape.A, m.table_cotangents = table_cotangents + cell;
+    m.adds = adds;
+    e.backward(loss, v, c, m, stream);
+    adds = true;
+  });
+  return launch_problem();
+}
+
+const char* cuda_scatter(const CudaProblem& p, bool references, const float* grad, float* to, void* stream_) {
+  const CudaSide& side = references ? p.references : p.anchors;
+  const int64_t rows = references ? p.shape.N : p.shape.A;
+  if (rows)
+    CU_LAUNCH(scatter_kernel, blocks_for(rows, kWarps), kWarps * kWarp, 0, static_cast<cudaStream_t>(stream_), grad,
+              static_cast<const float*>(side.unit), static_cast<const float*>(side.factors), side.order, int(rows), int(p.shape.D),
+              side.normalise, to);
+  return launch_problem();
 }
 
 }  // namespace dml

@@ -49,7 +49,7 @@
 //                         and takes part through one similarity: fold(s, count) -> Fold<V>, given the registers s[0..count) of
 //                         neighbouring classes; its member `similarity` is what collect and slope_negative get, and
 //                         share(s, fold) is d similarity / d s. The positives stay a list, of the anchor's class's centres.
-//   kCpuOnly = true       not in the CUDA table: needs one of the above, or more registers than a GPU thread has
+//   kCpuOnly = true       not in the CUDA table (no built-in loss needs that)
 //
 // The second template argument is false for the narrow form of a loss (one fixed shift of all exponents, so that rows and
 // columns share each exponential) and true for the wide one (running maxima); fits() says whether the options allow the form.

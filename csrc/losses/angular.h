@@ -7,7 +7,7 @@ DML_BEGIN
 
 template <class T, bool Wide> struct PairAgainstNegatives {
   static constexpr int kValues = 1;
-  static constexpr bool kSlots = false, kCpuOnly = true;
+  static constexpr bool kSlots = false;
   static constexpr const char* kOptions = "most";
   T most;
   DML_FN bool fits() const { return Wide || most <= 70; }              // exponents within [-70, 70]: no shift needed

@@ -8,7 +8,7 @@ DML_BEGIN
 
 template <class T, int Bins> struct SoftHistogramPrecision {
   static constexpr int kValues = 1;
-  static constexpr bool kSlots = false, kCpuOnly = true;
+  static constexpr bool kSlots = false;
   static constexpr const char* kOptions = "num_bins";
   T num_bins;
   DML_FN bool fits() const { return num_bins == T(Bins); }

@@ -6,7 +6,7 @@ DML_BEGIN
 
 template <class T> struct HistogramPairs {
   static constexpr int kValues = 0;
-  static constexpr bool kSlots = false, kTable = true, kCpuOnly = true;
+  static constexpr bool kSlots = false, kTable = true;
   static constexpr const char* kOptions = "bins";
   T bins;
   DML_FN bool fits() const { return true; }

@@ -10,7 +10,6 @@ template <class T> struct PairVariance {
   static constexpr int kValues = 4;
   static constexpr bool kSlots = false;
   static constexpr int kGiven = 2;                                     // the mean similarities of positives and of negatives
-  static constexpr bool kCpuOnly = true;
   static constexpr const char* kOptions = "pos_eps neg_eps";
   T pos_eps, neg_eps;
   DML_FN bool fits() const { return true; }

@@ -9,7 +9,6 @@ template <class T> struct LiftedPairs {
   static constexpr int kValues = 1;
   static constexpr bool kSlots = false;
   static constexpr bool kPartners = true;
-  static constexpr bool kCpuOnly = true;
   static constexpr const char* kOptions = "neg_margin pos_margin";
   T neg_margin, pos_margin;
   DML_FN bool fits() const { return true; }                            // distances lie in [0, 2]: the exponents span 2

@@ -10,7 +10,6 @@ template <class T> struct MarginHinges {
   static constexpr int kValues = 3;                                    // positives, negatives, and the number of triplets
   static constexpr bool kSlots = false;
   static constexpr int kGiven = 1;                                     // beta
-  static constexpr bool kCpuOnly = true;
   static constexpr const char* kOptions = "margin";
   T margin;
   DML_FN bool fits() const { return true; }

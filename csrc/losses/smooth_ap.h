@@ -8,7 +8,7 @@ DML_BEGIN
 
 template <class T> struct SmoothAveragePrecision {
   static constexpr int kValues = 1, kGiven = 1;
-  static constexpr bool kSlots = true, kReweighs = true, kOnce = true, kSlopesTogether = true, kCpuOnly = true;
+  static constexpr bool kSlots = true, kReweighs = true, kOnce = true, kSlopesTogether = true;
   static constexpr const char* kOptions = "temperature";
   T temperature;
   DML_FN bool fits() const { return true; }

@@ -13,7 +13,6 @@ template <class T> struct SphereFaceSoftmax {
   static constexpr int kValues = 2;
   static constexpr bool kSlots = false;
   static constexpr int kGiven = 1;
-  static constexpr bool kCpuOnly = true;
   static constexpr const char* kOptions = "scale margin";
   T scale, margin;
   DML_FN bool fits() const { return true; }                            // norms have no bound: always running maxima

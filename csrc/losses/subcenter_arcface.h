@@ -11,7 +11,6 @@ template <class T, bool Wide, class Pool, class Target> struct SoftmaxOverClasse
   static constexpr int kValues = 1;
   static constexpr bool kSlots = false;
   static constexpr bool kCentres = true;
-  static constexpr bool kCpuOnly = true;
   using Target::scale;
   template <class V> using Fold = typename Pool::template Fold<V>;
   DML_FN bool fits() const { return Wide || scale <= 72; }

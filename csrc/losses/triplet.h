@@ -121,7 +121,7 @@ template <class T> struct TripletTerm {
 // The nearest negative with d_ap < d_an <= d_ap + margin of every positive. Ties share the gradient evenly.
 template <class T> struct TripletNearestBeyond : TripletTerm<T> {
   static constexpr int kValues = 1;
-  static constexpr bool kSlots = true, kReweighs = true, kCpuOnly = true;   // spills registers on sm_100
+  static constexpr bool kSlots = true, kReweighs = true;
   static constexpr const char* kOptions = "margin smooth";
   using TripletTerm<T>::margin;
   DML_FN bool fits() const { return true; }

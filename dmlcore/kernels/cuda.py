@@ -1,5 +1,5 @@
-"""One pass of several losses on a CUDA device: tensors in, the binding's pointers out. Ordering by class is PyTorch's work
-here; everything else is in `csrc/cuda`."""
+"""One pass of several losses on a CUDA device. Ordering by class and the matrix products are PyTorch's work here, so that
+products have the precision the user asked torch for; everything between them is in `csrc/cuda`."""
 
 from __future__ import annotations
 
@@ -11,11 +11,20 @@ import torch
 from torch import Tensor
 
 from dmlcore.errors import ConfigError
-from dmlcore.kernels import extension
+from dmlcore.kernels import extension, rows
 from dmlcore.kernels.rows import FunctorCall, Relations
 
-SLOT_BYTES = 1 << 30
-"""Device memory that losses comparing every positive with every negative may take, 12 bytes per anchor and positive."""
+WORKSPACE = 16 << 20
+"""Bytes of the similarities of a chunk, and in backward as many for its slopes: together they stay in the second-level cache of
+data-centre GPUs."""
+MANY_REFERENCES = 1 << 16
+"""References beyond which losses with slots wait for the host to read the size of the largest class, which memory for one
+anchor with as many positives as references would dwarf. Not in a capture."""
+
+EXTERNAL: dict[str, Any] = {}
+"""Functors that were compiled at run time, by name: `External` objects of the binding. They join the passes of the others."""
+
+Range = tuple[int, int]
 
 
 class NotTaken(ConfigError):
@@ -25,8 +34,9 @@ class NotTaken(ConfigError):
 class CudaStep:
     """The state of one pass on a CUDA device, between forward and backward.
 
-    Everything runs in the current stream of the anchors' device. The host waits only where a loss with slots asks for the size
-    of the largest class.
+    Everything runs in the current stream of the anchors' device, memory comes from torch's allocator, and the host never waits
+    (but see `MANY_REFERENCES`), so a step can be captured in a CUDA graph. `plan_options` may set `workspace` (bytes of a
+    chunk), `tile_rows` and `tile_columns` (its shape).
 
     Args:
         anchors: `[A, D]` float32, float16 or bfloat16; computed in float32.
@@ -35,12 +45,12 @@ class CudaStep:
         reference_labels: `[N]` int64, or None with `references`.
         normalise: whether anchors and references are scaled to unit norm.
         calls: the functors.
-        relations: must be empty: equal labels decide.
+        relations: pairs that labels do not say. Not checked: that would need the host.
         module: the binding; another than `dmlcore._cuda` only in tests, where an emulator runs the kernels on CPU tensors.
 
     Raises:
         ConfigError: no extension, tensors on different devices, float64.
-        NotTaken: relations, or too many positives for a loss that compares them all with every negative.
+        NotTaken: a functor that cannot take these references.
     """
 
     def __init__(
@@ -58,80 +68,182 @@ class CudaStep:
         module = module or extension.cuda()
         if module is None:
             raise ConfigError(extension.reason_against("cuda"))
-        if any(tensor is not None for tensor in relations or ()) or any(call.windows is not None for call in calls):
-            raise NotTaken("custom relations, cross-batch memories and miners have no CUDA kernels yet; use DML_FUSED=0")
+        relations = relations or Relations()
         self.device = anchors.device
-        given = {
+        given: dict[str, Tensor | None] = {
             "anchors": anchors,
             "anchor_labels": anchor_labels,
             "references": references,
             "reference_labels": reference_labels,
+            **relations._asdict(),
         }
-        for name, tensor in given.items():
-            if tensor is not None and tensor.device != self.device:
-                raise ConfigError(f"{name} are on {tensor.device}, but anchors are on {self.device}; move them to one device")
-            if tensor is not None and tensor.dtype == torch.float64:
-                raise ConfigError(f"{name} are float64, but the CUDA kernels compute in float32; use `.float()` or DML_FUSED=0")
+        given |= {f"given of {call.functor}": call.given for call in calls}
+        given |= {f"windows of {call.functor}": call.windows for call in calls}
+        _check(given, self.device)
         self.dtypes = (anchors.dtype, None if references is None else references.dtype)
+        self.normalise, self.relations = normalise, relations
+        self.calls = tuple(
+            FunctorCall(call.functor, call.options, _numbers(call.given), _numbers(call.windows), call.cells) for call in calls
+        )
+        self.lists = relations.starts is not None and relations.positives is not None
         with self._on_device():
-            self.anchors, labels, anchor_order = self._in_order(anchors, anchor_labels)
-            self.references, order = None, anchor_order
-            side = None
-            others = labels
-            if references is not None and reference_labels is not None:
-                self.references, others, order = self._in_order(references, reference_labels)
-                side = (self.references.data_ptr(), order.data_ptr(), self.references.shape[0], normalise[1])
-            row_first = torch.searchsorted(others, labels)  # [A]
-            row_last = torch.searchsorted(others, labels, right=True)  # [A]
-            self.step: Any = module.Step(
-                anchors=(self.anchors.data_ptr(), anchor_order.data_ptr(), self.anchors.shape[0], normalise[0]),
-                references=side,
-                row_first=row_first.data_ptr(),
-                row_last=row_last.data_ptr(),
-                width=self.anchors.shape[1],
-                losses=[(call.functor, list(call.options)) for call in calls],
-            )
-            most = 0
-            if self.step.has_slots and len(labels):
-                most = int((row_last - row_first).max()) - (references is None)
+            self.raw = [_numbers(anchors), None if references is None else _numbers(references)]
+            self.labels = [anchor_labels, reference_labels]
+            self.orders: list[Tensor | None] = [None, None]
+            if not self.lists:
+                for side, labels in enumerate(self.labels):
+                    if labels is not None:
+                        self.labels[side], self.orders[side] = torch.sort(labels, stable=True)
+            options = getattr(rows._plan, "options", {})
+            self.workspace = options.get("workspace", WORKSPACE)
             try:
-                kept, self.forward_bytes, self.backward_bytes = self.step.plan(most, SLOT_BYTES)
-            except module.NotTaken as error:
-                raise NotTaken(f"{error}; use fewer samples per class, another mining, or DML_FUSED=0") from None
-            self.kept = self._bytes(kept)
-        self.held = (anchor_order, order, row_first, row_last)  # the step holds their addresses
+                self.step: Any = module.Step(
+                    anchors.shape[0],
+                    None if references is None else references.shape[0],
+                    anchors.shape[1],
+                    [(_functor(call), list(call.options), _pointer(call.given), _pointer(call.windows)) for call in self.calls],
+                    own=relations.own is not None,
+                    list_length=None if relations.positives is None or not self.lists else relations.positives.numel(),
+                    most_positives=self._most_positives(module),
+                    workspace=max(self.workspace, 4),
+                    rows=options.get("tile_rows", 0),
+                    columns=options.get("tile_columns", 0),
+                )
+            except ValueError as error:
+                if any(call.functor not in (*module.functors(), *EXTERNAL) for call in calls):
+                    raise
+                raise NotTaken(f"{error}; DML_FUSED=0 runs the definition") from None
+            self.plan: dict[str, Any] = self.step.plan
+            self.unit = [None if side is None else torch.empty_like(side) for side in self.raw]
+            self.factors = [None if side is None else side.new_empty(side.shape[0]) for side in self.raw]
+            self.kept = self._bytes(self.plan["kept"])
+        self.stored: Tensor | None = None
+
+    @property
+    def anchors(self) -> Tensor:
+        """`[A, D]` in class order, of unit norm where asked for; after `forward`."""
+        assert self.unit[0] is not None
+        return self.unit[0]
+
+    @property
+    def references(self) -> Tensor:
+        """The same `[N, D]`; the anchors for a batch with itself."""
+        return self.anchors if self.unit[1] is None else self.unit[1]
 
     def forward(self) -> tuple[Tensor, Tensor, Tensor]:
-        """Values and counts, both `[V, A]` float32 in the anchors' order, and no tables."""
+        """Values and counts, both `[V, A]` float32 in the anchors' order, and the tables `[cells]`."""
         with self._on_device():
-            both = self.anchors.new_empty(2, self.step.value_count, self.anchors.shape[0])  # [2, V, A]
+            stream, step = self._stream(), self.step
+            self._prepare(stream)
+            both = self.anchors.new_empty(2, step.value_count, self.anchors.shape[0])  # [2, V, A]
             values, counts = both[0], both[1]
-            scratch = self._bytes(self.forward_bytes)
-            self.step.forward(self.kept.data_ptr(), scratch.data_ptr(), values.data_ptr(), counts.data_ptr(), self._stream())
-        return values, counts, values.new_empty(0)
+            tables = self.anchors.new_empty(step.table_cells)
+            scratch = self._bytes(self.plan["forward"])
+            products, single = self._chunk(), len(self._rows()) * len(self._columns()) == 1
+            for r0, r1 in self._rows():
+                for c0, c1 in self._columns():
+                    self._multiply(products, (r0, r1), (c0, c1))
+                    step.forward(
+                        products.data_ptr(),
+                        r0,
+                        r1 - r0,
+                        c0,
+                        c1 - c0,
+                        scratch.data_ptr(),
+                        values.data_ptr(),
+                        counts.data_ptr(),
+                        stream,
+                    )
+            step.finish(scratch.data_ptr(), values.data_ptr(), counts.data_ptr(), tables.data_ptr(), stream)
+            self.stored = products if single and products.numel() * 4 <= self.workspace else None
+        return values, counts, tables
 
     def backward(
         self, cotangents: Tensor, table_cotangents: Tensor | None = None, with_references: bool = True
     ) -> tuple[Tensor, Tensor | None]:
-        """Gradients of anchors and references under the cotangents `[V, A]` of the values."""
+        """Gradients of anchors and references under the cotangents `[V, A]` of the values and `[cells]` of the tables."""
         with self._on_device():
+            stream, step = self._stream(), self.step
             cotangents = cotangents.float().contiguous()
-            grad_anchors, grad_references = torch.empty_like(self.anchors), None
-            if self.references is not None and with_references:
-                grad_references = torch.empty_like(self.references)
-            scratch = self._bytes(self.backward_bytes)
-            pointer = grad_references.data_ptr() if grad_references is not None else 0
-            self.step.backward(
-                self.kept.data_ptr(),
-                scratch.data_ptr(),
-                cotangents.data_ptr(),
-                grad_anchors.data_ptr(),
-                pointer,
-                self._stream(),
-            )
-            if grad_references is not None:
-                grad_references = grad_references.to(self.dtypes[1])
-            return grad_anchors.to(self.dtypes[0]), grad_references
+            tables = self.anchors.new_empty(0) if table_cotangents is None else table_cotangents.float().contiguous()
+            scratch = self._bytes(self.plan["backward"])
+            slopes, products = self._chunk(), self._chunk() if self.stored is None else self.stored
+            on_anchors = _Sum(torch.empty_like(self.anchors))
+            on_references = None
+            if self.unit[1] is None:
+                on_references = on_anchors
+            elif with_references:
+                on_references = _Sum(torch.empty_like(self.references))
+            for r0, r1 in self._rows():
+                for c0, c1 in self._columns():
+                    if self.stored is None:
+                        self._multiply(products, (r0, r1), (c0, c1))
+                    step.backward(
+                        products.data_ptr(),
+                        slopes.data_ptr(),
+                        r0,
+                        r1 - r0,
+                        c0,
+                        c1 - c0,
+                        self.stored is None,
+                        scratch.data_ptr(),
+                        cotangents.data_ptr(),
+                        tables.data_ptr(),
+                        stream,
+                    )
+                    chunk = _shaped(slopes, r1 - r0, c1 - c0)
+                    on_anchors.add(r0, r1, chunk, self.references[c0:c1])
+                    if on_references is not None:
+                        on_references.add(c0, c1, chunk.t(), self.anchors[r0:r1])
+            grad_references = None
+            if self.unit[1] is not None and on_references is not None:
+                grad_references = self._scattered(1, on_references, stream)
+            return self._scattered(0, on_anchors, stream), grad_references
+
+    def _prepare(self, stream: int) -> None:
+        sides = []
+        for side in range(2):
+            vectors = (self.raw[side], self.orders[side], self.labels[side], self.unit[side], self.factors[side])
+            sides.append(None if self.raw[side] is None else (*map(_pointer, vectors), self.normalise[side]))
+        own, starts, positives = map(_pointer, self.relations)
+        if not self.lists:
+            starts = positives = 0
+        elif not positives:  # no pair at all: no address would mean no lists
+            positives = starts
+        self.step.prepare(sides[0], sides[1], own, starts, positives, self.kept.data_ptr(), stream)
+
+    def _scattered(self, side: int, grad: _Sum, stream: int) -> Tensor:
+        out = torch.empty_like(grad.total)
+        total = grad.total if grad.total.numel() == 0 or grad.filled else grad.total.zero_()
+        self.step.scatter(side == 1, total.data_ptr(), out.data_ptr(), stream)
+        dtype = self.dtypes[side]
+        return out if dtype is None else out.to(dtype)
+
+    def _rows(self) -> list[Range]:
+        return _pieces(self.anchors.shape[0], self.plan["rows"])
+
+    def _columns(self) -> list[Range]:
+        return _pieces(self.references.shape[0], self.plan["columns"]) or [(0, 0)]
+
+    def _chunk(self) -> Tensor:
+        return self.anchors.new_empty(self.plan["rows"] * self.plan["columns"])
+
+    def _multiply(self, into: Tensor, rows: Range, columns: Range) -> None:
+        # out= variants are left alone by autocast
+        out = _shaped(into, rows[1] - rows[0], columns[1] - columns[0])
+        if out.numel():
+            torch.mm(self.anchors[slice(*rows)], self.references[slice(*columns)].t(), out=out)
+
+    def _most_positives(self, module: ModuleType) -> int:
+        """Of any anchor, where it is worth waiting for; 0: unknown."""
+        labels = self.labels[0] if self.labels[1] is None else self.labels[1]
+        if self.lists or labels is None or labels.numel() <= MANY_REFERENCES:
+            return 0
+        if not any(module.has_slots(_functor(call)) for call in self.calls):
+            return 0
+        if self.device.type == "cuda" and torch.cuda.is_current_stream_capturing():
+            return 0
+        return int(torch.unique_consecutive(labels, return_counts=True)[1].max())
 
     def _on_device(self) -> Any:
         return torch.cuda.device(self.device) if self.device.type == "cuda" else nullcontext()
@@ -142,6 +254,48 @@ class CudaStep:
     def _bytes(self, count: int) -> Tensor:
         return torch.empty(count, dtype=torch.uint8, device=self.device)
 
-    def _in_order(self, rows: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        labels, order = torch.sort(labels, stable=True)
-        return rows.detach().float().contiguous(), labels, order
+
+class _Sum:
+    """A sum of products in place, part by part of its rows; in a fixed order."""
+
+    def __init__(self, total: Tensor) -> None:
+        self.total, self.filled = total, False
+
+    def add(self, first: int, last: int, left: Tensor, right: Tensor) -> None:
+        """Adds `left @ right` to the rows from `first` to `last`."""
+        if self.filled:
+            self.total[first:last].addmm_(left, right)
+        elif last - first == self.total.shape[0]:
+            torch.mm(left, right, out=self.total)
+        else:
+            self.total.zero_()
+            torch.mm(left, right, out=self.total[first:last])
+        self.filled = True
+
+
+def _check(given: dict[str, Tensor | None], device: torch.device) -> None:
+    for name, tensor in given.items():
+        if tensor is not None and tensor.device != device:
+            raise ConfigError(f"{name} are on {tensor.device}, but anchors are on {device}; move them to one device")
+        if tensor is not None and tensor.dtype == torch.float64:
+            raise ConfigError(f"{name} are float64, but the CUDA kernels compute in float32; use `.float()` or DML_FUSED=0")
+
+
+def _functor(call: FunctorCall) -> Any:
+    return EXTERNAL.get(call.functor, call.functor)
+
+
+def _numbers(tensor: Tensor | None) -> Any:
+    return None if tensor is None else tensor.detach().float().contiguous()
+
+
+def _pointer(tensor: Tensor | None) -> int:
+    return 0 if tensor is None else tensor.data_ptr()
+
+
+def _shaped(flat: Tensor, rows: int, columns: int) -> Tensor:
+    return flat[: rows * columns].view(rows, columns)
+
+
+def _pieces(count: int, each: int) -> list[Range]:
+    return [(first, min(first + each, count)) for first in range(0, count, max(each, 1))]

@@ -187,7 +187,8 @@ class RowMeasure:
         if windows is None and self.all is not None:
             return self.all
         values, counts, _ = run_together(self.sides, (FunctorCall("row_extremes", (0.0,), windows=windows),), (True, True))
-        signs = values.new_tensor([[torch.inf], [-torch.inf], [torch.inf], [-torch.inf]])
+        signs = values.new_full((4, 1), torch.inf)  # no copy of numbers of the host: a CUDA graph takes none
+        signs[1::2] = -torch.inf
         found = Extremes(*torch.where(counts == 0, signs, values).unbind())
         if windows is None:
             self.all = found
@@ -418,15 +419,13 @@ class RowLoss(Loss):
         return ""
 
     def call_for(self, embeddings: Tensor, sides: Sides) -> FunctorCall | None:
-        """The functor to run for such embeddings, or None: plain PyTorch. The CUDA kernels take no float64, and know
-        positives by equal labels only."""
+        """The functor to run for such embeddings, or None: plain PyTorch. The CUDA kernels take no float64."""
         call = self.functor_call()
         if (
             isinstance(call, str)
             or _why_no_kernel(type(self), call.functor, embeddings.device.type)
             or (embeddings.is_cuda and embeddings.dtype == torch.float64)
             or (call.functor in partner_functors() and not self._has_partners(sides))
-            or (embeddings.is_cuda and any(told is not None for told in (sides.own, sides.relation, sides.mining)))
             or not self._is_minable(sides)
         ):
             return None

@@ -1,0 +1,298 @@
+"""The CUDA kernels on the emulator, beside the CPU kernels in float64: chunks of any shape, listed positives, own references,
+windows, given numbers, large classes, and the plan of the chunks."""
+
+from __future__ import annotations
+
+import ctypes
+from dataclasses import replace
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import cuda_emulation
+import pytest
+import torch
+from cases import BATCHES, FUSED, PAIRS, PROXIES, Case, embeddings_of
+from torch import Tensor
+
+from dmlcore.kernels import FunctorCall, Relations, cuda, fused_pass, partner_functors, plan_options, rows
+from dmlcore.kernels.cuda import CudaStep, NotTaken
+from dmlcore.losses.base import Sides
+
+pytestmark = pytest.mark.skipif(bool(cuda_emulation.missing()), reason=cuda_emulation.missing())
+CHUNKS = {
+    "planned": {},
+    "rows in chunks": {"tile_rows": 7},
+    "rows and columns in chunks": {"tile_rows": 16, "tile_columns": 13},
+}
+chunks = pytest.mark.parametrize("plan", CHUNKS)
+# a row of the table for every functor
+FUNCTORS = list({case.create().functor_call().functor: case for case in reversed(FUSED) if case in PAIRS}.values())
+FUNCTORS = [case for case in FUNCTORS if case.name != "angular"]
+functors = pytest.mark.parametrize("case", FUNCTORS, ids=lambda case: case.id)
+
+
+def ready(case: Case, sides: Sides, dtype: torch.dtype) -> tuple[FunctorCall, tuple[bool, bool]]:
+    """The functor of a row with its numbers, whatever the pairs."""
+    loss = case.create(dtype)
+    with torch.no_grad():
+        return replace(loss.functor_call(), given=loss.given(sides)), loss.normalise
+
+
+def outcome(
+    dtype: torch.dtype,
+    calls: tuple[FunctorCall, ...],
+    sides: Sides,
+    normalise: tuple[bool, bool],
+    relations: Relations | None,
+    plan: dict[str, int],
+) -> list[Tensor]:
+    """Values, counts, tables and gradients under fixed cotangents."""
+    leaf = sides.anchors.to(dtype).requires_grad_()
+    other = None if sides.references is None else sides.references.to(dtype).requires_grad_()
+    with plan_options(**plan):
+        values, counts, tables = fused_pass(
+            leaf, sides.anchor_labels, other, sides.reference_labels, calls, normalise=normalise, relations=relations
+        )
+        generator = torch.Generator().manual_seed(1)
+        weights, of_cells = (torch.rand(x.shape, generator=generator).to(dtype) for x in (values, tables))
+        total = (values * weights).sum() + (tables * of_cells).sum()
+        leaves = [leaf] if other is None else [leaf, other]
+        gradients = torch.autograd.grad(total, leaves, allow_unused=True)
+    halves = [half / half.sum().clamp_min(1) for half in tables.view(2, -1)] if len(tables) else []  # pairs may count twice
+    found = [values, counts, *halves]
+    if not len(tables):
+        found += [torch.zeros_like(x) if g is None else g for g, x in zip(gradients, leaves, strict=True)]
+    return [x.detach().double() for x in found]
+
+
+@pytest.fixture
+def agree(emulated: ModuleType, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """Checks a pass of the CUDA kernels in float32 against one of the CPU kernels in float64."""
+
+    def check(make: Any, sides: Sides, relations: Relations | None = None, plan: str = "planned", loose: float = 1.0) -> None:
+        calls, normalise = make(torch.float64)
+        truth = outcome(torch.float64, calls, sides, normalise, relations, {})
+        calls, normalise = make(torch.float32)
+        with monkeypatch.context() as patch:
+            patch.setattr(rows, "_step", lambda *arguments: CudaStep(*arguments, module=emulated))
+            found = outcome(torch.float32, calls, sides, normalise, relations, CHUNKS[plan])
+        for mine, right in zip(found, truth, strict=True):
+            torch.testing.assert_close(
+                mine, right, rtol=2e-4 * loose, atol=2e-5 * loose * float(right.abs().max() if right.numel() else 0) + 1e-6
+            )
+
+    return check
+
+
+def other_side(case: Case, count: int = 41) -> tuple[Tensor, Tensor]:
+    labels = torch.arange(count) * 3 % 7
+    return embeddings_of(labels, seed=4), labels
+
+
+@functors
+@chunks
+@pytest.mark.parametrize("references", [False, True])
+def test_chunks(agree: Any, case: Case, plan: str, references: bool) -> None:
+    x, y = BATCHES["odd"]
+    if references and case.create().functor_call().functor in partner_functors():
+        pytest.skip("takes no references")
+    sides = Sides(x, y, *(other_side(case) if references else (None, None)))
+
+    def make(dtype: torch.dtype) -> Any:
+        call, normalise = ready(case, sides, dtype)
+        return (call,), normalise
+
+    agree(make, sides, None, plan)
+
+
+@pytest.mark.parametrize("case", [case for case in PROXIES if case.fused], ids=lambda case: case.id)
+@pytest.mark.parametrize("plan", ["rows in chunks", "rows and columns in chunks"])
+def test_proxies_in_chunks(emulated: ModuleType, monkeypatch: pytest.MonkeyPatch, case: Case, plan: str) -> None:
+    x, y = BATCHES["odd"]
+    found = []
+    for dtype in (torch.float64, torch.float32):
+        loss, leaf = case.create(dtype), x.to(dtype).requires_grad_()
+        with monkeypatch.context() as patch, plan_options(**(CHUNKS[plan] if dtype == torch.float32 else {})):
+            if dtype == torch.float32:
+                patch.setattr(rows, "_step", lambda *arguments: CudaStep(*arguments, module=emulated))
+            value = loss(leaf, y)
+            found.append([value, *torch.autograd.grad(value, [leaf, *loss.parameters()])])
+    for right, mine in zip(*found, strict=True):
+        torch.testing.assert_close(mine.double(), right, rtol=2e-4, atol=2e-5 * float(right.abs().max()))
+
+
+@functors
+@pytest.mark.parametrize("plan", ["planned", "rows and columns in chunks"])
+@pytest.mark.parametrize("references", [False, True])
+def test_windows(agree: Any, case: Case, plan: str, references: bool) -> None:
+    x, y = BATCHES["odd"]
+    if case.create().functor_call().functor in partner_functors():
+        pytest.skip("takes no windows")
+    sides = Sides(x, y, *(other_side(case) if references else (None, None)))
+    low, high = 0.5 * torch.rand(2, 2, len(y), generator=torch.Generator().manual_seed(7), dtype=torch.float64)
+    windows = torch.stack([low[0] - 0.6, high[0] + 0.2, low[1] - 0.7, high[1]])  # [4, A]
+    windows[:, 3] = torch.tensor([2.0, 3.0, 2.0, 3.0])  # nothing is left
+    if case.create().normalise != (True, True):
+        windows = windows * 10  # products of raw vectors
+
+    def make(dtype: torch.dtype) -> Any:
+        call, normalise = ready(case, sides, dtype)
+        return (replace(call, windows=windows.to(dtype)),), normalise
+
+    agree(make, sides, None, plan)
+
+
+def random_lists(count: int, others: int, own: Tensor | None) -> tuple[Tensor, Tensor]:
+    """`starts` and `positives` of relations, no partition into classes, some anchors without any; symmetric without `own`."""
+    generator = torch.Generator().manual_seed(2)
+    sets, theirs = torch.rand(count, 9, generator=generator) < 0.2, torch.rand(others, 9, generator=generator) < 0.2
+    positive = (sets[:, None, :] & (sets if own is None else theirs)[None]).any(2)
+    if own is None:
+        positive.fill_diagonal_(False)
+    else:
+        known = own >= 0
+        positive[known.nonzero()[:, 0], own[known]] = False
+    return torch.cat([torch.zeros(1, dtype=torch.int64), positive.sum(1).cumsum(0)]), positive.nonzero()[:, 1].contiguous()
+
+
+@functors
+@pytest.mark.parametrize("plan", ["planned", "rows and columns in chunks"])
+@pytest.mark.parametrize("references", [False, True])
+def test_listed_positives(agree: Any, case: Case, plan: str, references: bool) -> None:
+    x, y = BATCHES["odd"]
+    if references and case.create().functor_call().functor in partner_functors():
+        pytest.skip("takes no references")
+    sides = Sides(x, y, *(other_side(case) if references else (None, None)))
+    own = None
+    if references:
+        own = torch.full((len(y),), -1)
+        own[3], own[8] = 17, 0
+    relations = Relations(own, *random_lists(len(y), 41, own))
+
+    def make(dtype: torch.dtype) -> Any:
+        call, normalise = ready(case, sides, dtype)
+        return (call,), normalise
+
+    agree(make, sides, relations, plan)
+
+
+def test_no_positive_is_listed(agree: Any) -> None:
+    x, y = BATCHES["odd"]
+    relations = Relations(None, torch.zeros(len(y) + 1, dtype=torch.int64), torch.zeros(0, dtype=torch.int64))
+    calls = (FunctorCall("ms", (2.0, 50.0, 0.5, 0.1)), FunctorCall("triplet_all", (0.1,)))
+    agree(lambda _: (calls, (True, True)), Sides(x, y, None, None), relations)
+
+
+@functors
+@pytest.mark.parametrize("plan", ["planned", "rows and columns in chunks"])
+def test_own_reference_is_no_pair(agree: Any, case: Case, plan: str) -> None:
+    if case.create().functor_call().functor in partner_functors() or case.mines_beyond:
+        pytest.skip("takes no references, or jumps where an anchor meets itself under another index")
+    x, y = BATCHES["odd"]
+    shuffle = torch.randperm(len(y), generator=torch.Generator().manual_seed(3))
+    others, labels = torch.cat([embeddings_of(y[:5], seed=5), x[shuffle]]), torch.cat([y[:5], y[shuffle]])
+    own = 5 + shuffle.argsort()
+    own[::4] = -1
+    sides = Sides(x, y, others, labels, own)
+
+    def make(dtype: torch.dtype) -> Any:
+        call, normalise = ready(case, sides, dtype)
+        return (call,), normalise
+
+    keep = own >= 0  # an anchor that meets itself as a positive lies at distance 0, which one float does not tell from 1e-4
+    sides = sides._replace(anchors=x[keep], anchor_labels=y[keep], own=own[keep])
+    agree(make, sides, Relations(own[keep]), plan)
+
+
+@pytest.mark.parametrize("name", ["triplet_all", "triplet_semihard", "smooth_ap", "ms"])
+def test_lists_beyond_shared_memory(agree: Any, name: str) -> None:
+    y = torch.cat([torch.zeros(262, dtype=torch.int64), torch.arange(1, 12) // 3])
+    x = embeddings_of(y, 8, spread=2.0)
+    options = {"ms": (2.0, 50.0, 0.5, 0.1), "smooth_ap": (0.1,)}.get(name, (0.1,))
+    chosen = torch.arange(0, len(y), 6)  # some anchors with long lists, some with short ones
+    ones = None if name != "smooth_ap" else torch.zeros(1, len(chosen))
+    windows = None if name != "triplet_semihard" else torch.tensor([[-0.2], [0.8], [-1.0], [0.9]]).repeat(1, len(chosen))
+    call = FunctorCall(name, options, ones, windows)
+    agree(lambda _: ((call,), (True, True)), Sides(x[chosen], y[chosen], x, y), Relations(chosen), loose=2.0)
+
+
+def test_members_share_products(emulated: ModuleType) -> None:
+    x, y = BATCHES["odd"][0].float(), BATCHES["odd"][1]
+    calls = (FunctorCall("ms", (2.0, 50.0, 0.5, 0.1)), FunctorCall("sup_con", (0.1,)), FunctorCall("triplet_all", (0.1,)))
+    multiplied = []
+
+    class Counted(CudaStep):
+        def _multiply(self, into: Tensor, rows: Any, columns: Any) -> None:
+            multiplied.append((rows, columns))
+            super()._multiply(into, rows, columns)
+
+    step = Counted(x, y, None, None, (True, True), calls, module=emulated)
+    step.backward(torch.ones_like(step.forward()[0]))
+    assert multiplied == [((0, 37), (0, 37))]  # kept for backward
+    with plan_options(workspace=37 * 16 * 4, tile_rows=16):
+        step = Counted(x, y, None, None, (True, True), calls, module=emulated)
+        step.backward(torch.ones_like(step.forward()[0]))
+    assert multiplied[1:] == 2 * [((0, 16), (0, 37)), ((16, 32), (0, 37)), ((32, 37), (0, 37))]
+
+
+LARGE = [
+    # anchors, references, functor, rows and columns of a chunk, whether it holds whole rows
+    (512, None, "ms", (512, 512), True),
+    (8192, None, "ms", (512, 8192), True),
+    (131_072, None, "ms", (1024, 4096), False),
+    (131_072, None, "triplet_all", (32, 131_072), True),
+    (512, 1_000_000, "norm_softmax", (512, 8192), False),
+    (1_000_000, 512, "proxy_anchor", (8192, 512), True),
+    (64, 1_000_000, "ms", (64, 65_536), False),
+    (1_000_000, 1_000_000, "sup_con", (1024, 4096), False),
+]
+
+
+@pytest.mark.parametrize(("anchors", "references", "functor", "chunk", "whole"), LARGE)
+def test_plan_of_large_passes(
+    emulated: ModuleType, anchors: int, references: int | None, functor: str, chunk: Any, whole: bool
+) -> None:
+    number = emulated.functors()[functor][0].count(" ") + 1
+    step = emulated.Step(anchors, references, 128, [(functor, [0.1] * number, 0, 0)], workspace=16 << 20)
+    plan, longest = step.plan, references or anchors
+    assert ((plan["rows"], plan["columns"]), plan["whole"]) == (chunk, whole)
+    assert 4 * chunk[0] * chunk[1] <= max(16 << 20, 32 * 4 * longest)
+    assert max(plan["forward"], plan["backward"]) <= (32 << 20) + 40 * longest + 80 * anchors  # linear in both sides
+    assert plan["kept"] <= 60 * (anchors + longest)
+    assert 0 <= plan["long_blocks"] <= plan["rows"]
+
+
+def test_too_large_for_the_kernels(emulated: ModuleType) -> None:
+    with pytest.raises(ValueError, match="2\\^30 rows"):
+        emulated.Step((1 << 30) + 1, None, 8, [("ms", [2.0, 50.0, 0.5, 0.1], 0, 0)], workspace=1 << 20)
+
+
+def test_a_functor_compiled_at_run_time_joins_the_pass(
+    emulated: ModuleType, built: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    library = ctypes.CDLL(str(built / "plain" / "external.so"))
+    layout = (ctypes.c_int * 10)()
+    library.external_layout(layout)
+    launcher = ctypes.cast(library.external_launch, ctypes.c_void_p).value
+    external = emulated.External("toy", list(layout), 1, 0, 2, launcher)
+    monkeypatch.setitem(cuda.EXTERNAL, "toy", external)
+    x, y = BATCHES["odd"][0].float(), BATCHES["odd"][1]
+    calls = (FunctorCall("ms", (2.0, 50.0, 0.5, 0.1)), FunctorCall("toy", (0.2,)), FunctorCall("triplet_all", (0.1,)))
+    leaf = x.double().requires_grad_()
+    s = torch.nn.functional.normalize(leaf) @ torch.nn.functional.normalize(leaf).T
+    truth = ((s - 0.2).clamp_min(0) ** 2 * (y[:, None] != y)).sum(1)
+    truth.sum().backward()
+    for plan in CHUNKS.values():
+        with plan_options(**plan):
+            step = CudaStep(x, y, None, None, (True, True), calls, module=emulated)
+            values, *_ = step.forward()
+            grad, _ = step.backward(torch.tensor([[0.0], [1.0], [0.0]]).expand(3, len(y)))
+        torch.testing.assert_close(values[1].double(), truth.detach(), rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(grad.double(), leaf.grad, rtol=1e-4, atol=1e-5)
+    with pytest.raises(NotTaken, match="'toy' takes 1 options, got 2"):
+        CudaStep(x, y, None, None, (True, True), (FunctorCall("toy", (0.2, 1.0)),), module=emulated)
+    monkeypatch.setitem(cuda.EXTERNAL, "toy", emulated.External("toy", list(layout), 7, 0, 7, launcher))
+    step = CudaStep(x, y, None, None, (True, True), calls, module=emulated)
+    with pytest.raises(RuntimeError, match="error 400 of the driver"):
+        step.forward()
