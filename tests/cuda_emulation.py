@@ -9,11 +9,8 @@ import shutil
 import subprocess
 import sys
 import sysconfig
-<<<<<<< HEAD
 from collections.abc import Callable
-=======
 from dataclasses import replace
->>>>>>> bec5bf1
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -86,12 +83,8 @@ def build(folder: Path, sanitized: bool) -> None:
         for source in sorted((CSRC / "cuda").glob("*.cu")):
             objects.append(str(out / f"{source.stem}.o"))
             jobs.insert(0, [*flags, *EMULATED, *listed, "-c", str(source), "-o", objects[-1]])
-<<<<<<< HEAD
-=======
-        jobs.append([*flags, "-shared", *EMULATED, str(TESTS / "cuda_faults.cu"), "-o", str(out / "faults.so")])
         if kind == "plain":
             jobs.append([*flags, "-shared", *EMULATED, str(TESTS / "cuda_external.cu"), "-o", str(out / "external.so")])
->>>>>>> bec5bf1
         links.append([*flags, "-shared", *objects, str(binding), "-o", str(out / "_cuda.so")])
     for batch in (jobs, links):
         _compile(batch)
@@ -140,11 +133,7 @@ def load(path: Path) -> ModuleType:
 
 
 def _run_all(path: str) -> None:
-<<<<<<< HEAD
-    from dmlcore.kernels import FunctorCall
-=======
     from dmlcore.kernels import FunctorCall, Relations, plan_options
->>>>>>> bec5bf1
     from dmlcore.kernels.cuda import CudaStep
 
     module = load(Path(path))
@@ -157,10 +146,6 @@ def _run_all(path: str) -> None:
             values, _, tables = step.forward()
             grad, _ = step.backward(torch.ones_like(values), torch.ones_like(tables))
         assert torch.isfinite(values).all() and torch.isfinite(grad).all()
-<<<<<<< HEAD
-    for ranked in rankings():
-        ranked(module)
-=======
 
     def windows(count: int) -> Tensor:
         return torch.tensor([[-0.5], [0.9], [-0.9], [0.8]]).repeat(1, count)
@@ -198,7 +183,8 @@ def _run_all(path: str) -> None:
         [FunctorCall("soft_triple", (3.0, 0.1, 20.0, 0.01))],
         tile_columns=7,
     )
->>>>>>> bec5bf1
+    for ranked in rankings():
+        ranked(module)
     print("clean")
 
 

@@ -54,13 +54,9 @@ def test_refuses_what_it_cannot_run(module) -> None:
     with pytest.raises(ValueError, match="no functor 'quadruplet'"):
         module.Step(1, None, 1, [("quadruplet", [0.1], 0, 0)], workspace=1 << 20)
     with pytest.raises(ValueError, match="takes the options 'margin'"):
-<<<<<<< HEAD
-        module.Step((0, 0, 0, True), None, 0, 0, 1, [("triplet_all", [])])
+        module.Step(1, None, 1, [("triplet_all", [], 0, 0)], workspace=1 << 20)
 
 
 def test_the_ranking_is_built(module) -> None:
     assert module.Ranking32 is not module.Ranking64 and module.most_compared == 16
     assert [module.ranking_stride(width) for width in (0, 1, 16, 17, 512)] == [16, 16, 16, 32, 512]
-=======
-        module.Step(1, None, 1, [("triplet_all", [], 0, 0)], workspace=1 << 20)
->>>>>>> bec5bf1
