@@ -160,11 +160,7 @@ def test_it_takes_a_memory_and_half_precision(mine: Any) -> None:
 
 
 def test_on_another_device_the_plain_form_runs(mine: Any) -> None:
-    path = mine.functor_header()
-    with pytest.warns(UserWarning, match="toy_mine.h: functors compiled at run time are for the CPU") as warned:
-        assert all("are for the CPU" in runtime.why_missing("toy_mine", path, "cuda") for _ in range(2))
-    assert len(warned) == 1
-    assert "no form for cuda" in runtime.why_missing("toy_mine", None, "cuda")
+    assert "no form for mps" in runtime.why_missing("toy_mine", mine.functor_header(), "mps")
 
 
 def test_it_may_be_first_used_under_compilation(tmp_path: Path) -> None:
