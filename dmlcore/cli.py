@@ -17,16 +17,13 @@ from cyclopts import App, CycloptsError
 from cyclopts.exceptions import UnknownOptionError
 
 import dmlcore
-from dmlcore import console
-from dmlcore.description import describe_components, describe_system
+from dmlcore import console, plugins
+from dmlcore.description import describe_system
 from dmlcore.errors import ConfigError, DmlcoreError, suggestion
 from dmlcore.flags import command, component_flags, flag, given, parameter_name, settings_flags
+from dmlcore.plugin_commands import COMMON, plugins_app
 from dmlcore.training.settings import CHOOSING, Component, Settings, Source, choose, not_chosen
 
-COMMON = [
-    flag("json", bool, "Print one JSON object on stdout and nothing else there.", False),
-    flag("debug", bool, "Show the traceback of an error.", False),
-]
 TRAINED = [
     flag("checkpoint", str, "`best`, `last` or `previous`.", "best"),
     flag("device", str, "`auto`, `cpu`, `cuda` or `cuda:N`.", "auto"),
@@ -45,7 +42,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     tokens = list(sys.argv[1:] if argv is None else argv)
     debug = "--debug" in tokens
     try:
-        return _Commands(tokens).run()
+        with plugins.blaming():
+            return _Commands(tokens).run()
     except KeyboardInterrupt as interrupt:
         console.fail(str(interrupt) or "interrupted", debug=debug)
         return 130
@@ -84,13 +82,11 @@ class _Commands:
         )
 
     def run(self) -> int:
-        makers = {"train": self._train, "eval": self._eval, "embed": self._embed, "plugins": self._plugins, "info": self._info}
+        makers = {"train": self._train, "eval": self._eval, "embed": self._embed, "plugins": plugins_app, "info": self._info}
         self.app.command(self._kernels(), name="kernels")
         for name, make in makers.items():
             self.app.command(make(), name=name)
         if self.word and self.word not in {*makers, "kernels"}:
-            from dmlcore import plugins
-
             plugins.manager().hook.dmlcore_commands(app=self.app)
         try:
             status = self.app(self.tokens, exit_on_error=False, print_error=False)
@@ -248,28 +244,6 @@ class _Commands:
                 *COMMON,
             ],
             "Write the embeddings of data as an .npz file.",
-        )
-
-    def _plugins(self) -> Callable[..., int]:
-        def show_plugins(name: str | None, *, json: bool, debug: bool) -> int:
-            entries = describe_components()
-            if name is not None:
-                known = {entry["name"] for entry in entries}
-                entries = [entry for entry in entries if entry["name"] == name]
-                if not entries:
-                    raise ConfigError(f"there is nothing called '{name}'.{suggestion(name, known)}")
-            if json:
-                console.show_json({"plugins": entries})
-            elif name is None:
-                console.show_components(entries)
-            else:
-                for entry in entries:
-                    console.show_component(entry)
-            return 0
-
-        name = flag("name", str | None, "Show this one with its options.", is_positional=True).replace(default=None)
-        return command(
-            show_plugins, [name, *COMMON], "List every loss, miner, weighting, compressor, model, data set, logger, or one."
         )
 
     def _kernels(self) -> App:

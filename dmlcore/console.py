@@ -21,6 +21,7 @@ from dmlcore.training.loggers import Logger
 if TYPE_CHECKING:
     from rich.progress import Progress, TaskID
 
+    from dmlcore.testing import Report
     from dmlcore.training.run import Run
 
 
@@ -144,6 +145,39 @@ def show_component(entry: dict[str, Any]) -> None:
         show(f"Given with its name to a loss: --LOSS.miner '{entry['name']}({entry['options'][0]['name']}=VALUE)'")
 
 
+def show_report(report: Report) -> None:
+    """The checks of a plugin, a line each, and what they come to."""
+    marks = {"ok": "ok  ", "fails": "FAIL", "not applicable": "-   "}
+    for check in report.checks:
+        show(f"{marks[check.status]} {check.name}{f': {check.detail}' if check.detail else ''}")
+    failed = sum(not check.passed for check in report.checks)
+    idle = sum(not check.applies for check in report.checks)
+    made = len(report.checks) - idle
+    verdict = f"{failed} of {made} checks fail" if failed else f"all {made} checks hold"
+    show(f"{report.kind} '{report.name}': {verdict}" + (f", {idle} do not apply" if idle else ""))
+
+
+def show_bench(result: dict[str, Any]) -> None:
+    """Times of the forms of a loss."""
+    show(
+        f"{result['loss']}: forward and backward of {result['samples']:,} embeddings of {result['dimensions']};"
+        f" {result['device']}, {result['threads']} threads"
+    )
+    if not result["is_fused"]:
+        show(f"not fused: {result['why_not_fused']}")
+    table = _table("form", "ms", "20 %", "80 %", "repeats", "x products", numbers=True)
+    for row in result["rows"]:
+        if "failed" in row:
+            table.add_row(row["form"], "-", "-", "-", "0", "-")
+        else:
+            numbers = (f"{row[key]:.3f}" for key in ("milliseconds", "fast", "slow"))
+            table.add_row(row["form"], *numbers, str(row["repeats"]), f"{row['ratio']:.2f}")
+    _stdout().print(table)
+    for row in result["rows"]:
+        if "failed" in row:
+            show(f"{row['form']} failed: {row['failed']}")
+
+
 def show_kernels(found: dict[str, Any]) -> None:
     """The compiled functors that are kept, a line each."""
     if found["kernels"]:
@@ -172,7 +206,7 @@ def _fused(entry: dict[str, Any], short: bool = False) -> str:
     if entry.get("is_fused") is None:
         return ""
     if entry["is_fused"]:
-        return "yes"
+        return ", ".join(entry["fused_on"])
     return "no" if short else f"no, {entry['why_not_fused']}"
 
 

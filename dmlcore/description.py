@@ -12,7 +12,7 @@ from dmlcore.config import option_help, option_types
 
 
 def describe_components() -> list[dict[str, Any]]:
-    """Everything plugins offer: kind, name, owner, version, summary, help, options, and for losses whether they are fused."""
+    """Everything plugins offer: kind, name, owner, version, summary, help, options, and for losses where they are fused."""
     from dmlcore import plugins
 
     described = []
@@ -73,13 +73,17 @@ def _summary(text: str) -> str:
 
 
 def _fusion(name: str) -> dict[str, Any]:
-    from dmlcore import losses
+    from dmlcore import kernels, losses
 
     try:
         loss = losses.create(name, num_classes=2, embedding_dim=2)
-        return {"is_fused": loss.is_fused, "why_not_fused": loss.why_not_fused}
+        call = loss.functor_call() if isinstance(loss, losses.RowLoss) else ""
+        functor = call if isinstance(call, str) else call.functor
+        on_cuda = loss.is_fused and not kernels.reason_against("cuda") and functor in kernels.functors("cuda")
+        places = ["cpu"] * loss.is_fused + ["cuda"] * on_cuda
+        return {"is_fused": loss.is_fused, "fused_on": places, "why_not_fused": loss.why_not_fused}
     except Exception as error:  # a plugin's own failure must not hide the others
-        return {"is_fused": False, "why_not_fused": f"it cannot be created with its defaults: {error}"}
+        return {"is_fused": False, "fused_on": [], "why_not_fused": f"it cannot be created with its defaults: {error}"}
 
 
 def _type_name(kind: Any) -> str:

@@ -228,7 +228,7 @@ def test_embed(here: Callable[..., tuple[int, str, str]], trained: Path, feature
 
 def test_plugins_lists_everything_with_options(here: Callable[..., tuple[int, str, str]]) -> None:
     listed = json.loads(here("plugins", "--json")[1])["plugins"]
-    assert {"loss", "miner", "weighting", "compressor", "model", "data", "logger"} == {entry["kind"] for entry in listed}
+    assert set(plugins.KINDS) == {entry["kind"] for entry in listed}
     for entry in listed:
         assert entry["summary"] and entry["owner"] == "dmlcore"
         assert all(option["type"] and option["help"] for option in entry["options"]), entry["name"]
@@ -266,7 +266,13 @@ MISTAKES = [
     (["train", "--samples-per-class", "1"], "samples_per_class is 1"),
     (["train", "--model", "cnv"], "no model 'cnv'. Did you mean 'conv'"),
     (["train", "--weighting", "fixd"], "no weighting 'fixd'. Did you mean 'fixed'"),
-    (["train", "--data", "glyph"], "glyph"),
+    (["train", "--data", "glyph"], "Did you mean 'glyphs'"),
+    (["train", "--data", "nope.npz"], "no file or folder of that name. Data sets: glyphs."),
+    (["train", "--auto-trials", "3"], "auto_trials is given, but it is for plugins = auto"),
+    (["train", "--transforms", "shft"], "no transform 'shft'. Did you mean 'shift'"),
+    (["train", "--sampler", "shufled"], "no sampler 'shufled'. Did you mean 'shuffled'"),
+    (["train", "--metrics", "uniform"], "no metric 'uniform'. Did you mean 'uniformity'"),
+    (["train", "--compress", "300", "--embedding-dim", "16"], "cannot compress 16 dimensions to 300"),
     (["train", "--data", "/nowhere/at/all"], "/nowhere/at/all"),
     (["train", "--data", "EMPTY"], "EMPTY"),
     (["train", "--data", "ONE"], "one class"),

@@ -17,7 +17,7 @@ import torch
 from PIL import Image
 
 from dmlcore import plugins
-from dmlcore.errors import ConfigError, PluginError, TrainingError
+from dmlcore.errors import ConfigError, TrainingError
 from dmlcore.evaluation import protocol
 from dmlcore.training import Logger, RunConfig, checkpoints, folder, optimiser, schedule, train
 from dmlcore.training.folder import RunFolder
@@ -167,10 +167,10 @@ def test_resuming_after_a_crash_drops_what_the_checkpoint_does_not_know(features
     class Crash(Logger):
         def step_ended(self, run: Run, record: dict[str, Any]) -> None:
             if record["step"] == 8:
-                raise RuntimeError("power cut")
+                raise TrainingError("power cut")
 
     given = {"data": features, "steps": 10, "loggers": ["spreadsheet"], **SMALL}
-    with pytest.raises(PluginError, match="power cut"):
+    with pytest.raises(TrainingError, match="power cut"):
         _train_with(Crash(), out=tmp_path / "run", **given)
     with open(tmp_path / "run" / "metrics.jsonl", "a") as file:
         file.write('{"kind": "st')
@@ -319,6 +319,11 @@ class Recorder:
         self.events.append(("evaluated", record["step"]))
 
     @plugins.hookspecs.hookimpl
+    def dmlcore_checkpoint_saved(self, run: Run, name: str, path: Path) -> None:
+        assert path.exists() and path.stem == name
+        self.events.append((name, run.step))
+
+    @plugins.hookspecs.hookimpl
     def dmlcore_training_ended(self, run: Run, result: dict[str, Any]) -> None:
         assert (run.folder.path / "result.json").exists() and "metrics" in result
         self.events.append(("ended", run.step))
@@ -331,31 +336,55 @@ def test_plugins_hear_of_every_event(features: str, tmp_path: Path) -> None:
         train(out=tmp_path / "run", data=features, steps=3, **{**SMALL, "eval_every": 2})
     finally:
         plugins.manager().unregister(recorder)
-    assert recorder.events == [
+    kept = [event for event in recorder.events if event[0] != "best"]
+    assert kept == [
         ("started", 0),
+        ("last", 0),
         ("evaluated", 0),
         ("step", 1),
         ("step", 2),
+        ("last", 2),
         ("evaluated", 2),
         ("step", 3),
+        ("last", 3),
         ("evaluated", 3),
         ("ended", 3),
     ]
+    assert recorder.events.index(("best", 0)) < recorder.events.index(("last", 0))
 
 
-def test_a_hook_that_fails_is_named(features: str, tmp_path: Path) -> None:
+def test_an_event_hook_that_fails_is_warned_about_once_and_training_goes_on(features: str, tmp_path: Path) -> None:
     class Faulty:
         @plugins.hookspecs.hookimpl
         def dmlcore_step_ended(self, run: Run, record: dict[str, Any]) -> None:
             raise ZeroDivisionError("oh")
 
-    faulty = Faulty()
-    plugins.manager().register(faulty, "faulty")
+    class Broken(Logger):
+        name = "broken"
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.notes: list[str] = []
+
+        def note(self, text: str) -> None:
+            self.notes.append(text)
+
+        def step_ended(self, run: Run, record: dict[str, Any]) -> None:
+            raise OSError("no wire")
+
+    recorder, faulty, broken = Recorder(), Faulty(), Broken()
+    for plugin in (recorder, faulty):  # the one registered last is called first
+        plugins.manager().register(plugin)
     try:
-        with pytest.raises(PluginError, match="hook dmlcore_step_ended failed: ZeroDivisionError: oh"):
-            train(out=tmp_path / "run", data=features, steps=3, **SMALL)
+        result = train(out=tmp_path / "run", data=features, steps=3, loggers=[broken], **SMALL)
     finally:
-        plugins.manager().unregister(faulty)
+        for plugin in (recorder, faulty):
+            plugins.manager().unregister(plugin)
+    assert [step for event, step in recorder.events if event == "step"] == [1, 2, 3]
+    warnings = [note for note in broken.notes if note.startswith("warning: ")]
+    assert len(warnings) == 2 and [f"warning: {text}" for text in result["warnings"]] == warnings
+    assert "the logger 'broken' (step_ended) failed: OSError: no wire. Training goes on" in warnings[0]
+    assert "the hook dmlcore_step_ended of" in warnings[1] and "ZeroDivisionError: oh" in warnings[1]
 
 
 def test_loggers_hear_of_the_whole_run_and_are_always_closed(features: str, tmp_path: Path) -> None:

@@ -13,23 +13,26 @@ if TYPE_CHECKING:
     from dmlcore.data.datasets import LabelledDataset
     from dmlcore.data.loading import Batches, OrderedBatches, batches
     from dmlcore.data.opening import find_source, open_data
-    from dmlcore.data.samplers import ClassBalancedSampler
+    from dmlcore.data.samplers import BatchSampler, ClassBalancedSampler, ShuffledSampler
     from dmlcore.data.sources import DataSource, Table
     from dmlcore.data.splits import Splits
     from dmlcore.data.stores import FeatureStore, ImageFiles, PixelStore, Store
+    from dmlcore.data.transforms import Transform, TransformOptions, Transforms
 
 _HOMES = {
     "augmentation": ("CropAugmentation", "ShiftAugmentation"),
     "datasets": ("LabelledDataset",),
     "loading": ("Batches", "OrderedBatches", "batches"),
     "opening": ("find_source", "open_data"),
-    "samplers": ("ClassBalancedSampler",),
+    "samplers": ("BatchSampler", "ClassBalancedSampler", "ShuffledSampler"),
     "sources": ("DataSource", "Table"),
     "splits": ("Splits",),
     "stores": ("FeatureStore", "ImageFiles", "PixelStore", "Store"),
+    "transforms": ("Transform", "TransformOptions", "Transforms"),
 }
 
 __all__ = [
+    "BatchSampler",
     "Batches",
     "ClassBalancedSampler",
     "CropAugmentation",
@@ -40,9 +43,13 @@ __all__ = [
     "OrderedBatches",
     "PixelStore",
     "ShiftAugmentation",
+    "ShuffledSampler",
     "Splits",
     "Store",
     "Table",
+    "Transform",
+    "TransformOptions",
+    "Transforms",
     "batches",
     "find_source",
     "open_data",

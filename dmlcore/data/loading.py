@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from dmlcore.data.datasets import LabelledDataset
-from dmlcore.data.samplers import ClassBalancedSampler
+from dmlcore.data.samplers import BatchSampler
 
 _AHEAD = 2  # batches each worker prepares before they are asked for
 
@@ -63,8 +63,8 @@ class Batches(Iterator[tuple[Tensor, Tensor]]):
         views: int = 1,
     ) -> None:
         self._sampler = sampler
-        self._balanced = sampler if isinstance(sampler, ClassBalancedSampler) else None
-        self._state = self._balanced.state_dict() if self._balanced else None
+        self._resumable = sampler if isinstance(sampler, BatchSampler) else None
+        self._state = self._resumable.state_dict() if self._resumable else None
         self._asked: deque[dict[str, Any]] = deque()  # states after the batches that workers prepare
         tasks = _Tasks(dataset, augment, seed, views)
         if workers and not dataset.in_memory:
@@ -90,14 +90,14 @@ class Batches(Iterator[tuple[Tensor, Tensor]]):
         return batch
 
     def state_dict(self) -> dict[str, Any] | None:
-        """The state of a class-balanced sampler after the batch that was returned last (workers may have asked it for more)."""
+        """The state of a sampler of batches after the batch that was returned last (workers may have asked it for more)."""
         return self._state
 
     def _numbered(self) -> Iterator[tuple[int, list[int]]]:
-        first = self._balanced.step if self._balanced else 0
+        first = self._resumable.step if self._resumable else 0
         for step, indices in enumerate(self._sampler, first):
-            if self._balanced:
-                self._asked.append(self._balanced.state_dict())
+            if self._resumable:
+                self._asked.append(self._resumable.state_dict())
             yield step, indices
 
 

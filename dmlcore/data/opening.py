@@ -24,15 +24,18 @@ def find_source(data: str) -> tuple[type[DataSource], dict[str, Any]]:
     """The source class that reads `data`, and the options that follow from it (the path).
 
     Args:
-        data: a data set's name, or the path of a folder, a .csv or an .npz file. A name wins over a folder of the same name;
-            `./name` is always a path.
+        data: a data set's name, `FILE.py:CLASS`, or the path of a folder, a .csv or an .npz file. A name wins over a folder of
+            the same name; `./name` is always a path.
 
     Raises:
         DataError: neither a data set nor a readable kind of file.
+        ConfigError: `FILE.py:CLASS` that names no data set.
     """
     entries = plugins.registry("data")
     if data in entries:
         return entries[data].component, {}
+    if plugins.plugin_files.is_reference(data):
+        return plugins.find("data", data).component, {}
     path = Path(data).expanduser()
     if path.is_dir():
         return entries["folder"].component, {"path": data}
@@ -46,9 +49,11 @@ def find_source(data: str) -> tuple[type[DataSource], dict[str, Any]]:
             f" or an .npz with x, y.{unpack}"
         )
     siblings = os.listdir(path.parent) if path.parent.is_dir() else []
-    near = difflib.get_close_matches(data, sorted(entries), n=1, cutoff=0.5)
+    # `nope.npz` is a file that is missing, not the source `npz` misspelt: names with a suffix are compared with files only
+    near = [] if path.suffix else difflib.get_close_matches(data, sorted(entries), n=1, cutoff=0.5)
     near = near or [str(path.parent / name) for name in difflib.get_close_matches(path.name, siblings, n=1, cutoff=0.6)]
-    hint = f" Did you mean '{near[0]}'?" if near else f" Data sets: {', '.join(sorted(entries))}."
+    named = [name for name, entry in sorted(entries.items()) if name not in ("folder", *_BY_SUFFIX.values())]
+    hint = f" Did you mean '{near[0]}'?" if near else f" Data sets: {', '.join(named)}."
     raise DataError(f"there is no data set '{data}', and no file or folder of that name.{hint}")
 
 

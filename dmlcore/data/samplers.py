@@ -1,19 +1,121 @@
-"""How training batches are composed: P classes times K samples. Fetching the samples is in `loading`."""
+"""How training batches are composed: what a sampler is, and P classes times K samples. Fetching is in `loading`."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 from math import gcd
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 from torch.utils.data import Sampler
 
-from dmlcore.config import check_range
-from dmlcore.errors import ConfigError
+from dmlcore.config import build_options, check_range
+from dmlcore.errors import ConfigError, PluginError
 
 
-class ClassBalancedSampler(Sampler[list[int]]):
+@dataclass(frozen=True, kw_only=True)
+class SamplerOptions:
+    """A sampler without options of its own."""
+
+
+class BatchSampler(Sampler[list[int]]):
+    """Base of everything `--sampler` can name. A plugin registers subclasses by the hook `dmlcore_samplers` and writes `draw`.
+
+    The n-th batch must depend on the arguments only, so that a resumed run sees what an uninterrupted one would have seen.
+
+    Args:
+        labels: int64 [N], dense.
+        classes_per_batch: P, 2..number of classes.
+        samples_per_class: K >= 1.
+        seed: of the stream.
+        steps: batches until the iteration ends, counted from the very first one; None: it never ends.
+        options: an instance of `Options`, or None for the defaults.
+
+    Attributes:
+        step: batches drawn so far.
+    """
+
+    name: ClassVar[str]
+    Options: ClassVar[type] = SamplerOptions
+
+    def __init__(
+        self,
+        labels: np.ndarray,
+        classes_per_batch: int,
+        samples_per_class: int,
+        seed: int,
+        steps: int | None = None,
+        options: Any = None,
+    ) -> None:
+        self.labels = np.asarray(labels)
+        self.classes_per_batch = classes_per_batch
+        self.samples_per_class = samples_per_class
+        self.seed = seed
+        self.steps = steps
+        self.options: Any = options if options is not None else build_options(self.Options, {}, self.name)
+        self.step = 0
+
+    def __len__(self) -> int:
+        if self.steps is None:
+            raise TypeError("this sampler never ends")
+        return self.steps
+
+    def __iter__(self) -> Iterator[list[int]]:
+        """Index lists of length P * K, from the current step on."""
+        size = self.classes_per_batch * self.samples_per_class
+        while self.steps is None or self.step < self.steps:
+            drawn = np.asarray(self.draw(self.step))
+            if drawn.shape != (size,) or drawn.dtype.kind not in "iu" or drawn.min() < 0 or drawn.max() >= len(self.labels):
+                raise PluginError(
+                    f"the sampler '{self.name}' drew {drawn.dtype} {list(drawn.shape)} for step {self.step}, but must give"
+                    f" {size} whole numbers in 0..{len(self.labels) - 1}"
+                )
+            self.step += 1
+            yield drawn.tolist()
+
+    def draw(self, step: int) -> np.ndarray:
+        """The rows of a batch, int64 [P * K].
+
+        Args:
+            step: its number, from 0.
+        """
+        raise NotImplementedError(f"the sampler '{self.name}' must write draw()")
+
+    def state_dict(self) -> dict[str, Any]:
+        """Where the stream is: plain numbers and arrays."""
+        return {"seed": self.seed, "step": self.step}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continue a stream of the same arguments exactly where `state_dict` was taken."""
+        self.seed, self.step = int(state["seed"]), int(state["step"])
+
+
+class ShuffledSampler(BatchSampler):
+    """Passes over all samples in random order, `classes_per_batch * samples_per_class` at a time, whatever their classes.
+
+    For losses with proxies, which need no positives in the batch; losses between samples find few of them when there are many
+    classes. Every sample is seen once before any is seen again.
+    """
+
+    name = "shuffled"
+
+    def __init__(self, *arguments: Any, **given: Any) -> None:
+        super().__init__(*arguments, **given)
+        self._rounds: dict[int, np.ndarray] = {}  # the orders of the rounds that the last batch was part of
+
+    def draw(self, step: int) -> np.ndarray:
+        size, count = self.classes_per_batch * self.samples_per_class, len(self.labels)
+        places = np.arange(step * size, (step + 1) * size)
+        needed = set((places // count).tolist())
+        self._rounds = {number: self._rounds[number] if number in self._rounds else self._round(number) for number in needed}
+        return np.array([self._rounds[place // count][place % count] for place in places.tolist()])
+
+    def _round(self, number: int) -> np.ndarray:
+        return np.random.default_rng((self.seed, 6, number)).permutation(len(self.labels))
+
+
+class ClassBalancedSampler(BatchSampler):
     """Batches of P classes with K samples each.
 
     The classes go round in shuffled rounds: each appears once before any appears again, and never twice in a batch. The
@@ -31,10 +133,19 @@ class ClassBalancedSampler(Sampler[list[int]]):
         ConfigError: P or K out of range.
     """
 
+    name = "class_balanced"
+
     def __init__(
-        self, labels: np.ndarray, classes_per_batch: int, samples_per_class: int, seed: int, steps: int | None = None
+        self,
+        labels: np.ndarray,
+        classes_per_batch: int,
+        samples_per_class: int,
+        seed: int,
+        steps: int | None = None,
+        options: Any = None,
     ) -> None:
-        labels = np.asarray(labels)
+        super().__init__(labels, classes_per_batch, samples_per_class, seed, steps, options)
+        labels = self.labels
         _, dense, counts = np.unique(labels, return_inverse=True, return_counts=True)
         check_range("samples_per_class", samples_per_class, least=1)
         check_range("classes_per_batch", classes_per_batch, least=2)
@@ -43,23 +154,13 @@ class ClassBalancedSampler(Sampler[list[int]]):
                 f"classes_per_batch is {classes_per_batch}, but there are only {len(counts)} training classes."
                 f" Lower it to {len(counts)} or less"
             )
-        self.classes_per_batch = classes_per_batch
-        self.samples_per_class = samples_per_class
-        self.seed = seed
-        self.steps = steps
         self._rows = np.argsort(dense, kind="stable")  # rows of class c: _rows[_starts[c] : _starts[c] + _counts[c]]
         self._counts = counts
         self._starts = np.cumsum(counts) - counts
         self._visits: dict[int, tuple[int, np.ndarray]] = {}  # class -> number of its block, rows [visits, K]
-        self.step = 0
         self._round = 0
         self._position = 0
         self._order = self._class_round(0, np.empty(0, dtype=np.int64))
-
-    def __len__(self) -> int:
-        if self.steps is None:
-            raise TypeError("this sampler never ends")
-        return self.steps
 
     def __iter__(self) -> Iterator[list[int]]:
         """Index lists of length P * K, class by class, from the current step on."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dmlcore.evaluation.metric import Metric, MetricOptions
 from dmlcore.evaluation.metrics import METRICS, retrieval_metrics
 
-__all__ = ["METRICS", "retrieval_metrics"]
+__all__ = ["METRICS", "Metric", "MetricOptions", "retrieval_metrics"]

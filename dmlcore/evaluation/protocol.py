@@ -5,7 +5,7 @@ themselves are in `retrieval`.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from dmlcore.errors import PluginError
+from dmlcore.evaluation.metric import Metric, further
 
 if TYPE_CHECKING:
     from dmlcore.data import LabelledDataset
@@ -97,10 +98,12 @@ def embed_named(
     return {name: torch.cat(rows) for name, rows in parts.items()}
 
 
-def evaluate_named(model: EmbeddingModel, dataset: LabelledDataset, *, workers: int = 0) -> dict[str, dict[str, float]]:
+def evaluate_named(
+    model: EmbeddingModel, dataset: LabelledDataset, *, workers: int = 0, metrics: Sequence[Metric] = ()
+) -> dict[str, dict[str, Any]]:
     """Retrieval metrics of everything a model could serve, by name; `embedding_dim` is the length of each."""
     return {
-        name: {"embedding_dim": rows.shape[1], **evaluate(rows, dataset)}
+        name: {"embedding_dim": rows.shape[1], **evaluate(rows, dataset, metrics)}
         for name, rows in embed_named(model, dataset, workers=workers).items()
     }
 
@@ -115,31 +118,41 @@ def raw_features(dataset: LabelledDataset, *, workers: int = 0) -> Tensor:
     return torch.cat(parts)
 
 
-def evaluate(embeddings: Tensor, dataset: LabelledDataset) -> dict[str, float]:
-    """Retrieval metrics of embeddings of a data set, every sample a query against all others.
+def evaluate(embeddings: Tensor, dataset: LabelledDataset, metrics: Sequence[Metric] = ()) -> dict[str, Any]:
+    """Retrieval metrics of embeddings of a data set, every sample a query against all others, and further measures.
 
     Args:
         embeddings: [N, D].
         dataset: N labels.
+        metrics: measures beside those of retrieval, by `METRIC.name` in what is returned.
     """
     from dmlcore.evaluation import retrieval_metrics
 
-    return retrieval_metrics(embeddings, torch.from_numpy(dataset.labels).to(embeddings.device))
+    labels = torch.from_numpy(dataset.labels).to(embeddings.device)
+    return {**retrieval_metrics(embeddings, labels), **further(metrics, embeddings, labels)}
 
 
-def evaluate_model(model: nn.Module, dataset: LabelledDataset, *, workers: int = 0) -> dict[str, float]:
-    """Retrieval metrics of a model on a data set."""
-    return evaluate(embed(model, dataset, workers=workers), dataset)
+def evaluate_model(
+    model: nn.Module, dataset: LabelledDataset, *, workers: int = 0, metrics: Sequence[Metric] = ()
+) -> dict[str, Any]:
+    """Retrieval metrics of a model on a data set, and further measures."""
+    return evaluate(embed(model, dataset, workers=workers), dataset, metrics)
 
 
-def evaluate_raw(dataset: LabelledDataset, *, workers: int = 0) -> dict[str, float]:
+def evaluate_raw(dataset: LabelledDataset, *, workers: int = 0, metrics: Sequence[Metric] = ()) -> dict[str, Any]:
     """The baseline without a model: retrieval on raw pixels or features."""
-    return evaluate(raw_features(dataset, workers=workers), dataset)
+    return evaluate(raw_features(dataset, workers=workers), dataset, metrics)
 
 
 def compare(
-    model: nn.Module, untrained: nn.Module, parts: dict[str, LabelledDataset], *, kind: str, workers: int = 0
-) -> tuple[dict[str, dict[str, float]], dict[str, dict[str, dict[str, float]]]]:
+    model: nn.Module,
+    untrained: nn.Module,
+    parts: dict[str, LabelledDataset],
+    *,
+    kind: str,
+    workers: int = 0,
+    metrics: Sequence[Metric] = (),
+) -> tuple[dict[str, dict[str, Any]], dict[str, dict[str, dict[str, Any]]]]:
     """A model beside its two baselines.
 
     Args:
@@ -148,17 +161,19 @@ def compare(
         parts: data sets by name.
         kind: `images` or `features`.
         workers: processes that decode image files.
+        metrics: measures beside those of retrieval.
 
     Returns:
         Metrics by part, and metrics by baseline and part.
     """
     raw = "raw pixels" if kind == "images" else "raw features"
-    metrics = {name: evaluate_model(model, part, workers=workers) for name, part in parts.items()}
+    more: dict[str, Any] = {"workers": workers, "metrics": metrics}
+    found = {name: evaluate_model(model, part, **more) for name, part in parts.items()}
     baselines = {
-        raw: {name: evaluate_raw(part, workers=workers) for name, part in parts.items()},
-        "untrained network": {name: evaluate_model(untrained, part, workers=workers) for name, part in parts.items()},
+        raw: {name: evaluate_raw(part, **more) for name, part in parts.items()},
+        "untrained network": {name: evaluate_model(untrained, part, **more) for name, part in parts.items()},
     }
-    return metrics, baselines
+    return found, baselines
 
 
 def table_rows(

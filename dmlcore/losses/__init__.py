@@ -90,7 +90,7 @@ def create(name: str, *, num_classes: int | None = None, embedding_dim: int | No
     """A loss by its name.
 
     Args:
-        name: as listed by `names()` or `dmlcore plugins`.
+        name: as listed by `names()` or `dmlcore plugins`, or a file: `./my_loss.py:MyLoss`.
         num_classes, embedding_dim: for losses that own proxies, or a number per class.
         options: the loss's options by name; strings are converted, so `epsilon="none"` works. `miner` may be a `Miner`.
 
@@ -108,6 +108,7 @@ def create(name: str, *, num_classes: int | None = None, embedding_dim: int | No
             raise ConfigError(f"{name} takes no miner: it does not compare samples with samples")
         use_miner(miner)
         return loss
+    name = component.name
     built = build_options(component.Options, options, name)
     if not component.needs_classes:
         return component(built, num_classes=num_classes) if component.uses_classes else component(built)

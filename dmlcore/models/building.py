@@ -21,8 +21,8 @@ def find_trunk(name: str | None, kind: str) -> tuple[type[Trunk], dict[str, Any]
     """The trunk class a name means, and the options that follow from it.
 
     Args:
-        name: a trunk's name; `torchvision/ARCH` or, when no trunk is called so, ARCH alone for the torchvision trunk ARCH;
-            None for the default of the kind of data.
+        name: a trunk's name; `FILE.py:CLASS`; `torchvision/ARCH` or, when no trunk is called so, ARCH alone for the torchvision
+            trunk ARCH; None for the default of the kind of data.
         kind: `images` or `features`.
 
     Raises:
@@ -32,6 +32,8 @@ def find_trunk(name: str | None, kind: str) -> tuple[type[Trunk], dict[str, Any]
     name = name or _DEFAULTS[kind]
     if name in entries:
         return entries[name].component, {}
+    if plugins.plugin_files.is_reference(name):
+        return plugins.find("model", name).component, {}
     arch = name.removeprefix(_PREFIX)
     if "torchvision" in entries:
         from dmlcore.models.torchvision_trunk import architectures, import_torchvision

@@ -26,13 +26,16 @@ def path_of(folder: Path, name: str) -> Path:
     return folder / f"{name}.pt"
 
 
-def save(folder: Path, name: str, state: dict[str, Any]) -> None:
+def save(folder: Path, name: str, state: dict[str, Any]) -> Path:
     """Write a checkpoint; a `last` that exists becomes `previous`.
 
     Args:
         folder: the run's folder of checkpoints.
         name: one of `NAMES`.
         state: tensors, numbers, texts, lists and dicts.
+
+    Returns:
+        Its path.
 
     Raises:
         TrainingError: it cannot be written; the earlier ones are intact.
@@ -48,6 +51,7 @@ def save(folder: Path, name: str, state: dict[str, Any]) -> None:
         os.replace(fresh, path)
     except OSError as error:
         raise write_error(path, error) from error
+    return path
 
 
 def load(folder: Path, name: str, device: torch.device | str = "cpu", instead: tuple[str, ...] = NAMES) -> dict[str, Any]:

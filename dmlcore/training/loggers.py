@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 if TYPE_CHECKING:
@@ -35,6 +36,9 @@ class Logger:
 
     def evaluated(self, run: Run, record: dict[str, Any]) -> None:
         """After an evaluation, with the record of `metrics.jsonl`."""
+
+    def checkpoint_saved(self, run: Run, name: str, path: Path) -> None:
+        """After a checkpoint (`best` or `last`) was written."""
 
     def note(self, text: str) -> None:
         """A sentence for the user about what the run does now."""

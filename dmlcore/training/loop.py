@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import itertools
 import platform
 import sys
@@ -19,14 +20,14 @@ import dmlcore
 from dmlcore import plugins
 from dmlcore.data import LabelledDataset
 from dmlcore.errors import ConfigError, DmlcoreError, PluginError, TrainingError
-from dmlcore.evaluation import protocol
+from dmlcore.evaluation import Metric, protocol
 from dmlcore.models import EmbeddingModel
 from dmlcore.training import checkpoints, optimiser, schedule
-from dmlcore.training.folder import RunFolder, write_error
+from dmlcore.training.folder import RunFolder
 from dmlcore.training.interruption import Interruption
 from dmlcore.training.loggers import Logger
 from dmlcore.training.members import choose_members, is_automatic
-from dmlcore.training.run import Run, build_run_model
+from dmlcore.training.run import Run, build_run_model, built
 from dmlcore.training.settings import RunConfig
 
 CHOSEN_BY = "map@r"  # of the validation classes
@@ -77,9 +78,16 @@ def train(
             state = checkpoints.load(folder.checkpoints, checkpoint, instead=("last", "previous"))
     else:
         config = config or RunConfig.create(**given)
-        folder = RunFolder.choose(out, config.settings.plugins)
-    receivers = [plugins.find("logger", name).component(_options_of(config, name)) for name in config.settings.loggers]
-    receivers = [*receivers, *loggers]
+        tables = [
+            (table, component.name) for table, component in config.chosen.items() if component.kind == "loss"
+        ]  # none with `plugins = auto`
+        names = [table if plugins.plugin_files.is_reference(name) else name for table, name in tables]
+        folder = RunFolder.choose(out, names or config.settings.plugins)
+    with plugins.blaming():
+        return _train(config, folder, [*built(config, "logger"), *loggers], state)
+
+
+def _train(config: RunConfig, folder: RunFolder, receivers: list[Logger], state: dict[str, Any] | None) -> dict[str, Any]:
     if is_automatic(config):
 
         def note(text: str) -> None:
@@ -106,11 +114,6 @@ def versions() -> dict[str, str]:
     return found
 
 
-def _options_of(config: RunConfig, table: str) -> Any:
-    options = config.chosen[table].options
-    return None if options is None else options(**config.options.get(table, {}))
-
-
 class Training:
     """One process's part in a run: steps, evaluations, records.
 
@@ -124,6 +127,7 @@ class Training:
         self.run = run
         self.receivers = receivers
         self.interruption = Interruption()
+        self.warned: dict[str, str] = {}  # who failed, and what was said about it
         self.saved = -1  # step of the last checkpoint
         self.is_between_steps = True
         if state is None:
@@ -138,7 +142,7 @@ class Training:
     def run_all(self) -> dict[str, Any]:
         run = self.run
         try:
-            with self.interruption.installed():
+            with plugins.blaming(self._where_it_stops), self.interruption.installed():
                 self._tell("training_started", lambda logger: logger.started(run))
                 self._train()
                 result = self._finish()
@@ -154,7 +158,11 @@ class Training:
             ) from None
         finally:
             for logger in self.receivers:
-                logger.closed()
+                self._hear(logger, "closed", logger.closed)
+
+    def _where_it_stops(self) -> str:
+        kept = f"the checkpoint of step {self.saved} is intact" if self.saved >= 0 else "no checkpoint was saved yet"
+        return f"Training stops after step {self.run.step}; {kept}."
 
     def train_only(self) -> None:
         """Train and evaluate on the validation classes; no result is written."""
@@ -284,7 +292,9 @@ class Training:
             return
         began = time.perf_counter()
         run.prepare_to_serve()
-        metrics = protocol.evaluate_model(run.model, run.splits.validation, workers=run.config.settings.workers)
+        metrics = protocol.evaluate_model(
+            run.model, run.splits.validation, workers=run.config.settings.workers, metrics=run.metrics
+        )
         with self.interruption.after():
             is_best = metrics[CHOSEN_BY] > run.best.score
             record = {
@@ -299,13 +309,17 @@ class Training:
             run.evaluated = run.step
             if is_best:
                 run.best.step, run.best.score = run.step, metrics[CHOSEN_BY]
-                run.save_best()
+                self._saved("best", run.save_best())
             self._save()
             self._tell("evaluated", lambda logger: logger.evaluated(run, record), record=record)
 
     def _save(self) -> None:
-        self.run.save(time.perf_counter() - self.begun)
+        path = self.run.save(time.perf_counter() - self.begun)
         self.saved = self.run.step
+        self._saved("last", path)
+
+    def _saved(self, name: str, path: Path) -> None:
+        self._tell("checkpoint_saved", lambda logger: logger.checkpoint_saved(self.run, name, path), name=name, path=path)
 
     def _finish(self) -> dict[str, Any]:
         run = self.run
@@ -315,12 +329,14 @@ class Training:
         parts = {part: getattr(run.splits, part) for part in ("validation", "test")}
         workers = run.config.settings.workers
         untrained.served = "whole"  # what it could be compressed to was never fitted
-        metrics, baselines = protocol.compare(run.model, untrained, parts, kind=run.splits.kind, workers=workers)
+        metrics, baselines = protocol.compare(
+            run.model, untrained, parts, kind=run.splits.kind, workers=workers, metrics=run.metrics
+        )
         result = {
             "run": str(run.folder.path),
             "metrics": metrics,
             "baselines": baselines,
-            **named_metrics(run.model, parts, workers),
+            **named_metrics(run.model, parts, workers, run.metrics),
             "chosen_step": run.best.step,
             "chosen_by": f"{CHOSEN_BY} of the validation classes",
             "steps": run.steps,
@@ -332,6 +348,7 @@ class Training:
             "versions": versions(),
             "wall_seconds": time.perf_counter() - self.begun,
             "command": " ".join(sys.argv),
+            **({"warnings": list(self.warned.values())} if self.warned else {}),
         }
         run.folder.write_result(result)
         return result
@@ -341,33 +358,44 @@ class Training:
             logger.note(text)
 
     def _tell(self, event: str, call: Callable[[Logger], None], **arguments: Any) -> None:
+        """Tell loggers and plugins of an event. What they do with it is no part of the run: one that fails is warned about
+        once, and training goes on."""
         for logger in self.receivers:
-            with _blaming(f"logger '{logger.name or type(logger).__name__}'"):
-                call(logger)
-        with _blaming(f"a plugin's hook dmlcore_{event}"):
-            getattr(plugins.manager().hook, f"dmlcore_{event}")(run=self.run, **arguments)
+            self._hear(logger, event, functools.partial(call, logger))
+        hook = f"dmlcore_{event}"
+
+        def failed(owner: str, error: Exception) -> None:
+            self._warn(f"the hook {hook} of {owner}", error)
+
+        plugins.call_event(hook, failed, run=self.run, **arguments)
+
+    def _hear(self, logger: Logger, event: str, call: Callable[[], None]) -> None:
+        try:
+            call()
+        except DmlcoreError:
+            raise
+        except Exception as error:
+            self._warn(f"the logger '{logger.name or type(logger).__name__}' ({event})", error)
+
+    def _warn(self, who: str, error: Exception) -> None:
+        if who in self.warned:
+            return
+        self.warned[who] = f"{who} failed: {type(error).__name__}: {error}. Training goes on; this is said once."
+        for logger in self.receivers:
+            with contextlib.suppress(Exception):  # the one that failed may be among them
+                logger.note(f"warning: {self.warned[who]}")
 
 
-@contextlib.contextmanager
-def _blaming(who: str) -> Iterator[None]:
-    try:
-        yield
-    except DmlcoreError:
-        raise
-    except OSError as error:
-        raise write_error(Path(error.filename or who), error) from error
-    except Exception as error:
-        raise PluginError(f"{who} failed: {type(error).__name__}: {error}. `--debug` shows where.") from error
-
-
-def named_metrics(model: EmbeddingModel, parts: dict[str, LabelledDataset], workers: int) -> dict[str, Any]:
+def named_metrics(
+    model: EmbeddingModel, parts: dict[str, LabelledDataset], workers: int, metrics: Sequence[Metric] = ()
+) -> dict[str, Any]:
     """`{"embeddings": {name: {part: metrics}}}` of a model that could serve more than one embedding, else nothing."""
     if model.heads == 1 and model.compressor is None and model.student is None:
         return {}
     found: dict[str, dict[str, dict[str, float]]] = {}
     for part, dataset in parts.items():
-        for name, metrics in protocol.evaluate_named(model, dataset, workers=workers).items():
-            found.setdefault(name, {})[part] = metrics
+        for name, values in protocol.evaluate_named(model, dataset, workers=workers, metrics=metrics).items():
+            found.setdefault(name, {})[part] = values
     return {"embeddings": found}
 
 

@@ -100,7 +100,7 @@ def _single(alone: Settings, config: RunConfig, loss: str, options: dict[str, An
     kept = {
         table: config.options[table]
         for table, c in config.chosen.items()
-        if c.kind in ("model", "data") and table in config.options
+        if c.kind in ("model", "data", "transform", "sampler", "metric") and table in config.options
     }
     return RunConfig.resolve(
         [Source("", {**_values(alone), "plugins": (loss,)}, {**kept, **({loss: options} if options else {})})]
@@ -108,7 +108,8 @@ def _single(alone: Settings, config: RunConfig, loss: str, options: dict[str, An
 
 
 def _values(settings: Settings) -> dict[str, Any]:
-    return {f.name: getattr(settings, f.name) for f in dataclasses.fields(settings)}
+    """All settings but those of the search, which mean nothing for losses that are chosen."""
+    return {f.name: getattr(settings, f.name) for f in dataclasses.fields(settings) if not f.name.startswith("auto_")}
 
 
 def _known(folder: RunFolder, about: dict[str, Any]) -> list[search.Trial]:

@@ -6,6 +6,7 @@ import os
 import random
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,9 +15,10 @@ from torch import Tensor, nn
 
 from dmlcore import losses, plugins
 from dmlcore.config import build_options
-from dmlcore.data import Batches, ClassBalancedSampler, Splits, batches, open_data
+from dmlcore.data import Batches, BatchSampler, Splits, Transforms, batches, open_data
 from dmlcore.ensemble import LossEnsemble
 from dmlcore.errors import ConfigError, TrainingError
+from dmlcore.evaluation import Metric
 from dmlcore.models import EmbeddingModel, build_model, default_image_size
 from dmlcore.training import checkpoints
 from dmlcore.training.extras import Compression, Extras
@@ -53,7 +55,7 @@ def open_splits(config: RunConfig) -> Splits:
     settings = config.settings
     fractions = (settings.fractions[0], settings.fractions[1], settings.fractions[2])
     model = settings.model or DEFAULT_MODELS["images"]
-    return open_data(
+    splits = open_data(
         settings.data,
         options=config.options_of("data"),
         fractions=fractions,
@@ -61,6 +63,28 @@ def open_splits(config: RunConfig) -> Splits:
         image_size=settings.image_size,
         default_image_size=default_image_size(model, config.options_of("model") if settings.model else None),
     )
+    if settings.transforms is not None:
+        splits.train.augmentation = Transforms(built(config, "transform"), splits.kind)
+    return splits
+
+
+def built(config: RunConfig, kind: str) -> list[Any]:
+    """The chosen components of a kind that need nothing but their options: transforms, metrics, loggers."""
+    found = []
+    for table, chosen in config.chosen.items():
+        if chosen.kind == kind:
+            component: Any = plugins.find(kind, chosen.name).component
+            options = getattr(component, "Options", None)
+            found.append(component(None if options is None else build_options(options, config.options.get(table, {}), table)))
+    return found
+
+
+def build_sampler(config: RunConfig, labels: np.ndarray, classes_per_batch: int, steps: int) -> BatchSampler:
+    """What composes the training batches; `labels` are dense, int64 [N]."""
+    settings = config.settings
+    component: Any = plugins.find("sampler", settings.sampler).component
+    options = build_options(component.Options, config.options_of("sampler"), component.name)
+    return component(labels, classes_per_batch, settings.samples_per_class, settings.seed, steps=steps, options=options)
 
 
 def build_run_model(config: RunConfig, sample_shape: tuple[int, ...], kind: str) -> EmbeddingModel:
@@ -203,6 +227,8 @@ class Run:
         compression: what fits or trains the model's compressor.
         memory: the memory they compare batches with, or None.
         loss: what a batch is given to: the memory if there is one, else the ensemble.
+        sampler: composes the batches.
+        metrics: measures beside those of retrieval.
         optimiser: AdamW with a `role` in every group.
         step: optimiser steps done.
         steps: optimiser steps of the whole run.
@@ -232,9 +258,8 @@ class Run:
         self.loss: nn.Module = self.ensemble if self.memory is None else self.memory
         self.optimiser = build_optimiser(self.model, self.ensemble, settings)
         self.compression = Compression(self.model, settings.seed)
-        self.sampler = ClassBalancedSampler(
-            train.dense_labels, self.classes_per_batch, settings.samples_per_class, settings.seed, steps=self.steps
-        )
+        self.sampler = build_sampler(self.config, train.dense_labels, self.classes_per_batch, self.steps)
+        self.metrics: list[Metric] = built(self.config, "metric")
         self._batches: Batches | None = None
         self.step = 0
         self.evaluated = -1
@@ -283,12 +308,12 @@ class Run:
             self.model.shares.copy_(shares / shares.sum() if shares.sum() > 0 else torch.full_like(shares, 1 / len(shares)))
         self.compression.fit(self.splits.train, self.config.settings.workers)
 
-    def save_best(self) -> None:
-        """Write `checkpoints/best.pt`."""
-        checkpoints.save(self.folder.checkpoints, "best", self.weights())
+    def save_best(self) -> Path:
+        """Write `checkpoints/best.pt`; returns its path."""
+        return checkpoints.save(self.folder.checkpoints, "best", self.weights())
 
-    def save(self, seconds: float) -> None:
-        """Write `checkpoints/last.pt`, from which the run continues exactly.
+    def save(self, seconds: float) -> Path:
+        """Write `checkpoints/last.pt`, from which the run continues exactly; returns its path.
 
         Args:
             seconds: time trained so far.
@@ -308,7 +333,7 @@ class Run:
             "best_score": self.best.score,
             "seconds": seconds,
         }
-        checkpoints.save(self.folder.checkpoints, "last", state)
+        return checkpoints.save(self.folder.checkpoints, "last", state)
 
     def restore(self, state: dict[str, Any]) -> None:
         """Go to where a checkpoint was saved.

@@ -12,6 +12,7 @@ from typing import Any, Literal
 
 from dmlcore.config import build_options, check_range, unique_names
 from dmlcore.errors import ConfigError, suggestion
+from dmlcore.plugin_files import absolute
 
 DEFAULT_MODELS = {"images": "conv", "features": "mlp"}
 DEFAULT_STEPS = 700
@@ -28,8 +29,14 @@ CHOOSING = (
     "compressor",
     "data",
     "model",
+    "transforms",
+    "sampler",
+    "metrics",
     "loggers",
 )
+
+SETTING_OF = {"loss": "plugins", "transform": "transforms", "metric": "metrics", "logger": "loggers"}
+"""Settings that choose components of a kind, where they are not called as the kind is."""
 
 
 @dataclass(frozen=True)
@@ -53,8 +60,8 @@ class Settings:
     """`shared`: one embedding for all losses; `heads`: a linear head for each. The published methods: `wel` is `shared` with
     learned weights and classifiers on the trunk's features, `wedl` is `heads` with learned weights and a diversity term."""
     weighting: str | None = None
-    """How the losses are weighed against each other (default: `equal_gradient_norms` for several losses on one embedding, unless
-    `weights` are given or one is a regulariser of norms; with `wel` and `wedl` `floor_square_penalty`; else `fixed`)."""
+    """How the losses are weighed against each other (default: `equal_gradient_norms` for several losses on one embedding,
+    unless `weights` are given or one is a regulariser of norms; with `wel` and `wedl` `floor_square_penalty`; else `fixed`)."""
     weights: tuple[float, ...] | None = None
     """Weight of each loss, in the order of `plugins` (default: 1 each)."""
     classifier: Literal["embedding", "features"] | None = None
@@ -86,6 +93,8 @@ class Settings:
     """Fractions of the classes for training, validation and test, where the data has no split of its own."""
     image_size: int | None = None
     """Side of the square images in pixels (default: what the data has)."""
+    transforms: tuple[str, ...] | None = None
+    """Random changes of training batches, separated by commas, in their order (default: what the data brings)."""
     workers: int = 0
     """Processes that decode image files."""
     model: str | None = None
@@ -101,6 +110,8 @@ class Settings:
     """Classes in a batch; fewer where the data has fewer."""
     samples_per_class: int = 4
     """Samples of each class in a batch."""
+    sampler: str = "class_balanced"
+    """How batches of `classes_per_batch` times `samples_per_class` are composed."""
     memory: int = 0
     """Embeddings of the last batches that losses between samples compare a batch with, a batch or more; 0: the batch itself."""
     memory_warmup: int = 0
@@ -125,6 +136,8 @@ class Settings:
     """Steps between evaluations on the validation classes, each with a checkpoint."""
     log_every: int = 50
     """Steps between lines of progress where there is no terminal."""
+    metrics: tuple[str, ...] = ()
+    """Measures of embeddings beside those of retrieval, separated by commas."""
     loggers: tuple[str, ...] = ()
     """Further loggers, separated by commas."""
     device: str = "auto"
@@ -165,6 +178,11 @@ class Settings:
             check_range("fractions", fraction, least=0, most=1)
         if self.steps is not None and self.epochs is not None:
             raise ConfigError("steps and epochs are both given; leave one out")
+        if self.plugins != AUTO:
+            defaults = {f.name: f.default for f in dataclasses.fields(Settings) if f.name.startswith("auto_")}
+            idle = [name for name, default in defaults.items() if getattr(self, name) != default]
+            if idle:
+                raise ConfigError(f"{idle[0]} is given, but it is for plugins = auto, and plugins is {','.join(self.plugins)}")
         check_range("auto_within", self.auto_within, least=0)
         for name in (
             "auto_trials",
@@ -193,7 +211,7 @@ class Settings:
         return self.ensemble in ("heads", "wedl")
 
     def _pull_equally(self) -> bool:
-        """Whether gradients of equal norm are the default: docs/ensembles.md says why. A regulariser's is not to equal a loss's."""
+        """Whether gradients of equal norm are the default: docs/ensembles.md has the reasons."""
         from dmlcore import plugins
         from dmlcore.losses import NormLoss
 
@@ -296,22 +314,27 @@ def components(settings: Settings) -> dict[str, Component]:
     from dmlcore.data import find_source
     from dmlcore.models import find_trunk
 
-    def named(kind: str, name: str, table: str) -> Component:
-        return Component(table, kind, name, getattr(plugins.find(kind, name).component, "Options", None))
+    def named(kind: str, name: str, table: str = "") -> Component:
+        component = plugins.find(kind, name).component
+        return Component(table or component.name, kind, name, getattr(component, "Options", None))
 
     names = () if settings.plugins == AUTO else settings.plugins
-    chosen = [named("loss", name, table) for table, name in zip(unique_names(names), names, strict=True)]
+    tables_of = unique_names(_short_name("loss", name) for name in names)
+    chosen = [named("loss", name, table) for table, name in zip(tables_of, names, strict=True)]
     settings = settings.resolved()
     assert settings.weighting is not None
-    chosen.append(named("weighting", settings.weighting, settings.weighting))
+    chosen.append(named("weighting", settings.weighting))
     if settings.compress:
-        chosen.append(named("compressor", settings.compressor, settings.compressor))
+        chosen.append(named("compressor", settings.compressor))
     for name in [settings.model] if settings.model else DEFAULT_MODELS.values():
         trunk, implied = find_trunk(name, "images")
         chosen.append(Component(trunk.name, "model", name, trunk.Options, implied))
     source, implied = find_source(settings.data)
     chosen.append(Component(source.name, "data", settings.data, source.Options, implied))
-    chosen += [named("logger", name, name) for name in settings.loggers]
+    chosen += [named("transform", name) for name in settings.transforms or ()]
+    chosen.append(named("sampler", settings.sampler))
+    chosen += [named("metric", name) for name in settings.metrics]
+    chosen += [named("logger", name) for name in settings.loggers]
     tables: dict[str, Component] = {}
     for component in chosen:
         if component.table in tables:
@@ -322,6 +345,13 @@ def components(settings: Settings) -> dict[str, Component]:
             )
         tables[component.table] = component
     return tables
+
+
+def _short_name(kind: str, name: str) -> str:
+    """A component's own name, where it is chosen by the file it stands in."""
+    from dmlcore import plugins
+
+    return plugins.find(kind, name).component.name if plugins.plugin_files.is_reference(name) else name
 
 
 def choose(sources: list[Source]) -> tuple[Settings, dict[str, Component]]:
@@ -355,7 +385,7 @@ def not_chosen(table: str, chosen: dict[str, Component], settings: Settings) -> 
             if kind == "miner":
                 return f"'{table}' is a miner; its options stand behind its name: --LOSS.miner '{table}(option=value)'"
             selected = ", ".join(c.table for c in chosen.values() if c.kind == kind) or "none"
-            setting = "plugins" if kind == "loss" else "loggers" if kind == "logger" else kind
+            setting = SETTING_OF.get(kind, kind)
             return (
                 f"options of '{table}' are given, but that {kind} is not selected ({setting}: {selected})."
                 f" Select it by --{setting}, or leave its options out."
@@ -441,6 +471,8 @@ class RunConfig:
         source = next(c for c in chosen.values() if c.kind == "data")
         data = str(Path(source.name).expanduser().resolve()) if source.implied else source.name
         settings = dataclasses.replace(self.settings.resolved(), model=model, steps=steps, epochs=None, data=data)
+        settings = _with_absolute_files(settings)
+        chosen = {table: dataclasses.replace(c, name=absolute(c.name)) for table, c in chosen.items()}
         options = {}
         for table, component in chosen.items():
             if component.options is not None:
@@ -486,6 +518,18 @@ def _build(options: type, parts: list[tuple[Source, dict[str, Any]]], owner: str
 
 def _short(message: str) -> str:
     return message.removeprefix("settings: ").removeprefix("settings.")
+
+
+def _with_absolute_files(settings: Settings) -> Settings:
+    """Settings that name components by files do so by absolute paths, so that the run can be repeated from anywhere."""
+    found: dict[str, Any] = {}
+    for name in CHOOSING:
+        value = getattr(settings, name)
+        if isinstance(value, str):
+            found[name] = absolute(value)
+        elif isinstance(value, tuple) and value != AUTO:
+            found[name] = tuple(absolute(one) for one in value)
+    return dataclasses.replace(settings, **found)
 
 
 def _plain(options: type, values: dict[str, Any]) -> dict[str, Any]:

@@ -17,7 +17,7 @@ from dmlcore.models import EmbeddingModel
 from dmlcore.training import checkpoints
 from dmlcore.training.folder import RunFolder, write_atomically
 from dmlcore.training.loop import named_metrics
-from dmlcore.training.run import build_run_model, choose_device, open_splits
+from dmlcore.training.run import build_run_model, built, choose_device, open_splits
 from dmlcore.training.settings import RunConfig
 
 PARTS = ("train", "validation", "test")
@@ -93,14 +93,15 @@ class TrainedRun:
         untrained = build_run_model(self.config, self.sample_shape, self.kind).to(self.device)
         untrained.served = "whole"
         workers = self.config.settings.workers
-        metrics, baselines = protocol.compare(self.model, untrained, parts, kind=self.kind, workers=workers)
+        measures = built(self.config, "metric")
+        metrics, baselines = protocol.compare(self.model, untrained, parts, kind=self.kind, workers=workers, metrics=measures)
         return {
             "run": str(self.folder.path),
             "step": self.step,
             "data": splits.name,
             "metrics": metrics,
             "baselines": baselines,
-            **named_metrics(self.model, parts, workers),
+            **named_metrics(self.model, parts, workers, measures),
             "notes": notes,
         }
 

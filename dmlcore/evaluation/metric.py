@@ -1,0 +1,65 @@
+"""What a further measure of embeddings is, beside the retrieval metrics that every run reports."""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+from torch import Tensor
+
+from dmlcore.config import build_options
+from dmlcore.errors import ConfigError, PluginError
+
+
+@dataclass(frozen=True, kw_only=True)
+class MetricOptions:
+    """A measure without options of its own."""
+
+
+class Metric(ABC):
+    """Base of everything `--metrics` can name. A plugin registers subclasses by the hook `dmlcore_metrics`.
+
+    Args:
+        options: an instance of `Options`, or None for the defaults.
+        given: options by name instead of `options`.
+    """
+
+    name: ClassVar[str]
+    Options: ClassVar[type] = MetricOptions
+
+    def __init__(self, options: Any = None, **given: Any) -> None:
+        if options is not None and given:
+            raise ConfigError(f"{self.name}: give either an Options object or options by name, not both")
+        self.options: Any = options if options is not None else build_options(self.Options, given, self.name)
+
+    @abstractmethod
+    def __call__(self, embeddings: Tensor, labels: Tensor) -> dict[str, float]:
+        """Measures of one part of the data.
+
+        Args:
+            embeddings: `[N, D]` float32, without gradients, on the model's device, as the model serves them.
+            labels: `[N]` int64, on the same device.
+
+        Returns:
+            Numbers by name; NaN where one is not defined.
+        """
+
+
+def further(metrics: Iterable[Metric], embeddings: Tensor, labels: Tensor) -> dict[str, float | None]:
+    """What further measures say, by `METRIC.name`; None for a number that is not finite.
+
+    Raises:
+        PluginError: one gives something else than numbers by name.
+    """
+    found: dict[str, float | None] = {}
+    for metric in metrics:
+        values = metric(embeddings, labels)
+        try:
+            numbers = {str(name): float(value) for name, value in values.items()}
+        except (AttributeError, TypeError, ValueError):
+            raise PluginError(f"the metric '{metric.name}' gave {values!r:.80}, but must give numbers by name") from None
+        found |= {f"{metric.name}.{name}": value if math.isfinite(value) else None for name, value in numbers.items()}
+    return found

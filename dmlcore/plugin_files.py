@@ -1,0 +1,115 @@
+"""Components out of a single Python file that the user names, `./my_loss.py:MyLoss`, without installing anything.
+
+The file is run when it is named, and only then: on the command line, in a configuration, or in the `config.toml` of a run that
+is resumed or evaluated. Only the class is used; hooks in the file are not registered.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import importlib
+import importlib.util
+import os
+import sys
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from dmlcore.errors import ConfigError, PluginError, suggestion
+
+_LOADED: dict[type, tuple[str, str]] = {}  # class -> its kind and the reference it came by
+
+
+def is_reference(name: str) -> bool:
+    """Whether a name means a class in a file: `FILE.py:CLASS`, or `FILE.py` where there is one such class in it."""
+    return _parts(name)[0].endswith(".py")
+
+
+def _parts(reference: str) -> tuple[str, str]:
+    path, colon, name = reference.rpartition(":")
+    return (path, name) if colon and path.endswith(".py") else (reference, "")
+
+
+def absolute(reference: str) -> str:
+    """The reference with an absolute path, as a run's `config.toml` keeps it; other names as they are."""
+    if not is_reference(reference):
+        return reference
+    path, name = _parts(reference)
+    return str(Path(path).expanduser().resolve()) + (f":{name}" if name else "")
+
+
+def means(reference: str, file: str | None, name: str) -> bool:
+    """Whether a reference means the class `name` of a file."""
+    path, wanted = _parts(absolute(reference))
+    return file is not None and wanted == name and Path(file).resolve() == Path(path)
+
+
+def load(reference: str, kind: str, base: str) -> Any:
+    """The class a reference means.
+
+    Args:
+        reference: `FILE.py:CLASS` or `FILE.py`; a path is relative to the working folder.
+        kind: what it shall be, for messages.
+        base: dotted name of the class it must derive from.
+
+    Raises:
+        ConfigError: no such file, no such class in it, several where none is named, or a class of another kind.
+        PluginError: the file raises when it is imported.
+    """
+    path, name = _parts(absolute(reference))
+    if not os.path.isfile(path):
+        raise ConfigError(f"there is no file {path} (from '{reference}'), which should hold the {kind}")
+    module = _module(path, os.stat(path).st_mtime_ns)
+    room, _, base_name = base.rpartition(".")
+    parent = getattr(importlib.import_module(room), base_name)
+    assert isinstance(parent, type)
+    classes = {
+        key: value for key, value in vars(module).items() if isinstance(value, type) and value.__module__ == module.__name__
+    }
+    fitting = {key: value for key, value in classes.items() if issubclass(value, parent) and getattr(value, "name", None)}
+    if not name:
+        if len(fitting) != 1:
+            found = f"holds {len(fitting)} ({', '.join(fitting)})" if fitting else "holds none"
+            raise ConfigError(f"{path} {found} of the {kind} classes with a `name`; say which: {reference}:CLASS")
+        (component,) = fitting.values()
+    elif name not in classes:
+        raise ConfigError(f"{path} has no class '{name}'.{suggestion(name, fitting)}")
+    elif name not in fitting:
+        lack = "has no `name`" if issubclass(classes[name], parent) else f"does not derive from {base}"
+        raise ConfigError(f"{reference} cannot be a {kind}: the class {lack}")
+    else:
+        component = fitting[name]
+    _LOADED[component] = kind, f"{path}:{component.__name__}"
+    return component
+
+
+def loaded() -> list[tuple[str, str, Any]]:
+    """Kind, absolute reference and class of everything that came out of a file so far."""
+    return [(kind, reference, component) for component, (kind, reference) in _LOADED.items()]
+
+
+@functools.cache
+def _module(path: str, changed: int) -> ModuleType:
+    """The file as a module: the same one each time while the file stays as it is."""
+    name = f"dmlcore_file_{Path(path).stem}_{hashlib.sha256(f'{path} {changed}'.encode()).hexdigest()[:12]}"
+    spec = importlib.util.spec_from_file_location(name, path)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module  # dataclasses, pickling and the help of options look a class's module up there
+    try:
+        spec.loader.exec_module(module)
+    except Exception as error:
+        del sys.modules[name]
+        raise PluginError(f"{path} cannot be imported: {type(error).__name__}: {error}{_line_of(error, path)}") from error
+    return module
+
+
+def _line_of(error: BaseException, path: str) -> str:
+    """` (line N)` of the file where the exception passed through it."""
+    line, trace = getattr(error, "lineno", None) if isinstance(error, SyntaxError) else None, error.__traceback__
+    while trace is not None:
+        if trace.tb_frame.f_code.co_filename == path:
+            line = trace.tb_lineno
+        trace = trace.tb_next
+    return "" if line is None or "line" in str(error) else f" (line {line})"
