@@ -25,7 +25,7 @@ from dmlcore.cli import main
 from dmlcore.errors import ConfigError, DmlcoreError, PluginError
 from dmlcore.kernels import FunctorCall, explain, extension, fused_pass, info, plan_options, runtime, store
 from dmlcore.kernels.compiling import Compiler, find_compiler
-from dmlcore.kernels.rows import recorded_steps
+from dmlcore.kernels.cpu import recorded_steps
 from dmlcore.losses import CrossBatchMemory, PairOptions
 from dmlcore.testing import check_loss
 

@@ -117,7 +117,7 @@ class Functor:
 _lock = threading.RLock()
 _compiled: dict[tuple[Path, int], Cubin] = {}  # by header and processor
 _archs: dict[torch.device | None, int] = {}
-_failed: dict[Path, str] = {}
+_outcomes: dict[Path, str] = {}  # why a header did not join, or nothing where it did
 _refused: dict[str, str] = {}  # functors, not whole headers
 joined: dict[str, Functor] = {}
 """Functors that joined, by name."""
@@ -156,7 +156,7 @@ def compiled_for(header: Path, device: torch.device | None = None) -> Cubin:
         DmlcoreError: the header is refused, or there is no driver, no device, no compiler.
     """
     with _lock:
-        if device not in _archs or device is None:
+        if device is None or device not in _archs:
             _archs[device] = driver().capability(device)
         arch = _archs[device]
         if (header, arch) not in _compiled:
@@ -170,7 +170,7 @@ def facts() -> dict[str, Any]:
     return {
         "compiler": compiler if isinstance(compiler, str) else f"NVRTC {compiler.version}",
         "functors": {name: str(one.header) for name, one in joined.items()},
-        "failed": {**{str(header): reason for header, reason in _failed.items()}, **_refused},
+        "failed": {**{str(header): reason for header, reason in _outcomes.items() if reason}, **_refused},
     }
 
 
@@ -178,15 +178,17 @@ def _prepare(header: Path) -> str:
     if reason := runtime.why_switched_off():
         return reason
     with _lock:
-        if header in _failed:
-            return _failed[header]
-        try:
-            for name, forms in compiled_for(header).forms.items():
-                _join(name, forms, header)
-        except (DmlcoreError, OSError) as error:
-            _failed[header] = str(error)
-            warnings.warn(f"on CUDA the loss of {header.name} runs in plain PyTorch: {error}", stacklevel=2)
-        return _failed.get(header, "")
+        if header not in _outcomes:
+            try:
+                cubin = compiled_for(header)
+                _library(cubin.file)  # a driver that refuses it is a reason, too
+                for name, forms in cubin.forms.items():
+                    _join(name, forms, header)
+                _outcomes[header] = ""
+            except (DmlcoreError, OSError) as error:
+                _outcomes[header] = str(error)
+                warnings.warn(f"on CUDA the loss of {header.name} runs in plain PyTorch: {error}", stacklevel=2)
+        return _outcomes[header]
 
 
 def _join(name: str, forms: tuple[Form, ...], header: Path) -> None:
