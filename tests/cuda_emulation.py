@@ -18,6 +18,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from dmlcore.kernels.headers import fingerprint
+
 TESTS = Path(__file__).parent
 CSRC = TESTS.parent / "csrc"
 COMPILER = os.environ.get("CXX", "g++")
@@ -72,7 +74,8 @@ def build(folder: Path, sanitized: bool) -> None:
     python = [f"-I{sysconfig.get_path('include')}", f"-I{pybind_headers()}", f"-I{CSRC}"]
     binding = folder / "binding.o"
     source = str(CSRC / "bindings" / "cuda.cpp")
-    jobs = [["-std=c++17", "-fPIC", "-fvisibility=hidden", "-O1", *python, "-c", source, "-o", str(binding)]]
+    agreed = f'-DDML_CUDA_HEADERS="{fingerprint(CSRC, "cuda")}"'
+    jobs = [["-std=c++17", "-fPIC", "-fvisibility=hidden", "-O1", agreed, *python, "-c", source, "-o", str(binding)]]
     links = []
     for kind in ["plain", "sanitized"][: 1 + sanitized]:
         out = folder / kind

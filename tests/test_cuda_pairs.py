@@ -15,7 +15,7 @@ import torch
 from cases import BATCHES, FUSED, PAIRS, PROXIES, Case, embeddings_of
 from torch import Tensor
 
-from dmlcore.kernels import FunctorCall, Relations, cuda, fused_pass, partner_functors, plan_options, rows
+from dmlcore.kernels import FunctorCall, Relations, cuda_functors, fused_pass, partner_functors, plan_options, rows
 from dmlcore.kernels.cuda import CudaStep, NotTaken
 from dmlcore.losses.base import Sides
 
@@ -268,6 +268,16 @@ def test_too_large_for_the_kernels(emulated: ModuleType) -> None:
         emulated.Step((1 << 30) + 1, None, 8, [("ms", [2.0, 50.0, 0.5, 0.1], 0, 0)], workspace=1 << 20)
 
 
+class Given:
+    """A functor with its handles."""
+
+    def __init__(self, external: Any) -> None:
+        self.external = external
+
+    def on(self, *_: Any) -> Any:
+        return self.external
+
+
 def test_a_functor_compiled_at_run_time_joins_the_pass(
     emulated: ModuleType, built: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -276,12 +286,13 @@ def test_a_functor_compiled_at_run_time_joins_the_pass(
     library.external_layout(layout)
     launcher = ctypes.cast(library.external_launch, ctypes.c_void_p).value
     external = emulated.External("toy", list(layout), 1, 0, 2, launcher)
-    monkeypatch.setitem(cuda.EXTERNAL, "toy", external)
+    monkeypatch.setitem(cuda_functors.joined, "toy", Given(external))
     x, y = BATCHES["odd"][0].float(), BATCHES["odd"][1]
     calls = (FunctorCall("ms", (2.0, 50.0, 0.5, 0.1)), FunctorCall("toy", (0.2,)), FunctorCall("triplet_all", (0.1,)))
     leaf = x.double().requires_grad_()
     s = torch.nn.functional.normalize(leaf) @ torch.nn.functional.normalize(leaf).T
-    truth = ((s - 0.2).clamp_min(0) ** 2 * (y[:, None] != y)).sum(1)
+    same = (y[:, None] == y) & ~torch.eye(len(y), dtype=torch.bool)
+    truth = ((s - 0.2).clamp_min(0) ** 2 * (y[:, None] != y)).sum(1) + ((1 - s) ** 2 * same).sum(1)
     truth.sum().backward()
     for plan in CHUNKS.values():
         with plan_options(**plan):
@@ -292,7 +303,7 @@ def test_a_functor_compiled_at_run_time_joins_the_pass(
         torch.testing.assert_close(grad.double(), leaf.grad, rtol=1e-4, atol=1e-5)
     with pytest.raises(NotTaken, match="'toy' takes 1 options, got 2"):
         CudaStep(x, y, None, None, (True, True), (FunctorCall("toy", (0.2, 1.0)),), module=emulated)
-    monkeypatch.setitem(cuda.EXTERNAL, "toy", emulated.External("toy", list(layout), 7, 0, 7, launcher))
+    monkeypatch.setitem(cuda_functors.joined, "toy", Given(emulated.External("toy", list(layout), 7, 0, 7, launcher)))
     step = CudaStep(x, y, None, None, (True, True), calls, module=emulated)
     with pytest.raises(RuntimeError, match="error 400 of the driver"):
         step.forward()

@@ -5,14 +5,14 @@ from __future__ import annotations
 
 import re
 
-import nvrtc
 import pytest
 from cuda_emulation import CSRC
 
+from dmlcore.kernels import nvrtc
+
 ARCHS = (80, 90, 100)
-LIBRARY = nvrtc.library()
 pytestmark = [
-    pytest.mark.skipif(LIBRARY is None, reason="there is no libnvrtc; it comes with PyTorch's CUDA build"),
+    pytest.mark.skipif(isinstance(nvrtc.compiler(), str), reason=str(nvrtc.compiler())),
     pytest.mark.skipif(not CSRC.exists(), reason="the sources are not here"),
 ]
 HEADERS = sorted(path.stem for path in (CSRC / "losses").glob("*.h"))
@@ -66,14 +66,15 @@ DML_END
 
 @pytest.fixture(scope="module")
 def compiler() -> nvrtc.Compiler:
-    assert LIBRARY is not None
-    return nvrtc.Compiler(LIBRARY)
+    found = nvrtc.compiler()
+    assert isinstance(found, nvrtc.Compiler)
+    return found
 
 
 def cubin(compiler: nvrtc.Compiler, source: str, arch: int) -> bytes:
-    if arch not in compiler.archs():
+    if arch not in compiler.archs:
         pytest.skip(f"this libnvrtc does not know sm_{arch}")
-    return compiler.compile(source, arch, CSRC, {"cstdint": nvrtc.INTEGERS})
+    return compiler.compile(source, arch, CSRC)[0]
 
 
 @pytest.mark.parametrize(("stem", "arch"), [(stem, ARCHS[k % len(ARCHS)]) for k, stem in enumerate(HEADERS)])

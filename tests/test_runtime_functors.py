@@ -25,7 +25,7 @@ from dmlcore.cli import main
 from dmlcore.errors import ConfigError, DmlcoreError, PluginError
 from dmlcore.kernels import FunctorCall, explain, extension, fused_pass, info, plan_options, runtime, store
 from dmlcore.kernels.compiling import Compiler, find_compiler
-from dmlcore.kernels.rows import recorded_steps
+from dmlcore.kernels.cpu import recorded_steps
 from dmlcore.losses import CrossBatchMemory, PairOptions
 from dmlcore.testing import check_loss
 
@@ -160,11 +160,7 @@ def test_it_takes_a_memory_and_half_precision(mine: Any) -> None:
 
 
 def test_on_another_device_the_plain_form_runs(mine: Any) -> None:
-    path = mine.functor_header()
-    with pytest.warns(UserWarning, match="toy_mine.h: functors compiled at run time are for the CPU") as warned:
-        assert all("are for the CPU" in runtime.why_missing("toy_mine", path, "cuda") for _ in range(2))
-    assert len(warned) == 1
-    assert "no form for cuda" in runtime.why_missing("toy_mine", None, "cuda")
+    assert "no form for mps" in runtime.why_missing("toy_mine", mine.functor_header(), "mps")
 
 
 def test_it_may_be_first_used_under_compilation(tmp_path: Path) -> None:

@@ -5,7 +5,6 @@
 //   rows_close           closes functors with partners, when all rows are collected
 //   rows_backward        weighs with the first chunk of a row; turns similarities into slopes
 //   rows_tabulate, rows_table_slopes   the same for a table of the whole batch
-//   rows_layout          what a host that did not compile the functor must know of it
 // Every kernel compiles for every functor; those that do not concern it are empty.
 // A loss that compares every positive with every negative needs whole rows. Its slots lie in the block's memory and are found
 // again in backward, so that none are kept per anchor.
@@ -393,15 +392,6 @@ __global__ void __launch_bounds__(kMostThreads, kBlocksOfOne) rows_table_slopes(
       });
     }
   }
-}
-
-// By one thread: values, bytes of options, numbers given, fields of limits, of sums and of slopes, floats per positive; 1 or 0 for
-// slots, partners and centres.
-template <class F> __global__ void rows_layout(int* to) {
-  using P = RowParts<F>;
-  const int layout[] = {F::kValues, int(sizeof(F)), GivenCount<F>::value, field_count<typename P::Limits, float>(), P::sums,
-                        field_count<typename P::Slopes, float>(), row_memory<F>(), F::kSlots, HasPartners<F>::value, HasCentres<F>::value};
-  for (int k = 0; k < int(sizeof(layout) / sizeof(int)); ++k) to[k] = layout[k];
 }
 
 DML_END

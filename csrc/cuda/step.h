@@ -25,7 +25,7 @@ struct CudaShape {
   int64_t rows, columns;               // of a chunk; 0: planned
 };
 
-// A functor that was compiled at run time: its kernels of row_kernels.h as handles of the driver, and what `rows_layout` says.
+// A functor that was compiled at run time: its kernels of row_kernels.h as handles of the driver, and numbers of `RowsLayout`.
 struct CudaExternal {
   void *forward, *close, *backward;    // close: with partners only
   int values, bytes, given, limits, sums, slopes, memory;

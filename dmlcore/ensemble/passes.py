@@ -148,7 +148,7 @@ def found_rows(members: Sequence[Loss], sides: dict[int, Sides], embeddings: Ten
     """
     losses = {index: cast(RowLoss, members[index]) for index in sides}
     groups = _Groups(losses, sides, embeddings)
-    calls, known = groups.calls, functors()
+    calls, known = groups.calls, functors(embeddings.device.type)
     passes: list[Pass] = []
     places: dict[int, Place] = {}
     averaged: list[int] = []

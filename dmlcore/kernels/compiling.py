@@ -16,7 +16,10 @@ from dmlcore.errors import PluginError
 TIMEOUT = 300
 """Seconds after which a compilation is given up."""
 
-_ERROR = re.compile(r"^(?P<file>[^\n:]+):(?P<line>\d+):(?:\d+:)? (?:fatal )?error: (?P<text>.*)$", re.MULTILINE)
+_ERROR = re.compile(
+    r"^(?P<file>[^\n:]+?)(?::|\()(?P<line>\d+)(?::|\):)(?:\d+:)? (?:fatal |catastrophic )?error: (?P<text>.*)$", re.MULTILINE
+)
+"""As g++ and clang++ write it, `my_loss.h:12:3: error: ...`, and NVRTC, `my_loss.h(12): error: ...`."""
 _NAMESPACE = re.compile(r"\bdml::(?:base::|avx2::|avx512::|cuda::)?")
 
 

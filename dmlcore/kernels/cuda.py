@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from dmlcore.errors import ConfigError
-from dmlcore.kernels import cpu, extension
+from dmlcore.kernels import cpu, cuda_functors, extension
 from dmlcore.kernels.rows import FunctorCall, Relations
 
 WORKSPACE = 16 << 20
@@ -20,9 +20,6 @@ data-centre GPUs."""
 MANY_REFERENCES = 1 << 16
 """References beyond which losses with slots wait for the host to read the size of the largest class, which memory for one
 anchor with as many positives as references would dwarf. Not in a capture."""
-
-EXTERNAL: dict[str, Any] = {}
-"""Functors that were compiled at run time, by name: `External` objects of the binding. They join the passes of the others."""
 
 Range = tuple[int, int]
 
@@ -94,6 +91,7 @@ class CudaStep:
                 for side, labels in enumerate(self.labels):
                     if labels is not None:
                         self.labels[side], self.orders[side] = torch.sort(labels, stable=True)
+            functors = [self._functor(call, module) for call in self.calls]
             options = getattr(cpu._plan, "options", {})
             self.workspace = options.get("workspace", WORKSPACE)
             try:
@@ -101,16 +99,19 @@ class CudaStep:
                     anchors.shape[0],
                     None if references is None else references.shape[0],
                     anchors.shape[1],
-                    [(_functor(call), list(call.options), _pointer(call.given), _pointer(call.windows)) for call in self.calls],
+                    [
+                        (functor, list(call.options), _pointer(call.given), _pointer(call.windows))
+                        for functor, call in zip(functors, self.calls, strict=True)
+                    ],
                     own=relations.own is not None,
                     list_length=None if relations.positives is None or not self.lists else relations.positives.numel(),
-                    most_positives=self._most_positives(module),
+                    most_positives=self._most_positives(functors, module),
                     workspace=max(self.workspace, 4),
                     rows=options.get("tile_rows", 0),
                     columns=options.get("tile_columns", 0),
                 )
             except ValueError as error:
-                if any(call.functor not in (*module.functors(), *EXTERNAL) for call in calls):
+                if any(call.functor not in (*module.functors(), *cuda_functors.joined) for call in calls):
                     raise
                 raise NotTaken(f"{error}; DML_FUSED=0 runs the definition") from None
             self.plan: dict[str, Any] = self.step.plan
@@ -234,16 +235,21 @@ class CudaStep:
         if out.numel():
             torch.mm(self.anchors[slice(*rows)], self.references[slice(*columns)].t(), out=out)
 
-    def _most_positives(self, module: ModuleType) -> int:
+    def _most_positives(self, functors: list[Any], module: ModuleType) -> int:
         """Of any anchor, where it is worth waiting for; 0: unknown."""
         labels = self.labels[0] if self.labels[1] is None else self.labels[1]
         if self.lists or labels is None or labels.numel() <= MANY_REFERENCES:
             return 0
-        if not any(module.has_slots(_functor(call)) for call in self.calls):
+        if not any(map(module.has_slots, functors)):
             return 0
         if self.device.type == "cuda" and torch.cuda.is_current_stream_capturing():
             return 0
         return int(torch.unique_consecutive(labels, return_counts=True)[1].max())
+
+    def _functor(self, call: FunctorCall, module: ModuleType) -> Any:
+        """As the binding wants it: a name, or an `External` where it was compiled at run time."""
+        known = cuda_functors.joined.get(call.functor)
+        return call.functor if known is None else known.on(self.device, call.options, module)
 
     def _on_device(self) -> Any:
         return torch.cuda.device(self.device) if self.device.type == "cuda" else nullcontext()
@@ -279,10 +285,6 @@ def _check(given: dict[str, Tensor | None], device: torch.device) -> None:
             raise ConfigError(f"{name} are on {tensor.device}, but anchors are on {device}; move them to one device")
         if tensor is not None and tensor.dtype == torch.float64:
             raise ConfigError(f"{name} are float64, but the CUDA kernels compute in float32; use `.float()` or DML_FUSED=0")
-
-
-def _functor(call: FunctorCall) -> Any:
-    return EXTERNAL.get(call.functor, call.functor)
 
 
 def _numbers(tensor: Tensor | None) -> Any:

@@ -149,7 +149,8 @@ def info() -> dict[str, Any]:
 
     Returns:
         `cpu` (built, level, levels, blas, reason), `cuda` (built, archs, devices, reason), `threads`, `fused` (functor names by
-        device type, with their options), `enabled`, `runtime` (enabled, compiler, folder, functors with their headers, failed).
+        device type, with their options), `enabled`, `runtime` (enabled, compiler, folder, functors with their headers, failed;
+            `cuda`: compiler, functors, failed).
     """
     from dmlcore.kernels import runtime
 
@@ -176,7 +177,7 @@ def info() -> dict[str, Any]:
         },
         "fused": {
             "cpu": {name: list(options) for name, (options, _) in FUNCTORS.items()},
-            "cuda": sorted(gpu.functors()) if gpu else [],
+            "cuda": sorted({*gpu.functors(), *CUDA_FUNCTORS}) if gpu else [],
         },
         "runtime": runtime.facts(),
     }

@@ -17,15 +17,16 @@ def folder() -> Path:
     return package / "include" if (package / "include" / "dml").is_dir() else package.parent / "csrc"
 
 
-def shared(root: Path) -> list[Path]:
-    """The headers that the extension and functors compiled at run time have in common, in the folder of `dml` and `cpu`."""
-    return closure(root / "cpu" / "functors.h", [root])
+def shared(root: Path, kind: str = "cpu") -> list[Path]:
+    """The headers that the extension and functors compiled at run time have in common, in the folder of `dml` and `cpu`, or
+    for `cuda`."""
+    return closure(root / kind / "functors.h", [root])
 
 
-def fingerprint(root: Path) -> str:
+def fingerprint(root: Path, kind: str = "cpu") -> str:
     """The hash of the shared headers, names and contents."""
     found = hashlib.sha256()
-    for path in shared(root):
+    for path in shared(root, kind):
         found.update(f"{path.name}\0{len(content := path.read_bytes())}\0".encode() + content)
     return found.hexdigest()[:16]
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from dmlcore.errors import ConfigError, DmlcoreError, suggestion
-from dmlcore.kernels import runtime, store
+from dmlcore.kernels import cubins, runtime, store
 
 
 def kept_functors() -> dict[str, Any]:
@@ -20,7 +20,8 @@ def kept_functors() -> dict[str, Any]:
     Raises:
         ConfigError: others can write to the folder.
     """
-    found = [{"file": str(file), **facts, "state": _state(file, facts)} for file, facts in store.entries()]
+    kept = [*store.entries(), *store.entries(".cubin")]
+    found = [{"file": str(file), **facts, "state": _state(file, facts)} for file, facts in kept]
     return {"folder": str(store.folder()), "kernels": found}
 
 
@@ -29,7 +30,12 @@ def _state(file: Path, facts: dict[str, Any]) -> str:
     if not header.is_file():
         return "header is gone"
     try:
-        return "current" if file.name.split("-")[1] == runtime.source_key(header, facts["level"]) else "changed"
+        level = facts["level"]
+        if level.startswith("sm_"):
+            key = cubins.source_key(header, int(level.removeprefix("sm_")))
+        else:
+            key = runtime.source_key(header, level)
+        return "current" if file.name.split("-")[1] == key else "changed"
     except (DmlcoreError, ValueError):  # everybody can write to the header; a level of another build
         return "changed"
 

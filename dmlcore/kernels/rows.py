@@ -83,7 +83,7 @@ class Pass(NamedTuple):
     @property
     def size(self) -> tuple[int, int, int]:
         """Values per anchor, anchors, cells of tables."""
-        known = extension.functors()
+        known = extension.functors(self.anchors.device.type)
         values = sum(known[call.functor][1] if call.functor in known else 0 for call in self.calls)
         return values, self.anchors.shape[0], sum(call.cells for call in self.calls)
 

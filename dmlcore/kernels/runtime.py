@@ -14,6 +14,7 @@ import re
 import threading
 import time
 import warnings
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,7 @@ from dmlcore.errors import DmlcoreError, PluginError
 from dmlcore.kernels import extension, headers, store
 from dmlcore.kernels.compiling import Compiler, compile_shared, find_compiler
 
-_FORMAT = "1"
+FORMAT = "1"
 """Of the entries of the store; another one is another key."""
 
 
@@ -66,15 +67,12 @@ def why_missing(functor: str, header: Path | None, device: str = "cpu") -> str:
         header: the file that lists it; None: a built-in functor, or one of a header that a plugin's hook names.
         device: `cpu` or `cuda`.
     """
+    if device == "cuda":
+        from dmlcore.kernels import cuda_functors
+
+        return cuda_functors.why_missing(functor, header)
     if device != "cpu":
-        if header is None:
-            return "" if functor in extension.functors(device) else f"the functor '{functor}' has no form for {device} tensors"
-        reason = "functors compiled at run time are for the CPU; their losses run in plain PyTorch elsewhere"
-        with _lock:
-            if (device, header) not in _failed:
-                _failed[device, header] = reason
-                warnings.warn(f"{header.name}: {reason}", stacklevel=2)
-        return reason
+        return f"the functor '{functor}' has no form for {device} tensors"
     if functor in extension.functors():
         owner = None if header is None else header_of(functor)
         if owner == header:
@@ -82,7 +80,7 @@ def why_missing(functor: str, header: Path | None, device: str = "cpu") -> str:
         return f"the functor '{functor}' of {header} has the name of one {f'of {owner}' if owner else 'that is built in'}"
     if extension.cpu() is None:
         return extension.reason_against("cpu")
-    candidates = [header] if header is not None else [path for path in _offered() if _may_list(path, functor)]
+    candidates = [header] if header is not None else offered(functor)
     if not candidates:
         return f"the extension was built without the functor '{functor}'; install again"
     reasons = [_prepare(path) for path in candidates]
@@ -97,6 +95,13 @@ def header_of(functor: str) -> Path | None:
     level = extension.level()
     joined = list(_loaded.items())  # another thread may be adding to them
     return next((one.header for (at, _), one in joined if at == level and functor in one.functors), None)
+
+
+def offered(functor: str) -> list[Path]:
+    """The headers of plugins' hooks that may list a functor."""
+    from dmlcore import plugins
+
+    return [path for path in plugins.kernel_headers(plugins.manager()) if _may_list(path, functor)]
 
 
 def build(header: Path) -> Loaded:
@@ -133,10 +138,18 @@ def source_key(header: Path, level: str) -> str:
     """
     module, root = extension.cpu(), headers.folder()
     assert module is not None
-    facts = [_FORMAT, header.stem, level, module.flags(level), module.headers(), platform.machine()]
+    facts = [FORMAT, header.stem, level, module.flags(level), module.headers(), platform.machine()]
+    return hashed(facts, header, headers.shared(root))
+
+
+def hashed(facts: Sequence[str], header: Path, ours: Sequence[Path]) -> str:
+    """A hash of facts, and of a header with all that it includes but `ours`, which a fingerprint stands for.
+
+    Raises:
+        ConfigError: everybody can write to one of the author's files.
+    """
     found = hashlib.sha256("\0".join(facts).encode())
-    ours = headers.shared(root)  # in the fingerprint
-    for path in headers.closure(header, [root]):
+    for path in headers.closure(header, [headers.folder()]):
         if path in ours:
             continue
         store.check_source(path)
@@ -156,6 +169,8 @@ def failed() -> dict[str, str]:
 
 def facts() -> dict[str, Any]:
     """For `info`: whether functors are compiled at run time, by whom, where they are kept, and which joined."""
+    from dmlcore.kernels import cuda_functors
+
     compiler = find_compiler()
     try:
         place = str(store.folder())
@@ -167,13 +182,8 @@ def facts() -> dict[str, Any]:
         "folder": place,
         "functors": {name: str(one.header) for one in _loaded.values() for name in one.functors},
         "failed": failed(),
+        "cuda": cuda_functors.facts(),
     }
-
-
-def _offered() -> list[Path]:
-    from dmlcore import plugins
-
-    return list(plugins.kernel_headers(plugins.manager()))
 
 
 def _may_list(header: Path, functor: str) -> bool:
@@ -197,7 +207,9 @@ def _prepare(header: Path) -> str:
 
 def _load(header: Path, level: str) -> Loaded:
     began = time.perf_counter()
-    _check(header)
+    if (module := extension.cpu()) is None:
+        raise DmlcoreError(why_switched_off() or extension.reason_against("cpu"))
+    check(header, headers.folder(), "cpu", module.headers())
     compiler = find_compiler()
     for attempt in range(2):
         file, compiled = _found_or_made(header, level, compiler)
@@ -212,12 +224,16 @@ def _load(header: Path, level: str) -> Loaded:
     raise AssertionError("the second attempt compiles, and so returns or raises")
 
 
-def _check(header: Path) -> None:
+def check(header: Path, root: Path, kind: str, compiled_with: str) -> None:
+    """Raise where a header cannot be compiled, whoever compiles it.
+
+    Args:
+        header: the author's file.
+        root, kind: the folder of ours, and whether they are for `cpu` or `cuda`.
+        compiled_with: the fingerprint of the headers that the extension was built with.
+    """
     if reason := why_switched_off():
         raise DmlcoreError(reason)
-    module = extension.cpu()
-    if module is None:
-        raise DmlcoreError(extension.reason_against("cpu"))
     if not header.is_file():
         raise PluginError(f"there is no header {header}")
     if not header.stem.isidentifier() or not header.stem.isascii():
@@ -226,39 +242,21 @@ def _check(header: Path) -> None:
         raise PluginError(f"{header!s:.200}: a path with such characters cannot be included; move the header")
     if not re.search(rf"\bstruct\s+{header.stem}_functors\b", header.read_text(errors="replace")):
         raise PluginError(f"{header.name} must end with `struct {header.stem}_functors`, whose list() names its functors")
-    root = headers.folder()
-    if not (root / "cpu" / "functors.h").is_file():
+    if not (root / kind / "functors.h").is_file():
         raise DmlcoreError(f"the headers that functors are compiled against are not in {root}; install again")
-    if headers.fingerprint(root) != module.headers():
+    if headers.fingerprint(root, kind) != compiled_with:
         raise DmlcoreError(f"the headers in {root} are not those the extension was built with; install again")
 
 
 def _found_or_made(header: Path, level: str, compiler: Compiler | str) -> tuple[Path, bool]:
     key = source_key(header, level)
-    place = store.opened()
     if isinstance(compiler, str):  # what was compiled before will do, whoever did
-        kept = [file for file in place.glob(f"{header.stem}-{key}-*.so") if store.facts_of(file)]
-        if not kept:
+        kept = store.latest(f"{header.stem}-{key}-*.so")
+        if kept is None:
             raise DmlcoreError(compiler)
-        return max(kept, key=lambda file: file.stat().st_mtime), False
+        return kept, False
     who = hashlib.sha256(compiler.identity.encode()).hexdigest()[:8]
-
-    def kept_file() -> Path | None:
-        file = place / f"{header.stem}-{key}-{who}.so"
-        if store.facts_of(file) is None:
-            return None
-        store.check_private(file)
-        return file
-
-    if (file := kept_file()) is not None:
-        return file, False
-    try:
-        with store.locked(place):
-            if (file := kept_file()) is not None:  # another process was faster
-                return file, False
-            return _made(header, level, compiler, place, who), True
-    except OSError as error:
-        raise DmlcoreError(f"no compiled functors can be kept in {place}: {error.strerror}; set DML_CACHE") from error
+    return store.found_or_made(f"{header.stem}-{key}-{who}.so", lambda place: _made(header, level, compiler, place, who))
 
 
 def _made(header: Path, level: str, compiler: Compiler, place: Path, who: str) -> Path:

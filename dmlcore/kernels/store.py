@@ -1,7 +1,7 @@
 """The private folder of compiled functors: where it lies, who may write there, entries that appear whole or not at all.
 
-An entry is a shared object and, beside it under the same name, a JSON file that says what it was made of and its hash. Nothing
-is loaded that anybody but the user (or root) could have written.
+An entry is a shared object or a cubin and, beside it under the same name, a JSON file that says what it was made of and its
+hash. Nothing is loaded that anybody but the user (or root) could have written.
 """
 
 from __future__ import annotations
@@ -13,12 +13,12 @@ import os
 import shutil
 import stat
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from dmlcore.errors import ConfigError
+from dmlcore.errors import ConfigError, DmlcoreError
 
 
 def folder() -> Path:
@@ -111,6 +111,49 @@ def workplace(place: Path) -> Iterator[Path]:
         yield made
     finally:
         shutil.rmtree(made, ignore_errors=True)
+
+
+def found_or_made(name: str, make: Callable[[Path], Path]) -> tuple[Path, bool]:
+    """An entry's file, and whether it had to be made.
+
+    Args:
+        name: of the file.
+        make: given the folder, makes the entry, by one process at a time, and returns its file.
+
+    Raises:
+        ConfigError: others could write to the file or the folder.
+        DmlcoreError: nothing can be written there.
+    """
+    place = opened()
+
+    def kept() -> Path | None:
+        file = place / name
+        if facts_of(file) is None:
+            return None
+        check_private(file)
+        return file
+
+    if (file := kept()) is not None:
+        return file, False
+    try:
+        with locked(place):
+            if (file := kept()) is not None:  # another process was faster
+                return file, False
+            return make(place), True
+    except OSError as error:
+        raise DmlcoreError(f"no compiled functors can be kept in {place}: {error.strerror}; set DML_CACHE") from error
+
+
+def latest(pattern: str) -> Path | None:
+    """The newest whole entry whose file's name matches, or None.
+
+    Raises:
+        ConfigError: others could write to the file or the folder.
+    """
+    kept = [file for file in opened().glob(pattern) if facts_of(file)]
+    for file in kept:
+        check_private(file)
+    return max(kept, key=lambda file: file.stat().st_mtime, default=None)
 
 
 def keep(place: Path, name: str, made: Path, facts: dict[str, Any]) -> Path:

@@ -576,7 +576,8 @@ class RowLoss(Loss):
             return self.reduce(self.plain_rows(sides))
         sides = with_lists(sides)
         call, _ = self.ready_call(call, sides)
-        return fused_passes([pass_of(sides, (call,), self.normalise, (0,) * functors()[call.functor][1])], None).terms
+        values = functors(embeddings.device.type)[call.functor][1]
+        return fused_passes([pass_of(sides, (call,), self.normalise, (0,) * values)], None).terms
 
     def reference(
         self,

@@ -1,0 +1,108 @@
+"""Functors of plugins on a real CUDA device: against their plain form, alone and in an ensemble, and against a twin."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from test_cuda_functors import TWO_FORMS, again
+from test_runtime_functors import header, loss_class, value_and_gradient
+
+import dmlcore
+from dmlcore.kernels import FunctorCall, cuda_functors, extension, fused_rows, nvrtc, runtime
+
+WHY_NOT = extension.reason_against("cuda") or ("" if torch.cuda.is_available() else "torch sees no CUDA device")
+WHY_NOT = WHY_NOT or (found if isinstance(found := nvrtc.compiler(), str) else "")
+pytestmark = [pytest.mark.gpu, pytest.mark.skipif(bool(WHY_NOT), reason=WHY_NOT)]
+
+
+@pytest.fixture(scope="module")
+def mine(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    return loss_class(header(tmp_path_factory.mktemp("plugin"), "toy_device", TWO_FORMS))
+
+
+def batch(count: int = 512, width: int = 48) -> tuple[torch.Tensor, torch.Tensor]:
+    torch.manual_seed(1)
+    return torch.randn(count, width, device="cuda"), torch.arange(count, device="cuda") % (count // 4)
+
+
+def joined(loss: Any, name: str) -> None:
+    assert runtime.why_missing(name, loss.functor_header(), "cuda") == "" and name in cuda_functors.joined
+
+
+@pytest.mark.parametrize("margin", [0.1, 0.7])
+def test_equals_its_plain_form(mine: Any, margin: float) -> None:
+    joined(mine, "toy_device")
+    loss, (x, y) = mine(margin=margin), batch()
+    r, others = torch.randn(300, 48, device="cuda"), torch.arange(300, device="cuda") % 128
+    for more in ({}, {"references": r, "reference_labels": others}):
+        found = value_and_gradient(loss, x, y, **more)
+        torch.testing.assert_close(found, value_and_gradient(loss.reference, x, y, **more), rtol=1e-4, atol=1e-6)
+        assert torch.equal(found[1], value_and_gradient(loss, x, y, **more)[1])  # the same bits
+
+
+def test_in_an_ensemble(mine: Any) -> None:
+    joined(mine, "toy_device")
+    x, y = batch()
+    ensemble = dmlcore.LossEnsemble(["ms", mine(margin=0.1), "triplet"], weights=[1.0, 2.0, 0.5])
+
+    def alone(embeddings: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        parts = zip([1.0, 2.0, 0.5], ensemble.members, strict=True)
+        return torch.stack([weight * loss.reference(embeddings, labels) for weight, loss in parts]).sum()
+
+    found = value_and_gradient(ensemble, x, y)
+    torch.testing.assert_close(found, value_and_gradient(alone, x, y), rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("name", "options"), [("ms", (2.0, 50.0, 0.5, 0.1)), ("ms", (2.0, 500.0, 0.5, 0.1)), ("triplet_all", (0.1,))]
+)
+def test_a_copy_of_a_built_in_functor(name: str, options: tuple[float, ...], tmp_path_factory: pytest.TempPathFactory) -> None:
+    stem = name.split("_")[0]
+    known = cuda_functors.joined.get(f"again_{name}")
+    path = known.header if known else again(tmp_path_factory.mktemp("again"), stem)
+    assert runtime.why_missing(f"again_{name}", path, "cuda") == ""
+    x, y = batch()
+    found = []
+    for functor in (name, f"again_{name}"):
+        leaf = x.clone().requires_grad_()
+        values, counts = fused_rows(leaf, y, None, None, (FunctorCall(functor, options),))
+        values.sum().backward()
+        found.append((values.detach(), counts, leaf.grad))
+    torch.testing.assert_close(found[0], found[1], rtol=1e-5, atol=1e-6)  # two compilers may order a sum differently
+
+
+def test_streams_and_graphs(mine: Any) -> None:
+    joined(mine, "toy_device")
+    loss, (x, y) = mine(margin=0.1), batch()
+    expected = value_and_gradient(loss, x, y)
+    leaf, stream = x.clone().requires_grad_(), torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        for _ in range(3):
+            found = value_and_gradient(loss, x, y)
+            loss(leaf, y).backward()
+            leaf.grad = None
+    torch.cuda.current_stream().wait_stream(stream)
+    torch.testing.assert_close(found, expected)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        value = loss(leaf, y)
+        value.backward()
+    for seed in range(2):
+        torch.manual_seed(seed)
+        other = torch.randn_like(x)
+        with torch.no_grad():
+            leaf.copy_(other)
+        graph.replay()
+        torch.testing.assert_close((value.detach(), leaf.grad), value_and_gradient(loss, other, y), rtol=1e-5, atol=1e-6)
+
+
+def test_the_folder_is_used(mine: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from dmlcore.kernels import cubins
+
+    monkeypatch.setenv("DML_CACHE", str(tmp_path))
+    arch = cuda_functors.driver().capability(None)
+    assert cubins.cubin_of(mine.functor_header(), arch).compiled and not cubins.cubin_of(mine.functor_header(), arch).compiled
