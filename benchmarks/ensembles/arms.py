@@ -18,7 +18,8 @@ SETS = {
     "E4": ("norm_softmax", "triplet", "binomial_deviance", "proxy_nca"),
     "E6": ("ms", "proxy_anchor", "triplet", "sup_con", "circle", "proxy_nca"),
 }
-ROBUST = ("circle", "binomial_deviance", "sup_con")  # no set of three without proxies is better where it is worst
+ROBUST = ("circle", "binomial_deviance", "sup_con")  # the losses without proxies that are nowhere far behind
+MIXED = ("circle", "binomial_deviance", "norm_softmax")  # the same with a loss of the kind that is best on emoji
 PUBLISHED = ("cross_entropy", "triplet", "binomial_deviance", "proxy_nca")  # of the stored best run, with its prior
 SEC: dict[str, tuple[str, dict[str, Any]]] = {  # the losses that the paper of `sec` combines it with
     "ms": ("ms", {}),
@@ -132,6 +133,7 @@ def arms() -> list[Arm]:
         Arm("nets: T3", best, {}, central=True, nets=True),
         Arm("R3 wide, untuned", ROBUST, robust, central=True, tuned=False),
         Arm("R3 wide, equal norms, untuned", ROBUST, {"weighting": "equal_gradient_norms", **robust}, few=True, tuned=False),
+        Arm("M3 wide, equal norms, untuned", MIXED, {"weighting": "equal_gradient_norms", **robust}, few=True, tuned=False),
         Arm("R3 wide heads, untuned", ROBUST, {"ensemble": "heads", **robust}, few=True, tuned=False),
         Arm("E3 wide, equal norms", SETS["E3"], {"weighting": "equal_gradient_norms", **robust}, central=True),
         Arm("T3 heads, views", best, views, few=True, seeds=2, pictures_only=True),

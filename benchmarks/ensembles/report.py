@@ -184,6 +184,8 @@ PAIRS = (
     ("R3 wide heads, untuned", "same wide: b x 3, 256", "compressed"),
     ("R3 wide heads, untuned", "wide: b, 256", "compressed"),
     ("R3 wide, equal norms, untuned", "wide: b, 256", "compressed"),
+    ("M3 wide, equal norms, untuned", "wide: b, 256", "compressed"),
+    ("M3 wide, equal norms, untuned", "same wide: b x 3, 256", "compressed"),
 )
 
 

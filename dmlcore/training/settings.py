@@ -44,7 +44,7 @@ SETTING_OF = {"loss": "plugins", "transform": "transforms", "metric": "metrics",
 class Settings:
     """The settings of a training run, apart from the options of its losses, model and data."""
 
-    plugins: tuple[str, ...] = ("circle", "binomial_deviance", "sup_con")
+    plugins: tuple[str, ...] = ("circle", "binomial_deviance", "norm_softmax")
     """Losses to train with, separated by commas. A loss named twice is used twice; its second options are `NAME_2`. `auto`
     tries losses and values of their main option on the validation classes first and takes those near the best."""
     auto_losses: tuple[str, ...] | None = None
