@@ -118,7 +118,8 @@ def test_help_shows_the_options_of_what_is_chosen(here: Callable[..., tuple[int,
 
 
 def test_train_prints_one_json_object_and_leaves_a_complete_folder(features: Path, tmp_path: Path) -> None:
-    done = run("train", "--data", features, "--out", "run", "--json", "--ms.alpha", "4", *SMALL, cwd=tmp_path)
+    chosen = ["--plugins", "ms,proxy_anchor,triplet", "--ms.alpha", "4"]
+    done = run("train", "--data", features, "--out", "run", "--json", *chosen, *SMALL, cwd=tmp_path)
     result = json.loads(done.stdout)
     assert result["run"] == "run" and result["metrics"]["test"]["recall@1"] > 0
     for word in (
@@ -257,8 +258,8 @@ MISTAKES = [
         ["train", "--plugins", "ms", "--triplet.margin", "4"],
         "--triplet.margin: options of 'triplet' are given, but that loss is not selected",
     ),
-    (["train", "--ms.alpha", "-4"], "alpha is -4.0, but must be"),
-    (["train", "--ms.alpha", "big"], "ms.alpha is 'big', but must be a number"),
+    (["train", "--plugins", "ms", "--ms.alpha", "-4"], "alpha is -4.0, but must be"),
+    (["train", "--plugins", "ms", "--ms.alpha", "big"], "ms.alpha is 'big', but must be a number"),
     (["train", "--steps", "0"], "steps is 0, but must be >= 1"),
     (["train", "--step", "5"], "Unknown option: --step. Did you mean --steps"),
     (["train", "--steps"], "--steps requires an argument"),
@@ -309,8 +310,8 @@ def wrong(tmp_path_factory: pytest.TempPathFactory, features: Path, trained: Pat
     texts = {
         "TOML": "stepz = 4\n",
         "TABLE": 'plugins = ["ms"]\n[triplet]\nmargin = 1\n',
-        "OPTION": "[ms]\nalpah = 1\n",
-        "VALUE": "[ms]\nalpha = -1\n",
+        "OPTION": "plugins = ['ms']\n[ms]\nalpah = 1\n",
+        "VALUE": "plugins = ['ms']\n[ms]\nalpha = -1\n",
         "PLUGIN": 'plugins = ["sm"]\n',
         "BROKEN": "steps = = 4\n",
     }

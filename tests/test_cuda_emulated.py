@@ -192,6 +192,15 @@ def test_an_anchor_that_is_not_finite_is_named(emulated: ModuleType, bad: float)
     assert torch.isnan(values[:, 5]).all() and bool((counts[:, 5] == 1).all())
 
 
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_a_reference_that_is_not_finite_spoils_every_anchor(emulated: ModuleType, bad: float) -> None:
+    x, y = BATCHES["odd"][0].float(), BATCHES["odd"][1]
+    r = x.clone()
+    r[5, 2] = bad
+    values, counts, grad, *_ = run(emulated, (MS, TRIPLETS), x, y, r, y)
+    assert bool(torch.isnan(values).all()) and bool((counts == 1).all()) and not bool(torch.isfinite(grad).all())
+
+
 @pytest.mark.parametrize(
     "check",
     [same_bits_every_time, autocast_does_not_reach_in, scaler_skips_what_is_not_finite],
@@ -208,11 +217,14 @@ def test_compiled() -> None:
 
 
 class HostAsked(TorchDispatchMode):
-    """Fails where a value on the device decides what the host does next: there it would wait, and a capture would end."""
+    """Fails where a value on the device decides what the host does next: there it would wait, and a capture would end;
+    or where it copies numbers of its own there, which ends one too."""
+
+    ASKS = ("_local_scalar_dense", "nonzero", "unique_consecutive", "_unique2", "is_nonzero", "equal", "lift_fresh")
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         name = func.overloadpacket.__name__
-        assert name not in ("_local_scalar_dense", "nonzero", "unique_consecutive", "_unique2", "is_nonzero", "equal"), name
+        assert name not in self.ASKS, name
         return func(*args, **(kwargs or {}))
 
 
@@ -228,6 +240,9 @@ def test_the_host_is_never_asked() -> None:
             leaf = x.clone().requires_grad_()
             loss(leaf, y).sum().backward()
         assert leaf.grad is not None, name
+    ensemble = dmlcore.LossEnsemble([losses[name] for name in ("ms", "contrastive", "triplet", "histogram")])
+    with HostAsked():
+        ensemble(x.clone().requires_grad_(), y).backward()
     for case in PROXIES:
         sides = case.create(torch.float32).sides(x, y, None, None)  # forward looks at labels, but only of CPU tensors
         call = case.create(torch.float32).functor_call()

@@ -302,6 +302,23 @@ def test_the_published_methods_are_settings(features: str, tmp_path: Path) -> No
 @pytest.mark.parametrize(
     ("given", "expected"),
     [
+        ({"plugins": "ms,triplet"}, "equal_gradient_norms"),
+        ({"plugins": "ms"}, "fixed"),
+        ({"plugins": "ms,triplet", "weights": [1, 2]}, "fixed"),
+        ({"plugins": "ms,sec"}, "fixed"),  # a regulariser must not pull like a loss
+        ({"plugins": "ms,triplet", "ensemble": "heads"}, "fixed"),
+        ({"plugins": "ms,triplet", "ensemble": "wel"}, "floor_square_penalty"),
+        ({"plugins": "ms,triplet", "weighting": "pcgrad", "weights": [1, 2]}, "pcgrad"),
+    ],
+)
+def test_the_weighting_left_open_follows_from_the_losses(given: dict[str, Any], expected: str) -> None:
+    config = RunConfig.create(**given)
+    assert config.completed("images", 10).settings.weighting == expected and expected in config.chosen
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
         ({}, (256, 64, "compressed")),
         ({"ensemble": "heads"}, (256, 64, "compressed")),
         ({"embedding_dim": 32}, (32, 0, "whole")),

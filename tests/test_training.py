@@ -101,7 +101,13 @@ def test_a_run_repeats_bit_by_bit(features: str, tmp_path: Path, weighting: str)
     assert same(without_time(state(tmp_path / "a")), without_time(state(tmp_path / "b")))
 
 
-MEMORY = {"memory": 100, "memory_warmup": 3, "ms": {"miner": "distance_weighted(seed=2)"}, "triplet": {"miner": "batch_hard"}}
+MEMORY = {
+    "plugins": "ms,proxy_anchor,triplet",
+    "memory": 100,
+    "memory_warmup": 3,
+    "ms": {"miner": "distance_weighted(seed=2)"},
+    "triplet": {"miner": "batch_hard"},
+}
 
 
 @pytest.mark.parametrize("stop", [10, 13])
@@ -221,7 +227,15 @@ def test_validation_chooses_the_checkpoint_and_the_result_is_complete(features: 
 
 
 def test_a_step_record_has_every_number_a_reader_needs(features: str, tmp_path: Path) -> None:
-    train(out=tmp_path / "run", data=features, steps=2, plugins="triplet,triplet", triplet_2={"margin": 0.3}, **SMALL)
+    train(
+        out=tmp_path / "run",
+        data=features,
+        steps=2,
+        plugins="triplet,triplet",
+        triplet_2={"margin": 0.3},
+        weighting="fixed",
+        **SMALL,
+    )
     record = [r for r in map(json.loads, (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()) if r["kind"] == "step"][
         -1
     ]
@@ -232,7 +246,8 @@ def test_a_step_record_has_every_number_a_reader_needs(features: str, tmp_path: 
 
 
 def test_parameters_are_grouped_by_role(features: str, tmp_path: Path) -> None:
-    config = RunConfig.create(data=features, weighting="uncertainty", learning_rate=0.01, proxies_factor=5, **SMALL)
+    given = {"plugins": "ms,proxy_anchor", "weighting": "uncertainty", "learning_rate": 0.01, "proxies_factor": 5, **SMALL}
+    config = RunConfig.create(data=features, **given)
     run = Run(config, RunFolder(tmp_path))
     groups = {group["role"]: group for group in run.optimiser.param_groups}
     assert {"trunk", "head", "proxies", "weights"} <= set(groups)
@@ -289,7 +304,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_names_loss_step_and_rows(
     features: str, tmp_path: Path, choose: Any, what: str
 ) -> None:
     with pytest.raises(TrainingError, match=what) as raised:
-        train(out=tmp_path / "run", data=features, steps=20, loggers=[Poison(7, choose)], **SMALL)
+        train(out=tmp_path / "run", data=features, plugins="ms,proxy_anchor", steps=20, loggers=[Poison(7, choose)], **SMALL)
     assert "step 5" in str(raised.value) and "row" in str(raised.value)
     saved = state(tmp_path / "run")
     assert saved["step"] == 5
@@ -454,8 +469,11 @@ def test_writing_is_all_or_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     [
         ({"plugins": "ms,triplit"}, "no loss 'triplit'. Did you mean 'triplet'"),
         ({"plugins": "ms", "triplet": {"margin": 1}}, "'triplet' are given, but that loss is not selected"),
-        ({"ms": {"alpah": 1}}, "ms has no option 'alpah'. Did you mean 'alpha'"),
-        ({"ms": {"miner": "x"}, "semihard": {"margin": 1}}, "'semihard' is a miner; its options stand behind its name"),
+        ({"plugins": "ms", "ms": {"alpah": 1}}, "ms has no option 'alpah'. Did you mean 'alpha'"),
+        (
+            {"plugins": "ms", "ms": {"miner": "x"}, "semihard": {"margin": 1}},
+            "'semihard' is a miner; its options stand behind its name",
+        ),
         ({"memory": -1}, "memory is -1, but must be >= 0"),
         ({"stepz": 1}, "unknown key 'stepz'. Did you mean 'steps'"),
         ({"steps": 0}, "steps is 0, but must be >= 1"),

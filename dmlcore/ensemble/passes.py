@@ -186,5 +186,7 @@ def terms_of(found: FoundRows, others: dict[int, Tensor]) -> Tensor:
     if found.passed is None or not found.averaged:
         return torch.stack([others[index].to(others[rest[0]].dtype) for index in rest])
     total = found.passed.terms
-    stacked = torch.stack([others[index].to(total.dtype) for index in rest])
-    return total.index_add(0, torch.tensor(rest, device=total.device), stacked)
+    terms = list(total.unbind())  # no index from the host: see `averaged` of the kernels
+    for index in rest:
+        terms[index] = terms[index] + others[index].to(total.dtype)
+    return torch.stack(terms)

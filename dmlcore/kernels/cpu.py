@@ -29,7 +29,8 @@ def plan_options(**options: int) -> Iterator[None]:
         options: `threads` (at most), `thread_work` (multiplications from which on a further thread is used), `workspace`
             (bytes of similarities kept between forward and backward; 0 recomputes them), `tile_rows`, `tile_columns`,
             `slot_bytes`, `search` (1: look negatives up among the thresholds of an anchor's positives whatever their number,
-            0: never), `triangle` (0: do not use the symmetry of a batch with itself).
+            0: never), `triangle` (0: do not use the symmetry of a batch with itself). CUDA passes look at `workspace`
+            (bytes of a chunk's products), `tile_rows` and `tile_columns` (its shape).
     """
     before = getattr(_plan, "options", {})
     _plan.options = {**before, **options}

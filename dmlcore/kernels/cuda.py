@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from dmlcore.errors import ConfigError
-from dmlcore.kernels import cuda_functors, extension, rows
+from dmlcore.kernels import cpu, cuda_functors, extension
 from dmlcore.kernels.rows import FunctorCall, Relations
 
 WORKSPACE = 16 << 20
@@ -92,7 +92,7 @@ class CudaStep:
                     if labels is not None:
                         self.labels[side], self.orders[side] = torch.sort(labels, stable=True)
             functors = [self._functor(call, module) for call in self.calls]
-            options = getattr(rows._plan, "options", {})
+            options = getattr(cpu._plan, "options", {})
             self.workspace = options.get("workspace", WORKSPACE)
             try:
                 self.step: Any = module.Step(

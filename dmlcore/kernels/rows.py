@@ -312,9 +312,10 @@ def averaged(passes: Sequence[Pass], parts: Sequence[tuple[Tensor, Tensor, Tenso
         owners = [owner for _, each in averages if each is not None for owner in each]
         if owners == list(range(len(total))):
             total = found
-        else:  # what belongs to nobody is added to a number that is thrown away
-            more = total.new_zeros(len(total) + 1)
-            total = more.index_add(0, torch.tensor(owners, device=found.device) % len(more), found)[:-1]
+        else:  # no index from the host: its copy would make the host wait, and end the capture of a CUDA graph
+            each = found.unbind()
+            of_terms = [[each[k] for k, owner in enumerate(owners) if owner == term] for term in range(len(total))]
+            total = torch.stack([sum(some[1:], some[0]) if some else total[term] for term, some in enumerate(of_terms)])
     return total.view(()) if terms is None else total
 
 

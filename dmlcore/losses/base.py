@@ -188,7 +188,7 @@ class RowMeasure:
             return self.all
         values, counts, _ = run_together(self.sides, (FunctorCall("row_extremes", (0.0,), windows=windows),), (True, True))
         signs = values.new_full((4, 1), torch.inf)  # no copy of numbers of the host: a CUDA graph takes none
-        signs[1::2] = -torch.inf
+        signs[1::2].neg_()
         found = Extremes(*torch.where(counts == 0, signs, values).unbind())
         if windows is None:
             self.all = found
@@ -309,7 +309,8 @@ class Loss(nn.Module, abc.ABC):
 
     @property
     def is_fused(self) -> bool:
-        """Whether `forward` runs in the fused pass on the CPU."""
+        """Whether `forward` runs in the fused pass: on the CPU, and on CUDA devices where `kernels.info` finds kernels for
+        them, float64 excepted there."""
         return not self.why_not_fused
 
     @property

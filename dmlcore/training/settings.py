@@ -23,6 +23,7 @@ CHOOSING = (
     "plugins",
     "ensemble",
     "weighting",
+    "weights",
     "embedding_dim",
     "student",
     "compress",
@@ -527,7 +528,7 @@ def _with_absolute_files(settings: Settings) -> Settings:
         value = getattr(settings, name)
         if isinstance(value, str):
             found[name] = absolute(value)
-        elif isinstance(value, tuple) and value != AUTO:
+        elif isinstance(value, tuple) and value != AUTO and name != "weights":
             found[name] = tuple(absolute(one) for one in value)
     return dataclasses.replace(settings, **found)
 
