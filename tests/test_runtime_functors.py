@@ -427,3 +427,4 @@ def test_an_installed_package_brings_the_headers(tmp_path: Path) -> None:
     from dmlcore.kernels import headers
 
     assert headers.fingerprint(tmp_path / "dmlcore" / "include") == extension.cpu().headers()
+    assert headers.fingerprint(tmp_path / "dmlcore" / "include", "cuda") == headers.fingerprint(ROOT / "csrc", "cuda")

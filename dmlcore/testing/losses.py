@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from dmlcore.errors import ConfigError
-from dmlcore.kernels import extension
+from dmlcore.kernels import extension, why_missing
 from dmlcore.losses import CrossBatchMemory, Loss, ProxyLoss, RowLoss, create
 from dmlcore.testing import memory
 from dmlcore.testing.batches import CLASSES, WIDTH, batches, near
@@ -158,8 +158,10 @@ class _Checks:
         loss = self.create(torch.float32).cuda()
         call = loss.functor_call() if isinstance(loss, RowLoss) else ""
         reason = loss.why_not_fused or extension.reason_against("cuda")
-        if reason or isinstance(call, str) or call.functor not in extension.functors("cuda"):
-            raise NotApplicable(reason or "its functor is not among those built for CUDA")
+        if not reason and isinstance(loss, RowLoss) and not isinstance(call, str):
+            reason = why_missing(call.functor, loss.functor_header(), "cuda")
+        if reason:
+            raise NotApplicable(reason)
         return self.fused_is_plain("cuda", torch.float32, 1e-4)
 
     def order(self) -> str | None:
