@@ -43,7 +43,7 @@ DATA = {
         Data("grocery", "grocery_mobilenetv2.npz", 250, 60),
         Data("emoji pictures", "emoji_64.npz", 250, seeds=5, pictures=True),
         Data("glyphs", "", 250, seeds=5, pictures=True),
-        Data("glyph scripts", "", 250, seeds=3, by_script=True, pictures=True),
+        Data("glyph scripts", "", 250, seeds=5, by_script=True, pictures=True),
     )
 }
 
