@@ -364,3 +364,13 @@ def test_the_command_hooks(here: Callable[..., tuple[int, str, str]], tmp_path: 
     (tmp_path / "page.md").write_text("no marks\n")
     status, _, err = here("plugins", "hooks", "--write", tmp_path / "page.md")
     assert status == 2 and "must have the lines" in err
+
+
+def test_a_header_that_does_not_compile_fails_the_check(here: Callable[..., tuple[int, str, str]], tmp_path: Path) -> None:
+    create_package("my_broken", fused=True, out=tmp_path / "package")
+    module = tmp_path / "package" / "dmlcore_my_broken" / "__init__.py"
+    header = module.with_name("my_broken.h")
+    header.write_text(header.read_text().replace("struct", "strukt", 1))
+    with pytest.warns(UserWarning, match=r"my_broken\.h"):
+        status, out, _ = here("plugins", "check", f"{module}:MyBroken")
+    assert status == 1 and "the header compiles" in out and "my_broken.h:" in out

@@ -39,7 +39,7 @@ dml::PassRequest request(const Pass& pass) {
 
 PYBIND11_MODULE(_cpu, m) {
   m.doc() = "Fused losses on the CPU. Use dmlcore.kernels instead.";
-  py::class_<dml::Passes>(m, "Passes")
+  py::class_<dml::Passes>(m, "Passes", py::module_local())  // the tests load other builds beside this one
       .def(py::init([](bool is_double, const std::vector<Pass>& passes, int terms, int threads, int64_t thread_work, int64_t workspace,
                        int64_t tile_rows, int64_t tile_columns, int64_t slot_bytes, int search, int triangle) {
              std::vector<dml::PassRequest> requests;

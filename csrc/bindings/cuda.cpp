@@ -144,7 +144,7 @@ class Step {
 
 PYBIND11_MODULE(_cuda, m) {
   m.doc() = "Fused losses on CUDA devices. Use dmlcore.kernels instead.";
-  py::class_<External>(m, "External")
+  py::class_<External>(m, "External", py::module_local())  // the tests load the emulated kernels beside these
       .def(py::init([](std::string name, const std::vector<int>& layout, uintptr_t forward, uintptr_t close, uintptr_t backward,
                        uintptr_t launcher) {
              if (layout.size() != 10) throw std::invalid_argument("a layout has 10 numbers");
@@ -155,7 +155,7 @@ PYBIND11_MODULE(_cuda, m) {
            }),
            "name"_a, "layout"_a, "forward"_a, "close"_a, "backward"_a, "launcher"_a)
       .def_property_readonly("values", [](const External& self) { return self.functor.values; });
-  py::class_<Step>(m, "Step")
+  py::class_<Step>(m, "Step", py::module_local())
       .def(py::init<int64_t, std::optional<int64_t>, int64_t, const Requests&, bool, std::optional<int64_t>, int64_t, int64_t, int64_t,
                     int64_t>(),
            "anchors"_a, "references"_a, "width"_a, "losses"_a, py::kw_only(), "own"_a = false, "list_length"_a = py::none(),

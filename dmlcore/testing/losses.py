@@ -9,8 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dmlcore.errors import ConfigError
+from dmlcore.errors import ConfigError, DmlcoreError, PluginError
 from dmlcore.kernels import extension, why_missing
+from dmlcore.kernels.runtime import build
 from dmlcore.losses import CrossBatchMemory, Loss, ProxyLoss, RowLoss, create
 from dmlcore.testing import memory
 from dmlcore.testing.batches import CLASSES, WIDTH, batches, near
@@ -96,6 +97,7 @@ class _Checks:
         check("name, base class and docstring", self.has_contract)
         for name, (x, y) in self.batches.items():
             check(f"finite value and gradient: {name}", lambda x=x, y=y: self.is_finite(x, y))
+        check("the header compiles", self.header_compiles)
         check("fused = plain, value and gradient", lambda: self.fused_is_plain(self.x.device))
         for level in extension.info()["cpu"]["levels"]:
             check(f"fused = plain on the CPU, {level}", lambda level=level: self.fused_at(level))
@@ -125,6 +127,18 @@ class _Checks:
         if not bool(torch.isfinite(value)):
             return f"the value is {value.item()}"
         return None if bool(torch.isfinite(gradient).all()) else "the gradient is not finite"
+
+    def header_compiles(self) -> str | None:
+        header = self.loss_class.functor_header() if issubclass(self.loss_class, RowLoss) else None
+        if header is None:
+            raise NotApplicable("the class names no header")
+        try:
+            build(header)
+        except (PluginError, ConfigError) as error:
+            return str(error)
+        except DmlcoreError as error:  # no compiler, or switched off: nothing is known about the header
+            raise NotApplicable(str(error)) from None
+        return None
 
     def fused_is_plain(
         self, device: torch.device | str, dtype: torch.dtype = torch.float64, tolerance: float = 1e-7
@@ -243,6 +257,8 @@ class _Checks:
 
     def memory(self) -> str | None:
         loss = self.create()
+        if not loss.takes_references:
+            raise NotApplicable(f"{loss.name} takes no references, so a memory has nothing to add")
         self._takes(loss, "references", "reference_labels", "own")
         kept = CrossBatchMemory(loss, 32, WIDTH, dtype=torch.float64)
         kept.eval()

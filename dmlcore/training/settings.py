@@ -17,6 +17,7 @@ from dmlcore.plugin_files import absolute
 DEFAULT_MODELS = {"images": "conv", "features": "mlp"}
 DEFAULT_STEPS = 700
 LENGTH, WIDER = 64, 4  # of what is served, and how many times longer it is before compression: docs/ensembles.md says why
+LONGEST = 4096  # of what is served: fitting a compressor takes the square of 4 times that in float64, 2 GB
 AUTO = ("auto",)  # as plugins: the losses are chosen on the validation classes
 # The settings that choose components, or that decide whether one is needed.
 CHOOSING = (
@@ -159,8 +160,11 @@ class Settings:
             )
         for weight in self.weights or ():
             check_range("weights", weight, least=0)
-        for name in ("compress", "student", "diversity_weight", "student_weight"):
+        for name in ("diversity_weight", "student_weight"):
             check_range(name, getattr(self, name), least=0)
+        for name in ("compress", "student"):
+            check_range(name, getattr(self, name), least=0, most=LONGEST)
+        check_range("embedding_dim", self.embedding_dim, least=1, most=WIDER * LONGEST)
         check_range("head_dropout", self.head_dropout, least=0, below=1)
         check_range("head_classes", self.head_classes, above=0, most=1)
         if self.head_augment and not self.has_heads:
@@ -191,7 +195,6 @@ class Settings:
             "auto_most",
             "steps",
             "epochs",
-            "embedding_dim",
             "classes_per_batch",
             "eval_every",
             "log_every",
