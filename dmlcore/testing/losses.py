@@ -238,8 +238,8 @@ class _Checks:
         return None if near(value.double(), truth, LOW) else f"autocast gives {value.item()}, float64 {truth.item()}"
 
     def _takes(self, loss: Loss, *names: str) -> None:
-        if isinstance(loss, ProxyLoss):
-            raise NotApplicable("it compares with its own proxies")
+        if not loss.takes_references:
+            raise NotApplicable("it compares with its own proxies" if isinstance(loss, ProxyLoss) else "it takes no references")
         known = inspect.signature(loss.forward).parameters
         for name in names:
             if name not in known and not any(p.kind is p.VAR_KEYWORD for p in known.values()):
@@ -257,8 +257,6 @@ class _Checks:
 
     def memory(self) -> str | None:
         loss = self.create()
-        if not loss.takes_references:
-            raise NotApplicable(f"{loss.name} takes no references, so a memory has nothing to add")
         self._takes(loss, "references", "reference_labels", "own")
         kept = CrossBatchMemory(loss, 32, WIDTH, dtype=torch.float64)
         kept.eval()
