@@ -1,0 +1,203 @@
+"""The cells of a grid of experiments: run what is missing, in several processes, and keep each result in a file of its own.
+
+A cell's file is written whole when the cell is done, so an interrupted grid goes on where it was, and several computers may
+share a folder. What a cell computes is not here.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import json
+import os
+import shutil
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+from dmlcore.errors import ConfigError, TrainingError
+from dmlcore.training.folder import plain, write_atomically
+
+DONE, WORK = "cells", "work"
+Function = Callable[[dict[str, Any], Path], dict[str, Any]]
+"""What computes a cell from its settings, with a folder for its own files; of a module, so that other processes find it."""
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One experiment.
+
+    Attributes:
+        key: its name, of letters, digits and `_.+-`, with `/` between parts; names its file.
+        settings: everything its result depends on, as JSON holds it.
+    """
+
+    key: str
+    settings: dict[str, Any]
+
+
+def path_of(folder: Path, key: str) -> Path:
+    """Where the result of a cell lies."""
+    return folder / DONE / f"{key}.json"
+
+
+def finished(folder: Path, cells: Sequence[Cell]) -> dict[str, dict[str, Any]]:
+    """The results that are there, by key.
+
+    Raises:
+        ConfigError: a result was made with other settings.
+        TrainingError: a file is damaged.
+    """
+    found = {}
+    for cell in cells:
+        path = path_of(folder, cell.key)
+        if not path.exists():
+            continue
+        try:
+            stored = json.loads(path.read_text(encoding="utf-8"))
+            settings, result = stored["settings"], stored["result"]
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise TrainingError(f"{path} is damaged ({type(error).__name__}); remove it to run the cell again") from error
+        if settings != plain(cell.settings):
+            other = _difference(settings, plain(cell.settings))
+            raise ConfigError(f"{path} holds {other}. Choose another --out, or remove it.")
+        found[cell.key] = result
+    return found
+
+
+def _difference(stored: dict[str, Any], wanted: dict[str, Any]) -> str:
+    for key in {**stored, **wanted}:
+        if stored.get(key) != wanted.get(key):
+            if isinstance(stored.get(key), dict) and isinstance(wanted.get(key), dict):
+                return _difference(stored[key], wanted[key])
+            return f"a result with {key} = {_short(stored.get(key))} instead of {_short(wanted.get(key))}"
+    return "another result"
+
+
+def _short(value: Any) -> str:
+    text = json.dumps(value)
+    return text if len(text) <= 60 else f"{text[:57]}..."
+
+
+def run_cells(
+    folder: Path,
+    cells: Sequence[Cell],
+    function: Function,
+    *,
+    processes: int = 1,
+    tell: Callable[[str], None] = lambda line: None,
+    again: str = "the same command",
+) -> dict[str, dict[str, Any]]:
+    """Run the cells that are missing and return the results of all.
+
+    Each cell computes with one thread, so that its numbers do not depend on the number of processes or cores.
+
+    Args:
+        folder: of the results: `cells/KEY.json`; `work/KEY` is the cell's own while it runs.
+        cells: in the order they are run; keys differ.
+        function: computes a cell; called in this process when `processes` is 1, else in fresh ones.
+        processes: at a time.
+        tell: receives lines of progress.
+        again: how the user goes on after an interruption.
+
+    Returns:
+        What `function` returned, by key.
+
+    Raises:
+        ConfigError, TrainingError: as `finished` and `function`; the cells done before stay.
+        KeyboardInterrupt: an interrupt; its text says how to go on.
+    """
+    assert len({cell.key for cell in cells}) == len(cells), "two cells share a key"
+    results = finished(folder, cells)
+    missing = [cell for cell in cells if cell.key not in results]
+    if results and missing:
+        tell(f"{len(results)} of {len(cells)} cells are there already")
+    try:
+        (folder / DONE).mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(f"cannot make the folder {folder}: {error.strerror}. Choose another --out.") from error
+    done = _in_this_process(folder, missing, function) if processes == 1 else _in_others(folder, missing, function, processes)
+    try:
+        with contextlib.closing(done):
+            for cell, result in done:
+                path = path_of(folder, cell.key)
+                path.parent.mkdir(parents=True, exist_ok=True)
+                text = json.dumps({"settings": plain(cell.settings), "result": plain(result)}, indent=1) + "\n"
+                write_atomically(path, text.encode())
+                results[cell.key] = json.loads(text)["result"]
+                tell(f"{len(results)} of {len(cells)}: {cell.key}{_headline(result)}")
+    except KeyboardInterrupt:
+        raise KeyboardInterrupt(
+            f"interrupted after {len(results)} of {len(cells)} cells, which are kept in {folder}. Go on by {again}"
+        ) from None
+    _remove_empty(folder / WORK)
+    return {cell.key: results[cell.key] for cell in cells}
+
+
+def _headline(result: dict[str, Any]) -> str:
+    return f"  {result['headline']}" if "headline" in result else ""
+
+
+def _in_this_process(folder: Path, cells: Sequence[Cell], function: Function) -> Iterator[tuple[Cell, dict[str, Any]]]:
+    import torch
+
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        for cell in cells:
+            yield cell, _compute(function, cell, folder)
+    finally:
+        torch.set_num_threads(threads)
+
+
+def _in_others(
+    folder: Path, cells: Sequence[Cell], function: Function, processes: int
+) -> Iterator[tuple[Cell, dict[str, Any]]]:
+    # Fresh interpreters: a forked one would inherit the threads' state of torch's libraries.
+    pool = ProcessPoolExecutor(min(processes, len(cells)) or 1, mp_context=get_context("spawn"), initializer=_one_thread)
+    queue = iter(cells)
+    running: dict[Future, Cell] = {}
+    try:
+        for cell in itertools.islice(queue, processes):
+            running[pool.submit(_compute, function, cell, folder)] = cell
+        while running:
+            done, _ = wait(running, return_when=FIRST_COMPLETED)
+            for future in done:
+                cell = running.pop(future)
+                yield cell, future.result()
+                if (following := next(queue, None)) is not None:
+                    running[pool.submit(_compute, function, following, folder)] = following
+    except BrokenProcessPool as error:
+        raise TrainingError(
+            "a process of the grid ended without a result, perhaps for want of memory. Try fewer --processes; the others stay"
+        ) from error
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)
+
+
+def _one_thread() -> None:
+    import signal
+
+    import torch
+
+    os.environ["OMP_NUM_THREADS"] = "1"
+    torch.set_num_threads(1)
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # an interrupt ends it at once; the parent says what is kept
+
+
+def _compute(function: Function, cell: Cell, folder: Path) -> dict[str, Any]:
+    work = folder / WORK / cell.key
+    result = function(cell.settings, work)
+    shutil.rmtree(work, ignore_errors=True)
+    return result
+
+
+def _remove_empty(folder: Path) -> None:
+    """Remove what the work left behind: folders without files."""
+    for path, _, _ in os.walk(folder, topdown=False):
+        with contextlib.suppress(OSError):  # somebody else is at work in there
+            os.rmdir(path)

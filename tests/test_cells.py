@@ -1,0 +1,88 @@
+"""Grids of experiments: nothing done twice, nothing lost, the same numbers with any number of processes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from dmlcore.errors import ConfigError, TrainingError
+from dmlcore.protocols.cells import Cell, finished, path_of, run_cells
+from dmlcore.protocols.intervals import mean_and_error, mean_and_half
+
+CELLS = [Cell(f"one/{n}", {"n": n, "other": {"deep": [1, 2]}}) for n in range(4)]
+
+
+def compute(settings: dict[str, Any], work: Path) -> dict[str, Any]:
+    import torch
+
+    work.mkdir(parents=True, exist_ok=True)
+    (work / "file").write_text("x")
+    generator = torch.Generator().manual_seed(settings["n"])
+    x = torch.randn(300, 300, generator=generator)
+    return {
+        "n": settings["n"],
+        "sum": float((x @ x).sum()),
+        "threads": torch.get_num_threads(),
+        "headline": f"n = {settings['n']}",
+    }
+
+
+def fails_at_two(settings: dict[str, Any], work: Path) -> dict[str, Any]:
+    if settings["n"] == 2:
+        raise ConfigError("two is refused")
+    return compute(settings, work)
+
+
+def interrupted_at_two(settings: dict[str, Any], work: Path) -> dict[str, Any]:
+    if settings["n"] == 2:
+        raise KeyboardInterrupt
+    return compute(settings, work)
+
+
+def must_not_run(settings: dict[str, Any], work: Path) -> dict[str, Any]:
+    raise AssertionError(f"cell {settings['n']} is run again")
+
+
+def test_the_same_numbers_in_one_process_and_in_two(tmp_path: Path) -> None:
+    told: list[str] = []
+    one = run_cells(tmp_path / "one", CELLS, compute, tell=told.append)
+    two = run_cells(tmp_path / "two", CELLS, compute, processes=2)
+    assert one == two and [r["n"] for r in one.values()] == [0, 1, 2, 3]
+    assert all(result["threads"] == 1 for result in one.values())
+    assert told[-1] == "4 of 4: one/3  n = 3" and not (tmp_path / "two" / "work").exists()
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+def test_a_failure_keeps_what_was_done_and_only_the_rest_is_run_again(tmp_path: Path, processes: int) -> None:
+    with pytest.raises(ConfigError, match="two is refused"):
+        run_cells(tmp_path, CELLS, fails_at_two, processes=processes)
+    kept = finished(tmp_path, CELLS)
+    assert {"one/0"} <= set(kept) <= {"one/0", "one/1", "one/3"}
+    rest = [cell for cell in CELLS if cell.key not in kept]
+    run_cells(tmp_path, rest, compute)
+    assert len(run_cells(tmp_path, CELLS, must_not_run)) == 4
+
+
+def test_an_interrupt_says_how_to_go_on(tmp_path: Path) -> None:
+    with pytest.raises(KeyboardInterrupt, match=r"after 2 of 4 cells.*Go on by dmlcore again"):
+        run_cells(tmp_path, CELLS, interrupted_at_two, again="dmlcore again")
+    assert set(finished(tmp_path, CELLS)) == {"one/0", "one/1"}
+
+
+def test_results_of_other_settings_and_damaged_ones_are_refused(tmp_path: Path) -> None:
+    run_cells(tmp_path, CELLS[:1], compute)
+    with pytest.raises(ConfigError, match=r"a result with deep = \[1, 2\] instead of \[1\]"):
+        run_cells(tmp_path, [Cell("one/0", {"n": 0, "other": {"deep": [1]}})], must_not_run)
+    path = path_of(tmp_path, "one/0")
+    path.write_text(path.read_text()[:20])
+    with pytest.raises(TrainingError, match=r"0\.json is damaged .* remove it"):
+        run_cells(tmp_path, CELLS[:1], must_not_run)
+
+
+def test_intervals_by_hand() -> None:
+    mean, error = mean_and_error([1.0, 2.0, 3.0])
+    assert mean == 2 and error == pytest.approx(1 / 3**0.5)
+    assert mean_and_half([1.0, 2.0, 3.0])[1] == pytest.approx(4.302653 / 3**0.5, rel=1e-6)
+    assert mean_and_error([5.0])[0] == 5 and mean_and_half([5.0])[1] != mean_and_half([5.0])[1]
