@@ -1,0 +1,99 @@
+"""The network of all arms: one trunk and embedding for a data set, with a softmax layer on top for classifiers."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from dmlcore.models import build_model
+
+Init = Literal["default", "normal", "xavier"]
+INITS: dict[Init, str] = {
+    "default": "as PyTorch draws each layer",
+    "normal": "weights from N(0, 1), as in the paper",
+    "xavier": "Xavier uniform weights, as in the authors' later note",
+}
+"""How weights can be drawn."""
+
+
+class Classifier(nn.Module):
+    """An embedding network with a softmax layer.
+
+    Args:
+        network: samples to embeddings `[B, D]`, taken over as it is.
+        width: D.
+        classes: C.
+    """
+
+    def __init__(self, network: nn.Module, width: int, classes: int) -> None:
+        super().__init__()
+        self.network = network
+        self.head = nn.Linear(width, classes)
+
+    def forward(self, samples: Tensor) -> Tensor:
+        """Logits `[B, C]`."""
+        return self.head(self.network(samples))
+
+
+def build_network(
+    name: str | None,
+    *,
+    options: dict[str, Any],
+    sample_shape: tuple[int, ...],
+    kind: str,
+    embedding_dim: int,
+    init: Init,
+    seed: int,
+) -> nn.Module:
+    """The embedding network: raw embeddings `[B, D]`, the same weights for the same seed.
+
+    Args:
+        name, options: of the trunk, as `dmlcore.models.build_model`.
+        sample_shape, kind: of the data.
+        embedding_dim: D.
+        init: how weights are drawn.
+        seed: of the weights.
+    """
+    network = build_model(
+        name,
+        sample_shape=sample_shape,
+        kind=kind,
+        embedding_dim=embedding_dim,
+        options=options,
+        normalize=False,
+        seed=seed,
+    )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        draw_weights(network, init)
+    return network
+
+
+def build_classifier(network: nn.Module, width: int, classes: int, init: Init, seed: int) -> Classifier:
+    """A classifier on a network, with a fresh softmax layer; arguments as above."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        classifier = Classifier(network, width, classes)
+        draw_weights(classifier.head, init)
+    return classifier
+
+
+def draw_weights(module: nn.Module, init: Init) -> None:
+    """Draw all matrices and kernels anew from the global generator, with biases of 0; layers that normalise stay."""
+    if init == "default":
+        return
+    with torch.no_grad():
+        for layer in module.modules():
+            weight, bias = getattr(layer, "weight", None), getattr(layer, "bias", None)
+            if not isinstance(weight, nn.Parameter) or weight.ndim < 2:
+                continue
+            nn.init.normal_(weight) if init == "normal" else nn.init.xavier_uniform_(weight)
+            if isinstance(bias, nn.Parameter):
+                nn.init.zeros_(bias)
+
+
+def copy_of(module: nn.Module) -> dict[str, Tensor]:
+    """The state of a module by value: later steps do not change it."""
+    return {name: tensor.detach().clone() for name, tensor in module.state_dict().items()}
