@@ -1,4 +1,4 @@
-"""The built-in data sources: embedded glyphs, folders of images, CSV manifests, .npz arrays."""
+"""The built-in data sources: embedded glyphs, folders of images, CSV manifests, .npz arrays, and files of published data sets."""
 
 from __future__ import annotations
 
@@ -11,6 +11,9 @@ def dmlcore_datasets() -> list[type]:
     from dmlcore.data.arrays import ArrayFile
     from dmlcore.data.embedded import EmbeddedGlyphs
     from dmlcore.data.folders import Folder
+    from dmlcore.data.isolet import Isolet
     from dmlcore.data.manifests import Manifest
+    from dmlcore.data.mnist import Mnist, MnistSample
+    from dmlcore.data.omniglot import Omniglot
 
-    return [EmbeddedGlyphs, Folder, Manifest, ArrayFile]
+    return [EmbeddedGlyphs, Folder, Manifest, ArrayFile, Mnist, MnistSample, Omniglot, Isolet]

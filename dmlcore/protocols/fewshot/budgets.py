@@ -17,11 +17,11 @@ class Budget:
     target_epochs: int = 200
     """Most epochs over the k x n target samples: from scratch, transferred or adapted."""
     patience: int = 20
-    """Epochs after which training stops unless the best score has risen by 1 %."""
+    """Epochs after which training stops: on the source without a better score, on the target unless it rose by 1 %."""
     episodes: int = 300
     """Most episodes of prototypical networks, on the source and in adaptation."""
     episode_patience: int = 100
-    """Episodes after which they stop unless the best score has risen by 1 %."""
+    """The same of prototypical networks, in episodes."""
     episode_check: int = 20
     """Episodes between two scores."""
     episode_support: int = 20

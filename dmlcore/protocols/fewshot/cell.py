@@ -166,7 +166,7 @@ class Experiment:
         if arm.kind == "classifier":
             network = self._classifier(network, train.classes, "source head")
         learner, seed = self._learner(arm, network, train, "source", support)
-        rule = _rule(arm, budget, budget.epochs)
+        rule = _rule(arm, budget, budget.epochs, looks_back=True)
         with _drawing(seed):
             fitted = fit(
                 network,
@@ -242,11 +242,11 @@ def _drawing(seed: int) -> Iterator[None]:
         yield
 
 
-def _rule(arm: Arm, budget: Budget, epochs: int, *, from_start: bool = False) -> Rule:
+def _rule(arm: Arm, budget: Budget, epochs: int, **more: bool) -> Rule:
     if arm.kind != "prototypes":
-        return Rule(epochs, budget.patience, from_start)
+        return Rule(epochs, budget.patience, **more)
     check = budget.episode_check
-    return Rule(max(budget.episodes // check, 1), max(budget.episode_patience // check, 1), from_start)
+    return Rule(max(budget.episodes // check, 1), max(budget.episode_patience // check, 1), **more)
 
 
 def _about(fitted: Fitted) -> dict[str, Any]:
@@ -254,4 +254,6 @@ def _about(fitted: Fitted) -> dict[str, Any]:
 
 
 def _headline(found: dict[str, dict[str, Any]], k: int) -> str:
-    return f"error at k = {k}: " + ", ".join(f"{name} {100 * ks[str(k)]['error']:.1f}" for name, ks in found.items() if str(k) in ks)
+    return f"error at k = {k}: " + ", ".join(
+        f"{name} {100 * ks[str(k)]['error']:.1f}" for name, ks in found.items() if str(k) in ks
+    )

@@ -22,12 +22,15 @@ class Rule:
 
     Attributes:
         most: rounds.
-        patience: rounds between two looks at the best score; training stops where it has risen by less than 1 %.
+        patience: rounds.
+        looks_back: training stops after `patience` rounds without a better score, as on the source; else every `patience`
+            rounds, where the best score has risen by less than 1 % since the last time, as on the target.
         from_start: the state before the first round may be the best.
     """
 
     most: int
     patience: int
+    looks_back: bool = False
     from_start: bool = False
 
 
@@ -83,9 +86,9 @@ def fit(
         found = score()
         if found > best.score:
             best = Fitted(copy_of(network), number, found, number)
-        if best.score >= MOST:
+        if best.score >= MOST or (rule.looks_back and number - best.round >= rule.patience):
             return Fitted(best.state, best.round, best.score, number)
-        if number % rule.patience == 0:
+        if not rule.looks_back and number % rule.patience == 0:
             if best.score <= looked or best.score - looked < LEAST_RISE * abs(looked):
                 return Fitted(best.state, best.round, best.score, number)
             looked = best.score

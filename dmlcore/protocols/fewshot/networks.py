@@ -19,7 +19,7 @@ INITS: dict[Init, str] = {
 
 
 class Classifier(nn.Module):
-    """An embedding network with a softmax layer.
+    """An embedding network with a ReLU and a softmax layer.
 
     Args:
         network: samples to embeddings `[B, D]`, taken over as it is.
@@ -34,7 +34,7 @@ class Classifier(nn.Module):
 
     def forward(self, samples: Tensor) -> Tensor:
         """Logits `[B, C]`."""
-        return self.head(self.network(samples))
+        return self.head(self.network(samples).relu())
 
 
 def build_network(
