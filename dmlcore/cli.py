@@ -20,6 +20,7 @@ import dmlcore
 from dmlcore import console, plugins
 from dmlcore.description import describe_system
 from dmlcore.errors import ConfigError, DmlcoreError, suggestion
+from dmlcore.fewshot_commands import LOOKED, chosen_components, fewshot_app
 from dmlcore.flags import command, component_flags, flag, given, parameter_name, settings_flags
 from dmlcore.plugin_commands import COMMON, plugins_app
 from dmlcore.training.settings import CHOOSING, Component, Settings, Source, choose, not_chosen
@@ -83,6 +84,7 @@ class _Commands:
 
     def run(self) -> int:
         makers = {"train": self._train, "eval": self._eval, "embed": self._embed, "plugins": plugins_app, "info": self._info}
+        makers["fewshot"] = self._fewshot
         self.app.command(self._kernels(), name="kernels")
         for name, make in makers.items():
             self.app.command(make(), name=name)
@@ -245,6 +247,10 @@ class _Commands:
             ],
             "Write the embeddings of data as an .npz file.",
         )
+
+    def _fewshot(self) -> App:
+        self.chosen |= chosen_components(self._look(*LOOKED)) if self.word == "fewshot" else {}
+        return fewshot_app(self.chosen if self.word == "fewshot" else {})
 
     def _kernels(self) -> App:
         """The commands about functors that are compiled at run time."""

@@ -1,4 +1,4 @@
-"""The built-in data sources: embedded glyphs, folders of images, CSV manifests, .npz arrays, and files of published data sets."""
+"""The built-in data sources: embedded glyphs, folders of images, CSV manifests, .npz arrays, published data sets."""
 
 from __future__ import annotations
 

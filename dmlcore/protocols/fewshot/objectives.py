@@ -1,4 +1,4 @@
-"""How each kind of arm learns from a part of the data, and how well it does on one: softmax classifiers, embeddings, prototypes."""
+"""How each kind of arm learns from a part of the data, and how well it does on one: classifiers, embeddings, prototypes."""
 
 from __future__ import annotations
 

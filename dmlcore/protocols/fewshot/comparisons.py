@@ -1,0 +1,206 @@
+"""What the errors of a grid say: means, paired differences, the reduction by adaptation, and which orderings of the paper hold."""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from dmlcore.protocols.fewshot.arms import ADAPTED
+from dmlcore.protocols.intervals import mean_and_error, mean_and_half
+
+CLASSIFIERS = ("baseline", "weight_transfer")
+HYBRIDS = ("adap_hist_loss", "adap_proto_net")
+UNADAPTED = ("baseline", "weight_transfer", "hist_loss", "proto_net")
+SMALL = 5  # samples of a class up to which the paper calls k small
+
+Place = tuple[int, int]
+"""n and k."""
+
+
+@dataclass(frozen=True)
+class Errors:
+    """Test errors of all arms.
+
+    Attributes:
+        values: by arm, by (n, k), by replication.
+    """
+
+    values: dict[str, dict[Place, dict[int, float]]]
+
+    @classmethod
+    def of(cls, results: Iterable[tuple[int, int, dict[str, Any]]]) -> Errors:
+        """From n, replication and result of each cell."""
+        values: dict[str, dict[Place, dict[int, float]]] = {}
+        for n, replication, result in results:
+            for arm, shots in result["arms"].items():
+                of_arm = values.setdefault(arm, {})
+                for k, one in shots.items():
+                    of_arm.setdefault((n, int(k)), {})[replication] = one["error"]
+        return cls(values)
+
+    @property
+    def arms(self) -> list[str]:
+        """In the order of the results."""
+        return list(self.values)
+
+    @property
+    def places(self) -> list[Place]:
+        """All (n, k), ascending."""
+        return sorted({place for of_arm in self.values.values() for place in of_arm})
+
+    def of(self, arm: str, place: Place) -> list[float]:
+        """By replication; empty where the arm is not defined."""
+        return [error for _, error in sorted(self.values.get(arm, {}).get(place, {}).items())]
+
+    def mean(self, arm: str, place: Place) -> float:
+        """NaN where there is none."""
+        found = self.of(arm, place)
+        return statistics.fmean(found) if found else math.nan
+
+    def differences(self, arm: str, other: str, place: Place) -> list[float]:
+        """`other - arm` of each replication that has both: above 0 where `arm` errs less."""
+        mine, theirs = (self.values.get(name, {}).get(place, {}) for name in (arm, other))
+        return [theirs[r] - mine[r] for r in sorted(mine) if r in theirs]
+
+    def best(self, arms: Sequence[str], place: Place) -> str | None:
+        """The arm of the smallest mean error."""
+        there = [arm for arm in arms if self.of(arm, place)]
+        return min(there, key=lambda arm: self.mean(arm, place)) if there else None
+
+
+def means(errors: Errors) -> list[dict[str, Any]]:
+    """Mean and standard error of every arm, n and k."""
+    found = []
+    for place in errors.places:
+        for arm in errors.arms:
+            if values := errors.of(arm, place):
+                mean, error = mean_and_error(values)
+                found.append(
+                    {"n": place[0], "k": place[1], "arm": arm, "error": mean, "standard_error": error, "count": len(values)}
+                )
+    return found
+
+
+def paired(errors: Errors) -> list[dict[str, Any]]:
+    """Differences of each adapted arm to its form without adaptation, to weight transfer and to the baseline."""
+    found = []
+    for arm in (arm for arm in errors.arms if arm.startswith(ADAPTED)):
+        for other in (arm.removeprefix(ADAPTED), "weight_transfer", "baseline"):
+            for place in errors.places:
+                if values := errors.differences(arm, other, place):
+                    mean, half = mean_and_half(values)
+                    row = {"arm": arm, "against": other, "n": place[0], "k": place[1]}
+                    found.append({**row, "difference": mean, "half": half, "verdict": verdict(mean, half)})
+    return found
+
+
+def verdict(mean: float, half: float) -> str:
+    """`better` or `worse` where the interval leaves 0 out, else `noise`; with a single replication always `noise`."""
+    if math.isnan(half) or abs(mean) <= half:
+        return "noise"
+    return "better" if mean > 0 else "worse"
+
+
+def reduction(errors: Errors, arms: Sequence[str] = HYBRIDS, others: Sequence[str] = UNADAPTED) -> dict[str, Any] | None:
+    """Mean over all (n, k) of `1 - error of adapted arms / error of the best arm without adaptation`.
+
+    The best is that of the smallest mean error at (n, k), which favours it a little; where that is 0 there is no ratio. The
+    t-interval is over replications, each with the mean errors of the best as denominators.
+
+    Returns:
+        `mean`, `half`, `places` (how many), `left_out`, and `by_arm`; None where no adapted arm is defined.
+    """
+    places = [p for p in errors.places if any(errors.of(arm, p) for arm in arms)]
+    used = [p for p in places if (best := errors.best(others, p)) is not None and errors.mean(best, p) > 0]
+    if not used:
+        return None
+
+    def of(chosen: Sequence[str]) -> tuple[float, float]:
+        by_replication: dict[int, list[float]] = {}
+        for place in used:
+            best = errors.best(others, place)
+            assert best is not None
+            theirs, base = errors.values[best][place], errors.mean(best, place)
+            for arm in chosen:
+                for r, error in errors.values.get(arm, {}).get(place, {}).items():
+                    if r in theirs:
+                        by_replication.setdefault(r, []).append((theirs[r] - error) / base)
+        return mean_and_half([statistics.fmean(values) for _, values in sorted(by_replication.items())])
+
+    mean, half = of(arms)
+    by_arm = {arm: dict(zip(("mean", "half"), of([arm]), strict=True)) for arm in arms if arm in errors.values}
+    return {"mean": mean, "half": half, "places": len(used), "left_out": len(places) - len(used), "by_arm": by_arm}
+
+
+def regrets(errors: Errors, arms: Sequence[str]) -> dict[str, dict[str, float]]:
+    """How far each arm is behind the best of them, mean and worst over all (n, k) where all of them are defined."""
+    places = [place for place in errors.places if all(errors.of(arm, place) for arm in arms)]
+    found = {}
+    for arm in arms:
+        behind = [errors.mean(arm, p) - min(errors.mean(other, p) for other in arms) for p in places]
+        if behind:
+            found[arm] = {"mean": statistics.fmean(behind), "worst": max(behind)}
+    return found
+
+
+def orderings(errors: Errors) -> list[dict[str, Any]]:
+    """The paper's claims, each counted over all (n, k) it speaks of.
+
+    Returns:
+        For each its `claim`, how many places it `holds` in by means, how many of `places`, in how many the paired interval is
+        `clear`ly for and `against` it, and a `verdict`: `holds` (everywhere by means, nowhere clearly against), `mostly` (in
+        more than half, and clearly for it more often than against), `does not hold` (clearly against it at least as often as
+        for it, or in less than half), `undecided`.
+    """
+    found = []
+
+    def count(claim: str, pairs: Iterable[tuple[str | None, str | None, Place]]) -> None:
+        differences = [errors.differences(a, b, place) for a, b, place in pairs if a and b]
+        judged = [mean_and_half(values) for values in differences if values]
+        if not judged:
+            return
+        holds = sum(mean > 0 for mean, _ in judged)
+        verdicts = [verdict(mean, half) for mean, half in judged]
+        clear, against = verdicts.count("better"), verdicts.count("worse")
+        row = {"claim": claim, "holds": holds, "places": len(judged), "clear": clear, "against": against}
+        found.append({**row, "verdict": _judge(holds, len(judged), clear, against)})
+
+    places = errors.places
+    adapted = [place for place in places if any(errors.of(arm, place) for arm in HYBRIDS)]
+    unadapted = {place: errors.best(UNADAPTED, place) for place in places}
+    count("the better hybrid errs less than every other method", ((errors.best(HYBRIDS, p), unadapted[p], p) for p in adapted))
+    for hybrid in HYBRIDS:
+        count(f"{hybrid} errs less than every other method", ((hybrid, unadapted[p], p) for p in adapted))
+        count(
+            f"{hybrid} errs less than {hybrid.removeprefix(ADAPTED)}",
+            ((hybrid, hybrid.removeprefix(ADAPTED), p) for p in adapted),
+        )
+    embeddings = ("hist_loss", "proto_net")
+    count("weight transfer errs less than the baseline", (("weight_transfer", "baseline", p) for p in places))
+    small = [place for place in places if place[1] <= SMALL]
+    best_classifier = {place: errors.best(CLASSIFIERS, place) for place in places}
+    count(
+        f"embeddings without adaptation err less than classifiers at k <= {SMALL}",
+        ((errors.best(embeddings, p), best_classifier[p], p) for p in small),
+    )
+    large = [place for place in places if place[1] > SMALL]
+    count(
+        f"classifiers err less than embeddings without adaptation at k > {SMALL}",
+        ((best_classifier[p], errors.best(embeddings, p), p) for p in large),
+    )
+    count("hist_loss errs less than proto_net", (("hist_loss", "proto_net", p) for p in places))
+    count("adap_hist_loss errs less than adap_proto_net", ((*HYBRIDS, p) for p in adapted))
+    return found
+
+
+def _judge(holds: int, places: int, clear: int, against: int) -> str:
+    if holds == places and not against and clear:
+        return "holds"
+    if 2 * holds > places and clear > against:
+        return "mostly"
+    if 2 * holds < places or (against and against >= clear):
+        return "does not hold"
+    return "undecided"

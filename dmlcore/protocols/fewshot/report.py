@@ -1,0 +1,197 @@
+"""The report of a grid: report.json, report.md and the picture, from the files of its cells alone."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from dmlcore.errors import ConfigError, TrainingError
+from dmlcore.protocols import drawing
+from dmlcore.protocols.cells import DONE
+from dmlcore.protocols.fewshot import curves
+from dmlcore.protocols.fewshot.comparisons import UNADAPTED, Errors, means, orderings, paired, reduction, regrets
+from dmlcore.protocols.fewshot.networks import INITS
+from dmlcore.training.folder import plain, write_atomically
+
+JSON, MARKDOWN, PICTURE = "report.json", "report.md", "curves.svg"
+
+
+def read(folder: Path) -> list[tuple[dict[str, Any], dict[str, Any]]]:
+    """Settings and result of every finished cell.
+
+    Raises:
+        ConfigError: the folder has none.
+        TrainingError: a file is damaged.
+    """
+    found = []
+    for path in sorted((folder / DONE).glob("n*/*.json")):
+        try:
+            stored = json.loads(path.read_text(encoding="utf-8"))
+            found.append((stored["settings"], stored["result"]))
+            assert stored["result"]["arms"] and stored["settings"]["n"]
+        except (OSError, ValueError, KeyError, TypeError, AssertionError) as error:
+            raise TrainingError(f"{path} is damaged ({type(error).__name__}); remove it to run the cell again") from error
+    if not found:
+        raise ConfigError(f"there is no result of `dmlcore fewshot` in {folder}: it has no {DONE}/n*/*.json")
+    return found
+
+
+def summarise(cells: Sequence[tuple[dict[str, Any], dict[str, Any]]]) -> dict[str, Any]:
+    """Everything the report says, as one object."""
+    errors = Errors.of((settings["n"], settings["replication"], result) for settings, result in cells)
+    settings = {key: value for key, value in cells[0][0].items() if key not in ("n", "source_n", "replication")}
+    counted = [arm for arm in UNADAPTED if arm in errors.values]
+    diverged = {}
+    for _, result in cells:
+        for arm, shots in result["arms"].items():
+            diverged[arm] = diverged.get(arm, 0) + sum(bool(one.get("diverged")) for one in shots.values())
+    seconds = sum(one.get("seconds", 0.0) for _, result in cells for one in result["sources"].values())
+    seconds += sum(one.get("seconds", 0.0) for _, r in cells for shots in r["arms"].values() for one in shots.values())
+    return {
+        "settings": settings,
+        "cells": len(cells),
+        "training_seconds": seconds,
+        "diverged": {arm: count for arm, count in diverged.items() if count},
+        "means": means(errors),
+        "paired": paired(errors),
+        "reduction": reduction(errors),
+        "orderings": orderings(errors),
+        "regrets": regrets(errors, counted),
+    }
+
+
+def write(folder: Path) -> dict[str, Any]:
+    """Write report.json, report.md and, where matplotlib is installed, curves.svg; returns what the first holds.
+
+    Raises:
+        ConfigError, TrainingError: as `read`.
+    """
+    found = plain(summarise(read(folder)))
+    write_atomically(folder / JSON, (json.dumps(found, indent=1) + "\n").encode())
+    picture = drawing.can_draw()
+    if picture:
+        drawing.save(curves.figure([("", found["means"])]), folder / PICTURE)
+    write_atomically(folder / MARKDOWN, as_markdown(found, picture=picture).encode())
+    return found
+
+
+def as_markdown(found: dict[str, Any], *, picture: bool) -> str:
+    """The report as a page."""
+    settings = found["settings"]
+    target = settings["target_classes"] or ("drawn too" if settings["source_classes"] == "random" else "all others")
+    lines = [
+        "# Few-shot transfer",
+        "",
+        f"`{settings['data']}`: source classes {settings['source_classes']}, target classes {target};"
+        f" {found['cells']} cells, {found['training_seconds']:.0f} s of training. Network: {settings['model'] or 'default'}"
+        f" {settings['model_options'] or ''}, {settings['embedding_dim']} numbers; {INITS[settings['init']]}; stopping:"
+        f" {settings['stopping']}.",
+        "",
+        "Error in % ± standard error over replications; the smallest of a column in bold. Adapted arms are not defined at k = 1.",
+        "",
+        *errors_table(found["means"]),
+        "",
+    ]
+    if picture:
+        lines += [f"![accuracy against k]({PICTURE})", ""]
+    if found["diverged"]:
+        named = ", ".join(f"{arm} {count}" for arm, count in found["diverged"].items())
+        lines += [f"Trainings ended by a loss that was not finite: {named}.", ""]
+    lines += ["## What adaptation gains", "", *said_reduction(found["reduction"]), ""]
+    lines += [
+        "Paired differences in points of error, with 95 % t-intervals over replications: above zero where the adapted arm errs"
+        " less; bold where the interval leaves zero out.",
+        "",
+        *paired_table(found["paired"]),
+        "",
+        "## The paper's orderings",
+        "",
+        *orderings_table(found["orderings"]),
+        "",
+        *said_regrets(found["regrets"]),
+        "",
+    ]
+    return "\n".join(lines)
+
+
+def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+    """A Markdown table, a line per row."""
+    return ["| " + " | ".join(cells) + " |" for cells in [list(header), ["---"] * len(header), *rows]]
+
+
+def errors_table(rows: Sequence[dict[str, Any]]) -> list[str]:
+    """Mean errors, an arm per row, a column per n and k."""
+    places = sorted({(row["n"], row["k"]) for row in rows})
+    by_key = {(row["arm"], row["n"], row["k"]): row for row in rows}
+    least = {place: min(row["error"] for row in rows if (row["n"], row["k"]) == place) for place in places}
+    lines = []
+    for arm in dict.fromkeys(row["arm"] for row in rows):
+        cells = [arm]
+        for place in places:
+            row = by_key.get((arm, *place))
+            if row is None:
+                cells.append("")
+                continue
+            error = "" if _is_missing(row["standard_error"]) else f" ± {100 * row['standard_error']:.1f}"
+            text = f"{100 * row['error']:.1f}"
+            cells.append((f"**{text}**" if row["error"] == least[place] else text) + error)
+        lines.append(cells)
+    return table(["arm", *(f"n {n}, k {k}" for n, k in places)], lines)
+
+
+def paired_table(rows: Sequence[dict[str, Any]]) -> list[str]:
+    """Differences, a pair of arms per row, a column per n and k."""
+    places = sorted({(row["n"], row["k"]) for row in rows})
+    by_key = {(row["arm"], row["against"], row["n"], row["k"]): row for row in rows}
+    lines = []
+    for arm, other in dict.fromkeys((row["arm"], row["against"]) for row in rows):
+        found = [by_key.get((arm, other, *place)) for place in places]
+        lines.append([f"{arm} against {other}", *("" if row is None else said_difference(row) for row in found)])
+    return table(["", *(f"n {n}, k {k}" for n, k in places)], lines)
+
+
+def said_difference(row: dict[str, Any]) -> str:
+    """A paired difference in points of error with its interval."""
+    if _is_missing(row["half"]):
+        return f"{100 * row['difference']:+.1f}"
+    text = f"{100 * row['difference']:+.1f} ± {100 * row['half']:.1f}"
+    return text if row["verdict"] == "noise" else f"**{text}**"
+
+
+def said_reduction(found: dict[str, Any] | None) -> list[str]:
+    """The mean reduction of the error as a sentence."""
+    if found is None:
+        return ["No k with adapted arms, so no reduction of the error."]
+    by_arm = ", ".join(f"{arm} {_percent(one)}" for arm, one in found["by_arm"].items())
+    left = f", {found['left_out']} left out, where the best method has no error" if found["left_out"] else ""
+    return [
+        f"Mean reduction of the error by the two hybrids over the best method without adaptation: **{_percent(found)}**"
+        f" ({by_arm}; {found['places']} pairs of n and k{left}; the paper reports 34 %). The interval is over replications."
+    ]
+
+
+def _percent(one: dict[str, Any]) -> str:
+    half = "" if _is_missing(one["half"]) else f" ± {100 * one['half']:.0f}"
+    return f"{100 * one['mean']:.0f}{half} %"
+
+
+def orderings_table(rows: Sequence[dict[str, Any]]) -> list[str]:
+    """Every claim with its counts."""
+    lines = [
+        [row["claim"], f"{row['holds']} of {row['places']}", str(row["clear"]), str(row["against"]), row["verdict"]]
+        for row in rows
+    ]
+    return table(["claim", "holds by means", "interval for it", "interval against it", "verdict"], lines)
+
+
+def said_regrets(found: dict[str, dict[str, float]]) -> list[str]:
+    """How robust the methods without adaptation are, as a sentence."""
+    named = [f"{arm} {100 * one['mean']:.1f} (worst {100 * one['worst']:.1f})" for arm, one in found.items()]
+    return [f"Behind the best of them, mean over n and k, in points: {', '.join(named)}."] if named else []
+
+
+def _is_missing(value: float | None) -> bool:
+    return value is None or math.isnan(value)
