@@ -103,7 +103,8 @@ class _Commands:
             known = self.chosen[table].option_names()
             return f"{table} has no option '{option}'.{suggestion(option, known)} `dmlcore plugins {table}` lists them."
         if dot and self.chosen:
-            return f"{word}: {not_chosen(table, self.chosen, self.settings)}"
+            reason = not_chosen(table, self.chosen, self.settings)
+            return f"{word}: {reason.replace('plugins', 'losses') if self.word == 'fewshot' else reason}"
         error.verbose = False
         where = " ".join(["dmlcore", *(error.command_chain or [])])
         return f"{' '.join(str(error).split()).rstrip('.')}. See `{where} --help`."

@@ -84,7 +84,7 @@ def fewshot_app(chosen: dict[str, Component]) -> App:
         from dmlcore.protocols import drawing
         from dmlcore.protocols.fewshot import grid as grids
         from dmlcore.protocols.fewshot import report
-        from dmlcore.protocols.fewshot.budgets import PRESETS, budget_of
+        from dmlcore.protocols.fewshot.budgets import budget_of
         from dmlcore.protocols.fewshot.cell import Plan
         from dmlcore.protocols.fewshot.samples import open_samples
 

@@ -1,4 +1,4 @@
-"""What the errors of a grid say: means, paired differences, the reduction by adaptation, and which orderings of the paper hold."""
+"""What the errors of a grid say: means, paired differences, the reduction by adaptation, the paper's orderings."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class Errors:
     values: dict[str, dict[Place, dict[int, float]]]
 
     @classmethod
-    def of(cls, results: Iterable[tuple[int, int, dict[str, Any]]]) -> Errors:
+    def read(cls, results: Iterable[tuple[int, int, dict[str, Any]]]) -> Errors:
         """From n, replication and result of each cell."""
         values: dict[str, dict[Place, dict[int, float]]] = {}
         for n, replication, result in results:

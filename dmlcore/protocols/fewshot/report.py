@@ -41,7 +41,7 @@ def read(folder: Path) -> list[tuple[dict[str, Any], dict[str, Any]]]:
 
 def summarise(cells: Sequence[tuple[dict[str, Any], dict[str, Any]]]) -> dict[str, Any]:
     """Everything the report says, as one object."""
-    errors = Errors.of((settings["n"], settings["replication"], result) for settings, result in cells)
+    errors = Errors.read((settings["n"], settings["replication"], result) for settings, result in cells)
     settings = {key: value for key, value in cells[0][0].items() if key not in ("n", "source_n", "replication")}
     counted = [arm for arm in UNADAPTED if arm in errors.values]
     diverged = {}
@@ -90,7 +90,7 @@ def as_markdown(found: dict[str, Any], *, picture: bool) -> str:
         f" {settings['model_options'] or ''}, {settings['embedding_dim']} numbers; {INITS[settings['init']]}; stopping:"
         f" {settings['stopping']}.",
         "",
-        "Error in % ± standard error over replications; the smallest of a column in bold. Adapted arms are not defined at k = 1.",
+        "Error in % ± standard error over replications; the smallest of a column in bold. At k = 1 no adaptation is defined.",
         "",
         *errors_table(found["means"]),
         "",
