@@ -1,14 +1,16 @@
-"""`python -m benchmarks [losses|evaluation|training|calls|gradients|ensembles|gpu|report ...]`.
+"""`python -m benchmarks [losses|evaluation|training|calls|gradients|ensembles|fewshot|gpu|report ...]`.
 
 `losses` measures every cell that `benchmarks/results/losses-cpu.csv` lacks (`--selection`: what the table of goals needs),
 `evaluation` retrieval metrics, `training` whole steps, `calls` those of losses on small batches, `gradients` writes
-docs/gradients.md, `ensembles` compares ensembles with single losses on unseen classes and fills docs/ensembles.md, `gpu` checks
-and measures a CUDA device, `report` the measured tables in docs/performance.md.
+docs/gradients.md, `ensembles` compares ensembles with single losses on unseen classes and fills docs/ensembles.md, `fewshot`
+transfers to few samples of new classes and fills docs/fewshot.md, `gpu` checks and measures a CUDA device, `report` fills the
+measured tables in docs/performance.md.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import tempfile
 from pathlib import Path
@@ -112,9 +114,28 @@ def _ensembles(options: argparse.Namespace) -> None:
         print(f"drew {report.draw_weights(state, file.with_name(file.stem + '-weights.svg'))}")
 
 
+def _fewshot(options: argparse.Namespace) -> None:
+    from benchmarks import fewshot
+
+    file = options.csv or RESULTS / ("fewshot-quick.json" if options.quick else "fewshot.json")
+    work = Path(tempfile.gettempdir()) / f"dmlcore-fewshot{'-quick' if options.quick else ''}-{os.getuid()}"
+    only = options.only.split(",") if options.only else None
+    limit = options.minutes or (5 if options.quick else 90)
+    if options.plot:
+        found = json.loads(file.read_text())
+    else:
+        found = fewshot.run(
+            work, file, options.folder, processes=options.processes, minutes=limit, quick=options.quick, only=only
+        )
+    if not options.quick and only is None:
+        fewshot.write_page(found, options.page or fewshot.PAGE)
+        print(f"drew {fewshot.draw(found, options.picture or file.with_suffix('.svg'))}")
+    print(f"results: {file}")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
-    choices = ["losses", "evaluation", "training", "calls", "gradients", "ensembles", "gpu", "report", []]
+    choices = ["losses", "evaluation", "training", "calls", "gradients", "ensembles", "fewshot", "gpu", "report", []]
     parser.add_argument("cases", nargs="*", choices=choices, help="losses and evaluation by default")
     parser.add_argument("--selection", action="store_true", help="what the table of goals needs, in at most 20 minutes")
     parser.add_argument("--quick", action="store_true", help="small sizes, no torch.compile")
@@ -133,8 +154,8 @@ def main() -> None:
     parser.add_argument("--picture", type=Path, help="where --plot draws; beside the CSV file by default")
     parser.add_argument("--csv", type=Path, help="instead of benchmarks/results/NAME-cpu.csv")
     parser.add_argument("--against", help="interpreter of another installation, measured in turn (calls)")
-    parser.add_argument("--folder", type=Path, help="of the feature tables (ensembles)")
-    parser.add_argument("--processes", type=int, default=2, help="at a time (ensembles)")
+    parser.add_argument("--folder", type=Path, help="of the feature tables (ensembles, fewshot)")
+    parser.add_argument("--processes", type=int, default=2, help="at a time (ensembles, fewshot)")
     parser.add_argument("--json", type=Path, help="write the new rows as JSON")
     parser.add_argument("--page", type=Path, help="instead of docs/gradients.md or docs/performance.md")
     options = parser.parse_args()
@@ -151,6 +172,8 @@ def main() -> None:
             return
         elif name == "ensembles":
             _ensembles(options)
+        elif name == "fewshot":
+            _fewshot(options)
         elif name == "training":
             rows += _training(options)
         elif name == "calls":

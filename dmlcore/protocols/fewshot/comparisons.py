@@ -108,7 +108,8 @@ def reduction(errors: Errors, arms: Sequence[str] = HYBRIDS, others: Sequence[st
     """Mean over all (n, k) of `1 - error of adapted arms / error of the best arm without adaptation`.
 
     The best is that of the smallest mean error at (n, k), which favours it a little; where that is 0 there is no ratio. The
-    t-interval is over replications, each with the mean errors of the best as denominators.
+    t-interval is over replications, with the mean errors of the best as denominators; different n are different tasks, and may
+    have different numbers of replications.
 
     Returns:
         `mean`, `half`, `places` (how many), `left_out`, and `by_arm`; None where no adapted arm is defined.
@@ -119,7 +120,7 @@ def reduction(errors: Errors, arms: Sequence[str] = HYBRIDS, others: Sequence[st
         return None
 
     def of(chosen: Sequence[str]) -> tuple[float, float]:
-        by_replication: dict[int, list[float]] = {}
+        tasks: dict[int, dict[int, list[float]]] = {}  # by n and replication: the k of one share their task
         for place in used:
             best = errors.best(others, place)
             assert best is not None
@@ -127,12 +128,31 @@ def reduction(errors: Errors, arms: Sequence[str] = HYBRIDS, others: Sequence[st
             for arm in chosen:
                 for r, error in errors.values.get(arm, {}).get(place, {}).items():
                     if r in theirs:
-                        by_replication.setdefault(r, []).append((theirs[r] - error) / base)
-        return mean_and_half([statistics.fmean(values) for _, values in sorted(by_replication.items())])
+                        tasks.setdefault(place[0], {}).setdefault(r, []).append((theirs[r] - error) / base)
+        weights = {n: sum(place[0] == n for place in used) / len(used) for n in tasks}
+        return _combined([([statistics.fmean(values) for values in tasks[n].values()], weights[n]) for n in tasks])
 
     mean, half = of(arms)
     by_arm = {arm: dict(zip(("mean", "half"), of([arm]), strict=True)) for arm in arms if arm in errors.values}
     return {"mean": mean, "half": half, "places": len(used), "left_out": len(places) - len(used), "by_arm": by_arm}
+
+
+def _combined(groups: Sequence[tuple[list[float], float]], level: float = 0.95) -> tuple[float, float]:
+    """A weighted sum of means of independent groups, and half of its t-interval with Welch's degrees of freedom.
+
+    Source: Welch, "The Generalization of Student's Problem when Several Different Population Variances are Involved",
+    Biometrika 1947.
+    """
+    from scipy import stats
+
+    found = [(weight, len(values), *mean_and_error(values)) for values, weight in groups]
+    mean = sum(weight * centre for weight, _, centre, _ in found)
+    parts = [((weight * error) ** 2, count) for weight, count, _, error in found]
+    variance = sum(part for part, _ in parts)
+    if not variance > 0:  # also where a group has a single replication
+        return mean, variance
+    freedom = variance**2 / sum(part**2 / (count - 1) for part, count in parts)
+    return mean, float(stats.t.ppf((1 + level) / 2, freedom)) * math.sqrt(variance)
 
 
 def regrets(errors: Errors, arms: Sequence[str]) -> dict[str, dict[str, float]]:

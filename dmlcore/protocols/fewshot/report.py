@@ -165,15 +165,16 @@ def said_reduction(found: dict[str, Any] | None) -> list[str]:
     """The mean reduction of the error as a sentence."""
     if found is None:
         return ["No k with adapted arms, so no reduction of the error."]
-    by_arm = ", ".join(f"{arm} {_percent(one)}" for arm, one in found["by_arm"].items())
+    by_arm = ", ".join(f"{arm} {percent(one)}" for arm, one in found["by_arm"].items())
     left = f", {found['left_out']} left out, where the best method has no error" if found["left_out"] else ""
     return [
-        f"Mean reduction of the error by the two hybrids over the best method without adaptation: **{_percent(found)}**"
+        f"Mean reduction of the error by the two hybrids over the best method without adaptation: **{percent(found)}**"
         f" ({by_arm}; {found['places']} pairs of n and k{left}; the paper reports 34 %). The interval is over replications."
     ]
 
 
-def _percent(one: dict[str, Any]) -> str:
+def percent(one: dict[str, Any]) -> str:
+    """A reduction with its interval."""
     half = "" if _is_missing(one["half"]) else f" ± {100 * one['half']:.0f}"
     return f"{100 * one['mean']:.0f}{half} %"
 

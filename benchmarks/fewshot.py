@@ -1,0 +1,262 @@
+"""`python -m benchmarks fewshot`: few-shot transfer on what is at hand, the grids behind docs/fewshot.md.
+
+Every part is a grid as `dmlcore fewshot` runs it. Its cells are kept in a folder for temporary files, so an interrupted
+benchmark goes on where it was.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from benchmarks.measuring import environment
+from dmlcore.errors import DataError
+from dmlcore.protocols import drawing
+from dmlcore.protocols.fewshot import curves, grid, report
+from dmlcore.protocols.fewshot.budgets import budget_of
+from dmlcore.protocols.fewshot.cell import Plan
+from dmlcore.training.folder import plain, write_atomically
+
+PAGE = Path(__file__).parents[1] / "docs" / "fewshot.md"
+LOSSES = ["ms", "circle+binomial_deviance+norm_softmax"]  # a single loss, and the set of `dmlcore train`
+SCRIPTS = "@Latin,@Latin extended,@Cyrillic,@Cyrillic extended,@Punctuation,@Hiragana,@Katakana"
+BUDGET = {"epochs": 40, "episodes": 200, "episode_check": 10, "episode_patience": 50}
+CONV = ("conv", {"channels": [16, 32, 64]})
+
+
+@dataclass(frozen=True)
+class Part:
+    """One grid.
+
+    Attributes:
+        name: in the page.
+        data: a data set's name, or a file in the folder of data sets.
+        source: classes, as `--source-classes`.
+        shots, replications: k, and R for each n.
+        model: name and options of the trunk; None: the default.
+        source_samples: kept of each source class; 0: all.
+        more: fields of the plan that differ.
+    """
+
+    name: str
+    data: str
+    source: str
+    shots: list[int]
+    replications: dict[int, int]
+    model: tuple[str | None, dict[str, Any]] = (None, {})
+    source_samples: int = 0
+    more: dict[str, Any] = field(default_factory=dict)
+
+    def grids(self, folder: Path | None, quick: bool) -> list[grid.Grid]:
+        """A grid for each n, as the n have different numbers of replications."""
+        data = str((folder or Path()) / self.data) if self.data.endswith(".npz") else self.data
+        budget = budget_of("quick" if quick else "cpu", {} if quick else {**BUDGET, "source_samples": self.source_samples})
+        found = []
+        for n, replications in list(self.replications.items())[: 1 if quick else None]:
+            plan = Plan(
+                data=data,
+                data_options={},
+                image_size=None,
+                source_classes=self.source,
+                target_classes=None,
+                n=n,
+                source_n=0,
+                shots=self.shots[:2] if quick else self.shots,
+                losses=LOSSES,
+                loss_options={},
+                model=self.model[0],
+                model_options=self.model[1],
+                embedding_dim=64,
+                init="default",
+                stopping="paper",
+                budget=asdict(budget),
+                seed=0,
+                replication=0,
+            )
+            found.append(grid.Grid(Plan(**{**asdict(plan), **self.more}), [n], 2 if quick else replications))
+        return found
+
+
+PARTS = (
+    Part("banking", "banking77_minilm.npz", "random", [1, 5, 10, 50], {5: 10, 10: 10, 30: 10}, source_samples=60),
+    Part("emoji", "emoji_mobilenetv2.npz", "random", [1, 3], {5: 10, 10: 10, 100: 10}),
+    Part("mnist", "mnist_sample", "0-4", [1, 5, 10, 50, 100], {5: 10}, CONV, 200),
+    Part("glyphs", "glyphs", SCRIPTS, [1, 3, 5], {5: 10, 10: 10, 100: 5}, CONV),
+    Part(
+        "banking held-out",
+        "banking77_minilm.npz",
+        "random",
+        [5, 10, 50],
+        {5: 10},
+        (None, {}),
+        60,
+        {"stopping": "validation"},
+    ),
+    Part("mnist held-out", "mnist_sample", "0-4", [5, 10, 50], {5: 10}, CONV, 100, {"stopping": "validation"}),
+    Part("mnist fewer", "mnist_sample", "0-4", [5, 10, 50], {5: 10}, CONV, 100),
+    Part("mnist normal", "mnist_sample", "0-4", [5, 10, 50], {5: 10}, CONV, 100, {"init": "normal"}),
+    Part("mnist xavier", "mnist_sample", "0-4", [5, 10, 50], {5: 10}, CONV, 100, {"init": "xavier"}),
+)
+"""The last five are variants of the first four; `mnist fewer`, on fewer source samples, is what three of them compare with."""
+MAIN = ("banking", "emoji", "mnist", "glyphs")
+
+
+class OutOfTime(Exception):
+    """The minutes are over."""
+
+
+def run(
+    work: Path,
+    file: Path,
+    folder: Path | None,
+    *,
+    processes: int = 2,
+    minutes: float = 90,
+    quick: bool = False,
+    only: Sequence[str] | None = None,
+    tell: Callable[[str], None] = print,
+) -> dict[str, Any]:
+    """Run what is missing, as far as the minutes go, and write the results of all that is there.
+
+    Args:
+        work: where the cells are kept.
+        file: of the results, .json.
+        folder: of the feature tables; parts whose table is not there are left out, and said.
+        processes: at a time.
+        minutes: no cell is waited for after these.
+        quick: two cells of each part, short training.
+        only: names of parts; None: all.
+        tell: receives progress.
+    """
+    until = time.monotonic() + 60 * minutes
+    parts = [part for part in PARTS if only is None or part.name in only]
+
+    def told(line: str) -> None:
+        tell(line)
+        if time.monotonic() > until:
+            raise OutOfTime
+
+    for part in parts:
+        if part.data.endswith(".npz") and not (folder and (folder / part.data).exists()):
+            tell(f"{part.name}: left out, {part.data} is not in --folder {folder}")
+            continue
+        try:
+            for one in part.grids(folder, quick):
+                grid.check(one)
+                tell(f"{part.name}, n = {one.numbers[0]}")
+                grid.run(one, work / _slug(part.name), processes=processes, tell=told, again="the same command")
+        except OutOfTime:
+            tell(f"{minutes:g} minutes are over; the same command goes on")
+            break
+        except DataError as error:
+            tell(f"{part.name}: left out, {error}")
+    found = collect(work, [part.name for part in parts])
+    write_atomically(file, (json.dumps(plain(found), separators=(",", ":")) + "\n").encode())
+    return found
+
+
+def collect(work: Path, names: Sequence[str]) -> dict[str, Any]:
+    """What is there of each part: the report's summary, and all errors by replication."""
+    parts = {}
+    for name in names:
+        if not any((work / _slug(name)).glob("cells/*/*.json")):
+            continue
+        cells = report.read(work / _slug(name))
+        summary = report.summarise(cells)
+        summary["settings"]["data"] = Path(summary["settings"]["data"]).name  # where it lay is nobody's business
+        errors: dict[str, dict[str, list[float]]] = {}
+        for settings, result in sorted(cells, key=lambda cell: cell[0]["replication"]):
+            for arm, shots in result["arms"].items():
+                for k, one in shots.items():
+                    errors.setdefault(arm, {}).setdefault(f"n{settings['n']} k{k}", []).append(round(one["error"], 5))
+        parts[name] = {**_rounded(summary), "errors": errors}
+    return {"environment": environment(), "parts": parts}
+
+
+def _rounded(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _rounded(one) for key, one in value.items()}
+    if isinstance(value, list | tuple):
+        return [_rounded(one) for one in value]
+    return round(value, 5) if isinstance(value, float) else value
+
+
+def _slug(name: str) -> str:
+    return re.sub(r"\W+", "-", name)
+
+
+def draw(found: dict[str, Any], file: Path) -> Path:
+    """The curves of the main parts."""
+    shown = [(name, found["parts"][name]["means"]) for name in MAIN if name in found["parts"]]
+    return drawing.save(curves.figure(shown), file)
+
+
+def write_page(found: dict[str, Any], page: Path = PAGE) -> None:
+    """Fill the markers `<!-- table: WHAT [PART] -->` to `<!-- end -->` of a page."""
+    text = page.read_text(encoding="utf-8")
+    pattern = re.compile(r"(<!-- table: (\w+)(?: ([^>]+?))? -->\n)(.*?)(<!-- end -->)", re.DOTALL)
+
+    def fill(match: re.Match[str]) -> str:
+        lines = _TABLES[match[2]](found["parts"], match[3] or "")
+        return match[1] + "\n".join(lines) + "\n" + match[5]
+
+    page.write_text(pattern.sub(fill, text), encoding="utf-8")
+
+
+def _part(of: Callable[[dict[str, Any]], list[str]]) -> Callable[[dict[str, Any], str], list[str]]:
+    return lambda parts, name: of(parts[name]) if name in parts else ["Not measured."]
+
+
+def _all_reductions(parts: dict[str, Any], _: str) -> list[str]:
+    """The reduction of the error in every part."""
+
+    def said(one: dict[str, Any] | None) -> str:
+        return "" if one is None else report.percent(one)
+
+    rows = []
+    for name, part in parts.items():
+        found = part["reduction"]
+        by_arm = found["by_arm"]
+        shown = [said(found), *(said(by_arm.get(arm)) for arm in ("adap_hist_loss", "adap_proto_net"))]
+        rows.append([name, *shown, str(found["places"])])
+    return report.table(["", "both hybrids", "adap_hist_loss", "adap_proto_net", "pairs of n and k"], rows)
+
+
+def _all_orderings(parts: dict[str, Any], _: str) -> list[str]:
+    """Every claim in every main part: how often it holds, is clear, is clearly wrong."""
+    names = [name for name in MAIN if name in parts]
+    claims = list(dict.fromkeys(row["claim"] for name in names for row in parts[name]["orderings"]))
+    rows = []
+    for claim in claims:
+        cells = [claim]
+        for name in names:
+            row = next((row for row in parts[name]["orderings"] if row["claim"] == claim), None)
+            said = f"{row['holds']}/{row['places']} (+{row['clear']} -{row['against']}): {row['verdict']}" if row else ""
+            cells.append(said)
+        rows.append(cells)
+    return report.table(["claim", *names], rows)
+
+
+def _all_regrets(parts: dict[str, Any], _: str) -> list[str]:
+    """How far each method without adaptation is behind the best of them."""
+    names = [name for name in MAIN if name in parts]
+    arms = list(dict.fromkeys(arm for name in names for arm in parts[name]["regrets"]))
+
+    def said(one: dict[str, float]) -> str:
+        return f"{100 * one['mean']:.1f} (worst {100 * one['worst']:.1f})"
+
+    return report.table(["", *names], [[arm, *(said(parts[name]["regrets"][arm]) for name in names)] for arm in arms])
+
+
+_TABLES: dict[str, Callable[[dict[str, Any], str], list[str]]] = {
+    "errors": _part(lambda part: report.errors_table(part["means"])),
+    "paired": _part(lambda part: report.paired_table(part["paired"])),
+    "orderings": _all_orderings,
+    "reductions": _all_reductions,
+    "regrets": _all_regrets,
+}
