@@ -16,7 +16,7 @@ from dmlcore.plugin_commands import COMMON
 from dmlcore.training.settings import Component
 
 LOOKED = ("data", "model", "losses")
-SMALL_CONV = {"channels": (16, 32, 64)}  # the paper's networks have 32 channels in each of two to four layers
+SMALL_CONV = {"channels": (16, 32, 64), "norm": "none"}  # the paper's have 32 channels in each of two to four layers
 QUICK = {"numbers": 1, "shots": 2, "replications": 2}  # the most of each that `--quick` keeps
 
 
@@ -149,7 +149,7 @@ def fewshot_app(chosen: dict[str, Component]) -> App:
         flag("replications", int | None, "Tasks drawn for each n (default: 10)."),
         flag("source_n", str | None, "Source classes, or `all` (default: n)."),
         flag("losses", str | None, "Losses to add as embeddings, as they are and adapted: ms,triplet+sup_con; + joins."),
-        flag("model", str | None, "Trunk of the network (default: `conv` of 16, 32, 64 channels, or `mlp`)."),
+        flag("model", str | None, "Trunk of the network (default: `mlp`, or `conv` of 16, 32, 64 channels without norm)."),
         flag("embedding_dim", int, "Length of the embedding.", 64),
         flag("init", Literal["default", "normal", "xavier"], "Weights: PyTorch's, N(0, 1) as in the paper, Xavier.", "default"),
         flag("stopping", Literal["paper", "validation"], "Chooses the target epoch: training score, or held-out.", "paper"),

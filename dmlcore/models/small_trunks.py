@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -23,6 +23,8 @@ class ConvOptions:
 
     channels: tuple[int, ...] = (32, 64, 128, 256)
     """Channels of each block; every block halves height and width."""
+    norm: Literal["batch", "none"] = "batch"
+    """What normalises after each convolution: the batch, or nothing, for training that takes a few steps or samples only."""
 
     def __post_init__(self) -> None:
         if not self.channels or min(self.channels) < 1:
@@ -46,12 +48,13 @@ class Conv(Trunk):
         stride = 2 if side >= _STRIDED_FROM else 1
         layers: list[nn.Module] = []
         for channels in options.channels:
-            layers.append(nn.Conv2d(before, channels, 3, stride=stride, padding=1, bias=False))
+            normalises = options.norm == "batch"
+            layers.append(nn.Conv2d(before, channels, 3, stride=stride, padding=1, bias=not normalises))
             side = -(-side // stride)
             if side >= _POOLED_FROM:
                 layers.append(nn.MaxPool2d(2))
                 side //= 2
-            layers += [nn.BatchNorm2d(channels), nn.ReLU()]
+            layers += [nn.BatchNorm2d(channels), nn.ReLU()] if normalises else [nn.ReLU()]
             before, stride = channels, 1
         self.blocks = nn.Sequential(*layers)
         self.features = 2 * before

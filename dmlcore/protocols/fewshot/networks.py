@@ -16,6 +16,9 @@ INITS: dict[Init, str] = {
     "xavier": "Xavier uniform weights, as in the authors' later note",
 }
 """How weights can be drawn."""
+MOMENTUM = (
+    0.9  # of running statistics, as the authors' code: after ten steps at PyTorch's 0.1 they still lag behind the weights
+)
 
 
 class Classifier(nn.Module):
@@ -65,6 +68,9 @@ def build_network(
         normalize=False,
         seed=seed,
     )
+    for layer in network.modules():
+        if isinstance(layer, nn.modules.batchnorm._BatchNorm):
+            layer.momentum = MOMENTUM
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         draw_weights(network, init)
