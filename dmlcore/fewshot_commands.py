@@ -81,6 +81,7 @@ def fewshot_app(chosen: dict[str, Component]) -> App:
         debug: bool,
         **more: Any,
     ) -> int:
+        from dmlcore.config import check_range
         from dmlcore.protocols import drawing
         from dmlcore.protocols.fewshot import grid as grids
         from dmlcore.protocols.fewshot import report
@@ -88,6 +89,7 @@ def fewshot_app(chosen: dict[str, Component]) -> App:
         from dmlcore.protocols.fewshot.cell import Plan
         from dmlcore.protocols.fewshot.samples import open_samples
 
+        check_range("processes", processes, least=1)
         options = {table: given(more[name]) for table in chosen if (name := parameter_name(table)) in more}
         options = {table: {**chosen[table].implied, **values} for table, values in options.items()}
         of_kind = {kind: next((t for t, c in chosen.items() if c.kind == kind), "") for kind in ("data", "model")}
