@@ -21,6 +21,7 @@ from dmlcore import console, plugins
 from dmlcore.description import describe_system
 from dmlcore.errors import ConfigError, DmlcoreError, suggestion
 from dmlcore.flags import command, component_flags, flag, given, parameter_name, settings_flags
+from dmlcore.ood_commands import ood_app
 from dmlcore.plugin_commands import COMMON, plugins_app
 from dmlcore.training.settings import CHOOSING, Component, Settings, Source, choose, not_chosen
 
@@ -82,7 +83,14 @@ class _Commands:
         )
 
     def run(self) -> int:
-        makers = {"train": self._train, "eval": self._eval, "embed": self._embed, "plugins": plugins_app, "info": self._info}
+        makers = {
+            "train": self._train,
+            "eval": self._eval,
+            "embed": self._embed,
+            "ood": ood_app,
+            "plugins": plugins_app,
+            "info": self._info,
+        }
         self.app.command(self._kernels(), name="kernels")
         for name, make in makers.items():
             self.app.command(make(), name=name)
