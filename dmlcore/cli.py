@@ -20,9 +20,9 @@ import dmlcore
 from dmlcore import console, plugins
 from dmlcore.description import describe_system
 from dmlcore.errors import ConfigError, DmlcoreError, suggestion
-from dmlcore.flags import command, component_flags, flag, given, parameter_name, settings_flags
+from dmlcore.flags import COMMON, command, component_flags, flag, given, parameter_name, settings_flags
 from dmlcore.ood_commands import ood_app
-from dmlcore.plugin_commands import COMMON, plugins_app
+from dmlcore.plugin_commands import plugins_app
 from dmlcore.training.settings import CHOOSING, Component, Settings, Source, choose, not_chosen
 
 TRAINED = [

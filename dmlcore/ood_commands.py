@@ -11,8 +11,7 @@ from cyclopts import App
 from dmlcore import console
 from dmlcore.config import build_options, check_range
 from dmlcore.errors import ConfigError
-from dmlcore.flags import command, flag
-from dmlcore.plugin_commands import COMMON
+from dmlcore.flags import COMMON, command, flag
 
 _STEPS = "1000,1500"  # as published, for 2 and 5 shots
 
