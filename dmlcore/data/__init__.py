@@ -12,9 +12,10 @@ if TYPE_CHECKING:
     from dmlcore.data.augmentation import CropAugmentation, ShiftAugmentation
     from dmlcore.data.datasets import LabelledDataset
     from dmlcore.data.loading import Batches, OrderedBatches, batches
-    from dmlcore.data.opening import find_source, open_data
+    from dmlcore.data.opening import find_source, load_table, open_data
     from dmlcore.data.samplers import BatchSampler, ClassBalancedSampler, ShuffledSampler
     from dmlcore.data.sources import DataSource, Table
+    from dmlcore.data.split_files import ClassSplit, SplitFile
     from dmlcore.data.splits import Splits
     from dmlcore.data.stores import FeatureStore, ImageFiles, PixelStore, Store
     from dmlcore.data.transforms import Transform, TransformOptions, Transforms
@@ -23,9 +24,10 @@ _HOMES = {
     "augmentation": ("CropAugmentation", "ShiftAugmentation"),
     "datasets": ("LabelledDataset",),
     "loading": ("Batches", "OrderedBatches", "batches"),
-    "opening": ("find_source", "open_data"),
+    "opening": ("find_source", "load_table", "open_data"),
     "samplers": ("BatchSampler", "ClassBalancedSampler", "ShuffledSampler"),
     "sources": ("DataSource", "Table"),
+    "split_files": ("ClassSplit", "SplitFile"),
     "splits": ("Splits",),
     "stores": ("FeatureStore", "ImageFiles", "PixelStore", "Store"),
     "transforms": ("Transform", "TransformOptions", "Transforms"),
@@ -35,6 +37,7 @@ __all__ = [
     "BatchSampler",
     "Batches",
     "ClassBalancedSampler",
+    "ClassSplit",
     "CropAugmentation",
     "DataSource",
     "FeatureStore",
@@ -44,6 +47,7 @@ __all__ = [
     "PixelStore",
     "ShiftAugmentation",
     "ShuffledSampler",
+    "SplitFile",
     "Splits",
     "Store",
     "Table",
@@ -52,6 +56,7 @@ __all__ = [
     "Transforms",
     "batches",
     "find_source",
+    "load_table",
     "open_data",
 ]
 

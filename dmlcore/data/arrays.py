@@ -14,12 +14,13 @@ from dmlcore.data.splits import split_words
 from dmlcore.data.stores import FeatureStore, PixelStore
 from dmlcore.errors import DataError
 
+_KNOWN = ("x", "y", "class_name", "class_group", "split", "official_split")
 _CHUNK = 65536  # rows looked at in one go, to keep temporary memory small
 
 
 class ArrayFile(DataSource):
     """An `.npz` file with `x` (float [N, F] features, or uint8 [N, H, W] or [N, H, W, C] images) and `y` (labels [N]); also
-    `class_name` (text [C] for labels 0..C - 1) and `split` or `official_split` (text or 0, 1, 2 per sample).
+    `class_name` and `class_group` (text [C] for labels 0..C - 1) and `split` or `official_split` (text or 0, 1, 2 per sample).
     """
 
     name = "npz"
@@ -42,18 +43,21 @@ class ArrayFile(DataSource):
         if x.ndim == 0 or len(x) == 0:
             raise DataError(f"'x' in '{file}' is empty")
         labels, class_names = _classes(arrays["y"], arrays.get("class_name"), len(x), file)
+        groups = (
+            _classes(arrays["y"], arrays["class_group"], len(x), file, "class_group")[1] if "class_group" in arrays else None
+        )
         notes: list[str] = []
         split = _split(arrays, len(x), file)
-        unused = [name for name in arrays if name not in ("x", "y", "class_name", "split", "official_split")]
+        unused = [name for name in arrays if name not in _KNOWN]
         if unused:
             notes.append(f"arrays not used: {', '.join(unused)}")
         if x.ndim == 2:
             store = FeatureStore(_features(x, file))
-            return Table("features", store, labels, class_names, (x.shape[1],), split, notes)
+            return Table("features", store, labels, class_names, (x.shape[1],), split, notes, class_groups=groups)
         pixels = _pixels(x, file)
         shape = pixels.shape[1:]
         augmentation = choose_augmentation(self.options, shape)
-        return Table("images", PixelStore(pixels), labels, class_names, shape, split, notes, augmentation)
+        return Table("images", PixelStore(pixels), labels, class_names, shape, split, notes, augmentation, class_groups=groups)
 
 
 def read_arrays(file: Path) -> dict[str, np.ndarray]:
@@ -84,7 +88,9 @@ def read_arrays(file: Path) -> dict[str, np.ndarray]:
     raise DataError(f"'{file}' is a single array, but x and y are needed: save it with numpy.savez(file, x=..., y=...)")
 
 
-def _classes(y: np.ndarray, names: np.ndarray | None, count: int, file: Path) -> tuple[np.ndarray, list[str]]:
+def _classes(
+    y: np.ndarray, names: np.ndarray | None, count: int, file: Path, array: str = "class_name"
+) -> tuple[np.ndarray, list[str]]:
     """Labels 0..C - 1 and a name for each."""
     if y.shape != (count,):
         raise DataError(f"'y' in '{file}' has shape {y.shape}, but 'x' has {count} rows: one label per row is needed")
@@ -99,7 +105,7 @@ def _classes(y: np.ndarray, names: np.ndarray | None, count: int, file: Path) ->
     if names is not None and y.dtype.kind in "iu":
         if names.ndim != 1 or names.dtype.kind != "U" or present[0] < 0 or present[-1] >= len(names):
             raise DataError(
-                f"'class_name' in '{file}' must be text with a name for each label {present[0]}..{present[-1]}, but"
+                f"'{array}' in '{file}' must be text with a name for each label {present[0]}..{present[-1]}, but"
                 f" is {names.dtype} of shape {names.shape}"
             )
         class_names = [str(names[label]) for label in present]

@@ -52,7 +52,17 @@ class EmbeddedGlyphs(DataSource):
         labels = np.asarray(loaded.labels, dtype=np.int64)
         class_names = [str(name) for name in loaded.class_names]
         notes = [_SPLIT_NOTES[self.options.split]]
-        return Table("images", PixelStore(pixels), labels, class_names, pixels.shape[1:], None, notes, augmentation)
+        scripts = list(loaded.class_scripts)
+        return Table(
+            "images",
+            PixelStore(pixels),
+            labels,
+            class_names,
+            pixels.shape[1:],
+            skipped=notes,
+            augmentation=augmentation,
+            class_groups=scripts,
+        )
 
     def split(self, table: Table, seed: int) -> np.ndarray:
         """Unseen characters (drawn by the seed) or unseen scripts (always the same)."""

@@ -166,4 +166,5 @@ def image_table(
         split=None if split is None else split[kept],
         skipped=notes,
         augmentation=choose_augmentation(options, shape),
+        sample_names=[os.path.relpath(paths[row], where) for row in kept],
     )

@@ -13,6 +13,7 @@ from dmlcore import plugins
 from dmlcore.config import build_options, check_range
 from dmlcore.data.datasets import LabelledDataset
 from dmlcore.data.sources import DataSource, Table
+from dmlcore.data.split_files import ClassSplit
 from dmlcore.data.splits import PARTS, Splits, check_fractions, check_part, complete_split, split_by_class
 from dmlcore.data.stores import PixelStore
 from dmlcore.errors import DataError, PluginError
@@ -65,6 +66,7 @@ def open_data(
     seed: int = 0,
     image_size: int | None = None,
     default_image_size: int = 64,
+    class_split: ClassSplit | None = None,
 ) -> Splits:
     """Training, validation and test parts of a data set.
 
@@ -77,6 +79,7 @@ def open_data(
         image_size: side to bring images to, pixels; None: images of one size up to 128 pixels stay as they are, image files
             of different sizes become `default_image_size`.
         default_image_size: see there, pixels; a model says what it wants by `dmlcore.models.default_image_size`.
+        class_split: says which classes are in which part, instead of the data or the seed.
 
     Raises:
         ConfigError: an unknown option, fractions or sizes out of range.
@@ -84,24 +87,23 @@ def open_data(
     """
     data = os.fspath(data)
     check_fractions(fractions)
-    check_range("image_size", image_size, least=8, most=4096)
-    component, implied = find_source(data)
-    built = build_options(component.Options, {**(options or {}), **implied}, component.name)
-    source = component(built, image_size=image_size, default_image_size=default_image_size)
-    table = source.load()
-    _check(table, data)
-    if image_size is not None and table.kind == "images" and table.sample_shape[1:] != (image_size, image_size):
-        table = _resized(table, image_size, data)
+    source, table = load_table(data, options=options, image_size=image_size, default_image_size=default_image_size)
     notes = list(table.skipped)
-    given = source.split(table, seed)
-    if len(table.class_names) == 1:
-        raise DataError(f"'{data}' holds one class, '{table.class_names[0]}', but learning compares classes")
-    if given is None:
-        split = split_by_class(table.labels, len(table.class_names), fractions, seed)
-        notes.append("classes split at random into train, validation and test: no test class is trained on")
+    if class_split is not None:
+        split = class_split.part_of_class(table.class_names, data)[table.labels]
+        left_out = int((split == "").sum())
+        notes.append(f"classes split as '{class_split.id}' (FID {class_split.fid:.4g}): no test class is trained on")
+        notes += [f"{left_out:,} samples are of classes that this split leaves out"] if left_out else []
     else:
-        split, found = complete_split(table.labels, given, fractions, seed)
-        notes += found if table.split is not None else found[1:]
+        given = source.split(table, seed)
+        if len(table.class_names) == 1:
+            raise DataError(f"'{data}' holds one class, '{table.class_names[0]}', but learning compares classes")
+        if given is None:
+            split = split_by_class(table.labels, len(table.class_names), fractions, seed)
+            notes.append("classes split at random into train, validation and test: no test class is trained on")
+        else:
+            split, found = complete_split(table.labels, given, fractions, seed)
+            notes += found if table.split is not None else found[1:]
     parts: dict[str, LabelledDataset] = {}
     for part in PARTS:
         rows = np.flatnonzero(split == part)
@@ -110,7 +112,22 @@ def open_data(
         )
         notes += check_part(parts[part], part)
     name = data if data in plugins.registry("data") else str(Path(data).expanduser())
-    return Splits(name, table.kind, table.sample_shape, **parts, notes=notes, seed=seed)
+    return Splits(name, table.kind, table.sample_shape, **parts, notes=notes, seed=seed, sample_names=table.names())
+
+
+def load_table(
+    data: str, *, options: dict[str, Any] | None = None, image_size: int | None = None, default_image_size: int = 64
+) -> tuple[DataSource, Table]:
+    """The source that a name or path means, and all its samples, checked; arguments and errors as of `open_data`."""
+    check_range("image_size", image_size, least=8, most=4096)
+    component, implied = find_source(data)
+    built = build_options(component.Options, {**(options or {}), **implied}, component.name)
+    source = component(built, image_size=image_size, default_image_size=default_image_size)
+    table = source.load()
+    _check(table, data)
+    if image_size is not None and table.kind == "images" and table.sample_shape[1:] != (image_size, image_size):
+        table = _resized(table, image_size, data)
+    return source, table
 
 
 def _check(table: Table, data: str) -> None:

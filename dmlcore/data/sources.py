@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal
 
@@ -29,6 +29,9 @@ class Table:
         split: text [N] of `train`, `validation`, `test` when the data brings one, else None.
         skipped: what was left out or read in an unexpected way, as sentences for the user.
         augmentation: changes a batch of training samples at random; None for none.
+        sample_names: a name per sample, different within a class, that stays when samples are added, such as the path of its
+            file; None: samples go by their numbers.
+        class_groups: a group per class, such as the script of a character, by which classes can be parted; None for none.
     """
 
     kind: Literal["images", "features"]
@@ -39,6 +42,12 @@ class Table:
     split: np.ndarray | None = None
     skipped: list[str] = field(default_factory=list)
     augmentation: Augmentation | None = None
+    sample_names: list[str] | None = None
+    class_groups: list[str] | None = None
+
+    def names(self) -> Sequence[str]:
+        """A name for every sample: `sample_names`, else their numbers."""
+        return self.sample_names if self.sample_names is not None else [str(row) for row in range(len(self.labels))]
 
 
 class DataSource(ABC):

@@ -41,6 +41,7 @@ class Splits:
         test: evaluated once.
         notes: what the user should know: skipped files, how the data were split.
         seed: of the split.
+        sample_names: a name per sample of the source, by the parts' `rows`.
     """
 
     name: str
@@ -51,6 +52,7 @@ class Splits:
     test: LabelledDataset
     notes: list[str] = field(default_factory=list)
     seed: int = 0
+    sample_names: Sequence[str] = ()
 
     def describe(self) -> dict[str, Any]:
         """The source, its parts and the notes as plain values for JSON."""

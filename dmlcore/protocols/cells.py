@@ -11,7 +11,7 @@ import itertools
 import json
 import os
 import shutil
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
@@ -142,7 +142,7 @@ def _headline(result: dict[str, Any]) -> str:
     return f"  {result['headline']}" if "headline" in result else ""
 
 
-def _in_this_process(folder: Path, cells: Sequence[Cell], function: Function) -> Iterator[tuple[Cell, dict[str, Any]]]:
+def _in_this_process(folder: Path, cells: Sequence[Cell], function: Function) -> Generator[tuple[Cell, dict[str, Any]]]:
     import torch
 
     threads = torch.get_num_threads()
@@ -156,7 +156,7 @@ def _in_this_process(folder: Path, cells: Sequence[Cell], function: Function) ->
 
 def _in_others(
     folder: Path, cells: Sequence[Cell], function: Function, processes: int
-) -> Iterator[tuple[Cell, dict[str, Any]]]:
+) -> Generator[tuple[Cell, dict[str, Any]]]:
     # Fresh interpreters: a forked one would inherit the threads' state of torch's libraries.
     pool = ProcessPoolExecutor(min(processes, len(cells)) or 1, mp_context=get_context("spawn"), initializer=_one_thread)
     queue = iter(cells)

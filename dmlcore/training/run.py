@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from dmlcore import losses, plugins
 from dmlcore.config import build_options
-from dmlcore.data import Batches, BatchSampler, Splits, Transforms, batches, open_data
+from dmlcore.data import Batches, BatchSampler, SplitFile, Splits, Transforms, batches, open_data
 from dmlcore.ensemble import LossEnsemble
 from dmlcore.errors import ConfigError, TrainingError
 from dmlcore.evaluation import Metric
@@ -62,6 +62,7 @@ def open_splits(config: RunConfig) -> Splits:
         seed=settings.seed,
         image_size=settings.image_size,
         default_image_size=default_image_size(model, config.options_of("model") if settings.model else None),
+        class_split=SplitFile.read(settings.splits).find(settings.split) if settings.splits else None,
     )
     if settings.transforms is not None:
         splits.train.augmentation = Transforms(built(config, "transform"), splits.kind)

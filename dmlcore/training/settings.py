@@ -93,6 +93,10 @@ class Settings:
     """Data set by name, a folder with one sub-folder per class, a CSV manifest, or an .npz with x and y."""
     fractions: tuple[float, ...] = (0.5, 0.15, 0.35)
     """Fractions of the classes for training, validation and test, where the data has no split of its own."""
+    splits: str | None = None
+    """File of class splits, as `dmlcore splits` makes it, that says which classes are trained on and which are tested."""
+    split: str | None = None
+    """Id of a split in `splits` (default: its default split)."""
     image_size: int | None = None
     """Side of the square images in pixels (default: what the data has)."""
     transforms: tuple[str, ...] | None = None
@@ -181,6 +185,8 @@ class Settings:
             raise ConfigError(f"fractions has {len(self.fractions)} numbers, but must have 3: training, validation, test")
         for fraction in self.fractions:
             check_range("fractions", fraction, least=0, most=1)
+        if self.split is not None and self.splits is None:
+            raise ConfigError(f"split is '{self.split}', but there is no file to find it in; give splits as well")
         if self.steps is not None and self.epochs is not None:
             raise ConfigError("steps and epochs are both given; leave one out")
         if self.plugins != AUTO:
@@ -475,6 +481,8 @@ class RunConfig:
         source = next(c for c in chosen.values() if c.kind == "data")
         data = str(Path(source.name).expanduser().resolve()) if source.implied else source.name
         settings = dataclasses.replace(self.settings.resolved(), model=model, steps=steps, epochs=None, data=data)
+        if settings.splits is not None:
+            settings = dataclasses.replace(settings, splits=str(Path(settings.splits).expanduser().resolve()))
         settings = _with_absolute_files(settings)
         chosen = {table: dataclasses.replace(c, name=absolute(c.name)) for table, c in chosen.items()}
         options = {}

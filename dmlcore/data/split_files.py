@@ -1,0 +1,256 @@
+"""Files of class splits: what `dmlcore splits` writes and `dmlcore ood run` trains on. How splits are found is not here.
+
+The file is JSON and holds names only, of classes and samples; `docs/ood.md` lists its keys.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from dmlcore.errors import DataError, suggestion
+
+FORMAT = "dmlcore-splits-1"
+Episode = dict[str, tuple[str, ...]]
+"""Class names to names of its support samples."""
+
+
+@dataclass(frozen=True)
+class ClassSplit:
+    """One division of the classes into training and test.
+
+    Attributes:
+        id: unique in its file.
+        fid: Fréchet distance between the class means of the two sides.
+        swapped: classes exchanged between the sides, counted from the default split; negative where made easier.
+        removed: classes left out of each side.
+        train: names of the training classes.
+        test: names of the test classes.
+        train_part: of `train`, those trained on.
+        validation_part: of `train`, those that choose the checkpoint.
+        episodes: by the number of shots k: episodes, each with up to k support samples of every test class.
+    """
+
+    id: str
+    fid: float
+    swapped: int
+    removed: int
+    train: tuple[str, ...]
+    test: tuple[str, ...]
+    train_part: tuple[str, ...]
+    validation_part: tuple[str, ...]
+    episodes: dict[int, tuple[Episode, ...]] = field(default_factory=dict)
+
+    def part_of_class(self, class_names: Sequence[str], where: str) -> np.ndarray:
+        """Text [C]: `train`, `validation` or `test` of every class, or empty for classes the split leaves out.
+
+        Args:
+            class_names: of the data.
+            where: the data, for messages.
+
+        Raises:
+            DataError: names that the data repeat, or lack.
+        """
+        number = {name: label for label, name in enumerate(class_names)}
+        if len(number) < len(class_names):
+            twice = next(name for label, name in enumerate(class_names) if number[name] != label)
+            raise DataError(f"two classes of '{where}' are called '{twice}'; a split by names needs different ones")
+        found = np.full(len(class_names), "", dtype="<U10")
+        missing: list[str] = []
+        for part, names in (("train", self.train_part), ("validation", self.validation_part), ("test", self.test)):
+            missing += [name for name in names if name not in number]
+            found[[number[name] for name in names if name in number]] = part
+        if missing:
+            raise DataError(
+                f"split '{self.id}' names {len(missing)} classes that '{where}' lacks, the first is '{missing[0]}'."
+                f"{suggestion(missing[0], class_names[:1000])} Is --data what the splits were made for?"
+            )
+        return found
+
+
+@dataclass(frozen=True)
+class SplitFile:
+    """Splits of one data set, from the easiest to the hardest.
+
+    Attributes:
+        data: what `--data` named.
+        options: of the data set.
+        default: id of the split that everything started from.
+        splits: by rising Fréchet distance.
+        made_by: the settings they were made with, or what they were imported from.
+        progress: every step on the way: `stage`, `swapped`, `removed`, `fid`.
+    """
+
+    data: str
+    options: dict[str, Any]
+    default: str
+    splits: tuple[ClassSplit, ...]
+    made_by: dict[str, Any] = field(default_factory=dict)
+    progress: tuple[dict[str, Any], ...] = ()
+
+    def find(self, identity: str | None) -> ClassSplit:
+        """The split of an id; None: the default one.
+
+        Raises:
+            DataError: there is none.
+        """
+        wanted = self.default if identity is None else identity
+        for split in self.splits:
+            if split.id == wanted:
+                return split
+        raise DataError(f"there is no split '{wanted}'.{suggestion(wanted, [split.id for split in self.splits])}")
+
+    def to_json(self) -> bytes:
+        """The file's content; the same splits give the same bytes."""
+        return (json.dumps({"format": FORMAT, **asdict(self)}, ensure_ascii=False, separators=(",", ":")) + "\n").encode()
+
+    @classmethod
+    def read(cls, path: str | Path) -> SplitFile:
+        """Read and check a file.
+
+        Raises:
+            DataError: it is missing, no file of splits, cut off, or it contradicts itself.
+        """
+        try:
+            content = json.loads(Path(path).expanduser().read_bytes())
+        except FileNotFoundError:
+            raise DataError(f"there is no file of splits '{path}'. `dmlcore splits ood` makes one") from None
+        except OSError as error:
+            raise DataError(f"cannot read the splits '{path}': {error.strerror}") from error
+        except (ValueError, RecursionError) as error:
+            shown = "is a pickle: `dmlcore splits import` reads it" if _is_pickle(path) else f"is no JSON, or cut off ({error})"
+            raise DataError(f"the file of splits '{path}' {shown}") from None
+        try:
+            return cls._checked(content)
+        except DataError as error:
+            raise DataError(f"'{path}': {error}") from None
+
+    @classmethod
+    def _checked(cls, content: Any) -> SplitFile:
+        if not isinstance(content, dict) or content.get("format") != FORMAT:
+            found = content.get("format") if isinstance(content, dict) else type(content).__name__
+            raise DataError(f"its format is {found!r}, but must be '{FORMAT}'")
+        _keys(content, "the file", ("format", *cls.__dataclass_fields__))
+        splits = tuple(_split(one, number) for number, one in enumerate(_typed(content["splits"], list, "splits")))
+        data, default = _typed(content["data"], str, "data"), _typed(content["default"], str, "default")
+        made = cls(
+            data=data,
+            options=_typed(content["options"], dict, "options"),
+            default=default,
+            splits=splits,
+            made_by=_typed(content["made_by"], dict, "made_by"),
+            progress=tuple(_typed(content["progress"], list, "progress")),
+        )
+        identities = [split.id for split in splits]
+        if len(set(identities)) < len(identities):
+            raise DataError(f"two splits have the id '{next(i for i in identities if identities.count(i) > 1)}'")
+        made.find(None)
+        return made
+
+
+def support_rows(split: ClassSplit, shots: int, table_rows: np.ndarray, names: Sequence[str], classes: np.ndarray,
+                 class_names: Sequence[str]) -> list[np.ndarray]:  # fmt: skip
+    """Where the support samples of every episode lie in the test part; all its other samples are queries.
+
+    Args:
+        split: with episodes.
+        shots: k.
+        table_rows: int64 [n], rows of the test part in the table.
+        names: of all samples of the table.
+        classes: int64 [n], dense labels of the test part.
+        class_names: by dense label.
+
+    Returns:
+        For each episode the positions in the test part, sorted int64.
+
+    Raises:
+        DataError: no such episodes; samples that the data lack or that are of another class; a class without a query.
+    """
+    if shots not in split.episodes:
+        known = ", ".join(map(str, split.episodes)) or "none"
+        raise DataError(f"split '{split.id}' has no episodes of {shots} shots; it has: {known}")
+    sizes = np.bincount(classes, minlength=len(class_names))
+    place = {(class_names[label], names[row]): at for at, (row, label) in enumerate(zip(table_rows, classes, strict=True))}
+    label_of = {name: label for label, name in enumerate(class_names)}
+    found = []
+    for episode in split.episodes[shots]:
+        rows = []
+        for name, support in episode.items():
+            missing = [sample for sample in support if (name, sample) not in place]
+            if missing:
+                raise DataError(
+                    f"an episode of split '{split.id}' asks for sample '{missing[0]}' of class '{name}', which the data lack"
+                    f" ({len(missing)} of {len(support)} missing). Is --data what the splits were made for?"
+                )
+            if len(support) >= sizes[label_of[name]]:
+                raise DataError(
+                    f"an episode of {shots} shots of split '{split.id}' takes all {sizes[label_of[name]]} samples of class"
+                    f" '{name}'; none is left to be searched"
+                )
+            rows += [place[name, sample] for sample in support]
+        found.append(np.sort(np.array(rows, dtype=np.int64)))
+    return found
+
+
+def _is_pickle(path: str | Path) -> bool:
+    with open(path, "rb") as file:
+        return file.read(1) in (b"\x80", b"(", b"c")
+
+
+def _typed(value: Any, kind: type, what: str) -> Any:
+    if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
+        raise DataError(f"{what} is {type(value).__name__}, but must be {kind.__name__}")
+    return value
+
+
+def _keys(value: Any, what: str, wanted: Sequence[str]) -> None:
+    missing = [key for key in wanted if key not in _typed(value, dict, what)]
+    unknown = [key for key in value if key not in wanted]
+    if missing or unknown:
+        raise DataError(f"{what} has no '{missing[0]}'" if missing else f"{what} has an unknown key '{unknown[0]}'")
+
+
+def _names(value: Any, what: str) -> tuple[str, ...]:
+    names = tuple(_typed(name, str, what) for name in _typed(value, list, what))
+    if len(set(names)) < len(names):
+        raise DataError(f"{what} names '{next(name for name in names if names.count(name) > 1)}' twice")
+    return names
+
+
+def _split(value: Any, number: int) -> ClassSplit:
+    _keys(value, f"split {number}", tuple(ClassSplit.__dataclass_fields__))
+    name = f"split '{_typed(value['id'], str, f'the id of split {number}')}'"
+    fid = value["fid"]
+    if isinstance(fid, bool) or not isinstance(fid, int | float) or not 0 <= fid < float("inf"):
+        raise DataError(f"{name}: fid is {fid!r}, but must be a number >= 0")
+    sides = {key: _names(value[key], f"{name}: {key}") for key in ("train", "test", "train_part", "validation_part")}
+    both = set(sides["train"]) & set(sides["test"])
+    if both:
+        raise DataError(f"{name}: class '{min(both)}' is on both sides, training and test ({len(both)} classes are)")
+    if set(sides["train_part"]) & set(sides["validation_part"]) or {*sides["train_part"], *sides["validation_part"]} != set(
+        sides["train"]
+    ):
+        raise DataError(f"{name}: train_part and validation_part must divide the classes of train")
+    episodes = {}
+    for shots, found in _typed(value["episodes"], dict, f"{name}: episodes").items():
+        if not shots.isdigit() or not int(shots):
+            raise DataError(f"{name}: episodes has the key '{shots}', but must have numbers of shots")
+        episodes[int(shots)] = tuple(_episode(one, f"{name}: an episode of {shots} shots", int(shots), set(sides["test"]))
+                                     for one in _typed(found, list, f"{name}: episodes"))  # fmt: skip
+    counts = (_typed(value[key], int, f"{name}: {key}") for key in ("swapped", "removed"))
+    return ClassSplit(value["id"], float(fid), *counts, **sides, episodes=episodes)
+
+
+def _episode(value: Any, what: str, shots: int, test: set[str]) -> Episode:
+    found = {name: _names(support, f"{what}, class '{name}'") for name, support in _typed(value, dict, what).items()}
+    for name, support in found.items():
+        if name not in test:
+            raise DataError(f"{what} has class '{name}', which is no test class")
+        if len(support) > shots:
+            raise DataError(f"{what} has {len(support)} samples of class '{name}'")
+    return found
