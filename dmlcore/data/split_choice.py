@@ -10,7 +10,12 @@ from dmlcore.config import unique_names
 from dmlcore.data.swapping import Step
 from dmlcore.errors import ConfigError
 
-_NAMES = {"easier": "easier{swapped}", "default": "default", "swap": "swap{swapped}", "removal": "swap{swapped}-remove{removed}"}
+_NAMES = {
+    "easier": "easier{swapped}",
+    "default": "default",
+    "swap": "swap{swapped}",
+    "removal": "swap{swapped}-remove{removed}",
+}
 MOST = 1000  # splits by `fid_step`: each has its episodes in the file
 
 
