@@ -23,9 +23,10 @@ METHODS: dict[str, dict[str, Any]] = {
     "norm_softmax": {"plugins": ["norm_softmax"], **WIDE},
     "three shared": {"plugins": [*DEFAULT], "weighting": "equal_gradient_norms", **WIDE},
     "three heads": {"plugins": [*DEFAULT], "ensemble": "heads", "embedding_dim": 64, "compress": 64},
-    "ms + sec": {"plugins": ["ms", "sec"], "weights": [1.0, 0.5], **WIDE},
+    "ms + sec": {"plugins": ["ms", "sec"], **WIDE},  # its weight is chosen, see `_constraint`
 }
-SHOTS, STEPS, RATE = (2, 5), (100, 150), 1e-3
+ETAS = (0.001, 0.01, 0.1, 0.5)  # weights of the constraint that are tried
+SHOTS, STEPS, RATE = (2, 5), (50, 75), 1e-3
 QUICK = 6  # steps
 
 
@@ -60,7 +61,7 @@ FAMILIES = (
         "emoji_mobilenetv2.npz",
         {"number": 7},
         {"steps": 300, "eval_every": 50, "learning_rate": 1e-3},
-        5,
+        3,
         "raw features",
     ),
 )
@@ -92,7 +93,9 @@ def run(folder: Path | None, work: Path | None, processes: int, quick: bool, onl
         if (only and only not in family.name) or not (family.data == "glyphs" or Path(data).exists()):
             continue
         place = work / _file_name(family.name)
-        splits, configs = _prepare(family, data, place, quick, tell)
+        splits = _splits(family, data, place, tell)
+        tried = _constraint(family, splits.default, place, quick, tell)
+        configs = _configs(family, place, METHODS, quick, max(tried, key=lambda eta: tried[eta]))
         chosen = [split.id for split in splits.splits]
         cells, places = running.plan(
             place / "splits.json",
@@ -107,6 +110,7 @@ def run(folder: Path | None, work: Path | None, processes: int, quick: bool, onl
         found[family.name] = {
             **summary,
             "baselines": _baselines(cells, results, family.raw),
+            "constraint": {f"{eta:g}": score for eta, score in tried.items()},
             "build": dict(splits.made_by),
             "settings": {**family.settings, "methods": METHODS},
             "classes": {
@@ -123,9 +127,7 @@ def run(folder: Path | None, work: Path | None, processes: int, quick: bool, onl
     return found
 
 
-def _prepare(family: Family, data: str, place: Path, quick: bool, tell: Callable[[str], None]) -> tuple[Any, list[Path]]:
-    import tomli_w
-
+def _splits(family: Family, data: str, place: Path, tell: Callable[[str], None]) -> Any:
     from dmlcore.data import SplitFile
     from dmlcore.protocols.shift.building import build_splits
     from dmlcore.protocols.shift.options import BuildOptions
@@ -137,13 +139,33 @@ def _prepare(family: Family, data: str, place: Path, quick: bool, tell: Callable
         path.write_bytes(made.to_json())
         for note in notes:
             tell(note)
+    return SplitFile.read(path)
+
+
+def _configs(family: Family, place: Path, methods: dict[str, dict[str, Any]], quick: bool, eta: float) -> list[Path]:
+    import tomli_w
+
     configs = []
-    for name, method in METHODS.items():
+    for name, method in methods.items():
         settings = {**family.settings, **method, "device": "cpu", **({"steps": QUICK, "eval_every": QUICK} if quick else {})}
         settings["log_every"] = settings["steps"]
+        if "sec" in settings["plugins"]:
+            settings.setdefault("weights", [1.0, eta])
         configs.append(place / f"{name}.toml")
         configs[-1].write_text(tomli_w.dumps(settings))
-    return SplitFile.read(path), configs
+    return configs
+
+
+def _constraint(family: Family, default: str, place: Path, quick: bool, tell: Callable[[str], None]) -> dict[float, float]:
+    """MAP@R of the validation classes of the default split by weight of the constraint: the best one is used on all splits."""
+    from dmlcore.protocols.shift import running
+
+    etas = ETAS[:2] if quick else ETAS
+    methods = {f"sec {eta:g}": {**METHODS["ms + sec"], "weights": [1.0, eta]} for eta in etas}
+    configs = _configs(family, place, methods, quick, 0.0)
+    cells, places = running.plan(place / "splits.json", configs, seeds=1, only=[default])
+    results = running.run(cells, places, place / "constraint", tell=tell)
+    return {eta: result["validation"]["map@r"] for eta, result in zip(etas, results.values(), strict=True)}
 
 
 def _file_name(name: str) -> str:
