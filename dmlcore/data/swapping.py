@@ -125,7 +125,8 @@ def isometric(vectors: np.ndarray) -> np.ndarray:
     vectors = vectors - vectors.mean(0)
     if vectors.shape[0] >= vectors.shape[1]:
         return vectors
-    return np.ascontiguousarray(np.linalg.qr(vectors.T, mode="r").T)
+    triangle: np.ndarray = np.asarray(np.linalg.qr(vectors.T, mode="r"))  # [C, C]
+    return np.ascontiguousarray(triangle.T)
 
 
 def default_step(vectors: np.ndarray, train: np.ndarray, test: np.ndarray) -> Step:
