@@ -137,6 +137,7 @@ def hostile(sentinel: Path) -> dict[str, bytes]:
         "open": pickle.dumps(Runs(open, str(sentinel), "w"), 4),
         "partial": b"cfunctools\npartial\n(cos\nsystem\n" + b"S'" + shell.encode() + b"'\ntR.",
         "numpy.load": b"cnumpy\nload\n(S'" + made + b"'\ntR.",
+        "a name of two lines": b"cno\\nsuch\\n\\x1b\nname\n.",
         "numpy's eval": b"cnumpy.testing._private.utils\nruncode\n(S'1'\ntR.",
         "codecs.encode of a chosen codec": b"c_codecs\nencode\n(S'a'\nS'rot13'\ntR.",
         "codecs.open": b"c_codecs\nlookup\n(S'a'\ntR.",
@@ -223,7 +224,7 @@ def test_hostile_pickles_are_one_line_and_run_nothing(name: str, tmp_path: Path)
     with pytest.raises(DataError) as refused:
         read_pickle(path)
     assert time.perf_counter() - began < 2
-    assert "\n" not in str(refused.value) and len(str(refused.value)) < 400 + len(str(path))
+    assert str(refused.value).isprintable() and len(str(refused.value)) < 400 + len(str(path))
     assert not sentinel.exists()
 
 
@@ -288,7 +289,7 @@ def test_mutations_are_read_or_refused_and_run_nothing(seed: int) -> None:
     try:
         value = parse_pickle(content)
     except DataError as refused:
-        assert "\n" not in str(refused)
+        assert str(refused).isprintable()
     else:
         only_plain(value)
 

@@ -126,7 +126,7 @@ def _opcodes(content: bytes) -> Iterator[tuple[str, Any, int]]:
         for opcode, argument, position in pickletools.genops(content):
             yield opcode.name, argument, position or 0
     except (ValueError, OverflowError, UnicodeError) as error:
-        reason = str(error).split("\n")[0][:120]
+        reason = _printable(str(error)[:120])
         raise DataError(f"it is no pickle, or a damaged or cut-off one ({reason})") from None
 
 
@@ -256,7 +256,12 @@ class _Machine:
 
 
 def _shown(value: Any) -> str:
-    return value[:60] if isinstance(value, str) else f"({type(value).__name__})"
+    return _printable(value[:60]) if isinstance(value, str) else f"({type(value).__name__})"
+
+
+def _printable(text: str) -> str:
+    """Text of a file as it can stand in a line on a terminal."""
+    return "".join(character if character.isprintable() else "?" for character in text)
 
 
 def _text(value: Any) -> str:
