@@ -20,8 +20,9 @@ import dmlcore
 from dmlcore import console, plugins
 from dmlcore.description import describe_system
 from dmlcore.errors import ConfigError, DmlcoreError, suggestion
-from dmlcore.flags import command, component_flags, flag, given, parameter_name, settings_flags
-from dmlcore.plugin_commands import COMMON, plugins_app
+from dmlcore.flags import COMMON, command, component_flags, flag, given, parameter_name, settings_flags
+from dmlcore.ood_commands import ood_app
+from dmlcore.plugin_commands import plugins_app
 from dmlcore.split_commands import splits_app, trunk_component
 from dmlcore.training.settings import CHOOSING, Component, Settings, Source, choose, not_chosen
 
@@ -88,6 +89,7 @@ class _Commands:
             "eval": self._eval,
             "embed": self._embed,
             "splits": self._splits,
+            "ood": ood_app,
             "plugins": plugins_app,
             "info": self._info,
         }

@@ -11,8 +11,7 @@ from cyclopts import App
 from dmlcore import console
 from dmlcore.config import build_options
 from dmlcore.errors import ConfigError
-from dmlcore.flags import command, flag, given, settings_flags
-from dmlcore.plugin_commands import COMMON
+from dmlcore.flags import COMMON, command, flag, given, settings_flags
 from dmlcore.protocols.shift.options import BuildOptions
 from dmlcore.training.settings import Component
 

@@ -285,7 +285,7 @@ SEEDS = seeds()
 @given(st.integers(0, 2**63))
 def test_mutations_are_read_or_refused_and_run_nothing(seed: int) -> None:
     draw = random.Random(seed)
-    content = mutated(draw.choice(SEEDS), draw)
+    content = mutated(draw.choice(SEEDS[: len(PROTOCOLS)] if seed % 2 else SEEDS), draw)
     try:
         value = parse_pickle(content)
     except DataError as refused:
