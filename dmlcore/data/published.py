@@ -110,10 +110,10 @@ class _Matched:
         sample_names = table.names()
         order = np.argsort(table.labels, kind="stable")
         ends = np.cumsum(np.bincount(table.labels, minlength=len(table.class_names)))[:-1]
-        self._samples = {
-            table.class_names[label]: _Finder([sample_names[row] for row in rows], [_path, _two_parts, _file_name])
-            for label, rows in enumerate(np.split(order, ends))
-        }
+        self._samples: dict[str, _Finder] = {}
+        for label, rows in enumerate(np.split(order, ends)):
+            names = [sample_names[int(row)] for row in rows]
+            self._samples[table.class_names[label]] = _Finder(names, [_path, _two_parts, _file_name])
 
     def class_of(self, name: str) -> str | None:
         """The data's name of a class."""
