@@ -23,6 +23,7 @@ from dmlcore.errors import ConfigError, DmlcoreError, suggestion
 from dmlcore.flags import COMMON, command, component_flags, flag, given, parameter_name, settings_flags
 from dmlcore.ood_commands import ood_app
 from dmlcore.plugin_commands import plugins_app
+from dmlcore.split_commands import splits_app, trunk_component
 from dmlcore.training.settings import CHOOSING, Component, Settings, Source, choose, not_chosen
 
 TRAINED = [
@@ -87,6 +88,7 @@ class _Commands:
             "train": self._train,
             "eval": self._eval,
             "embed": self._embed,
+            "splits": self._splits,
             "ood": ood_app,
             "plugins": plugins_app,
             "info": self._info,
@@ -177,7 +179,7 @@ class _Commands:
         )
 
     def _data_flags(self, name: str) -> list[inspect.Parameter]:
-        """Flags of the data source that `--data` names, for `eval` and `embed`."""
+        """Flags of the data source that `--data` names, for commands without settings of a run."""
         data = self._look("data").get("data") if self.word == name else None
         if not data:
             return []
@@ -253,6 +255,14 @@ class _Commands:
             ],
             "Write the embeddings of data as an .npz file.",
         )
+
+    def _splits(self) -> App:
+        data_flags = self._data_flags("splits")
+        trunk = trunk_component(self._look("model").get("model")) if self.word == "splits" else None
+        if trunk is None or not trunk.option_names():
+            return splits_app(data_flags, [])
+        self.chosen, self.settings = {**self.chosen, trunk.table: trunk}, dataclasses.replace(self.settings, model=trunk.name)
+        return splits_app(data_flags, [component_flags(trunk)])
 
     def _kernels(self) -> App:
         """The commands about functors that are compiled at run time."""

@@ -21,6 +21,7 @@ from dmlcore.training.loggers import Logger
 if TYPE_CHECKING:
     from rich.progress import Progress, TaskID
 
+    from dmlcore.data.split_files import SplitFile
     from dmlcore.testing import Report
     from dmlcore.training.run import Run
 
@@ -186,6 +187,18 @@ def show_report(report: Report) -> None:
     made = len(report.checks) - idle
     verdict = f"{failed} of {made} checks fail" if failed else f"all {made} checks hold"
     show(f"{report.kind} '{report.name}': {verdict}" + (f", {idle} do not apply" if idle else ""))
+
+
+def show_splits(file: SplitFile) -> None:
+    """The splits of a file, a line each, from easy to hard."""
+    table = _table("split", "FID", "swapped", "removed", "trained on", "validation", "test", "episodes of shots", numbers=True)
+    for split in file.splits:
+        mark = " (default)" if split.id == file.default and split.id != "default" else ""
+        counts = (split.swapped, split.removed, len(split.train_part), len(split.validation_part), len(split.test))
+        episodes = ", ".join(f"{len(found)} x {shots}" for shots, found in split.episodes.items()) or "-"
+        table.add_row(split.id + mark, f"{split.fid:.3f}", *(f"{count:,}" for count in counts), episodes)
+    _stdout().print(table)
+    show(f"Splits of the classes of {file.data}; swapped and removed: classes of each side, against the default split.")
 
 
 def show_bench(result: dict[str, Any]) -> None:

@@ -55,10 +55,10 @@ def usable_shots(
             notes.append(f"episodes of {k} shots are left out: {reason}")
             continue
         if len(short) and short_classes == "refuse":
-            first = short[sizes[short].argmin()]
+            first = int(short[sizes[short].argmin()])
             raise DataError(
                 f"class '{class_names[test_classes[first]]}' has {sizes[first]} samples, but episodes of {k} shots take"
-                f" {k} and leave {LEFT}; {len(short)} of {len(sizes)} test classes are as short. --short-classes lend takes fewer"
+                f" {k} and leave {LEFT}; {len(short)} of {len(sizes)} test classes are short. --short-classes lend takes fewer"
             )
         if len(short):
             notes.append(
@@ -95,6 +95,6 @@ def supports_by_class(
 ) -> list[tuple[str, ...]]:
     """Names of the support samples of every class; arguments as of `draw_supports`, with a name per sample and class."""
     found: list[list[str]] = [[] for _ in class_names]
-    for row in draw_supports(labels, shots, episode, seed).tolist():
-        found[labels[row]].append(names[row])
+    for row in draw_supports(labels, shots, episode, seed):
+        found[int(labels[row])].append(names[int(row)])
     return [tuple(support) for support in found]

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
+import torch
 
 from dmlcore.data.frechet import frechet_distance
 
@@ -125,7 +126,8 @@ def isometric(vectors: np.ndarray) -> np.ndarray:
     vectors = vectors - vectors.mean(0)
     if vectors.shape[0] >= vectors.shape[1]:
         return vectors
-    return np.ascontiguousarray(np.linalg.qr(vectors.T, mode="r").T)
+    triangle = torch.linalg.qr(torch.from_numpy(vectors.T.copy()), mode="r").R  # [C, C]
+    return triangle.T.contiguous().numpy()
 
 
 def default_step(vectors: np.ndarray, train: np.ndarray, test: np.ndarray) -> Step:
