@@ -77,9 +77,14 @@ def build_splits(
     made_by = {"command": "splits ood", **asdict(build), "pairs": build.pairs or _pairs(smaller), "number": len(splits)}
     made_by["model_options"] = dict(model_options or {})
     made_by["model"] = build.model if build.model == AS_THEY_ARE else _place(build.model)
-    progress = tuple({"stage": s.stage, "swapped": s.swapped, "removed": s.removed, "fid": s.fid} for s in steps)
+    progress = tuple({"stage": s.stage, "swapped": s.swapped, "removed": s.removed, "fid": _rounded(s.fid)} for s in steps)
     file = SplitFile(_data_name(data), options, default, tuple(splits), made_by, progress)
     return file, [*table.skipped, *notes, *found, *more]
+
+
+def _rounded(fid: float) -> float:
+    """Ten digits: the last ones depend on how many threads computed it."""
+    return float(f"{fid:.10g}")
 
 
 def _pairs(smaller: int) -> int:
@@ -210,7 +215,7 @@ def _as_splits(steps: list[Step], table: Table, build: BuildOptions) -> tuple[li
         splits.append(
             ClassSplit(
                 identity,
-                step.fid,
+                _rounded(step.fid),
                 step.swapped,
                 step.removed,
                 train=tuple(names[label] for label in train),

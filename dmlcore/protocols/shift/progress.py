@@ -41,6 +41,7 @@ def draw_progress(file: SplitFile, path: Path) -> Path:
         axes.annotate(split.id, (at, split.fid), offset, textcoords="offset points", fontsize=7, ha="left" if left else "right")
     axes.set_xlabel("classes of each side exchanged, then left out")
     axes.set_ylabel("FID between the sides")
+    axes.margins(y=0.12)
     axes.legend(frameon=False, fontsize=8, loc="upper left")
     axes.spines[["top", "right"]].set_visible(False)
     figure.tight_layout()
