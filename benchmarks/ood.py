@@ -120,7 +120,8 @@ def run(folder: Path | None, work: Path | None, processes: int, quick: bool, onl
             "versions": next(iter(results.values()))["versions"],
             "cells": {key: _kept(result) for key, result in results.items()},
         }
-        write_atomically(file, (json.dumps(_rounded(found), indent=1) + "\n").encode())
+        found = _rounded(found)
+        write_atomically(file, (json.dumps(found, indent=1) + "\n").encode())
         report.draw(summary, file.with_name(f"{file.stem}-{_file_name(family.name)}.svg"), family.name)
     if page is not None:
         fill(found, page)
