@@ -196,7 +196,7 @@ def show_splits(file: SplitFile) -> None:
         mark = " (default)" if split.id == file.default and split.id != "default" else ""
         counts = (split.swapped, split.removed, len(split.train_part), len(split.validation_part), len(split.test))
         episodes = ", ".join(f"{len(found)} x {shots}" for shots, found in split.episodes.items()) or "-"
-        table.add_row(split.id + mark, f"{split.fid:.3f}", *(f"{count:,}" for count in counts), episodes)
+        table.add_row(split.id + mark, f"{split.fid:.4g}", *(f"{count:,}" for count in counts), episodes)
     _stdout().print(table)
     show(f"Splits of the classes of {file.data}; swapped and removed: classes of each side, against the default split.")
 

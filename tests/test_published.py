@@ -215,7 +215,7 @@ def test_the_command(birds: Path, tmp_path: Path, capsys: pytest.CaptureFixture[
     path, out = write(tmp_path, published(), 2), tmp_path / "splits.json"
     assert cli.main(["splits", "import", str(path), "--data", str(birds), "--out", str(out)]) == 0
     printed = capsys.readouterr()
-    assert "2 (default)" in printed.out and "52.600" in printed.out and "first half" in printed.err
+    assert "2 (default)" in printed.out and "52.6 " in printed.out and "first half" in printed.err
     assert SplitFile.read(out).data == str(birds) and out.with_suffix(".svg").exists()
     path.write_bytes(pickle.dumps(published(), 2)[:-20])
     assert cli.main(["splits", "import", str(path), "--data", str(birds), "--out", str(out), "--overwrite"]) == 2
