@@ -1,21 +1,18 @@
 """Reading pickles that hold plain data, without executing them: nothing a file names is imported, looked up or called.
 
 The standard library only cuts the file into opcodes (`pickletools.genops`); the few that plain data needs are followed here.
-A file can name four functions, which stay names: what they would make of plain arguments is written out below.
+A file can name four functions, which stay names: what they would make of plain arguments is written out in `pickled_values`.
 """
 
 from __future__ import annotations
 
 import pickletools
-import re
 import warnings
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
+from dmlcore.data.pickled_values import MADE_BY, Bytes, Named, NumberType, Refused, printable, shown
 from dmlcore.errors import DataError
 
 LARGEST_FILE = 2**30  # bytes: it is read as a whole
@@ -24,7 +21,6 @@ _LONGEST_NUMBER = 300  # digits
 _LARGEST_KEY = 2**60  # beyond, many different keys could have one hash, and filling a dict could take for ever
 _EXPANSION = 64  # a memo lets a small file mean much: so many values and characters for every byte of the file
 _SMALL = 2**20  # and so many in any case
-_NUMBER = re.compile(r"\?|b1|[iu][1248]|f[248]|[US][0-9]{0,9}")
 _GLOBALS = {
     ("numpy", "dtype"): "dtype",
     ("numpy.core.multiarray", "scalar"): "scalar",
@@ -39,37 +35,11 @@ _TEXTS = frozenset({"STRING", "BINSTRING", "SHORT_BINSTRING", "UNICODE", "SHORT_
 _BYTES = frozenset({"SHORT_BINBYTES", "BINBYTES", "BINBYTES8"})
 
 
-@dataclass(frozen=True)
-class _Named:
-    """A function that the file names: only its name."""
-
-    name: str
-
-
-@dataclass
-class _NumberType:
-    """A numpy type that the file describes; `order` comes with its state."""
-
-    code: str
-    order: str = ""
-
-
-@dataclass(frozen=True)
-class _Bytes:
-    """Bytes: the content of a numpy scalar, and no value of their own."""
-
-    content: bytes
-
-
 class _Mark:
     """Where the values of a container begin on the stack."""
 
 
 _MARK = _Mark()
-
-
-class _Refused(Exception):
-    """Why a pickle is not read."""
 
 
 def read_pickle(path: str | Path) -> Any:
@@ -108,14 +78,14 @@ def parse_pickle(content: bytes) -> Any:
             warnings.simplefilter("ignore")  # of text with unknown escapes, which stay as they are
             for name, argument, position in _opcodes(content):  # noqa: B007
                 machine.follow(name, argument)
-    except _Refused as refused:
+    except Refused as refused:
         raise DataError(f"{refused} (at byte {position}). Only plain data is read from pickles, no code") from None
     if position != len(content) - 1:
         raise DataError(f"{len(content) - 1 - position:,} bytes follow the end of the pickle at byte {position}")
     value = machine.result()
     try:
         _check(value, max(_SMALL, _EXPANSION * len(content)))
-    except _Refused as refused:
+    except Refused as refused:
         raise DataError(f"{refused}. Only plain data is read from pickles, no code") from None
     return value
 
@@ -126,7 +96,7 @@ def _opcodes(content: bytes) -> Iterator[tuple[str, Any, int]]:
         for opcode, argument, position in pickletools.genops(content):
             yield opcode.name, argument, position or 0
     except (ValueError, OverflowError, UnicodeError) as error:
-        reason = _printable(str(error)[:120])
+        reason = printable(str(error)[:120])
         raise DataError(f"it is no pickle, or a damaged or cut-off one ({reason})") from None
 
 
@@ -167,24 +137,24 @@ class _Machine:
             self.stack.append(_CONSTANTS[name])
         elif name in _INTEGERS:
             if not isinstance(argument, int) or abs(argument) >= 10**_LONGEST_NUMBER:
-                raise _Refused(f"a number has more than {_LONGEST_NUMBER} digits")
+                raise Refused(f"a number has more than {_LONGEST_NUMBER} digits")
             self.stack.append(argument)
         elif name in ("FLOAT", "BINFLOAT"):
             self.stack.append(argument)
         elif name in _TEXTS:
             self.stack.append(_text(argument))
         elif name in _BYTES:
-            self.stack.append(_Bytes(argument))
+            self.stack.append(Bytes(argument))
         elif name in ("PUT", "BINPUT", "LONG_BINPUT"):
             self._remember(argument)
         elif name in ("GET", "BINGET", "LONG_BINGET"):
             if argument not in self.memo:
-                raise _Refused(f"it takes entry {argument} of its memo, which is not there")
+                raise Refused(f"it takes entry {argument} of its memo, which is not there")
             self.stack.append(self.memo[argument])
         elif name == "GLOBAL":
             self._name(argument.split(" ", 1))
         elif name not in ("PROTO", "FRAME"):
-            raise _Refused(f"it has the opcode {name}, which plain data does not need")
+            raise Refused(f"it has the opcode {name}, which plain data does not need")
 
     def result(self) -> Any:
         """What is left at the end.
@@ -201,14 +171,14 @@ class _Machine:
 
     def _take(self, count: int) -> list[Any]:
         if len(self.stack) - (self.marks[-1] if self.marks else 0) < count:
-            raise _Refused("its stack is empty where a value is needed")
+            raise Refused("its stack is empty where a value is needed")
         taken = self.stack[-count:]
         del self.stack[-count:]
         return taken
 
     def _above_mark(self) -> list[Any]:
         if not self.marks:
-            raise _Refused("a container ends that has not begun")
+            raise Refused("a container ends that has not begun")
         first = self.marks.pop()
         taken = self.stack[first:]
         del self.stack[first:]
@@ -216,7 +186,7 @@ class _Machine:
 
     def _last(self, kind: type, what: str) -> Any:
         if len(self.stack) <= (self.marks[-1] if self.marks else 0) or not isinstance(self.stack[-1], kind):
-            raise _Refused(f"it fills something that is no {what}")
+            raise Refused(f"it fills something that is no {what}")
         return self.stack[-1]
 
     def _extend(self, values: list[Any]) -> None:
@@ -234,130 +204,53 @@ class _Machine:
         module, name = parts if len(parts) == 2 else ("", parts[0])
         found = _GLOBALS.get((module, name)) if isinstance(module, str) and isinstance(name, str) else None
         if found is None:
-            raise _Refused(f"it names {_shown(module)}.{_shown(name)}, which could run code")
-        self.stack.append(_Named(found))
+            raise Refused(f"it names {shown(module)}.{shown(name)}, which could run code")
+        self.stack.append(Named(found))
 
     def _reduce(self) -> None:
         function, arguments = self._take(2)
-        if not isinstance(function, _Named) or not isinstance(arguments, tuple):
-            raise _Refused("it calls something that is no function of plain data")
-        self.stack.append(_MADE_BY[function.name](arguments))
+        if not isinstance(function, Named) or not isinstance(arguments, tuple):
+            raise Refused("it calls something that is no function of plain data")
+        self.stack.append(MADE_BY[function.name](arguments))
 
     def _build(self) -> None:
         target, state = self._take(2)
-        if not isinstance(target, _NumberType) or target.order:
-            raise _Refused("it sets the state of something that has none")
+        if not isinstance(target, NumberType) or target.order:
+            raise Refused("it sets the state of something that has none")
         if not isinstance(state, tuple) or not 5 <= len(state) <= 9 or state[1] not in ("<", ">", "|", "="):
-            raise _Refused("it describes a numpy type that is none of plain numbers or text")
+            raise Refused("it describes a numpy type that is none of plain numbers or text")
         if any(part is not None for part in state[2:5]):
-            raise _Refused("it describes a numpy type with fields or parts")
+            raise Refused("it describes a numpy type with fields or parts")
         target.order = state[1]
         self.stack.append(target)
-
-
-def _shown(value: Any) -> str:
-    return _printable(value[:60]) if isinstance(value, str) else f"({type(value).__name__})"
-
-
-def _printable(text: str) -> str:
-    """Text of a file as it can stand in a line on a terminal."""
-    return "".join(character if character.isprintable() else "?" for character in text)
 
 
 def _text(value: Any) -> str:
     """Text as it is, but no half of a surrogate pair, which cannot be printed or written."""
     if not isinstance(value, str):
-        raise _Refused("a text is none")
+        raise Refused("a text is none")
     if not value.isascii():
         try:
             value.encode()
         except UnicodeEncodeError:
-            raise _Refused("a text is no valid Unicode") from None
+            raise Refused("a text is no valid Unicode") from None
     return value
 
 
 def _fill(found: dict[Any, Any], values: list[Any]) -> dict[Any, Any]:
     if len(values) % 2:
-        raise _Refused("a dict has a key without a value")
+        raise Refused("a dict has a key without a value")
     for key, value in zip(values[::2], values[1::2], strict=True):
         if not isinstance(key, str | int | float | bool | None):  # a tuple of tuples could take for ever to hash
-            raise _Refused(f"a dict has a key of type {_kind(key)}, but must have text or numbers")
+            raise Refused(f"a dict has a key of type {_kind(key)}, but must have text or numbers")
         if isinstance(key, int) and abs(key) >= _LARGEST_KEY:
-            raise _Refused("a dict has a key of more than 60 bits")
+            raise Refused("a dict has a key of more than 60 bits")
         found[key] = value
     return found
 
 
 def _kind(value: Any) -> str:
     return type(value).__name__.strip("_").lower()
-
-
-def _encode(arguments: tuple[Any, ...]) -> _Bytes:
-    """`codecs.encode(text, "latin1")`: how old protocols write bytes."""
-    if len(arguments) != 2 or not isinstance(arguments[0], str) or arguments[1] not in ("latin1", "latin-1"):
-        raise _Refused("it encodes something other than bytes")
-    try:
-        return _Bytes(arguments[0].encode("latin-1"))
-    except UnicodeEncodeError:
-        raise _Refused("it writes bytes as text that is none") from None
-
-
-def _empty_bytes(arguments: tuple[Any, ...]) -> _Bytes:
-    if arguments:
-        raise _Refused("it calls something that is no function of plain data")
-    return _Bytes(b"")
-
-
-def _number_type(arguments: tuple[Any, ...]) -> _NumberType:
-    """`numpy.dtype(code, align, copy)`."""
-    flags = all(isinstance(flag, bool | int) for flag in arguments[1:])
-    if not 1 <= len(arguments) <= 3 or not isinstance(arguments[0], str) or not _NUMBER.fullmatch(arguments[0]) or not flags:
-        shown = _shown(arguments[0]) if arguments else "nothing"
-        raise _Refused(f"it has a numpy value of type {shown}, but only numbers and text are read")
-    return _NumberType(arguments[0])
-
-
-def _scalar(arguments: tuple[Any, ...]) -> Any:
-    """`numpy.core.multiarray.scalar(type, bytes)`, as a value of Python."""
-    kind = arguments[0] if len(arguments) == 2 else None
-    if not isinstance(kind, _NumberType) or not kind.order:
-        raise _Refused("a numpy value has no type")
-    raw = arguments[1]
-    if isinstance(raw, str):  # Python 2 wrote bytes as text
-        raw = _encode((raw, "latin1"))
-    if not isinstance(raw, _Bytes):
-        raise _Refused("a numpy value has no content")
-    if kind.code[0] == "U":
-        return _of_characters(kind, raw.content)
-    if kind.code[0] == "S":
-        if len(raw.content) != int(kind.code[1:] or 0):
-            raise _Refused("a numpy text has another length than its type says")
-        return _decoded(raw.content, "utf-8")
-    exact = np.dtype("?" if kind.code in ("?", "b1") else kind.order.replace("|", "=") + kind.code)
-    if len(raw.content) != exact.itemsize:
-        raise _Refused("a numpy number has another length than its type says")
-    return np.frombuffer(raw.content, dtype=exact)[0].item()
-
-
-def _of_characters(kind: _NumberType, content: bytes) -> str:
-    if len(content) != 4 * int(kind.code[1:] or 0):
-        raise _Refused("a numpy text has another length than its type says")
-    return _decoded(content, "utf-32-be" if kind.order == ">" else "utf-32-le")
-
-
-def _decoded(content: bytes, encoding: str) -> str:
-    try:
-        return content.decode(encoding).rstrip("\0")
-    except UnicodeDecodeError:
-        raise _Refused("a numpy text is no valid Unicode") from None
-
-
-_MADE_BY: dict[str, Callable[[tuple[Any, ...]], Any]] = {
-    "dtype": _number_type,
-    "scalar": _scalar,
-    "encode": _encode,
-    "bytes": _empty_bytes,
-}
 
 
 def _check(value: Any, most: int) -> None:
@@ -371,9 +264,9 @@ def _check(value: Any, most: int) -> None:
 
     def enter(container: Any) -> None:
         if id(container) in open_now:
-            raise _Refused("it contains itself")
+            raise Refused("it contains itself")
         if len(path) == _DEEPEST:
-            raise _Refused(f"it is nested more than {_DEEPEST} deep")
+            raise Refused(f"it is nested more than {_DEEPEST} deep")
         open_now.add(id(container))
         inside = (one for pair in container.items() for one in pair) if isinstance(container, dict) else iter(container)
         path.append((container, inside, [1]))
@@ -392,7 +285,7 @@ def _check(value: Any, most: int) -> None:
                     break
             size[0] += known
             if size[0] > most:
-                raise _Refused("it means far more than it holds: parts of it are repeated again and again")
+                raise Refused("it means far more than it holds: parts of it are repeated again and again")
         else:
             path.pop()
             open_now.discard(id(container))
@@ -409,7 +302,7 @@ def _leaf(value: Any) -> int | None:
         return 1
     if isinstance(value, dict | list | tuple):
         return None
-    raise _Refused(f"it holds {_WHAT.get(type(value), 'something')}, which is no plain data")
+    raise Refused(f"it holds {_WHAT.get(type(value), 'something')}, which is no plain data")
 
 
-_WHAT: dict[type, str] = {_Bytes: "bytes", _NumberType: "a numpy type", _Named: "a function"}
+_WHAT: dict[type, str] = {Bytes: "bytes", NumberType: "a numpy type", Named: "a function"}

@@ -127,7 +127,8 @@ def _start(
         raise DataError(f"start is 'data', but {reason}. Say --start random")
     if sides is None:
         return halved([everyone], build.test_fraction, build.seed), ByMeans(vectors), [f"{reason}: the default split is random"]
-    return sides, ByMeans(vectors), ["the default split is the data's own; its validation classes count as training"]
+    notes = ["the default split is the data's own; its validation classes count as training"]
+    return sides, ByMeans(vectors), ([f"in it {table.split_note}"] if table.split_note else []) + notes
 
 
 def _given(source: DataSource, table: Table, seed: int) -> tuple[Sides | None, str]:
