@@ -55,7 +55,7 @@ PICTURES: dict[str, Any] = {"steps": 250, "eval_every": 50, "conv": {"channels":
 SCRIPTS = ("Greek", "Hebrew", "Ethiopic", "Hangul", "Kanji")
 FAMILIES = (
     Family("glyphs, whole scripts", "glyphs", {"driver": "groups", "test_groups": SCRIPTS, "number": 6}, PICTURES, 3),
-    Family("glyphs, class means", "glyphs", {"number": 6}, PICTURES, 3),
+    Family("glyphs, class means", "glyphs", {"number": 6}, {**PICTURES, "steps": 150}, 3),
     Family(
         "emoji, class means",
         "emoji_mobilenetv2.npz",
