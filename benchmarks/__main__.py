@@ -1,10 +1,10 @@
-"""`python -m benchmarks [losses|evaluation|training|calls|gradients|ensembles|fewshot|gpu|report ...]`.
+"""`python -m benchmarks [losses|evaluation|training|calls|gradients|ensembles|ood|fewshot|gpu|report ...]`.
 
 `losses` measures every cell that `benchmarks/results/losses-cpu.csv` lacks (`--selection`: what the table of goals needs),
 `evaluation` retrieval metrics, `training` whole steps, `calls` those of losses on small batches, `gradients` writes
-docs/gradients.md, `ensembles` compares ensembles with single losses on unseen classes and fills docs/ensembles.md, `fewshot`
-transfers to few samples of new classes and fills docs/fewshot.md, `gpu` checks and measures a CUDA device, `report` fills the
-measured tables in docs/performance.md.
+docs/gradients.md, `ensembles` compares ensembles with single losses on unseen classes and fills docs/ensembles.md, `ood` does
+so on splits of growing shift and fills docs/ood.md, `fewshot` transfers to few samples of new classes and fills
+docs/fewshot.md, `gpu` checks and measures a CUDA device, `report` the measured tables in docs/performance.md.
 """
 
 from __future__ import annotations
@@ -135,7 +135,7 @@ def _fewshot(options: argparse.Namespace) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
-    choices = ["losses", "evaluation", "training", "calls", "gradients", "ensembles", "fewshot", "gpu", "report", []]
+    choices = ["losses", "evaluation", "training", "calls", "gradients", "ensembles", "ood", "fewshot", "gpu", "report", []]
     parser.add_argument("cases", nargs="*", choices=choices, help="losses and evaluation by default")
     parser.add_argument("--selection", action="store_true", help="what the table of goals needs, in at most 20 minutes")
     parser.add_argument("--quick", action="store_true", help="small sizes, no torch.compile")
@@ -154,8 +154,9 @@ def main() -> None:
     parser.add_argument("--picture", type=Path, help="where --plot draws; beside the CSV file by default")
     parser.add_argument("--csv", type=Path, help="instead of benchmarks/results/NAME-cpu.csv")
     parser.add_argument("--against", help="interpreter of another installation, measured in turn (calls)")
-    parser.add_argument("--folder", type=Path, help="of the feature tables (ensembles, fewshot)")
-    parser.add_argument("--processes", type=int, default=2, help="at a time (ensembles, fewshot)")
+    parser.add_argument("--folder", type=Path, help="of the feature tables (ensembles, ood, fewshot)")
+    parser.add_argument("--work", type=Path, help="of unfinished results; the same folder goes on (ood)")
+    parser.add_argument("--processes", type=int, default=2, help="at a time (ensembles, ood, fewshot)")
     parser.add_argument("--json", type=Path, help="write the new rows as JSON")
     parser.add_argument("--page", type=Path, help="instead of docs/gradients.md or docs/performance.md")
     options = parser.parse_args()
@@ -169,6 +170,11 @@ def main() -> None:
             from benchmarks.gpu import tables
 
             tables.main(options.quick, options.minutes, options.csv, options.json)
+            return
+        elif name == "ood":
+            from benchmarks import ood
+
+            ood.main(options)
             return
         elif name == "ensembles":
             _ensembles(options)

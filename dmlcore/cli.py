@@ -21,8 +21,10 @@ from dmlcore import console, plugins
 from dmlcore.description import describe_system
 from dmlcore.errors import ConfigError, DmlcoreError, suggestion
 from dmlcore.fewshot_commands import LOOKED, chosen_components, fewshot_app
-from dmlcore.flags import command, component_flags, flag, given, parameter_name, settings_flags
-from dmlcore.plugin_commands import COMMON, plugins_app
+from dmlcore.flags import COMMON, command, component_flags, flag, given, parameter_name, settings_flags
+from dmlcore.ood_commands import ood_app
+from dmlcore.plugin_commands import plugins_app
+from dmlcore.split_commands import splits_app, trunk_component
 from dmlcore.training.settings import CHOOSING, Component, Settings, Source, choose, not_chosen
 
 TRAINED = [
@@ -83,8 +85,16 @@ class _Commands:
         )
 
     def run(self) -> int:
-        makers = {"train": self._train, "eval": self._eval, "embed": self._embed, "plugins": plugins_app, "info": self._info}
-        makers["fewshot"] = self._fewshot
+        makers = {
+            "train": self._train,
+            "eval": self._eval,
+            "embed": self._embed,
+            "splits": self._splits,
+            "ood": ood_app,
+            "fewshot": self._fewshot,
+            "plugins": plugins_app,
+            "info": self._info,
+        }
         self.app.command(self._kernels(), name="kernels")
         for name, make in makers.items():
             self.app.command(make(), name=name)
@@ -172,7 +182,7 @@ class _Commands:
         )
 
     def _data_flags(self, name: str) -> list[inspect.Parameter]:
-        """Flags of the data source that `--data` names, for `eval` and `embed`."""
+        """Flags of the data source that `--data` names, for commands without settings of a run."""
         data = self._look("data").get("data") if self.word == name else None
         if not data:
             return []
@@ -252,6 +262,14 @@ class _Commands:
     def _fewshot(self) -> App:
         self.chosen |= chosen_components(self._look(*LOOKED)) if self.word == "fewshot" else {}
         return fewshot_app(self.chosen if self.word == "fewshot" else {})
+
+    def _splits(self) -> App:
+        data_flags = self._data_flags("splits")
+        trunk = trunk_component(self._look("model").get("model")) if self.word == "splits" else None
+        if trunk is None or not trunk.option_names():
+            return splits_app(data_flags, [])
+        self.chosen, self.settings = {**self.chosen, trunk.table: trunk}, dataclasses.replace(self.settings, model=trunk.name)
+        return splits_app(data_flags, [component_flags(trunk)])
 
     def _kernels(self) -> App:
         """The commands about functors that are compiled at run time."""

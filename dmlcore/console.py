@@ -21,6 +21,7 @@ from dmlcore.training.loggers import Logger
 if TYPE_CHECKING:
     from rich.progress import Progress, TaskID
 
+    from dmlcore.data.split_files import SplitFile
     from dmlcore.testing import Report
     from dmlcore.training.run import Run
 
@@ -110,6 +111,37 @@ def show_result(result: dict[str, Any]) -> None:
     show(f"Continue by: dmlcore eval {result['run']}")
 
 
+def show_shift(found: dict[str, Any]) -> None:
+    """Configurations compared on splits of growing shift, and where the report lies."""
+    table = _table("Recall@1, %", "FID", *found["configurations"], numbers=True)
+    for split in found["splits"]:
+        rows = (one["splits"][split["id"]] for one in found["configurations"].values())
+        table.add_row(split["id"], f"{split['fid']:.4g}", *(_percent(row.get("recall@1")) for row in rows))
+    areas = [one["area"].get("recall@1") for one in found["configurations"].values()]
+    if any(areas):
+        table.add_row("area over FID", "", *map(_percent, areas))
+    _stdout().print(table)
+    shots = sorted(
+        {k for one in found["configurations"].values() for row in one["splits"].values() for k in row["few_shot"]}, key=int
+    )
+    for k in shots:
+        table = _table(f"gained by {k} shots", "FID", *found["configurations"], numbers=True)
+        for split in found["splits"]:
+            rows = (one["splits"][split["id"]]["few_shot"].get(k, {}) for one in found["configurations"].values())
+            table.add_row(split["id"], f"{split['fid']:.4g}", *(_percent(row.get("gain"), signed=True) for row in rows))
+        _stdout().print(table)
+    show(f"Means over seeds {', '.join(map(str, found['seeds']))} with 95 % t-intervals; for gains, over episodes.")
+    show(f"Report: {', '.join(found['files'].values())}")
+
+
+def _percent(pair: dict[str, Any] | None, signed: bool = False) -> str:
+    if not pair:
+        return "-"
+    return f"{100 * pair['mean']:{'+' if signed else ''}.1f}" + (
+        f" ± {100 * pair['half']:.1f}" if pair["half"] is not None else ""
+    )
+
+
 def show_components(entries: list[dict[str, Any]]) -> None:
     """Everything plugins offer, a line each."""
     table = _table("name", "kind", "owner", "version", "fused", "what it is")
@@ -155,6 +187,18 @@ def show_report(report: Report) -> None:
     made = len(report.checks) - idle
     verdict = f"{failed} of {made} checks fail" if failed else f"all {made} checks hold"
     show(f"{report.kind} '{report.name}': {verdict}" + (f", {idle} do not apply" if idle else ""))
+
+
+def show_splits(file: SplitFile) -> None:
+    """The splits of a file, a line each, from easy to hard."""
+    table = _table("split", "FID", "swapped", "removed", "trained on", "validation", "test", "episodes of shots", numbers=True)
+    for split in file.splits:
+        mark = " (default)" if split.id == file.default and split.id != "default" else ""
+        counts = (split.swapped, split.removed, len(split.train_part), len(split.validation_part), len(split.test))
+        episodes = ", ".join(f"{len(found)} x {shots}" for shots, found in split.episodes.items()) or "-"
+        table.add_row(split.id + mark, f"{split.fid:.4g}", *(f"{count:,}" for count in counts), episodes)
+    _stdout().print(table)
+    show(f"Splits of the classes of {file.data}; swapped and removed: classes of each side, against the default split.")
 
 
 def show_bench(result: dict[str, Any]) -> None:

@@ -11,8 +11,7 @@ from cyclopts import App
 
 from dmlcore import console
 from dmlcore.errors import ConfigError, suggestion
-from dmlcore.flags import command, component_flags, flag, given, parameter_name
-from dmlcore.plugin_commands import COMMON
+from dmlcore.flags import COMMON, command, component_flags, flag, given, parameter_name
 from dmlcore.training.settings import Component
 
 LOOKED = ("data", "model", "losses")

@@ -104,3 +104,9 @@ def _is_optional(kind: Any) -> bool:
 
 def _text(kind: Any, tokens: Sequence[Any]) -> str:
     return ",".join(token.value for token in tokens)
+
+
+COMMON = [
+    flag("json", bool, "Print one JSON object on stdout and nothing else there.", False),
+    flag("debug", bool, "Show the traceback of an error.", False),
+]

@@ -11,13 +11,9 @@ from cyclopts import App
 from dmlcore import console, plugins
 from dmlcore.description import describe_components
 from dmlcore.errors import ConfigError, suggestion
-from dmlcore.flags import command, flag
+from dmlcore.flags import COMMON, command, flag
 from dmlcore.plugin_files import is_reference
 
-COMMON = [
-    flag("json", bool, "Print one JSON object on stdout and nothing else there.", False),
-    flag("debug", bool, "Show the traceback of an error.", False),
-]
 KINDS = "loss, miner, weighting, compressor, model, data, transform, sampler, metric, logger"
 OPTIONS = flag("options", str | None, "Options of it, as `NAME=VALUE`, separated by commas.")
 WHICH = "A name that `dmlcore plugins` lists, or a file: `./my_loss.py:MyLoss`."

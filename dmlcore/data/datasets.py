@@ -48,7 +48,7 @@ class LabelledDataset(torch.utils.data.Dataset):
         present, dense = np.unique(labels, return_inverse=True)
         self.dense_labels = dense.astype(np.int64)
         self._table_names = class_names
-        self.class_names = [class_names[label] for label in present]
+        self.class_names = [str(class_names[label]) for label in present]
         self.num_classes = len(present)
         self.sample_shape = sample_shape
         self.augmentation = augmentation

@@ -51,7 +51,6 @@ class EmbeddedGlyphs(DataSource):
         augmentation = ShiftAugmentation() if self.options.augment else None
         labels = np.asarray(loaded.labels, dtype=np.int64)
         class_names = [str(name) for name in loaded.class_names]
-        notes = [_SPLIT_NOTES[self.options.split]]
         scripts = list(loaded.class_scripts)
         return Table(
             "images",
@@ -59,8 +58,8 @@ class EmbeddedGlyphs(DataSource):
             labels,
             class_names,
             pixels.shape[1:],
-            skipped=notes,
             augmentation=augmentation,
+            split_note=_SPLIT_NOTES[self.options.split],
             class_groups=scripts,
         )
 

@@ -103,6 +103,7 @@ def open_data(
             notes.append("classes split at random into train, validation and test: no test class is trained on")
         else:
             split, found = complete_split(table.labels, given, fractions, seed)
+            notes += [table.split_note] if table.split_note else []
             notes += found if table.split is not None else found[1:]
     parts: dict[str, LabelledDataset] = {}
     for part in PARTS:

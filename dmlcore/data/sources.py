@@ -31,6 +31,7 @@ class Table:
         augmentation: changes a batch of training samples at random; None for none.
         sample_names: a name per sample, different within a class, that stays when samples are added, such as the path of its
             file; None: samples go by their numbers.
+        split_note: what the source's own split means, a sentence for the user where it is used.
         class_groups: a group per class, such as the script of a character, by which classes can be parted; None for none.
     """
 
@@ -43,6 +44,7 @@ class Table:
     skipped: list[str] = field(default_factory=list)
     augmentation: Augmentation | None = None
     sample_names: list[str] | None = None
+    split_note: str = ""
     class_groups: list[str] | None = None
 
     def names(self) -> Sequence[str]:

@@ -153,8 +153,15 @@ class SplitFile:
         return made
 
 
-def support_rows(split: ClassSplit, shots: int, table_rows: np.ndarray, names: Sequence[str], classes: np.ndarray,
-                 class_names: Sequence[str]) -> list[np.ndarray]:  # fmt: skip
+def support_rows(
+    split: ClassSplit,
+    shots: int,
+    table_rows: np.ndarray,
+    names: Sequence[str],
+    classes: np.ndarray,
+    class_names: Sequence[str],
+    most: int | None = None,
+) -> list[np.ndarray]:
     """Where the support samples of every episode lie in the test part; all its other samples are queries.
 
     Args:
@@ -164,6 +171,7 @@ def support_rows(split: ClassSplit, shots: int, table_rows: np.ndarray, names: S
         names: of all samples of the table.
         classes: int64 [n], dense labels of the test part.
         class_names: by dense label.
+        most: episodes, the first so many; None: all.
 
     Returns:
         For each episode the positions in the test part, sorted int64.
@@ -178,7 +186,7 @@ def support_rows(split: ClassSplit, shots: int, table_rows: np.ndarray, names: S
     place = {(class_names[label], names[row]): at for at, (row, label) in enumerate(zip(table_rows, classes, strict=True))}
     label_of = {name: label for label, name in enumerate(class_names)}
     found = []
-    for episode in split.episodes[shots]:
+    for episode in split.episodes[shots][:most]:
         rows = []
         for name, support in episode.items():
             missing = [sample for sample in support if (name, sample) not in place]

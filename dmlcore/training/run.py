@@ -365,6 +365,15 @@ def _count_steps(settings: Settings, samples: int, batch_size: int) -> int:
     steps = settings.steps or DEFAULT_STEPS
     if settings.epochs is not None:
         steps = max(1, -(-settings.epochs * samples // batch_size))
+    return limited(steps)
+
+
+def limited(steps: int) -> int:
+    """A number of optimiser steps, or fewer where `DML_MAX_STEPS` says so.
+
+    Raises:
+        ConfigError: it says something else.
+    """
     limit = os.environ.get("DML_MAX_STEPS", "")
     if limit and not (limit.isdigit() and int(limit)):
         raise ConfigError(f"DML_MAX_STEPS is '{limit}', but must be a whole number >= 1")

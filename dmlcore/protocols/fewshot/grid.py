@@ -7,7 +7,6 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from dmlcore import plugins
 from dmlcore.errors import ConfigError
 from dmlcore.protocols.cells import Cell, run_cells
 from dmlcore.protocols.fewshot.arms import arms_of
@@ -81,8 +80,7 @@ def check(grid: Grid) -> list[str]:
     )
     sources = f"{len(sides.source)} source and {len(sides.target)} target" if sides.source else f"{len(sides.target)}"
     drawn = "" if sides.source else " classes, of which each replication draws both sides"
-    left_out = [] if plan.data in plugins.registry("data") else samples.table.skipped  # of the user's own files
-    return [*left_out, *sides.notes, f"{sources}{drawn or ' classes to draw from'}"]
+    return [*samples.table.skipped, *sides.notes, f"{sources}{drawn or ' classes to draw from'}"]
 
 
 def run(

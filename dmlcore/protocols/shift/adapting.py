@@ -1,0 +1,180 @@
+"""Few-shot adaptation: the last linear layer of a trained model is tuned on k samples of every test class, and retrieval among
+the other samples is measured before and after.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from dmlcore import losses
+from dmlcore.config import check_range
+from dmlcore.data import ClassBalancedSampler, LabelledDataset
+from dmlcore.errors import ConfigError
+from dmlcore.evaluation import protocol, retrieval_metrics
+from dmlcore.models import EmbeddingModel
+from dmlcore.training.run import limited
+
+KEPT = ("recall@1", "recall@2", "recall@4", "map@r")  # measures of an episode
+CLASSES, SAMPLES = 56, 2  # of a batch, as published
+BOUNDARY_RATE = 5e-4  # of the margin loss's beta, as published
+
+
+@dataclass(frozen=True)
+class Adaptation:
+    """How the last layer is tuned.
+
+    Attributes:
+        shots: numbers of support samples of a class that are tried.
+        steps: of Adam, for each number of shots.
+        rate: of Adam.
+        episodes: of those stored with the split, the first so many.
+    """
+
+    shots: tuple[int, ...] = (2, 5)
+    steps: tuple[int, ...] = (1000, 1500)
+    rate: float = 1e-4
+    episodes: int = 10
+
+    def __post_init__(self) -> None:
+        if len(self.steps) == 1 < len(self.shots):
+            object.__setattr__(self, "steps", self.steps * len(self.shots))
+        if len(self.steps) != len(self.shots):
+            raise ConfigError(
+                f"adapt_steps has {len(self.steps)} numbers for {len(self.shots)} numbers of shots; give one each"
+            )
+        if len(set(self.shots)) < len(self.shots):
+            raise ConfigError(f"shots are {', '.join(map(str, self.shots))}; each may be named once")
+        for shots in self.shots:
+            check_range("shots", shots, least=2)  # a pair of one class is needed to learn from
+        for steps in self.steps:
+            check_range("adapt_steps", steps, least=1)
+        check_range("adapt_rate", self.rate, above=0)
+        check_range("episodes", self.episodes, least=1)
+
+
+class Tail(nn.Module):
+    """What of a model lies behind its trunk, with weights of its own.
+
+    Args:
+        model: left as it is.
+    """
+
+    def __init__(self, model: EmbeddingModel) -> None:
+        super().__init__()
+        trunk, model.trunk = model.trunk, nn.Identity()  # type: ignore[assignment]
+        try:
+            self.model = copy.deepcopy(model)
+        finally:
+            model.trunk = trunk
+        self.model.eval().requires_grad_(False)
+        self.layer.requires_grad_(True)
+
+    @property
+    def layer(self) -> nn.Module:
+        """The last linear layer of what is served; a fitted compressor behind it stays."""
+        student = self.model.student
+        return student if self.model.served == "student" and student is not None else self.model.head
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Embeddings [b, D] of trunk features [b, F]; unit norm, as retrieval by cosine sees them."""
+        return functional.normalize(self.model(features).float(), dim=1)
+
+
+def trunk_features(model: EmbeddingModel, dataset: LabelledDataset, *, workers: int = 0) -> Tensor:
+    """Features [N, F] of a data set before the last layer, float32 on the model's device.
+
+    They are all kept: 10^6 samples of 2,048 numbers are 8 GB.
+    """
+
+    class Trunk(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.trunk = model.trunk
+
+        def forward(self, samples: Tensor) -> Tensor:
+            return self.trunk(samples).flatten(1)
+
+    was_training = model.training
+    try:
+        return protocol.embed(Trunk(), dataset, workers=workers).clone()  # the clone may take part in gradients
+    finally:
+        model.train(was_training)
+
+
+def tune(tail: Tail, features: Tensor, labels: np.ndarray, steps: int, rate: float, seed: int) -> Tail:
+    """Tune the last layer on support samples by the margin loss with distance-weighted negatives; returns the same tail.
+
+    Args:
+        tail: changed in place.
+        features: [n, F] of the support.
+        labels: int64 [n], any ids.
+        steps: of Adam.
+        rate: of Adam; the boundary of the loss has its own.
+        seed: of the batches and the negatives.
+    """
+    present, dense = np.unique(labels, return_inverse=True)
+    loss = losses.create(
+        "margin", learn_beta=True, per_class=True, sampling="distance_weighted", seed=seed, num_classes=len(present)
+    ).to(features.device)
+    optimiser = torch.optim.Adam(
+        [{"params": list(tail.layer.parameters())}, {"params": list(loss.parameters()), "lr": BOUNDARY_RATE}], lr=rate
+    )
+    targets = torch.from_numpy(dense.astype(np.int64)).to(features.device)
+    for rows in ClassBalancedSampler(dense, min(CLASSES, len(present)), SAMPLES, seed, limited(steps)):
+        value = loss(tail(features[rows]), targets[rows])
+        optimiser.zero_grad(set_to_none=True)
+        value.backward()
+        optimiser.step()
+    return tail
+
+
+def adapt(
+    model: EmbeddingModel,
+    features: Tensor,
+    labels: np.ndarray,
+    episodes: Sequence[np.ndarray],
+    steps: int,
+    rate: float,
+    seed: int,
+) -> list[dict[str, dict[str, float]]]:
+    """Adapt a model to every episode anew, and measure it before and after on the samples that are not support.
+
+    Args:
+        model: left as it is.
+        features: [N, F] of the test part, from `trunk_features`.
+        labels: int64 [N].
+        episodes: positions of the support samples, each sorted int64.
+        steps: of Adam.
+        rate: of Adam.
+        seed: of the batches.
+
+    Returns:
+        `{"before": measures, "after": measures}` of every episode.
+    """
+    targets = torch.from_numpy(labels).to(features.device)
+    found = []
+    with torch.no_grad():
+        before = Tail(model)(features)
+    for number, support in enumerate(episodes):
+        queries = torch.from_numpy(np.setdiff1d(np.arange(len(labels)), support, assume_unique=True)).to(features.device)
+        tail = tune(Tail(model), features[torch.from_numpy(support)], labels[support], steps, rate, seed + number)
+        with torch.no_grad():
+            after = tail(features[queries])
+        found.append({
+            "before": _measures(before[queries], targets[queries]),
+            "after": _measures(after, targets[queries]),
+        })  # fmt: skip
+    return found
+
+
+def _measures(embeddings: Tensor, labels: Tensor) -> dict[str, float]:
+    measured: dict[str, Any] = retrieval_metrics(embeddings, labels, recall_at=(1, 2, 4))
+    return {name: measured[name] for name in KEPT}

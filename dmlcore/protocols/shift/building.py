@@ -1,0 +1,229 @@
+"""Building splits of growing shift out of any labelled data: the default split, the way from it, the choice, the episodes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from dmlcore.data import DataSource, Table, find_source
+from dmlcore.data.episodes import supports_by_class, usable_shots
+from dmlcore.data.split_choice import by_step, by_targets, evenly_spaced, identities
+from dmlcore.data.split_files import ClassSplit, Episode, SplitFile
+from dmlcore.data.swapping import LEAST_SIDE, ByGroups, ByMeans, Driver, Step, default_step, halved, isometric, remove, swap
+from dmlcore.errors import ConfigError, DataError, suggestion
+from dmlcore.plugin_files import absolute
+from dmlcore.protocols.shift.class_features import AS_THEY_ARE, class_means, is_run
+from dmlcore.protocols.shift.options import BuildOptions
+
+DEFAULT_NUMBER = 8
+_TRAINED_SHARE = 0.75  # of the training classes, as in the published splits; the others choose the checkpoint
+_PAIRS_SHARE = 0.02  # of the smaller side, as published for 100 classes
+Sides = tuple[np.ndarray, np.ndarray]
+
+
+def build_splits(
+    data: str,
+    options: dict[str, Any] | None = None,
+    build: BuildOptions | None = None,
+    *,
+    model_options: dict[str, Any] | None = None,
+    tell: Callable[[str], None] = lambda line: None,
+) -> tuple[SplitFile, list[str]]:
+    """Splits of the classes of a data set from easy to hard. The same arguments give the same splits.
+
+    Args:
+        data: what `--data` names.
+        options: of the data.
+        build: the settings.
+        model_options: of the trunk that `build.model` names.
+        tell: receives lines of progress.
+
+    Returns:
+        The splits, and notes for the user.
+
+    Raises:
+        ConfigError: an unknown name, more shots than any class has.
+        DataError: data that cannot be read, too few classes, two of one name.
+    """
+    build = build or BuildOptions()
+    options = options or {}
+    source, table, means = class_means(
+        data,
+        options,
+        model=build.model,
+        model_options=model_options,
+        image_size=build.image_size,
+        device=build.device,
+        workers=build.workers,
+        seed=build.seed,
+    )
+    _check_names(table, data)
+    tell(f"{len(table.labels):,} samples of {len(means):,} classes, described by {means.shape[1]:,} numbers each")
+    (train, test), driver, notes = _start(source, table, data, build, vectors := isometric(means))
+    smaller = min(len(train), len(test))
+    if smaller < LEAST_SIDE:
+        raise DataError(
+            f"the default split of '{data}' has {len(train)} training and {len(test)} test classes, but each side needs"
+            f" at least {LEAST_SIDE}"
+        )
+    steps = _walk(vectors, default_step(vectors, train, test), driver, build, build.pairs or _pairs(smaller), smaller, tell)
+    chosen, found = _choose(steps, build)
+    splits, more = _as_splits([steps[place] for place in chosen], table, build)
+    default = next(split.id for split, place in zip(splits, chosen, strict=True) if steps[place].stage == "default")
+    made_by = {"command": "splits ood", **asdict(build), "pairs": build.pairs or _pairs(smaller), "number": len(splits)}
+    made_by["model_options"] = dict(model_options or {})
+    made_by["model"] = build.model if build.model == AS_THEY_ARE else _place(build.model)
+    progress = tuple({"stage": s.stage, "swapped": s.swapped, "removed": s.removed, "fid": _rounded(s.fid)} for s in steps)
+    file = SplitFile(_data_name(data), options, default, tuple(splits), made_by, progress)
+    return file, [*table.skipped, *notes, *found, *more]
+
+
+def _rounded(fid: float) -> float:
+    """Ten digits: the last ones depend on how many threads computed it."""
+    return float(f"{fid:.10g}")
+
+
+def _pairs(smaller: int) -> int:
+    return max(1, round(_PAIRS_SHARE * smaller))
+
+
+def _place(model: str) -> str:
+    return str(Path(model).expanduser().resolve()) if is_run(model) else absolute(model)
+
+
+def _data_name(data: str) -> str:
+    """A data set's name, or an absolute path, so that the file can be used from anywhere."""
+    implied = find_source(data)[1]
+    return str(Path(data).expanduser().resolve()) if implied else absolute(data)
+
+
+def _check_names(table: Table, data: str) -> None:
+    names = table.class_names
+    if len(set(names)) < len(names):
+        twice = next(name for place, name in enumerate(names) if name in names[:place])
+        raise DataError(f"two classes of '{data}' are called '{twice}'; splits go by names and need different ones")
+    if len(set(table.labels.tolist())) < len(names):
+        raise DataError(f"'{data}' names {len(names)} classes, but has samples of {len(set(table.labels.tolist()))} only")
+
+
+def _start(
+    source: DataSource, table: Table, data: str, build: BuildOptions, vectors: np.ndarray
+) -> tuple[Sides, Driver, list[str]]:
+    """The default split, what drives it apart, and notes."""
+    everyone = np.arange(len(table.class_names))
+    if build.driver == "groups":
+        groups = _groups(table, data, build.test_groups)
+        parts = [np.flatnonzero(groups == group) for group in dict.fromkeys(groups)]
+        notes = ["the default split has a share of every group on each side"]
+        return halved(parts, build.test_fraction, build.seed), ByGroups(np.isin(groups, build.test_groups), build.seed), notes
+    if build.start == "random":
+        return halved([everyone], build.test_fraction, build.seed), ByMeans(vectors), ["the default split is random"]
+    sides, reason = _given(source, table, build.seed)
+    if sides is None and build.start == "data":
+        raise DataError(f"start is 'data', but {reason}. Say --start random")
+    if sides is None:
+        return halved([everyone], build.test_fraction, build.seed), ByMeans(vectors), [f"{reason}: the default split is random"]
+    notes = ["the default split is the data's own; its validation classes count as training"]
+    return sides, ByMeans(vectors), ([f"in it {table.split_note}"] if table.split_note else []) + notes
+
+
+def _given(source: DataSource, table: Table, seed: int) -> tuple[Sides | None, str]:
+    """The data's own split by classes, or why there is none."""
+    split = source.split(table, seed)
+    if split is None:
+        return None, "the data has no split of its own"
+    held_out = "test" if (split == "test").any() else "validation"
+    test, train = np.unique(table.labels[split == held_out]), np.unique(table.labels[split != held_out])
+    if not len(test) or not len(train):
+        return None, "the data's own split has one part only"
+    shared = len(np.intersect1d(train, test))
+    return ((train, test), "") if not shared else (None, f"the data's own split has {shared} classes on both sides")
+
+
+def _groups(table: Table, data: str, wanted: Sequence[str]) -> np.ndarray:
+    if table.class_groups is None:
+        raise ConfigError(
+            f"'{data}' has no groups of classes, which the driver 'groups' needs; an .npz file gives them as 'class_group'"
+        )
+    known = sorted(set(table.class_groups))
+    for group in wanted:
+        if group not in known:
+            raise ConfigError(f"test_groups has '{group}', but '{data}' has no such group.{suggestion(group, known)}")
+    if set(wanted) == set(known):
+        raise ConfigError(f"test_groups are all {len(known)} groups of '{data}'; leave some to train on")
+    return np.array(table.class_groups)
+
+
+def _walk(
+    vectors: np.ndarray,
+    start: Step,
+    driver: Driver,
+    build: BuildOptions,
+    pairs: int,
+    smaller: int,
+    tell: Callable[[str], None],
+) -> list[Step]:
+    """Every division between the easiest and the hardest, the default among them."""
+
+    def step_told(step: Step) -> None:
+        tell(f"{step.stage}: {abs(step.swapped):,} swapped, {step.removed:,} removed, FID {step.fid:.4g}")
+
+    tell(f"default: FID {start.fid:.4g}")
+    common: dict[str, Any] = {"pairs": pairs, "patience": build.patience, "iterations": build.iterations, "tell": step_told}
+    goes_easier = build.driver == "means" if build.easier is None else build.easier
+    easier = swap(vectors, start, driver, history=build.easier_history, easier=True, **common) if goes_easier else []
+    harder = swap(vectors, start, driver, history=build.history, **common)
+    most = int(build.removal * smaller)
+    hardest = (harder or [start])[-1]
+    removals = remove(vectors, hardest, driver, count=pairs, most=most, patience=build.patience, tell=step_told)
+    return [*reversed(easier), start, *harder, *removals]
+
+
+def _choose(steps: list[Step], build: BuildOptions) -> tuple[list[int], list[str]]:
+    if build.fids is not None:
+        return by_targets(steps, build.fids)
+    if build.fid_step is not None:
+        return by_step(steps, build.fid_step)
+    return evenly_spaced(steps, build.number or DEFAULT_NUMBER)
+
+
+def _as_splits(steps: list[Step], table: Table, build: BuildOptions) -> tuple[list[ClassSplit], list[str]]:
+    names = table.class_names
+    shots: list[int] = []
+    notes: list[str] = []
+    if build.episodes:
+        tested = np.unique(np.concatenate([step.test for step in steps]))
+        shots, notes = usable_shots(table.labels, names, tested, build.shots, build.short_classes)
+    sample_names = table.names()
+    supports = {
+        k: [supports_by_class(table.labels, sample_names, names, k, number, build.seed) for number in range(build.episodes)]
+        for k in shots
+    }
+    # One order for all splits, so that a class which stays on the training side keeps its part as far as possible.
+    order = np.random.RandomState([build.seed, 17]).permutation(len(names))
+    splits = []
+    for identity, step in zip(identities(steps), steps, strict=True):
+        train, test = np.sort(step.train), np.sort(step.test)
+        ranked = train[np.argsort(order[train])]
+        trained = int(_TRAINED_SHARE * len(train))
+        episodes: dict[int, tuple[Episode, ...]] = {
+            k: tuple({names[label]: found[label] for label in test} for found in drawn) for k, drawn in supports.items()
+        }
+        splits.append(
+            ClassSplit(
+                identity,
+                _rounded(step.fid),
+                step.swapped,
+                step.removed,
+                train=tuple(names[label] for label in train),
+                test=tuple(names[label] for label in test),
+                train_part=tuple(names[label] for label in np.sort(ranked[:trained])),
+                validation_part=tuple(names[label] for label in np.sort(ranked[trained:])),
+                episodes=episodes,
+            )
+        )
+    return splits, notes

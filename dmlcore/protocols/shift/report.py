@@ -1,0 +1,269 @@
+"""`dmlcore ood report`: configurations compared on all splits of a folder of results: a table, a picture, an area each."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from dmlcore.errors import ConfigError, TrainingError
+from dmlcore.protocols import drawing
+from dmlcore.protocols.cells import DONE
+from dmlcore.protocols.intervals import mean_and_half
+from dmlcore.protocols.shift.area import area_under_shift
+from dmlcore.training.folder import plain, write_atomically
+
+MEASURES = {"recall@1": "R@1", "map@r": "MAP@R"}
+
+
+@dataclass
+class Results:
+    """The cells of a folder.
+
+    Attributes:
+        names: of the configurations, in the order of their first cell.
+        splits: about every split, by rising distance: `id`, `fid`, `swapped`, `removed`.
+        seeds: of all cells.
+        cells: results by configuration, split and seed.
+        adaptation: how episodes were adapted to, or None.
+    """
+
+    names: list[str] = field(default_factory=list)
+    splits: list[dict[str, Any]] = field(default_factory=list)
+    seeds: list[int] = field(default_factory=list)
+    cells: dict[tuple[str, str, int], dict[str, Any]] = field(default_factory=dict)
+    adaptation: dict[str, Any] | None = None
+
+    @classmethod
+    def read(cls, folder: str | Path, names: Sequence[str] = ()) -> Results:
+        """Read what is finished.
+
+        Args:
+            folder: of `dmlcore ood run`.
+            names: of configurations; empty: all.
+
+        Raises:
+            ConfigError: there is nothing; or results of different splits under one id.
+            TrainingError: a damaged file.
+        """
+        found = cls()
+        about: dict[str, dict[str, Any]] = {}
+        for path in sorted(Path(folder).glob(f"{DONE}/*/*/seed*.json")):
+            try:
+                stored = json.loads(path.read_text(encoding="utf-8"))
+                settings, result = stored["settings"], stored["result"]
+                name, split, seed = settings["name"], settings["split"], settings["seed"]
+                found.adaptation = settings["adaptation"] or found.adaptation
+            except (ValueError, KeyError, TypeError) as error:
+                raise TrainingError(f"{path} is damaged ({type(error).__name__}); remove it to run the cell again") from error
+            if names and name not in names:
+                continue
+            if about.setdefault(split["id"], split) != split:
+                raise ConfigError(
+                    f"{folder} holds results of two different splits '{split['id']}'; keep one file of splits each"
+                )
+            found.cells[name, split["id"], seed] = result
+        if not found.cells:
+            raise ConfigError(f"there are no results of `dmlcore ood run` in {folder}")
+        found.splits = sorted(about.values(), key=lambda split: split["fid"])
+        found.names = list(names) or sorted({name for name, _, _ in found.cells})
+        found.seeds = sorted({seed for _, _, seed in found.cells})
+        return found
+
+    def values(self, name: str, split: str, measure: str) -> list[float]:
+        """A zero-shot measure for every seed that is there."""
+        return [self.cells[name, split, seed]["zero_shot"][measure] for seed in self.seeds if (name, split, seed) in self.cells]
+
+    def complete_seeds(self, *names: str) -> list[int]:
+        """Seeds for which all configurations have all splits."""
+        return [s for s in self.seeds if all((name, split["id"], s) in self.cells for name in names for split in self.splits)]
+
+    def areas(self, name: str, measure: str, seeds: Sequence[int] | None = None) -> list[float]:
+        """The area under the curve of each seed with all splits."""
+        fids = [split["fid"] for split in self.splits]
+        return [
+            area_under_shift(fids, [self.cells[name, split["id"], seed]["zero_shot"][measure] for split in self.splits])
+            for seed in (self.complete_seeds(name) if seeds is None else seeds)
+        ]
+
+    def gains(self, name: str, split: str, shots: str, measure: str = "recall@1") -> list[float]:
+        """After minus before adaptation for every episode, each a mean over the seeds."""
+        rows = [
+            [
+                episode["after"][measure] - episode["before"][measure]
+                for episode in self.cells[name, split, seed]["few_shot"][shots]
+            ]
+            for seed in self.seeds
+            if (name, split, seed) in self.cells and shots in self.cells[name, split, seed]["few_shot"]
+        ]
+        return [sum(column) / len(column) for column in zip(*rows, strict=False)]
+
+    def before(self, name: str, split: str, shots: str, measure: str = "recall@1") -> float:
+        """Mean of a measure before adaptation, over seeds and episodes."""
+        found = [
+            episode["before"][measure]
+            for seed in self.seeds
+            if (name, split, seed) in self.cells
+            for episode in self.cells[name, split, seed]["few_shot"].get(shots, [])
+        ]
+        return sum(found) / len(found) if found else math.nan
+
+    def shots(self) -> list[str]:
+        """Numbers of shots that were adapted to."""
+        return sorted({shots for cell in self.cells.values() for shots in cell["few_shot"]}, key=int)
+
+
+def summary(results: Results) -> dict[str, Any]:
+    """Everything the report says, as plain numbers: means and halves of 95 % t-intervals (None below two values)."""
+    wide = len(results.splits) > 1 and results.splits[0]["fid"] < results.splits[-1]["fid"]
+    found: dict[str, Any] = {
+        "splits": results.splits,
+        "seeds": results.seeds,
+        "adaptation": results.adaptation,
+        "configurations": {},
+        "area_differences": {},
+    }
+    for name in results.names:
+        one: dict[str, Any] = {"splits": {}, "area": {}}
+        for split in results.splits:
+            identity = split["id"]
+            row: dict[str, Any] = {
+                measure: _pair(results.values(name, identity, measure))
+                for measure in MEASURES
+                if results.values(name, identity, measure)
+            }
+            row["few_shot"] = {
+                shots: {"before": results.before(name, identity, shots), "gain": _pair(gains)}
+                for shots in results.shots()
+                if (gains := results.gains(name, identity, shots))
+            }
+            one["splits"][identity] = row
+        if wide:
+            one["area"] = {m: _pair(areas) for m in MEASURES if (areas := results.areas(name, m))}
+        found["configurations"][name] = one
+    if wide:
+        for index, first in enumerate(results.names):
+            for second in results.names[index + 1 :]:
+                seeds = results.complete_seeds(first, second)
+                pairs = zip(results.areas(first, "recall@1", seeds), results.areas(second, "recall@1", seeds), strict=True)
+                differences = [a - b for a, b in pairs]
+                if differences:
+                    found["area_differences"][f"{first} - {second}"] = _pair(differences)
+    return plain(found)
+
+
+def _pair(values: Sequence[float]) -> dict[str, Any]:
+    mean, half = mean_and_half(values)
+    return {"mean": mean, "half": half, "count": len(values)}
+
+
+def markdown(found: dict[str, Any]) -> str:
+    """The report as text, from `summary`."""
+    lines = [
+        "# Retrieval under shift",
+        "",
+        f"{len(found['configurations'])} configurations, {len(found['splits'])} splits, seeds "
+        f"{', '.join(map(str, found['seeds']))}. Numbers are percent, with 95 % t-intervals over seeds.",
+        "",
+        *tables(found),
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def tables(found: dict[str, Any]) -> list[str]:
+    """The tables of the report, as lines of Markdown: areas, Recall@1 by split, gains of adaptation."""
+    names = list(found["configurations"])
+    lines: list[str] = []
+    if any(one["area"] for one in found["configurations"].values()):
+        lines += [
+            "Area under the curve over FID scaled to [0, 1]:",
+            "",
+            "| configuration | R@1 | MAP@R |",
+            "| --- | --- | --- |",
+        ]
+        ranked = sorted(names, key=lambda name: -_mean(found["configurations"][name]["area"].get("recall@1")))
+        for name in ranked:
+            area = found["configurations"][name]["area"]
+            lines.append(f"| {name} | {_cell(area.get('recall@1'))} | {_cell(area.get('map@r'))} |")
+        lines.append("")
+    lines += _by_split("R@1", found, lambda row: _cell(row.get("recall@1")))
+    shots = sorted(
+        {s for one in found["configurations"].values() for row in one["splits"].values() for s in row["few_shot"]}, key=int
+    )
+    for k in shots:
+        lines += [
+            "",
+            f"{k} shots, R@1 among the other samples: before, and what tuning the last layer adds"
+            " (95 % t-interval over episodes, each a mean over seeds):",
+            "",
+        ]
+
+        def gain(row: dict[str, Any], k: str = k) -> str:
+            few = row["few_shot"].get(k)
+            return f"{100 * few['before']:.1f} {_cell(few['gain'], signed=True)}" if few else ""
+
+        lines += _by_split("", found, gain)
+    return lines
+
+
+def _by_split(title: str, found: dict[str, Any], cell: Any) -> list[str]:
+    names = list(found["configurations"])
+    lines = [f"{title} by split:", ""] if title else []
+    lines += [f"| split | FID | {' | '.join(names)} |", f"| --- | --- |{' --- |' * len(names)}"]
+    for split in found["splits"]:
+        cells = (cell(found["configurations"][name]["splits"][split["id"]]) for name in names)
+        lines.append(f"| {split['id']} | {split['fid']:.4g} | {' | '.join(cells)} |")
+    return lines
+
+
+def _mean(pair: dict[str, Any] | None) -> float:
+    return pair["mean"] if pair else -math.inf
+
+
+def _cell(pair: dict[str, Any] | None, signed: bool = False) -> str:
+    if not pair:
+        return ""
+    half = f" ± {100 * pair['half']:.1f}" if pair["half"] is not None else ""
+    return f"{100 * pair['mean']:{'+' if signed else ''}.1f}{half}"
+
+
+def draw(found: dict[str, Any], path: Path, title: str = "") -> Path:
+    """The picture: Recall@1 against FID with bands, and the gains of adaptation where there are any."""
+    pyplot = drawing.pyplot()
+    shots = sorted(
+        {s for one in found["configurations"].values() for row in one["splits"].values() for s in row["few_shot"]}, key=int
+    )
+    figure, axes = pyplot.subplots(1, 1 + len(shots), figsize=(5.2 * (1 + len(shots)), 4), squeeze=False)
+    panels = [("Recall@1, zero-shot", lambda row: row.get("recall@1"))]
+    panels += [(f"Recall@1 gained by {k} shots", lambda row, k=k: row["few_shot"].get(k, {}).get("gain")) for k in shots]
+    for axis, (label, of) in zip(axes[0], panels, strict=True):
+        for name, one in found["configurations"].items():
+            points = [(split["fid"], of(one["splits"][split["id"]])) for split in found["splits"]]
+            points = [(fid, pair) for fid, pair in points if pair]
+            x, y = [fid for fid, _ in points], [100 * pair["mean"] for _, pair in points]
+            half = [100 * (pair["half"] or 0) for _, pair in points]
+            (line,) = axis.plot(x, y, marker="o", markersize=3, label=name)
+            low, high = ([a + sign * b for a, b in zip(y, half, strict=True)] for sign in (-1, 1))
+            axis.fill_between(x, low, high, color=line.get_color(), alpha=0.15, linewidth=0)
+        axis.set(xlabel="FID between training and test classes", ylabel=f"{label}, %", title=title)
+        axis.grid(True, alpha=0.3)
+    axes[0][0].legend(fontsize="small")
+    figure.tight_layout()
+    return drawing.save(figure, path)
+
+
+def write(folder: str | Path, names: Sequence[str] = ()) -> dict[str, Any]:
+    """Write `report.json`, `report.md` and, where matplotlib is installed, `recall.svg`; returns the summary and the paths."""
+    folder = Path(folder)
+    found = summary(Results.read(folder, names))
+    write_atomically(folder / "report.json", (json.dumps(found, indent=1) + "\n").encode())
+    text = markdown(found)
+    paths = {"json": str(folder / "report.json"), "markdown": str(folder / "report.md")}
+    if drawing.can_draw():
+        paths["picture"] = str(draw(found, folder / "recall.svg"))
+        text += "\n![Recall@1 against FID](recall.svg)\n"
+    write_atomically(folder / "report.md", text.encode())
+    return {**found, "files": paths}

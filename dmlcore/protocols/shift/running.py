@@ -1,0 +1,228 @@
+"""`dmlcore ood run`: every configuration on every split with every seed. A cell trains, measures zero-shot retrieval of the
+weights chosen on the validation classes, and adapts those same weights to the episodes.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import json
+import shutil
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from dmlcore.config import check_range, unique_names
+from dmlcore.data import SplitFile
+from dmlcore.data.split_files import ClassSplit, support_rows
+from dmlcore.errors import ConfigError
+from dmlcore.protocols.cells import Cell, run_cells
+from dmlcore.protocols.shift.adapting import Adaptation, adapt, trunk_features
+from dmlcore.training.folder import RunFolder, in_file_name, plain, write_atomically
+from dmlcore.training.settings import RunConfig, Source
+
+OWN = ("data", "splits", "split", "seed")  # settings that the protocol gives
+MODELS = "models"
+
+
+@dataclass(frozen=True)
+class Places:
+    """Where a cell finds what its settings name: no part of its settings, so that a folder of results may be moved."""
+
+    splits: str
+    data: str
+    models: str | None = None
+
+
+def plan(
+    splits: str | Path,
+    configs: Sequence[str | Path],
+    *,
+    data: str | None = None,
+    seeds: int = 3,
+    adaptation: Adaptation | None = None,
+    only: Sequence[str] = (),
+    tell: Callable[[str], None] = lambda line: None,
+) -> tuple[list[Cell], Places]:
+    """The cells of a comparison, split by split so that unfinished ones compare as many configurations as possible.
+
+    Args:
+        splits: a file of splits.
+        configs: TOML files of `dmlcore train`, each a row of the report under the file's name. What they say of the data, the
+            split and the seed gives way to the protocol, which is told.
+        data: in place of what the file of splits names.
+        seeds: 0 .. seeds - 1, of weights and batches.
+        adaptation: None: no few-shot adaptation.
+        only: ids of splits; empty: all.
+        tell: receives notes.
+
+    Raises:
+        ConfigError: a setting that cannot be used; configurations of one name; splits without the episodes that are asked for.
+    """
+    check_range("seeds", seeds, least=1)
+    file = SplitFile.read(splits)
+    chosen = [file.find(identity) for identity in only] or list(file.splits)
+    if not configs:
+        raise ConfigError("there is no configuration; give TOML files of `dmlcore train` by --config A.toml,B.toml")
+    names = [Path(config).stem for config in configs]
+    if unique_names(names) != names:
+        raise ConfigError(f"two configurations are called '{next(n for n in names if names.count(n) > 1)}'; rename a file")
+    for split in chosen:
+        for shots in adaptation.shots if adaptation else ():
+            if shots not in split.episodes:
+                known = ", ".join(map(str, split.episodes)) or "none"
+                raise ConfigError(f"split '{split.id}' has no episodes of {shots} shots; it has: {known}. Choose by --shots")
+    where = data or file.data
+    read = [_read(config, where, {} if data else file.options, tell) for config in configs]
+    cells = []
+    for split in chosen:
+        about = {"id": split.id, "fid": split.fid, "swapped": split.swapped, "removed": split.removed, "digest": _digest(split)}
+        for seed in range(seeds):
+            for name, config in zip(names, read, strict=True):
+                settings = {
+                    "name": name,
+                    "config": config,
+                    "data": Path(where).name,
+                    "split": about,
+                    "seed": seed,
+                    "adaptation": None if adaptation is None else plain(asdict(adaptation)),
+                }
+                cells.append(Cell(f"{in_file_name(name)}/{in_file_name(split.id)}/seed{seed}", settings))
+    if len({cell.key for cell in cells}) < len(cells):
+        raise ConfigError("two splits or configurations differ only in characters that file names lack; rename one")
+    return cells, Places(str(Path(splits).resolve()), where)
+
+
+def run(
+    cells: Sequence[Cell],
+    places: Places,
+    out: str | Path,
+    *,
+    processes: int = 1,
+    keeps_models: bool = False,
+    tell: Callable[[str], None] = lambda line: None,
+) -> dict[str, dict[str, Any]]:
+    """Run what is missing of `plan`'s cells, and return all results by key.
+
+    Args:
+        cells: of `plan`.
+        places: of `plan`.
+        out: folder of the results; the same command goes on with what is missing.
+        processes: at a time, each with one thread.
+        keeps_models: keep the run of every cell with its best checkpoint below `models`.
+        tell: receives lines of progress.
+    """
+    check_range("processes", processes, least=1)
+    out = Path(out)
+    if keeps_models:
+        places = Places(places.splits, places.data, str((out / MODELS).resolve()))
+    return run_cells(out, cells, functools.partial(train_and_measure, places=places), processes=processes, tell=tell)
+
+
+def train_and_measure(settings: dict[str, Any], work: Path, places: Places) -> dict[str, Any]:
+    """A cell: train (or continue), measure, adapt.
+
+    Args:
+        settings: of the cell.
+        work: the cell's own folder; a training that was interrupted in it goes on.
+        places: of splits, data and models.
+    """
+    from dmlcore.training.trained import TrainedRun
+
+    began, cpu = time.perf_counter(), time.process_time()
+    split = SplitFile.read(places.splits).find(settings["split"]["id"])
+    trained_by = {**settings["config"], "data": places.data, "splits": places.splits, "split": split.id}
+    result = _trained(RunConfig.create(**trained_by, seed=settings["seed"]), work, settings)
+    run = TrainedRun(work / "run")
+    few_shot: dict[str, Any] = {}
+    if settings["adaptation"] is not None:
+        adaptation = Adaptation(**{key: _tuple(value) for key, value in settings["adaptation"].items()})
+        opened = run.open()
+        test = opened.test
+        features = trunk_features(run.model, test, workers=run.config.settings.workers)
+        for shots, steps in zip(adaptation.shots, adaptation.steps, strict=True):
+            support = support_rows(
+                split, shots, test.rows, opened.sample_names, test.dense_labels, test.class_names, adaptation.episodes
+            )
+            few_shot[str(shots)] = adapt(
+                run.model, features, test.dense_labels, support, steps, adaptation.rate, seed=1000 * settings["seed"]
+            )
+    if places.models:
+        _keep(work / "run", Path(places.models) / settings["name"] / in_file_name(split.id) / f"seed{settings['seed']}")
+    return {
+        "zero_shot": result["metrics"]["test"],
+        "validation": result["metrics"]["validation"],
+        "baselines": {name: parts["test"] for name, parts in result["baselines"].items()},
+        "few_shot": few_shot,
+        "chosen_step": result["chosen_step"],
+        "steps": result["steps"],
+        "data": result["data"]["parts"],
+        "versions": result["versions"],
+        "seconds": time.perf_counter() - began,
+        "cpu_seconds": time.process_time() - cpu,
+        "headline": f"R@1 {result['metrics']['test']['recall@1']:.3f}  FID {split.fid:.4g}",
+    }
+
+
+def _trained(config: RunConfig, work: Path, settings: dict[str, Any]) -> dict[str, Any]:
+    """The result of training in `work/run`, from where an earlier attempt with the same settings stopped."""
+    from dmlcore.training import train
+    from dmlcore.training.checkpoints import path_of
+
+    note = work / "settings.json"
+    text = json.dumps(plain(settings), sort_keys=True).encode()
+    if not note.exists() or note.read_bytes() != text:
+        shutil.rmtree(work, ignore_errors=True)
+    work.mkdir(parents=True, exist_ok=True)
+    write_atomically(note, text)
+    folder = RunFolder(work / "run")
+    if folder.result.exists():
+        return json.loads(folder.result.read_text(encoding="utf-8"))
+    if folder.config.exists() and path_of(folder.checkpoints, "last").exists():
+        return train(resume=folder.path)
+    shutil.rmtree(folder.path, ignore_errors=True)
+    return train(config, out=folder.path)
+
+
+def _read(config: str | Path, data: str, options: dict[str, Any], tell: Callable[[str], None]) -> dict[str, Any]:
+    """A configuration without what the protocol gives, checked with it.
+
+    Args:
+        config: a TOML file.
+        data: what it is trained on.
+        options: of the data.
+        tell: receives notes.
+    """
+    from dmlcore.data import find_source
+
+    source = Source.read(config)
+    dropped = [key for key in OWN if key in source.values]
+    if dropped:
+        tell(f"{config}: {', '.join(dropped)} {'is' if len(dropped) == 1 else 'are'} given by the protocol instead")
+    values = {key: value for key, value in source.values.items() if key not in OWN}
+    tables = dict(source.tables)
+    if options:
+        name = find_source(data)[0].name
+        tables[name] = {**tables.get(name, {}), **options}
+    resolved = RunConfig.resolve([Source(source.label, {**values, "data": data}, tables)]).as_dict()
+    return {key: value for key, value in resolved.items() if key not in OWN}
+
+
+def _digest(split: ClassSplit) -> str:
+    """Of everything in a split, so that results of another one are not taken for its own."""
+    return hashlib.sha256(json.dumps(asdict(split), sort_keys=True).encode()).hexdigest()[:16]
+
+
+def _tuple(value: Any) -> Any:
+    return tuple(value) if isinstance(value, list) else value
+
+
+def _keep(run: Path, place: Path) -> None:
+    """Move a finished run, without the checkpoints that only continue it."""
+    for name in ("last", "previous"):
+        (run / "checkpoints" / f"{name}.pt").unlink(missing_ok=True)
+    shutil.rmtree(place, ignore_errors=True)
+    place.parent.mkdir(parents=True, exist_ok=True)
+    shutil.move(run, place)
