@@ -296,6 +296,16 @@ def test_weights_are_drawn_as_asked(init: Any) -> None:
     assert len(layers) == 2 and all(layer.momentum == MOMENTUM and layer.weight.min() == 1 for layer in layers)
 
 
+def test_the_small_trunk_can_do_without_normalisation() -> None:
+    more = {"sample_shape": (1, 12, 12), "kind": "images", "embedding_dim": 4, "init": "default", "seed": 0}
+    network = build_network("conv", options={"channels": (4, 8), "norm": "none"}, **more)
+    convolutions = [layer for layer in network.modules() if isinstance(layer, nn.Conv2d)]
+    assert len(convolutions) == 2 and all(layer.bias is not None for layer in convolutions)
+    assert not any(isinstance(layer, nn.BatchNorm2d) for layer in network.modules())
+    x = torch.rand(3, 1, 12, 12)
+    assert torch.allclose(network(x)[:1], network(x[:1]), atol=1e-6)  # a sample does not depend on the others, in training too
+
+
 def test_a_classifier_takes_the_network_over() -> None:
     network = build_network("mlp", options={}, sample_shape=(5,), kind="features", embedding_dim=3, init="default", seed=0)
     classifier = build_classifier(network, 3, 4, "xavier", 1)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import time
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -135,8 +135,6 @@ class Experiment:
 
     def _train(self, arm: Arm, k: int) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """State of the network an arm predicts with, and what is to be told about its training on the target samples."""
-        support = self.task.support(k)
-        start = time.perf_counter()
         if not arm.trains_on_target:
             return self._source(arm, k)[0].state, {}
         network = self._network()
@@ -148,7 +146,7 @@ class Experiment:
         start = time.perf_counter()
         if arm.kind == "classifier":
             network = self._classifier(network, self.plan.n, f"target head {k}")
-        fitted = self._fit_target(arm, network, support, k)
+        fitted = self._fit_target(arm, network, self.task.support(k), k)
         return fitted.state, {**_about(fitted), "seconds": time.perf_counter() - start}
 
     def _source(self, arm: Arm, k: int) -> tuple[Fitted, float]:
@@ -183,9 +181,10 @@ class Experiment:
         held = k // 4 if self.plan.stopping == "validation" and k >= LEAST_HELD_OUT else 0
         part, chosen_by = (support.without_first(held), support.first(held)) if held else (support, None)
         learner, seed = self._learner(arm, network, part, "target", k)
-        score: Callable[[], float] = learner.training_score
-        if chosen_by is not None:
-            score = lambda: learner.accuracy(part, chosen_by)  # noqa: E731
+
+        def score() -> float:
+            return learner.training_score() if chosen_by is None else learner.accuracy(part, chosen_by)
+
         shots = k - held
         with _drawing(seed):
             return fit(
