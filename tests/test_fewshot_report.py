@@ -75,6 +75,15 @@ def test_the_reduction_is_a_mean_over_cells_with_any_number_of_replications() ->
     assert perfect is not None and perfect["left_out"] == 1 and perfect["mean"] == pytest.approx(0)
 
 
+def test_intervals_of_independent_groups_are_those_of_welch() -> None:
+    from scipy import stats
+
+    one, other = [0.1, 0.4, 0.2, 0.5], [0.3, 0.9, 0.8]
+    mean, half = comparisons._combined([(one, 1.0), (other, -1.0)])
+    low, high = stats.ttest_ind(one, other, equal_var=False).confidence_interval(0.95)
+    assert mean == pytest.approx((low + high) / 2) and half == pytest.approx((high - low) / 2)
+
+
 def test_orderings_are_counted_from_the_numbers() -> None:
     paper = [steady((0.6, 0.58, 0.4, 0.45, 0.2, 0.25), shift) for shift in (0.0, 0.01, -0.01, 0.02)]
     for number, one in enumerate(paper):  # some spread between the arms too
