@@ -287,7 +287,7 @@ PROXIES = [case for case in LOSSES if case.create().needs_classes]
 FUSED = [case for case in LOSSES if case.fused]
 ON_CUDA = [case for case in FUSED if case.cuda]
 PAIRS = [case for case in LOSSES if case.name not in ("proxy_anchor", "proxy_nca", "norm_softmax")]
-PAIRS = [case for case in LOSSES if case not in PROXIES and case.name not in ("sec", "l2_norm")]
+PAIRS = [case for case in LOSSES if case not in PROXIES and case.name not in ("sec", "l2_norm", "prototypical")]
 
 
 def embeddings_of(
