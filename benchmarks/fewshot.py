@@ -55,7 +55,9 @@ class Part:
     def grids(self, folder: Path | None, quick: bool) -> list[grid.Grid]:
         """A grid for each n, as the n have different numbers of replications."""
         data = str((folder or Path()) / self.data) if self.data.endswith(".npz") else self.data
-        budget = budget_of("quick" if quick else "cpu", {} if quick else {**BUDGET, "source_samples": self.source_samples})
+        lengths = {} if quick else {**BUDGET, "source_samples": self.source_samples}
+        kind = "features" if self.data.endswith(".npz") else "images"
+        budget = budget_of("quick" if quick else "cpu", lengths, kind)
         found = []
         for n, replications in list(self.replications.items())[: 1 if quick else None]:
             plan = Plan(
