@@ -12,12 +12,14 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 from benchmarks.measuring import environment
 from dmlcore.errors import DataError
 from dmlcore.protocols import drawing
 from dmlcore.protocols.fewshot import curves, grid, report
+from dmlcore.protocols.fewshot.arms import ADAPTED
 from dmlcore.protocols.fewshot.budgets import budget_of
 from dmlcore.protocols.fewshot.cell import Plan
 from dmlcore.training.folder import plain, write_atomically
@@ -230,8 +232,12 @@ def _all_reductions(parts: dict[str, Any], _: str) -> list[str]:
         found = part["reduction"]
         by_arm = found["by_arm"]
         shown = [said(found), *(said(by_arm.get(arm)) for arm in ("adap_hist_loss", "adap_proto_net"))]
+        shown += [said(part["reductions_of_losses"].get(ADAPTED + loss)) for loss in LOSSES]
         rows.append([name, *shown, str(found["places"])])
-    return report.table(["", "both hybrids", "adap_hist_loss", "adap_proto_net", "pairs of n and k"], rows)
+    main = [parts[name]["reduction"]["mean"] for name in MAIN if name in parts]
+    rows.append([f"mean of {', '.join(name for name in MAIN if name in parts)}", f"{100 * fmean(main):.0f} %", *[""] * 5])
+    adapted = ["adap_hist_loss", "adap_proto_net", *(ADAPTED + loss for loss in LOSSES)]
+    return report.table(["", "both hybrids", *adapted, "pairs of n and k"], rows)
 
 
 def _all_orderings(parts: dict[str, Any], _: str) -> list[str]:
