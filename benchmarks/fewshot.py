@@ -12,12 +12,14 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 from benchmarks.measuring import environment
 from dmlcore.errors import DataError
 from dmlcore.protocols import drawing
 from dmlcore.protocols.fewshot import curves, grid, report
+from dmlcore.protocols.fewshot.arms import ADAPTED
 from dmlcore.protocols.fewshot.budgets import budget_of
 from dmlcore.protocols.fewshot.cell import Plan
 from dmlcore.training.folder import plain, write_atomically
@@ -55,7 +57,9 @@ class Part:
     def grids(self, folder: Path | None, quick: bool) -> list[grid.Grid]:
         """A grid for each n, as the n have different numbers of replications."""
         data = str((folder or Path()) / self.data) if self.data.endswith(".npz") else self.data
-        budget = budget_of("quick" if quick else "cpu", {} if quick else {**BUDGET, "source_samples": self.source_samples})
+        lengths = {} if quick else {**BUDGET, "source_samples": self.source_samples}
+        kind = "features" if self.data.endswith(".npz") else "images"
+        budget = budget_of("quick" if quick else "cpu", lengths, kind)
         found = []
         for n, replications in list(self.replications.items())[: 1 if quick else None]:
             plan = Plan(
@@ -228,8 +232,12 @@ def _all_reductions(parts: dict[str, Any], _: str) -> list[str]:
         found = part["reduction"]
         by_arm = found["by_arm"]
         shown = [said(found), *(said(by_arm.get(arm)) for arm in ("adap_hist_loss", "adap_proto_net"))]
+        shown += [said(part["reductions_of_losses"].get(ADAPTED + loss)) for loss in LOSSES]
         rows.append([name, *shown, str(found["places"])])
-    return report.table(["", "both hybrids", "adap_hist_loss", "adap_proto_net", "pairs of n and k"], rows)
+    main = [parts[name]["reduction"]["mean"] for name in MAIN if name in parts]
+    rows.append([f"mean of {', '.join(name for name in MAIN if name in parts)}", f"{100 * fmean(main):.0f} %", *[""] * 5])
+    adapted = ["adap_hist_loss", "adap_proto_net", *(ADAPTED + loss for loss in LOSSES)]
+    return report.table(["", "both hybrids", *adapted, "pairs of n and k"], rows)
 
 
 def _all_orderings(parts: dict[str, Any], _: str) -> list[str]:

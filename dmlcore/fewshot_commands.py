@@ -122,7 +122,7 @@ def fewshot_app(chosen: dict[str, Component]) -> App:
             embedding_dim=embedding_dim,
             init=init,
             stopping=stopping,
-            budget=dataclasses.asdict(budget_of(preset, values)),
+            budget=dataclasses.asdict(budget_of(preset, values, samples.kind)),
             seed=seed,
             replication=0,
         )

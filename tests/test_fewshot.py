@@ -424,6 +424,8 @@ def test_arms_need_names_of_their_own_and_known_losses() -> None:
 @pytest.mark.parametrize("preset", list(PRESETS))
 def test_presets_are_budgets(preset: str) -> None:
     assert budget_of(preset, {"batch": 7}).batch == 7
+    assert budget_of(preset, {}, "features").prototype_rate == 1e-4
+    assert budget_of(preset, {"prototype_rate": 0.2}, "features").prototype_rate == 0.2
     with pytest.raises(ConfigError, match="patience"):
         budget_of(preset, {"patience": 0})
 

@@ -75,6 +75,12 @@ def test_the_reduction_is_a_mean_over_cells_with_any_number_of_replications() ->
     assert perfect is not None and perfect["left_out"] == 1 and perfect["mean"] == pytest.approx(0)
 
 
+def test_other_losses_are_compared_with_all_arms_without_adaptation() -> None:
+    one = steady((0.9, 0.5, 0.4, 0.6, 0.2, 0.4)) | {"ms": {10: 0.2}, "adap_ms": {10: 0.15}}
+    found = comparisons.reductions_of_losses(errors_of(one))
+    assert list(found) == ["adap_ms"] and found["adap_ms"]["mean"] == pytest.approx(0.25)  # over ms itself
+
+
 def test_intervals_of_independent_groups_are_those_of_welch() -> None:
     from scipy import stats
 
@@ -128,6 +134,7 @@ def test_the_benchmark_fills_its_page(tmp_path: Path) -> None:
         "means": comparisons.means(errors),
         "paired": paired(errors),
         "reduction": reduction(errors),
+        "reductions_of_losses": comparisons.reductions_of_losses(errors),
         "orderings": orderings(errors),
         "regrets": regrets(errors, ARMS[:4]),
     }

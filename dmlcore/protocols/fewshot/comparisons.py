@@ -137,6 +137,13 @@ def reduction(errors: Errors, arms: Sequence[str] = HYBRIDS, others: Sequence[st
     return {"mean": mean, "half": half, "places": len(used), "left_out": len(places) - len(used), "by_arm": by_arm}
 
 
+def reductions_of_losses(errors: Errors) -> dict[str, dict[str, Any]]:
+    """The reduction by every other adapted arm, over the best of all arms without adaptation, its own form among them."""
+    others = [arm for arm in errors.arms if not arm.startswith(ADAPTED)]
+    adapted = [arm for arm in errors.arms if arm.startswith(ADAPTED) and arm not in HYBRIDS]
+    return {arm: found for arm in adapted if (found := reduction(errors, [arm], others)) is not None}
+
+
 def _combined(groups: Sequence[tuple[list[float], float]], level: float = 0.95) -> tuple[float, float]:
     """A weighted sum of means of independent groups, and half of its t-interval with Welch's degrees of freedom.
 

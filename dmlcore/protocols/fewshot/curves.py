@@ -11,6 +11,8 @@ from dmlcore.protocols.fewshot.arms import ADAPTED
 
 _COLOURS = ("tab:grey", "black", "tab:blue", "tab:orange", "tab:green", "tab:red", "tab:purple", "tab:brown", "tab:pink")
 
+LEGEND = 1.4  # inches below the panels
+
 
 def figure(grids: Sequence[tuple[str, Sequence[dict[str, Any]]]]) -> Any:
     """A figure with a row of panels per grid; adapted arms in the colour of their form without adaptation, but whole lines.
@@ -20,7 +22,8 @@ def figure(grids: Sequence[tuple[str, Sequence[dict[str, Any]]]]) -> Any:
     """
     plt = pyplot()
     width = max(len({row["n"] for row in rows}) for _, rows in grids)
-    made, axes = plt.subplots(len(grids), width, figsize=(4.2 * width + 2.2, 3.4 * len(grids)), squeeze=False)
+    height = 3.4 * len(grids) + LEGEND
+    made, axes = plt.subplots(len(grids), width, figsize=(max(4.2 * width, 7), height), squeeze=False)
     colours: dict[str, str] = {}
     for (title, rows), line in zip(grids, axes, strict=True):
         numbers = sorted({row["n"] for row in rows})
@@ -38,8 +41,8 @@ def figure(grids: Sequence[tuple[str, Sequence[dict[str, Any]]]]) -> Any:
     for axis in axes.flat:
         for handle, label in zip(*axis.get_legend_handles_labels(), strict=True):
             labels.setdefault(label, handle)
-    made.legend(labels.values(), labels.keys(), loc="center right", fontsize=8)
-    made.tight_layout(rect=(0, 0, 1 - 2.0 / (4.2 * width + 2.2), 1))
+    made.legend(labels.values(), labels.keys(), loc="lower center", fontsize=8, ncols=2)
+    made.tight_layout(rect=(0, LEGEND / height, 1, 1))
     return made
 
 

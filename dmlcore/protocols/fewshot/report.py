@@ -12,7 +12,16 @@ from dmlcore.errors import ConfigError, TrainingError
 from dmlcore.protocols import drawing
 from dmlcore.protocols.cells import DONE
 from dmlcore.protocols.fewshot import curves
-from dmlcore.protocols.fewshot.comparisons import UNADAPTED, Errors, means, orderings, paired, reduction, regrets
+from dmlcore.protocols.fewshot.comparisons import (
+    UNADAPTED,
+    Errors,
+    means,
+    orderings,
+    paired,
+    reduction,
+    reductions_of_losses,
+    regrets,
+)
 from dmlcore.protocols.fewshot.networks import INITS
 from dmlcore.training.folder import plain, write_atomically
 
@@ -58,6 +67,7 @@ def summarise(cells: Sequence[tuple[dict[str, Any], dict[str, Any]]]) -> dict[st
         "means": means(errors),
         "paired": paired(errors),
         "reduction": reduction(errors),
+        "reductions_of_losses": reductions_of_losses(errors),
         "orderings": orderings(errors),
         "regrets": regrets(errors, counted),
     }
@@ -101,6 +111,8 @@ def as_markdown(found: dict[str, Any], *, picture: bool) -> str:
         named = ", ".join(f"{arm} {count}" for arm, count in found["diverged"].items())
         lines += [f"Trainings ended by a loss that was not finite: {named}.", ""]
     lines += ["## What adaptation gains", "", *said_reduction(found["reduction"]), ""]
+    for arm, one in found["reductions_of_losses"].items():
+        lines += [f"{arm} over the best of all arms without adaptation: {percent(one)}.", ""]
     lines += [
         "Paired differences in points of error, with 95 % t-intervals over replications: above zero where the adapted arm errs"
         " less; bold where the interval leaves zero out.",

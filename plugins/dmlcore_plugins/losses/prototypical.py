@@ -9,11 +9,11 @@ from torch import Tensor
 
 import dmlcore
 from dmlcore.errors import ConfigError
-from dmlcore.losses import LossOptions, PairLoss, Rows, Sides, squared_euclidean_distances
+from dmlcore.losses import LossOptions, RowLoss, Rows, Sides, squared_euclidean_distances
 from dmlcore.losses.relations import Relation
 
 
-class Prototypical(PairLoss):
+class Prototypical(RowLoss):
     """`cross_entropy(-|x - p_c|^2, label)` over the classes `c`, mean over queries; `p_c` is the mean of the raw embeddings of
     class `c` in the support set.
 
@@ -43,6 +43,9 @@ class Prototypical(PairLoss):
 
     def plain_matrices(self, sides: Sides) -> int:
         return 6
+
+    def sides(self, embeddings: Tensor, labels: Tensor, references: Tensor | None, reference_labels: Tensor | None) -> Sides:
+        return Sides(embeddings, labels, references, reference_labels)
 
     def sides_for(
         self,
