@@ -286,8 +286,8 @@ LOSSES = [
 PROXIES = [case for case in LOSSES if case.create().needs_classes]
 FUSED = [case for case in LOSSES if case.fused]
 ON_CUDA = [case for case in FUSED if case.cuda]
-PAIRS = [case for case in LOSSES if case.name not in ("proxy_anchor", "proxy_nca", "norm_softmax")]
-PAIRS = [case for case in LOSSES if case not in PROXIES and case.name not in ("sec", "l2_norm", "prototypical")]
+NOT_OF_PAIRS = ("prototypical", "sec", "l2_norm")  # means of classes and norms: no miner or relation chooses among them
+PAIRS = [case for case in LOSSES if case not in PROXIES and case.name not in NOT_OF_PAIRS]
 
 
 def embeddings_of(
