@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from statistics import fmean
+from statistics import fmean, median
 from typing import Any
 
 from benchmarks.measuring import environment
@@ -170,7 +170,7 @@ def run(
 
 
 def collect(work: Path, names: Sequence[str]) -> dict[str, Any]:
-    """What is there of each part: the report's summary, and all errors by replication."""
+    """What is there of each part: the report's summary, all errors by replication, the median of the target epochs chosen."""
     parts = {}
     for name in names:
         if not any((work / _slug(name)).glob("cells/*/*.json")):
@@ -179,11 +179,15 @@ def collect(work: Path, names: Sequence[str]) -> dict[str, Any]:
         summary = report.summarise(cells)
         summary["settings"]["data"] = Path(summary["settings"]["data"]).name  # where it lay is nobody's business
         errors: dict[str, dict[str, list[float]]] = {}
+        epochs: dict[str, dict[str, list[int]]] = {}
         for settings, result in sorted(cells, key=lambda cell: cell[0]["replication"]):
             for arm, shots in result["arms"].items():
                 for k, one in shots.items():
                     errors.setdefault(arm, {}).setdefault(f"n{settings['n']} k{k}", []).append(round(one["error"], 5))
-        parts[name] = {**_rounded(summary), "errors": errors}
+                    if "epoch" in one:
+                        epochs.setdefault(arm, {}).setdefault(f"n{settings['n']} k{k}", []).append(one["epoch"])
+        chosen = {arm: {place: median(values) for place, values in places.items()} for arm, places in epochs.items()}
+        parts[name] = {**_rounded(summary), "errors": errors, "median_epochs": chosen}
     return {"environment": environment(), "parts": parts}
 
 
