@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
+import subprocess
+import sys
+import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -59,7 +64,7 @@ def test_a_failure_keeps_what_was_done_and_only_the_rest_is_run_again(tmp_path: 
     with pytest.raises(ConfigError, match="two is refused"):
         run_cells(tmp_path, CELLS, fails_at_two, processes=processes)
     kept = finished(tmp_path, CELLS)
-    assert {"one/0"} <= set(kept) <= {"one/0", "one/1", "one/3"}
+    assert {"one/0", "one/1"} <= set(kept) <= {"one/0", "one/1", "one/3"}
     rest = [cell for cell in CELLS if cell.key not in kept]
     run_cells(tmp_path, rest, compute)
     assert len(run_cells(tmp_path, CELLS, must_not_run)) == 4
@@ -79,6 +84,59 @@ def test_results_of_other_settings_and_damaged_ones_are_refused(tmp_path: Path) 
     path.write_text(path.read_text()[:20])
     with pytest.raises(TrainingError, match=r"0\.json is damaged .* remove it"):
         run_cells(tmp_path, CELLS[:1], must_not_run)
+
+
+WAITING = """
+import sys, time
+from pathlib import Path
+from dmlcore.protocols.cells import Cell, run_cells
+
+
+def wait(settings, work):
+    (Path(sys.argv[1]) / f"began{settings['n']}").touch()
+    time.sleep(600)
+
+
+if __name__ == "__main__":
+    run_cells(Path(sys.argv[1]) / "out", [Cell("a", {"n": 1}), Cell("b", {"n": 2})], wait, processes=2)
+"""
+
+
+def _children(pid: int) -> set[int]:
+    found = set()
+    for path in Path("/proc").glob("[0-9]*/stat"):
+        with contextlib.suppress(OSError):
+            if int(path.read_text().rpartition(")")[2].split()[1]) == pid:
+                found.add(int(path.parent.name))
+    return found
+
+
+@pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="needs /proc to see processes")
+def test_no_process_outlives_a_killed_parent(tmp_path: Path) -> None:
+    (tmp_path / "waiting.py").write_text(WAITING)
+    parent = subprocess.Popen([sys.executable, str(tmp_path / "waiting.py"), str(tmp_path)])
+    try:
+        _until(lambda: len(list(tmp_path.glob("began*"))) == 2)
+        children = _children(parent.pid)
+        assert len(children) >= 2
+    finally:
+        parent.kill()
+        parent.wait()
+    _until(lambda: not any(_runs(pid) for pid in children))
+
+
+def _runs(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
+
+
+def _until(holds: Callable[[], bool], seconds: float = 120) -> None:
+    ends = time.monotonic() + seconds
+    while not holds():
+        assert time.monotonic() < ends, "it takes too long"
+        time.sleep(0.05)
 
 
 def test_intervals_by_hand() -> None:

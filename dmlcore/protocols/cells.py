@@ -9,13 +9,15 @@ from __future__ import annotations
 import contextlib
 import itertools
 import json
+import multiprocessing
 import os
 import shutil
+import signal
+import threading
 from collections.abc import Callable, Generator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
-from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -158,9 +160,12 @@ def _in_others(
     folder: Path, cells: Sequence[Cell], function: Function, processes: int
 ) -> Generator[tuple[Cell, dict[str, Any]]]:
     # Fresh interpreters: a forked one would inherit the threads' state of torch's libraries.
-    pool = ProcessPoolExecutor(min(processes, len(cells)) or 1, mp_context=get_context("spawn"), initializer=_one_thread)
+    pool = ProcessPoolExecutor(
+        min(processes, len(cells)) or 1, mp_context=multiprocessing.get_context("spawn"), initializer=_begin
+    )
     queue = iter(cells)
     running: dict[Future, Cell] = {}
+    failure: Exception | None = None
     try:
         for cell in itertools.islice(queue, processes):
             running[pool.submit(_compute, function, cell, folder)] = cell
@@ -168,9 +173,18 @@ def _in_others(
             done, _ = wait(running, return_when=FIRST_COMPLETED)
             for future in done:
                 cell = running.pop(future)
-                yield cell, future.result()
-                if (following := next(queue, None)) is not None:
+                try:
+                    result = future.result()
+                except BrokenProcessPool:
+                    raise
+                except Exception as error:  # the others that run are kept before it is told
+                    failure = failure or error
+                    continue
+                yield cell, result
+                if failure is None and (following := next(queue, None)) is not None:
                     running[pool.submit(_compute, function, following, folder)] = following
+        if failure is not None:
+            raise failure
     except BrokenProcessPool as error:
         raise TrainingError(
             "a process of the grid ended without a result, perhaps for want of memory. Try fewer --processes; the others stay"
@@ -179,14 +193,22 @@ def _in_others(
         pool.shutdown(wait=True, cancel_futures=True)
 
 
-def _one_thread() -> None:
-    import signal
-
+def _begin() -> None:
+    """What a fresh process does first."""
     import torch
 
     os.environ["OMP_NUM_THREADS"] = "1"
     torch.set_num_threads(1)
     signal.signal(signal.SIGINT, signal.SIG_DFL)  # an interrupt ends it at once; the parent says what is kept
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    """A parent that is killed cannot tell its processes; without this they would wait for work for ever."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    parent.join()
+    os.kill(os.getpid(), signal.SIGTERM)
 
 
 def _compute(function: Function, cell: Cell, folder: Path) -> dict[str, Any]:
