@@ -179,8 +179,8 @@ def orderings(errors: Errors) -> list[dict[str, Any]]:
     Returns:
         For each its `claim`, how many places it `holds` in by means, how many of `places`, in how many the paired interval is
         `clear`ly for and `against` it, and a `verdict`: `holds` (everywhere by means, nowhere clearly against), `mostly` (in
-        more than half, and clearly for it more often than against), `does not hold` (clearly against it at least as often as
-        for it, or in less than half), `undecided`.
+        more than half, and clearly for it more often than against), `does not hold` (clearly against it somewhere, and at
+        least as often as for it or in more than half), `undecided`.
     """
     found = []
 
@@ -228,6 +228,6 @@ def _judge(holds: int, places: int, clear: int, against: int) -> str:
         return "holds"
     if 2 * holds > places and clear > against:
         return "mostly"
-    if 2 * holds < places or (against and against >= clear):
+    if against and (2 * holds < places or against >= clear):
         return "does not hold"
     return "undecided"
