@@ -28,5 +28,5 @@ def test_the_means_are_those_of_the_stored_errors() -> None:
     for name, part in json.loads(STORED.read_text())["parts"].items():
         for row in part["means"]:
             errors = part["errors"][row["arm"]][f"n{row['n']} k{row['k']}"]
-            assert abs(sum(errors) / len(errors) - row["mean"]) < 2e-5, (name, row)
+            assert abs(sum(errors) / len(errors) - row["error"]) < 2e-5, (name, row)
             assert len(errors) >= (10 if row["n"] <= 10 else 5)
