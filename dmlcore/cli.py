@@ -25,7 +25,7 @@ from dmlcore.flags import COMMON, command, component_flags, flag, given, paramet
 from dmlcore.ood_commands import ood_app
 from dmlcore.plugin_commands import plugins_app
 from dmlcore.split_commands import splits_app, trunk_component
-from dmlcore.training.settings import CHOOSING, Component, Settings, Source, choose, not_chosen
+from dmlcore.training.settings import CHOOSING, Component, Settings, Source, choose, not_chosen, with_data_of_splits
 
 TRAINED = [
     flag("checkpoint", str, "`best`, `last` or `previous`.", "best"),
@@ -130,11 +130,11 @@ class _Commands:
         return found
 
     def _train(self) -> Callable[..., int]:
-        looked = self._look(*CHOOSING, "config", "resume") if self.word == "train" else {}
+        looked = self._look(*CHOOSING, "splits", "config", "resume") if self.word == "train" else {}
         files = [Source.read(looked["config"])] if "config" in looked else []
         if self.word == "train" and "resume" not in looked and (looked or not self.wants_help):
-            flags = Source("", {name: value for name, value in looked.items() if name in CHOOSING}, {})
-            self.settings, self.chosen = choose([*files, flags])
+            flags = Source("", {name: value for name, value in looked.items() if name in (*CHOOSING, "splits")}, {})
+            self.settings, self.chosen = choose(with_data_of_splits([*files, flags]))
 
         def train(
             *,

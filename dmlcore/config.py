@@ -61,7 +61,8 @@ def _convert(value: Any, kind: Any, where: str) -> Any:
         return value
     if origin in (tuple, list):
         element = typing.get_args(kind)[0]
-        parts = [part.strip() for part in value.split(",")] if isinstance(value, str) else list(value)
+        many = value if isinstance(value, list | tuple) else [value]  # one value stands for a list of it
+        parts = [part.strip() for part in value.split(",")] if isinstance(value, str) else many
         return origin(_convert(part, element, where) for part in parts)
     if kind is bool:
         if isinstance(value, bool):

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import inspect
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from cyclopts import App
 
@@ -13,7 +14,11 @@ from dmlcore.config import build_options, check_range
 from dmlcore.errors import ConfigError
 from dmlcore.flags import COMMON, command, flag
 
-_STEPS = "1000,1500"  # as published, for 2 and 5 shots
+if TYPE_CHECKING:
+    from dmlcore.protocols.shift.adapting import Adaptation
+
+PUBLISHED = {2: 1000, 5: 1500}
+"""Steps of adaptation by number of shots, as published."""
 
 
 def ood_app() -> App:
@@ -40,8 +45,17 @@ def ood_app() -> App:
                 flag("data", str | None, "The data, where they lie elsewhere than the file of splits says."),
                 flag("seeds", int, "Seeds of weights and batches: 0 to N - 1.", 3),
                 flag("split", str | None, "Ids of splits, separated by commas (default: all of the file)."),
-                flag("shots", str, "Support samples of a class in adaptation, separated by commas; 0: none.", "2,5"),
-                flag("adapt_steps", str, "Steps of adaptation, one number or one for each of `--shots`.", _STEPS),
+                flag(
+                    "shots",
+                    str | None,
+                    "Support samples of a class in adaptation, separated by commas; 0: none (default: 2 and 5, as far as the"
+                    " file has them).",
+                ),
+                flag(
+                    "adapt_steps",
+                    str | None,
+                    "Steps of adaptation, one number or one for each of `--shots` (default: 1000, from 5 shots on 1500).",
+                ),
                 flag("adapt_rate", float, "Learning rate of adaptation.", 1e-4),
                 flag("episodes", int, "Episodes of each number of shots, at most those of the file.", 10),
                 flag("processes", int, "Cells at a time, a thread each.", 1),
@@ -79,8 +93,8 @@ def _run(
     data: str | None,
     seeds: int,
     split: str | None,
-    shots: str,
-    adapt_steps: str,
+    shots: str | None,
+    adapt_steps: str | None,
     adapt_rate: float,
     episodes: int,
     processes: int,
@@ -90,15 +104,9 @@ def _run(
 ) -> int:
     from dmlcore.protocols import drawing
     from dmlcore.protocols.shift import report, running
-    from dmlcore.protocols.shift.adapting import Adaptation
 
     check_range("processes", processes, least=1)
-    adaptation = None
-    if shots.strip() != "0":
-        given: dict[str, Any] = {"shots": shots, "steps": adapt_steps, "rate": adapt_rate, "episodes": episodes}
-        if adapt_steps == _STEPS and len(_words(shots)) == 1:
-            given["steps"] = adapt_steps.split(",")[0]
-        adaptation = build_options(Adaptation, given, "ood run")
+    adaptation = _adaptation(splits, shots, {"steps": adapt_steps, "rate": adapt_rate, "episodes": episodes})
     cells, places = running.plan(
         splits, _words(config), data=data, seeds=seeds, adaptation=adaptation, only=_words(split), tell=console.say
     )
@@ -107,6 +115,30 @@ def _run(
         console.say(drawing.HOW)
     running.run(cells, places, out, processes=processes, keeps_models=keep_models, tell=console.say)
     return _show(report.write(out), json)
+
+
+def _adaptation(splits: Path, shots: str | None, given: dict[str, Any]) -> Adaptation | None:
+    """What is adapted to, or None; `given` has the other fields, None where the user said nothing."""
+    from dmlcore.data import SplitFile
+    from dmlcore.protocols.shift.adapting import Adaptation
+
+    if shots is None:
+        file = SplitFile.read(splits)
+        there = [k for k in PUBLISHED if all(k in split.episodes for split in file.splits)]
+        if not there:
+            console.say("no adaptation: the splits have no episodes of 2 or 5 shots")
+    else:
+        there = [] if shots.strip() == "0" else build_options(_Shots, {"shots": shots}, "ood run").shots
+    if not there:
+        return None
+    if given["steps"] is None:
+        given["steps"] = [PUBLISHED[2 if k < 5 else 5] for k in there]
+    return build_options(Adaptation, {"shots": there, **given}, "ood run")
+
+
+@dataclass(frozen=True)
+class _Shots:
+    shots: tuple[int, ...] = ()
 
 
 def _report(folder: Path, *, config: str | None, json: bool, debug: bool) -> int:

@@ -390,6 +390,34 @@ def test_what_does_not_fit_together_is_refused(place: Path, capsys: pytest.Captu
     assert "there are no results of `dmlcore ood run`" in capsys.readouterr().err
 
 
+def test_what_is_not_said_comes_from_the_file(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = SplitFile.read(place / "splits.json")
+    fewer = [dataclasses.replace(split, episodes={2: split.episodes[2]}) for split in file.splits]
+    (place / "splits.json").write_bytes(dataclasses.replace(file, splits=tuple(fewer)).to_json())
+    assert main([*run_command(place, "--split", "swap1", configs="ms"), "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["adaptation"]["shots"] == [2] and list(found["configurations"]["ms"]["splits"]["swap1"]["few_shot"]) == ["2"]
+    bare = [dataclasses.replace(split, episodes={}) for split in file.splits]
+    (place / "splits.json").write_bytes(dataclasses.replace(file, splits=tuple(bare)).to_json())
+    assert main([*run_command(place, "--split", "default", configs="triplet"), "--json"]) == 0
+    shown = capsys.readouterr()
+    assert "no adaptation: the splits have no episodes" in shown.err and json.loads(shown.out)["adaptation"]
+    out = str(place / "run")
+    assert main(["train", "--splits", str(place / "splits.json"), "--split", "swap2", "--steps", "2", "--out", out]) == 0
+    assert TrainedRun(out).config.settings.data == str(place / "features.npz")
+    (place / "bad.toml").write_text("plugins = 3\n")
+    assert main(["train", "--config", str(place / "bad.toml"), "--out", str(place / "none")]) == 2
+    assert "plugins is 3, but must be text" in capsys.readouterr().err
+
+
+def test_models_are_kept_or_said_to_be_gone(place: Path) -> None:
+    cells, places = cells_of(place, only=["default"])
+    running.run(cells, places, place / "out")
+    told: list[str] = []
+    running.run(cells, places, place / "out", keeps_models=True, tell=told.append)
+    assert told == ["1 cells were finished before without keeping their models; remove their files to have them again"]
+
+
 def test_results_of_other_settings_are_not_mixed(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
     cells, places = cells_of(place, only=["default"])
     running.run(cells, places, place / "out")

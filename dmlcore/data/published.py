@@ -224,9 +224,7 @@ def _sides(split: dict[Any, Any], identity: str, matched: _Matched) -> Sides:
             found[key] = list(dict.fromkeys(match for name in names if (match := matched.class_of(name)) is not None))
     both = set(found["train"]) & set(found["test"])
     if both:
-        raise DataError(
-            f"split '{identity}': class '{min(both)}' is on both sides, training and test ({len(both)} classes are)"
-        )
+        raise DataError(f"split '{identity}': class '{min(both)}' is on both sides, training and test ({len(both)} in all)")
     if "split_train" not in found:
         found["split_train"] = found["train"][: int(0.75 * len(found["train"]))]
     # What the file does not say to validate with is trained on, so that the parts divide the side.

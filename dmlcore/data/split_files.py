@@ -239,7 +239,7 @@ def _split(value: Any, number: int) -> ClassSplit:
     sides = {key: _names(value[key], f"{name}: {key}") for key in ("train", "test", "train_part", "validation_part")}
     both = set(sides["train"]) & set(sides["test"])
     if both:
-        raise DataError(f"{name}: class '{min(both)}' is on both sides, training and test ({len(both)} classes are)")
+        raise DataError(f"{name}: class '{min(both)}' is on both sides, training and test ({len(both)} in all)")
     if set(sides["train_part"]) & set(sides["validation_part"]) or {*sides["train_part"], *sides["validation_part"]} != set(
         sides["train"]
     ):

@@ -195,11 +195,11 @@ def _in_others(
 
 def _begin() -> None:
     """What a fresh process does first."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # an interrupt ends it at once; the parent says what is kept
+    os.environ["OMP_NUM_THREADS"] = "1"
     import torch
 
-    os.environ["OMP_NUM_THREADS"] = "1"
     torch.set_num_threads(1)
-    signal.signal(signal.SIGINT, signal.SIG_DFL)  # an interrupt ends it at once; the parent says what is kept
     threading.Thread(target=_end_with_parent, daemon=True).start()
 
 

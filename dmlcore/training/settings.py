@@ -90,7 +90,8 @@ class Settings:
     serve: Literal["whole", "compressed", "student"] | None = None
     """What the model gives as its embedding (default: `compressed` where there is that, else `student`, else `whole`)."""
     data: str = "glyphs"
-    """Data set by name, a folder with one sub-folder per class, a CSV manifest, or an .npz with x and y."""
+    """Data set by name, a folder with one sub-folder per class, a CSV manifest, or an .npz with x and y; where only `splits`
+    are given, what these were made of."""
     fractions: tuple[float, ...] = (0.5, 0.15, 0.35)
     """Fractions of the classes for training, validation and test, where the data has no split of its own."""
     splits: str | None = None
@@ -287,6 +288,22 @@ class Source:
         return ConfigError(f"{self.label}: {message}" if self.label else message)
 
 
+def with_data_of_splits(sources: list[Source]) -> list[Source]:
+    """The sources, behind one with the data that a file of splits was made of, where `splits` is given and no `data`.
+
+    Raises:
+        DataError: the file cannot be read, or its data are gone.
+    """
+    files = [source.values["splits"] for source in sources if source.values.get("splits") not in (None, "none")]
+    if not files or any("data" in source.values for source in sources):
+        return sources
+    from dmlcore.data import SplitFile, find_source
+
+    file = SplitFile.read(files[-1])
+    tables = {find_source(file.data)[0].name: dict(file.options)} if file.options else {}
+    return [Source(str(files[-1]), {"data": file.data}, tables), *sources]
+
+
 @dataclass(frozen=True)
 class Component:
     """A chosen component.
@@ -436,6 +453,7 @@ class RunConfig:
                 the message names the file where the value came from one.
         """
         names = [f.name for f in dataclasses.fields(Settings)]
+        sources = with_data_of_splits(sources)
         for source in sources:
             for key in source.values:
                 if key not in names:

@@ -96,8 +96,9 @@ def as_markdown(found: dict[str, Any], *, picture: bool) -> str:
         "# Few-shot transfer",
         "",
         f"`{settings['data']}`: source classes {settings['source_classes']}, target classes {target};"
-        f" {found['cells']} cells, {found['training_seconds']:.0f} s of training. Network: {settings['model'] or 'default'}"
-        f" {settings['model_options'] or ''}, {settings['embedding_dim']} numbers; {INITS[settings['init']]}; stopping:"
+        f" {found['cells']} cells, {found['training_seconds']:.0f} s of training. Network:"
+        f" {' '.join(str(part) for part in (settings['model'] or 'default', settings['model_options']) if part)},"
+        f" {settings['embedding_dim']} numbers; {INITS[settings['init']]}; stopping:"
         f" {settings['stopping']}.",
         "",
         "Error in % ± standard error over replications; the smallest of a column in bold. At k = 1 no adaptation is defined.",

@@ -63,6 +63,8 @@ def build_splits(
     )
     _check_names(table, data)
     tell(f"{len(table.labels):,} samples of {len(means):,} classes, described by {means.shape[1]:,} numbers each")
+    if build.episodes:  # before the long part
+        usable_shots(table.labels, table.class_names, np.arange(len(means)), build.shots)
     (train, test), driver, notes = _start(source, table, data, build, vectors := isometric(means))
     smaller = min(len(train), len(test))
     if smaller < LEAST_SIDE:

@@ -69,13 +69,13 @@ def plan(
     names = [Path(config).stem for config in configs]
     if unique_names(names) != names:
         raise ConfigError(f"two configurations are called '{next(n for n in names if names.count(n) > 1)}'; rename a file")
+    where = data or file.data
+    read = [_read(config, where, {} if data else file.options, tell) for config in configs]
     for split in chosen:
         for shots in adaptation.shots if adaptation else ():
             if shots not in split.episodes:
                 known = ", ".join(map(str, split.episodes)) or "none"
                 raise ConfigError(f"split '{split.id}' has no episodes of {shots} shots; it has: {known}. Choose by --shots")
-    where = data or file.data
-    read = [_read(config, where, {} if data else file.options, tell) for config in configs]
     cells = []
     for split in chosen:
         about = {"id": split.id, "fid": split.fid, "swapped": split.swapped, "removed": split.removed, "digest": _digest(split)}
@@ -84,15 +84,19 @@ def plan(
                 settings = {
                     "name": name,
                     "config": config,
-                    "data": Path(where).name,
                     "split": about,
                     "seed": seed,
                     "adaptation": None if adaptation is None else plain(asdict(adaptation)),
                 }
-                cells.append(Cell(f"{in_file_name(name)}/{in_file_name(split.id)}/seed{seed}", settings))
+                cells.append(Cell(key_of(name, split.id, seed), settings))
     if len({cell.key for cell in cells}) < len(cells):
         raise ConfigError("two splits or configurations differ only in characters that file names lack; rename one")
     return cells, Places(str(Path(splits).resolve()), where)
+
+
+def key_of(name: str, split: str, seed: int) -> str:
+    """The key of a cell, of a configuration's name, a split's id and a seed."""
+    return f"{in_file_name(name)}/{in_file_name(split)}/seed{seed}"
 
 
 def run(
@@ -118,7 +122,12 @@ def run(
     out = Path(out)
     if keeps_models:
         places = Places(places.splits, places.data, str((out / MODELS).resolve()))
-    return run_cells(out, cells, functools.partial(train_and_measure, places=places), processes=processes, tell=tell)
+    found = run_cells(out, cells, functools.partial(train_and_measure, places=places), processes=processes, tell=tell)
+    if keeps_models:
+        without = sum(not (out / MODELS / cell.key).exists() for cell in cells)
+        if without:
+            tell(f"{without} cells were finished before without keeping their models; remove their files to have them again")
+    return found
 
 
 def train_and_measure(settings: dict[str, Any], work: Path, places: Places) -> dict[str, Any]:
@@ -150,7 +159,7 @@ def train_and_measure(settings: dict[str, Any], work: Path, places: Places) -> d
                 run.model, features, test.dense_labels, support, steps, adaptation.rate, seed=1000 * settings["seed"]
             )
     if places.models:
-        _keep(work / "run", Path(places.models) / settings["name"] / in_file_name(split.id) / f"seed{settings['seed']}")
+        _keep(work / "run", Path(places.models) / key_of(settings["name"], split.id, settings["seed"]))
     return {
         "zero_shot": result["metrics"]["test"],
         "validation": result["metrics"]["validation"],
