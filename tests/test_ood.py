@@ -418,6 +418,15 @@ def test_models_are_kept_or_said_to_be_gone(place: Path) -> None:
     assert told == ["1 cells were finished before without keeping their models; remove their files to have them again"]
 
 
+def test_missing_samples_are_told_before_training(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with np.load(place / "features.npz") as arrays:
+        np.savez(place / "features.npz", x=arrays["x"][:-3], y=arrays["y"][:-3])
+    assert main(run_command(place, "--split", "default")) == 2
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert "of class '23', which the data lack" in error
+    assert not list(place.glob("out/work/**/checkpoints"))
+
+
 def test_results_of_other_settings_are_not_mixed(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
     cells, places = cells_of(place, only=["default"])
     running.run(cells, places, place / "out")

@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from dmlcore.config import check_range, unique_names
 from dmlcore.data import SplitFile
@@ -22,6 +22,9 @@ from dmlcore.protocols.cells import Cell, run_cells
 from dmlcore.protocols.shift.adapting import Adaptation, adapt, trunk_features
 from dmlcore.training.folder import RunFolder, in_file_name, plain, write_atomically
 from dmlcore.training.settings import RunConfig, Source
+
+if TYPE_CHECKING:
+    import numpy as np
 
 OWN = ("data", "splits", "split", "seed")  # settings that the protocol gives
 MODELS = "models"
@@ -143,20 +146,20 @@ def train_and_measure(settings: dict[str, Any], work: Path, places: Places) -> d
     began, cpu = time.perf_counter(), time.process_time()
     split = SplitFile.read(places.splits).find(settings["split"]["id"])
     trained_by = {**settings["config"], "data": places.data, "splits": places.splits, "split": split.id}
-    result = _trained(RunConfig.create(**trained_by, seed=settings["seed"]), work, settings)
-    run = TrainedRun(work / "run")
-    few_shot: dict[str, Any] = {}
+    config = RunConfig.create(**trained_by, seed=settings["seed"])
+    adaptation = None
     if settings["adaptation"] is not None:
         adaptation = Adaptation(**{key: _tuple(value) for key, value in settings["adaptation"].items()})
-        opened = run.open()
-        test = opened.test
+    supports = _supports(config, split, adaptation)  # first: data that lack a sample are told before the long part
+    result = _trained(config, work, settings)
+    run = TrainedRun(work / "run")
+    few_shot: dict[str, Any] = {}
+    if adaptation is not None:
+        test = run.open().test
         features = trunk_features(run.model, test, workers=run.config.settings.workers)
         for shots, steps in zip(adaptation.shots, adaptation.steps, strict=True):
-            support = support_rows(
-                split, shots, test.rows, opened.sample_names, test.dense_labels, test.class_names, adaptation.episodes
-            )
             few_shot[str(shots)] = adapt(
-                run.model, features, test.dense_labels, support, steps, adaptation.rate, seed=1000 * settings["seed"]
+                run.model, features, test.dense_labels, supports[shots], steps, adaptation.rate, seed=1000 * settings["seed"]
             )
     if places.models:
         _keep(work / "run", Path(places.models) / key_of(settings["name"], split.id, settings["seed"]))
@@ -172,6 +175,22 @@ def train_and_measure(settings: dict[str, Any], work: Path, places: Places) -> d
         "seconds": time.perf_counter() - began,
         "cpu_seconds": time.process_time() - cpu,
         "headline": f"R@1 {result['metrics']['test']['recall@1']:.3f}  FID {split.fid:.4g}",
+    }
+
+
+def _supports(config: RunConfig, split: ClassSplit, adaptation: Adaptation | None) -> dict[int, list[np.ndarray]]:
+    """Positions of the support samples in the test part, by the number of shots and the episode."""
+    if adaptation is None:
+        return {}
+    from dmlcore.training.run import open_splits
+
+    opened = open_splits(config)
+    test = opened.test
+    return {
+        shots: support_rows(
+            split, shots, test.rows, opened.sample_names, test.dense_labels, test.class_names, adaptation.episodes
+        )
+        for shots in adaptation.shots
     }
 
 
