@@ -355,6 +355,7 @@ def test_the_command_trains_reports_and_does_nothing_twice(
     [
         (["--shots", "10"], "has no episodes of 10 shots; it has: 2, 5. Choose by --shots"),
         (["--split", "swap7"], "no split 'swap7'"),
+        (["--episodes", "4"], "episodes is 4, but split 'default' has 3 of 2 shots"),
         (["--seeds", "0"], "seeds is 0"),
         (["--processes", "0"], "processes is 0"),
         (["--shots", "two"], "must be a whole number"),

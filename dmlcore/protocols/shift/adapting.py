@@ -35,13 +35,13 @@ class Adaptation:
         shots: numbers of support samples of a class that are tried.
         steps: of Adam, for each number of shots.
         rate: of Adam.
-        episodes: of those stored with the split, the first so many.
+        episodes: of those stored with the split, the first so many; None: all.
     """
 
     shots: tuple[int, ...] = (2, 5)
     steps: tuple[int, ...] = (1000, 1500)
     rate: float = 1e-4
-    episodes: int = 10
+    episodes: int | None = None
 
     def __post_init__(self) -> None:
         if len(self.steps) == 1 < len(self.shots):

@@ -79,6 +79,9 @@ def plan(
             if shots not in split.episodes:
                 known = ", ".join(map(str, split.episodes)) or "none"
                 raise ConfigError(f"split '{split.id}' has no episodes of {shots} shots; it has: {known}. Choose by --shots")
+            if adaptation and adaptation.episodes and adaptation.episodes > len(split.episodes[shots]):
+                stored = len(split.episodes[shots])
+                raise ConfigError(f"episodes is {adaptation.episodes}, but split '{split.id}' has {stored} of {shots} shots")
     cells = []
     for split in chosen:
         about = {"id": split.id, "fid": split.fid, "swapped": split.swapped, "removed": split.removed, "digest": _digest(split)}
