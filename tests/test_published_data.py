@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import builtins
 import gzip
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +12,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from dmlcore import plugins
 from dmlcore.cli import main
 from dmlcore.data import open_data
 from dmlcore.data.opening import load_table
 from dmlcore.errors import DataError
+from dmlcore.testing import run_checks_of
 
 
 def write_idx(path: Path, values: np.ndarray) -> None:
@@ -161,6 +164,13 @@ def test_isolet_that_is_damaged_gives_one_line(tmp_path: Path) -> None:
         file.write_text(content)
         with pytest.raises(DataError, match=said):
             load("isolet", path=str(tmp_path))
+
+
+@pytest.mark.parametrize("name, files", [("mnist", mnist_files), ("omniglot", omniglot_files), ("isolet", isolet_files)])
+def test_they_keep_the_contract_of_data(name: str, files: Callable[[Path], Path], tmp_path: Path) -> None:
+    report = run_checks_of(plugins.find("data", name).component, path=str(files(tmp_path)))
+    report.raise_failures()
+    assert len(report.checks) >= 3
 
 
 def test_the_sample_of_mnist() -> None:
