@@ -15,7 +15,7 @@ from pathlib import Path
 from statistics import fmean, median
 from typing import Any
 
-from benchmarks.measuring import environment
+from benchmarks.measuring import environment, rounded, slug
 from dmlcore.errors import DataError
 from dmlcore.protocols import drawing
 from dmlcore.protocols.fewshot import curves, grid, report
@@ -161,7 +161,7 @@ def run(
     try:
         for name, one in sorted(grids, key=lambda named: named[1].numbers[0] >= LARGE):
             tell(f"{name}, n = {one.numbers[0]}")
-            grid.run(one, work / _slug(name), processes=processes, tell=told, again="the same command")
+            grid.run(one, work / slug(name), processes=processes, tell=told, again="the same command")
     except OutOfTime:
         tell(f"{minutes:g} minutes are over; the same command goes on")
     found = collect(work, [part.name for part in parts])
@@ -173,9 +173,9 @@ def collect(work: Path, names: Sequence[str]) -> dict[str, Any]:
     """What is there of each part: the report's summary, all errors by replication, the median of the target epochs chosen."""
     parts = {}
     for name in names:
-        if not any((work / _slug(name)).glob("cells/*/*.json")):
+        if not any((work / slug(name)).glob("cells/*/*.json")):
             continue
-        cells = report.read(work / _slug(name))
+        cells = report.read(work / slug(name))
         summary = report.summarise(cells)
         summary["settings"]["data"] = Path(summary["settings"]["data"]).name  # where it lay is nobody's business
         errors: dict[str, dict[str, list[float]]] = {}
@@ -187,20 +187,8 @@ def collect(work: Path, names: Sequence[str]) -> dict[str, Any]:
                     if "epoch" in one:
                         epochs.setdefault(arm, {}).setdefault(f"n{settings['n']} k{k}", []).append(one["epoch"])
         chosen = {arm: {place: median(values) for place, values in places.items()} for arm, places in epochs.items()}
-        parts[name] = {**_rounded(summary), "errors": errors, "median_epochs": chosen}
+        parts[name] = {**rounded(summary), "errors": errors, "median_epochs": chosen}
     return {"environment": environment(), "parts": parts}
-
-
-def _rounded(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _rounded(one) for key, one in value.items()}
-    if isinstance(value, list | tuple):
-        return [_rounded(one) for one in value]
-    return round(value, 5) if isinstance(value, float) else value
-
-
-def _slug(name: str) -> str:
-    return re.sub(r"\W+", "-", name)
 
 
 def draw(found: dict[str, Any], file: Path) -> Path:

@@ -6,6 +6,7 @@ import csv
 import json
 import os
 import platform
+import re
 import statistics
 import subprocess
 import time
@@ -136,3 +137,17 @@ def write(rows: list[Row], csv_file: Path | None, json_file: Path | None = None)
         unfinished = json_file.with_name(json_file.name + ".new")
         unfinished.write_text(json.dumps(rows, indent=1) + "\n")
         unfinished.replace(json_file)
+
+
+def rounded(value: Any) -> Any:
+    """Nested results with five digits behind the point, for files that are kept."""
+    if isinstance(value, dict):
+        return {key: rounded(one) for key, one in value.items()}
+    if isinstance(value, list | tuple):
+        return [rounded(one) for one in value]
+    return round(value, 5) if isinstance(value, float) else value
+
+
+def slug(name: str) -> str:
+    """A name as part of a file's name."""
+    return re.sub(r"\W+", "-", name)

@@ -13,6 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from benchmarks.measuring import rounded, slug
+
 PAGE = Path(__file__).parents[1] / "docs" / "ood.md"
 RESULTS = Path(__file__).parent / "results"
 WIDE: dict[str, Any] = {"embedding_dim": 256, "compress": 64}
@@ -92,7 +94,7 @@ def run(folder: Path | None, work: Path | None, processes: int, quick: bool, onl
         data = family.data if family.data == "glyphs" else str((folder or Path()) / family.data)
         if (only and only not in family.name) or not (family.data == "glyphs" or Path(data).exists()):
             continue
-        place = work / _file_name(family.name)
+        place = work / slug(family.name)
         splits = _splits(family, data, place, tell)
         tried = _constraint(family, splits.default, place, quick, tell)
         configs = _configs(family, place, METHODS, quick, max(tried, key=lambda eta: tried[eta]))
@@ -120,9 +122,9 @@ def run(folder: Path | None, work: Path | None, processes: int, quick: bool, onl
             "versions": next(iter(results.values()))["versions"],
             "cells": {key: _kept(result) for key, result in results.items()},
         }
-        found = _rounded(found)
+        found = rounded(found)
         write_atomically(file, (json.dumps(found, indent=1) + "\n").encode())
-        report.draw(summary, file.with_name(f"{file.stem}-{_file_name(family.name)}.svg"), family.name)
+        report.draw(summary, file.with_name(f"{file.stem}-{slug(family.name)}.svg"), family.name)
     if page is not None:
         fill(found, page)
     return found
@@ -169,10 +171,6 @@ def _constraint(family: Family, default: str, place: Path, quick: bool, tell: Ca
     return {eta: result["validation"]["map@r"] for eta, result in zip(etas, results.values(), strict=True)}
 
 
-def _file_name(name: str) -> str:
-    return re.sub(r"\W+", "-", name)
-
-
 def _kept(result: dict[str, Any]) -> dict[str, Any]:
     return {"recall@1": result["zero_shot"]["recall@1"], "map@r": result["zero_shot"]["map@r"], "step": result["chosen_step"]}
 
@@ -187,14 +185,6 @@ def _baselines(cells: list[Any], results: dict[str, Any], raw: str) -> dict[str,
             for name in (raw, "untrained network"):
                 found.setdefault(name, {}).setdefault(cell.settings["split"]["id"], []).append(measured[name]["recall@1"])
     return {name: {split: sum(v) / len(v) for split, v in rows.items()} for name, rows in found.items()}
-
-
-def _rounded(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _rounded(one) for key, one in value.items()}
-    if isinstance(value, list):
-        return [_rounded(one) for one in value]
-    return round(value, 5) if isinstance(value, float) else value
 
 
 def fill(found: dict[str, Any], page: Path) -> None:

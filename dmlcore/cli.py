@@ -25,7 +25,16 @@ from dmlcore.flags import COMMON, command, component_flags, flag, given, paramet
 from dmlcore.ood_commands import ood_app
 from dmlcore.plugin_commands import plugins_app
 from dmlcore.split_commands import splits_app, trunk_component
-from dmlcore.training.settings import CHOOSING, Component, Settings, Source, choose, not_chosen, with_data_of_splits
+from dmlcore.training.settings import (
+    CHOOSING,
+    Component,
+    Settings,
+    Source,
+    choose,
+    data_component,
+    not_chosen,
+    with_data_of_splits,
+)
 
 TRAINED = [
     flag("checkpoint", str, "`best`, `last` or `previous`.", "best"),
@@ -186,10 +195,7 @@ class _Commands:
         data = self._look("data").get("data") if self.word == name else None
         if not data:
             return []
-        from dmlcore.data import find_source
-
-        source, implied = find_source(data)
-        component = Component(source.name, "data", data, source.Options, implied)
+        component = data_component(data)
         self.chosen, self.settings = {component.table: component}, dataclasses.replace(self.settings, data=data)
         return [component_flags(component)] if component.option_names() else []
 

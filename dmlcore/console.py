@@ -113,33 +113,24 @@ def show_result(result: dict[str, Any]) -> None:
 
 def show_shift(found: dict[str, Any]) -> None:
     """Configurations compared on splits of growing shift, and where the report lies."""
+    from dmlcore.protocols.shift.report import said, shots_of
+
     table = _table("Recall@1, %", "FID", *found["configurations"], numbers=True)
     for split in found["splits"]:
         rows = (one["splits"][split["id"]] for one in found["configurations"].values())
-        table.add_row(split["id"], f"{split['fid']:.4g}", *(_percent(row.get("recall@1")) for row in rows))
+        table.add_row(split["id"], f"{split['fid']:.4g}", *(said(row.get("recall@1")) or "-" for row in rows))
     areas = [one["area"].get("recall@1") for one in found["configurations"].values()]
     if any(areas):
-        table.add_row("area over FID", "", *map(_percent, areas))
+        table.add_row("area over FID", "", *(said(area) or "-" for area in areas))
     _stdout().print(table)
-    shots = sorted(
-        {k for one in found["configurations"].values() for row in one["splits"].values() for k in row["few_shot"]}, key=int
-    )
-    for k in shots:
+    for k in shots_of(found):
         table = _table(f"gained by {k} shots", "FID", *found["configurations"], numbers=True)
         for split in found["splits"]:
             rows = (one["splits"][split["id"]]["few_shot"].get(k, {}) for one in found["configurations"].values())
-            table.add_row(split["id"], f"{split['fid']:.4g}", *(_percent(row.get("gain"), signed=True) for row in rows))
+            table.add_row(split["id"], f"{split['fid']:.4g}", *(said(row.get("gain"), signed=True) or "-" for row in rows))
         _stdout().print(table)
     show(f"Means over seeds {', '.join(map(str, found['seeds']))} with 95 % t-intervals; for gains, over episodes.")
     show(f"Report: {', '.join(found['files'].values())}")
-
-
-def _percent(pair: dict[str, Any] | None, signed: bool = False) -> str:
-    if not pair:
-        return "-"
-    return f"{100 * pair['mean']:{'+' if signed else ''}.1f}" + (
-        f" ± {100 * pair['half']:.1f}" if pair["half"] is not None else ""
-    )
 
 
 def show_components(entries: list[dict[str, Any]]) -> None:

@@ -12,7 +12,7 @@ from cyclopts import App
 from dmlcore import console
 from dmlcore.errors import ConfigError, suggestion
 from dmlcore.flags import COMMON, command, component_flags, flag, given, parameter_name
-from dmlcore.training.settings import Component
+from dmlcore.training.settings import Component, data_component, model_component
 
 LOOKED = ("data", "model", "losses")
 SMALL_CONV = {"channels": (16, 32, 64), "norm": "none"}  # the paper's have 32 channels in each of two to four layers
@@ -30,17 +30,8 @@ def chosen_components(looked: dict[str, str]) -> dict[str, Component]:
     """
     from dmlcore import plugins
 
-    found: dict[str, Component] = {}
-    if "data" in looked:
-        from dmlcore.data import find_source
-
-        source, implied = find_source(looked["data"])
-        found[source.name] = Component(source.name, "data", looked["data"], source.Options, implied)
-    if "model" in looked:
-        from dmlcore.models import find_trunk
-
-        trunk, implied = find_trunk(looked["model"], "images")
-        found[trunk.name] = Component(trunk.name, "model", looked["model"], trunk.Options, implied)
+    named = {"data": data_component, "model": model_component}
+    found = {made.table: made for key, make in named.items() if key in looked for made in [make(looked[key])]}
     for name in dict.fromkeys(filter(None, looked.get("losses", "").replace("+", ",").split(","))):
         loss = plugins.find("loss", name).component
         found[loss.name] = Component(loss.name, "loss", name, loss.Options)

@@ -13,7 +13,7 @@ from dmlcore.config import build_options
 from dmlcore.errors import ConfigError
 from dmlcore.flags import COMMON, command, flag, given, settings_flags
 from dmlcore.protocols.shift.options import BuildOptions
-from dmlcore.training.settings import Component
+from dmlcore.training.settings import Component, model_component
 
 if TYPE_CHECKING:
     from dmlcore.data.split_files import SplitFile
@@ -118,10 +118,7 @@ def trunk_component(model: str | None) -> Component | None:
     """
     if model is None or model == "features" or Path(model).expanduser().is_dir():
         return None
-    from dmlcore.models import find_trunk
-
-    trunk, implied = find_trunk(model, "images")
-    return Component(trunk.name, "model", model, trunk.Options, implied)
+    return model_component(model)
 
 
 def _settings(values: dict[str, Any]) -> BuildOptions:

@@ -11,19 +11,11 @@ from typing import Any
 
 from benchmarks.ensembles.arms import LENGTH, LOSSES, SEC, arms
 from benchmarks.ensembles.runs import Runs
+from dmlcore.protocols import drawing
+from dmlcore.protocols.intervals import mean_and_half as interval
 
 PAGE = Path(__file__).parents[2] / "docs" / "ensembles.md"
 NAMES = {"map@r": "MAP@R", "recall@1": "R@1"}
-
-
-def interval(values: list[float]) -> tuple[float, float]:
-    """Mean and half of the 95 % t-interval; NaN for the latter below two values."""
-    from scipy import stats
-
-    if len(values) < 2:
-        return statistics.fmean(values), math.nan
-    half = stats.t.ppf(0.975, len(values) - 1) * statistics.stdev(values) / math.sqrt(len(values))
-    return statistics.fmean(values), float(half)
 
 
 def survivors(samples: list[list[float]], level: float = 0.05) -> list[bool]:
@@ -311,12 +303,7 @@ def as_json(runs: Runs, file: Path) -> None:
 
 def draw(runs: Runs, file: Path) -> Path:
     """Bars with intervals, one panel per data set."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    matplotlib.rcParams["svg.hashsalt"] = "dmlcore"
-    from matplotlib import pyplot
-
+    pyplot = drawing.pyplot()
     comparisons = summary(runs)
     names = [arm.name for arm in arms() if any(("arms", arm.name, one.seeds[0]) in one.rows for one in comparisons)]
     figure, axes = pyplot.subplots(
@@ -342,12 +329,7 @@ def draw(runs: Runs, file: Path) -> Path:
 
 def draw_weights(runs: Runs, file: Path) -> Path | None:
     """Shares of the weights over the steps of every weighting that learns, on the first data set and seed; None without any."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    matplotlib.rcParams["svg.hashsalt"] = "dmlcore"
-    from matplotlib import pyplot
-
+    pyplot = drawing.pyplot()
     found = [
         row
         for one in summary(runs)[:1]

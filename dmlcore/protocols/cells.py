@@ -47,6 +47,28 @@ def path_of(folder: Path, key: str) -> Path:
     return folder / DONE / f"{key}.json"
 
 
+def read_cell(
+    path: Path, is_whole: Callable[[dict[str, Any], dict[str, Any]], object] = lambda settings, result: True
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Settings and result of a finished cell.
+
+    Args:
+        path: of its file.
+        is_whole: looks at what must be there; a KeyError, a TypeError or something false means that the file is damaged.
+
+    Raises:
+        TrainingError: the file is damaged.
+    """
+    try:
+        stored = json.loads(path.read_text(encoding="utf-8"))
+        settings, result = stored["settings"], stored["result"]
+        if not is_whole(settings, result):
+            raise ValueError("something is missing")
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise TrainingError(f"{path} is damaged ({type(error).__name__}); remove it to run the cell again") from error
+    return settings, result
+
+
 def finished(folder: Path, cells: Sequence[Cell]) -> dict[str, dict[str, Any]]:
     """The results that are there, by key.
 
@@ -59,11 +81,7 @@ def finished(folder: Path, cells: Sequence[Cell]) -> dict[str, dict[str, Any]]:
         path = path_of(folder, cell.key)
         if not path.exists():
             continue
-        try:
-            stored = json.loads(path.read_text(encoding="utf-8"))
-            settings, result = stored["settings"], stored["result"]
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            raise TrainingError(f"{path} is damaged ({type(error).__name__}); remove it to run the cell again") from error
+        settings, result = read_cell(path)
         if settings != plain(cell.settings):
             other = _difference(settings, plain(cell.settings))
             raise ConfigError(f"{path} holds {other}. Choose another --out, or remove it.")

@@ -297,10 +297,10 @@ def with_data_of_splits(sources: list[Source]) -> list[Source]:
     files = [source.values["splits"] for source in sources if source.values.get("splits") not in (None, "none")]
     if not files or any("data" in source.values for source in sources):
         return sources
-    from dmlcore.data import SplitFile, find_source
+    from dmlcore.data import SplitFile
 
     file = SplitFile.read(files[-1])
-    tables = {find_source(file.data)[0].name: dict(file.options)} if file.options else {}
+    tables = {data_component(file.data).table: dict(file.options)} if file.options else {}
     return [Source(str(files[-1]), {"data": file.data}, tables), *sources]
 
 
@@ -329,6 +329,22 @@ class Component:
         )
 
 
+def data_component(name: str) -> Component:
+    """The source that `--data` names, whose path is implied."""
+    from dmlcore.data import find_source
+
+    source, implied = find_source(name)
+    return Component(source.name, "data", name, source.Options, implied)
+
+
+def model_component(name: str) -> Component:
+    """The trunk that `--model` names."""
+    from dmlcore.models import find_trunk
+
+    trunk, implied = find_trunk(name, "images")
+    return Component(trunk.name, "model", name, trunk.Options, implied)
+
+
 def components(settings: Settings) -> dict[str, Component]:
     """The components that settings choose, by the table of their options.
 
@@ -338,8 +354,6 @@ def components(settings: Settings) -> dict[str, Component]:
         ConfigError: an unknown name, or two components whose options would share a table.
     """
     from dmlcore import plugins
-    from dmlcore.data import find_source
-    from dmlcore.models import find_trunk
 
     def named(kind: str, name: str, table: str = "") -> Component:
         component = plugins.find(kind, name).component
@@ -353,11 +367,8 @@ def components(settings: Settings) -> dict[str, Component]:
     chosen.append(named("weighting", settings.weighting))
     if settings.compress:
         chosen.append(named("compressor", settings.compressor))
-    for name in [settings.model] if settings.model else DEFAULT_MODELS.values():
-        trunk, implied = find_trunk(name, "images")
-        chosen.append(Component(trunk.name, "model", name, trunk.Options, implied))
-    source, implied = find_source(settings.data)
-    chosen.append(Component(source.name, "data", settings.data, source.Options, implied))
+    chosen += [model_component(name) for name in ([settings.model] if settings.model else DEFAULT_MODELS.values())]
+    chosen.append(data_component(settings.data))
     chosen += [named("transform", name) for name in settings.transforms or ()]
     chosen.append(named("sampler", settings.sampler))
     chosen += [named("metric", name) for name in settings.metrics]

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from dmlcore.data import LabelledDataset, Splits, open_data
+from dmlcore.data import LabelledDataset, Splits, Table, open_data
 from dmlcore.errors import ConfigError, DataError
 from dmlcore.evaluation import protocol
 from dmlcore.models import EmbeddingModel
@@ -71,12 +71,20 @@ class TrainedRun:
         fractions = (settings.fractions[0], settings.fractions[1], settings.fractions[2])
         assert data is not None
         splits = open_data(data, options=options, fractions=fractions, seed=settings.seed, image_size=size)
-        if splits.kind != self.kind or tuple(splits.sample_shape) != self.sample_shape:
+        self.check_fits(data, splits)
+        return splits
+
+    def check_fits(self, data: str, found: Splits | Table) -> None:
+        """Refuse data that the model cannot take.
+
+        Raises:
+            DataError: the data has another kind or shape.
+        """
+        if found.kind != self.kind or tuple(found.sample_shape) != self.sample_shape:
             raise DataError(
-                f"'{data}' holds {splits.kind} of shape {tuple(splits.sample_shape)}, but the run in {self.folder.path} was"
+                f"'{data}' holds {found.kind} of shape {tuple(found.sample_shape)}, but the run in {self.folder.path} was"
                 f" trained on {self.kind} of shape {self.sample_shape}"
             )
-        return splits
 
     def _is_own(self, data: str | None) -> bool:
         own = self.config.settings.data

@@ -8,9 +8,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from dmlcore.errors import ConfigError, TrainingError
+from dmlcore.errors import ConfigError
 from dmlcore.protocols import drawing
-from dmlcore.protocols.cells import DONE
+from dmlcore.protocols.cells import DONE, read_cell
 from dmlcore.protocols.fewshot import curves
 from dmlcore.protocols.fewshot.comparisons import (
     UNADAPTED,
@@ -35,14 +35,8 @@ def read(folder: Path) -> list[tuple[dict[str, Any], dict[str, Any]]]:
         ConfigError: the folder has none.
         TrainingError: a file is damaged.
     """
-    found = []
-    for path in sorted((folder / DONE).glob("n*/*.json")):
-        try:
-            stored = json.loads(path.read_text(encoding="utf-8"))
-            found.append((stored["settings"], stored["result"]))
-            assert stored["result"]["arms"] and stored["settings"]["n"]
-        except (OSError, ValueError, KeyError, TypeError, AssertionError) as error:
-            raise TrainingError(f"{path} is damaged ({type(error).__name__}); remove it to run the cell again") from error
+    paths = sorted((folder / DONE).glob("n*/*.json"))
+    found = [read_cell(path, lambda settings, result: result["arms"] and settings["n"]) for path in paths]
     if not found:
         raise ConfigError(f"there is no result of `dmlcore fewshot` in {folder}: it has no {DONE}/n*/*.json")
     return found

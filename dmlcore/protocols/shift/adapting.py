@@ -93,20 +93,7 @@ def trunk_features(model: EmbeddingModel, dataset: LabelledDataset, *, workers: 
 
     They are all kept: 10^6 samples of 2,048 numbers are 8 GB.
     """
-
-    class Trunk(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.trunk = model.trunk
-
-        def forward(self, samples: Tensor) -> Tensor:
-            return self.trunk(samples).flatten(1)
-
-    was_training = model.training
-    try:
-        return protocol.embed(Trunk(), dataset, workers=workers).clone()  # the clone may take part in gradients
-    finally:
-        model.train(was_training)
+    return protocol.embed(model.trunk, dataset, workers=workers).clone()  # the clone may take part in gradients
 
 
 def tune(tail: Tail, features: Tensor, labels: np.ndarray, steps: int, rate: float, seed: int) -> Tail:

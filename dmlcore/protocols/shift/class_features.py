@@ -63,11 +63,7 @@ def class_means(
         run = TrainedRun(Path(model).expanduser(), device=device)
         size = run.sample_shape[1] if run.kind == "images" else None
         source, table = load_table(data, options=options, image_size=size)
-        if table.kind != run.kind or tuple(table.sample_shape) != run.sample_shape:
-            raise DataError(
-                f"'{data}' holds {table.kind} of shape {tuple(table.sample_shape)}, but the run in {model} was trained on"
-                f" {run.kind} of shape {run.sample_shape}"
-            )
+        run.check_fits(data, table)
         describe = lambda part: embed(run.model, part, workers=workers)  # noqa: E731
     else:
         where = choose_device(device)

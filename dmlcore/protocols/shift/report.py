@@ -9,9 +9,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from dmlcore.errors import ConfigError, TrainingError
+from dmlcore.errors import ConfigError
 from dmlcore.protocols import drawing
-from dmlcore.protocols.cells import DONE
+from dmlcore.protocols.cells import DONE, read_cell
 from dmlcore.protocols.intervals import mean_and_half
 from dmlcore.protocols.shift.area import area_under_shift
 from dmlcore.training.folder import plain, write_atomically
@@ -52,13 +52,9 @@ class Results:
         found = cls()
         about: dict[str, dict[str, Any]] = {}
         for path in sorted(Path(folder).glob(f"{DONE}/*/*/seed*.json")):
-            try:
-                stored = json.loads(path.read_text(encoding="utf-8"))
-                settings, result = stored["settings"], stored["result"]
-                name, split, seed = settings["name"], settings["split"], settings["seed"]
-                found.adaptation = settings["adaptation"] or found.adaptation
-            except (ValueError, KeyError, TypeError) as error:
-                raise TrainingError(f"{path} is damaged ({type(error).__name__}); remove it to run the cell again") from error
+            settings, result = read_cell(path, lambda about, _: [about[key] for key in ("name", "split", "seed", "adaptation")])
+            name, split, seed = settings["name"], settings["split"], settings["seed"]
+            found.adaptation = settings["adaptation"] or found.adaptation
             if names and name not in names:
                 continue
             if about.setdefault(split["id"], split) != split:
@@ -187,12 +183,10 @@ def tables(found: dict[str, Any]) -> list[str]:
         ranked = sorted(names, key=lambda name: -_mean(found["configurations"][name]["area"].get("recall@1")))
         for name in ranked:
             area = found["configurations"][name]["area"]
-            lines.append(f"| {name} | {_cell(area.get('recall@1'))} | {_cell(area.get('map@r'))} |")
+            lines.append(f"| {name} | {said(area.get('recall@1'))} | {said(area.get('map@r'))} |")
         lines.append("")
-    lines += _by_split("R@1", found, lambda row: _cell(row.get("recall@1")))
-    shots = sorted(
-        {s for one in found["configurations"].values() for row in one["splits"].values() for s in row["few_shot"]}, key=int
-    )
+    lines += _by_split("R@1", found, lambda row: said(row.get("recall@1")))
+    shots = shots_of(found)
     for k in shots:
         lines += [
             "",
@@ -203,10 +197,16 @@ def tables(found: dict[str, Any]) -> list[str]:
 
         def gain(row: dict[str, Any], k: str = k) -> str:
             few = row["few_shot"].get(k)
-            return f"{100 * few['before']:.1f} {_cell(few['gain'], signed=True)}" if few else ""
+            return f"{100 * few['before']:.1f} {said(few['gain'], signed=True)}" if few else ""
 
         lines += _by_split("", found, gain)
     return lines
+
+
+def shots_of(found: dict[str, Any]) -> list[str]:
+    """Numbers of shots that a summary has gains of, ascending."""
+    rows = (row for one in found["configurations"].values() for row in one["splits"].values())
+    return sorted({shots for row in rows for shots in row["few_shot"]}, key=int)
 
 
 def _by_split(title: str, found: dict[str, Any], cell: Any) -> list[str]:
@@ -223,7 +223,8 @@ def _mean(pair: dict[str, Any] | None) -> float:
     return pair["mean"] if pair else -math.inf
 
 
-def _cell(pair: dict[str, Any] | None, signed: bool = False) -> str:
+def said(pair: dict[str, Any] | None, signed: bool = False) -> str:
+    """A mean in percent with half of its interval; empty where there is none."""
     if not pair:
         return ""
     half = f" ± {100 * pair['half']:.1f}" if pair["half"] is not None else ""
@@ -233,9 +234,7 @@ def _cell(pair: dict[str, Any] | None, signed: bool = False) -> str:
 def draw(found: dict[str, Any], path: Path, title: str = "") -> Path:
     """The picture: Recall@1 against FID with bands, and the gains of adaptation where there are any."""
     pyplot = drawing.pyplot()
-    shots = sorted(
-        {s for one in found["configurations"].values() for row in one["splits"].values() for s in row["few_shot"]}, key=int
-    )
+    shots = shots_of(found)
     figure, axes = pyplot.subplots(1, 1 + len(shots), figsize=(5.2 * (1 + len(shots)), 4), squeeze=False)
     panels = [("Recall@1, zero-shot", lambda row: row.get("recall@1"))]
     panels += [(f"Recall@1 gained by {k} shots", lambda row, k=k: row["few_shot"].get(k, {}).get("gain")) for k in shots]

@@ -21,7 +21,7 @@ from dmlcore.errors import ConfigError
 from dmlcore.protocols.cells import Cell, run_cells
 from dmlcore.protocols.shift.adapting import Adaptation, adapt, trunk_features
 from dmlcore.training.folder import RunFolder, in_file_name, plain, write_atomically
-from dmlcore.training.settings import RunConfig, Source
+from dmlcore.training.settings import RunConfig, Source, data_component
 
 if TYPE_CHECKING:
     import numpy as np
@@ -226,8 +226,6 @@ def _read(config: str | Path, data: str, options: dict[str, Any], tell: Callable
         options: of the data.
         tell: receives notes.
     """
-    from dmlcore.data import find_source
-
     source = Source.read(config)
     dropped = [key for key in OWN if key in source.values]
     if dropped:
@@ -235,7 +233,7 @@ def _read(config: str | Path, data: str, options: dict[str, Any], tell: Callable
     values = {key: value for key, value in source.values.items() if key not in OWN}
     tables = dict(source.tables)
     if options:
-        name = find_source(data)[0].name
+        name = data_component(data).table
         tables[name] = {**tables.get(name, {}), **options}
     resolved = RunConfig.resolve([Source(source.label, {**values, "data": data}, tables)]).as_dict()
     return {key: value for key, value in resolved.items() if key not in OWN}
