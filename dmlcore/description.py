@@ -79,7 +79,7 @@ def _fusion(name: str) -> dict[str, Any]:
         loss = losses.create(name, num_classes=2, embedding_dim=2)
         call = loss.functor_call() if isinstance(loss, losses.RowLoss) else ""
         functor = call if isinstance(call, str) else call.functor
-        on_cuda = loss.is_fused and not kernels.reason_against("cuda") and functor in kernels.functors("cuda")
+        on_cuda = loss.is_fused and not kernels.why_not("cuda") and functor in kernels.functors("cuda")
         places = ["cpu"] * loss.is_fused + ["cuda"] * on_cuda
         return {"is_fused": loss.is_fused, "fused_on": places, "why_not_fused": loss.why_not_fused}
     except Exception as error:  # a plugin's own failure must not hide the others

@@ -310,7 +310,7 @@ def explain(
         raise ConfigError(f"references must be at least 1, or None for the batch itself, got {references}")
     module = extension.cpu()
     if module is None or not extension.fused_enabled():
-        raise ConfigError(f"there is nothing to plan: {extension.reason_against('cpu')}")
+        raise ConfigError(f"there is nothing to plan: {extension.why_not('cpu')}")
     threads = threads or torch.get_num_threads()
     dtype = torch.float64 if dtype == torch.float64 else torch.float32
     names, members = _members(losses, dimension, num_classes)
