@@ -156,9 +156,7 @@ class LossEnsemble(nn.Module):
             self._last_outcome = outcome
         return terms
 
-    def _evaluate(
-        self, comparison: Comparison, members: list[Loss], heads: Heads | None, *, advance: bool
-    ) -> Outcome:
+    def _evaluate(self, comparison: Comparison, members: list[Loss], heads: Heads | None, *, advance: bool) -> Outcome:
         """Values of the members that are defined by rows."""
         comparisons = []
         for index, loss in enumerate(members):

@@ -127,9 +127,7 @@ class CpuPasses:
         self.passes.forward(values.data_ptr(), counts.data_ptr(), tables.data_ptr(), terms.data_ptr())
         return terms, values, counts, tables
 
-    def backward(
-        self, terms: Tensor | None, values: Tensor | None, tables: Tensor | None, to: Sequence[Tensor | None]
-    ) -> None:
+    def backward(self, terms: Tensor | None, values: Tensor | None, tables: Tensor | None, to: Sequence[Tensor | None]) -> None:
         """Fill the contiguous tensors `to` with gradients, under cotangents of what `forward` returned. None: they are 0."""
         self.passes.backward(
             0 if terms is None else terms.data_ptr(),
@@ -348,9 +346,7 @@ def fused_passes(passes: Sequence[Pass], terms: int | None = 0) -> Passed:
         state = CpuPasses(ready, 1 if terms is None else terms, targets)
         total, values, counts, tables = _FusedPasses.apply(state, terms is None, *sources.real)
         return Passed(total, ((values, counts, tables),), tuple(sizes))
-    parts = tuple(
-        _FusedRows.apply(state, one.anchors, one.references) for state, one in zip(states, ready, strict=True)
-    )
+    parts = tuple(_FusedRows.apply(state, one.anchors, one.references) for state, one in zip(states, ready, strict=True))
     return Passed(averaged(ready, parts, terms), parts, tuple(sizes))
 
 

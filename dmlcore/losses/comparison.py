@@ -108,9 +108,7 @@ class Comparison(NamedTuple):
 
     @torch.no_grad()
     def _mined(self, mining: Mining, positive: Tensor, negative: Tensor) -> tuple[Tensor, Tensor]:
-        anchors, references = (
-            unit(vectors.detach().to(self.anchors.dtype)) for vectors in (mining.anchors, mining.references)
-        )
+        anchors, references = (unit(vectors.detach().to(self.anchors.dtype)) for vectors in (mining.anchors, mining.references))
         rows = torch.arange(len(anchors), device=positive.device) + mining.first
         compared = Compared(anchors, references, rows, mining.draw)
         return mining.miner.masks(anchors @ references.T, positive, negative, compared)

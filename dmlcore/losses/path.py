@@ -319,7 +319,7 @@ def evaluate(
                 cell += member.call.cells
                 if fusion.is_averaged:
                     outcome.averaged.append(index)
-            passes.append(_pass_of(group[0].fused, calls, group[0].fusion.normalise, owners, wholes))
+            passes.append(pass_of(group[0].fused, calls, group[0].fusion.normalise, owners, wholes))
         outcome.passed = fused_passes(passes, None if scalar else len(members))
         for group in sharing.groups:
             for member in group:
@@ -330,7 +330,7 @@ def evaluate(
     return outcome
 
 
-def _pass_of(
+def pass_of(
     comparison: Comparison,
     calls: Sequence[FunctorCall],
     normalise: tuple[bool, bool],
@@ -373,7 +373,7 @@ class RowMeasure:
         if windows is None and self.of_all is not None:
             return self.of_all
         call = FunctorCall("row_extremes", (0.0,), windows=windows)
-        values, counts, _ = fused_passes([_pass_of(self.comparison.with_positives(), [call], (True, True))]).of(0)
+        values, counts, _ = fused_passes([pass_of(self.comparison.with_positives(), [call], (True, True))]).of(0)
         signs = values.new_full((4, 1), torch.inf)  # no copy of numbers of the host: a CUDA graph takes none
         signs[1::2].neg_()
         extremes = Extremes(*torch.where(counts == 0, signs, values).unbind())

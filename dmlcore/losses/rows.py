@@ -23,7 +23,13 @@ from dmlcore.losses.mining import Miner, WindowMiner
 from dmlcore.losses.path import Fusion, Rows, compared, evaluate, reduced
 from dmlcore.losses.streaming import streamed_rows
 
-SAID_BY = {"dense_rows": "streams", "complete": "completes", "reshaped": "reshapes", "rearranged": "rearranges", "forward": "by_rows"}
+SAID_BY = {
+    "dense_rows": "streams",
+    "complete": "completes",
+    "reshaped": "reshapes",
+    "rearranged": "rearranges",
+    "forward": "by_rows",
+}
 """Methods, and the attribute by which a class that writes one says what that means. Nothing compares methods."""
 
 

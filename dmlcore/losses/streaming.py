@@ -46,7 +46,10 @@ def budget() -> int:
 
 
 def streamed_rows(
-    compute: Callable[[Comparison], tuple[Tensor, Tensor]], comparison: Comparison, matrices: int, parameters: Iterable[Tensor] = ()
+    compute: Callable[[Comparison], tuple[Tensor, Tensor]],
+    comparison: Comparison,
+    matrices: int,
+    parameters: Iterable[Tensor] = (),
 ) -> tuple[Tensor, Tensor]:
     """Values and counts of all anchors, computed for as many at a time as the budget allows.
 

@@ -132,7 +132,11 @@ class Margin(PairLoss):
         return Rows(values, counts.expand(2, -1))
 
     def dense_rows(self, comparison: Comparison) -> Rows:
-        similarities, (positive, negative), beta = self.similarities(comparison), comparison.masks(), self.betas(comparison.labels)
+        similarities, (positive, negative), beta = (
+            self.similarities(comparison),
+            comparison.masks(),
+            self.betas(comparison.labels),
+        )
         if self.options.sampling == "all":
             return self.row_values(similarities, positive, negative, beta)
         beta, d = beta.to(similarities.dtype), distances(similarities)
