@@ -113,21 +113,21 @@ def show_result(result: dict[str, Any]) -> None:
 
 def show_shift(found: dict[str, Any]) -> None:
     """Configurations compared on splits of growing shift, and where the report lies."""
-    from dmlcore.protocols.shift.report import said, shots_of
+    from dmlcore.protocols.shift.report import percent, shots_of
 
     table = _table("Recall@1, %", "FID", *found["configurations"], numbers=True)
     for split in found["splits"]:
         rows = (one["splits"][split["id"]] for one in found["configurations"].values())
-        table.add_row(split["id"], f"{split['fid']:.4g}", *(said(row.get("recall@1")) or "-" for row in rows))
+        table.add_row(split["id"], f"{split['fid']:.4g}", *(percent(row.get("recall@1")) or "-" for row in rows))
     areas = [one["area"].get("recall@1") for one in found["configurations"].values()]
     if any(areas):
-        table.add_row("area over FID", "", *(said(area) or "-" for area in areas))
+        table.add_row("area over FID", "", *(percent(area) or "-" for area in areas))
     _stdout().print(table)
     for k in shots_of(found):
         table = _table(f"gained by {k} shots", "FID", *found["configurations"], numbers=True)
         for split in found["splits"]:
             rows = (one["splits"][split["id"]]["few_shot"].get(k, {}) for one in found["configurations"].values())
-            table.add_row(split["id"], f"{split['fid']:.4g}", *(said(row.get("gain"), signed=True) or "-" for row in rows))
+            table.add_row(split["id"], f"{split['fid']:.4g}", *(percent(row.get("gain"), signed=True) or "-" for row in rows))
         _stdout().print(table)
     show(f"Means over seeds {', '.join(map(str, found['seeds']))} with 95 % t-intervals; for gains, over episodes.")
     show(f"Report: {', '.join(found['files'].values())}")

@@ -20,8 +20,8 @@ def _warped(images: Tensor, matrices: Tensor) -> Tensor:
 
 
 def _flipped(images: Tensor, generator: torch.Generator) -> Tensor:
-    chosen = torch.rand(len(images), generator=generator) < 0.5
-    return torch.where(chosen[:, None, None, None], images.flip(3), images)
+    mirrored = torch.rand(len(images), generator=generator) < 0.5
+    return torch.where(mirrored[:, None, None, None], images.flip(3), images)
 
 
 @dataclass(frozen=True)

@@ -55,8 +55,8 @@ class LabelledDataset(torch.utils.data.Dataset):
 
     def spread(self, most: int) -> LabelledDataset:
         """At most `most` of the samples, evenly spread over the data set, without augmentation."""
-        chosen = np.unique(np.linspace(0, max(len(self) - 1, 0), min(most, len(self))).round().astype(np.int64))
-        return LabelledDataset(self.samples, self.rows[chosen], self.labels[chosen], self._table_names, self.sample_shape)
+        positions = np.unique(np.linspace(0, max(len(self) - 1, 0), min(most, len(self))).round().astype(np.int64))
+        return LabelledDataset(self.samples, self.rows[positions], self.labels[positions], self._table_names, self.sample_shape)
 
     @property
     def in_memory(self) -> bool:

@@ -22,7 +22,7 @@ from dmlcore.evaluation import protocol, retrieval_metrics
 from dmlcore.models import EmbeddingModel
 from dmlcore.training.run import limited
 
-KEPT = ("recall@1", "recall@2", "recall@4", "map@r")  # measures of an episode
+REPORTED = ("recall@1", "recall@2", "recall@4", "map@r")  # measures of an episode
 CLASSES, SAMPLES = 56, 2  # of a batch, as published
 BOUNDARY_RATE = 5e-4  # of the margin loss's beta, as published
 
@@ -148,7 +148,7 @@ def adapt(
         `{"before": measures, "after": measures}` of every episode.
     """
     targets = torch.from_numpy(labels).to(features.device)
-    found = []
+    measures = []
     with torch.no_grad():
         before = Tail(model)(features)
     for number, support in enumerate(episodes):
@@ -156,13 +156,13 @@ def adapt(
         tail = tune(Tail(model), features[torch.from_numpy(support)], labels[support], steps, rate, seed + number)
         with torch.no_grad():
             after = tail(features[queries])
-        found.append({
+        measures.append({
             "before": _measures(before[queries], targets[queries]),
             "after": _measures(after, targets[queries]),
         })  # fmt: skip
-    return found
+    return measures
 
 
 def _measures(embeddings: Tensor, labels: Tensor) -> dict[str, float]:
     measured: dict[str, Any] = retrieval_metrics(embeddings, labels, recall_at=(1, 2, 4))
-    return {name: measured[name] for name in KEPT}
+    return {name: measured[name] for name in REPORTED}

@@ -82,10 +82,10 @@ def _means(table: Table, describe: Callable[[LabelledDataset], Tensor]) -> np.nd
         rows = np.arange(start, min(start + _CHUNK, len(table.labels)))
         labels = table.labels[rows]
         part = LabelledDataset(table.samples, rows, labels, table.class_names, table.sample_shape)
-        found = describe(part).double().cpu().numpy()  # [b, F]
+        vectors = describe(part).double().cpu().numpy()  # [b, F]
         if sums is None:
-            sums = np.zeros((len(table.class_names), found.shape[1]))
-        np.add.at(sums, labels, found)
+            sums = np.zeros((len(table.class_names), vectors.shape[1]))
+        np.add.at(sums, labels, vectors)
     assert sums is not None
     if not np.isfinite(sums).all():
         raise DataError("the model gives features that are NaN or infinite for this data")
