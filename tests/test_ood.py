@@ -45,11 +45,11 @@ def make_splits(path: Path, data: str) -> Path:
         return tuple(map(str, classes))
 
     def episodes(test: list[int], shots: int) -> tuple[dict[str, tuple[str, ...]], ...]:
-        found = []
+        drawn = []
         for number in range(3):
             generator = np.random.default_rng((shots, number))
-            found.append({str(c): names((c * PER_CLASS + generator.permutation(PER_CLASS)[:shots]).tolist()) for c in test})
-        return tuple(found)
+            drawn.append({str(c): names((c * PER_CLASS + generator.permutation(PER_CLASS)[:shots]).tolist()) for c in test})
+        return tuple(drawn)
 
     splits = []
     for swapped, fid in enumerate((3.0, 5.0, 9.0)):
@@ -82,10 +82,10 @@ def place(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def cells_of(place: Path, configs: tuple[str, ...] = ("ms",), **given: Any) -> tuple[list[Cell], running.Places]:
+def cells_of(place: Path, configs: tuple[str, ...] = ("ms",), **settings: Any) -> tuple[list[Cell], running.Places]:
     adaptation = Adaptation(shots=(2,), steps=(4,), rate=1e-3)
     return running.plan(
-        place / "splits.json", [place / f"{name}.toml" for name in configs], adaptation=adaptation, **{"seeds": 1, **given}
+        place / "splits.json", [place / f"{name}.toml" for name in configs], adaptation=adaptation, **{"seeds": 1, **settings}
     )
 
 
@@ -131,10 +131,10 @@ MODELS: list[dict[str, Any]] = [
 ]
 
 
-@pytest.mark.parametrize("given", MODELS, ids=str)
-def test_a_tail_is_the_model_behind_its_trunk_and_tunes_its_last_layer_only(given: dict[str, Any], tmp_path: Path) -> None:
+@pytest.mark.parametrize("settings", MODELS, ids=str)
+def test_a_tail_is_the_model_behind_its_trunk_and_tunes_its_last_layer_only(settings: dict[str, Any], tmp_path: Path) -> None:
     splits = open_data(make_features(tmp_path / "features.npz"))
-    model = build_model(sample_shape=(12,), kind="features", embedding_dim=6, **given)
+    model = build_model(sample_shape=(12,), kind="features", embedding_dim=6, **settings)
     model.train()
     before = {name: value.clone() for name, value in model.state_dict().items()}
     features = trunk_features(model, splits.test)
@@ -143,7 +143,7 @@ def test_a_tail_is_the_model_behind_its_trunk_and_tunes_its_last_layer_only(give
     assert torch.allclose(tail(features), expected, atol=1e-6) and model.training
     tune(tail, features, splits.test.dense_labels, 3, 1e-2, 0)
     changed = {name for name, value in tail.model.state_dict().items() if not torch.equal(value, before[name])}
-    layer = "student." if given.get("student") else "head."
+    layer = "student." if settings.get("student") else "head."
     assert changed and all(name.startswith(layer) for name in changed)
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
 
@@ -160,21 +160,21 @@ def test_episodes_start_from_the_same_weights_and_see_their_support_only(
     first_weights: list[torch.Tensor] = []
     whole_tune = adapting.tune
 
-    def watched(tail: Tail, rows: torch.Tensor, labels: np.ndarray, *rest: Any) -> Tail:
+    def watched(tail: Tail, rows: torch.Tensor, labels: np.ndarray, *arguments: Any) -> Tail:
         seen.append((rows, labels))
         first_weights.append(next(tail.layer.parameters()).detach().clone())
-        return whole_tune(tail, rows, labels, *rest)
+        return whole_tune(tail, rows, labels, *arguments)
 
     monkeypatch.setattr(adapting, "tune", watched)
-    found = adapt(model, features, test.dense_labels, support, 20, 1e-2, 0)
-    for (rows, labels), chosen in zip(seen, support, strict=True):
-        assert torch.equal(rows, features[chosen]) and np.array_equal(labels, test.dense_labels[chosen])
+    measures = adapt(model, features, test.dense_labels, support, 20, 1e-2, 0)
+    for (rows, labels), support_rows in zip(seen, support, strict=True):
+        assert torch.equal(rows, features[support_rows]) and np.array_equal(labels, test.dense_labels[support_rows])
     assert torch.equal(first_weights[0], first_weights[1])
     queries = np.setdiff1d(np.arange(len(test)), support[1])
     again = adapt(model, features, test.dense_labels, support[1:], 20, 1e-2, 1)  # the second episode on its own
-    assert again[0] == found[1] and found[1]["before"] != found[1]["after"]
+    assert again[0] == measures[1] and measures[1]["before"] != measures[1]["after"]
     measured = protocol.evaluate(Tail(model)(features[queries]).detach(), _only(test, queries))
-    assert measured["map@r"] == pytest.approx(found[1]["before"]["map@r"])
+    assert measured["map@r"] == pytest.approx(measures[1]["before"]["map@r"])
 
 
 def _only(dataset: Any, rows: np.ndarray) -> Any:
@@ -188,12 +188,12 @@ def test_adaptation_learns_what_separates_the_support() -> None:
     features = torch.from_numpy(np.concatenate([signal, noise], 1).astype(np.float32))
     model = build_model("identity", sample_shape=(20,), kind="features", embedding_dim=8, seed=1)
     support = np.flatnonzero(np.arange(120) % 12 < 5)
-    (found,) = adapt(model, features, labels, [support], 200, 1e-2, 0)
-    assert found["after"]["recall@1"] > found["before"]["recall@1"] + 0.1
+    (measures,) = adapt(model, features, labels, [support], 200, 1e-2, 0)
+    assert measures["after"]["recall@1"] > measures["before"]["recall@1"] + 0.1
 
 
 @pytest.mark.parametrize(
-    "given, message",
+    "options, message",
     [
         ({"shots": (2, 5), "steps": (1, 2, 3)}, "3 numbers for 2"),
         ({"shots": (1,), "steps": (5,)}, "shots is 1"),
@@ -203,9 +203,9 @@ def test_adaptation_learns_what_separates_the_support() -> None:
         ({"episodes": 0}, "episodes is 0"),
     ],
 )
-def test_adaptations_that_cannot_be(given: dict[str, Any], message: str) -> None:
+def test_adaptations_that_cannot_be(options: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
-        Adaptation(**given)
+        Adaptation(**options)
     assert Adaptation(shots=(2, 5), steps=(7,)).steps == (7, 7)
 
 
@@ -219,8 +219,8 @@ def test_a_cell_measures_the_weights_that_validation_chose(place: Path) -> None:
     cells = [dataclasses.replace(cells[0], settings={**cells[0].settings, "config": config})]
     (result,) = running.run(cells, places, place / "out", keeps_models=True).values()
     assert result["chosen_step"] < result["steps"] == 12
-    kept = place / "out" / "models" / "ms" / "swap1" / "seed0"
-    trained = TrainedRun(kept)
+    run_folder = place / "out" / "models" / "ms" / "swap1" / "seed0"
+    trained = TrainedRun(run_folder)
     test = trained.open().test
     assert trained.step == result["chosen_step"] and test.num_classes == 12
     embeddings = protocol.embed(trained.model, test)
@@ -231,7 +231,7 @@ def test_a_cell_measures_the_weights_that_validation_chose(place: Path) -> None:
     queries = np.setdiff1d(np.arange(len(test)), support[0])
     measured = protocol.evaluate(embeddings[queries], _only(test, queries))
     assert measured["map@r"] == pytest.approx(result["few_shot"]["2"][0]["before"]["map@r"])
-    assert not (kept / "checkpoints" / "last.pt").exists() and not (place / "out" / "work").exists()
+    assert not (run_folder / "checkpoints" / "last.pt").exists() and not (place / "out" / "work").exists()
 
 
 TRACER = """
@@ -316,15 +316,15 @@ def test_work_of_other_settings_is_not_gone_on_with(place: Path) -> None:
 # ---- the command
 
 
-def must_not_run(*arguments: Any, **given: Any) -> dict[str, Any]:
+def must_not_run(*arguments: Any, **named: Any) -> dict[str, Any]:
     raise AssertionError("a finished cell is run again")
 
 
-def run_command(place: Path, *more: str, configs: str = "ms,triplet") -> list[str]:
+def run_command(place: Path, *flags: str, configs: str = "ms,triplet") -> list[str]:
     files = ",".join(str(place / f"{name}.toml") for name in configs.split(","))
     return [
         *("ood", "run", "--splits", str(place / "splits.json"), "--config", files, "--out", str(place / "out")),
-        *("--seeds", "2", "--adapt-steps", "3", "--episodes", "2", *more),
+        *("--seeds", "2", "--adapt-steps", "3", "--episodes", "2", *flags),
     ]
 
 
@@ -333,9 +333,9 @@ def test_the_command_trains_reports_and_does_nothing_twice(
 ) -> None:
     pytest.importorskip("matplotlib")
     assert main([*run_command(place), "--json"]) == 0
-    found = json.loads(capsys.readouterr().out)
-    assert list(found["configurations"]) == ["ms", "triplet"] and found["seeds"] == [0, 1]
-    rows = found["configurations"]["ms"]["splits"]
+    answer = json.loads(capsys.readouterr().out)
+    assert list(answer["configurations"]) == ["ms", "triplet"] and answer["seeds"] == [0, 1]
+    rows = answer["configurations"]["ms"]["splits"]
     stored = [json.loads(path_of(place / "out", f"ms/swap2/seed{s}").read_text())["result"] for s in (0, 1)]
     assert rows["swap2"]["recall@1"]["mean"] == pytest.approx(np.mean([s["zero_shot"]["recall@1"] for s in stored]))
     gains = np.mean([[e["after"]["recall@1"] - e["before"]["recall@1"] for e in s["few_shot"]["5"]] for s in stored], axis=0)
@@ -351,7 +351,7 @@ def test_the_command_trains_reports_and_does_nothing_twice(
 
 
 @pytest.mark.parametrize(
-    "more, message",
+    "flags, message",
     [
         (["--shots", "10"], "has no episodes of 10 shots; it has: 2, 5. Choose by --shots"),
         (["--split", "swap7"], "no split 'swap7'"),
@@ -364,12 +364,12 @@ def test_the_command_trains_reports_and_does_nothing_twice(
         (["--splits", "none.json"], "there is no file of splits"),
     ],
 )
-def test_mistakes_are_one_line(more: list[str], message: str, place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_mistakes_are_one_line(flags: list[str], message: str, place: Path, capsys: pytest.CaptureFixture[str]) -> None:
     command = run_command(place)
-    if more[0] in command:
-        command[command.index(more[0]) + 1] = more[1]
+    if flags[0] in command:
+        command[command.index(flags[0]) + 1] = flags[1]
     else:
-        command += more
+        command += flags
     assert main(command) == 2
     error = capsys.readouterr().err
     assert message in error.splitlines()[-1] and "Traceback" not in error
@@ -381,9 +381,9 @@ def test_what_does_not_fit_together_is_refused(place: Path, capsys: pytest.Captu
     (place / "other" / "ms.toml").write_text('plugins = ["ms"]\nseed = 4\n')
     with pytest.raises(ConfigError, match="two configurations are called 'ms'"):
         running.plan(place / "splits.json", [place / "ms.toml", place / "other" / "ms.toml"])
-    told: list[str] = []
-    running.plan(place / "splits.json", [place / "other" / "ms.toml"], tell=told.append)
-    assert told == [f"{place / 'other' / 'ms.toml'}: seed is given by the protocol instead"]
+    lines: list[str] = []
+    running.plan(place / "splits.json", [place / "other" / "ms.toml"], tell=lines.append)
+    assert lines == [f"{place / 'other' / 'ms.toml'}: seed is given by the protocol instead"]
     (place / "ms.toml").write_text("stepz = 3\n")
     assert main(run_command(place, configs="ms")) == 2
     assert "ms.toml: unknown key 'stepz'" in capsys.readouterr().err
@@ -396,8 +396,8 @@ def test_what_is_not_said_comes_from_the_file(place: Path, capsys: pytest.Captur
     fewer = [dataclasses.replace(split, episodes={2: split.episodes[2]}) for split in file.splits]
     (place / "splits.json").write_bytes(dataclasses.replace(file, splits=tuple(fewer)).to_json())
     assert main([*run_command(place, "--split", "swap1", configs="ms"), "--json"]) == 0
-    found = json.loads(capsys.readouterr().out)
-    assert found["adaptation"]["shots"] == [2] and list(found["configurations"]["ms"]["splits"]["swap1"]["few_shot"]) == ["2"]
+    answer = json.loads(capsys.readouterr().out)
+    assert answer["adaptation"]["shots"] == [2] and list(answer["configurations"]["ms"]["splits"]["swap1"]["few_shot"]) == ["2"]
     bare = [dataclasses.replace(split, episodes={}) for split in file.splits]
     (place / "splits.json").write_bytes(dataclasses.replace(file, splits=tuple(bare)).to_json())
     assert main([*run_command(place, "--split", "default", configs="triplet"), "--json"]) == 0
@@ -414,9 +414,9 @@ def test_what_is_not_said_comes_from_the_file(place: Path, capsys: pytest.Captur
 def test_models_are_kept_or_said_to_be_gone(place: Path) -> None:
     cells, places = cells_of(place, only=["default"])
     running.run(cells, places, place / "out")
-    told: list[str] = []
-    running.run(cells, places, place / "out", keeps_models=True, tell=told.append)
-    assert told == ["1 cells were finished before without keeping their models; remove their files to have them again"]
+    lines: list[str] = []
+    running.run(cells, places, place / "out", keeps_models=True, tell=lines.append)
+    assert lines == ["1 cells were finished before without keeping their models; remove their files to have them again"]
 
 
 def test_missing_samples_are_told_before_training(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -445,12 +445,12 @@ def test_a_process_that_is_interrupted_leaves_finished_cells(place: Path) -> Non
         time.sleep(0.05)
     os.killpg(process.pid, signal.SIGINT)
     _, error = process.communicate(timeout=120)
-    kept = len(list(place.glob("out/cells/*/*/*.json")))
+    count = len(list(place.glob("out/cells/*/*/*.json")))
     if process.returncode != 0:  # else it was faster than the signal
-        assert process.returncode == 130 and f"interrupted after {kept} of 12 cells" in error
+        assert process.returncode == 130 and f"interrupted after {count} of 12 cells" in error
     done = subprocess.run(command, capture_output=True, text=True, cwd=place)
     assert done.returncode == 0 and len(list(place.glob("out/cells/*/*/*.json"))) == 12
-    assert f"{kept} of 12 cells are there already" in done.stderr or kept == 12
+    assert f"{count} of 12 cells are there already" in done.stderr or count == 12
 
 
 # ---- the report
@@ -471,20 +471,20 @@ def test_the_report_by_hand(tmp_path: Path) -> None:
                 settings = {"name": name, "split": split, "seed": seed, "adaptation": {"shots": [2]}}
                 result = _result(recall + shift * (1 + seed), 0.02 * (1 + seed))
                 path.write_text(json.dumps({"settings": settings, "result": result}))
-    found = report.summary(report.Results.read(tmp_path))
+    numbers = report.summary(report.Results.read(tmp_path))
     area = 0.25 * 0.75 + 0.75 * 0.5
-    assert found["configurations"]["one"]["area"]["recall@1"] == {"mean": pytest.approx(area), "half": 0, "count": 2}
-    assert found["configurations"]["two"]["area"]["recall@1"]["mean"] == pytest.approx(area + 0.15)
-    difference = found["area_differences"]["one - two"]
+    assert numbers["configurations"]["one"]["area"]["recall@1"] == {"mean": pytest.approx(area), "half": 0, "count": 2}
+    assert numbers["configurations"]["two"]["area"]["recall@1"]["mean"] == pytest.approx(area + 0.15)
+    difference = numbers["area_differences"]["one - two"]
     assert difference["mean"] == pytest.approx(-0.15) and difference["half"] == pytest.approx(12.706205 * 0.05, rel=1e-6)
-    gain = found["configurations"]["one"]["splits"]["b"]["few_shot"]["2"]["gain"]
+    gain = numbers["configurations"]["one"]["splits"]["b"]["few_shot"]["2"]["gain"]
     assert gain["mean"] == pytest.approx(0.035) and gain["half"] == pytest.approx(12.706205 * 0.005, rel=1e-6)
-    text = report.markdown(found)
+    text = report.markdown(numbers)
     assert "| two | 71.2 ± 63.5 |" in text and "| c | 5 | 30.0 ± 0.0 | 45.0 ± 63.5 |" in text
     assert "| b | 2 | 50.0 +3.5 ± 6.4 | 50.0 +3.5 ± 6.4 |" in text
     path_of(tmp_path, "two/c/seed1").unlink()  # a seed without all splits has no area
-    found = report.summary(report.Results.read(tmp_path))
-    assert found["configurations"]["two"]["area"]["recall@1"] == {"mean": pytest.approx(area + 0.1), "half": None, "count": 1}
+    numbers = report.summary(report.Results.read(tmp_path))
+    assert numbers["configurations"]["two"]["area"]["recall@1"] == {"mean": pytest.approx(area + 0.1), "half": None, "count": 1}
     path_of(tmp_path, "two/b/seed1").write_text("{")
     assert main(["ood", "report", str(tmp_path)]) == 1
 

@@ -150,11 +150,11 @@ def test_identities_differ() -> None:
 @given(st.lists(st.integers(1, 9), min_size=1, max_size=12), st.integers(1, 8), st.integers(0, 99))
 def test_supports_leave_two_queries(sizes: list[int], shots: int, seed: int) -> None:
     labels = np.random.default_rng(seed).permutation(np.repeat(np.arange(len(sizes)), sizes))
-    found = draw_supports(labels, shots, 3, seed)
-    lent = np.bincount(labels[found], minlength=len(sizes))
+    support = draw_supports(labels, shots, 3, seed)
+    lent = np.bincount(labels[support], minlength=len(sizes))
     assert lent.tolist() == [min(shots, max(0, size - 2)) for size in sizes]
-    assert len(set(found.tolist())) == len(found)
-    assert (found == draw_supports(labels, shots, 3, seed)).all()
+    assert len(set(support.tolist())) == len(support)
+    assert (support == draw_supports(labels, shots, 3, seed)).all()
 
 
 def test_episodes_differ_from_one_another() -> None:

@@ -61,8 +61,8 @@ def inventory() -> list[Character]:
         return "".join(c for c in kana if not re.search("SMALL", unicodedata.name(c)))
 
     def legacy(codec: str, rows: range) -> str:
-        cells = (bytes((row, cell)) for row in rows for cell in range(0xA1, 0xFF))
-        return "".join(cell.decode(codec, "ignore") for cell in cells)
+        codes = (bytes((row, column)) for row in rows for column in range(0xA1, 0xFF))
+        return "".join(code.decode(codec, "ignore") for code in codes)
 
     scripts = {
         "Latin": span(0x41, 0x5A) + span(0x61, 0x7A) + span(0x30, 0x39),
