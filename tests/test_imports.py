@@ -13,6 +13,7 @@ PACKAGE = Path(dmlcore.__file__).parent
 # Each room may import rooms of lower number, and its own.
 FLOORS = {
     "errors": 0,
+    "files": 1,
     "hookspecs": 0,
     "config": 1,
     "plugin_files": 1,
@@ -25,6 +26,7 @@ FLOORS = {
     "evaluation": 6,
     "testing": 7,
     "training": 7,
+    "reports": 7,
     "protocols": 8,
     "authoring": 8,
     "description": 8,

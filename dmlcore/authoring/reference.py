@@ -9,6 +9,7 @@ from pathlib import Path
 
 from dmlcore import hookspecs, plugins
 from dmlcore.errors import ConfigError
+from dmlcore.files import write_atomically
 
 BEGIN, END = "<!-- hooks: begin -->", "<!-- hooks: end -->"
 _EVENTS = ("training_started", "step_ended", "evaluated", "checkpoint_saved", "training_ended")
@@ -30,8 +31,6 @@ def write_reference(path: str | Path) -> None:
     Raises:
         ConfigError: the file cannot be read, or lacks the marks.
     """
-    from dmlcore.training.folder import write_atomically
-
     path = Path(path)
     try:
         text = path.read_text(encoding="utf-8")
