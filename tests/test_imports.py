@@ -14,7 +14,8 @@ PACKAGE = Path(dmlcore.__file__).parent
 FLOORS = {
     "errors": 0,
     "files": 1,
-    "hookspecs": 0,
+    "kinds": 0,
+    "hookspecs": 1,
     "config": 1,
     "plugin_files": 1,
     "plugins": 2,

@@ -57,7 +57,7 @@ def _paragraph(name: str) -> str:
         else:
             items = re.split(r"\n(?=\w+: )", body)
             parts.append("\n".join(f"- `{item.partition(':')[0]}`: {_flowing(item.partition(':')[2])}" for item in items))
-    kind = next((kind for kind, other in plugins.KINDS.items() if other == name), None)
+    kind = next((kind.name for kind in plugins.KINDS.values() if kind.hook == name), None)
     if kind is not None:
         builtin = [f"`{entry.name}`" for entry in plugins.registry(kind).values() if entry.owner == "dmlcore"]
         parts.append(f"Built in: {', '.join(builtin)}.")
