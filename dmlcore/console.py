@@ -16,6 +16,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from dmlcore.files import plain
 from dmlcore.training.loggers import Logger
 
 if TYPE_CHECKING:
@@ -51,8 +52,6 @@ def fail(message: object, *, debug: bool = False) -> None:
 
 def show_json(value: Any) -> None:
     """One JSON object on stdout."""
-    from dmlcore.training.folder import plain
-
     sys.stdout.write(json.dumps(plain(value), indent=2) + "\n")
     sys.stdout.flush()
 

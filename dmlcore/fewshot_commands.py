@@ -72,12 +72,12 @@ def fewshot_app(chosen: dict[str, Component]) -> App:
         **more: Any,
     ) -> int:
         from dmlcore.config import check_range
-        from dmlcore.protocols import drawing
         from dmlcore.protocols.fewshot import grid as grids
         from dmlcore.protocols.fewshot import report
         from dmlcore.protocols.fewshot.budgets import budget_of
         from dmlcore.protocols.fewshot.cell import Plan
         from dmlcore.protocols.fewshot.samples import open_samples
+        from dmlcore.reports import pictures
 
         check_range("processes", processes, least=1)
         options = {table: given(more[name]) for table in chosen if (name := parameter_name(table)) in more}
@@ -121,8 +121,8 @@ def fewshot_app(chosen: dict[str, Component]) -> App:
         for note in grids.check(grid):
             console.say(note)
         console.say(f"{len(grid.cells())} cells: n = {numbers}, k = {shots}, {repeats} replications, {preset} budget")
-        if not drawing.can_draw():
-            console.say(drawing.HOW)
+        if not pictures.can_draw():
+            console.say(pictures.HOW_TO_DRAW)
         grids.run(grid, out, processes=processes, tell=console.say, again=f"the same command with --out {out}")
         return _tell(report.write(out), out, json)
 

@@ -102,8 +102,8 @@ def _run(
     json: bool,
     debug: bool,
 ) -> int:
-    from dmlcore.protocols import drawing
     from dmlcore.protocols.shift import report, running
+    from dmlcore.reports import pictures
 
     check_range("processes", processes, least=1)
     adaptation = _adaptation(splits, shots, {"steps": adapt_steps, "rate": adapt_rate, "episodes": episodes})
@@ -111,8 +111,8 @@ def _run(
         splits, _words(config), data=data, seeds=seeds, adaptation=adaptation, only=_words(split), tell=console.say
     )
     console.say(f"{len(cells)} cells in {out}, {processes} at a time")
-    if not drawing.can_draw():
-        console.say(drawing.HOW)
+    if not pictures.can_draw():
+        console.say(pictures.HOW_TO_DRAW)
     running.run(cells, places, out, processes=processes, keeps_models=keep_models, tell=console.say)
     return _show(report.write(out), json)
 

@@ -41,8 +41,8 @@ def absolute(reference: str) -> str:
 
 def means(reference: str, file: str | None, name: str) -> bool:
     """Whether a reference means the class `name` of a file."""
-    path, wanted = _parts(absolute(reference))
-    return file is not None and wanted == name and Path(file).resolve() == Path(path)
+    path, class_name = _parts(absolute(reference))
+    return file is not None and class_name == name and Path(file).resolve() == Path(path)
 
 
 def load(reference: str, kind: str, base: str) -> Any:
@@ -70,8 +70,8 @@ def load(reference: str, kind: str, base: str) -> Any:
     fitting = {key: value for key, value in classes.items() if issubclass(value, parent) and getattr(value, "name", None)}
     if not name:
         if len(fitting) != 1:
-            found = f"holds {len(fitting)} ({', '.join(fitting)})" if fitting else "holds none"
-            raise ConfigError(f"{path} {found} of the {kind} classes with a `name`; say which: {reference}:CLASS")
+            count = f"holds {len(fitting)} ({', '.join(fitting)})" if fitting else "holds none"
+            raise ConfigError(f"{path} {count} of the {kind} classes with a `name`; say which: {reference}:CLASS")
         (component,) = fitting.values()
     elif name not in classes:
         raise ConfigError(f"{path} has no class '{name}'.{suggestion(name, fitting)}")

@@ -140,24 +140,21 @@ def _check_out(out: Path, overwrite: bool) -> None:
 
 
 def _write(file: SplitFile, out: Path, notes: list[str], json: bool) -> int:
-    from dmlcore.protocols import drawing
+    from dmlcore.files import make_folder, write_atomically
     from dmlcore.protocols.shift.progress import draw_progress
-    from dmlcore.training.folder import write_atomically
+    from dmlcore.reports import pictures
 
     for note in notes:
         console.say(note)
-    try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise ConfigError(f"cannot make the folder {out.parent}: {error.strerror}. Choose another --out.") from error
+    make_folder(out.parent)
     write_atomically(out, file.to_json())
-    picture = draw_progress(file, out.with_suffix(".svg")) if drawing.can_draw() else None
+    picture = draw_progress(file, out.with_suffix(".svg")) if pictures.can_draw() else None
     if json:
         console.show_json({"file": str(out), "picture": picture, **_summary(file), "notes": notes})
         return 0
     console.show_splits(file)
     console.show(f"Splits: {out}")
-    console.show(f"Picture: {picture}" if picture else drawing.HOW)
+    console.show(f"Picture: {picture}" if picture else pictures.HOW_TO_DRAW)
     console.show(f"Train on them by: dmlcore ood run --splits {out} --config CONFIG.toml --out FOLDER")
     return 0
 

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from dmlcore import hookspecs, plugins
 from dmlcore.errors import ConfigError
+from dmlcore.files import write_atomically
 
 BEGIN, END = "<!-- hooks: begin -->", "<!-- hooks: end -->"
 _EVENTS = ("training_started", "step_ended", "evaluated", "checkpoint_saved", "training_ended")
@@ -30,8 +31,6 @@ def write_reference(path: str | Path) -> None:
     Raises:
         ConfigError: the file cannot be read, or lacks the marks.
     """
-    from dmlcore.training.folder import write_atomically
-
     path = Path(path)
     try:
         text = path.read_text(encoding="utf-8")
@@ -58,7 +57,7 @@ def _paragraph(name: str) -> str:
         else:
             items = re.split(r"\n(?=\w+: )", body)
             parts.append("\n".join(f"- `{item.partition(':')[0]}`: {_flowing(item.partition(':')[2])}" for item in items))
-    kind = next((kind for kind, other in plugins.KINDS.items() if other == name), None)
+    kind = next((kind.name for kind in plugins.KINDS.values() if kind.hook == name), None)
     if kind is not None:
         builtin = [f"`{entry.name}`" for entry in plugins.registry(kind).values() if entry.owner == "dmlcore"]
         parts.append(f"Built in: {', '.join(builtin)}.")

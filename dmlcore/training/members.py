@@ -11,7 +11,8 @@ from typing import Any
 
 from dmlcore.ensemble import search
 from dmlcore.errors import ConfigError, TrainingError
-from dmlcore.training.folder import RunFolder, in_file_name, plain, write_atomically
+from dmlcore.files import in_file_name, plain, write_atomically
+from dmlcore.training.folder import RunFolder
 from dmlcore.training.settings import AUTO, DEFAULT_STEPS, RunConfig, Settings, Source
 
 SEARCH, REPORT = "search.json", "search.md"

@@ -37,9 +37,6 @@ CHOOSING = (
     "loggers",
 )
 
-SETTING_OF = {"loss": "plugins", "transform": "transforms", "metric": "metrics", "logger": "loggers"}
-"""Settings that choose components of a kind, where they are not called as the kind is."""
-
 
 @dataclass(frozen=True)
 class Settings:
@@ -410,7 +407,7 @@ def not_chosen(table: str, chosen: dict[str, Component], settings: Settings) -> 
             if kind == "miner":
                 return f"'{table}' is a miner; its options stand behind its name: --LOSS.miner '{table}(option=value)'"
             selected = ", ".join(c.table for c in chosen.values() if c.kind == kind) or "none"
-            setting = SETTING_OF.get(kind, kind)
+            setting = plugins.KINDS[kind].setting
             return (
                 f"options of '{table}' are given, but that {kind} is not selected ({setting}: {selected})."
                 f" Select it by --{setting}, or leave its options out."
