@@ -70,7 +70,7 @@ def splits_app(data_flags: list[inspect.Parameter], model_flags: list[inspect.Pa
         debug: bool,
         **tables: Any,
     ) -> int:
-        from dmlcore.data.published import import_published
+        from dmlcore.protocols.shift.published import import_published
 
         _check_out(out, overwrite)
         found, notes = import_published(file, data, _options(data_flags, tables), allows_missing=allow_missing, default=default)

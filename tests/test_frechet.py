@@ -8,9 +8,9 @@ import scipy.linalg
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dmlcore.data import frechet
-from dmlcore.data.frechet import frechet_distance
 from dmlcore.errors import DataError
+from dmlcore.protocols.shift import frechet
+from dmlcore.protocols.shift.frechet import frechet_distance
 
 
 def textbook(a: np.ndarray, b: np.ndarray) -> float:

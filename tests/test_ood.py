@@ -235,7 +235,7 @@ def test_a_cell_measures_the_weights_that_validation_chose(place: Path) -> None:
 
 
 TRACER = """
-from dmlcore.data.arrays import ArrayFile
+from dmlcore_plugins.data.npz import ArrayFile
 from dmlcore.data.stores import FeatureStore
 
 FETCHED = []

@@ -22,8 +22,8 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from dmlcore.data.pickles import parse_pickle, read_pickle
 from dmlcore.errors import DataError
+from dmlcore.protocols.shift.pickles import parse_pickle, read_pickle
 
 PROTOCOLS = range(pickle.HIGHEST_PROTOCOL + 1)
 numbers = st.one_of(

@@ -13,9 +13,9 @@ from PIL import Image
 
 from dmlcore import cli
 from dmlcore.data import SplitFile, open_data
-from dmlcore.data.published import import_published
-from dmlcore.data.split_files import support_rows
 from dmlcore.errors import DataError
+from dmlcore.protocols.shift.episodes import support_rows
+from dmlcore.protocols.shift.published import import_published
 
 CLASSES = [f"{number:03}.Bird_{chr(65 + number)}" for number in range(1, 17)]
 IMAGES = 6

@@ -11,20 +11,21 @@ from typing import Any
 
 import numpy as np
 import pytest
+from dmlcore_plugins.data.glyphs import characters
 
 from dmlcore import cli
-from dmlcore.data import SplitFile, glyphs, load_table, open_data
-from dmlcore.data.frechet import frechet_distance
-from dmlcore.data.split_files import support_rows
+from dmlcore.data import SplitFile, load_table, open_data
 from dmlcore.errors import ConfigError, DataError
 from dmlcore.protocols.shift.building import build_splits
 from dmlcore.protocols.shift.class_features import class_means
+from dmlcore.protocols.shift.episodes import support_rows
+from dmlcore.protocols.shift.frechet import frechet_distance
 from dmlcore.protocols.shift.options import BuildOptions
 from dmlcore.reports import pictures
 from dmlcore.training import RunConfig, train
 
 DOCS = Path(__file__).parents[1] / "docs" / "ood.md"
-SCRIPTS = glyphs.UNSEEN_SCRIPTS
+SCRIPTS = characters.UNSEEN_SCRIPTS
 Command = Callable[..., tuple[int, str, str]]
 
 
@@ -92,7 +93,7 @@ def test_glyphs_with_both_drivers(driver: str) -> None:
     assert len(file.splits) == 5 and file.splits[-1].removed > 0 and file.default == "default"
     stages = [step["stage"] for step in file.progress]
     assert {"default", "swap", "removal"} <= set(stages) <= {"easier", "default", "swap", "removal"}
-    loaded = glyphs.load()
+    loaded = characters.load()
     scripts = dict(zip(loaded.class_names, loaded.class_scripts, strict=True))
     share = [np.mean([scripts[name] in SCRIPTS for name in split.test]) for split in file.splits]
     if driver == "groups":
@@ -102,7 +103,7 @@ def test_glyphs_with_both_drivers(driver: str) -> None:
     else:
         fids = [step["fid"] for step in file.progress]
         assert all(low < high for low, high in pairwise(fids))
-        own = glyphs.unseen_characters(0)["test"]
+        own = characters.unseen_characters(0)["test"]
         assert set(file.find(None).test) == {loaded.class_names[label] for label in own}
 
 

@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 
 from dmlcore.data import ClassSplit, SplitFile, open_data
-from dmlcore.data.split_files import support_rows
 from dmlcore.errors import ConfigError, DataError
+from dmlcore.protocols.shift.episodes import support_rows
 from dmlcore.training import train
 from dmlcore.training.trained import TrainedRun
 

@@ -10,11 +10,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dmlcore.data.episodes import draw_supports, usable_shots
-from dmlcore.data.frechet import frechet_distance
-from dmlcore.data.split_choice import by_step, by_targets, evenly_spaced, identities
-from dmlcore.data.swapping import LEAST_SIDE, ByGroups, ByMeans, Step, default_step, halved, isometric, remove, swap
 from dmlcore.errors import ConfigError, DataError
+from dmlcore.protocols.shift.episodes import draw_supports, usable_shots
+from dmlcore.protocols.shift.frechet import frechet_distance
+from dmlcore.protocols.shift.split_choice import by_step, by_targets, evenly_spaced, identities
+from dmlcore.protocols.shift.swapping import LEAST_SIDE, ByGroups, ByMeans, Step, default_step, halved, isometric, remove, swap
 
 EVERYTHING: dict[str, Any] = {"history": 5, "patience": 4, "iterations": 60}
 

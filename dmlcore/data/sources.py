@@ -5,6 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 import numpy as np
@@ -64,11 +65,25 @@ class DataSource(ABC):
 
     name: ClassVar[str]
     Options: ClassVar[type]
+    is_default: ClassVar[bool] = False
+    """Whether it is the data where none is named; one source says so, and its subclasses do not inherit it."""
+    reads: ClassVar[str] = ""
+    """The paths it claims, in words for messages, such as `a .csv with path,label`; empty: it goes by its name only."""
 
     def __init__(self, options: Any, *, image_size: int | None = None, default_image_size: int = 64) -> None:
         self.options = options
         self.image_size = image_size
         self.default_image_size = default_image_size
+
+    @classmethod
+    def claims(cls, path: Path) -> bool:
+        """Whether `--data PATH` means this source. One that claims paths has an option `path`, which the path becomes.
+        A subclass claims none unless it says so itself.
+
+        Args:
+            path: of a file or folder that exists.
+        """
+        return False
 
     @abstractmethod
     def load(self) -> Table:

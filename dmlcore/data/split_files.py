@@ -153,58 +153,6 @@ class SplitFile:
         return made
 
 
-def support_rows(
-    split: ClassSplit,
-    shots: int,
-    table_rows: np.ndarray,
-    names: Sequence[str],
-    classes: np.ndarray,
-    class_names: Sequence[str],
-    most: int | None = None,
-) -> list[np.ndarray]:
-    """Where the support samples of every episode lie in the test part; all its other samples are queries.
-
-    Args:
-        split: with episodes.
-        shots: k.
-        table_rows: int64 [n], rows of the test part in the table.
-        names: of all samples of the table.
-        classes: int64 [n], dense labels of the test part.
-        class_names: by dense label.
-        most: episodes, the first so many; None: all.
-
-    Returns:
-        For each episode the positions in the test part, sorted int64.
-
-    Raises:
-        DataError: no such episodes; samples that the data lack or that are of another class; a class without a query.
-    """
-    if shots not in split.episodes:
-        known = ", ".join(map(str, split.episodes)) or "none"
-        raise DataError(f"split '{split.id}' has no episodes of {shots} shots; it has: {known}")
-    sizes = np.bincount(classes, minlength=len(class_names))
-    place = {(class_names[label], names[row]): at for at, (row, label) in enumerate(zip(table_rows, classes, strict=True))}
-    label_of = {name: label for label, name in enumerate(class_names)}
-    found = []
-    for episode in split.episodes[shots][:most]:
-        rows = []
-        for name, support in episode.items():
-            missing = [sample for sample in support if (name, sample) not in place]
-            if missing:
-                raise DataError(
-                    f"an episode of split '{split.id}' asks for sample '{missing[0]}' of class '{name}', which the data lack"
-                    f" ({len(missing)} of {len(support)} missing). Is --data what the splits were made for?"
-                )
-            if len(support) >= sizes[label_of[name]]:
-                raise DataError(
-                    f"an episode of {shots} shots of split '{split.id}' takes all {sizes[label_of[name]]} samples of class"
-                    f" '{name}'; none is left to be searched"
-                )
-            rows += [place[name, sample] for sample in support]
-        found.append(np.sort(np.array(rows, dtype=np.int64)))
-    return found
-
-
 def _is_pickle(path: str | Path) -> bool:
     with open(path, "rb") as file:
         return file.read(1) in (b"\x80", b"(", b"c")

@@ -16,7 +16,7 @@ from torch.nn import functional
 
 from dmlcore import losses
 from dmlcore.config import check_range
-from dmlcore.data import ClassBalancedSampler, LabelledDataset
+from dmlcore.data import LabelledDataset, create_sampler
 from dmlcore.errors import ConfigError
 from dmlcore.evaluation import protocol, retrieval_metrics
 from dmlcore.models import EmbeddingModel
@@ -115,7 +115,8 @@ def tune(tail: Tail, features: Tensor, labels: np.ndarray, steps: int, rate: flo
         [{"params": list(tail.layer.parameters())}, {"params": list(loss.parameters()), "lr": BOUNDARY_RATE}], lr=rate
     )
     targets = torch.from_numpy(dense.astype(np.int64)).to(features.device)
-    for rows in ClassBalancedSampler(dense, min(CLASSES, len(present)), SAMPLES, seed, limited(steps)):
+    classes = min(CLASSES, len(present))
+    for rows in create_sampler("class_balanced", dense, classes, SAMPLES, seed=seed, steps=limited(steps)):
         value = loss(tail(features[rows]), targets[rows])
         optimiser.zero_grad(set_to_none=True)
         value.backward()

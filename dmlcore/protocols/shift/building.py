@@ -10,14 +10,25 @@ from typing import Any
 import numpy as np
 
 from dmlcore.data import DataSource, Table, find_source
-from dmlcore.data.episodes import supports_by_class, usable_shots
-from dmlcore.data.split_choice import by_step, by_targets, evenly_spaced, identities
 from dmlcore.data.split_files import ClassSplit, Episode, SplitFile
-from dmlcore.data.swapping import LEAST_SIDE, ByGroups, ByMeans, Driver, Step, default_step, halved, isometric, remove, swap
 from dmlcore.errors import ConfigError, DataError, suggestion
 from dmlcore.plugin_files import absolute
 from dmlcore.protocols.shift.class_features import AS_THEY_ARE, class_means, is_run
+from dmlcore.protocols.shift.episodes import supports_by_class, usable_shots
 from dmlcore.protocols.shift.options import BuildOptions
+from dmlcore.protocols.shift.split_choice import by_step, by_targets, evenly_spaced, identities
+from dmlcore.protocols.shift.swapping import (
+    LEAST_SIDE,
+    ByGroups,
+    ByMeans,
+    Driver,
+    Step,
+    default_step,
+    halved,
+    isometric,
+    remove,
+    swap,
+)
 
 DEFAULT_NUMBER = 8
 _TRAINED_SHARE = 0.75  # of the training classes, as in the published splits; the others choose the checkpoint
