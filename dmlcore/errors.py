@@ -30,6 +30,11 @@ class TrainingError(DmlcoreError):
     """Training cannot go on: a loss or gradient that is not finite, a full disk, a damaged checkpoint."""
 
 
+def nearest(name: str, names: Iterable[str]) -> str:
+    """The name that was probably meant; empty where none is near."""
+    return next(iter(difflib.get_close_matches(name, sorted(names), n=1, cutoff=0.5)), "")
+
+
 LISTED = 12  # names that fit into one line; of more, the nearest are a better answer
 
 
@@ -41,9 +46,8 @@ def suggestion(name: str, names: Iterable[str]) -> str:
         names: the names that exist.
     """
     names = sorted(names)
-    near = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
-    if near:
-        return f" Did you mean '{near[0]}'?"
+    if near := nearest(name, names):
+        return f" Did you mean '{near}'?"
     if len(names) <= LISTED:
         return f" Known: {', '.join(names)}." if names else ""
     return f" The nearest of {len(names)} names: {', '.join(difflib.get_close_matches(name, names, n=3, cutoff=0.0))}."

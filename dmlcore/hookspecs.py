@@ -1,5 +1,5 @@
-"""The hooks a plugin may implement. Each is a pluggy hook of the project `dmlcore`; none is called before torch may load, except
-`dmlcore_commands`.
+"""The hooks a plugin may implement. Each is a pluggy hook of the project `dmlcore`. Only `dmlcore_commands` is called
+before torch may load.
 
 A plugin is a module (or object) registered under the entry-point group `dmlcore`; it marks functions of these names with
 `@dmlcore.hookimpl`. A hook with another name, or with an argument that is not listed here, is refused when it loads. The

@@ -95,7 +95,8 @@ KINDS = _table(
         "dmlcore.data.DataSource",
         "data",
         "Data sets: what `--data` can name.",
-        """Subclasses of `dmlcore.data.DataSource`: `load` returns a `Table` of N samples, labels int64 `[N]` and class names.""",
+        """Subclasses of `dmlcore.data.DataSource`: `load` returns a `Table` of N samples, labels int64 `[N]`
+        and class names.""",
         "dmlcore train --data $name --steps 50",
     ),
     Kind(

@@ -15,7 +15,7 @@ import importlib.util
 import os
 import pkgutil
 import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Container, Iterator
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
@@ -142,27 +142,24 @@ def manager() -> pluggy.PluginManager:
     return complete
 
 
-def command_manager(builtin: Iterable[ModuleType], failed: Callable[[Exception], None]) -> pluggy.PluginManager:
-    """A manager of the plugins that may add commands, and of no others, so that `--help` need not wait for torch.
+def command_manager(failed: Callable[[str, Exception], None]) -> pluggy.PluginManager:
+    """A manager of the installed plugins that may add commands, and of no others, so that `--help` need not wait for torch.
 
     Args:
-        builtin: the modules with dmlcore's own commands.
-        failed: gets the exception of an installed plugin that cannot be loaded. The others are loaded all the same.
+        failed: gets the name of an entry point that cannot be loaded, and the exception. The others are loaded all the same.
     """
     quick = new_manager()
-    for module in builtin:
-        register(quick, module, module.__name__)
     try:
         points = _entry_points()
     except ConfigError as error:
-        failed(error)
+        failed("", error)
         points = []
     for point in points:
         try:
             if _may_add_commands(point):
                 _load(quick, point)
         except PluginError as error:
-            failed(error)
+            failed(point.name, error)
     return quick
 
 
@@ -312,11 +309,37 @@ def call_event(event: str, failed: Callable[[str, Exception], None], **arguments
             run by one.
         arguments: of the hook.
     """
-    for implementation in reversed(getattr(manager().hook, event).get_hookimpls()):
+
+    def tell(owner: str, error: Exception) -> None:
+        if isinstance(error, DmlcoreError):
+            raise error
+        failed(owner, error)
+
+    call_each(manager(), event, tell, **arguments)
+
+
+def call_each(
+    manager: pluggy.PluginManager,
+    hook: str,
+    failed: Callable[[str, Exception], None],
+    *,
+    but: Container[object] = (),
+    **arguments: Any,
+) -> None:
+    """Call a hook of each plugin by itself, so that one that raises does not stop the others.
+
+    Args:
+        manager: of the plugins.
+        hook: its name.
+        failed: gets the owner of a hook that raised, and the exception.
+        but: plugins that are left out.
+        arguments: of the hook.
+    """
+    for implementation in reversed(getattr(manager.hook, hook).get_hookimpls()):
+        if implementation.plugin in but:
+            continue
         try:
             implementation.function(*[arguments[name] for name in implementation.argnames])
-        except DmlcoreError:
-            raise
         except Exception as error:
             failed(_owner(implementation.plugin_name)[0], error)
 

@@ -1,4 +1,4 @@
-"""The hook reference of `docs/plugins.md`, generated from the hooks themselves: `dmlcore plugins hooks`."""
+"""The hook reference of the docs, generated from the hooks themselves: `dmlcore plugins hooks`."""
 
 from __future__ import annotations
 
@@ -8,8 +8,7 @@ import textwrap
 from pathlib import Path
 
 from dmlcore import hookspecs, plugins
-from dmlcore.errors import ConfigError
-from dmlcore.files import write_atomically
+from dmlcore.authoring.pages import write_between
 
 BEGIN, END = "<!-- hooks: begin -->", "<!-- hooks: end -->"
 _EVENTS = ("training_started", "step_ended", "evaluated", "checkpoint_saved", "training_ended")
@@ -31,15 +30,7 @@ def write_reference(path: str | Path) -> None:
     Raises:
         ConfigError: the file cannot be read, or lacks the marks.
     """
-    path = Path(path)
-    try:
-        text = path.read_text(encoding="utf-8")
-    except OSError as error:
-        raise ConfigError(f"cannot read {path}: {error.strerror}") from error
-    if text.count(BEGIN) != 1 or text.count(END) != 1:
-        raise ConfigError(f"{path} must have the lines {BEGIN} and {END} once, around the reference")
-    before, rest = text.split(BEGIN)
-    write_atomically(path, f"{before}{BEGIN}\n\n{hook_reference()}\n{END}{rest.split(END)[1]}".encode())
+    write_between(path, BEGIN, END, hook_reference())
 
 
 def _paragraph(name: str) -> str:
