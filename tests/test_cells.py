@@ -14,7 +14,7 @@ import pytest
 
 from dmlcore.errors import ConfigError, TrainingError
 from dmlcore.protocols.cells import Cell, finished, path_of, run_cells
-from dmlcore.protocols.intervals import mean_and_error, mean_and_half
+from dmlcore.reports.intervals import mean_and_error, mean_and_half
 
 CELLS = [Cell(f"one/{n}", {"n": n, "other": {"deep": [1, 2]}}) for n in range(4)]
 

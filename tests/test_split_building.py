@@ -16,12 +16,12 @@ from dmlcore_plugins.data.glyphs import characters
 from dmlcore import cli
 from dmlcore.data import SplitFile, load_table, open_data
 from dmlcore.errors import ConfigError, DataError
-from dmlcore.protocols import drawing
 from dmlcore.protocols.shift.building import build_splits
 from dmlcore.protocols.shift.class_features import class_means
 from dmlcore.protocols.shift.episodes import support_rows
 from dmlcore.protocols.shift.frechet import frechet_distance
 from dmlcore.protocols.shift.options import BuildOptions
+from dmlcore.reports import pictures
 from dmlcore.training import RunConfig, train
 
 DOCS = Path(__file__).parents[1] / "docs" / "ood.md"
@@ -280,9 +280,9 @@ def test_a_class_on_both_sides_is_refused(table: Path, tmp_path: Path, here: Com
 def test_without_matplotlib_the_file_is_written(
     table: Path, tmp_path: Path, here: Command, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(drawing, "can_draw", lambda: False)
+    monkeypatch.setattr(pictures, "can_draw", lambda: False)
     status, out, _ = here("ood", "--data", table, "--number", "2", "--out", tmp_path / "out.json")
-    assert status == 0 and drawing.HOW in out and not (tmp_path / "out.svg").exists()
+    assert status == 0 and pictures.HOW_TO_DRAW in out and not (tmp_path / "out.svg").exists()
     assert SplitFile.read(tmp_path / "out.json").find(None).id == "default"
 
 

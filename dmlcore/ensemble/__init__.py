@@ -4,7 +4,7 @@ The search for members is `dmlcore.ensemble.search`.
 """
 
 from dmlcore.ensemble.compressor import Compressor
-from dmlcore.ensemble.diversity import distance_diversity, similarity_diversity
+from dmlcore.ensemble.diversity import distance_diversity
 from dmlcore.ensemble.ensemble import LossEnsemble
 from dmlcore.ensemble.matching import distance_matching, fit_by_distances
 from dmlcore.ensemble.principal import PrincipalAxes, principal_axes
@@ -20,6 +20,5 @@ __all__ = [
     "distance_matching",
     "fit_by_distances",
     "principal_axes",
-    "similarity_diversity",
     "similarity_matching",
 ]

@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from dmlcore.errors import ConfigError, TrainingError
-from dmlcore.training.folder import plain, write_atomically
+from dmlcore.files import make_folder, plain, write_atomically
 
 DONE, WORK = "cells", "work"
 Function = Callable[[dict[str, Any], Path], dict[str, Any]]
@@ -136,10 +136,7 @@ def run_cells(
     missing = [cell for cell in cells if cell.key not in results]
     if results and missing:
         tell(f"{len(results)} of {len(cells)} cells are there already")
-    try:
-        (folder / DONE).mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise ConfigError(f"cannot make the folder {folder}: {error.strerror}. Choose another --out.") from error
+    make_folder(folder / DONE)
     try:
         with contextlib.closing(_computed(folder, missing, function, processes)) as done:
             for cell, result in done:

@@ -10,11 +10,11 @@ from pathlib import Path
 from typing import Any
 
 from dmlcore.errors import ConfigError
-from dmlcore.protocols import drawing
+from dmlcore.files import plain, write_atomically
 from dmlcore.protocols.cells import DONE, read_cell
-from dmlcore.protocols.intervals import mean_and_half
 from dmlcore.protocols.shift.area import area_under_shift
-from dmlcore.training.folder import plain, write_atomically
+from dmlcore.reports import pictures
+from dmlcore.reports.intervals import mean_and_half
 
 MEASURES = {"recall@1": "R@1", "map@r": "MAP@R"}
 KEYS = ("name", "split", "seed", "adaptation")  # of the settings of a whole cell
@@ -234,7 +234,7 @@ def percent(pair: dict[str, Any] | None, signed: bool = False) -> str:
 
 def draw(numbers: dict[str, Any], path: Path, title: str = "") -> Path:
     """The picture: Recall@1 against FID with bands, and the gains of adaptation where there are any."""
-    pyplot = drawing.pyplot()
+    pyplot = pictures.pyplot()
     shots = shots_of(numbers)
     figure, axes = pyplot.subplots(1, 1 + len(shots), figsize=(5.2 * (1 + len(shots)), 4), squeeze=False)
     panels = [("Recall@1, zero-shot", lambda row: row.get("recall@1"))]
@@ -252,7 +252,7 @@ def draw(numbers: dict[str, Any], path: Path, title: str = "") -> Path:
         axis.grid(True, alpha=0.3)
     axes[0][0].legend(fontsize="small")
     figure.tight_layout()
-    return drawing.save(figure, path)
+    return pictures.save(figure, path)
 
 
 def write(folder: str | Path, names: Sequence[str] = ()) -> dict[str, Any]:
@@ -262,7 +262,7 @@ def write(folder: str | Path, names: Sequence[str] = ()) -> dict[str, Any]:
     write_atomically(folder / "report.json", (json.dumps(numbers, indent=1) + "\n").encode())
     text = markdown(numbers)
     paths = {"json": str(folder / "report.json"), "markdown": str(folder / "report.md")}
-    if drawing.can_draw():
+    if pictures.can_draw():
         paths["picture"] = str(draw(numbers, folder / "recall.svg"))
         text += "\n![Recall@1 against FID](recall.svg)\n"
     write_atomically(folder / "report.md", text.encode())

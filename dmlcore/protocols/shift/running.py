@@ -17,10 +17,11 @@ from typing import TYPE_CHECKING, Any
 from dmlcore.config import check_range, unique_names
 from dmlcore.data import ClassSplit, SplitFile
 from dmlcore.errors import ConfigError
+from dmlcore.files import in_file_name, plain, write_atomically
 from dmlcore.protocols.cells import Cell, run_cells
 from dmlcore.protocols.shift.adapting import Adaptation, adapt, trunk_features
 from dmlcore.protocols.shift.episodes import support_rows
-from dmlcore.training.folder import RunFolder, in_file_name, plain, write_atomically
+from dmlcore.training.folder import RunFolder
 from dmlcore.training.settings import RunConfig, Source, data_component
 
 if TYPE_CHECKING:

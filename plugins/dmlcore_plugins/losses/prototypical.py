@@ -30,6 +30,9 @@ class Prototypical(RowLoss):
     """
 
     name = "prototypical"
+    title = "Prototypical loss"
+    paper = "Snell et al., NeurIPS 2017"
+    aliases = ("PrototypicalLoss", "prototypical_networks")
     normalise = (False, False)
     needs_norms = True
     streams = True  # a query's value depends on the prototypes alone

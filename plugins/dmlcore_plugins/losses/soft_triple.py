@@ -27,6 +27,9 @@ class SoftTriple(CentresLoss):
     """
 
     name = "soft_triple"
+    title = "SoftTriple loss"
+    paper = "Qian et al., ICCV 2019"
+    aliases = ("SoftTripleLoss", "softtriple")
 
     @dataclass(frozen=True, kw_only=True)
     class Options(LossOptions):

@@ -7,7 +7,7 @@ import io
 from pathlib import Path
 from typing import Any
 
-from dmlcore.training.folder import write_atomically
+from dmlcore.files import write_atomically
 
 
 def can_draw() -> bool:
@@ -15,7 +15,7 @@ def can_draw() -> bool:
     return importlib.util.find_spec("matplotlib") is not None
 
 
-HOW = "no picture: matplotlib is not installed (pip install 'dmlcore[plots]')"
+HOW_TO_DRAW = "no picture: matplotlib is not installed (pip install 'dmlcore[plots]')"
 """What a command says when it cannot draw."""
 
 
@@ -25,9 +25,9 @@ def pyplot() -> Any:
 
     matplotlib.use("Agg")
     matplotlib.rcParams["svg.hashsalt"] = "dmlcore"  # the same numbers give the same file
-    from matplotlib import pyplot as found
+    from matplotlib import pyplot as module
 
-    return found
+    return module
 
 
 def save(figure: Any, path: Path) -> Path:
