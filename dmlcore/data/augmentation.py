@@ -64,7 +64,7 @@ class ShiftAugmentation:
 
 @dataclass(frozen=True)
 class CropAugmentation:
-    """A random part of the image, brought back to full size: for photographs (as RandomResizedCrop of torchvision).
+    """A random part of the image, resized to full size: for photographs (as RandomResizedCrop of torchvision).
 
     Attributes:
         area: smallest part, as a fraction of the image's area.

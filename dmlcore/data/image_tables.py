@@ -55,7 +55,8 @@ def choose_augmentation(options: ImageOptions, sample_shape: Sequence[int]) -> A
 
 
 def choose_size(headers: Sequence[Header], image_size: int | None, default_image_size: int) -> tuple[int, int]:
-    """Height and width to bring image files to: the asked size, their own when it is one and small, else the default.
+    """Height and width that image files are resized to: the size asked for, else their own if all have the same small one, else
+    the default.
 
     Args:
         headers: of all readable files, at least one.
@@ -171,7 +172,7 @@ def _stored(
     Images whose damage shows only when they are decoded are added to `failed`.
     """
     rows = np.array([row for row in range(len(paths)) if row not in failed], dtype=np.int64)
-    readable = [paths[row] for row in rows]
+    readable = [paths[int(row)] for row in rows]
     if len(rows) * channels * size[0] * size[1] > most_bytes:
         return ImageFiles(readable, size, channels), rows
     pixels, damaged = _decode_all(readable, size, channels)

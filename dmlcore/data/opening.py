@@ -93,8 +93,8 @@ def open_data(
         options: of the data set.
         fractions: of the classes for train, validation and test, when the data gives no split; their sum is 1.
         seed: of the split.
-        image_size: side to bring images to, pixels; None: images of one size up to 128 pixels stay as they are, image files
-            of different sizes become `default_image_size`.
+        image_size: side that images are resized to, pixels. None: images of one size up to 128 pixels stay as they are, and
+            image files of different sizes become `default_image_size`.
         default_image_size: see there, pixels; a model says what it needs by `dmlcore.models.default_image_size`.
         class_split: says which classes are in which part, instead of the data or the seed.
 

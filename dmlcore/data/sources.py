@@ -27,7 +27,7 @@ class Table:
         labels: int64 [N], an index into `class_names`.
         class_names: a name per class.
         sample_shape: (C, H, W) or (F,).
-        split: text [N] of `train`, `validation`, `test` when the data brings one, else None.
+        split: text [N] of `train`, `validation`, `test` where the data has one, else None.
         skipped: what was left out or read in an unexpected way, as sentences for the user.
         augmentation: changes a batch of training samples at random; None for none.
         sample_names: a name per sample, different within a class, that stays when samples are added, such as the path of its
@@ -60,7 +60,7 @@ class DataSource(ABC):
         options: an instance of `Options`.
         image_size: what the user asked for, pixels, or None. Images in memory are resized later, a source of files may
             use it at once.
-        default_image_size: the size a source should bring images of different sizes to, when `image_size` is None.
+        default_image_size: the size to which a source resizes images of different sizes, when `image_size` is None.
     """
 
     name: ClassVar[str]

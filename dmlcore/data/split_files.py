@@ -1,4 +1,4 @@
-"""Files of class splits: what `dmlcore splits` writes and `dmlcore ood run` trains on. How splits are found is not here.
+"""Files of class splits: what `dmlcore splits` writes and `--splits` reads. How splits are built is in `protocols/shift`.
 
 The file is JSON and holds names only, of classes and samples; `docs/ood.md` lists its keys.
 """

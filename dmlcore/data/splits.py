@@ -25,7 +25,7 @@ SPLIT_WORDS = {
     "testing": "test",
     "2": "test",
 }
-_LEAST_CLASSES = 2  # of every part: fewer cannot be told apart
+_LEAST_CLASSES = 2  # of every part: with one class there is nothing to compare
 
 
 @dataclass

@@ -47,7 +47,7 @@ def class_means(
         image_size: pixels, or None.
         device: of a model.
         workers: processes that decode image files.
-        seed: of the weights of a trunk that brings none.
+        seed: of the weights of a trunk that has none of its own.
 
     Returns:
         The source, its table, and float64 [C, F], a row per class of the table.

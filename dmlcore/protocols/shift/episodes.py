@@ -46,7 +46,7 @@ def usable_shots(
         short = np.flatnonzero(sizes < k + LEFT)
         if len(short) == len(sizes):
             largest = int(sizes.argmax())
-            reason = _why_not_any(k, class_names[test_classes[largest]], int(sizes[largest]))
+            reason = _why_not_any(k, class_names[int(test_classes[largest])], int(sizes[largest]))
             if shots is not None:
                 raise ConfigError(reason)
             notes.append(f"episodes of {k} shots are left out: {reason}")

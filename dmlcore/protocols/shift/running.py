@@ -55,7 +55,7 @@ def plan(
     Args:
         splits: a file of splits.
         configs: TOML files of `dmlcore train`, each a row of the report under the file's name. What they say of the data, the
-            split and the seed gives way to the protocol, which is told.
+            split and the seed is replaced by what the protocol says, and a note names it.
         data: in place of what the file of splits names.
         seeds: 0 .. seeds - 1, of weights and batches.
         adaptation: None: no few-shot adaptation.
@@ -163,7 +163,7 @@ def train_and_measure(settings: dict[str, Any], work: Path, places: Places) -> d
     adaptation = None
     if settings["adaptation"] is not None:
         adaptation = Adaptation(**{key: _tuple(value) for key, value in settings["adaptation"].items()})
-    supports = _supports(config, split, adaptation)  # first: data that lack a sample are told before the long part
+    supports = _supports(config, split, adaptation)  # first: data that lack a sample are refused before the long part
     result = _trained(config, work, settings)
     run = TrainedRun(work / "run")
     few_shot: dict[str, Any] = {}
