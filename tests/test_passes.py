@@ -111,21 +111,6 @@ def test_heads_with_references_and_relations(relation: str) -> None:
     assert_close(found[1], found[0], 1e-9)
 
 
-def test_classes_some_heads_do_not_see() -> None:
-    masks = torch.ones(3, CLASSES, dtype=torch.bool)
-    masks[0, ::2], masks[2, 1::3] = False, False
-    losses = [create("ms"), create("triplet"), create("contrastive")]
-    ensemble = LossEnsemble(losses, columns=HEADS, class_masks=masks).double()
-
-    def alone(x: Tensor, y: Tensor) -> Tensor:
-        rows = [mask[y] for mask in masks]
-        return sum((loss(x[r, a:b], y[r]) for loss, r, (a, b) in zip(losses, rows, HEADS, strict=True)), torch.zeros(()))
-
-    for plan in PLANS.values():
-        with plan_options(**plan):
-            assert_close(value_and_gradients(ensemble, WIDE, Y, ensemble), value_and_gradients(ensemble, WIDE, Y, alone), 1e-9)
-
-
 def head_passes(x: Tensor) -> list[Pass]:
     calls = ((MS, CONTRASTIVE), (SUP_CON,), (MS,))
     return [

@@ -4,7 +4,7 @@ The search for members is `dmlcore.ensemble.search`.
 """
 
 from dmlcore.ensemble.compressor import Compressor
-from dmlcore.ensemble.diversity import distance_diversity, similarity_diversity
+from dmlcore.ensemble.diversity import distance_diversity
 from dmlcore.ensemble.ensemble import LossEnsemble
 from dmlcore.ensemble.explain import explain
 from dmlcore.ensemble.explanation import Explanation
@@ -24,6 +24,5 @@ __all__ = [
     "explain",
     "fit_by_distances",
     "principal_axes",
-    "similarity_diversity",
     "similarity_matching",
 ]

@@ -74,6 +74,9 @@ class Angular(PairLoss):
     """
 
     name = "angular"
+    title = "Angular loss"
+    paper = "Wang et al., ICCV 2017"
+    aliases = ("AngularLoss", "angular_loss")
     streams = True
     fuses_miners = False  # a miner leaves each point of a pair negatives of its own
     fuses_relations = False  # under a relation the points of a pair have different negatives

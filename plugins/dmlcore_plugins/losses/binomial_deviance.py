@@ -28,6 +28,9 @@ class BinomialDeviance(PairLoss):
     """
 
     name = "binomial_deviance"
+    title = "Binomial deviance loss"
+    paper = "Yi et al., 2014"
+    aliases = ("BinomialDevianceLoss", "BinDeviance")
     searched: ClassVar = {"alpha": (2.0, 0.5, 1.0, 4.0)}
 
     @dataclass(frozen=True, kw_only=True)

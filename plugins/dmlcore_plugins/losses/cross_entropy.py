@@ -27,6 +27,9 @@ class CrossEntropy(SoftmaxLoss):
     """
 
     name = "cross_entropy"
+    title = "Softmax cross-entropy with a linear classifier"
+    paper = "label smoothing: Szegedy et al., CVPR 2016"
+    aliases = ("CrossEntropyLoss", "softmax")
     needs_norms = True
     normalise = (False, False)
     reshapes = True

@@ -31,6 +31,9 @@ class Histogram(PairLoss):
     """
 
     name = "histogram"
+    title = "Histogram loss"
+    paper = "Ustinova and Lempitsky, NIPS 2016"
+    aliases = ("HistogramLoss", "histogram_loss")
     streams = False  # a row is a share of the whole batch
     completes = True
 

@@ -27,6 +27,9 @@ class IntraPairVariance(PairLoss):
     """
 
     name = "intra_pair_variance"
+    title = "Intra-pair variance loss"
+    paper = "Yu and Tao, ICCV 2019"
+    aliases = ("IntraPairVarianceLoss",)
     streams = False  # the means are those of the whole batch
     completes = True
     fuses_miners = False  # the sums per class know nothing of mined pairs

@@ -28,6 +28,9 @@ class LiftedStructure(PairLoss):
     """
 
     name = "lifted_structure"
+    title = "Lifted structure loss"
+    paper = "Song et al., CVPR 2016"
+    aliases = ("LiftedStructureLoss", "lifted_structured")
     streams = False  # the negatives of a reference are looked for among all references
 
     @dataclass(frozen=True, kw_only=True)

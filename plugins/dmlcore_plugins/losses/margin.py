@@ -37,6 +37,9 @@ class Margin(PairLoss):
     """
 
     name = "margin"
+    title = "Margin-based loss"
+    paper = "Wu et al., ICCV 2017"
+    aliases = ("MarginLoss", "margin_loss")
     uses_classes = True
     streams = False  # how many negatives are drawn depends on the batch
     completes = True

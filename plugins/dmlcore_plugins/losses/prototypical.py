@@ -29,6 +29,9 @@ class Prototypical(RowLoss):
     """
 
     name = "prototypical"
+    title = "Prototypical loss"
+    paper = "Snell et al., NeurIPS 2017"
+    aliases = ("PrototypicalLoss", "prototypical_networks")
     normalise = (False, False)
     needs_norms = True
     reshapes = True

@@ -23,6 +23,9 @@ class ProxyAnchor(ProxyLoss):
     """
 
     name = "proxy_anchor"
+    title = "Proxy-Anchor loss"
+    paper = "Kim et al., CVPR 2020"
+    aliases = ("ProxyAnchorLoss", "proxy_anchor_loss")
     reshapes = True
     searched: ClassVar = {"alpha": (32.0, 8.0, 16.0, 64.0)}
 

@@ -30,6 +30,9 @@ class SmoothAP(PairLoss):
     """
 
     name = "smooth_ap"
+    title = "Smooth-AP loss"
+    paper = "Brown et al., ECCV 2020"
+    aliases = ("SmoothAPLoss", "smoothap")
     streams = True
 
     @dataclass(frozen=True, kw_only=True)

@@ -29,6 +29,9 @@ class SnrContrastive(PairLoss):
     """
 
     name = "snr_contrastive"
+    title = "Signal-to-noise ratio contrastive loss"
+    paper = "Yuan et al., CVPR 2019"
+    aliases = ("SignalToNoiseRatioContrastiveLoss", "signal_to_noise_ratio_contrastive")
     normalise = (False, False)
     reshapes = True
 

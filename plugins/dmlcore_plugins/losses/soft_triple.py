@@ -28,6 +28,9 @@ class SoftTriple(CentresLoss):
     """
 
     name = "soft_triple"
+    title = "SoftTriple loss"
+    paper = "Qian et al., ICCV 2019"
+    aliases = ("SoftTripleLoss", "softtriple")
     streams = False  # `dense_rows` bounds its memory by itself
 
     @dataclass(frozen=True, kw_only=True)

@@ -27,6 +27,9 @@ class SphereFace(SoftmaxLoss):
     """
 
     name = "sphereface"
+    title = "SphereFace: angular softmax loss"
+    paper = "Liu et al., CVPR 2017"
+    aliases = ("SphereFaceLoss", "sphere_face", "ASoftmax")
     needs_norms = True
     normalise = (False, True)
     streams = False  # polynomials of the whole matrix

@@ -47,6 +47,9 @@ class Triplet(PairLoss):
     """
 
     name = "triplet"
+    title = "Triplet margin loss"
+    paper = "Schroff et al., CVPR 2015"
+    aliases = ("TripletMarginLoss", "TripletLoss", "triplet_margin")
     searched: ClassVar = {"margin": (0.05, 0.1, 0.2, 0.4)}
     streams = True
 

@@ -31,6 +31,8 @@ class Entropy(Weighting):
     """
 
     name = "entropy"
+    title = "Closed-form weights under an entropy"
+    paper = "after Zabihzadeh et al., MTAP 2023"
 
     @dataclass(frozen=True, kw_only=True)
     class Options:

@@ -33,6 +33,8 @@ class EqualGradientNorms(Weighting):
     """
 
     name = "equal_gradient_norms"
+    title = "Gradients of equal norm"
+    paper = "after Chen et al., ICML 2018"
     reads_gradients = True
 
     @dataclass(frozen=True, kw_only=True)
