@@ -59,7 +59,7 @@ def plan(
         data: in place of what the file of splits names.
         seeds: 0 .. seeds - 1, of weights and batches.
         adaptation: None: no few-shot adaptation.
-        only: ids of splits; empty: all.
+        only: ids of splits. Empty: all.
         tell: receives notes.
 
     Raises:
@@ -129,7 +129,7 @@ def run(
     Args:
         cells: of `plan`.
         places: of `plan`.
-        out: folder of the results; the same command goes on with what is missing.
+        out: folder of the results. The same command goes on with what is missing.
         processes: at a time, each with one thread.
         keeps_models: keep the run of every cell with its best checkpoint below `models`.
         tell: receives lines of progress.
@@ -151,7 +151,7 @@ def train_and_measure(settings: dict[str, Any], work: Path, places: Places) -> d
 
     Args:
         settings: of the cell.
-        work: the cell's own folder; a training that was interrupted in it goes on.
+        work: the cell's own folder. A training that was interrupted in it goes on.
         places: of splits, data and models.
     """
     from dmlcore.training.trained import TrainedRun
