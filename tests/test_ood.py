@@ -25,9 +25,9 @@ from dmlcore.protocols.cells import Cell, path_of
 from dmlcore.protocols.shift import adapting, report, running
 from dmlcore.protocols.shift.adapting import Adaptation, Tail, adapt, trunk_features, tune
 from dmlcore.protocols.shift.area import area_under_shift
-from dmlcore.training import Settings
+from dmlcore.serving import TrainedRun
 from dmlcore.training.loop import Training
-from dmlcore.training.trained import TrainedRun
+from dmlcore.training.settings import PLACES
 
 CLASSES, PER_CLASS = 24, 8
 
@@ -405,7 +405,7 @@ def test_what_is_not_said_comes_from_the_file(place: Path, capsys: pytest.Captur
     assert "no adaptation: the splits have no episodes" in shown.err and json.loads(shown.out)["adaptation"]
     out = str(place / "run")
     assert main(["train", "--splits", str(place / "splits.json"), "--split", "swap2", "--steps", "2", "--out", out]) == 0
-    assert TrainedRun(out).config.settings.data == str(place / "features.npz")
+    assert TrainedRun(out).config.settings.data.source == str(place / "features.npz")
     (place / "bad.toml").write_text("plugins = 3\n")
     assert main(["train", "--config", str(place / "bad.toml"), "--out", str(place / "none")]) == 2
     assert "plugins is 3, but must be text" in capsys.readouterr().err
@@ -490,4 +490,4 @@ def test_the_report_by_hand(tmp_path: Path) -> None:
 
 
 def test_settings_of_the_protocol_are_settings_of_training() -> None:
-    assert set(running.OWN) <= {field.name for field in dataclasses.fields(Settings)}
+    assert set(running.OWN) <= set(PLACES)

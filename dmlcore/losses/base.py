@@ -255,6 +255,8 @@ class Loss(nn.Module, abc.ABC):
     needs_norms: ClassVar[bool] = False
     takes_references: ClassVar[bool] = True
     """Whether it compares samples with samples. Other losses refuse references; an ensemble calls those without any."""
+    sees_features: ClassVar[bool] = False
+    """Whether it learns from the trunk's features instead of an embedding where `classifier = features` asks for it."""
     searched: ClassVar[dict[str, tuple[Any, ...]]] = {}
     """What a search for the members of an ensemble tries: an option's name and its values, the default first."""
 
