@@ -20,7 +20,7 @@ from dmlcore.data import LabelledDataset, create_sampler
 from dmlcore.errors import ConfigError
 from dmlcore.evaluation import protocol, retrieval_metrics
 from dmlcore.models import EmbeddingModel
-from dmlcore.training.run import limited
+from dmlcore.training.building import limited
 
 REPORTED = ("recall@1", "recall@2", "recall@4", "map@r")  # measures of an episode
 CLASSES, SAMPLES = 56, 2  # of a batch, as published
@@ -85,7 +85,7 @@ class Tail(nn.Module):
 
     def forward(self, features: Tensor) -> Tensor:
         """Embeddings [b, D] of trunk features [b, F], of unit norm as retrieval by cosine sees them."""
-        return functional.normalize(self.model(features).float(), dim=1)
+        return functional.normalize(self.model.serve(features).float(), dim=1)
 
 
 def trunk_features(model: EmbeddingModel, dataset: LabelledDataset, *, workers: int = 0) -> Tensor:
