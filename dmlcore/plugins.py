@@ -174,6 +174,11 @@ def _may_add_commands(point: metadata.EntryPoint) -> bool:
         return False
 
 
+def defaults() -> Any:
+    """The names of the components that a run uses where it names none, as constants. No plugin is loaded for it."""
+    return importlib.import_module("dmlcore_plugins.defaults")
+
+
 def _owner(registered: str) -> tuple[str, str]:
     owner = "dmlcore" if registered.startswith("dmlcore_plugins.") else registered.split(":")[0]
     try:

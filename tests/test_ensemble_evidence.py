@@ -79,7 +79,7 @@ def test_every_arm_is_a_configuration_that_can_be_run(folder: Path, tmp_path: Pa
         few = replace(SMALL, pictures=True)
         job = runs._job(few, "arms", arm, losses, 0, {"steps": 4, "embedding_dim": 64}, state)
         config = RunConfig.create(data=str(path), plugins=",".join(losses), **job.settings)
-        assert len(config.settings.plugins) == len(losses)
+        assert len(config.settings.losses.names) == len(losses)
     for first, second, _ in report.PAIRS:
         assert {first, second} <= set(names)
 

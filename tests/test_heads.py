@@ -18,10 +18,10 @@ from dmlcore.ensemble import lookahead
 from dmlcore.errors import ConfigError
 from dmlcore.losses import create
 from dmlcore.models import EmbeddingModel, build_model
-from dmlcore.training import Logger, RunConfig, loop, train
+from dmlcore.serving import TrainedRun
+from dmlcore.training import Logger, RunConfig, start, train
 from dmlcore.training.folder import RunFolder
 from dmlcore.training.run import Run
-from dmlcore.training.trained import TrainedRun
 
 X, Y = BATCHES["odd"]
 HALF = X.shape[1] // 2
@@ -120,8 +120,8 @@ def test_squared_distances_of_heads_add_up() -> None:
     model = model_of(heads=3)
     model.shares.copy_(torch.tensor([0.2, 0.5, 0.3]))
     samples = torch.randn(9, 12, generator=torch.Generator().manual_seed(1))
-    outputs = model.outputs(samples)
-    whole = model(samples)
+    outputs = model(samples)
+    whole = model.serve(samples)
     heads = [functional.normalize(model.head(model.trunk(samples))[:, 5 * k : 5 * k + 5], dim=1) for k in range(3)]
     squared = torch.cdist(whole, whole) ** 2
     expected = sum(share * torch.cdist(x, x) ** 2 for share, x in zip([0.2, 0.5, 0.3], heads, strict=True))
@@ -134,7 +134,7 @@ def test_squared_distances_of_heads_add_up() -> None:
 
 def test_a_student_takes_no_part_in_the_trunk() -> None:
     model = model_of(heads=2, student=3, served="student")
-    outputs = model.outputs(torch.randn(4, 12))
+    outputs = model(torch.randn(4, 12))
     assert outputs.shape == (4, 13) and model.embedding_dim == 3
     model.student_of(outputs).square().sum().backward()
     assert all(p.grad is None or not p.grad.any() for p in model.trunk.parameters())
@@ -236,7 +236,8 @@ def test_runs_resume_exactly_and_report_every_embedding(features: str, tmp_path:
 def test_the_published_methods_are_settings(features: str, tmp_path: Path) -> None:
     run = Run(RunConfig.create(data=features, **{**SMALL, **ARMS["wedl"]}), RunFolder(tmp_path))
     settings = run.config.settings
-    assert (settings.weighting, settings.diversity, settings.diversity_weight) == ("floor_square_penalty", "distance", 0.01)
+    ensemble = settings.ensemble
+    assert (ensemble.weighting, ensemble.diversity, ensemble.diversity_weight) == ("floor_square_penalty", "distance", 0.01)
     assert run.model.heads == 4 and run.model.whole_dim == 24
 
 
@@ -254,7 +255,7 @@ def test_the_published_methods_are_settings(features: str, tmp_path: Path) -> No
 )
 def test_the_weighting_left_open_follows_from_the_losses(given: dict[str, Any], expected: str) -> None:
     config = RunConfig.create(**given)
-    assert config.completed("images", 10).settings.weighting == expected and expected in config.chosen
+    assert config.completed("images", 10).settings.ensemble.weighting == expected and expected in config.components
 
 
 @pytest.mark.parametrize(
@@ -274,8 +275,9 @@ def test_the_weighting_left_open_follows_from_the_losses(given: dict[str, Any], 
 def test_lengths_left_open_follow_from_the_others(given: dict[str, Any], expected: tuple[int, int, str]) -> None:
     config = RunConfig.create(**given)
     settings = config.completed("images", 10).settings
-    assert (settings.embedding_dim, settings.compress, settings.serve) == expected
-    assert ("pca" in config.chosen) == (settings.compress > 0)
+    model = settings.model
+    assert (model.embedding_dim, model.compress, model.serve) == expected
+    assert ("pca" in config.components) == ((model.compress or 0) > 0)
     assert RunConfig.create(**config.completed("images", 10).as_dict()).settings == settings
 
 
@@ -317,15 +319,15 @@ def test_members_are_chosen_on_validation_classes(
     words = ["train", "--plugins", "auto", "--auto-losses", "ms,triplet,sup_con", "--auto-trials", "2", "--auto-steps", "4"]
     words += ["--auto-most", "2", "--auto-within", "1", "--ensemble", "heads", "--data", features, "--steps", "6"]
     words += ["--out", str(tmp_path / "run"), "--eval-every", "2"]
-    real, calls = loop._validation_score, []
+    real, calls = start.validation_score, []
 
     def interrupted(config: RunConfig, folder: RunFolder) -> float:
-        calls.append((config.settings.plugins, config.settings.steps))
+        calls.append((config.settings.losses.names, config.settings.run.steps))
         if len(calls) == 4:
             raise KeyboardInterrupt
         return real(config, folder)
 
-    monkeypatch.setattr(loop, "_validation_score", interrupted)
+    monkeypatch.setattr(start, "validation_score", interrupted)
     assert cli.main(words) == 130
     assert [len(json.loads((tmp_path / "run" / "search.json").read_text())["trials"])] == [3]
     assert cli.main([*words, "--json"]) == 0  # goes on where it stopped
@@ -340,7 +342,7 @@ def test_members_are_chosen_on_validation_classes(
         chosen = max((t for t in trials if t["loss"] == loss["loss"]), key=lambda t: t["score"])
         assert all(loss["options"][key] == value for key, value in chosen["options"].items())
     assert "| ms |" in (tmp_path / "run" / "search.md").read_text()
-    assert TrainedRun(tmp_path / "run").config.settings.plugins == tuple(wanted)
+    assert TrainedRun(tmp_path / "run").config.settings.losses.names == tuple(wanted)
     with pytest.raises(ConfigError, match="holds the trials of another search"):
         (tmp_path / "other").mkdir()
         (tmp_path / "other" / "search.json").write_text((tmp_path / "run" / "search.json").read_text())

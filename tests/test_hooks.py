@@ -267,7 +267,7 @@ def test_dmlcore_metrics(features: str, tmp_path: Path) -> None:
         assert test["uniformity.uniformity"] < 0 and test["uniformity.alignment"] > 0
         assert result["baselines"]["untrained network"]["test"]["guest_metric.count"] == test["queries"]
         assert '"guest_metric.count"' in (tmp_path / "run" / "metrics.jsonl").read_text()
-        from dmlcore.training.trained import TrainedRun
+        from dmlcore.serving import TrainedRun
 
         again = TrainedRun(tmp_path / "run").evaluate()
         assert again["metrics"]["test"]["uniformity.uniformity"] == pytest.approx(test["uniformity.uniformity"])

@@ -23,8 +23,8 @@ from dmlcore.evaluation import protocol
 from dmlcore.protocols.cells import Cell, path_of
 from dmlcore.protocols.shift import running
 from dmlcore.protocols.shift.adapting import Adaptation
+from dmlcore.serving import TrainedRun
 from dmlcore.training.loop import Training
-from dmlcore.training.trained import TrainedRun
 
 
 @pytest.fixture
@@ -239,7 +239,7 @@ def test_what_is_not_said_comes_from_the_file(place: Path, capsys: pytest.Captur
     assert "no adaptation: the splits have no episodes" in shown.err and json.loads(shown.out)["adaptation"]
     out = str(place / "run")
     assert main(["train", "--splits", str(place / "splits.json"), "--split", "swap2", "--steps", "2", "--out", out]) == 0
-    assert TrainedRun(out).config.settings.data == str(place / "features.npz")
+    assert TrainedRun(out).config.settings.data.source == str(place / "features.npz")
     (place / "bad.toml").write_text("plugins = 3\n")
     assert main(["train", "--config", str(place / "bad.toml"), "--out", str(place / "none")]) == 2
     assert "plugins is 3, but must be text" in capsys.readouterr().err

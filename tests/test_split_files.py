@@ -13,8 +13,8 @@ import pytest
 from dmlcore.data import ClassSplit, SplitFile, open_data
 from dmlcore.errors import ConfigError, DataError
 from dmlcore.protocols.shift.episodes import support_rows
+from dmlcore.serving import TrainedRun
 from dmlcore.training import train
-from dmlcore.training.trained import TrainedRun
 
 
 def names(numbers: range) -> tuple[str, ...]:
@@ -141,7 +141,7 @@ def test_a_run_keeps_to_its_split_and_can_be_repeated(features: Path, tmp_path: 
     result = train(out=tmp_path / "run", splits=str(path), split="swap1", **settings)
     assert result["data"]["parts"]["test"] == {"classes": 5, "samples": 30}
     trained = TrainedRun(tmp_path / "run")
-    assert trained.config.settings.splits == str(path)
+    assert trained.config.settings.data.splits == str(path)
     assert trained.open().test.class_names == ["5", "6", "7", "8", "9"]
     assert trained.evaluate()["metrics"]["test"]["map@r"] == pytest.approx(result["metrics"]["test"]["map@r"])
     with pytest.raises(ConfigError, match="split is 'swap1', but there is no file"):

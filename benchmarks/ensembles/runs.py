@@ -101,7 +101,7 @@ def _train_nets(job: Job, file: str, out: Path) -> dict[str, Any]:
 
     from dmlcore.ensemble.principal import principal_axes
     from dmlcore.evaluation import protocol
-    from dmlcore.training.trained import TrainedRun
+    from dmlcore.serving import TrainedRun
 
     found: list[dict[str, Any]] = []
     embedded: dict[str, list[torch.Tensor]] = {"train": [], "validation": [], "test": []}

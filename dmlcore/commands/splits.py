@@ -18,7 +18,7 @@ from dmlcore.flags import COMMON, command, flag, new_app, settings_flags, typed_
 from dmlcore.hookspecs import hookimpl
 from dmlcore.protocols.shift.options import BuildOptions
 from dmlcore.reports import pictures
-from dmlcore.training.settings import model_component
+from dmlcore.training.components import model_component
 
 if TYPE_CHECKING:
     from dmlcore.data.split_files import SplitFile

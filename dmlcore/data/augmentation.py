@@ -33,7 +33,7 @@ class ShiftAugmentation:
         turn: largest rotation, degrees.
         slant: largest horizontal shear, as a slope.
         scale: largest change of width and height, each on its own, as a factor above 1.
-        flip: mirror half of the images left to right; wrong for characters.
+        flip: mirror half of the images left to right. Wrong for characters.
     """
 
     shift: float = 0.08

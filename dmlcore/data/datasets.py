@@ -21,7 +21,7 @@ class LabelledDataset(torch.utils.data.Dataset):
         labels: int64 [n], their classes in the table.
         class_names: of the whole table.
         sample_shape: (C, H, W) or (F,).
-        augmentation: changes training batches; None for none.
+        augmentation: changes training batches. None for none.
 
     Attributes:
         labels: int64 [n], ids in the table's classes.
@@ -87,7 +87,7 @@ class LabelledDataset(torch.utils.data.Dataset):
         Args:
             indices: positions in this part.
             augment: change them at random, if the data has an augmentation.
-            generator: of the random numbers, on the CPU; needed with `augment`.
+            generator: of the random numbers, on the CPU. Needed with `augment`.
         """
         batch = self.samples.fetch(self.rows[np.asarray(indices, dtype=np.int64)])
         if augment and self.augmentation is not None:

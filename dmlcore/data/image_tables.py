@@ -128,9 +128,9 @@ def image_table(
     Args:
         paths: of the files, at least one.
         labels: int64 [N], index into `class_names`.
-        class_names: a name per class; classes without any readable image are dropped.
+        class_names: a name per class. Classes without any readable image are dropped.
         options: of the source.
-        where: the folder for messages; paths are shown relative to it.
+        where: the folder for messages. Paths are shown relative to it.
         split: text [N] or None.
         image_size: side asked for by the user, pixels, or None.
         default_image_size: side for files of different sizes, pixels.
@@ -167,7 +167,7 @@ def image_table(
 def _stored(
     paths: Sequence[str], failed: dict[int, str], size: tuple[int, int], channels: int, most_bytes: int
 ) -> tuple[ImageFiles | PixelStore, np.ndarray]:
-    """The readable images, in memory if they fit, else as files; and their rows among the paths.
+    """The readable images, in memory if they fit, else as files, with their rows among the paths.
 
     Images whose damage shows only when they are decoded are added to `failed`.
     """

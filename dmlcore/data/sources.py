@@ -29,11 +29,11 @@ class Table:
         sample_shape: (C, H, W) or (F,).
         split: text [N] of `train`, `validation`, `test` where the data has one, else None.
         skipped: what was left out or read in an unexpected way, as sentences for the user.
-        augmentation: changes a batch of training samples at random; None for none.
+        augmentation: changes a batch of training samples at random. None for none.
         sample_names: a name per sample, different within a class, that stays when samples are added, such as the path of its
-            file; None: samples go by their numbers.
+            file. None: samples go by their numbers.
         split_note: what the source's own split means, a sentence for the user where it is used.
-        class_groups: a group per class, such as the script of a character, by which classes can be parted; None for none.
+        class_groups: a group per class, such as the script of a character, by which classes can be parted. None for none.
     """
 
     kind: Literal["images", "features"]
@@ -66,9 +66,9 @@ class DataSource(ABC):
     name: ClassVar[str]
     Options: ClassVar[type]
     is_default: ClassVar[bool] = False
-    """Whether it is the data where none is named; one source says so, and its subclasses do not inherit it."""
+    """Whether it is the data where none is named. One source says so, and its subclasses do not inherit it."""
     reads: ClassVar[str] = ""
-    """The paths it claims, in words for messages, such as `a .csv with path,label`; empty: it goes by its name only."""
+    """The paths it claims, in words for messages, such as `a .csv with path,label`. Empty: it goes by its name only."""
 
     def __init__(self, options: Any, *, image_size: int | None = None, default_image_size: int = 64) -> None:
         self.options = options

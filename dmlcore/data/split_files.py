@@ -1,6 +1,6 @@
 """Files of class splits: what `dmlcore splits` writes and `--splits` reads. How splits are built is in `protocols/shift`.
 
-The file is JSON and holds names only, of classes and samples; `docs/ood.md` lists its keys.
+The file is JSON and holds names only, of classes and samples. `docs/ood.md` lists its keys.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ class ClassSplit:
     Attributes:
         id: unique in its file.
         fid: Fréchet distance between the class means of the two sides.
-        swapped: classes exchanged between the sides, counted from the default split; negative where made easier.
+        swapped: classes exchanged between the sides, counted from the default split. Negative where made easier.
         removed: classes left out of each side.
         train: names of the training classes.
         test: names of the test classes.
@@ -94,7 +94,7 @@ class SplitFile:
     progress: tuple[dict[str, Any], ...] = ()
 
     def find(self, identity: str | None) -> ClassSplit:
-        """The split of an id; None: the default one.
+        """The split of an id. None: the default one.
 
         Raises:
             DataError: there is none.
@@ -106,7 +106,7 @@ class SplitFile:
         raise DataError(f"there is no split '{identity}'.{suggestion(identity, [split.id for split in self.splits])}")
 
     def to_json(self) -> bytes:
-        """The file's content; the same splits give the same bytes."""
+        """The file's content. The same splits give the same bytes."""
         return (json.dumps({"format": FORMAT, **asdict(self)}, ensure_ascii=False, separators=(",", ":")) + "\n").encode()
 
     @classmethod

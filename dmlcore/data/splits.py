@@ -194,7 +194,7 @@ def complete_split(
 
 
 def check_part(dataset: LabelledDataset, part: str) -> list[str]:
-    """Refuse a part nothing can be learnt or measured on; mention classes with a single sample.
+    """Refuse a part on which nothing can be learnt or measured, and mention classes with a single sample.
 
     Raises:
         DataError: fewer than two classes, or no class with two samples.

@@ -1,5 +1,5 @@
-"""What a transform is: a random change of training batches, chosen by name. The built-in ones are plugins; the arithmetic of
-theirs is in `augmentation`.
+"""What a transform is: a random change of training batches, chosen by name. The built-in ones are plugins,
+and their arithmetic is in `augmentation`.
 """
 
 from __future__ import annotations
@@ -41,11 +41,11 @@ class Transform(ABC):
 
     @abstractmethod
     def __call__(self, samples: Tensor, generator: torch.Generator) -> Tensor:
-        """Changed samples; the argument stays as it is.
+        """Changed samples. The argument stays as it is.
 
         Args:
             samples: `[B, C, H, W]` float32 in 0..1, or `[B, F]` float32.
-            generator: on the CPU; all random numbers come from it, so that a resumed run draws the same ones.
+            generator: on the CPU. All random numbers come from it, so that a resumed run draws the same ones.
 
         Returns:
             Samples of the same shape and dtype.

@@ -26,6 +26,6 @@ __all__ = [
     "partner_functors",
     "plan_options",
     "recorded_passes",
-    "why_not",
     "why_missing",
+    "why_not",
 ]

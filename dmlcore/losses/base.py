@@ -57,6 +57,8 @@ class Loss(nn.Module, abc.ABC):
     """Whether it compares samples with samples. Other losses refuse references. An ensemble calls those without any."""
     by_rows: ClassVar[bool] = False
     """Whether it is a `RowLoss` whose value comes from its rows, so that it can share a pass. False: `forward` is called."""
+    sees_features: ClassVar[bool] = False
+    """Whether it learns from the trunk's features instead of an embedding where `classifier = features` asks for it."""
     searched: ClassVar[dict[str, tuple[Any, ...]]] = {}
     """What a search for the members of an ensemble tries: an option's name and its values, the default first."""
 

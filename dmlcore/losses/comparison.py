@@ -165,7 +165,7 @@ def _check_vectors(vectors: Tensor, labels: Tensor, noun: str, is_matrix: bool, 
     if not has_shape or labels.shape[0] != vectors.shape[0]:
         shape = f"{vectors.shape[0]}, L" if is_matrix else f"{vectors.shape[0]}" + (", ..." if relation is not None else "")
         raise ConfigError(f"labels of {noun} must have the shape [{shape}], got {list(labels.shape)}")
-    if relation is not None or labels.dtype == torch.int64 and not is_matrix:
+    if relation is not None or (labels.dtype == torch.int64 and not is_matrix):
         return labels
     if is_matrix:
         return label_matrix(labels, noun)

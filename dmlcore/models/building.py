@@ -37,7 +37,7 @@ def build_model(
     normalize: bool = True,
     head_norm: Literal["none", "layer"] = "none",
     seed: int = 0,
-    **more: Any,
+    **head: Any,
 ) -> EmbeddingModel:
     """A model with freshly drawn (or, if its options say so, trained) weights. The global random state is left as it was.
 
@@ -50,14 +50,14 @@ def build_model(
         normalize: embeddings of unit norm.
         head_norm: `layer` puts a LayerNorm between trunk and head.
         seed: of the weights.
-        more: heads, student, compressor and so on, as `EmbeddingModel` takes them.
+        head: heads, student, compressor and so on, as `EmbeddingModel` takes them.
 
     Raises:
         ConfigError: an unknown name or option, a trunk that cannot take this data.
     """
     check_range("embedding_dim", embedding_dim, least=1)
     component, implied = find_trunk(name, kind)
-    built = build_options(component.Options, {**implied, **(options or {})}, component.name)
+    trunk_options = build_options(component.Options, {**implied, **(options or {})}, component.name)
     if kind not in component.accepts:
         fitting = sorted(entry.name for entry in plugins.registry("model").values() if kind in entry.component.accepts)
         raise ConfigError(
@@ -66,7 +66,7 @@ def build_model(
         )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        trunk = component(built, sample_shape)
+        trunk = component(trunk_options, sample_shape)
         if not isinstance(getattr(trunk, "features", None), int):
             raise PluginError(f"model '{component.name}' does not set 'features', the columns of its output")
-        return EmbeddingModel(trunk, embedding_dim, normalize=normalize, head_norm=head_norm, **more)
+        return EmbeddingModel(trunk, embedding_dim, normalize=normalize, head_norm=head_norm, **head)

@@ -1,4 +1,4 @@
-"""A trunk with its embedding heads as one model, and what is served of it."""
+"""A trunk with its embedding heads as one model: `forward` gives what losses train on, `serve` gives the embedding."""
 
 from __future__ import annotations
 
@@ -21,9 +21,12 @@ Served = Literal["whole", "compressed", "student"]
 class EmbeddingModel(nn.Module):
     """A trunk with a linear head, or with several side by side: `normalize(head(trunk(samples)))`.
 
+    Training calls the model itself, since wrappers for several devices and compilers hook `forward`. What is trained is used
+    by `serve`.
+
     With several heads, each a loss's own, the whole embedding is the concatenation of `sqrt(share_i) x_i` with unit vectors
     `x_i`, so that squared distances add up: `||z - z'||^2 = sum_i share_i ||x_i - x'_i||^2`. It can be compressed, and a
-    student head can learn its structure; `served` says which of them the model returns.
+    student head can learn its structure; `served` says which of them is the embedding.
 
     Args:
         trunk: samples to features.
@@ -32,7 +35,7 @@ class EmbeddingModel(nn.Module):
         head_norm: `layer` puts a LayerNorm between trunk and head, `none` nothing.
         heads: m >= 1.
         head_names: of the heads, for reports.
-        shows_features: the losses see the trunk's features too, in the last columns of `outputs`.
+        shows_features: the losses see the trunk's features too, in the last columns of what `forward` gives.
         student: length of the student's embedding; 0: none.
         compressor: of the whole embedding, or None.
         served: `whole`, `compressed` or `student`.
@@ -84,6 +87,11 @@ class EmbeddingModel(nn.Module):
         return self.heads * self.head_dim
 
     @property
+    def losses_dim(self) -> int:
+        """Columns that the losses see."""
+        return self.whole_dim + (self.trunk.features if self.shows_features else 0)
+
+    @property
     def embedding_dim(self) -> int:
         """Length of what is served."""
         if self.served == "student":
@@ -91,7 +99,7 @@ class EmbeddingModel(nn.Module):
             return self.student.out_features
         return self.compressor.out if self.served == "compressed" and self.compressor is not None else self.whole_dim
 
-    def outputs(self, samples: Tensor) -> Tensor:
+    def forward(self, samples: Tensor) -> Tensor:
         """What losses see, and the student's embedding last.
 
         Args:
@@ -110,6 +118,19 @@ class EmbeddingModel(nn.Module):
             parts.append(self.student(features.detach()))
         return parts[0] if len(parts) == 1 else torch.cat([part.to(parts[0].dtype) for part in parts], 1)
 
+    def serve(self, samples: Tensor) -> Tensor:
+        """The embedding of samples [B, ...]: [B, D] (unit norm if `normalize`, else raw), or the weighted concatenation, the
+        compressed or the student's embedding, which have unit norm."""
+        outputs = self(samples)
+        if self.served == "student":
+            return functional.normalize(self.student_of(outputs).float(), dim=1)
+        whole = self.whole(outputs)
+        return self._compressed(whole) if self.served == "compressed" else whole
+
+    def losses_part(self, outputs: Tensor) -> Tensor:
+        """What the losses see [B, `losses_dim`] out of what `forward` gave: everything but the student's embedding."""
+        return outputs if self.student is None else outputs[:, : -self.student.out_features]
+
     def unit(self, heads: Tensor) -> Tensor:
         """Unit vectors [B, m, D] of heads side by side [B, m D]."""
         # Float32 norms: in half precision the square of a large component overflows.
@@ -117,12 +138,13 @@ class EmbeddingModel(nn.Module):
         return functional.normalize(heads.unflatten(1, (self.heads, self.head_dim)), dim=2)
 
     def student_of(self, outputs: Tensor) -> Tensor:
-        """The student's raw embedding [B, d] out of `outputs`."""
+        """The student's raw embedding [B, d] out of what `forward` gave."""
         assert self.student is not None
         return outputs[:, outputs.shape[1] - self.student.out_features :]
 
     def whole(self, outputs: Tensor) -> Tensor:
-        """The whole embedding [B, m D] out of `outputs`: of one head as it is, of several the weighted concatenation."""
+        """The whole embedding [B, m D] out of what `forward` gave: of one head as it is, of several their weighted
+        concatenation."""
         heads = outputs[:, : self.whole_dim]
         if self.heads == 1:
             return heads
@@ -130,15 +152,16 @@ class EmbeddingModel(nn.Module):
 
     def embeddings(self, outputs: Tensor) -> dict[str, Tensor]:
         """Everything that could be served, by name: `whole`, the heads, `compressed`, `student`."""
-        found = {"whole": self.whole(outputs)}
+        whole = self.whole(outputs)
+        embeddings = {"whole": whole}
         if self.heads > 1:
-            units = self.unit(outputs[:, : self.whole_dim])
-            found |= {f"head {name}": units[:, k] for k, name in enumerate(self.head_names)}
+            units = self.unit(outputs[:, : self.whole_dim])  # [B, m, D]
+            embeddings |= {f"head {name}": units[:, k] for k, name in enumerate(self.head_names)}
         if self.compressor is not None:
-            found["compressed"] = self._compressed(found["whole"])
+            embeddings["compressed"] = self._compressed(whole)
         if self.student is not None:
-            found["student"] = functional.normalize(self.student_of(outputs).float(), dim=1)
-        return found
+            embeddings["student"] = functional.normalize(self.student_of(outputs).float(), dim=1)
+        return embeddings
 
     def compressible(self, whole: Tensor) -> Tensor:
         """What a compressor sees of whole embeddings [B, m D]: float32 of unit norm."""
@@ -147,12 +170,3 @@ class EmbeddingModel(nn.Module):
     def _compressed(self, whole: Tensor) -> Tensor:
         assert self.compressor is not None
         return functional.normalize(self.compressor(self.compressible(whole)), dim=1)
-
-    def forward(self, samples: Tensor) -> Tensor:
-        """What is served of samples [B, ...]: the embedding [B, D] (unit norm if `normalize`, else raw), or the weighted
-        concatenation, the compressed or the student's embedding, which have unit norm."""
-        outputs = self.outputs(samples)
-        if self.served == "student":
-            return functional.normalize(self.student_of(outputs).float(), dim=1)
-        whole = self.whole(outputs)
-        return self._compressed(whole) if self.served == "compressed" else whole

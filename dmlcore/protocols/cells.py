@@ -26,7 +26,7 @@ from dmlcore.files import make_folder, plain, write_atomically
 
 DONE, WORK = "cells", "work"
 Function = Callable[[dict[str, Any], Path], dict[str, Any]]
-"""What computes a cell from its settings, with a folder for its own files; of a module, so that other processes find it."""
+"""What computes a cell from its settings, with a folder for its own files. It is of a module, where other processes find it."""
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,7 @@ class Cell:
     """One experiment.
 
     Attributes:
-        key: its name, of letters, digits and `_.+-`, with `/` between parts; names its file.
+        key: its name, of letters, digits and `_.+-`, with `/` between parts. Names its file.
         settings: everything its result depends on, as JSON holds it.
     """
 
@@ -54,7 +54,7 @@ def read_cell(
 
     Args:
         path: of its file.
-        is_whole: looks at what must be there; a KeyError, a TypeError or something false means that the file is damaged.
+        is_whole: looks at what must be there. A KeyError, a TypeError or something false means that the file is damaged.
 
     Raises:
         TrainingError: the file is damaged.
@@ -117,9 +117,9 @@ def run_cells(
     Each cell computes with one thread, so that its numbers do not depend on the number of processes or cores.
 
     Args:
-        folder: of the results: `cells/KEY.json`; `work/KEY` is the cell's own while it runs.
-        cells: in the order they are run; keys differ.
-        function: computes a cell; called in this process when `processes` is 1, else in fresh ones.
+        folder: of the results: `cells/KEY.json`. `work/KEY` is the cell's own while it runs.
+        cells: in the order they are run. Keys differ.
+        function: computes a cell. Called in this process when `processes` is 1, else in fresh ones.
         processes: at a time.
         tell: receives lines of progress.
         again: how the user goes on after an interruption.
@@ -129,7 +129,7 @@ def run_cells(
 
     Raises:
         ConfigError, TrainingError: as `finished` and `function`; the cells done before stay.
-        KeyboardInterrupt: an interrupt; its text says how to go on.
+        KeyboardInterrupt: an interrupt. Its text says how to go on.
     """
     assert len({cell.key for cell in cells}) == len(cells), "two cells share a key"
     results = finished(folder, cells)
@@ -232,7 +232,7 @@ def _begin() -> None:
 
 
 def _end_with_parent() -> None:
-    """A parent that is killed cannot tell its processes; without this they would wait for work for ever."""
+    """A parent that is killed cannot stop its processes. Without this they would wait for work for ever."""
     parent = multiprocessing.parent_process()
     assert parent is not None
     parent.join()

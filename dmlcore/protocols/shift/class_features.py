@@ -14,8 +14,8 @@ from dmlcore.data.sources import DataSource
 from dmlcore.errors import DataError
 from dmlcore.evaluation.protocol import embed, raw_features
 from dmlcore.models import build_model, default_image_size
-from dmlcore.training.run import choose_device
-from dmlcore.training.trained import TrainedRun
+from dmlcore.serving import TrainedRun
+from dmlcore.training.building import choose_device
 
 AS_THEY_ARE = "features"
 _CHUNK = 4096  # samples whose features are in memory at a time

@@ -27,7 +27,7 @@ def usable_shots(
         labels: int64 [N], an index into `class_names`.
         class_names: C names.
         test_classes: int64, every class that is a test class of some split.
-        shots: as asked for; None: 2, 5 and 10, as far as one class can give them.
+        shots: as asked for. None: 2, 5 and 10, as far as one class can give them.
         short_classes: what becomes of classes with fewer than k + 2 samples: they `lend` all but 2 of theirs, or are refused.
 
     Returns:
@@ -73,7 +73,7 @@ def _why_not_any(shots: int, name: str, size: int) -> str:
 
 
 def draw_supports(labels: np.ndarray, shots: int, episode: int, seed: int) -> np.ndarray:
-    """The support samples of every class in one episode; the same class lends the same ones to every split.
+    """The support samples of every class in one episode. The same class lends the same ones to every split.
 
     Args:
         labels: int64 [N].
@@ -96,7 +96,7 @@ def draw_supports(labels: np.ndarray, shots: int, episode: int, seed: int) -> np
 def supports_by_class(
     labels: np.ndarray, names: Sequence[str], class_names: Sequence[str], shots: int, episode: int, seed: int
 ) -> list[tuple[str, ...]]:
-    """Names of the support samples of every class; arguments as of `draw_supports`, with a name per sample and class."""
+    """Names of the support samples of every class. Arguments as of `draw_supports`, with a name per sample and class."""
     supports: list[list[str]] = [[] for _ in class_names]
     for row in draw_supports(labels, shots, episode, seed):
         supports[int(labels[row])].append(names[int(row)])
@@ -112,7 +112,7 @@ def support_rows(
     class_names: Sequence[str],
     most: int | None = None,
 ) -> list[np.ndarray]:
-    """Where the support samples of every episode lie in the test part; all its other samples are queries.
+    """Where the support samples of every episode lie in the test part. All its other samples are queries.
 
     Args:
         split: with episodes.
@@ -121,7 +121,7 @@ def support_rows(
         names: of all samples of the table.
         classes: int64 [n], dense labels of the test part.
         class_names: by dense label.
-        most: episodes, the first so many; None: all.
+        most: episodes, the first so many. None: all.
 
     Returns:
         For each episode the positions in the test part, sorted int64.

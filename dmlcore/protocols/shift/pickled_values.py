@@ -23,7 +23,7 @@ class Named:
 
 @dataclass
 class NumberType:
-    """A numpy type that the file describes; `order` comes with its state."""
+    """A numpy type that the file describes. `order` comes with its state."""
 
     code: str
     order: str = ""

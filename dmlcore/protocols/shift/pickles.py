@@ -1,6 +1,6 @@
 """Reading pickles that hold plain data, without executing them: nothing a file names is imported, looked up or called.
 
-The standard library only cuts the file into opcodes (`pickletools.genops`); the few that plain data needs are followed here.
+The standard library only cuts the file into opcodes (`pickletools.genops`). The few that plain data needs are followed here.
 A file can name four functions, which stay names: what they would make of plain arguments is written out in `pickled_values`.
 """
 
@@ -49,7 +49,7 @@ def read_pickle(path: str | Path) -> Any:
         path: of the file.
 
     Returns:
-        The value; numpy scalars as Python's. Parts that the file shares are shared.
+        The value, with numpy scalars as Python's. Parts that the file shares are shared.
 
     Raises:
         DataError: no such file, anything else in it, a damaged or cut-off file.
@@ -91,7 +91,7 @@ def parse_pickle(content: bytes) -> Any:
 
 
 def _opcodes(content: bytes) -> Iterator[tuple[str, Any, int]]:
-    """Name, argument and position of every opcode up to STOP; an argument that lies beyond the end is an error."""
+    """Name, argument and position of every opcode up to STOP. An argument that lies beyond the end is an error."""
     try:
         for opcode, argument, position in pickletools.genops(content):
             yield opcode.name, argument, position or 0
@@ -295,7 +295,7 @@ def _check(value: Any, most: int) -> None:
 
 
 def _leaf(value: Any) -> int | None:
-    """The size of a value without parts; None for a container."""
+    """The size of a value without parts. None for a container."""
     if isinstance(value, str):
         return 1 + len(value)
     if value is None or isinstance(value, bool | int | float):

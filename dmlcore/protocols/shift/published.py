@@ -36,15 +36,16 @@ def import_published(
 ) -> tuple[SplitFile, list[str]]:
     """Read a published file and match its names to local data.
 
-    Classes are matched by name, then without regard to case, `_` against space, and a number in front; images by their path
-    below the data's folder, its last two parts, or the file's name, within their class. A name that fits several is no match.
+    Classes are matched by name, then without regard to case, `_` against space, and a number in front. Images are matched
+    within their class, by the path below the data's folder, its last two parts, or the file's name. A name that fits several is
+    no match.
 
     Args:
         path: of the pickle.
         data: what `--data` names.
         options: of the data.
         allows_missing: leave out classes and images that the data lack.
-        default: id of the default split; None: the split that trains on the first half of the classes by name, else the one
+        default: id of the default split. None: the split that trains on the first half of the classes by name, else the one
             of the smallest distance.
 
     Returns:
@@ -133,7 +134,7 @@ class _Matched:
         return match
 
     def samples_of(self, class_name: str, names: Sequence[str]) -> list[str]:
-        """The data's names of samples of a class of the data; where they are all it has, all but two."""
+        """The data's names of samples of a class of the data. Where they are all it has, all but two."""
         finder = self._samples[class_name]
         matches = []
         for name in names:
@@ -164,7 +165,7 @@ class _Matched:
 
 
 class _Finder:
-    """Finds names by forms of them, the strictest first; a form that two names share finds neither.
+    """Finds names by forms of them, the strictest first. A form that two names share finds neither.
 
     Args:
         names: of the data, different.

@@ -44,7 +44,7 @@ class Results:
 
         Args:
             folder: of `dmlcore ood run`.
-            names: of configurations; empty: all.
+            names: of configurations. Empty: all.
 
         Raises:
             ConfigError: there is nothing; or results of different splits under one id.
@@ -225,7 +225,7 @@ def _mean(pair: dict[str, Any] | None) -> float:
 
 
 def percent(pair: dict[str, Any] | None, signed: bool = False) -> str:
-    """A mean in percent with half of its interval; empty where there is none."""
+    """A mean in percent with half of its interval. Empty where there is none."""
     if not pair:
         return ""
     half = f" ± {100 * pair['half']:.1f}" if pair["half"] is not None else ""
@@ -256,7 +256,7 @@ def draw(numbers: dict[str, Any], path: Path, title: str = "") -> Path:
 
 
 def write(folder: str | Path, names: Sequence[str] = ()) -> dict[str, Any]:
-    """Write `report.json`, `report.md` and, where matplotlib is installed, `recall.svg`; returns the summary and the paths."""
+    """Write `report.json`, `report.md` and, where matplotlib is installed, `recall.svg`. Returns the summary and the paths."""
     folder = Path(folder)
     numbers = summary(Results.read(folder, names))
     write_atomically(folder / "report.json", (json.dumps(numbers, indent=1) + "\n").encode())

@@ -21,8 +21,10 @@ from dmlcore.files import in_file_name, plain, write_atomically
 from dmlcore.protocols.cells import Cell, run_cells
 from dmlcore.protocols.shift.adapting import Adaptation, adapt, trunk_features
 from dmlcore.protocols.shift.episodes import support_rows
+from dmlcore.training.components import data_component
+from dmlcore.training.configuration import RunConfig
 from dmlcore.training.folder import RunFolder
-from dmlcore.training.settings import RunConfig, Source, data_component
+from dmlcore.training.sources import Source
 
 if TYPE_CHECKING:
     import numpy as np
@@ -59,7 +61,7 @@ def plan(
         data: in place of what the file of splits names.
         seeds: 0 .. seeds - 1, of weights and batches.
         adaptation: None: no few-shot adaptation.
-        only: ids of splits; empty: all.
+        only: ids of splits. Empty: all.
         tell: receives notes.
 
     Raises:
@@ -129,7 +131,7 @@ def run(
     Args:
         cells: of `plan`.
         places: of `plan`.
-        out: folder of the results; the same command goes on with what is missing.
+        out: folder of the results. The same command goes on with what is missing.
         processes: at a time, each with one thread.
         keeps_models: keep the run of every cell with its best checkpoint below `models`.
         tell: receives lines of progress.
@@ -151,10 +153,10 @@ def train_and_measure(settings: dict[str, Any], work: Path, places: Places) -> d
 
     Args:
         settings: of the cell.
-        work: the cell's own folder; a training that was interrupted in it goes on.
+        work: the cell's own folder. A training that was interrupted in it goes on.
         places: of splits, data and models.
     """
-    from dmlcore.training.trained import TrainedRun
+    from dmlcore.serving import TrainedRun
 
     began, cpu = time.perf_counter(), time.process_time()
     split = SplitFile.read(places.splits).find(settings["split"]["id"])
@@ -169,7 +171,7 @@ def train_and_measure(settings: dict[str, Any], work: Path, places: Places) -> d
     few_shot: dict[str, Any] = {}
     if adaptation is not None:
         test = run.open().test
-        features = trunk_features(run.model, test, workers=run.config.settings.workers)
+        features = trunk_features(run.model, test, workers=run.config.settings.data.workers)
         for shots, steps in zip(adaptation.shots, adaptation.steps, strict=True):
             few_shot[str(shots)] = adapt(
                 run.model, features, test.dense_labels, supports[shots], steps, adaptation.rate, seed=1000 * settings["seed"]
@@ -195,7 +197,7 @@ def _supports(config: RunConfig, split: ClassSplit, adaptation: Adaptation | Non
     """Positions of the support samples in the test part, by the number of shots and the episode."""
     if adaptation is None:
         return {}
-    from dmlcore.training.run import open_splits
+    from dmlcore.training.building import open_splits
 
     opened = open_splits(config)
     test = opened.test

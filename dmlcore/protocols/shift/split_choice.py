@@ -20,7 +20,7 @@ MOST = 1000  # splits by `fid_step`: each has its episodes in the file
 
 
 def evenly_spaced(divisions: Sequence[Division], number: int) -> tuple[list[int], list[str]]:
-    """Steps nearest to evenly spaced distances between the smallest and the largest, the default among them.
+    """Divisions nearest to evenly spaced distances between the smallest and the largest, the default among them.
 
     Where one division is the nearest to several of these, further ones are taken where the gaps are widest.
 
@@ -49,7 +49,7 @@ def evenly_spaced(divisions: Sequence[Division], number: int) -> tuple[list[int]
 
 
 def by_targets(divisions: Sequence[Division], targets: Sequence[float]) -> tuple[list[int], list[str]]:
-    """Steps nearest to given distances, and the default; returns as `evenly_spaced`."""
+    """Divisions nearest to given distances, and the default. Returns as `evenly_spaced`."""
     fids = np.array([division.fid for division in divisions])
     notes = []
     for target in targets:
@@ -60,7 +60,7 @@ def by_targets(divisions: Sequence[Division], targets: Sequence[float]) -> tuple
 
 
 def by_spacing(divisions: Sequence[Division], fid_step: float) -> tuple[list[int], list[str]]:
-    """Steps nearest to the default's distance plus and minus multiples of `fid_step`; returns as `evenly_spaced`.
+    """Divisions nearest to the default's distance plus and minus multiples of `fid_step`. Returns as `evenly_spaced`.
 
     Raises:
         ConfigError: more than a thousand splits.

@@ -3,7 +3,7 @@ Which divisions become splits is `split_choice`'s, what the vectors of classes a
 
 Source: Milbich, Roth, Sinha, Schmidt, Ghassemi, Ommer, "Characterizing Generalization under Out-Of-Distribution Shifts in Deep
 Metric Learning", NeurIPS 2021. Deviations: an iteration that moves the distance the wrong way, or not at all, is undone, so
-that the recorded curve is monotone. Removal leaves classes out only where that raises the distance; the published script
+that the recorded curve is monotone. Removal leaves classes out only where that raises the distance. The published script
 deletes where it does not.
 """
 
@@ -29,7 +29,7 @@ class Division:
     Attributes:
         stage: `easier`, `default`, `swap` or `removal`.
         fid: Fréchet distance between the two sides.
-        swapped: classes of each side that came from the other, counted from the default; negative where made easier.
+        swapped: classes of each side that came from the other, counted from the default. Negative where made easier.
         removed: classes left out of each side.
         train: int64 [n], classes of the training side.
         test: int64 [m].
@@ -156,7 +156,7 @@ def swap(
         start: the default division.
         driver: ranks the classes.
         pairs: exchanged per iteration, at least 1.
-        history: positions of the last so many pairs are not exchanged again; those of the last iteration never are.
+        history: positions of the last so many pairs are not exchanged again. Those of the last iteration never are.
         patience: iterations without success in a row that end it, at least 1.
         iterations: at most.
         easier: lower the distance instead.
@@ -222,8 +222,8 @@ def remove(
         start: the hardest division by swapping.
         driver: ranks the classes.
         count: left out of each side per iteration, at least 1.
-        most: left out of each side at most; `LEAST_SIDE` classes stay in any case.
-        patience: iterations without success in a row that end it; the classes tried stay where they are.
+        most: left out of each side at most. `LEAST_SIDE` classes stay in any case.
+        patience: iterations without success in a row that end it. The classes tried stay where they are.
         tell: receives every division.
 
     Returns:
@@ -261,7 +261,7 @@ def halved(groups: Sequence[np.ndarray], test_fraction: float, seed: int) -> tup
 
     Args:
         groups: int64 arrays of classes.
-        test_fraction: in (0, 1); what rounding a group takes away is made up for in the next.
+        test_fraction: in (0, 1). What rounding a group takes away is made up for in the next.
         seed: of the draw.
 
     Returns:

@@ -31,6 +31,7 @@ class CrossEntropy(SoftmaxLoss):
     paper = "label smoothing: Szegedy et al., CVPR 2016"
     aliases = ("CrossEntropyLoss", "softmax")
     needs_norms = True
+    sees_features = True
     normalise = (False, False)
     reshapes = True
 

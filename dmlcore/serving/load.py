@@ -1,8 +1,7 @@
-"""A finished (or stopped) run as something to use: evaluate it, embed data with it."""
+"""The model of a finished (or stopped) run, loaded: called on samples, given data that fits it, evaluated."""
 
 from __future__ import annotations
 
-import io
 from pathlib import Path
 from typing import Any
 
@@ -13,13 +12,12 @@ from torch import Tensor
 from dmlcore.data import LabelledDataset, Splits, Table, open_data
 from dmlcore.errors import ConfigError, DataError
 from dmlcore.evaluation import protocol
-from dmlcore.files import write_atomically
 from dmlcore.models import EmbeddingModel
 from dmlcore.training import checkpoints
+from dmlcore.training.building import build_components, build_run_model, choose_device, open_splits
+from dmlcore.training.configuration import RunConfig
 from dmlcore.training.folder import RunFolder
-from dmlcore.training.loop import named_metrics
-from dmlcore.training.run import build_run_model, built, choose_device, open_splits
-from dmlcore.training.settings import RunConfig
+from dmlcore.training.result import named_metrics
 
 PARTS = ("train", "validation", "test")
 
@@ -39,7 +37,7 @@ class TrainedRun:
 
     def __init__(self, folder: str | Path, *, checkpoint: str = "best", device: str = "auto") -> None:
         self.folder = RunFolder.open(folder)
-        self.config = RunConfig.read(self.folder.config)
+        self.config = RunConfig.read_run(self.folder.config)
         self.device = choose_device(device)
         state = checkpoints.load(self.folder.checkpoints, checkpoint)
         self.kind: str = state["kind"]
@@ -57,7 +55,7 @@ class TrainedRun:
     def __call__(self, samples: Tensor) -> Tensor:
         """Embeddings [b, D] of samples [b, ...], without gradients."""
         with torch.inference_mode():
-            return self.model(samples.to(self.device))
+            return self.model.serve(samples.to(self.device))
 
     def open(self, data: str | None = None, options: dict[str, Any] | None = None) -> Splits:
         """The run's own data, or other data brought to the shape the model takes.
@@ -65,30 +63,35 @@ class TrainedRun:
         Raises:
             DataError: the data has another kind or shape.
         """
-        settings = self.config.settings
         if self._is_own(data) and not options:
             return open_splits(self.config)
         size = self.sample_shape[1] if self.kind == "images" else None
-        fractions = (settings.fractions[0], settings.fractions[1], settings.fractions[2])
+        settings = self.config.settings
+        fractions = (settings.data.fractions[0], settings.data.fractions[1], settings.data.fractions[2])
         assert data is not None
-        splits = open_data(data, options=options, fractions=fractions, seed=settings.seed, image_size=size)
+        splits = open_data(data, options=options, fractions=fractions, seed=settings.run.seed, image_size=size)
         self.check_fits(data, splits)
         return splits
 
-    def check_fits(self, data: str, found: Splits | Table) -> None:
+    def check_fits(self, data: str, samples: Splits | Table) -> None:
         """Refuse data that the model cannot take.
+
+        Args:
+            data: its name, for the message.
+            samples: what it holds.
 
         Raises:
             DataError: the data has another kind or shape.
         """
-        if found.kind != self.kind or tuple(found.sample_shape) != self.sample_shape:
+        if samples.kind != self.kind or tuple(samples.sample_shape) != self.sample_shape:
             raise DataError(
-                f"'{data}' holds {found.kind} of shape {tuple(found.sample_shape)}, but the run in {self.folder.path} was"
+                f"'{data}' holds {samples.kind} of shape {tuple(samples.sample_shape)}, but the run in {self.folder.path} was"
                 f" trained on {self.kind} of shape {self.sample_shape}"
             )
 
     def _is_own(self, data: str | None) -> bool:
-        own = self.config.settings.data
+        own = self.config.settings.data.source
+        assert own is not None
         return data is None or data == own or (Path(own).is_absolute() and Path(data).expanduser().resolve() == Path(own))
 
     def evaluate(self, data: str | None = None, options: dict[str, Any] | None = None) -> dict[str, Any]:
@@ -98,11 +101,11 @@ class TrainedRun:
         notes = list(splits.notes)
         if not is_own and self._is_own(data):
             notes.append("the options are not the run's: some of these classes may have been trained on")
-        parts = {part: getattr(splits, part) for part in PARTS[1:]} if is_own else {"all": whole(splits)}
+        parts = {part: getattr(splits, part) for part in PARTS[1:]} if is_own else {"all": _whole(splits)}
         untrained = build_run_model(self.config, self.sample_shape, self.kind).to(self.device)
         untrained.served = "whole"
-        workers = self.config.settings.workers
-        measures = built(self.config, "metric")
+        workers = self.config.settings.data.workers
+        measures = build_components(self.config, "metric")
         metrics, baselines = protocol.compare(self.model, untrained, parts, kind=self.kind, workers=workers, metrics=measures)
         return {
             "run": str(self.folder.path),
@@ -114,49 +117,8 @@ class TrainedRun:
             "notes": notes,
         }
 
-    def embed_to(
-        self, data: str, out: str | Path, options: dict[str, Any] | None = None, *, overwrite: bool = False
-    ) -> dict[str, Any]:
-        """Write `x` float32 [N, D], `y` int64 [N], `class_name` and `split` (text [N]) of all samples, part by part.
 
-        Raises:
-            ConfigError: `out` is no .npz file, exists already without `overwrite`, or its folder cannot be made.
-            TrainingError: the file cannot be written; one that was there before is intact.
-        """
-        out = Path(out)
-        if out.suffix != ".npz":
-            raise ConfigError(f"out is '{out}', but must end in .npz")
-        if out.exists() and not overwrite:
-            raise ConfigError(f"{out} exists already; choose another --out, or replace it with --overwrite")
-        try:
-            out.parent.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise ConfigError(f"cannot make the folder {out.parent}: {error.strerror}. Choose another --out.") from error
-        splits = self.open(data, options)
-        parts = {part: getattr(splits, part) for part in PARTS if len(getattr(splits, part))}
-        x = np.concatenate(
-            [protocol.embed(self.model, part, workers=self.config.settings.workers).cpu().numpy() for part in parts.values()]
-        )
-        buffer = io.BytesIO()
-        np.savez(
-            buffer,
-            x=x,
-            y=np.concatenate([part.labels for part in parts.values()]),
-            class_name=np.concatenate([np.array(part.class_names, dtype=str)[part.dense_labels] for part in parts.values()]),
-            split=np.concatenate([np.full(len(part), name) for name, part in parts.items()]),
-        )
-        write_atomically(out, buffer.getbuffer())
-        return {
-            "out": str(out),
-            "samples": len(x),
-            "embedding_dim": x.shape[1],
-            "run": str(self.folder.path),
-            "step": self.step,
-            "parts": {name: len(part) for name, part in parts.items()},
-        }
-
-
-def whole(splits: Splits) -> LabelledDataset:
+def _whole(splits: Splits) -> LabelledDataset:
     """All samples of the data as one part."""
     parts = [getattr(splits, part) for part in PARTS]
     labels = np.concatenate([part.labels for part in parts])
