@@ -383,10 +383,24 @@ def components(settings: Settings) -> dict[str, Component]:
 
 
 def _short_name(kind: str, name: str) -> str:
-    """A component's own name, where it is chosen by the file it stands in."""
+    """A component's own name, where it is chosen by an alias or by the file it stands in."""
     from dmlcore import plugins
 
-    return plugins.find(kind, name).component.name if plugins.plugin_files.is_reference(name) else name
+    return plugins.find(kind, name).component.name
+
+
+def with_short_names(settings: Settings) -> Settings:
+    """Settings with the short names of components that are chosen by aliases: what a run records."""
+    from dmlcore import plugins
+
+    names: dict[str, Any] = {}
+    for setting, kind in [(kind.setting, kind.name) for kind in plugins.KINDS.values()] + [("auto_losses", "loss")]:
+        value = getattr(settings, setting, None)
+        if isinstance(value, str) and not plugins.plugin_files.is_reference(value):
+            names[setting] = plugins.recorded_name(kind, value)
+        elif isinstance(value, tuple):
+            names[setting] = tuple(n if plugins.plugin_files.is_reference(n) else plugins.recorded_name(kind, n) for n in value)
+    return dataclasses.replace(settings, **names)
 
 
 def choose(sources: list[Source]) -> tuple[Settings, dict[str, Component]]:
@@ -396,7 +410,7 @@ def choose(sources: list[Source]) -> tuple[Settings, dict[str, Component]]:
         ConfigError: as `components`; the message names the file where the choice came from one.
     """
     parts = [(source, {key: source.values[key] for key in CHOOSING if key in source.values}) for source in sources]
-    settings = _build(Settings, parts, "")
+    settings = with_short_names(_build(Settings, parts, ""))
     try:
         return settings, components(settings)
     except ConfigError as error:
@@ -466,7 +480,7 @@ class RunConfig:
             for key in source.values:
                 if key not in names:
                     raise source.error(f"unknown key '{key}'.{suggestion(key, names)}")
-        settings = _build(Settings, [(source, source.values) for source in sources], "")
+        settings = with_short_names(_build(Settings, [(source, source.values) for source in sources], ""))
         _, chosen = choose(sources)
         for source in sources:
             for table, values in source.tables.items():
