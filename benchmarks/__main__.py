@@ -63,16 +63,16 @@ def _losses(options: argparse.Namespace) -> list[Row]:
 
 def _measurements(options: argparse.Namespace) -> list:
     """What the flags ask to measure of losses."""
-    from benchmarks import table
+    from benchmarks import cases
 
     if options.selection:
-        measurements = table.selection()
+        measurements = cases.selection()
     else:
         sizes = _numbers(options.sizes) if options.sizes else [128, 512, 2048] if options.quick else None
         widths = tuple(_numbers(options.widths)) if options.widths else (128,) if options.quick else (128, 512)
-        rivals = options.rivals.split(",") if options.rivals else table.RIVALS
+        rivals = options.rivals.split(",") if options.rivals else cases.RIVALS
         without = {"compiled"} if options.no_compile or options.quick else set()
-        measurements = table.grid(sizes, widths, tuple(rival for rival in rivals if rival not in without))
+        measurements = cases.grid(sizes, widths, tuple(rival for rival in rivals if rival not in without))
     cases = options.case.split(",") if options.case else None
     return [
         measurement

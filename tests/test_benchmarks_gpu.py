@@ -16,7 +16,7 @@ ROOT = Path(__file__).parents[1]
 sys.path.append(str(ROOT))  # last: an installed package stays what is measured
 
 from benchmarks import measuring, report  # noqa: E402
-from benchmarks.gpu import cells, devices, evaluation, losses, tables  # noqa: E402
+from benchmarks.gpu import devices, evaluation, losses, tables, turns  # noqa: E402
 
 
 class StandIn:
@@ -154,12 +154,12 @@ def test_a_rival_that_fails_ends_nothing() -> None:
     arms = {
         "products": lambda: lambda: None,
         "fused": lambda: lambda: torch.ones(()),
-        "absent": broken(cells.Missing("memeff is not installed")),
+        "absent": broken(turns.Missing("memeff is not installed")),
         "large": broken(torch.OutOfMemoryError("CUDA out of memory")),
         "later": later,
         "wrong": broken(RuntimeError("an illegal\nmemory access")),
     }
-    rows = cells.measure(device, arms, cells.Budget(device, 100.0, 4), 10.0)
+    rows = turns.measure(device, arms, turns.Budget(device, 100.0, 4), 10.0)
     assert [rows[name]["status"] for name in arms] == ["ok", "ok", "missing", "memory", "memory", "error"]
     assert rows["wrong"]["detail"] == "RuntimeError: an illegal memory access" and rows["absent"]["detail"].endswith(
         "installed"

@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
-from dmlcore.protocols.fewshot import comparisons, report
-from dmlcore.protocols.fewshot.comparisons import Errors, orderings, paired, reduction, regrets, verdict
+from dmlcore.protocols.fewshot import analysis, report
+from dmlcore.protocols.fewshot.analysis import Errors, orderings, paired, reduction, regrets, verdict
 from dmlcore.protocols.intervals import mean_and_half
 
 ARMS = ("baseline", "weight_transfer", "hist_loss", "proto_net", "adap_hist_loss", "adap_proto_net")
@@ -31,7 +31,7 @@ def steady(values: tuple[float, ...], shift: float = 0.0) -> dict[str, dict[int,
 
 def test_means_and_paired_differences_by_hand() -> None:
     errors = errors_of(steady((0.5, 0.4, 0.4, 0.3, 0.2, 0.3)), steady((0.7, 0.4, 0.2, 0.3, 0.1, 0.2)))
-    row = next(row for row in comparisons.means(errors) if row["arm"] == "baseline")
+    row = next(row for row in analysis.means(errors) if row["arm"] == "baseline")
     assert row["error"] == pytest.approx(0.6) and row["standard_error"] == pytest.approx(0.1) and row["count"] == 2
     rows = {(row["arm"], row["against"]): row for row in paired(errors)}
     found = rows["adap_hist_loss", "hist_loss"]
@@ -77,7 +77,7 @@ def test_the_reduction_is_a_mean_over_cells_with_any_number_of_replications() ->
 
 def test_other_losses_are_compared_with_all_arms_without_adaptation() -> None:
     one = steady((0.9, 0.5, 0.4, 0.6, 0.2, 0.4)) | {"ms": {10: 0.2}, "adap_ms": {10: 0.15}}
-    found = comparisons.reductions_of_losses(errors_of(one))
+    found = analysis.reductions_of_losses(errors_of(one))
     assert list(found) == ["adap_ms"] and found["adap_ms"]["mean"] == pytest.approx(0.25)  # over ms itself
 
 
@@ -85,7 +85,7 @@ def test_intervals_of_independent_groups_are_those_of_welch() -> None:
     from scipy import stats
 
     one, other = [0.1, 0.4, 0.2, 0.5], [0.3, 0.9, 0.8]
-    mean, half = comparisons._combined([(one, 1.0), (other, -1.0)])
+    mean, half = analysis._combined([(one, 1.0), (other, -1.0)])
     low, high = stats.ttest_ind(one, other, equal_var=False).confidence_interval(0.95)
     assert mean == pytest.approx((low + high) / 2) and half == pytest.approx((high - low) / 2)
 
@@ -119,10 +119,10 @@ def test_regrets_are_distances_to_the_best() -> None:
 
 def test_the_page_has_every_arm_and_marks_the_least_error() -> None:
     errors = errors_of(steady((0.5, 0.4, 0.3, 0.6, 0.25, 0.2)), steady((0.5, 0.4, 0.3, 0.6, 0.25, 0.2), 0.02))
-    lines = report.errors_table(comparisons.means(errors))
+    lines = report.errors_table(analysis.means(errors))
     assert lines[0] == "| arm | n 5, k 10 |" and "| adap_proto_net | **21.0** ± 1.0 |" in lines
     assert len(lines) == 2 + len(ARMS)
-    said = " ".join(report.said_reduction(json.loads(json.dumps(reduction(errors)))))
+    said = " ".join(report.describe_reduction(json.loads(json.dumps(reduction(errors)))))
     assert "the paper reports 34 %" in said and "1 pairs" in said
 
 
@@ -131,10 +131,10 @@ def test_the_benchmark_fills_its_page(tmp_path: Path) -> None:
 
     errors = errors_of(steady((0.5, 0.4, 0.3, 0.6, 0.25, 0.2)), steady((0.5, 0.4, 0.3, 0.6, 0.25, 0.2), 0.02))
     part = {
-        "means": comparisons.means(errors),
+        "means": analysis.means(errors),
         "paired": paired(errors),
         "reduction": reduction(errors),
-        "reductions_of_losses": comparisons.reductions_of_losses(errors),
+        "reductions_of_losses": analysis.reductions_of_losses(errors),
         "orderings": orderings(errors),
         "regrets": regrets(errors, ARMS[:4]),
     }

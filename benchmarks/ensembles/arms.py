@@ -59,6 +59,7 @@ class Arm:
         nets: networks of their own, one per loss and each with other weights, whose embeddings are concatenated and compressed.
         tuned: the losses have the options found for them; else their defaults.
         pictures_only: needs samples that can be augmented.
+        removed: by an option that 4503675 was the last commit to have: the tables show its stored rows, nothing is run.
     """
 
     name: str
@@ -71,12 +72,13 @@ class Arm:
     nets: bool = False
     tuned: bool = True
     pictures_only: bool = False
+    removed: bool = False
 
 
 def arms() -> list[Arm]:
     """Everything beside the singles."""
     best = ("T1", "T2", "T3")
-    found = [
+    all_arms = [
         Arm("b, other weights", ("b",), {"seed": 1000}, few=True),
         Arm("b, 3 x steps", ("b",), {}, longer=3),
         Arm("wide: b, 256", ("b",), {"embedding_dim": 4 * LENGTH, **PCA}, few=True),
@@ -87,9 +89,9 @@ def arms() -> list[Arm]:
         Arm("same: b x 4, lin_tanh_lin", ("b",) * 4, {"ensemble": "heads", "compress": LENGTH, **LIN_TANH_LIN}),
     ]
     for name, losses in {**SETS, "T3": best}.items():
-        found.append(Arm(f"{name} shared", losses, {}, central=True))
-        found.append(Arm(f"{name} heads", losses, {"ensemble": "heads", **PCA}, central=True))
-    found += [Arm(f"T3 shared, {weighting}", best, {"weighting": weighting}) for weighting in WEIGHTINGS]
+        all_arms.append(Arm(f"{name} shared", losses, {}, central=True))
+        all_arms.append(Arm(f"{name} heads", losses, {"ensemble": "heads", **PCA}, central=True))
+    all_arms += [Arm(f"T3 shared, {weighting}", best, {"weighting": weighting}) for weighting in WEIGHTINGS]
     published: dict[str, Any] = {
         "weights": (2.0, 1.0, 2.0, 3.0),
         "cross_entropy": {"label_smoothing": 0.15},
@@ -97,7 +99,7 @@ def arms() -> list[Arm]:
         "binomial_deviance": {"variant": "wedl"},
         "proxy_nca": {"variant": "wedl"},
     }
-    found += [
+    all_arms += [
         Arm("WEL: E4", PUBLISHED, {"ensemble": "wel", **published}),
         Arm("WEDL: E4", PUBLISHED, {"ensemble": "wedl", **published, **PCA}, central=True),
         Arm("WEDL_C 64: E4", PUBLISHED, {"ensemble": "wedl", **published, "compress": 64, **LIN_TANH_LIN}),
@@ -105,11 +107,12 @@ def arms() -> list[Arm]:
         Arm("T3 heads, student", best, {"ensemble": "heads", "student": LENGTH}),
         Arm("T3 heads, held_out", best, {"ensemble": "heads", "weighting": "held_out", **PCA}),
         Arm("T3 heads, equal norms", best, {"ensemble": "heads", "weighting": "equal_gradient_norms", **PCA}),
-        Arm("T3 heads, diversity", best, {"ensemble": "heads", "diversity": "similarity", "diversity_weight": 0.1, **PCA}),
-        Arm("T3 heads, dropout", best, {"ensemble": "heads", "head_dropout": 0.3, **PCA}),
-        Arm("same: b x 3, dropout", ("b",) * 3, {"ensemble": "heads", "head_dropout": 0.3, **PCA}),
-        Arm("T3 heads, classes", best, {"ensemble": "heads", "head_classes": 0.7, **PCA}),
-        Arm("same: b x 3, classes", ("b",) * 3, {"ensemble": "heads", "head_classes": 0.7, **PCA}),
+        Arm("T3 heads, diversity",
+            best, {"ensemble": "heads", "diversity": "similarity", "diversity_weight": 0.1, **PCA}, removed=True),
+        Arm("T3 heads, dropout", best, {"ensemble": "heads", "head_dropout": 0.3, **PCA}, removed=True),
+        Arm("same: b x 3, dropout", ("b",) * 3, {"ensemble": "heads", "head_dropout": 0.3, **PCA}, removed=True),
+        Arm("T3 heads, classes", best, {"ensemble": "heads", "head_classes": 0.7, **PCA}, removed=True),
+        Arm("same: b x 3, classes", ("b",) * 3, {"ensemble": "heads", "head_classes": 0.7, **PCA}, removed=True),
         Arm("T3 wide, equal norms",
             best, {"embedding_dim": 4 * LENGTH, "weighting": "equal_gradient_norms", **PCA}, central=True),
         Arm("T3 wide", best, {"embedding_dim": 4 * LENGTH, **PCA}),
@@ -128,7 +131,7 @@ def arms() -> list[Arm]:
     ]  # fmt: skip
     robust: dict[str, Any] = {"embedding_dim": 4 * LENGTH, **PCA}
     views: dict[str, Any] = {"ensemble": "heads", "head_augment": True, **PCA}
-    found += [
+    all_arms += [
         Arm("nets: b x 3", ("b",) * 3, {}, few=True, nets=True),
         Arm("nets: T3", best, {}, central=True, nets=True),
         Arm("R3 wide, untuned", ROBUST, robust, central=True, tuned=False),
@@ -136,14 +139,14 @@ def arms() -> list[Arm]:
         Arm("M3 wide, equal norms, untuned", MIXED, {"weighting": "equal_gradient_norms", **robust}, few=True, tuned=False),
         Arm("R3 wide heads, untuned", ROBUST, {"ensemble": "heads", **robust}, few=True, tuned=False),
         Arm("E3 wide, equal norms", SETS["E3"], {"weighting": "equal_gradient_norms", **robust}, central=True),
-        Arm("T3 heads, views", best, views, few=True, seeds=2, pictures_only=True),
-        Arm("same: b x 3, views", ("b",) * 3, views, few=True, seeds=2, pictures_only=True),
+        Arm("T3 heads, views", best, views, few=True, seeds=2, pictures_only=True, removed=True),
+        Arm("same: b x 3, views", ("b",) * 3, views, few=True, seeds=2, pictures_only=True, removed=True),
     ]
     for name, (loss, options) in SEC.items():
-        found.append(Arm(name, (loss,), {loss: options}))
+        all_arms.append(Arm(name, (loss,), {loss: options}))
         for eta in (0.1, 0.5):
-            found.append(Arm(f"{name} + sec {eta}", (loss, "sec"), {"weights": (1.0, eta), loss: options}))
-    return found
+            all_arms.append(Arm(f"{name} + sec {eta}", (loss, "sec"), {"weights": (1.0, eta), loss: options}))
+    return all_arms
 
 
 def members(arm: Arm, ranking: list[str]) -> tuple[str, ...]:

@@ -1,4 +1,4 @@
-"""How a cell is measured: arms that take turns, each with a row of its own, whatever becomes of the others."""
+"""How arms are measured: they take turns, each with a row of its own, whatever becomes of the others."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class Budget:
     Attributes:
         device: whose clock counts.
         ends: its reading at which the table ends.
-        repeats: of every arm; fewer where a cell's share of the time is spent.
+        repeats: of every arm; fewer where a group's share of the time is spent.
     """
 
     device: Device
@@ -46,11 +46,11 @@ def measure(
 
     Args:
         arms: how to build each; `reference` is what ratios divide by.
-        seconds: for the turns of this cell.
+        seconds: for the turns of these arms.
 
     Returns:
         By arm: `status` (`ok`, `memory`, `missing`, `error`, `time`), `detail`; where it ran `milliseconds` (median), `low`
-        and `high` (20 and 80 %), `repeats`, `peak_mb`, `value`, and `ratio` to the reference of the same cell.
+        and `high` (20 and 80 %), `repeats`, `peak_mb`, `value`, and `ratio` to the reference of the same turns.
     """
     rows: dict[str, Row] = {}
     ready: dict[str, Run] = {}
