@@ -104,7 +104,7 @@ def rival_of(measurement: Measurement, module: Any) -> Compute:
     if measurement.rival == "compiled":
         return torch.compile(definition(module))
     peers = [peer(member, max(measurement.classes, 1), measurement.d) for member in members(measurement.case)]
-    return lambda x, y: sum((each(x, y) for each in peers), torch.zeros(()))
+    return lambda x, y: sum((loss(x, y) for loss in peers), torch.zeros(()))
 
 
 def check(measurement: Measurement, module: Any) -> None:
@@ -148,7 +148,20 @@ def measure(measurement: Measurement, seconds: float) -> Row:
     # compiling left memory behind that the step may use: its peak would be too small
     row["peak_mb"] = math.nan if measurement.rival == "compiled" else max(peak - gradients, 0.0)
 
-    arms: dict[str, Callable[[], object]] = {measurement.rival: run}
+    arms = _arms(measurement, module, run, x, y)
+    slow = first > seconds
+    if first > 4 * seconds:  # the step that is measured already has to do
+        del arms[measurement.rival]
+    times = interleaved(arms, budget=seconds, least=1 if slow else 3, most=1 if slow else 400, clock=clock)
+    times.setdefault(measurement.rival, [first])
+    return row | _figures(measurement, times)
+
+
+def _arms(
+    measurement: Measurement, module: Any, run: Callable[[], object], x: Tensor, y: Tensor
+) -> dict[str, Callable[[], object]]:
+    """What takes turns, each run once: the rival's step, the fused one and the bare products."""
+    arms = {measurement.rival: run}
     if measurement.rival == "threads":
         arms = {"threads": _with_threads(measurement.threads, run), "one": _with_threads(1, run)}
     elif measurement.rival != "fused":
@@ -157,24 +170,26 @@ def measure(measurement: Measurement, seconds: float) -> Row:
     for name, arm in arms.items():
         if name != measurement.rival:
             arm()
-    slow = first > seconds
-    if first > 4 * seconds:  # the step that is measured already has to do
-        del arms[measurement.rival]
-    times = interleaved(arms, budget=seconds, least=1 if slow else 3, most=1 if slow else 400, clock=clock)
-    times.setdefault(measurement.rival, [first])
-    middle = {name: quantiles(found)[0] for name, found in times.items()}
-    row["seconds"], row["low"], row["high"] = quantiles(times[measurement.rival])
-    row |= {
+    return arms
+
+
+def _figures(measurement: Measurement, times: dict[str, list[float]]) -> Row:
+    """The columns that follow from the seconds of every arm."""
+    middle = {name: quantiles(seconds)[0] for name, seconds in times.items()}
+    median, low, high = quantiles(times[measurement.rival])
+    return {
+        "seconds": median,
+        "low": low,
+        "high": high,
         "repeats": len(times[measurement.rival]),
         "clock": "wall" if measurement.rival == "threads" else "cpu",
         "products_seconds": middle["products"],
-        "ratio_to_products": row["seconds"] / middle["products"],
-        "ratio_to_fused": row["seconds"] / middle["fused"] if "fused" in middle else math.nan,
-        "speedup": middle["one"] / row["seconds"] if "one" in middle else math.nan,
-        "microseconds": 1e6 * row["seconds"],
+        "ratio_to_products": median / middle["products"],
+        "ratio_to_fused": median / middle["fused"] if "fused" in middle else math.nan,
+        "speedup": middle["one"] / median if "one" in middle else math.nan,
+        "microseconds": 1e6 * median,
         "members": len(members(measurement.case)),
     }
-    return row
 
 
 def _with_threads(count: int, run: Callable[[], object]) -> Callable[[], object]:

@@ -140,17 +140,10 @@ def run(cases: list[Case], repeats: int, names: list[str]) -> list[dict[str, Any
             for name, value in results.items():
                 if value is not None and abs(value - _expected(results)) > 1e-4:
                     raise AssertionError(f"{name} finds MAP@R {value}, dmlcore {results['dmlcore']} at {case}")
-            times: dict[str, list[float]] = {name: [] for name in running}
-            for round_ in range(repeats):
-                for name in running:
-                    if round_ >= 3 and times[name][0] > 2.0:
-                        continue
-                    start = time.process_time()
-                    RIVALS[name](x, y)
-                    times[name].append(time.process_time() - start)
+            times = _times(running, x, y, repeats)
             for name in running:
                 last_seconds[name] = min(times[name])
-                ratios = [mine / product for mine, product in zip(times[name], times["product"], strict=False)]
+                ratios = [seconds / product for seconds, product in zip(times[name], times["product"], strict=False)]
                 rows.append(
                     {
                         "case": f"N={n} d={d} m={samples}",
@@ -167,6 +160,19 @@ def run(cases: list[Case], repeats: int, names: list[str]) -> list[dict[str, Any
     finally:
         torch.set_num_threads(threads)
     return rows
+
+
+def _times(names: list[str], x: Tensor, y: Tensor, rounds: int) -> dict[str, list[float]]:
+    """CPU seconds of every rival in each round, the rivals in turn; three rounds of those that take long."""
+    times: dict[str, list[float]] = {name: [] for name in names}
+    for number in range(rounds):
+        for name in names:
+            if number >= 3 and times[name][0] > 2.0:
+                continue
+            start = time.process_time()
+            RIVALS[name](x, y)
+            times[name].append(time.process_time() - start)
+    return times
 
 
 def _expected(results: dict[str, float | None]) -> float:

@@ -146,18 +146,7 @@ def run(
         if time.monotonic() > until:
             raise OutOfTime
 
-    grids = []
-    for part in parts:
-        if part.data.endswith(".npz") and not (folder and (folder / part.data).exists()):
-            tell(f"{part.name}: left out, {part.data} is not in --folder {folder}")
-            continue
-        try:
-            grids_of_part = part.grids(folder, quick)
-            for next_grid in grids_of_part:
-                grid.check(next_grid)
-            grids += [(part.name, next_grid) for next_grid in grids_of_part]
-        except DataError as error:
-            tell(f"{part.name}: left out, {error}")
+    grids = _checked_grids(parts, folder, quick, tell)
     try:
         for name, next_grid in sorted(grids, key=lambda named: named[1].numbers[0] >= LARGE):
             tell(f"{name}, n = {next_grid.numbers[0]}")
@@ -167,6 +156,25 @@ def run(
     results = collect(work, [part.name for part in parts])
     write_atomically(file, (json.dumps(plain(results), separators=(",", ":")) + "\n").encode())
     return results
+
+
+def _checked_grids(
+    parts: Sequence[Part], folder: Path | None, quick: bool, tell: Callable[[str], None]
+) -> list[tuple[str, grid.Grid]]:
+    """The grids that can be run, each with the name of its part."""
+    grids = []
+    for part in parts:
+        if part.data.endswith(".npz") and not (folder and (folder / part.data).exists()):
+            tell(f"{part.name}: left out, {part.data} is not in --folder {folder}")
+            continue
+        try:
+            grids_of_part = part.grids(folder, quick)
+            for part_grid in grids_of_part:
+                grid.check(part_grid)
+            grids += [(part.name, part_grid) for part_grid in grids_of_part]
+        except DataError as error:
+            tell(f"{part.name}: left out, {error}")
+    return grids
 
 
 def collect(work: Path, names: Sequence[str]) -> dict[str, Any]:

@@ -83,51 +83,55 @@ def run(folder: Path | None, work: Path | None, processes: int, quick: bool, onl
         page: to fill, or None.
         tell: receives lines of progress.
     """
-    from dmlcore.protocols.shift import report, running
-    from dmlcore.protocols.shift.adapting import Adaptation
+    from dmlcore.protocols.shift import report
     from dmlcore.training.folder import write_atomically
 
     work = work or Path(tempfile.gettempdir()) / f"dmlcore-ood-{os.getuid()}{'-quick' if quick else ''}"
     stored: dict[str, Any] = json.loads(file.read_text()) if file.exists() else {}
-    adaptation = Adaptation(SHOTS, (QUICK,) if quick else STEPS, RATE, 2 if quick else 10)
     for family in FAMILIES:
         data = family.data if family.data == "glyphs" else str((folder or Path()) / family.data)
         if (only and only not in family.name) or not (family.data == "glyphs" or Path(data).exists()):
             continue
-        place = work / slug(family.name)
-        splits = _splits(family, data, place, tell)
-        tried = _constraint(family, splits.default, place, quick, tell)
-        configs = _configs(family, place, METHODS, quick, max(tried, key=lambda eta: tried[eta]))
-        ids = [split.id for split in splits.splits]
-        cells, places = running.plan(
-            place / "splits.json",
-            configs,
-            seeds=1 if quick else family.seeds,
-            adaptation=adaptation,
-            only=[ids[0], ids[-1]] if quick else (),
-        )
-        tell(f"{family.name}: {len(cells)} cells")
-        results = running.run(cells, places, place / "cells", processes=processes, tell=tell)
-        summary = report.summary(report.Results.read(place / "cells", list(METHODS)))
-        stored[family.name] = {
-            **summary,
-            "baselines": _baselines(cells, results, family.raw),
-            "constraint": {f"{eta:g}": score for eta, score in tried.items()},
-            "build": dict(splits.made_by),
-            "settings": {**family.settings, "methods": METHODS},
-            "classes": {
-                split.id: [len(split.train_part), len(split.validation_part), len(split.test)] for split in splits.splits
-            },
-            "cpu_seconds": round(sum(result["cpu_seconds"] for result in results.values())),
-            "versions": next(iter(results.values()))["versions"],
-            "cells": {key: _kept(result) for key, result in results.items()},
-        }
-        stored = rounded(stored)
+        summary, about = _run_family(family, data, work / slug(family.name), processes, quick, tell)
+        stored = rounded({**stored, family.name: {**summary, **about}})
         write_atomically(file, (json.dumps(stored, indent=1) + "\n").encode())
         report.draw(summary, file.with_name(f"{file.stem}-{slug(family.name)}.svg"), family.name)
     if page is not None:
         fill(stored, page)
     return stored
+
+
+def _run_family(
+    family: Family, data: str, place: Path, processes: int, quick: bool, tell: Callable[[str], None]
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Run what is missing of a family: the report's summary, and what is stored beside it."""
+    from dmlcore.protocols.shift import report, running
+    from dmlcore.protocols.shift.adapting import Adaptation
+
+    adaptation = Adaptation(SHOTS, (QUICK,) if quick else STEPS, RATE, 2 if quick else 10)
+    splits = _splits(family, data, place, tell)
+    tried = _constraint(family, splits.default, place, quick, tell)
+    configs = _configs(family, place, METHODS, quick, max(tried, key=lambda eta: tried[eta]))
+    ids = [split.id for split in splits.splits]
+    cells, places = running.plan(
+        place / "splits.json",
+        configs,
+        seeds=1 if quick else family.seeds,
+        adaptation=adaptation,
+        only=[ids[0], ids[-1]] if quick else (),
+    )
+    tell(f"{family.name}: {len(cells)} cells")
+    results = running.run(cells, places, place / "cells", processes=processes, tell=tell)
+    return report.summary(report.Results.read(place / "cells", list(METHODS))), {
+        "baselines": _baselines(cells, results, family.raw),
+        "constraint": {f"{eta:g}": score for eta, score in tried.items()},
+        "build": dict(splits.made_by),
+        "settings": {**family.settings, "methods": METHODS},
+        "classes": {split.id: [len(split.train_part), len(split.validation_part), len(split.test)] for split in splits.splits},
+        "cpu_seconds": round(sum(result["cpu_seconds"] for result in results.values())),
+        "versions": next(iter(results.values()))["versions"],
+        "cells": {key: _kept(result) for key, result in results.items()},
+    }
 
 
 def _splits(family: Family, data: str, place: Path, tell: Callable[[str], None]) -> Any:

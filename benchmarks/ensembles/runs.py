@@ -241,8 +241,8 @@ def jobs_of(data: Data, stage: str, runs: Runs, seeds: list[int]) -> Iterator[Jo
                 yield _job(data, stage, Arm(loss, (loss,)), (loss,), seed, common, runs)
     if stage == "arms":
         ranking = runs.ranking(data.name, seeds)
-        for _, group in itertools.groupby(sorted(arms(), key=order), order):
-            for seed, arm in itertools.product(seeds, [arm for arm in group if not arm.removed]):
+        for _, group in itertools.groupby(sorted((arm for arm in arms() if not arm.commit), key=order), order):
+            for seed, arm in itertools.product(seeds, list(group)):
                 most = arm.seeds or (len(seeds) if arm.few or arm.central else RANKED_ON)
                 if (arm.few if data.pictures else not arm.pictures_only) and seed in seeds[:most]:
                     yield _job(data, stage, arm, members(arm, ranking), seed, common, runs)
