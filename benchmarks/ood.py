@@ -83,8 +83,8 @@ def run(folder: Path | None, work: Path | None, processes: int, quick: bool, onl
         page: to fill, or None.
         tell: receives lines of progress.
     """
+    from dmlcore.files import write_atomically
     from dmlcore.protocols.shift import report
-    from dmlcore.training.folder import write_atomically
 
     work = work or Path(tempfile.gettempdir()) / f"dmlcore-ood-{os.getuid()}{'-quick' if quick else ''}"
     stored: dict[str, Any] = json.loads(file.read_text()) if file.exists() else {}

@@ -1,5 +1,5 @@
 """Options of components: dataclasses whose attribute docstrings are the help. Reading configuration files lives here too;
-the command line is built on top in `cli.py`.
+the command line is built on top, in `flags.py`.
 """
 
 from __future__ import annotations
@@ -56,13 +56,13 @@ def _convert(value: Any, kind: Any, where: str) -> Any:
     if origin is Literal:
         choices = typing.get_args(kind)
         if value not in choices:
-            known = [str(c) for c in choices]
-            raise ConfigError(f"{where} is '{value}', but must be one of {', '.join(known)}.{suggestion(str(value), known)}")
+            words = [str(choice) for choice in choices]
+            raise ConfigError(f"{where} is '{value}', but must be one of {', '.join(words)}.{suggestion(str(value), words)}")
         return value
     if origin in (tuple, list):
         element = typing.get_args(kind)[0]
-        many = value if isinstance(value, list | tuple) else [value]  # one value stands for a list of it
-        parts = [part.strip() for part in value.split(",")] if isinstance(value, str) else many
+        values = value if isinstance(value, list | tuple) else [value]  # one value stands for a list of it
+        parts = [part.strip() for part in value.split(",")] if isinstance(value, str) else values
         return origin(_convert(part, element, where) for part in parts)
     if kind is bool:
         if isinstance(value, bool):
@@ -83,25 +83,25 @@ def _convert(value: Any, kind: Any, where: str) -> Any:
     return value
 
 
-def build_options(options: type, given: dict[str, Any], owner: str) -> Any:
+def build_options(options: type, values: dict[str, Any], owner: str) -> Any:
     """An instance of an options dataclass from names and values.
 
     Args:
         options: a dataclass; its `__post_init__` may raise `ConfigError` for values out of range.
-        given: values by option name; strings are converted to the field's type, so `"none"` gives None where allowed.
+        values: by option name; strings are converted to the field's type, so `"none"` gives None where allowed.
         owner: the component's name, for messages (`ms` gives `ms.alpha`).
 
     Raises:
         ConfigError: an unknown option (with the nearest name), a value of the wrong type or out of range.
     """
-    known = option_types(options)
+    types = option_types(options)
     fields = {field.name for field in dataclasses.fields(options)}
-    for name in given:
+    for name in values:
         if name not in fields:
             raise ConfigError(f"{owner} has no option '{name}'.{suggestion(name, fields)}")
-    values = {name: _convert(value, known[name], f"{owner}.{name}") for name, value in given.items()}
+    converted = {name: _convert(value, types[name], f"{owner}.{name}") for name, value in values.items()}
     try:
-        return options(**values)
+        return options(**converted)
     except ConfigError as error:
         raise ConfigError(f"{owner}: {error}") from None
 
@@ -142,7 +142,7 @@ def check_range(
         return
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise ConfigError(f"{name} is {value!r}, but must be a number")
-    wanted = [
+    bounds = [
         f"> {above}" if above is not None else "",
         f">= {least}" if least is not None else "",
         f"< {below}" if below is not None else "",
@@ -154,4 +154,4 @@ def check_range(
     bad |= below is not None and not value < below
     bad |= most is not None and not value <= most
     if bad:
-        raise ConfigError(f"{name} is {value}, but must be {' and '.join(w for w in wanted if w) or 'finite'}")
+        raise ConfigError(f"{name} is {value}, but must be {' and '.join(filter(None, bounds)) or 'finite'}")

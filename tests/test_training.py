@@ -19,7 +19,8 @@ from PIL import Image
 from dmlcore import plugins
 from dmlcore.errors import ConfigError, TrainingError
 from dmlcore.evaluation import protocol
-from dmlcore.training import Logger, RunConfig, checkpoints, folder, optimiser, schedule, train
+from dmlcore.files import write_atomically
+from dmlcore.training import Logger, RunConfig, checkpoints, optimiser, schedule, train
 from dmlcore.training.folder import RunFolder
 from dmlcore.training.run import Run, build_run_model
 from dmlcore.training.trained import TrainedRun
@@ -453,14 +454,14 @@ def test_a_checkpoint_cannot_run_code(tmp_path: Path) -> None:
 
 def test_writing_is_all_or_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "file"
-    folder.write_atomically(path, b"before")
+    write_atomically(path, b"before")
 
     def full(descriptor: int) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     monkeypatch.setattr(os, "fsync", full)
     with pytest.raises(TrainingError, match="No space left on device"):
-        folder.write_atomically(path, b"after")
+        write_atomically(path, b"after")
     assert path.read_bytes() == b"before" and list(tmp_path.iterdir()) == [path]
 
 

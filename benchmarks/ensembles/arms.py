@@ -1,5 +1,4 @@
 """What is compared. An arm is a name and the settings of `dmlcore train` that differ from the common ones.
-BEFORE = "4503675"  # the last commit with the options of the arms that carry it
 
 Singles come first: every loss with the same number of trials of its temperature or margin, chosen on validation classes. The
 best of them there is `b`; ensembles take their members with the options found: `T3` the three best of validation, `D3` the best
@@ -11,6 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
+BEFORE = "4503675"  # the last commit with the options of the arms that carry it
 LENGTH = 64  # of a single embedding, of a head, and of what is compressed or taught
 LOSSES = ("ms", "proxy_anchor", "triplet", "contrastive", "sup_con", "circle", "norm_softmax", "proxy_nca", "binomial_deviance")
 PROXIES = ("proxy_anchor", "norm_softmax", "proxy_nca")

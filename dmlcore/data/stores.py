@@ -14,7 +14,7 @@ from dmlcore.errors import DataError
 
 
 class Store(Protocol):
-    """Samples by number. `in_memory` tells whether fetching is cheap, so that no worker processes are used."""
+    """Samples by number. `in_memory` says whether fetching is cheap, so that no worker processes are used."""
 
     in_memory: bool
 

@@ -36,7 +36,6 @@ class EmbeddingModel(nn.Module):
         student: length of the student's embedding; 0: none.
         compressor: of the whole embedding, or None.
         served: `whole`, `compressed` or `student`.
-        dropout: share of the features each head misses in training, drawn for each head apart.
 
     Attributes:
         shares: `[m]` >= 0, sum 1.
@@ -60,7 +59,6 @@ class EmbeddingModel(nn.Module):
         student: int = 0,
         compressor: Compressor | None = None,
         served: Served = "whole",
-        dropout: float = 0.0,
     ) -> None:
         super().__init__()
         self.trunk = trunk
@@ -71,7 +69,6 @@ class EmbeddingModel(nn.Module):
         self.head_dim = embedding_dim
         self.normalize = normalize
         self.shows_features = shows_features
-        self.dropout = dropout
         if heads > 1:
             self.register_buffer("shares", torch.full((heads,), 1.0 / heads))
         self.student = nn.Linear(trunk.features, student) if student else None
@@ -94,35 +91,18 @@ class EmbeddingModel(nn.Module):
             return self.student.out_features
         return self.compressor.out if self.served == "compressed" and self.compressor is not None else self.whole_dim
 
-    def _heads_of(self, features: Tensor, views: int) -> Tensor:
-        """Raw heads [B, m D] of features [views B, F]."""
-        if views == 1 and not (self.dropout and self.training):
-            return self.head(features)
-        linear = self.head if isinstance(self.head, nn.Linear) else self.head[1]
-        assert isinstance(linear, nn.Linear)
-        before = features if isinstance(self.head, nn.Linear) else self.head[0](features)
-        seen = before.chunk(views) if views > 1 else [before] * self.heads
-        weights, biases = linear.weight.chunk(self.heads), linear.bias.chunk(self.heads)
-        dropout = self.dropout if self.training else 0.0
-        parts = [functional.linear(functional.dropout(x, dropout), w, b) for x, w, b in zip(seen, weights, biases, strict=True)]
-        return torch.cat(parts, 1)
-
-    def outputs(self, samples: Tensor, views: int = 1) -> Tensor:
+    def outputs(self, samples: Tensor) -> Tensor:
         """What losses see, and the student's embedding last.
 
         Args:
-            samples: [B, ...]; with `views` [views B, ...], the same batch changed in as many ways, one after the other.
-            views: 1, or the number of heads: each head sees a view of its own. Shown features and the student see the first.
+            samples: [B, ...].
 
         Returns:
             [B, m D + F if features are shown + length of the student]: heads (unit norm if `normalize`, else raw), the
             trunk's features as they are, the student's raw embedding (no gradient of its reaches the trunk).
         """
-        if views not in (1, self.heads):
-            raise ConfigError(f"views is {views}, but must be 1 or the number of heads, {self.heads}")
-        features = self.trunk(samples)  # [views B, F]
-        raw = self._heads_of(features, views)
-        features = features[: len(raw)]
+        features = self.trunk(samples)  # [B, F]
+        raw = self.head(features)  # [B, m D]
         parts = [self.unit(raw).flatten(1) if self.normalize else raw]
         if self.shows_features:
             parts.append(features)

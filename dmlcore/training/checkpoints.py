@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from dmlcore.errors import ConfigError, TrainingError
-from dmlcore.training.folder import write_atomically, write_error
+from dmlcore.files import write_atomically, write_error
 
 FORMAT = "dmlcore-checkpoint-1"
 NAMES = ("best", "last", "previous")

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from dmlcore.ensemble import distance_diversity, similarity_diversity, similarity_matching
+from dmlcore.ensemble import distance_diversity, similarity_matching
 from dmlcore.evaluation import protocol
 from dmlcore.training.settings import Settings
 
@@ -35,8 +35,8 @@ class Extras:
         settings, model = self.settings, self.model
         found = {}
         if settings.diversity not in (None, "off") and model.heads > 1 and settings.diversity_weight:
-            measure = distance_diversity if settings.diversity == "distance" else similarity_diversity
-            found["diversity"] = settings.diversity_weight * measure(model.unit(outputs[:, : model.whole_dim]))
+            heads = model.unit(outputs[:, : model.whole_dim])  # [B, m, D]
+            found["diversity"] = settings.diversity_weight * distance_diversity(heads)
         if model.student is not None and settings.student_weight:
             matched = similarity_matching(model.student_of(outputs), model.whole(outputs))
             found["student"] = settings.student_weight * matched

@@ -200,7 +200,7 @@ class Training:
         run.loss.train()
         run.optimiser.zero_grad(set_to_none=True)
         try:
-            outputs = run.model.outputs(inputs, run.views)  # [B, W]
+            outputs = run.model.outputs(inputs)  # [B, W]
             embeddings = outputs if run.model.student is None else outputs[:, : -run.model.student.out_features]
             embeddings.retain_grad()
             run.ensemble.measures_gradients = number % run.config.settings.log_every == 0
@@ -239,7 +239,7 @@ class Training:
             table = [[next(more) for _ in names] for _ in names]
             pairs = itertools.combinations(range(len(names)), 2)
             optional["loss_gradient_cosines"] = {f"{names[i]}, {names[j]}": table[i][j] for i, j in pairs}
-        compression = run.compression.step(inputs[: len(labels)])
+        compression = run.compression.step(inputs)
         if compression is not None:
             optional["extra_terms"]["compressor"] = compression
         seconds = time.perf_counter() - began

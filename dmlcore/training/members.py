@@ -11,7 +11,8 @@ from typing import Any
 
 from dmlcore.ensemble import search
 from dmlcore.errors import ConfigError, TrainingError
-from dmlcore.training.folder import RunFolder, in_file_name, plain, write_atomically
+from dmlcore.files import in_file_name, plain, write_atomically
+from dmlcore.training.folder import RunFolder
 from dmlcore.training.settings import AUTO, DEFAULT_STEPS, RunConfig, Settings, Source
 
 SEARCH, REPORT = "search.json", "search.md"
@@ -55,9 +56,6 @@ def choose_members(
         weighting=None,
         weights=None,
         diversity=None,
-        head_dropout=0.0,
-        head_classes=1.0,
-        head_augment=False,
         compress=0,
         student=0,
         serve=None,

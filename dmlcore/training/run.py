@@ -123,7 +123,6 @@ def build_run_model(config: RunConfig, sample_shape: tuple[int, ...], kind: str)
         student=settings.student,
         compressor=compressor,
         served=settings.serve or "whole",
-        dropout=settings.head_dropout,
     )
 
 
@@ -182,20 +181,12 @@ def build_ensemble(config: RunConfig, num_classes: int, features: int = 0) -> Lo
         losses.create(name, num_classes=num_classes, embedding_dim=width, **config.options.get(table, {}))
         for (table, name), width in zip(names.items(), widths, strict=True)
     ]
-    masks = None
-    if settings.head_classes < 1:
-        generator = torch.Generator().manual_seed(settings.seed)
-        count = max(2, round(settings.head_classes * num_classes))
-        masks = torch.zeros(len(built), num_classes, dtype=torch.bool)
-        for row in masks:
-            row[torch.randperm(num_classes, generator=generator)[:count]] = True
     return LossEnsemble(
         list(built),
         settings.weighting or "fixed",
         list(settings.weights) if settings.weights else None,
         weighting_options=config.options_of("weighting"),
         columns=columns,
-        class_masks=masks,
         num_classes=num_classes,
         embedding_dim=settings.embedding_dim,
     )
@@ -223,7 +214,6 @@ class Run:
         splits: the data.
         model: the embedding model.
         ensemble: the losses.
-        views: ways in which each batch is changed at random: 1, or one for each head.
         extras: the terms beside the losses: diversity of heads, the student's.
         compression: what fits or trains the model's compressor.
         memory: the memory they compare batches with, or None.
@@ -244,8 +234,6 @@ class Run:
         self.device = choose_device(settings.device)
         self.splits = open_splits(config)
         train = self.splits.train
-        if settings.head_augment and train.augmentation is None:
-            raise ConfigError(f"head_augment is set, but {self.splits.name} has no random changes of its samples")
         self.classes_per_batch = min(settings.classes_per_batch, train.num_classes)
         self.batch_size = self.classes_per_batch * settings.samples_per_class
         self.steps = _count_steps(settings, len(train), self.batch_size)
@@ -253,7 +241,6 @@ class Run:
         seed_everything(settings.seed)
         self.model = build_run_model(self.config, self.splits.sample_shape, self.splits.kind).to(self.device)
         self.ensemble = build_ensemble(self.config, train.num_classes, self.model.trunk.features).to(self.device)
-        self.views = self.model.heads if settings.head_augment else 1
         self.extras = Extras(self.model, self.config.settings)
         self.memory = self._build_memory()
         self.loss: nn.Module = self.ensemble if self.memory is None else self.memory
@@ -278,7 +265,7 @@ class Run:
         return memory.to(self.device)
 
     def batches(self) -> Iterator[tuple[Tensor, Tensor]]:
-        """Batches from the present step on: samples [views B, ...] and dense labels [B], on the device."""
+        """Batches from the present step on: samples [B, ...] and dense labels [B], on the device."""
         settings = self.config.settings
         self._batches = batches(
             self.splits.train,
@@ -286,7 +273,6 @@ class Run:
             workers=settings.workers,
             augment=True,
             seed=settings.seed,
-            views=self.views,
         )
         for inputs, labels in self._batches:
             yield inputs.to(self.device, non_blocking=True), labels.to(self.device, non_blocking=True)

@@ -37,9 +37,6 @@ CHOOSING = (
     "loggers",
 )
 
-SETTING_OF = {"loss": "plugins", "transform": "transforms", "metric": "metrics", "logger": "loggers"}
-"""Settings that choose components of a kind, where they are not called as the kind is."""
-
 
 @dataclass(frozen=True)
 class Settings:
@@ -68,17 +65,10 @@ class Settings:
     """Weight of each loss, in the order of `plugins` (default: 1 each)."""
     classifier: Literal["embedding", "features"] | None = None
     """What `cross_entropy` sees: its `embedding`, or the trunk's `features` (default with `wel`)."""
-    diversity: Literal["off", "distance", "similarity"] | None = None
-    """A term that drives heads apart: `distance` between them, as published (default with `wedl`), or between their matrices of
-    similarities."""
+    diversity: Literal["off", "distance"] | None = None
+    """A term that drives heads apart: `distance` between them, as published (default with `wedl`)."""
     diversity_weight: float = 0.01
     """Weight of the diversity term."""
-    head_dropout: float = 0.0
-    """Share of the features that each head misses in training, drawn for each apart."""
-    head_augment: bool = False
-    """Whether each head sees the batch changed at random in its own way: a pass through the trunk for each head."""
-    head_classes: float = 1.0
-    """Share of the training classes that each loss sees, drawn for each apart."""
     compress: int | None = None
     """Length of the embedding after compression; 0: none (default: 64 with the default `embedding_dim`, else 0)."""
     compressor: str = "pca"
@@ -170,12 +160,6 @@ class Settings:
         for name in ("compress", "student"):
             check_range(name, getattr(self, name), least=0, most=LONGEST)
         check_range("embedding_dim", self.embedding_dim, least=1, most=WIDER * LONGEST)
-        check_range("head_dropout", self.head_dropout, least=0, below=1)
-        check_range("head_classes", self.head_classes, above=0, most=1)
-        if self.head_augment and not self.has_heads:
-            raise ConfigError("head_augment needs a head per loss: ensemble = heads or wedl")
-        if self.head_classes < 1 and self.memory:
-            raise ConfigError("head_classes below 1 and memory exclude each other")
         if self.serve in ("compressed", "student") and not getattr(
             self, "compress" if self.serve == "compressed" else "student"
         ):
@@ -423,7 +407,7 @@ def not_chosen(table: str, chosen: dict[str, Component], settings: Settings) -> 
             if kind == "miner":
                 return f"'{table}' is a miner; its options stand behind its name: --LOSS.miner '{table}(option=value)'"
             selected = ", ".join(c.table for c in chosen.values() if c.kind == kind) or "none"
-            setting = SETTING_OF.get(kind, kind)
+            setting = plugins.KINDS[kind].setting
             return (
                 f"options of '{table}' are given, but that {kind} is not selected ({setting}: {selected})."
                 f" Select it by --{setting}, or leave its options out."

@@ -13,9 +13,10 @@ from torch import Tensor
 from dmlcore.data import LabelledDataset, Splits, Table, open_data
 from dmlcore.errors import ConfigError, DataError
 from dmlcore.evaluation import protocol
+from dmlcore.files import write_atomically
 from dmlcore.models import EmbeddingModel
 from dmlcore.training import checkpoints
-from dmlcore.training.folder import RunFolder, write_atomically
+from dmlcore.training.folder import RunFolder
 from dmlcore.training.loop import named_metrics
 from dmlcore.training.run import build_run_model, built, choose_device, open_splits
 from dmlcore.training.settings import RunConfig

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from dmlcore.errors import ConfigError
-from dmlcore.protocols import drawing
+from dmlcore.files import plain, write_atomically
 from dmlcore.protocols.cells import DONE, read_cell
 from dmlcore.protocols.fewshot import curves
 from dmlcore.protocols.fewshot.analysis import (
@@ -23,7 +23,7 @@ from dmlcore.protocols.fewshot.analysis import (
     regrets,
 )
 from dmlcore.protocols.fewshot.networks import INITS
-from dmlcore.training.folder import plain, write_atomically
+from dmlcore.reports import pictures
 
 JSON, MARKDOWN, PICTURE = "report.json", "report.md", "curves.svg"
 
@@ -76,9 +76,9 @@ def write(folder: Path) -> dict[str, Any]:
     """
     summary = plain(summarise(read(folder)))
     write_atomically(folder / JSON, (json.dumps(summary, indent=1) + "\n").encode())
-    picture = drawing.can_draw()
+    picture = pictures.can_draw()
     if picture:
-        drawing.save(curves.figure([("", summary["means"])]), folder / PICTURE)
+        pictures.save(curves.figure([("", summary["means"])]), folder / PICTURE)
     write_atomically(folder / MARKDOWN, as_markdown(summary, picture=picture).encode())
     return summary
 

@@ -16,13 +16,13 @@ from torch.nn import functional
 
 from dmlcore import losses
 from dmlcore.config import check_range
-from dmlcore.data import ClassBalancedSampler, LabelledDataset
+from dmlcore.data import LabelledDataset, create_sampler
 from dmlcore.errors import ConfigError
 from dmlcore.evaluation import protocol, retrieval_metrics
 from dmlcore.models import EmbeddingModel
 from dmlcore.training.run import limited
 
-KEPT = ("recall@1", "recall@2", "recall@4", "map@r")  # measures of an episode
+REPORTED = ("recall@1", "recall@2", "recall@4", "map@r")  # measures of an episode
 CLASSES, SAMPLES = 56, 2  # of a batch, as published
 BOUNDARY_RATE = 5e-4  # of the margin loss's beta, as published
 
@@ -115,7 +115,8 @@ def tune(tail: Tail, features: Tensor, labels: np.ndarray, steps: int, rate: flo
         [{"params": list(tail.layer.parameters())}, {"params": list(loss.parameters()), "lr": BOUNDARY_RATE}], lr=rate
     )
     targets = torch.from_numpy(dense.astype(np.int64)).to(features.device)
-    for rows in ClassBalancedSampler(dense, min(CLASSES, len(present)), SAMPLES, seed, limited(steps)):
+    classes = min(CLASSES, len(present))
+    for rows in create_sampler("class_balanced", dense, classes, SAMPLES, seed=seed, steps=limited(steps)):
         value = loss(tail(features[rows]), targets[rows])
         optimiser.zero_grad(set_to_none=True)
         value.backward()
@@ -147,7 +148,7 @@ def adapt(
         `{"before": measures, "after": measures}` of every episode.
     """
     targets = torch.from_numpy(labels).to(features.device)
-    found = []
+    measures = []
     with torch.no_grad():
         before = Tail(model)(features)
     for number, support in enumerate(episodes):
@@ -155,13 +156,13 @@ def adapt(
         tail = tune(Tail(model), features[torch.from_numpy(support)], labels[support], steps, rate, seed + number)
         with torch.no_grad():
             after = tail(features[queries])
-        found.append({
+        measures.append({
             "before": _measures(before[queries], targets[queries]),
             "after": _measures(after, targets[queries]),
         })  # fmt: skip
-    return found
+    return measures
 
 
 def _measures(embeddings: Tensor, labels: Tensor) -> dict[str, float]:
     measured: dict[str, Any] = retrieval_metrics(embeddings, labels, recall_at=(1, 2, 4))
-    return {name: measured[name] for name in KEPT}
+    return {name: measured[name] for name in REPORTED}

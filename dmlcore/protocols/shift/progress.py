@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from dmlcore.data.split_files import SplitFile
-from dmlcore.protocols.drawing import pyplot, save
+from dmlcore.reports.pictures import pyplot, save
 
 _LOOKS = {
     "easier": ("tab:green", "o", "made easier"),
