@@ -44,8 +44,8 @@ def test_losses_run_from_the_clone_and_go_on(tmp_path: Path) -> None:
     measuring.write(rows[1:], file)  # what is missing is measured, and only that
     assert "2 of 3 measurements are done already" in command(*tiny, "--json", str(again)).stdout
     assert [row["rival"] for row in json.loads(again.read_text())] == ["fused"]
-    kept = measuring.read(file)
-    assert kept[:2] == rows[1:] and kept[2]["rival"] == "fused"
+    all_rows = measuring.read(file)
+    assert all_rows[:2] == rows[1:] and all_rows[2]["rival"] == "fused"
 
 
 def test_evaluation_runs_from_the_clone(tmp_path: Path) -> None:
@@ -67,10 +67,10 @@ def test_calls_are_measured_beside_another_installation(tmp_path: Path) -> None:
 
 
 def test_peak_memory_is_that_of_a_fresh_process() -> None:
-    found = losses._in_child(cases.measurement("ms", "plain", 1024, 8), 0.01, 120.0, 0)
-    assert found["status"] == "ok"
+    plain = losses._in_child(cases.measurement("ms", "plain", 1024, 8), 0.01, 120.0, 0)
+    assert plain["status"] == "ok"
     similarities = 4 * 1024**2 / 2**20  # the definition keeps several of these for its backward pass
-    assert 3 * similarities < found["peak_mb"] < 40 * similarities
+    assert 3 * similarities < plain["peak_mb"] < 40 * similarities
     fused = losses._in_child(cases.measurement("ms", "fused", 1024, 8), 0.01, 120.0, 0)
     assert fused["peak_mb"] < similarities
 
