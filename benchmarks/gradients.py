@@ -48,16 +48,16 @@ def _loss_inputs(case: Case) -> tuple[Any, Tensor, Tensor]:
     return case.create(classes=4, width=4), embeddings_of(labels, 4, seed=5), labels
 
 
-def _near(mine: Tensor, other: Tensor, tolerance: float = EXACT) -> bool:
-    return bool((mine - other).abs().max() <= tolerance * (1e-3 + other.abs().max())) if mine.numel() else True
+def _near(actual: Tensor, expected: Tensor, tolerance: float = EXACT) -> bool:
+    return bool((actual - expected).abs().max() <= tolerance * (1e-3 + expected.abs().max())) if actual.numel() else True
 
 
 def gradcheck(case: Case) -> str:
     """`yes`, `= plain` for gradients that are no derivative by definition, or what is wrong."""
     loss, x, labels = _loss_inputs(case)
     if case.name in CONSTANT_WEIGHTS:
-        mine, plain = (value_and_gradients(loss, x, labels, compute)[1] for compute in (loss, loss.reference))
-        return "= plain" if all(_near(a, b) for a, b in zip(mine, plain, strict=True)) else "FAILS: not the plain gradient"
+        own, plain = (value_and_gradients(loss, x, labels, compute)[1] for compute in (loss, loss.reference))
+        return "= plain" if all(_near(a, b) for a, b in zip(own, plain, strict=True)) else "FAILS: not the plain gradient"
     inputs = (x.requires_grad_(), *loss.parameters())
     hold_draws(loss)
     try:
@@ -71,11 +71,11 @@ def order_invariance(case: Case) -> str:
     """`yes`, or what is wrong."""
     loss, (x, y) = case.create(), BATCHES["odd"]
     order = torch.randperm(len(y), generator=torch.Generator().manual_seed(4))
-    value, (gradient, *others) = value_and_gradients(loss, x, y, loss)
-    shuffled, (shuffled_gradient, *shuffled_others) = value_and_gradients(loss, x[order], y[order], loss)
+    value, (gradient, *of_parameters) = value_and_gradients(loss, x, y, loss)
+    shuffled, (shuffled_gradient, *shuffled_of_parameters) = value_and_gradients(loss, x[order], y[order], loss)
     if not _near(shuffled, value):
         return f"FAILS: {value.item():.6g} becomes {shuffled.item():.6g}"
-    pairs = [(shuffled_gradient, gradient[order]), *zip(shuffled_others, others, strict=True)]
+    pairs = [(shuffled_gradient, gradient[order]), *zip(shuffled_of_parameters, of_parameters, strict=True)]
     return "yes" if all(_near(a, b) for a, b in pairs) else "FAILS: the gradient does not follow"
 
 
@@ -108,20 +108,20 @@ def errors(case: Case, dtype: torch.dtype) -> tuple[float, float]:
         truth, truths = value_and_gradients(exact, x.double(), y, exact.reference)
         if truth != 0:
             of_value = max(of_value, float((value.double() - truth).abs() / truth.abs()))
-        for found, expected in zip(gradients, truths, strict=True):
-            if expected.numel() and (most := expected.abs().max()) >= torch.finfo(found.dtype).tiny:
-                of_gradient = max(of_gradient, float((found.double() - expected).abs().max() / most))
+        for actual, expected in zip(gradients, truths, strict=True):
+            if expected.numel() and (most := expected.abs().max()) >= torch.finfo(actual.dtype).tiny:
+                of_gradient = max(of_gradient, float((actual.double() - expected).abs().max() / most))
     return of_value, of_gradient
 
 
 def row(case: Case) -> list[str]:
-    """The cells of one line of the page."""
+    """The entries of one line of the page."""
     loss = case.create()
     options = ", ".join(f"{key} = {value}" for key, value in case.options.items())
-    cells = [f"`{case.name}`" + (f" {options}" if options else "")]
-    cells += [gradcheck(case), order_invariance(case), scale_invariance(case)]
-    cells += [" / ".join(f"{error:.0e}" for error in errors(case, dtype)) for dtype in DTYPES.values()]
-    return [*cells, "yes" if loss.is_fused else f"no: {loss.why_not_fused}"]
+    entries = [f"`{case.name}`" + (f" {options}" if options else "")]
+    entries += [gradcheck(case), order_invariance(case), scale_invariance(case)]
+    entries += [" / ".join(f"{error:.0e}" for error in errors(case, dtype)) for dtype in DTYPES.values()]
+    return [*entries, "yes" if loss.is_fused else f"no: {loss.why_not_fused}"]
 
 
 def page(cases: Sequence[Case]) -> str:
@@ -136,7 +136,7 @@ def page(cases: Sequence[Case]) -> str:
         torch.set_num_threads(threads)
     cpu = info()["cpu"]
     header = ["loss", "gradcheck", "order", "scale", *(f"{name}: value / gradient" for name in DTYPES), "fused"]
-    table = ["| " + " | ".join(cells) + " |" for cells in [header, ["---"] * len(header), *lines]]
+    table = ["| " + " | ".join(entries) + " |" for entries in [header, ["---"] * len(header), *lines]]
     about = HEADER.format(exact=EXACT, batches=", ".join(ORDINARY), level=cpu["level"] or "none", blas=cpu["blas"] or "PyTorch")
     reasons = [f"- `{name}`: {why}." for name, why in CONSTANT_WEIGHTS.items() if any(case.name == name for case in cases)]
     notes = ["", "Gradients that are no derivative of the value:", "", *reasons] if reasons else []

@@ -37,8 +37,8 @@ class Errors:
         for n, replication, result in results:
             for arm, shots in result["arms"].items():
                 of_arm = values.setdefault(arm, {})
-                for k, one in shots.items():
-                    of_arm.setdefault((n, int(k)), {})[replication] = one["error"]
+                for k, measured in shots.items():
+                    of_arm.setdefault((n, int(k)), {})[replication] = measured["error"]
         return cls(values)
 
     @property
@@ -57,13 +57,13 @@ class Errors:
 
     def mean(self, arm: str, place: Place) -> float:
         """NaN where there is none."""
-        found = self.of(arm, place)
-        return statistics.fmean(found) if found else math.nan
+        errors = self.of(arm, place)
+        return statistics.fmean(errors) if errors else math.nan
 
     def differences(self, arm: str, other: str, place: Place) -> list[float]:
         """`other - arm` of each replication that has both: above 0 where `arm` errs less."""
-        mine, theirs = (self.values.get(name, {}).get(place, {}) for name in (arm, other))
-        return [theirs[r] - mine[r] for r in sorted(mine) if r in theirs]
+        own, theirs = (self.values.get(name, {}).get(place, {}) for name in (arm, other))
+        return [theirs[r] - own[r] for r in sorted(own) if r in theirs]
 
     def best(self, arms: Sequence[str], place: Place) -> str | None:
         """The arm of the smallest mean error."""
@@ -73,28 +73,28 @@ class Errors:
 
 def means(errors: Errors) -> list[dict[str, Any]]:
     """Mean and standard error of every arm, n and k."""
-    found = []
+    rows = []
     for place in errors.places:
         for arm in errors.arms:
             if values := errors.of(arm, place):
                 mean, error = mean_and_error(values)
-                found.append(
+                rows.append(
                     {"n": place[0], "k": place[1], "arm": arm, "error": mean, "standard_error": error, "count": len(values)}
                 )
-    return found
+    return rows
 
 
 def paired(errors: Errors) -> list[dict[str, Any]]:
     """Differences of each adapted arm to its form without adaptation, to weight transfer and to the baseline."""
-    found = []
+    rows = []
     for arm in (arm for arm in errors.arms if arm.startswith(ADAPTED)):
         for other in (arm.removeprefix(ADAPTED), "weight_transfer", "baseline"):
             for place in errors.places:
                 if values := errors.differences(arm, other, place):
                     mean, half = mean_and_half(values)
                     row = {"arm": arm, "against": other, "n": place[0], "k": place[1]}
-                    found.append({**row, "difference": mean, "half": half, "verdict": verdict(mean, half)})
-    return found
+                    rows.append({**row, "difference": mean, "half": half, "verdict": verdict(mean, half)})
+    return rows
 
 
 def verdict(mean: float, half: float) -> str:
@@ -104,7 +104,7 @@ def verdict(mean: float, half: float) -> str:
     return "better" if mean > 0 else "worse"
 
 
-def reduction(errors: Errors, arms: Sequence[str] = HYBRIDS, others: Sequence[str] = UNADAPTED) -> dict[str, Any] | None:
+def reduction(errors: Errors, arms: Sequence[str] = HYBRIDS, rivals: Sequence[str] = UNADAPTED) -> dict[str, Any] | None:
     """Mean over all (n, k) of `1 - error of adapted arms / error of the best arm without adaptation`.
 
     The best is that of the smallest mean error at (n, k), which favours it a little; where that is 0 there is no ratio. The
@@ -115,17 +115,17 @@ def reduction(errors: Errors, arms: Sequence[str] = HYBRIDS, others: Sequence[st
         `mean`, `half`, `places` (how many), `left_out`, and `by_arm`; None where no adapted arm is defined.
     """
     places = [p for p in errors.places if any(errors.of(arm, p) for arm in arms)]
-    used = [p for p in places if (best := errors.best(others, p)) is not None and errors.mean(best, p) > 0]
+    used = [p for p in places if (best := errors.best(rivals, p)) is not None and errors.mean(best, p) > 0]
     if not used:
         return None
 
-    def of(chosen: Sequence[str]) -> tuple[float, float]:
+    def of(adapted: Sequence[str]) -> tuple[float, float]:
         tasks: dict[int, dict[int, list[float]]] = {}  # by n and replication: the k of one share their task
         for place in used:
-            best = errors.best(others, place)
+            best = errors.best(rivals, place)
             assert best is not None
             theirs, base = errors.values[best][place], errors.mean(best, place)
-            for arm in chosen:
+            for arm in adapted:
                 for r, error in errors.values.get(arm, {}).get(place, {}).items():
                     if r in theirs:
                         tasks.setdefault(place[0], {}).setdefault(r, []).append((theirs[r] - error) / base)
@@ -139,9 +139,9 @@ def reduction(errors: Errors, arms: Sequence[str] = HYBRIDS, others: Sequence[st
 
 def reductions_of_losses(errors: Errors) -> dict[str, dict[str, Any]]:
     """The reduction by every other adapted arm, over the best of all arms without adaptation, its own form among them."""
-    others = [arm for arm in errors.arms if not arm.startswith(ADAPTED)]
+    rivals = [arm for arm in errors.arms if not arm.startswith(ADAPTED)]
     adapted = [arm for arm in errors.arms if arm.startswith(ADAPTED) and arm not in HYBRIDS]
-    return {arm: found for arm in adapted if (found := reduction(errors, [arm], others)) is not None}
+    return {arm: result for arm in adapted if (result := reduction(errors, [arm], rivals)) is not None}
 
 
 def _combined(groups: Sequence[tuple[list[float], float]], level: float = 0.95) -> tuple[float, float]:
@@ -152,9 +152,9 @@ def _combined(groups: Sequence[tuple[list[float], float]], level: float = 0.95) 
     """
     from scipy import stats
 
-    found = [(weight, len(values), *mean_and_error(values)) for values, weight in groups]
-    mean = sum(weight * centre for weight, _, centre, _ in found)
-    parts = [((weight * error) ** 2, count) for weight, count, _, error in found]
+    moments = [(weight, len(values), *mean_and_error(values)) for values, weight in groups]
+    mean = sum(weight * centre for weight, _, centre, _ in moments)
+    parts = [((weight * error) ** 2, count) for weight, count, _, error in moments]
     variance = sum(part for part, _ in parts)
     if not variance > 0:  # also where a group has a single replication
         return mean, variance
@@ -165,12 +165,12 @@ def _combined(groups: Sequence[tuple[list[float], float]], level: float = 0.95) 
 def regrets(errors: Errors, arms: Sequence[str]) -> dict[str, dict[str, float]]:
     """How far each arm is behind the best of them, mean and worst over all (n, k) where all of them are defined."""
     places = [place for place in errors.places if all(errors.of(arm, place) for arm in arms)]
-    found = {}
+    results = {}
     for arm in arms:
         behind = [errors.mean(arm, p) - min(errors.mean(other, p) for other in arms) for p in places]
         if behind:
-            found[arm] = {"mean": statistics.fmean(behind), "worst": max(behind)}
-    return found
+            results[arm] = {"mean": statistics.fmean(behind), "worst": max(behind)}
+    return results
 
 
 def orderings(errors: Errors) -> list[dict[str, Any]]:
@@ -182,7 +182,7 @@ def orderings(errors: Errors) -> list[dict[str, Any]]:
         more than half, and clearly for it more often than against), `does not hold` (clearly against it somewhere, and at
         least as often as for it or in more than half), `undecided`.
     """
-    found = []
+    rows = []
 
     def count(claim: str, pairs: Iterable[tuple[str | None, str | None, Place]]) -> None:
         differences = [errors.differences(a, b, place) for a, b, place in pairs if a and b]
@@ -193,7 +193,7 @@ def orderings(errors: Errors) -> list[dict[str, Any]]:
         verdicts = [verdict(mean, half) for mean, half in judged]
         clear, against = verdicts.count("better"), verdicts.count("worse")
         row = {"claim": claim, "holds": holds, "places": len(judged), "clear": clear, "against": against}
-        found.append({**row, "verdict": _judge(holds, len(judged), clear, against)})
+        rows.append({**row, "verdict": _judge(holds, len(judged), clear, against)})
 
     places = errors.places
     adapted = [place for place in places if any(errors.of(arm, place) for arm in HYBRIDS)]
@@ -220,7 +220,7 @@ def orderings(errors: Errors) -> list[dict[str, Any]]:
     )
     count("hist_loss errs less than proto_net", (("hist_loss", "proto_net", p) for p in places))
     count("adap_hist_loss errs less than adap_proto_net", ((*HYBRIDS, p) for p in adapted))
-    return found
+    return rows
 
 
 def _judge(holds: int, places: int, clear: int, against: int) -> str:

@@ -1,4 +1,4 @@
-"""One cell of the benchmark of losses, in a process of its own: `python -m benchmarks.cell JSON` prints the row as JSON.
+"""One measurement of the benchmark of losses, in its own process: `python -m benchmarks.child JSON` prints the row as JSON.
 
 The peak of memory is that of the rival's first step in this fresh process, before anything else of that size was allocated;
 then the rival, the fused loss and the bare products take turns. A step is forward and backward, as a user calls it.
@@ -20,8 +20,8 @@ from torch import Tensor
 from torch.nn import functional
 
 import dmlcore
+from benchmarks.cases import Measurement, has_pairs, has_proxies, members, peer
 from benchmarks.measuring import Row, interleaved, malloc_settings, peak_of, quantiles
-from benchmarks.table import Cell, has_pairs, has_proxies, members, peer
 
 PER_CLASS = 4
 PRODUCT_ROWS = 8192  # the bare products take so many rows at a time: more would need gigabytes for a matrix nobody keeps
@@ -39,12 +39,12 @@ def data(count: int, width: int, classes: int = 0) -> tuple[Tensor, Tensor]:
     return x, labels % classes if classes else labels
 
 
-def build(cell: Cell) -> Any:
+def build(measurement: Measurement) -> Any:
     """The case's losses as one module: an ensemble, or the loss alone."""
     torch.manual_seed(0)
-    sizes = {"num_classes": max(cell.classes, 1), "embedding_dim": cell.d}
-    made = [dmlcore.losses.create(member.loss, **sizes, **member.options) for member in members(cell.case)]
-    return made[0] if len(made) == 1 else dmlcore.LossEnsemble(made)
+    sizes = {"num_classes": max(measurement.classes, 1), "embedding_dim": measurement.d}
+    losses = [dmlcore.losses.create(member.loss, **sizes, **member.options) for member in members(measurement.case)]
+    return losses[0] if len(losses) == 1 else dmlcore.LossEnsemble(losses)
 
 
 def definition(module: Any) -> Compute:
@@ -54,7 +54,7 @@ def definition(module: Any) -> Compute:
     return lambda x, y: sum((loss.reference(x, y) for loss in module.members), torch.zeros(()))
 
 
-def products(cell: Cell, module: Any, x: Tensor) -> Callable[[], object]:
+def products(measurement: Measurement, module: Any, x: Tensor) -> Callable[[], object]:
     """The bare matrix products of forward and backward, into memory that is there already."""
     n, d = x.shape
     rows = min(n, PRODUCT_ROWS) if n <= PRODUCT_ROWS else 1024
@@ -65,11 +65,11 @@ def products(cell: Cell, module: Any, x: Tensor) -> Callable[[], object]:
     sp, gp, gx = torch.empty(len(p), n), torch.empty(len(p), d), torch.empty(n, d)
 
     def run() -> None:
-        if has_pairs(cell.case):
+        if has_pairs(measurement.case):
             for i in range(0, n, rows):
                 torch.mm(x[i : i + rows], x.T, out=s[: min(rows, n - i)])
                 torch.mm(s[: min(rows, n - i)], x, out=g[i : i + rows])
-        if has_proxies(cell.case):
+        if has_proxies(measurement.case):
             torch.mm(p, x.T, out=sp)
             torch.mm(sp, x, out=gp)
             torch.mm(sp.T, p, out=gx)
@@ -95,50 +95,50 @@ def step(module: Any, compute: Compute, x: Tensor, y: Tensor) -> Callable[[], fl
     return run
 
 
-def rival_of(cell: Cell, module: Any) -> Compute:
-    """What the cell's rival computes."""
-    if cell.rival in ("fused", "threads"):
+def rival_of(measurement: Measurement, module: Any) -> Compute:
+    """What the measurement's rival computes."""
+    if measurement.rival in ("fused", "threads"):
         return module
-    if cell.rival == "plain":
+    if measurement.rival == "plain":
         return definition(module)
-    if cell.rival == "compiled":
+    if measurement.rival == "compiled":
         return torch.compile(definition(module))
-    peers = [peer(member, max(cell.classes, 1), cell.d) for member in members(cell.case)]
-    return lambda x, y: sum((each(x, y) for each in peers), torch.zeros(()))
+    peers = [peer(member, max(measurement.classes, 1), measurement.d) for member in members(measurement.case)]
+    return lambda x, y: sum((loss(x, y) for loss in peers), torch.zeros(()))
 
 
-def check(cell: Cell, module: Any) -> None:
+def check(measurement: Measurement, module: Any) -> None:
     """Fused = definition on a small batch.
 
     Raises:
         AssertionError: they differ.
     """
-    x, y = data(min(cell.n, CHECKED), cell.d, cell.classes)
+    x, y = data(min(measurement.n, CHECKED), measurement.d, measurement.classes)
     fused, plain = float(module(x, y).detach()), float(definition(module)(x, y).detach())
     if not math.isclose(fused, plain, rel_tol=2e-4, abs_tol=1e-6):
-        raise AssertionError(f"{cell.case}: fused gives {fused}, the definition {plain}")
+        raise AssertionError(f"{measurement.case}: fused gives {fused}, the definition {plain}")
 
 
-def measure(cell: Cell, seconds: float) -> Row:
+def measure(measurement: Measurement, seconds: float) -> Row:
     """A row without what is common to all: times, ratios, memory.
 
     Args:
-        cell: what to measure.
+        measurement: what to measure.
         seconds: of repeats; the first step and one round are always run.
     """
-    torch.set_num_threads(cell.threads)
-    module = build(cell)
-    check(cell, module)
-    compute = rival_of(cell, module)
+    torch.set_num_threads(measurement.threads)
+    module = build(measurement)
+    check(measurement, module)
+    compute = rival_of(measurement, module)
     # libraries load and warm up on something small; a compiled function is made for one size
-    warm = data(cell.n if cell.rival == "compiled" else 64, cell.d, cell.classes)
+    warm = data(measurement.n if measurement.rival == "compiled" else 64, measurement.d, measurement.classes)
     for _ in range(2):
         step(module, compute, *warm)()
     del warm
-    x, y = data(cell.n, cell.d, cell.classes)
+    x, y = data(measurement.n, measurement.d, measurement.classes)
     run = step(module, compute, x, y)
     gc.collect()
-    clock = time.perf_counter if cell.rival == "threads" else time.process_time
+    clock = time.perf_counter if measurement.rival == "threads" else time.process_time
     began = clock()
     value: list[float] = []
     peak = peak_of(lambda: value.append(run()))
@@ -146,35 +146,50 @@ def measure(cell: Cell, seconds: float) -> Row:
     gradients = 4 * (x.numel() + sum(parameter.numel() for parameter in module.parameters())) / 2**20
     row: Row = {"value": value[0], "first_seconds": first}
     # compiling left memory behind that the step may use: its peak would be too small
-    row["peak_mb"] = math.nan if cell.rival == "compiled" else max(peak - gradients, 0.0)
+    row["peak_mb"] = math.nan if measurement.rival == "compiled" else max(peak - gradients, 0.0)
 
-    arms: dict[str, Callable[[], object]] = {cell.rival: run}
-    if cell.rival == "threads":
-        arms = {"threads": _with_threads(cell.threads, run), "one": _with_threads(1, run)}
-    elif cell.rival != "fused":
-        arms["fused"] = step(module, module, x, y)
-    arms["products"] = products(cell, module, x)
-    for name, arm in arms.items():
-        if name != cell.rival:
-            arm()
+    arms = _arms(measurement, module, run, x, y)
     slow = first > seconds
     if first > 4 * seconds:  # the step that is measured already has to do
-        del arms[cell.rival]
+        del arms[measurement.rival]
     times = interleaved(arms, budget=seconds, least=1 if slow else 3, most=1 if slow else 400, clock=clock)
-    times.setdefault(cell.rival, [first])
-    middle = {name: quantiles(found)[0] for name, found in times.items()}
-    row["seconds"], row["low"], row["high"] = quantiles(times[cell.rival])
-    row |= {
-        "repeats": len(times[cell.rival]),
-        "clock": "wall" if cell.rival == "threads" else "cpu",
+    times.setdefault(measurement.rival, [first])
+    return row | _figures(measurement, times)
+
+
+def _arms(
+    measurement: Measurement, module: Any, run: Callable[[], object], x: Tensor, y: Tensor
+) -> dict[str, Callable[[], object]]:
+    """What takes turns, each run once: the rival's step, the fused one and the bare products."""
+    arms = {measurement.rival: run}
+    if measurement.rival == "threads":
+        arms = {"threads": _with_threads(measurement.threads, run), "one": _with_threads(1, run)}
+    elif measurement.rival != "fused":
+        arms["fused"] = step(module, module, x, y)
+    arms["products"] = products(measurement, module, x)
+    for name, arm in arms.items():
+        if name != measurement.rival:
+            arm()
+    return arms
+
+
+def _figures(measurement: Measurement, times: dict[str, list[float]]) -> Row:
+    """The columns that follow from the seconds of every arm."""
+    middle = {name: quantiles(seconds)[0] for name, seconds in times.items()}
+    median, low, high = quantiles(times[measurement.rival])
+    return {
+        "seconds": median,
+        "low": low,
+        "high": high,
+        "repeats": len(times[measurement.rival]),
+        "clock": "wall" if measurement.rival == "threads" else "cpu",
         "products_seconds": middle["products"],
-        "ratio_to_products": row["seconds"] / middle["products"],
-        "ratio_to_fused": row["seconds"] / middle["fused"] if "fused" in middle else math.nan,
-        "speedup": middle["one"] / row["seconds"] if "one" in middle else math.nan,
-        "microseconds": 1e6 * row["seconds"],
-        "members": len(members(cell.case)),
+        "ratio_to_products": median / middle["products"],
+        "ratio_to_fused": median / middle["fused"] if "fused" in middle else math.nan,
+        "speedup": middle["one"] / median if "one" in middle else math.nan,
+        "microseconds": 1e6 * median,
+        "members": len(members(measurement.case)),
     }
-    return row
 
 
 def _with_threads(count: int, run: Callable[[], object]) -> Callable[[], object]:
@@ -186,13 +201,13 @@ def _with_threads(count: int, run: Callable[[], object]) -> Callable[[], object]
 
 
 def main() -> None:
-    told = json.loads(sys.argv[1])
-    if told["megabytes"]:  # private memory that can be written to: what a rival allocates
-        limit = int(told["megabytes"]) << 20
+    request = json.loads(sys.argv[1])
+    if request["megabytes"]:  # private memory that can be written to: what a rival allocates
+        limit = int(request["megabytes"]) << 20
         resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))
-    cell = Cell(**told["cell"])
+    measurement = Measurement(**request["measurement"])
     try:
-        row = {**measure(cell, told["seconds"]), "status": "ok"}
+        row = {**measure(measurement, request["seconds"]), "status": "ok"}
     except MemoryError as error:
         row = {"status": "memory", "detail": str(error)}
     except RuntimeError as error:

@@ -1,5 +1,5 @@
-"""What is measured: losses and ensembles by name with their counterparts in pytorch-metric-learning, and the cells of a run.
-Losses that are not installed are left out. How a cell is measured is in `cell.py`."""
+"""What is measured: losses and ensembles by name with their counterparts in pytorch-metric-learning, and all measurements of a
+run. Losses that are not installed are left out. How one is done is in `child.py`."""
 
 from __future__ import annotations
 
@@ -90,8 +90,8 @@ def members(case: str) -> tuple[Member, ...]:
     """A case's members that are installed; empty when a single loss is not."""
     from dmlcore.losses import names
 
-    known = set(names())
-    return tuple(MEMBERS[name] for name in ENSEMBLES.get(case, (case,)) if MEMBERS[name].loss in known)
+    installed = set(names())
+    return tuple(MEMBERS[name] for name in ENSEMBLES.get(case, (case,)) if MEMBERS[name].loss in installed)
 
 
 def has_proxies(case: str) -> bool:
@@ -103,7 +103,7 @@ def has_pairs(case: str) -> bool:
 
 
 @dataclass(frozen=True)
-class Cell:
+class Measurement:
     """One child process: a rival on one case and size, interleaved with the bare products and with the fused loss.
 
     Attributes:
@@ -130,19 +130,23 @@ class Cell:
         return tuple(str(value) for value in asdict(self).values())
 
 
-def cell(case: str, rival: str, n: int, d: int, classes: int = 1000, threads: int = 1, malloc: str = "default") -> Cell:
-    """A cell; `classes` only where the case has proxies."""
-    return Cell(case, rival, n, d, classes if has_proxies(case) else 0, threads, malloc)
+def measurement(
+    case: str, rival: str, n: int, d: int, classes: int = 1000, threads: int = 1, malloc: str = "default"
+) -> Measurement:
+    """A measurement; `classes` only where the case has proxies."""
+    return Measurement(case, rival, n, d, classes if has_proxies(case) else 0, threads, malloc)
 
 
-def _installed(wanted: Iterator[Cell]) -> list[Cell]:
-    def runs(found: Cell) -> bool:
-        return found.rival != "pml" or all(member.peer for member in members(found.case))
+def _installed(measurements: Iterator[Measurement]) -> list[Measurement]:
+    def runs(measurement: Measurement) -> bool:
+        return measurement.rival != "pml" or all(member.peer for member in members(measurement.case))
 
-    return list(dict.fromkeys(found for found in wanted if members(found.case) and runs(found)))
+    return list(dict.fromkeys(measurement for measurement in measurements if members(measurement.case) and runs(measurement)))
 
 
-def grid(sizes: list[int] | None = None, widths: tuple[int, ...] = (128, 512), rivals: tuple[str, ...] = RIVALS) -> list[Cell]:
+def grid(
+    sizes: list[int] | None = None, widths: tuple[int, ...] = (128, 512), rivals: tuple[str, ...] = RIVALS
+) -> list[Measurement]:
     """Everything: all cases, N = 128 to 8192 with all rivals, 32768 fused only; compiled at two sizes; two threads.
 
     Args:
@@ -151,67 +155,69 @@ def grid(sizes: list[int] | None = None, widths: tuple[int, ...] = (128, 512), r
         rivals: only these.
     """
 
-    def wanted() -> Iterator[Cell]:
+    def measurements() -> Iterator[Measurement]:
         for case in [*MEMBERS, *ENSEMBLES]:
             for d in widths:
                 for n in sizes or [128, 512, 2048, 4096, 8192]:
                     for rival in rivals:
                         if rival != "compiled" or n in (512, 2048):
-                            yield cell(case, rival, n, d)
+                            yield measurement(case, rival, n, d)
                     if case in ("five", "ms") and n >= 2048:
-                        yield cell(case, "threads", n, d, threads=2)
-                        yield from (cell(case, rival, n, d, malloc="keep") for rival in ("plain", "pml") if rival in rivals)
+                        yield measurement(case, "threads", n, d, threads=2)
+                        yield from (
+                            measurement(case, rival, n, d, malloc="keep") for rival in ("plain", "pml") if rival in rivals
+                        )
             if sizes is None:
-                yield cell(case, "fused", 32768, 128)
+                yield measurement(case, "fused", 32768, 128)
                 if case in PROXIES:
                     yield from (
-                        cell(case, rival, n, 128, 11318) for n in (512, 2048) for rival in rivals if rival != "compiled"
+                        measurement(case, rival, n, 128, 11318) for n in (512, 2048) for rival in rivals if rival != "compiled"
                     )
 
-    return _installed(wanted())
+    return _installed(measurements())
 
 
-def selection() -> list[Cell]:
+def selection() -> list[Measurement]:
     """What the table of goals needs, the dearest last: about a quarter of an hour on two quiet cores."""
 
-    def wanted() -> Iterator[Cell]:
+    def measurements() -> Iterator[Measurement]:
         for n, d in ((2048, 128), (4096, 128), (8192, 128), (2048, 512)):
             for case in ("ms", "five", "eight"):
-                yield cell(case, "fused", n, d)
+                yield measurement(case, "fused", n, d)
         for case in ("ms", "eight"):
             for n in (128, 512):
-                yield cell(case, "fused", n, 128)
+                yield measurement(case, "fused", n, 128)
         for case in PAIRS:
             for d in (128, 512):
-                yield cell(case, "fused", 2048, d)
+                yield measurement(case, "fused", 2048, d)
         for n, d, classes in ((2048, 128, 1000), (512, 128, 1000), (2048, 512, 1000), (512, 128, 11318), (2048, 128, 11318)):
-            yield cell("proxy_anchor", "fused", n, d, classes)
+            yield measurement("proxy_anchor", "fused", n, d, classes)
         for case in SOFTMAX:
-            yield cell(case, "fused", 2048, 128)
-        yield cell("norm_softmax", "fused", 2048, 512)
+            yield measurement(case, "fused", 2048, 128)
+        yield measurement("norm_softmax", "fused", 2048, 512)
         for case in ("ms", "five"):
             for n in (2048, 8192):
-                yield cell(case, "threads", n, 128, threads=2)
+                yield measurement(case, "threads", n, 128, threads=2)
         for d in (128, 512):
-            yield cell("five", "pml", 2048, d)
-            yield cell("five", "compiled", 2048, d)
+            yield measurement("five", "pml", 2048, d)
+            yield measurement("five", "compiled", 2048, d)
         for case in ("ms", "eight", *SCALING):
-            yield cell(case, "fused", 32768, 128)
+            yield measurement(case, "fused", 32768, 128)
         for case in ("proxy_anchor", "norm_softmax"):
-            yield cell(case, "pml", 2048, 128)
-            yield cell(case, "compiled", 2048, 128)
+            yield measurement(case, "pml", 2048, 128)
+            yield measurement(case, "compiled", 2048, 128)
         for n in (128, 512, 2048, 4096):  # the picture
             for case in ("ms", "five"):
                 for rival in ("plain", "pml"):
-                    yield cell(case, rival, n, 128)
-        yield from (cell("five", rival, 4096, 128, malloc="keep") for rival in ("plain", "pml"))
+                    yield measurement(case, rival, n, 128)
+        yield from (measurement("five", rival, 4096, 128, malloc="keep") for rival in ("plain", "pml"))
         for case in ("ms", "five"):
-            yield cell(case, "fused", 512, 128)
-            yield cell(case, "fused", 128, 128)
-            yield cell(case, "plain", 8192, 128)
-        yield cell("ms", "pml", 8192, 128)
+            yield measurement(case, "fused", 512, 128)
+            yield measurement(case, "fused", 128, 128)
+            yield measurement(case, "plain", 8192, 128)
+        yield measurement("ms", "pml", 8192, 128)
 
-    return _installed(wanted())
+    return _installed(measurements())
 
 
 def peer(member: Member, classes: int, width: int) -> Callable[[Tensor, Tensor], Tensor]:

@@ -1,4 +1,4 @@
-"""How a cell is measured: arms that take turns, each with a row of its own, whatever becomes of the others."""
+"""How arms are measured: they take turns, each with a row of its own, whatever becomes of the others."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class Budget:
     Attributes:
         device: whose clock counts.
         ends: its reading at which the table ends.
-        repeats: of every arm; fewer where a cell's share of the time is spent.
+        repeats: of every arm; fewer where a group's share of the time is spent.
     """
 
     device: Device
@@ -46,12 +46,33 @@ def measure(
 
     Args:
         arms: how to build each; `reference` is what ratios divide by.
-        seconds: for the turns of this cell.
+        seconds: for the turns of these arms.
 
     Returns:
         By arm: `status` (`ok`, `memory`, `missing`, `error`, `time`), `detail`; where it ran `milliseconds` (median), `low`
-        and `high` (20 and 80 %), `repeats`, `peak_mb`, `value`, and `ratio` to the reference of the same cell.
+        and `high` (20 and 80 %), `repeats`, `peak_mb`, `value`, and `ratio` to the reference of the same turns.
     """
+    rows, ready, times = _first_runs(device, arms, budget, seconds)
+    _take_turns(device, budget, seconds, rows, ready, times)
+    for name in times:
+        middle, low, high = quantiles(times[name])
+        rows[name] |= {
+            "milliseconds": 1e3 * middle,
+            "low": 1e3 * low,
+            "high": 1e3 * high,
+            "repeats": len(times[name]),
+        }
+    if reference in times:
+        for name in times:
+            rows[name]["ratio"] = rows[name]["milliseconds"] / rows[reference]["milliseconds"]
+    device.release()
+    return rows
+
+
+def _first_runs(
+    device: Device, arms: dict[str, Build], budget: Budget, seconds: float
+) -> tuple[dict[str, Row], dict[str, Run], dict[str, list[float]]]:
+    """Build every arm and run it for its memory: rows, the arms that take turns, and the times of those that do not."""
     rows: dict[str, Row] = {}
     ready: dict[str, Run] = {}
     times: dict[str, list[float]] = {}
@@ -75,6 +96,18 @@ def measure(
         if first <= seconds:
             ready[name] = run
         rows[name] = {"status": "ok", "peak_mb": peak, "value": _number(value[0])}
+    return rows, ready, times
+
+
+def _take_turns(
+    device: Device,
+    budget: Budget,
+    seconds: float,
+    rows: dict[str, Row],
+    ready: dict[str, Run],
+    times: dict[str, list[float]],
+) -> None:
+    """Measure the ready arms in turn, into `times`. One that fails leaves `ready` and `times`, and its row says why."""
     until = min(device.now() + seconds, budget.ends)
     for turn in range(budget.repeats):
         if turn and device.now() > until:
@@ -86,19 +119,6 @@ def measure(
                 rows[name] = failure(error)
                 del ready[name], times[name]
                 device.release()
-    for name in times:
-        middle, low, high = quantiles(times[name])
-        rows[name] |= {
-            "milliseconds": 1e3 * middle,
-            "low": 1e3 * low,
-            "high": 1e3 * high,
-            "repeats": len(times[name]),
-        }
-    if reference in times:
-        for name in times:
-            rows[name]["ratio"] = rows[name]["milliseconds"] / rows[reference]["milliseconds"]
-    device.release()
-    return rows
 
 
 def failure(error: Exception) -> Row:
