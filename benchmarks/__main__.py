@@ -1,10 +1,10 @@
 """`python -m benchmarks [losses|evaluation|training|calls|gradients|ensembles|ood|fewshot|gpu|report ...]`.
 
 `losses` measures every cell that `benchmarks/results/losses-cpu.csv` lacks (`--selection`: what the table of goals needs),
-`evaluation` retrieval metrics, `training` whole steps, `calls` those of losses on small batches, `gradients` writes
-docs/gradients.md, `ensembles` compares ensembles with single losses on unseen classes and fills docs/ensembles.md, `ood` does
-so on splits of growing shift and fills docs/ood.md, `fewshot` transfers to few samples of new classes and fills
-docs/fewshot.md, `gpu` checks and measures a CUDA device, `report` the measured tables in docs/performance.md.
+`evaluation` retrieval metrics, `training` whole steps, `calls` those of losses on small batches, `gradients` values and
+gradients of every loss. `ensembles` compares ensembles with single losses on unseen classes, `ood` does so on splits of growing
+shift, and `fewshot` transfers to few samples of new classes. `gpu` checks and measures a CUDA device, and `report` fills the
+measured tables of docs/reports/performance.md. The other pages of docs/reports have the name of their benchmark.
 """
 
 from __future__ import annotations
@@ -158,7 +158,7 @@ def main() -> None:
     parser.add_argument("--work", type=Path, help="of unfinished results; the same folder goes on (ood)")
     parser.add_argument("--processes", type=int, default=2, help="at a time (ensembles, ood, fewshot)")
     parser.add_argument("--json", type=Path, help="write the new rows as JSON")
-    parser.add_argument("--page", type=Path, help="instead of docs/gradients.md or docs/performance.md")
+    parser.add_argument("--page", type=Path, help="instead of docs/reports/gradients.md or docs/reports/performance.md")
     options = parser.parse_args()
     rows: list[Row] = []
     for name in options.cases or ["losses", "evaluation"]:

@@ -1,4 +1,7 @@
-"""`python -m benchmarks gradients`: what holds for every loss of the table of cases, as docs/gradients.md. Nothing is timed."""
+"""`python -m benchmarks gradients`: what holds for every loss of the table of cases. Nothing is timed.
+
+The page is docs/reports/gradients.md.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +19,7 @@ sys.path.append(str(ROOT / "tests"))
 
 from cases import BATCHES, LOSSES, Case, embeddings_of, hold_draws, value_and_gradients  # noqa: E402
 
-PAGE = ROOT / "docs" / "gradients.md"
+PAGE = ROOT / "docs" / "reports" / "gradients.md"
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 ORDINARY = ("odd", "sorted", "large", "unbalanced", "two classes")  # no coincident points: their decisions are not ties
 CONSTANT_WEIGHTS = {"circle": "its weights are constants in the gradient, as in the paper"}
@@ -147,7 +150,7 @@ def write(path: Path | None = None, only: str | None = None) -> str:
     """Write the page and return it.
 
     Args:
-        path: the file; None: docs/gradients.md.
+        path: the file; None: docs/reports/gradients.md.
         only: part of the cases' names, for a quick look.
     """
     text = page([case for case in LOSSES if only is None or only in case.id])

@@ -15,7 +15,7 @@ sys.path.append(str(ROOT))  # last: an installed package stays what is measured
 
 from benchmarks import ood  # noqa: E402
 
-PAGE = ROOT / "docs" / "ood.md"
+PAGE = ROOT / "docs" / "reports" / "ood.md"
 
 
 def must_not_run(*arguments: Any, **given: Any) -> dict[str, Any]:
@@ -58,5 +58,5 @@ def test_the_page_has_a_place_for_every_family_and_says_what_is_stored() -> None
     assert set(stored) == {family.name for family in ood.FAMILIES}
     for name, one in stored.items():
         block = text.partition(f"<!-- results: {name} -->\n")[2].partition("<!-- end -->")[0]
-        assert block.strip() == "\n".join(ood.tables(one)).strip(), f"docs/ood.md lacks the stored results of {name}"
+        assert block.strip() == "\n".join(ood.tables(one)).strip(), f"docs/reports/ood.md lacks the stored results of {name}"
         assert len(one["splits"]) >= 6 and len(one["seeds"]) >= 3 and len(one["configurations"]) == 6

@@ -23,7 +23,7 @@ from dmlcore.protocols.shift.class_features import class_means
 from dmlcore.protocols.shift.options import BuildOptions
 from dmlcore.training import RunConfig, train
 
-DOCS = Path(__file__).parents[1] / "docs" / "ood.md"
+DOCS = Path(__file__).parents[1] / "docs" / "guide" / "shift-and-few-shot.md"
 SCRIPTS = glyphs.UNSEEN_SCRIPTS
 Command = Callable[..., tuple[int, str, str]]
 
