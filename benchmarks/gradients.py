@@ -27,7 +27,7 @@ EXACT = 1e-8
 
 HEADER = """# Values and gradients of every loss
 
-This page is made by `python -m benchmarks gradients` from the table of cases (`tests/cases.py`). The same machine gives the same
+`python -m benchmarks gradients` makes this page from the table of cases (`tests/cases.py`). The same machine gives the same
 page. A row is a loss with its options.
 
 - **gradcheck** compares the gradient of what users call with finite differences, in float64, for embeddings and every learnable
