@@ -17,12 +17,12 @@ from typing import Any
 
 from benchmarks.measuring import environment, rounded, slug
 from dmlcore.errors import DataError
-from dmlcore.protocols import drawing
+from dmlcore.files import plain, write_atomically
 from dmlcore.protocols.fewshot import curves, grid, report
 from dmlcore.protocols.fewshot.arms import ADAPTED
 from dmlcore.protocols.fewshot.budgets import budget_of
 from dmlcore.protocols.fewshot.cell import Plan
-from dmlcore.training.folder import plain, write_atomically
+from dmlcore.reports import pictures
 
 PAGE = Path(__file__).parents[1] / "docs" / "reports" / "fewshot.md"
 LOSSES = ["ms", "circle+binomial_deviance+norm_softmax"]  # a single loss, and the set of `dmlcore train`
@@ -194,7 +194,7 @@ def collect(work: Path, names: Sequence[str]) -> dict[str, Any]:
 def draw(found: dict[str, Any], file: Path) -> Path:
     """The curves of the main parts."""
     shown = [(name, found["parts"][name]["means"]) for name in MAIN if name in found["parts"]]
-    return drawing.save(curves.figure(shown), file)
+    return pictures.save(curves.figure(shown), file)
 
 
 def write_page(found: dict[str, Any], page: Path = PAGE) -> None:

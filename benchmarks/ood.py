@@ -83,9 +83,9 @@ def run(folder: Path | None, work: Path | None, processes: int, quick: bool, onl
         page: to fill, or None.
         tell: receives lines of progress.
     """
+    from dmlcore.files import write_atomically
     from dmlcore.protocols.shift import report, running
     from dmlcore.protocols.shift.adapting import Adaptation
-    from dmlcore.training.folder import write_atomically
 
     work = work or Path(tempfile.gettempdir()) / f"dmlcore-ood-{os.getuid()}{'-quick' if quick else ''}"
     found: dict[str, Any] = json.loads(file.read_text()) if file.exists() else {}

@@ -8,7 +8,7 @@ from pathlib import Path
 from benchmarks.goals import number
 from benchmarks.measuring import Row
 from benchmarks.table import RIVALS
-from dmlcore.protocols import drawing
+from dmlcore.reports import pictures
 
 CASES = {"ms": "one loss (ms)", "five": "five losses"}
 NAMES = {"fused": "dmlcore", "plain": "plain PyTorch", "compiled": "torch.compile", "pml": "pytorch-metric-learning"}
@@ -24,9 +24,9 @@ def draw(rows: list[Row], file: Path) -> Path:
     Raises:
         SystemExit: matplotlib is not installed.
     """
-    if not drawing.can_draw():
+    if not pictures.can_draw():
         raise SystemExit("--plot needs matplotlib: pip install dmlcore[plots]")
-    pyplot = drawing.pyplot()
+    pyplot = pictures.pyplot()
     figure, axes = pyplot.subplots(len(CASES), 2, figsize=(10, 4 * len(CASES)), sharex=True, squeeze=False)
     for line, (case, title) in zip(axes, CASES.items(), strict=True):
         kept = [

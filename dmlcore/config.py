@@ -1,5 +1,5 @@
 """Options of components: dataclasses whose attribute docstrings are the help. Reading configuration files lives here too;
-the command line is built on top in `cli.py`.
+the command line is built on top, in `flags.py`.
 """
 
 from __future__ import annotations
@@ -44,7 +44,17 @@ def option_types(options: type) -> dict[str, Any]:
     return typing.get_type_hints(options)
 
 
-def _convert(value: Any, kind: Any, where: str) -> Any:
+def convert(value: Any, kind: Any, where: str) -> Any:
+    """A value in the type of an option; texts are read as they stand on the command line.
+
+    Args:
+        value: what the user gave.
+        kind: the type, as annotated.
+        where: the option's name, for messages.
+
+    Raises:
+        ConfigError: it is of another type.
+    """
     origin = typing.get_origin(kind)
     if origin in (typing.Union, types.UnionType):
         choices = typing.get_args(kind)
@@ -52,18 +62,18 @@ def _convert(value: Any, kind: Any, where: str) -> Any:
             return None
         for choice in choices:
             if choice is not type(None):
-                return _convert(value, choice, where)
+                return convert(value, choice, where)
     if origin is Literal:
         choices = typing.get_args(kind)
         if value not in choices:
-            known = [str(c) for c in choices]
-            raise ConfigError(f"{where} is '{value}', but must be one of {', '.join(known)}.{suggestion(str(value), known)}")
+            words = [str(choice) for choice in choices]
+            raise ConfigError(f"{where} is '{value}', but must be one of {', '.join(words)}.{suggestion(str(value), words)}")
         return value
     if origin in (tuple, list):
         element = typing.get_args(kind)[0]
-        many = value if isinstance(value, list | tuple) else [value]  # one value stands for a list of it
-        parts = [part.strip() for part in value.split(",")] if isinstance(value, str) else many
-        return origin(_convert(part, element, where) for part in parts)
+        values = value if isinstance(value, list | tuple) else [value]  # one value stands for a list of it
+        parts = [part.strip() for part in value.split(",")] if isinstance(value, str) else values
+        return origin(convert(part, element, where) for part in parts)
     if kind is bool:
         if isinstance(value, bool):
             return value
@@ -83,25 +93,25 @@ def _convert(value: Any, kind: Any, where: str) -> Any:
     return value
 
 
-def build_options(options: type, given: dict[str, Any], owner: str) -> Any:
+def build_options(options: type, values: dict[str, Any], owner: str) -> Any:
     """An instance of an options dataclass from names and values.
 
     Args:
         options: a dataclass; its `__post_init__` may raise `ConfigError` for values out of range.
-        given: values by option name; strings are converted to the field's type, so `"none"` gives None where allowed.
+        values: by option name; strings are converted to the field's type, so `"none"` gives None where allowed.
         owner: the component's name, for messages (`ms` gives `ms.alpha`).
 
     Raises:
         ConfigError: an unknown option (with the nearest name), a value of the wrong type or out of range.
     """
-    known = option_types(options)
+    types = option_types(options)
     fields = {field.name for field in dataclasses.fields(options)}
-    for name in given:
+    for name in values:
         if name not in fields:
             raise ConfigError(f"{owner} has no option '{name}'.{suggestion(name, fields)}")
-    values = {name: _convert(value, known[name], f"{owner}.{name}") for name, value in given.items()}
+    converted = {name: convert(value, types[name], f"{owner}.{name}") for name, value in values.items()}
     try:
-        return options(**values)
+        return options(**converted)
     except ConfigError as error:
         raise ConfigError(f"{owner}: {error}") from None
 
@@ -142,7 +152,7 @@ def check_range(
         return
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise ConfigError(f"{name} is {value!r}, but must be a number")
-    wanted = [
+    bounds = [
         f"> {above}" if above is not None else "",
         f">= {least}" if least is not None else "",
         f"< {below}" if below is not None else "",
@@ -154,4 +164,4 @@ def check_range(
     bad |= below is not None and not value < below
     bad |= most is not None and not value <= most
     if bad:
-        raise ConfigError(f"{name} is {value}, but must be {' and '.join(w for w in wanted if w) or 'finite'}")
+        raise ConfigError(f"{name} is {value}, but must be {' and '.join(filter(None, bounds)) or 'finite'}")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
+import re
 import types
 import typing
 from typing import Any, Literal
@@ -19,16 +20,19 @@ def describe_components() -> list[dict[str, Any]]:
     for kind in plugins.KINDS:
         for name, entry in plugins.registry(kind).items():
             text = inspect.cleandoc(entry.component.__doc__ or "")
-            item = {
+            facts = {
                 "kind": kind,
                 "name": name,
+                "title": entry.title,
+                "paper": entry.paper,
+                "aliases": list(entry.aliases),
                 "owner": entry.owner,
                 "version": entry.version,
-                "summary": _summary(text),
+                "summary": first_sentence(text),
                 "help": text,
                 "options": describe_options(getattr(entry.component, "Options", None)),
             }
-            described.append({**item, **(_fusion(name) if kind == "loss" else {})})
+            described.append({**facts, **(_fusion(name) if kind == "loss" else {})})
     return described
 
 
@@ -53,7 +57,7 @@ def describe_system() -> dict[str, Any]:
     import torch
 
     from dmlcore import kernels
-    from dmlcore.training.loop import versions
+    from dmlcore.training.result import versions
 
     devices = [f"cpu ({torch.get_num_threads()} threads)"]
     devices += [f"cuda:{number} ({torch.cuda.get_device_name(number)})" for number in range(torch.cuda.device_count())]
@@ -67,9 +71,14 @@ def default_of(field: dataclasses.Field) -> Any:
     return None if field.default is dataclasses.MISSING else field.default
 
 
-def _summary(text: str) -> str:
-    first = " ".join(text.partition("\n\n")[0].split())
-    return first.partition(". ")[0].rstrip(".")
+def first_sentence(text: str) -> str:
+    """The first sentence of a docstring, on one line and without its full stop. Full stops inside formulas end nothing."""
+    words = " ".join(text.partition("\n\n")[0].split())
+    for stop in re.finditer(r"\.(?= [^a-z0-9]|$)", words):
+        before = words[: stop.start()]
+        if before.count("`") % 2 == 0 and before.count("(") == before.count(")"):
+            return before
+    return words.rstrip(".")
 
 
 def _fusion(name: str) -> dict[str, Any]:
@@ -79,11 +88,18 @@ def _fusion(name: str) -> dict[str, Any]:
         loss = losses.create(name, num_classes=2, embedding_dim=2)
         call = loss.functor_call() if isinstance(loss, losses.RowLoss) else ""
         functor = call if isinstance(call, str) else call.functor
-        on_cuda = loss.is_fused and not kernels.reason_against("cuda") and functor in kernels.functors("cuda")
+        on_cuda = loss.is_fused and not kernels.why_not("cuda") and functor in kernels.functors("cuda")
         places = ["cpu"] * loss.is_fused + ["cuda"] * on_cuda
-        return {"is_fused": loss.is_fused, "fused_on": places, "why_not_fused": loss.why_not_fused}
+        has_form = isinstance(loss, losses.RowLoss) and not isinstance(call, str)
+        return {
+            "has_fused_form": has_form,
+            "is_fused": loss.is_fused,
+            "fused_on": places,
+            "why_not_fused": loss.why_not_fused,
+        }
     except Exception as error:  # a plugin's own failure must not hide the others
-        return {"is_fused": False, "fused_on": [], "why_not_fused": f"it cannot be created with its defaults: {error}"}
+        reason = f"it cannot be created with its defaults: {error}"
+        return {"has_fused_form": False, "is_fused": False, "fused_on": [], "why_not_fused": reason}
 
 
 def _type_name(kind: Any) -> str:

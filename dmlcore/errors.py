@@ -30,15 +30,24 @@ class TrainingError(DmlcoreError):
     """Training cannot go on: a loss or gradient that is not finite, a full disk, a damaged checkpoint."""
 
 
-def suggestion(name: str, known: Iterable[str]) -> str:
-    """` Did you mean 'x'?` for the nearest known name, else the list of known names.
+def nearest(name: str, names: Iterable[str]) -> str:
+    """The name that was probably meant; empty where none is near."""
+    return next(iter(difflib.get_close_matches(name, sorted(names), n=1, cutoff=0.5)), "")
+
+
+LISTED = 12  # names that fit into one line; of more, the nearest are a better answer
+
+
+def suggestion(name: str, names: Iterable[str]) -> str:
+    """What may have been meant: ` Did you mean 'x'?` for a near name, else the names there are, or the nearest of many.
 
     Args:
         name: what the user wrote.
-        known: the names that exist.
+        names: the names that exist.
     """
-    names = sorted(known)
-    near = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
-    if near:
-        return f" Did you mean '{near[0]}'?"
-    return f" Known: {', '.join(names)}." if names else ""
+    names = sorted(names)
+    if near := nearest(name, names):
+        return f" Did you mean '{near}'?"
+    if len(names) <= LISTED:
+        return f" Known: {', '.join(names)}." if names else ""
+    return f" The nearest of {len(names)} names: {', '.join(difflib.get_close_matches(name, names, n=3, cutoff=0.0))}."

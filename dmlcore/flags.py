@@ -9,11 +9,23 @@ import typing
 from collections.abc import Callable, Sequence
 from typing import Annotated, Any, Literal
 
-from cyclopts import Group, Parameter
+from cyclopts import App, Group, Parameter
 
 from dmlcore.config import option_help, option_types
 from dmlcore.description import default_of
-from dmlcore.training.settings import Component
+from dmlcore.training.components import Component
+from dmlcore.training.settings import GROUPS, PLACES
+
+
+def new_app(name: str, text: str, version: str | None = None) -> App:
+    """A command that has commands of its own.
+
+    Args:
+        name: of the command.
+        text: its help.
+        version: what `--version` says.
+    """
+    return App(name=name, help=text, version=version, result_action="return_value", suppress_keyboard_interrupt=False)
 
 
 def flag(name: str, kind: Any, text: str, default: Any = None, *, is_positional: bool = False) -> inspect.Parameter:
@@ -33,28 +45,43 @@ def flag(name: str, kind: Any, text: str, default: Any = None, *, is_positional:
 
 
 def settings_flags(settings: type) -> inspect.Parameter:
-    """The settings as flags without a prefix: `--steps`."""
-    made = _flags_class(Component("settings", "", "", settings))
-    annotation = Annotated[made, Parameter(name="*", group=Group("Settings"))]
-    return inspect.Parameter("settings", inspect.Parameter.KEYWORD_ONLY, annotation=annotation, default=made())
+    """The settings of a command as flags without a prefix: `--source`."""
+    flags = _flags_class(Component("settings", "", "", settings))
+    annotation = Annotated[flags, Parameter(name="*", group=Group("Settings"))]
+    return inspect.Parameter("settings", inspect.Parameter.KEYWORD_ONLY, annotation=annotation, default=flags())
+
+
+def run_settings_flags() -> inspect.Parameter:
+    """The settings of a run as flags without a prefix (`--steps`), each in the help of its group."""
+    groups = {name: Group(name.capitalize(), sort_key=number) for number, name in enumerate(GROUPS)}
+    fields = []
+    for key, place in PLACES.items():
+        text = " ".join(option_help(GROUPS[place.group])[place.name].split())
+        details, hint = _details(place.type, place.default, text)
+        annotation = Annotated[hint, details, Parameter(group=groups[place.group])]
+        fields.append((key, annotation, dataclasses.field(default=None)))
+    flags = dataclasses.make_dataclass("settings", fields, frozen=True)
+    flags.__module__ = __name__  # without a module cyclopts sees no fields
+    annotation = Annotated[flags, Parameter(name="*")]
+    return inspect.Parameter("settings", inspect.Parameter.KEYWORD_ONLY, annotation=annotation, default=flags())
 
 
 def component_flags(component: Component) -> inspect.Parameter:
     """A component's options as flags with its name before them: `--ms.alpha`, `--example/centroid.temperature`."""
-    made = _flags_class(component)
+    flags = _flags_class(component)
     group = Group(f"{component.kind} {component.table}")
-    annotation = Annotated[made, Parameter(name=component.table, group=group)]
+    annotation = Annotated[flags, Parameter(name=component.table, group=group)]
     name = parameter_name(component.table)
-    return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, annotation=annotation, default=made())
+    return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, annotation=annotation, default=flags())
 
 
 def parameter_name(table: str) -> str:
     """A function's parameter for a table of options; different tables get different ones, whatever characters they hold."""
-    return re.sub(r"[^a-zA-Z0-9]", lambda found: "_" if found[0] == "_" else f"_{ord(found[0]):x}_", f"table_{table}")
+    return re.sub(r"[^a-zA-Z0-9]", lambda match: "_" if match[0] == "_" else f"_{ord(match[0]):x}_", f"table_{table}")
 
 
-def given(flags: Any) -> dict[str, Any]:
-    """The values of a flags class that were given."""
+def typed_values(flags: Any) -> dict[str, Any]:
+    """The values of a flags class that were typed."""
     return {f.name: getattr(flags, f.name) for f in dataclasses.fields(flags) if getattr(flags, f.name) is not None}
 
 
@@ -83,9 +110,9 @@ def _flags_class(component: Component) -> type:
         if field.name in component.option_names():
             details, hint = _details(kinds[field.name], default_of(field), " ".join(texts.get(field.name, "").split()))
             fields.append((field.name, Annotated[hint, details], dataclasses.field(default=None)))
-    made = dataclasses.make_dataclass(parameter_name(component.table), fields, frozen=True)
-    made.__module__ = __name__  # without a module cyclopts sees no fields
-    return made
+    flags = dataclasses.make_dataclass(parameter_name(component.table), fields, frozen=True)
+    flags.__module__ = __name__  # without a module cyclopts sees no fields
+    return flags
 
 
 def _details(kind: Any, default: Any, text: str) -> tuple[Parameter, type]:

@@ -1,36 +1,43 @@
-"""The hooks a plugin may implement. Each is a pluggy hook of the project `dmlcore`; none is called before torch may load.
+"""The hooks a plugin may implement. Each is a pluggy hook of the project `dmlcore`. Only `dmlcore_commands` is called
+before torch may load.
 
 A plugin is a module (or object) registered under the entry-point group `dmlcore`; it marks functions of these names with
 `@dmlcore.hookimpl`. A hook with another name, or with an argument that is not listed here, is refused when it loads. The
-docstrings below are the hook reference of `docs/plugins.md`.
+descriptions below are the hook reference of the docs. The hooks that offer components are made from the table in `kinds.py`.
 """
 
 from __future__ import annotations
 
+import inspect
 import os
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pluggy
 
-if TYPE_CHECKING:
-    from dmlcore.training.run import Run
+from dmlcore.kinds import KINDS, Kind
 
 hookspec = pluggy.HookspecMarker("dmlcore")
 hookimpl = pluggy.HookimplMarker("dmlcore")
 
+Run = Any
+"""A `dmlcore.training.Run`. Its class is not named here, because hooks stand below everything that calls them."""
 
-@hookspec
-def dmlcore_losses() -> Iterable[type]:  # type: ignore[empty-body]
-    """Losses: what `--plugins` can name.
 
-    Returns:
-        Subclasses of `dmlcore.losses.Loss`, each with `name` and `Options`. `forward` takes embeddings `[B, D]` floating point
-        and labels `[B]` int64, with `references` `[N, D]` and `reference_labels` `[N]` where the batch is compared with others,
-        and returns a scalar. A `PairLoss` writes `row_values` instead: similarities `[A, N]` and bool masks `[A, N]` in, values
-        and counts `[V, A]` out.
-    """
+def _offering(kind: Kind) -> Callable[[], Iterable[type]]:
+    """The hook by which plugins offer components of a kind."""
+
+    def hook() -> Iterable[type]:  # type: ignore[empty-body]
+        ...
+
+    hook.__name__ = hook.__qualname__ = kind.hook
+    returns = "\n".join(f"    {line}" for line in inspect.cleandoc(kind.contract).splitlines())
+    hook.__doc__ = f"{kind.summary}\n\nReturns:\n{returns}\n"
+    return hookspec(hook)
+
+
+globals().update({kind.hook: _offering(kind) for kind in KINDS.values()})
 
 
 @hookspec
@@ -46,99 +53,16 @@ def dmlcore_kernel_headers() -> Iterable[str | os.PathLike[str]]:  # type: ignor
 
 
 @hookspec
-def dmlcore_miners() -> Iterable[type]:  # type: ignore[empty-body]
-    """Miners, which choose the pairs that count: what `--LOSS.miner` can name.
+def dmlcore_commands(app: Any, line: Any) -> None:
+    """Add sub-commands to the command line. They are listed by `dmlcore --help`.
 
-    Returns:
-        Subclasses of `dmlcore.losses.Miner`: `masks` takes cosines `[A, N]` and bool masks `[A, N]` of positives and negatives
-        and returns subsets of both; a `WindowMiner` gives intervals `[4, A]` instead and stays fused.
-    """
-
-
-@hookspec
-def dmlcore_weightings() -> Iterable[type]:  # type: ignore[empty-body]
-    """Ways to weigh the terms of an ensemble: what `--weighting` can name.
-
-    Returns:
-        Subclasses of `dmlcore.ensemble.Weighting`: `forward` takes the terms `[L]` and returns a scalar; `weights` is `[L]`.
-    """
-
-
-@hookspec
-def dmlcore_compressors() -> Iterable[type]:  # type: ignore[empty-body]
-    """Heads behind the embedding that make it narrower, after training or beside it: what `--compressor` can name.
-
-    Returns:
-        Subclasses of `dmlcore.ensemble.Compressor`: `learn` takes training embeddings `[N, W]`, `forward` maps `[B, W]`
-        to `[B, D]`.
-    """
-
-
-@hookspec
-def dmlcore_models() -> Iterable[type]:  # type: ignore[empty-body]
-    """Trunks: what `--model` can name.
-
-    Returns:
-        Subclasses of `dmlcore.models.Trunk`: `forward` maps samples `[B, C, H, W]` in 0..1 or `[B, F]` to features
-        `[B, features]`; a linear head follows.
-    """
-
-
-@hookspec
-def dmlcore_datasets() -> Iterable[type]:  # type: ignore[empty-body]
-    """Data sets: what `--data` can name.
-
-    Returns:
-        Subclasses of `dmlcore.data.DataSource`: `load` returns a `Table` of N samples, labels int64 `[N]` and class names.
-    """
-
-
-@hookspec
-def dmlcore_transforms() -> Iterable[type]:  # type: ignore[empty-body]
-    """Random changes of training batches: what `--transforms` can name.
-
-    Returns:
-        Subclasses of `dmlcore.data.Transform`, called with samples `[B, ...]` float32 and a generator on the CPU, the only
-        source of random numbers; they return samples of the same shape.
-    """
-
-
-@hookspec
-def dmlcore_samplers() -> Iterable[type]:  # type: ignore[empty-body]
-    """Rules that compose training batches: what `--sampler` can name.
-
-    Returns:
-        Subclasses of `dmlcore.data.BatchSampler`, made from the dense labels `[N]` of the training data; `draw(step)` gives the
-        rows `[P * K]` of a batch, and depends on nothing but its arguments, the step and the seed.
-    """
-
-
-@hookspec
-def dmlcore_metrics() -> Iterable[type]:  # type: ignore[empty-body]
-    """Measures of embeddings, reported beside the standard ones: what `--metrics` can name.
-
-    Returns:
-        Subclasses of `dmlcore.evaluation.Metric`, called with embeddings `[N, D]` float32 and labels `[N]` int64 of one part of
-        the data; they return numbers by name, which appear as `METRIC.name` in `metrics.jsonl` and `result.json`.
-    """
-
-
-@hookspec
-def dmlcore_loggers() -> Iterable[type]:  # type: ignore[empty-body]
-    """Receivers of training records: what `--loggers` can name.
-
-    Returns:
-        Subclasses of `dmlcore.training.Logger`, told of the same events as the hooks below and closed in any case. One that
-        raises is warned about once, and training goes on.
-    """
-
-
-@hookspec
-def dmlcore_commands(app: Any) -> None:
-    """Add sub-commands to the command line.
+    A module with this hook is imported for `dmlcore --help` too. Import what takes long, such as torch, inside the command, or
+    register the commands as an entry point of their own. Where several modules stand behind one, the hook's name must appear in
+    the module that the entry point names.
 
     Args:
         app: the `cyclopts.App` of `dmlcore`; decorate a function with `@app.command`.
+        line: the `dmlcore.commands.line.CommandLine`: the words that were typed, for commands whose flags depend on them.
     """
 
 

@@ -12,6 +12,7 @@ import importlib
 import importlib.util
 import os
 import sys
+import tomllib
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -41,8 +42,32 @@ def absolute(reference: str) -> str:
 
 def means(reference: str, file: str | None, name: str) -> bool:
     """Whether a reference means the class `name` of a file."""
-    path, wanted = _parts(absolute(reference))
-    return file is not None and wanted == name and Path(file).resolve() == Path(path)
+    path, class_name = _parts(absolute(reference))
+    return file is not None and class_name == name and Path(file).resolve() == Path(path)
+
+
+def package_modules(path: Path) -> list[Path]:
+    """The files of the modules that a package's folder registers as plugins of dmlcore, as `dmlcore plugins new` writes them.
+
+    Raises:
+        ConfigError: the folder holds no such package; the message says what would work.
+    """
+    project = path / "pyproject.toml"
+    hint = "Name a file and its class (FILE.py:CLASS), or the folder of a package with an entry point of dmlcore."
+    try:
+        points = tomllib.loads(project.read_text(encoding="utf-8"))["project"]["entry-points"]["dmlcore"]
+        modules = [str(value).partition(":")[0].strip().replace(".", "/") for value in points.values()]
+    except OSError:
+        raise ConfigError(f"{path} is a folder without pyproject.toml. {hint}") from None
+    except (ValueError, KeyError, AttributeError, TypeError):
+        raise ConfigError(f"{project} has no table [project.entry-points.dmlcore]. {hint}") from None
+    roots = (path, path / "src")  # where the sources of a package stand
+    candidates = [root / module / "__init__.py" for module in modules for root in roots]
+    candidates += [root / f"{module}.py" for module in modules for root in roots]
+    files = [file for file in candidates if file.is_file()]
+    if not files:
+        raise ConfigError(f"{project} names {', '.join(points.values())}, but there are no such modules in {path}. {hint}")
+    return files
 
 
 def load(reference: str, kind: str, base: str) -> Any:
@@ -70,8 +95,8 @@ def load(reference: str, kind: str, base: str) -> Any:
     fitting = {key: value for key, value in classes.items() if issubclass(value, parent) and getattr(value, "name", None)}
     if not name:
         if len(fitting) != 1:
-            found = f"holds {len(fitting)} ({', '.join(fitting)})" if fitting else "holds none"
-            raise ConfigError(f"{path} {found} of the {kind} classes with a `name`; say which: {reference}:CLASS")
+            count = f"holds {len(fitting)} ({', '.join(fitting)})" if fitting else "holds none"
+            raise ConfigError(f"{path} {count} of the {kind} classes with a `name`; say which: {reference}:CLASS")
         (component,) = fitting.values()
     elif name not in classes:
         raise ConfigError(f"{path} has no class '{name}'.{suggestion(name, fitting)}")
@@ -93,7 +118,9 @@ def loaded() -> list[tuple[str, str, Any]]:
 def _module(path: str, changed: int) -> ModuleType:
     """The file as a module: the same one each time while the file stays as it is."""
     name = f"dmlcore_file_{Path(path).stem}_{hashlib.sha256(f'{path} {changed}'.encode()).hexdigest()[:12]}"
-    spec = importlib.util.spec_from_file_location(name, path)
+    # The module of a package finds the files beside it by relative imports.
+    folder = [str(Path(path).parent)] if Path(path).name == "__init__.py" else None
+    spec = importlib.util.spec_from_file_location(name, path, submodule_search_locations=folder)
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     sys.modules[name] = module  # dataclasses, pickling and the help of options look a class's module up there

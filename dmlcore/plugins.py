@@ -1,5 +1,5 @@
-"""Finding plugins and what they offer: one pluggy manager, one registry per kind, and whose fault a failure is. Building
-components from options lives in `config.py`; single files in `plugin_files.py`; what each kind means in its own package.
+"""Finding plugins and what they offer: one pluggy manager, one registry per kind, and whose fault a failure is. Kinds stand in
+`kinds.py`, options in `config.py`, classes out of single files in `plugin_files.py`, what a kind means in its own package.
 
 Built-in plugins are the modules of `dmlcore_plugins`, registered through the same hooks as any other. Others come from the
 entry-point group `dmlcore`. The environment variable `DMLCORE_PLUGINS` limits the latter to a comma-separated list of
@@ -11,10 +11,11 @@ from __future__ import annotations
 import contextlib
 import functools
 import importlib
+import importlib.util
 import os
 import pkgutil
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Container, Iterator
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
@@ -25,36 +26,14 @@ import pluggy
 
 from dmlcore import hookspecs, plugin_files
 from dmlcore.errors import ConfigError, DmlcoreError, PluginError, suggestion
+from dmlcore.kinds import KINDS
 
-KINDS = {
-    "loss": "dmlcore_losses",
-    "miner": "dmlcore_miners",
-    "weighting": "dmlcore_weightings",
-    "compressor": "dmlcore_compressors",
-    "model": "dmlcore_models",
-    "data": "dmlcore_datasets",
-    "transform": "dmlcore_transforms",
-    "sampler": "dmlcore_samplers",
-    "metric": "dmlcore_metrics",
-    "logger": "dmlcore_loggers",
-}
-BASES = {
-    "loss": "dmlcore.losses.Loss",
-    "miner": "dmlcore.losses.Miner",
-    "weighting": "dmlcore.ensemble.Weighting",
-    "compressor": "dmlcore.ensemble.Compressor",
-    "model": "dmlcore.models.Trunk",
-    "data": "dmlcore.data.DataSource",
-    "transform": "dmlcore.data.Transform",
-    "sampler": "dmlcore.data.BatchSampler",
-    "metric": "dmlcore.evaluation.Metric",
-    "logger": "dmlcore.training.Logger",
-}
+COMMANDS = "dmlcore_commands"
 
 
 @dataclass(frozen=True)
 class Entry:
-    """One named thing a plugin offers.
+    """One named component of a plugin.
 
     Attributes:
         kind: a key of `KINDS`.
@@ -70,25 +49,41 @@ class Entry:
     owner: str
     version: str
 
+    # Read from the class itself: a subclass is another component, with a paper and names of its own.
+    @property
+    def title(self) -> str:
+        """Full name, as in the paper; empty where the class says none."""
+        return vars(self.component).get("title", "")
+
+    @property
+    def paper(self) -> str:
+        """Where it comes from: authors, venue, year; empty where the class says nothing."""
+        return vars(self.component).get("paper", "")
+
+    @property
+    def aliases(self) -> tuple[str, ...]:
+        """Other names by which it can be chosen, whatever their case: those of the paper and of other libraries."""
+        return tuple(vars(self.component).get("aliases", ()))
+
 
 def _builtin_modules() -> Iterator[ModuleType]:
     package = importlib.import_module("dmlcore_plugins")
-    for found in pkgutil.walk_packages(package.__path__, "dmlcore_plugins."):
-        if not found.ispkg:
-            yield importlib.import_module(found.name)
+    for module in pkgutil.walk_packages(package.__path__, "dmlcore_plugins."):
+        if not module.ispkg:
+            yield importlib.import_module(module.name)
 
 
 def _entry_points() -> list[metadata.EntryPoint]:
-    found = list(metadata.entry_points(group="dmlcore"))
+    points = list(metadata.entry_points(group="dmlcore"))
     limit = os.environ.get("DMLCORE_PLUGINS")
     if limit is None:
-        return found
-    wanted = [name.strip() for name in limit.split(",") if name.strip()]
-    known = {point.name for point in found}
-    for name in wanted:
-        if name not in known:
-            raise ConfigError(f"DMLCORE_PLUGINS names '{name}', which is not installed.{suggestion(name, known)}")
-    return [point for point in found if point.name in wanted]
+        return points
+    allowed = [name.strip() for name in limit.split(",") if name.strip()]
+    installed = {point.name for point in points}
+    for name in allowed:
+        if name not in installed:
+            raise ConfigError(f"DMLCORE_PLUGINS names '{name}', which is not installed.{suggestion(name, installed)}")
+    return [point for point in points if point.name in allowed]
 
 
 def new_manager() -> pluggy.PluginManager:
@@ -113,10 +108,22 @@ def register(manager: pluggy.PluginManager, plugin: object, owner: str) -> None:
         manager.register(plugin, name=owner)
         manager.check_pending()
         for caller in manager.get_hookcallers(plugin) or []:
-            if any(one.plugin is plugin and (one.wrapper or one.hookwrapper) for one in caller.get_hookimpls()):
+            if any(hook.plugin is plugin and (hook.wrapper or hook.hookwrapper) for hook in caller.get_hookimpls()):
                 raise ValueError(f"{caller.name} is a wrapper around other plugins' hooks, which dmlcore does not call")
     except (pluggy.PluginValidationError, ValueError) as error:
         raise PluginError(f"plugin '{owner}' is refused: {' '.join(str(error).split())}") from error
+
+
+def _load(manager: pluggy.PluginManager, point: metadata.EntryPoint) -> None:
+    owner = point.dist.name if point.dist else point.name
+    try:
+        plugin = point.load()
+    except Exception as error:
+        raise PluginError(
+            f"plugin '{point.name}' of {owner} cannot be imported ({point.value}): {type(error).__name__}: {error}."
+            f" Repair or uninstall it, or set DMLCORE_PLUGINS to the plugins to load (empty: none)."
+        ) from error
+    register(manager, plugin, f"{owner}:{point.name}")
 
 
 @functools.cache
@@ -127,20 +134,49 @@ def manager() -> pluggy.PluginManager:
         PluginError: an installed plugin cannot be imported or breaks the hook contract.
         ConfigError: `DMLCORE_PLUGINS` names a plugin that is not installed.
     """
-    found = new_manager()
+    complete = new_manager()
     for module in _builtin_modules():
-        register(found, module, module.__name__)
+        register(complete, module, module.__name__)
     for point in _entry_points():
-        owner = point.dist.name if point.dist else point.name
+        _load(complete, point)
+    return complete
+
+
+def command_manager(failed: Callable[[str, Exception], None]) -> pluggy.PluginManager:
+    """A manager of the installed plugins that may add commands, and of no others, so that `--help` need not wait for torch.
+
+    Args:
+        failed: gets the name of an entry point that cannot be loaded, and the exception. The others are loaded all the same.
+    """
+    quick = new_manager()
+    try:
+        points = _entry_points()
+    except ConfigError as error:
+        failed("", error)
+        points = []
+    for point in points:
         try:
-            plugin = point.load()
-        except Exception as error:
-            raise PluginError(
-                f"plugin '{point.name}' of {owner} cannot be imported ({point.value}): {type(error).__name__}: {error}."
-                f" Repair or uninstall it, or set DMLCORE_PLUGINS to the plugins to load (empty: none)."
-            ) from error
-        register(found, plugin, f"{owner}:{point.name}")
-    return found
+            if _may_add_commands(point):
+                _load(quick, point)
+        except PluginError as error:
+            failed(point.name, error)
+    return quick
+
+
+def _may_add_commands(point: metadata.EntryPoint) -> bool:
+    """Whether the module of an entry point names the hook of commands. Its source is read, it is not imported."""
+    if point.module in sys.modules:
+        return hasattr(sys.modules[point.module], COMMANDS)
+    try:
+        spec = importlib.util.find_spec(point.module)  # of a module inside a package, this imports the package
+        return spec is not None and spec.origin is not None and COMMANDS.encode() in Path(spec.origin).read_bytes()
+    except Exception:  # whoever needs the plugin is told what is wrong with it
+        return False
+
+
+def defaults() -> Any:
+    """The names of the components that a run uses where it names none, as constants. No plugin is loaded for it."""
+    return importlib.import_module("dmlcore_plugins.defaults")
 
 
 def _owner(registered: str) -> tuple[str, str]:
@@ -158,14 +194,13 @@ def collect(manager: pluggy.PluginManager, kind: str) -> dict[str, Entry]:
         PluginError: two plugins claim one name, or a component lacks `name`.
     """
     entries: dict[str, Entry] = {}
-    for implementation in getattr(manager.hook, KINDS[kind]).get_hookimpls():
+    hook = KINDS[kind].hook
+    for implementation in getattr(manager.hook, hook).get_hookimpls():
         owner, version = _owner(implementation.plugin_name)
         try:
             offered = list(implementation.function())
         except Exception as error:
-            raise PluginError(
-                f"{KINDS[kind]} of {owner} failed: {type(error).__name__}: {error}; it must return classes"
-            ) from error
+            raise PluginError(f"{hook} of {owner} failed: {type(error).__name__}: {error}; it must return classes") from error
         for component in offered:
             name = getattr(component, "name", None)
             if not isinstance(name, str) or not name:
@@ -173,7 +208,29 @@ def collect(manager: pluggy.PluginManager, kind: str) -> dict[str, Entry]:
             if name in entries:
                 raise PluginError(f"two plugins claim the {kind} '{name}': {entries[name].owner} and {owner}. Uninstall one.")
             entries[name] = Entry(kind, name, component, owner, version)
+    _by_alias(entries)
     return dict(sorted(entries.items()))
+
+
+def _by_alias(entries: dict[str, Entry]) -> dict[str, Entry]:
+    """Entries by their aliases in lower case.
+
+    Raises:
+        PluginError: an alias is the name or an alias of another entry too.
+    """
+    names = {name.casefold(): entry for name, entry in entries.items()}
+    aliases: dict[str, Entry] = {}
+    for entry in entries.values():
+        for alias in entry.aliases:
+            key = alias.casefold()
+            owner = names.get(key) or aliases.get(key)
+            if owner is not None and owner is not entry:
+                raise PluginError(
+                    f"two plugins claim the {entry.kind} '{alias}': {owner.owner} (by '{owner.name}') and {entry.owner}"
+                    f" (by '{entry.name}'). Uninstall one."
+                )
+            aliases[key] = entry
+    return aliases
 
 
 def kernel_headers(manager: pluggy.PluginManager) -> dict[Path, str]:
@@ -182,7 +239,7 @@ def kernel_headers(manager: pluggy.PluginManager) -> dict[Path, str]:
     Raises:
         PluginError: a path that is no file `NAME.h`.
     """
-    found: dict[Path, str] = {}
+    headers: dict[Path, str] = {}
     for implementation in manager.hook.dmlcore_kernel_headers.get_hookimpls():
         owner, _ = _owner(implementation.plugin_name)
         try:
@@ -193,8 +250,8 @@ def kernel_headers(manager: pluggy.PluginManager) -> dict[Path, str]:
         for path in paths:
             if path.suffix != ".h" or not path.is_file():
                 raise PluginError(f"dmlcore_kernel_headers of {owner} names {path}, which is no file NAME.h")
-            found[path.resolve()] = owner
-    return found
+            headers[path.resolve()] = owner
+    return headers
 
 
 @functools.cache
@@ -204,7 +261,7 @@ def registry(kind: str) -> dict[str, Entry]:
 
 
 def find(kind: str, name: str) -> Entry:
-    """The component of a kind by its name, or by the file it stands in: `./my_loss.py:MyLoss`.
+    """The component of a kind by its name, by an alias, or by the file it stands in: `./my_loss.py:MyLoss`.
 
     Raises:
         ConfigError: no such name; the message has the nearest one. Or a file that cannot be used.
@@ -213,9 +270,25 @@ def find(kind: str, name: str) -> Entry:
     if plugin_files.is_reference(name):
         return _in_a_file(kind, name)
     entries = registry(kind)
-    if name not in entries:
-        raise ConfigError(f"there is no {kind} '{name}'.{suggestion(name, entries)} `dmlcore plugins` lists them all.")
-    return entries[name]
+    if name in entries:
+        return entries[name]
+    aliases = _by_alias(entries)
+    if name.casefold() in aliases:
+        return aliases[name.casefold()]
+    names = {*entries, *(alias for entry in entries.values() for alias in entry.aliases)}
+    raise ConfigError(f"there is no {kind} '{name}'.{suggestion(name, names)} `dmlcore plugins` lists them all.")
+
+
+def recorded_name(kind: str, name: str) -> str:
+    """The name by which a run records a component: its short name for an alias, an absolute path for a file.
+
+    Names that are not registered, such as paths of data, stay as they are.
+    """
+    if plugin_files.is_reference(name):
+        return plugin_files.absolute(name)
+    entries = registry(kind)
+    entry = None if name in entries else _by_alias(entries).get(name.casefold())
+    return name if entry is None else entry.name
 
 
 def _in_a_file(kind: str, reference: str) -> Entry:
@@ -223,11 +296,11 @@ def _in_a_file(kind: str, reference: str) -> Entry:
         module = sys.modules.get(entry.component.__module__)
         if plugin_files.means(reference, getattr(module, "__file__", None), entry.component.__name__):
             return entry  # the file is an installed plugin: one class, whatever it is called by
-    component = plugin_files.load(reference, kind, BASES[kind])
-    known = registry(kind).get(component.name)
-    if known is not None:
+    component = plugin_files.load(reference, kind, KINDS[kind].base)
+    namesake = registry(kind).get(component.name)
+    if namesake is not None:
         raise ConfigError(
-            f"{reference} is called '{component.name}', but {known.owner} has a {kind} of that name. Give it another `name`."
+            f"{reference} is called '{component.name}', but {namesake.owner} has a {kind} of that name. Give it another `name`."
         )
     return Entry(kind, component.name, component, plugin_files.absolute(reference), "")
 
@@ -241,11 +314,37 @@ def call_event(event: str, failed: Callable[[str, Exception], None], **arguments
             run by one.
         arguments: of the hook.
     """
-    for implementation in reversed(getattr(manager().hook, event).get_hookimpls()):
+
+    def tell(owner: str, error: Exception) -> None:
+        if isinstance(error, DmlcoreError):
+            raise error
+        failed(owner, error)
+
+    call_each(manager(), event, tell, **arguments)
+
+
+def call_each(
+    manager: pluggy.PluginManager,
+    hook: str,
+    failed: Callable[[str, Exception], None],
+    *,
+    but: Container[object] = (),
+    **arguments: Any,
+) -> None:
+    """Call a hook of each plugin by itself, so that one that raises does not stop the others.
+
+    Args:
+        manager: of the plugins.
+        hook: its name.
+        failed: gets the owner of a hook that raised, and the exception.
+        but: plugins that are left out.
+        arguments: of the hook.
+    """
+    for implementation in reversed(getattr(manager.hook, hook).get_hookimpls()):
+        if implementation.plugin in but:
+            continue
         try:
             implementation.function(*[arguments[name] for name in implementation.argnames])
-        except DmlcoreError:
-            raise
         except Exception as error:
             failed(_owner(implementation.plugin_name)[0], error)
 
@@ -265,17 +364,16 @@ def blaming(consequence: Callable[[], str] | None = None) -> Iterator[None]:
         raise
     except Exception as error:
         try:
-            who = _who_is_behind(error)
+            culprit = _culprit(error)
         except DmlcoreError:  # plugins that cannot be listed must not hide what happened
-            who = ""
-        if not who:
+            culprit = ""
+        if not culprit:
             raise
-        raise PluginError(
-            f"{who} failed: {type(error).__name__}: {error}. {consequence() + ' ' if consequence else ''}`--debug` shows where."
-        ) from error
+        sentence = f"{consequence()} " if consequence else ""
+        raise PluginError(f"{culprit} failed: {type(error).__name__}: {error}. {sentence}`--debug` shows where.") from error
 
 
-def _who_is_behind(error: Exception) -> str:
+def _culprit(error: Exception) -> str:
     """The component or plugin, not of dmlcore itself, whose code an exception passed through last, in words; empty: none."""
     foreign = [entry for kind in KINDS for entry in registry(kind).values() if entry.owner != "dmlcore"]
     foreign += [Entry(kind, c.name, c, absolute, "") for kind, absolute, c in plugin_files.loaded()]
@@ -285,21 +383,22 @@ def _who_is_behind(error: Exception) -> str:
         for name, plugin in manager().list_name_plugin()
         if not name.startswith("dmlcore_plugins.")
     }
-    found, trace = "", error.__traceback__
+    culprit, trace = "", error.__traceback__
     while trace is not None:
         frame = trace.tb_frame
-        mine = frame.f_locals.get("self", frame.f_locals.get("cls"))
-        bases = (mine if isinstance(mine, type) else type(mine)).__mro__
+        receiver = frame.f_locals.get("self", frame.f_locals.get("cls"))
+        bases = (receiver if isinstance(receiver, type) else type(receiver)).__mro__
         entry = next((by_class[base] for base in bases if base in by_class), None)
         module = frame.f_globals.get("__name__", "")
-        same_module = [other for other in foreign if other.component.__module__ == module]
+        same_module = [candidate for candidate in foreign if candidate.component.__module__ == module]
         if entry is None and len(same_module) == 1:
             entry = same_module[0]
         if entry is not None:
-            found = f"{entry.kind} '{entry.name}' of {' '.join([entry.owner, entry.version]).rstrip()} ({KINDS[entry.kind]})"
+            owner = f"{entry.owner} {entry.version}".rstrip()
+            culprit = f"{entry.kind} '{entry.name}' of {owner} ({KINDS[entry.kind].hook})"
         elif module in modules:
             called = frame.f_code.co_name
-            hook = called if called in vars(hookspecs) else "dmlcore_commands"  # the only hook whose functions users call
-            found = f"plugin {' '.join(modules[module]).rstrip()} ({hook})"
+            hook = called if called in vars(hookspecs) else COMMANDS  # the only hook whose functions users call
+            culprit = f"plugin {' '.join(modules[module]).rstrip()} ({hook})"
         trace = trace.tb_next
-    return found
+    return culprit

@@ -528,7 +528,7 @@ def test_an_unforeseen_failure_is_one_line_too(
     def fail() -> None:
         raise ZeroDivisionError("oh\nno")
 
-    monkeypatch.setattr(cli, "describe_system", fail)
+    monkeypatch.setattr("dmlcore.commands.info.describe_system", fail)
     status, out, err = here("info", "--json")
     assert status == 1 and not out and "ZeroDivisionError: oh no" in the_line(err)
     assert "Traceback" in here("info", "--debug")[2]

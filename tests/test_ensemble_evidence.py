@@ -74,12 +74,12 @@ def test_every_arm_is_a_configuration_that_can_be_run(folder: Path, tmp_path: Pa
     state = runs.Runs(tmp_path / "none.jsonl", folder, tmp_path, 1, None, None)
     names = [arm.name for arm in arms.arms()]
     assert len(set(names)) == len(names)
-    for arm in arms.arms():
+    for arm in (arm for arm in arms.arms() if not arm.commit):
         losses = arms.members(arm, list(arms.LOSSES))
         few = replace(SMALL, pictures=True)
         job = runs._job(few, "arms", arm, losses, 0, {"steps": 4, "embedding_dim": 64}, state)
         config = RunConfig.create(data=str(path), plugins=",".join(losses), **job.settings)
-        assert len(config.settings.plugins) == len(losses)
+        assert len(config.settings.losses.names) == len(losses)
     for first, second, _ in report.PAIRS:
         assert {first, second} <= set(names)
 

@@ -180,7 +180,7 @@ def test_help_names_the_options_of_what_is_chosen(data: Path, capsys: pytest.Cap
 def test_flags_of_the_budget_are_its_fields() -> None:
     import dataclasses
 
-    from dmlcore.fewshot_commands import BUDGET
+    from dmlcore.commands.fewshot import BUDGET
     from dmlcore.protocols.fewshot.budgets import Budget
 
     assert set(BUDGET) == {field.name for field in dataclasses.fields(Budget)}

@@ -12,7 +12,7 @@ import pytest
 
 from dmlcore.protocols.fewshot import comparisons, report
 from dmlcore.protocols.fewshot.comparisons import Errors, orderings, paired, reduction, regrets, verdict
-from dmlcore.protocols.intervals import mean_and_half
+from dmlcore.reports.intervals import mean_and_half
 
 ARMS = ("baseline", "weight_transfer", "hist_loss", "proto_net", "adap_hist_loss", "adap_proto_net")
 

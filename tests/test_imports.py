@@ -13,7 +13,9 @@ PACKAGE = Path(dmlcore.__file__).parent
 # Each room may import rooms of lower number, and its own.
 FLOORS = {
     "errors": 0,
-    "hookspecs": 0,
+    "files": 1,
+    "kinds": 0,
+    "hookspecs": 1,
     "config": 1,
     "plugin_files": 1,
     "plugins": 2,
@@ -25,6 +27,7 @@ FLOORS = {
     "evaluation": 6,
     "testing": 7,
     "training": 7,
+    "reports": 7,
     "protocols": 8,
     "authoring": 8,
     "description": 8,

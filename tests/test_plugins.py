@@ -52,7 +52,7 @@ def test_every_builtin_folder_is_a_registry() -> None:
 @pytest.mark.parametrize("kind", list(plugins.KINDS))
 def test_every_kind_has_a_working_hook(kind: str) -> None:
     component = type("Thing", (), {"name": "thing"})
-    found = plugins.collect(loaded(mine=offering(**{plugins.KINDS[kind]: lambda: [component]})), kind)
+    found = plugins.collect(loaded(mine=offering(**{plugins.KINDS[kind].hook: lambda: [component]})), kind)
     assert found["thing"].component is component and found["thing"].owner == "mine"
     assert plugins.registry(kind), f"there is no built-in {kind}"
 

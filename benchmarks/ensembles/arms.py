@@ -10,6 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
+BEFORE = "4503675"  # the last commit with the options of the arms that carry it
 LENGTH = 64  # of a single embedding, of a head, and of what is compressed or taught
 LOSSES = ("ms", "proxy_anchor", "triplet", "contrastive", "sup_con", "circle", "norm_softmax", "proxy_nca", "binomial_deviance")
 PROXIES = ("proxy_anchor", "norm_softmax", "proxy_nca")
@@ -59,6 +60,7 @@ class Arm:
         nets: networks of their own, one per loss and each with other weights, whose embeddings are concatenated and compressed.
         tuned: the losses have the options found for them; else their defaults.
         pictures_only: needs samples that can be augmented.
+        commit: of dmlcore, where its results come from when its options are no more; such an arm is reported, not run.
     """
 
     name: str
@@ -71,6 +73,7 @@ class Arm:
     nets: bool = False
     tuned: bool = True
     pictures_only: bool = False
+    commit: str = ""
 
 
 def arms() -> list[Arm]:
@@ -105,11 +108,12 @@ def arms() -> list[Arm]:
         Arm("T3 heads, student", best, {"ensemble": "heads", "student": LENGTH}),
         Arm("T3 heads, held_out", best, {"ensemble": "heads", "weighting": "held_out", **PCA}),
         Arm("T3 heads, equal norms", best, {"ensemble": "heads", "weighting": "equal_gradient_norms", **PCA}),
-        Arm("T3 heads, diversity", best, {"ensemble": "heads", "diversity": "similarity", "diversity_weight": 0.1, **PCA}),
-        Arm("T3 heads, dropout", best, {"ensemble": "heads", "head_dropout": 0.3, **PCA}),
-        Arm("same: b x 3, dropout", ("b",) * 3, {"ensemble": "heads", "head_dropout": 0.3, **PCA}),
-        Arm("T3 heads, classes", best, {"ensemble": "heads", "head_classes": 0.7, **PCA}),
-        Arm("same: b x 3, classes", ("b",) * 3, {"ensemble": "heads", "head_classes": 0.7, **PCA}),
+        Arm("T3 heads, diversity",
+            best, {"ensemble": "heads", "diversity": "similarity", "diversity_weight": 0.1, **PCA}, commit=BEFORE),
+        Arm("T3 heads, dropout", best, {"ensemble": "heads", "head_dropout": 0.3, **PCA}, commit=BEFORE),
+        Arm("same: b x 3, dropout", ("b",) * 3, {"ensemble": "heads", "head_dropout": 0.3, **PCA}, commit=BEFORE),
+        Arm("T3 heads, classes", best, {"ensemble": "heads", "head_classes": 0.7, **PCA}, commit=BEFORE),
+        Arm("same: b x 3, classes", ("b",) * 3, {"ensemble": "heads", "head_classes": 0.7, **PCA}, commit=BEFORE),
         Arm("T3 wide, equal norms",
             best, {"embedding_dim": 4 * LENGTH, "weighting": "equal_gradient_norms", **PCA}, central=True),
         Arm("T3 wide", best, {"embedding_dim": 4 * LENGTH, **PCA}),
@@ -136,8 +140,8 @@ def arms() -> list[Arm]:
         Arm("M3 wide, equal norms, untuned", MIXED, {"weighting": "equal_gradient_norms", **robust}, few=True, tuned=False),
         Arm("R3 wide heads, untuned", ROBUST, {"ensemble": "heads", **robust}, few=True, tuned=False),
         Arm("E3 wide, equal norms", SETS["E3"], {"weighting": "equal_gradient_norms", **robust}, central=True),
-        Arm("T3 heads, views", best, views, few=True, seeds=2, pictures_only=True),
-        Arm("same: b x 3, views", ("b",) * 3, views, few=True, seeds=2, pictures_only=True),
+        Arm("T3 heads, views", best, views, few=True, seeds=2, pictures_only=True, commit=BEFORE),
+        Arm("same: b x 3, views", ("b",) * 3, views, few=True, seeds=2, pictures_only=True, commit=BEFORE),
     ]
     for name, (loss, options) in SEC.items():
         found.append(Arm(name, (loss,), {loss: options}))

@@ -11,8 +11,8 @@ from typing import Any
 
 from benchmarks.ensembles.arms import LENGTH, LOSSES, SEC, arms
 from benchmarks.ensembles.runs import Runs
-from dmlcore.protocols import drawing
-from dmlcore.protocols.intervals import mean_and_half as interval
+from dmlcore.reports import pictures
+from dmlcore.reports.intervals import mean_and_half as interval
 
 PAGE = Path(__file__).parents[2] / "docs" / "reports" / "ensembles.md"
 NAMES = {"map@r": "MAP@R", "recall@1": "R@1"}
@@ -303,7 +303,7 @@ def as_json(runs: Runs, file: Path) -> None:
 
 def draw(runs: Runs, file: Path) -> Path:
     """Bars with intervals, one panel per data set."""
-    pyplot = drawing.pyplot()
+    pyplot = pictures.pyplot()
     comparisons = summary(runs)
     names = [arm.name for arm in arms() if any(("arms", arm.name, one.seeds[0]) in one.rows for one in comparisons)]
     figure, axes = pyplot.subplots(
@@ -329,7 +329,7 @@ def draw(runs: Runs, file: Path) -> Path:
 
 def draw_weights(runs: Runs, file: Path) -> Path | None:
     """Shares of the weights over the steps of every weighting that learns, on the first data set and seed; None without any."""
-    pyplot = drawing.pyplot()
+    pyplot = pictures.pyplot()
     found = [
         row
         for one in summary(runs)[:1]

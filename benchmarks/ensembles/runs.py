@@ -101,7 +101,7 @@ def _train_nets(job: Job, file: str, out: Path) -> dict[str, Any]:
 
     from dmlcore.ensemble.principal import principal_axes
     from dmlcore.evaluation import protocol
-    from dmlcore.training.trained import TrainedRun
+    from dmlcore.serving import TrainedRun
 
     found: list[dict[str, Any]] = []
     embedded: dict[str, list[torch.Tensor]] = {"train": [], "validation": [], "test": []}
@@ -241,7 +241,7 @@ def jobs_of(data: Data, stage: str, runs: Runs, seeds: list[int]) -> Iterator[Jo
                 yield _job(data, stage, Arm(loss, (loss,)), (loss,), seed, common, runs)
     if stage == "arms":
         ranking = runs.ranking(data.name, seeds)
-        for _, group in itertools.groupby(sorted(arms(), key=order), order):
+        for _, group in itertools.groupby(sorted((arm for arm in arms() if not arm.commit), key=order), order):
             for seed, arm in itertools.product(seeds, list(group)):
                 most = arm.seeds or (len(seeds) if arm.few or arm.central else RANKED_ON)
                 if (arm.few if data.pictures else not arm.pictures_only) and seed in seeds[:most]:

@@ -134,7 +134,7 @@ class Cuda:
     def build(self) -> Row:
         module = extension.cuda()
         if module is None:
-            return {"status": "error", "detail": extension.reason_against("cuda")}
+            return {"status": "error", "detail": extension.why_not("cuda")}
         major, minor = torch.cuda.get_device_capability(self.torch)
         archs = module.archs.replace("+PTX", "").split(";")
         own = str(10 * major + minor)

@@ -18,18 +18,6 @@ TEMPLATES = Path(__file__).parent / "templates"
 KINDS = tuple(kind for kind in plugins.KINDS if (TEMPLATES / f"{kind}.py.txt").exists())
 _RESERVED = ("auto", "none", "all")  # words that mean something where names of plugins stand
 
-_USE = {
-    "loss": "dmlcore train --plugins ms,$name --steps 50",
-    "miner": "dmlcore train --plugins contrastive --contrastive.miner $name --steps 50",
-    "weighting": "dmlcore train --plugins ms,triplet --weighting $name --steps 50",
-    "compressor": "dmlcore train --compress 32 --compressor $name --steps 50",
-    "model": "dmlcore train --model $name --data features.npz --steps 50",
-    "data": "dmlcore train --data $name --steps 50",
-    "transform": "dmlcore train --transforms $name --steps 50",
-    "sampler": "dmlcore train --sampler $name --steps 50",
-    "metric": "dmlcore train --metrics $name --steps 50",
-    "logger": "dmlcore train --loggers $name --steps 50",
-}
 _FUSED_NOTE = """
 `$module/$name.h` is the fused form: it is compiled when the loss is first used, runs in the same pass as the losses of dmlcore,
 and must give what `row_values` defines (`dmlcore plugins check $name` compares them). Where it cannot be compiled, the plain
@@ -106,7 +94,7 @@ def _texts(name: str, kind: str, fused: bool, distribution: str) -> dict[str, st
     words["functor"] = name
     words |= _fused_words(name) if fused else {"imports": "", "kernel_imports": "", "header": "", "functor_call": ""}
     words["package_data"] = f'\n[tool.setuptools.package-data]\n{module} = ["*.h"]\n' if fused else ""
-    words["use"] = Template(_USE[kind]).substitute(words)
+    words["use"] = Template(plugins.KINDS[kind].example).substitute(words)
     words["more"] = Template(_FUSED_NOTE).substitute(words) if fused else ""
     files = {
         "pyproject.toml": "pyproject.toml",

@@ -1,4 +1,4 @@
-"""The hook reference of `docs/plugins.md`, generated from the hooks themselves: `dmlcore plugins hooks`."""
+"""The hook reference of the docs, generated from the hooks themselves: `dmlcore plugins hooks`."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import textwrap
 from pathlib import Path
 
 from dmlcore import hookspecs, plugins
-from dmlcore.errors import ConfigError
+from dmlcore.authoring.pages import write_between
 
 BEGIN, END = "<!-- hooks: begin -->", "<!-- hooks: end -->"
 _EVENTS = ("training_started", "step_ended", "evaluated", "checkpoint_saved", "training_ended")
@@ -30,17 +30,7 @@ def write_reference(path: str | Path) -> None:
     Raises:
         ConfigError: the file cannot be read, or lacks the marks.
     """
-    from dmlcore.training.folder import write_atomically
-
-    path = Path(path)
-    try:
-        text = path.read_text(encoding="utf-8")
-    except OSError as error:
-        raise ConfigError(f"cannot read {path}: {error.strerror}") from error
-    if text.count(BEGIN) != 1 or text.count(END) != 1:
-        raise ConfigError(f"{path} must have the lines {BEGIN} and {END} once, around the reference")
-    before, rest = text.split(BEGIN)
-    write_atomically(path, f"{before}{BEGIN}\n\n{hook_reference()}\n{END}{rest.split(END)[1]}".encode())
+    write_between(path, BEGIN, END, hook_reference())
 
 
 def _paragraph(name: str) -> str:
@@ -58,7 +48,7 @@ def _paragraph(name: str) -> str:
         else:
             items = re.split(r"\n(?=\w+: )", body)
             parts.append("\n".join(f"- `{item.partition(':')[0]}`: {_flowing(item.partition(':')[2])}" for item in items))
-    kind = next((kind for kind, other in plugins.KINDS.items() if other == name), None)
+    kind = next((kind.name for kind in plugins.KINDS.values() if kind.hook == name), None)
     if kind is not None:
         builtin = [f"`{entry.name}`" for entry in plugins.registry(kind).values() if entry.owner == "dmlcore"]
         parts.append(f"Built in: {', '.join(builtin)}.")

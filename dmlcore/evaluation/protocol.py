@@ -63,8 +63,9 @@ def embed(model: nn.Module, dataset: LabelledDataset, *, batch_size: int = 256, 
         [N, D] float32, on the model's device.
     """
     device = next((p.device for p in model.parameters()), torch.device("cpu"))
+    serve = getattr(model, "serve", model)  # of an EmbeddingModel, whose own call gives what losses train on
     with _evaluating(model):
-        parts = [model(inputs.to(device)).float() for inputs in samples(dataset, batch_size, workers)]
+        parts = [serve(inputs.to(device)).float() for inputs in samples(dataset, batch_size, workers)]
     embeddings = torch.cat(parts)
     if embeddings.ndim != 2 or len(embeddings) != len(dataset):
         raise PluginError(
@@ -90,7 +91,7 @@ def embed_named(
     parts: dict[str, list[Tensor]] = {}
     with _evaluating(model):
         for inputs in samples(dataset, batch_size, workers):
-            outputs = model.outputs(inputs.to(device))
+            outputs = model(inputs.to(device))
             found = {"whole": model.whole(outputs)} if only == "whole" else model.embeddings(outputs)
             for name, rows in found.items():
                 if only in (None, name):

@@ -1,3 +1,3 @@
-"""Protocols that train many models and compare them: shifted splits, few-shot transfer, each in a folder of its own. The parts
-they share are here: cells of a grid, intervals, pictures.
+"""Protocols that train many models and compare them: shifted splits, few-shot transfer, each in a folder of its own. They share
+the cells of a grid, which are here.
 """

@@ -7,9 +7,9 @@ import importlib
 from collections.abc import Callable
 from typing import Any
 
-from dmlcore import plugins
 from dmlcore.config import build_options, option_help
 from dmlcore.errors import ConfigError
+from dmlcore.kinds import KINDS
 from dmlcore.testing import ensembles, inputs, losses, outputs
 from dmlcore.testing.report import Check, Report
 
@@ -32,12 +32,12 @@ def kind_of(component: type) -> str:
     Raises:
         ConfigError: it derives from none of them.
     """
-    for kind, dotted in plugins.BASES.items():
-        room, _, name = dotted.rpartition(".")
+    for kind in KINDS.values():
+        room, _, name = kind.base.rpartition(".")
         base: Any = getattr(importlib.import_module(room), name)
         if isinstance(component, type) and issubclass(component, base):
-            return kind
-    raise ConfigError(f"{component!r} derives from none of {', '.join(plugins.BASES.values())}")
+            return kind.name
+    raise ConfigError(f"{component!r} derives from none of {', '.join(kind.base for kind in KINDS.values())}")
 
 
 def run_checks_of(component: type, *, measures_memory: bool = False, **options: Any) -> Report:

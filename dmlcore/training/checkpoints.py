@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from dmlcore.errors import ConfigError, TrainingError
-from dmlcore.training.folder import write_atomically, write_error
+from dmlcore.files import write_atomically, write_error
 
 FORMAT = "dmlcore-checkpoint-1"
 NAMES = ("best", "last", "previous")
@@ -69,9 +69,9 @@ def load(folder: Path, name: str, device: torch.device | str = "cpu", instead: t
     """
     path = path_of(folder, name)
     if not path.exists():
-        others = [other for other in NAMES if path_of(folder, other).exists()]
+        saved = [other for other in NAMES if path_of(folder, other).exists()]
         raise ConfigError(
-            f"there is no checkpoint {path}" + (f"; there is: {', '.join(others)}" if others else "; the run saved none")
+            f"there is no checkpoint {path}" + (f"; there is: {', '.join(saved)}" if saved else "; the run saved none")
         )
     try:
         return _read(path, device)

@@ -5,66 +5,15 @@
 from __future__ import annotations
 
 import json
-import math
-import os
-import re
 from collections.abc import Sequence
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from dmlcore.errors import ConfigError, TrainingError, suggestion
+from dmlcore.errors import ConfigError, suggestion
+from dmlcore.files import in_file_name, make_folder, plain, write_atomically, write_error
 
 CONFIG, METRICS, RESULT, CHECKPOINTS = "config.toml", "metrics.jsonl", "result.json", "checkpoints"
-
-
-def in_file_name(names: str) -> str:
-    """Names of plugins as part of a file's name: what is no letter, digit or one of `_.+-`, such as `/`, becomes `-`."""
-    return re.sub(r"[^\w.+-]", "-", names)
-
-
-def write_error(path: Path, error: OSError) -> TrainingError:
-    """The line a user reads when a file cannot be written."""
-    return TrainingError(
-        f"cannot write {path}: {error.strerror or error}. What was written before is intact; free some space"
-        f" (or choose another folder) and repeat the command."
-    )
-
-
-def write_atomically(path: Path, content: bytes | memoryview) -> None:
-    """Write a file that is either there in full or not at all.
-
-    Args:
-        path: the file; one that exists is replaced only after the new content is safely on the disk.
-        content: the bytes.
-
-    Raises:
-        TrainingError: the disk is full or the folder cannot be written.
-    """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with open(temporary, "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except OSError as error:
-        raise write_error(path, error) from error
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-def plain(value: Any) -> Any:
-    """A value as JSON can hold it: no NaN or infinity (None instead), no tuples, no numpy scalars, no paths."""
-    if isinstance(value, dict):
-        return {str(k): plain(v) for k, v in value.items()}
-    if isinstance(value, list | tuple | set):
-        return [plain(v) for v in value]
-    if hasattr(value, "tolist"):  # numpy and torch
-        return plain(value.tolist())
-    if isinstance(value, float) and not math.isfinite(value):
-        return None
-    return value if isinstance(value, str | int | float | bool | None) else str(value)
 
 
 class RunFolder:
@@ -82,18 +31,18 @@ class RunFolder:
         self.checkpoints = path / CHECKPOINTS
 
     @classmethod
-    def choose(cls, path: str | Path | None, plugins: Sequence[str]) -> RunFolder:
+    def choose(cls, path: str | Path | None, losses: Sequence[str]) -> RunFolder:
         """A folder for a new run; nothing is written before `make`.
 
         Args:
-            path: where; None gives `runs/<date-time>-<plugins>`.
-            plugins: names of the losses.
+            path: where; None gives `runs/<date-time>-<losses>`.
+            losses: their names.
 
         Raises:
             ConfigError: there is something in it already.
         """
         if path is None:
-            stem = f"{datetime.now():%Y%m%d-%H%M%S}-{in_file_name('+'.join(plugins))[:60]}"
+            stem = f"{datetime.now():%Y%m%d-%H%M%S}-{in_file_name('+'.join(losses))[:60]}"
             path, number = Path("runs") / stem, 2
             while path.exists():
                 path, number = Path("runs") / f"{stem}-{number}", number + 1
@@ -114,10 +63,8 @@ class RunFolder:
             ConfigError: the folder cannot be made.
             TrainingError: the disk is full.
         """
-        try:
-            self.checkpoints.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise ConfigError(f"cannot make the folder {self.path}: {error.strerror}. Choose another --out.") from error
+        make_folder(self.path)
+        make_folder(self.checkpoints)
         write_atomically(self.config, config.encode())
 
     @classmethod
@@ -145,18 +92,18 @@ class RunFolder:
         """The lines of `metrics.jsonl`; a last line that was cut off is left out."""
         if not self.metrics.exists():
             return []
-        found = []
+        records = []
         for line in self.metrics.read_text(encoding="utf-8").splitlines():
             try:
-                found.append(json.loads(line))
+                records.append(json.loads(line))
             except json.JSONDecodeError:
                 break
-        return found
+        return records
 
-    def keep_records(self, step: int) -> None:
+    def drop_records_after(self, step: int) -> None:
         """Drop the lines after a step, which a resumed run writes again."""
-        kept = [json.dumps(record) + "\n" for record in self.records() if record.get("step", 0) <= step]
-        write_atomically(self.metrics, "".join(kept).encode())
+        lines = [json.dumps(record) + "\n" for record in self.records() if record.get("step", 0) <= step]
+        write_atomically(self.metrics, "".join(lines).encode())
 
     def write_result(self, result: dict[str, Any]) -> None:
         """Write `result.json`."""

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from dmlcore.protocols.fewshot.arms import ADAPTED
-from dmlcore.protocols.intervals import mean_and_error, mean_and_half
+from dmlcore.reports.intervals import mean_and_error, mean_and_half
 
 CLASSIFIERS = ("baseline", "weight_transfer")
 HYBRIDS = ("adap_hist_loss", "adap_proto_net")

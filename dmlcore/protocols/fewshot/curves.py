@@ -6,8 +6,8 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-from dmlcore.protocols.drawing import pyplot
 from dmlcore.protocols.fewshot.arms import ADAPTED
+from dmlcore.reports.pictures import pyplot
 
 _COLOURS = ("tab:grey", "black", "tab:blue", "tab:orange", "tab:green", "tab:red", "tab:purple", "tab:brown", "tab:pink")
 

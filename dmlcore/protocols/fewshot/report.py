@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from dmlcore.errors import ConfigError
-from dmlcore.protocols import drawing
+from dmlcore.files import plain, write_atomically
 from dmlcore.protocols.cells import DONE, read_cell
 from dmlcore.protocols.fewshot import curves
 from dmlcore.protocols.fewshot.comparisons import (
@@ -23,7 +23,7 @@ from dmlcore.protocols.fewshot.comparisons import (
     regrets,
 )
 from dmlcore.protocols.fewshot.networks import INITS
-from dmlcore.training.folder import plain, write_atomically
+from dmlcore.reports import pictures
 
 JSON, MARKDOWN, PICTURE = "report.json", "report.md", "curves.svg"
 
@@ -75,9 +75,9 @@ def write(folder: Path) -> dict[str, Any]:
     """
     found = plain(summarise(read(folder)))
     write_atomically(folder / JSON, (json.dumps(found, indent=1) + "\n").encode())
-    picture = drawing.can_draw()
+    picture = pictures.can_draw()
     if picture:
-        drawing.save(curves.figure([("", found["means"])]), folder / PICTURE)
+        pictures.save(curves.figure([("", found["means"])]), folder / PICTURE)
     write_atomically(folder / MARKDOWN, as_markdown(found, picture=picture).encode())
     return found
 

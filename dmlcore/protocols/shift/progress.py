@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from dmlcore.data.split_files import SplitFile
-from dmlcore.protocols.drawing import pyplot, save
+from dmlcore.reports.pictures import pyplot, save
 
 _LOOKS = {
     "easier": ("tab:green", "o", "made easier"),
@@ -15,7 +15,7 @@ _LOOKS = {
 
 
 def draw_progress(file: SplitFile, path: Path) -> Path:
-    """Draw the steps of a file of splits; imported splits, whose steps are not known, are drawn alone.
+    """Draw the divisions of a file of splits. Imported splits, whose divisions are not known, are drawn alone.
 
     Args:
         file: with at least one split.

@@ -26,6 +26,9 @@ class ArcFace(SoftmaxLoss):
     """
 
     name = "arcface"
+    title = "ArcFace: additive angular margin loss"
+    paper = "Deng et al., CVPR 2019"
+    aliases = ("ArcFaceLoss", "arc_face")
 
     @dataclass(frozen=True, kw_only=True)
     class Options(LossOptions):

@@ -24,6 +24,9 @@ class Circle(PairLoss):
     """
 
     name = "circle"
+    title = "Circle loss"
+    paper = "Sun et al., CVPR 2020"
+    aliases = ("CircleLoss", "circle_loss")
     searched: ClassVar = {"gamma": (80.0, 20.0, 40.0, 160.0)}
 
     @dataclass(frozen=True, kw_only=True)

@@ -23,6 +23,9 @@ class Contrastive(PairLoss):
     """
 
     name = "contrastive"
+    title = "Contrastive loss"
+    paper = "Hadsell et al., CVPR 2006"
+    aliases = ("ContrastiveLoss", "contrastive_loss")
     searched: ClassVar = {"neg_margin": (1.0, 0.5, 0.75, 1.25)}
 
     @dataclass(frozen=True, kw_only=True)

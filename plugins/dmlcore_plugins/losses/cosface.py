@@ -20,6 +20,9 @@ class CosFace(SoftmaxLoss):
     """
 
     name = "cosface"
+    title = "CosFace: large margin cosine loss"
+    paper = "Wang et al., CVPR 2018"
+    aliases = ("CosFaceLoss", "cos_face", "AMSoftmax")
 
     @dataclass(frozen=True, kw_only=True)
     class Options(LossOptions):

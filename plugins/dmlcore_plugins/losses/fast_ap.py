@@ -27,6 +27,9 @@ class FastAP(PairLoss):
     """
 
     name = "fast_ap"
+    title = "FastAP loss"
+    paper = "Cakir et al., CVPR 2019"
+    aliases = ("FastAPLoss", "fastap")
 
     @dataclass(frozen=True, kw_only=True)
     class Options(PairOptions):

@@ -24,6 +24,9 @@ class GeneralizedLiftedStructure(PairLoss):
     """
 
     name = "generalized_lifted_structure"
+    title = "Generalised lifted structure loss"
+    paper = "Hermans et al., 2017"
+    aliases = ("GeneralizedLiftedStructureLoss", "generalised_lifted_structure")
 
     @dataclass(frozen=True, kw_only=True)
     class Options(PairOptions):

@@ -24,6 +24,9 @@ class MultiSimilarity(PairLoss):
     """
 
     name = "ms"
+    title = "Multi-Similarity loss"
+    paper = "Wang et al., CVPR 2019"
+    aliases = ("multi_similarity", "MultiSimilarityLoss", "multi_similarity_loss")
     searched: ClassVar = {"beta": (50.0, 10.0, 25.0, 100.0)}
 
     @dataclass(frozen=True, kw_only=True)

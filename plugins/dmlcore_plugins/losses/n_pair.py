@@ -27,6 +27,9 @@ class NPair(PairLoss):
     """
 
     name = "n_pair"
+    title = "Multi-class N-pair loss"
+    paper = "Sohn, NIPS 2016"
+    aliases = ("NPairsLoss", "NPairLoss", "npairs")
     normalise = (False, False)
     needs_norms = True
 

@@ -25,6 +25,9 @@ class Nca(PairLoss):
     """
 
     name = "nca"
+    title = "Neighbourhood components analysis"
+    paper = "Goldberger et al., NIPS 2004"
+    aliases = ("NCALoss", "neighbourhood_components_analysis")
 
     @dataclass(frozen=True, kw_only=True)
     class Options(PairOptions):

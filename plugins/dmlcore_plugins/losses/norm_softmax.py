@@ -19,6 +19,9 @@ class NormSoftmax(SoftmaxLoss):
     """
 
     name = "norm_softmax"
+    title = "Normalised softmax loss"
+    paper = "Wang et al., ACM MM 2017; Zhai and Wu, BMVC 2019"
+    aliases = ("NormalizedSoftmaxLoss", "normalized_softmax", "NormFace")
     searched: ClassVar = {"temperature": (0.05, 0.025, 0.1, 0.2)}
 
     @dataclass(frozen=True, kw_only=True)

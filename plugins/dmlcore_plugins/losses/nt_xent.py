@@ -43,6 +43,9 @@ class NtXent(PairLoss):
     """
 
     name = "nt_xent"
+    title = "NT-Xent: normalised temperature-scaled cross-entropy"
+    paper = "Sohn, NIPS 2016; Chen et al., ICML 2020"
+    aliases = ("NTXentLoss", "ntxent", "InfoNCE", "info_nce")
 
     @dataclass(frozen=True, kw_only=True)
     class Options(PairOptions):

@@ -22,6 +22,9 @@ class ProxyNca(SoftmaxLoss):
     """
 
     name = "proxy_nca"
+    title = "Proxy-NCA loss"
+    paper = "Movshovitz-Attias et al., ICCV 2017"
+    aliases = ("ProxyNCALoss", "proxy_nca_loss")
     searched: ClassVar = {"softmax_scale": (1.0, 3.0, 6.0, 12.0)}
 
     @dataclass(frozen=True, kw_only=True)

@@ -26,6 +26,9 @@ class RankedList(PairLoss):
     """
 
     name = "ranked_list"
+    title = "Ranked list loss"
+    paper = "Wang et al., CVPR 2019"
+    aliases = ("RankedListLoss", "ranked_list_loss")
 
     @dataclass(frozen=True, kw_only=True)
     class Options(PairOptions):

@@ -27,6 +27,9 @@ class Sec(NormLoss):
     """
 
     name = "sec"
+    title = "Spherical embedding constraint"
+    paper = "Zhang et al., NeurIPS 2020"
+    aliases = ("spherical_embedding_constraint",)
     mu: Tensor
 
     @dataclass(frozen=True, kw_only=True)

@@ -25,6 +25,9 @@ class SubCenterArcFace(CentresLoss):
     """
 
     name = "subcenter_arcface"
+    title = "Sub-centre ArcFace loss"
+    paper = "Deng et al., ECCV 2020"
+    aliases = ("SubCenterArcFaceLoss", "sub_center_arcface")
 
     @dataclass(frozen=True, kw_only=True)
     class Options(LossOptions):

@@ -23,6 +23,9 @@ class SupCon(PairLoss):
     """
 
     name = "sup_con"
+    title = "Supervised contrastive loss"
+    paper = "Khosla et al., NeurIPS 2020"
+    aliases = ("SupConLoss", "supcon", "supervised_contrastive")
     searched: ClassVar = {"temperature": (0.1, 0.05, 0.2, 0.4)}
 
     @dataclass(frozen=True, kw_only=True)

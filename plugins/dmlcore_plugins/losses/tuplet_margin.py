@@ -39,6 +39,9 @@ class TupletMargin(PairLoss):
     """
 
     name = "tuplet_margin"
+    title = "Tuplet margin loss"
+    paper = "Yu and Tao, ICCV 2019"
+    aliases = ("TupletMarginLoss", "tuplet_margin_loss")
 
     @dataclass(frozen=True, kw_only=True)
     class Options(PairOptions):

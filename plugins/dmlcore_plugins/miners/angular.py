@@ -23,6 +23,9 @@ class Angular(Miner):
     """
 
     name = "angular"
+    title = "Angular mining"
+    paper = "Wang et al., ICCV 2017"
+    aliases = ("AngularMiner",)
 
     @dataclass(frozen=True, kw_only=True)
     class Options(MinerOptions):

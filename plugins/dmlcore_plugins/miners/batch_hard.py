@@ -18,6 +18,9 @@ class BatchHard(WindowMiner):
     """
 
     name = "batch_hard"
+    title = "Batch-hard mining"
+    paper = "Hermans et al., 2017"
+    aliases = ("BatchHardMiner",)
 
     def windows(self, extremes: Measure) -> Windows:
         e = extremes(None)

@@ -22,6 +22,9 @@ class DistanceWeighted(SeededMiner):
     """
 
     name = "distance_weighted"
+    title = "Distance-weighted sampling"
+    paper = "Wu et al., ICCV 2017"
+    aliases = ("DistanceWeightedMiner",)
 
     @dataclass(frozen=True, kw_only=True)
     class Options(SeededOptions):

@@ -21,6 +21,9 @@ class EasyPositive(WindowMiner):
     """
 
     name = "easy_positive"
+    title = "Easy-positive mining"
+    paper = "Xuan et al., WACV 2020"
+    aliases = ("EasyPositiveMiner", "easy_positive_mining")
 
     @dataclass(frozen=True, kw_only=True)
     class Options(MinerOptions):

@@ -21,6 +21,9 @@ class MultiSimilarity(WindowMiner):
     """
 
     name = "multi_similarity"
+    title = "Multi-Similarity mining"
+    paper = "Wang et al., CVPR 2019"
+    aliases = ("MultiSimilarityMiner",)
 
     @dataclass(frozen=True, kw_only=True)
     class Options(MinerOptions):

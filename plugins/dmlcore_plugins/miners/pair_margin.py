@@ -22,6 +22,9 @@ class PairMargin(WindowMiner):
     """
 
     name = "pair_margin"
+    title = "Pair-margin mining"
+    paper = "after Hadsell et al., CVPR 2006"
+    aliases = ("PairMarginMiner",)
 
     @dataclass(frozen=True, kw_only=True)
     class Options(MinerOptions):

@@ -23,6 +23,9 @@ class Semihard(Miner):
     """
 
     name = "semihard"
+    title = "Semi-hard mining"
+    paper = "Schroff et al., CVPR 2015"
+    aliases = ("SemihardMiner", "semi_hard")
 
     @dataclass(frozen=True, kw_only=True)
     class Options(MinerOptions):

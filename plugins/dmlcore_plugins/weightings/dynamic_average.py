@@ -28,6 +28,9 @@ class DynamicAverage(Weighting):
     """
 
     name = "dynamic_average"
+    title = "Dynamic weight average"
+    paper = "Liu et al., CVPR 2019"
+    aliases = ("DWA", "dynamic_weight_average")
 
     @dataclass(frozen=True, kw_only=True)
     class Options:

@@ -11,7 +11,7 @@ from torch import Tensor
 import dmlcore
 from dmlcore.config import check_range
 from dmlcore.ensemble import Weighting
-from dmlcore.ensemble.shares import RunningMeans
+from dmlcore.ensemble.weighting import RunningMeans
 
 
 class EqualGradientNorms(Weighting):
@@ -33,6 +33,8 @@ class EqualGradientNorms(Weighting):
     """
 
     name = "equal_gradient_norms"
+    title = "Gradients of equal norm"
+    paper = "after Chen et al., ICML 2018"
     reads_gradients = True
 
     @dataclass(frozen=True, kw_only=True)

@@ -12,6 +12,7 @@ class Fixed(Weighting):
     """`sum_i w_i l_i` with the weights as given; nothing is learnt. The control every other weighting is compared with."""
 
     name = "fixed"
+    title = "Fixed weights"
 
     def forward(self, terms: Tensor) -> Tensor:
         return (self.initial.to(terms) * terms).sum()

@@ -34,6 +34,8 @@ class FloorSimplex(Weighting):
     """
 
     name = "floor_simplex"
+    title = "Learnt weights above a floor, on the simplex"
+    paper = "after Zabihzadeh et al., MTAP 2023"
 
     @dataclass(frozen=True, kw_only=True)
     class Options:

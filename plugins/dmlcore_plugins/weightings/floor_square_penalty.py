@@ -34,6 +34,8 @@ class FloorSquarePenalty(Weighting):
     """
 
     name = "floor_square_penalty"
+    title = "Squared weights above a floor, with a penalty (WEL, WEDL)"
+    paper = "Zabihzadeh et al., MTAP 2023"
 
     @dataclass(frozen=True, kw_only=True)
     class Options:

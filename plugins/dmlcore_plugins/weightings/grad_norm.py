@@ -34,6 +34,9 @@ class GradNorm(Weighting):
     """
 
     name = "grad_norm"
+    title = "GradNorm"
+    paper = "Chen et al., ICML 2018"
+    aliases = ("GradNorm",)
     reads_gradients = True
 
     @dataclass(frozen=True, kw_only=True)

@@ -36,6 +36,8 @@ class HeldOut(Weighting):
     """
 
     name = "held_out"
+    title = "Weights learnt on held-out classes"
+    paper = "after Ren et al., ICML 2018; Kivinen and Warmuth, 1997"
     looks_ahead = True
 
     @dataclass(frozen=True, kw_only=True)

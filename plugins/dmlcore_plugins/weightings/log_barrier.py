@@ -30,6 +30,8 @@ class LogBarrier(Weighting):
     """
 
     name = "log_barrier"
+    title = "Learnt weights inside a logarithmic barrier"
+    paper = "after Zabihzadeh et al., MTAP 2023"
 
     @dataclass(frozen=True, kw_only=True)
     class Options:

@@ -54,6 +54,9 @@ class PCGrad(Weighting):
     """
 
     name = "pcgrad"
+    title = "PCGrad: gradient surgery"
+    paper = "Yu et al., NeurIPS 2020"
+    aliases = ("pc_grad", "gradient_surgery")
     reads_gradients = True
 
     @dataclass(frozen=True, kw_only=True)

@@ -30,6 +30,9 @@ class Uncertainty(Weighting):
     """
 
     name = "uncertainty"
+    title = "Uncertainty weighting"
+    paper = "Kendall et al., CVPR 2018"
+    aliases = ("UW", "uncertainty_weighting")
 
     @dataclass(frozen=True, kw_only=True)
     class Options:

@@ -20,6 +20,8 @@ class Uniform(Weighting):
     """
 
     name = "uniform"
+    title = "The mean of the losses"
+    aliases = ("EW", "equal_weighting")
 
     def __init__(self, initial: Tensor, options: Any = None, **given: Any) -> None:
         super().__init__(initial, options, **given)

@@ -1,0 +1,110 @@
+"""`dmlcore train`: train an embedding, evaluate it on classes it has not seen."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from cyclopts import App
+
+from dmlcore import console
+from dmlcore.commands.line import CommandLine
+from dmlcore.commands.progress import ProgressLogger
+from dmlcore.commands.results import show_embeddings, show_metrics
+from dmlcore.errors import ConfigError
+from dmlcore.flags import COMMON, command, flag, parameter_name, run_settings_flags, typed_values
+from dmlcore.hookspecs import hookimpl
+from dmlcore.training.components import CHOOSING, choose
+from dmlcore.training.sources import Source, with_data_of_splits
+
+TEXT = "Train an embedding and evaluate it on classes it has not seen."
+MORE = "Options of chosen losses, model and data are shown too: `dmlcore train --plugins ms,triplet --help`."
+
+
+@hookimpl
+def dmlcore_commands(app: App, line: CommandLine) -> None:
+    files = _choose(line) if line.command == "train" else []
+
+    def train(
+        *,
+        settings: Any,
+        config: str | None,
+        out: Path | None,
+        resume: Path | None,
+        checkpoint: str,
+        json: bool,
+        debug: bool,
+        **tables: Any,
+    ) -> int:
+        options = {table: typed_values(tables[parameter_name(table)]) for table in line.components if _has_flags(line, table)}
+        typed = Source("", typed_values(settings), {table: values for table, values in options.items() if values})
+        if resume is not None:
+            _refuse_beside_resume(resume, [("config", config), ("out", out)], typed)
+            result = _resumed(resume, checkpoint)
+        else:
+            result = _trained([*files, typed], out)
+        console.show_json(result) if json else show_result(result)
+        return 0
+
+    flags = [
+        run_settings_flags(),
+        *line.option_flags(),
+        flag("config", str | None, "TOML file with settings and options; flags win over it."),
+        flag("out", Path | None, "Folder of the run (default: `runs/` and the date, the time and the losses)."),
+        flag("resume", Path | None, "Continue the run in this folder exactly."),
+        flag("checkpoint", str, "Checkpoint to resume from: `last` or `previous`.", "last"),
+        *COMMON,
+    ]
+    app.command(command(train, flags, TEXT + ("" if line.components else f"\n\n{MORE}")), name="train")
+
+
+def _choose(line: CommandLine) -> list[Source]:
+    """Take in what the line chooses, by itself and by a configuration file, whose source is returned."""
+    values = line.values_of(*CHOOSING, "splits", "config", "resume")
+    files = [Source.read(values["config"])] if "config" in values else []
+    # The plain help and a resumed run have nothing to choose.
+    if "resume" not in values and (values or not line.wants_help):
+        flags = Source("", {name: value for name, value in values.items() if name in (*CHOOSING, "splits")}, {})
+        _, line.components = choose(with_data_of_splits([*files, flags]))
+    return files
+
+
+def _has_flags(line: CommandLine, table: str) -> bool:
+    return bool(line.components[table].option_names())
+
+
+def _refuse_beside_resume(resume: Path, flags: list[tuple[str, Any]], typed: Source) -> None:
+    extra = [name for name, value in flags if value is not None] + list(typed.values)
+    if extra:
+        raise ConfigError(
+            f"--{extra[0].replace('_', '-')} cannot be given with --resume: a resumed run takes"
+            f" everything from {resume / 'config.toml'}"
+        )
+
+
+def _resumed(folder: Path, checkpoint: str) -> dict[str, Any]:
+    from dmlcore.training import train
+
+    return train(resume=folder, checkpoint=checkpoint, loggers=[ProgressLogger()])
+
+
+def _trained(sources: list[Source], out: Path | None) -> dict[str, Any]:
+    from dmlcore.training import RunConfig, train
+
+    return train(RunConfig.resolve(sources), out=out, loggers=[ProgressLogger()])
+
+
+def show_result(result: dict[str, Any]) -> None:
+    """How a finished run ends: the table, where everything lies, and what to do next."""
+    show_metrics(result["metrics"], result["baselines"], "trained, step " + str(result["chosen_step"]))
+    show_embeddings(result.get("embeddings", {}))
+    if result["chosen_step"] == 0:
+        console.show(
+            "Training did not improve on the untrained network: train longer, or with another learning rate or other losses."
+        )
+    console.show(
+        f"{result['wall_seconds']:.0f} s. The checkpoint was chosen by MAP@R of the validation classes; "
+        "test classes were used once, here."
+    )
+    console.show(f"Results and checkpoints: {result['run']}")
+    console.show(f"Continue by: dmlcore eval {result['run']}")
