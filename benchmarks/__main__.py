@@ -2,10 +2,10 @@
 
 `losses` measures every case and size that `benchmarks/results/losses-cpu.csv` lacks (`--selection`: what the table of goals
 needs), `evaluation` retrieval metrics, `training` whole steps, `calls` those of losses on small batches, `house` the size and
-shape of the sources, `gradients` writes docs/gradients.md, `ensembles` compares ensembles with single losses on unseen classes
-and fills docs/ensembles.md, `ood` does so on splits of growing shift and fills docs/ood.md, `fewshot` transfers to few samples
-of new classes and fills docs/fewshot.md, `gpu` checks and measures a CUDA device, `report` the measured tables in
-docs/performance.md.
+shape of the sources, `gradients` writes docs/reports/gradients.md, `ensembles` compares ensembles with single losses on unseen classes
+and fills docs/reports/ensembles.md, `ood` does so on splits of growing shift and fills docs/reports/ood.md, `fewshot` transfers to few samples
+of new classes and fills docs/reports/fewshot.md, `gpu` checks and measures a CUDA device, `report` the measured tables in
+docs/reports/performance.md.
 """
 
 from __future__ import annotations
@@ -237,7 +237,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--work", type=Path, help="of unfinished results; the same folder goes on (ood)")
     add("--processes", type=int, default=2, help="at a time (ensembles, ood, fewshot)")
     add("--json", type=Path, help="write the new rows as JSON")
-    add("--page", type=Path, help="instead of docs/gradients.md or docs/performance.md")
+    add("--page", type=Path, help="instead of docs/reports/gradients.md or docs/reports/performance.md")
     return parser
 
 

@@ -1,4 +1,4 @@
-"""`python -m benchmarks fewshot`: few-shot transfer on what is at hand, the grids behind docs/fewshot.md.
+"""`python -m benchmarks fewshot`: few-shot transfer on what is at hand, the grids behind docs/reports/fewshot.md.
 
 Every part is a grid as `dmlcore fewshot` runs it. Its cells are kept in a folder for temporary files, so an interrupted
 benchmark goes on where it was.
@@ -24,7 +24,7 @@ from dmlcore.protocols.fewshot.budgets import budget_of
 from dmlcore.protocols.fewshot.cell import Plan
 from dmlcore.reports import pictures
 
-PAGE = Path(__file__).parents[1] / "docs" / "fewshot.md"
+PAGE = Path(__file__).parents[1] / "docs" / "reports" / "fewshot.md"
 LOSSES = ["ms", "circle+binomial_deviance+norm_softmax"]  # a single loss, and the set of `dmlcore train`
 SCRIPTS = "@Latin,@Latin extended,@Cyrillic,@Cyrillic extended,@Punctuation,@Hiragana,@Katakana"
 BUDGET = {"epochs": 40, "episodes": 200, "episode_check": 10, "episode_patience": 50}

@@ -1,4 +1,7 @@
-"""`python -m benchmarks gradients`: what holds for every loss of the table of cases, as docs/gradients.md. Nothing is timed."""
+"""`python -m benchmarks gradients`: what holds for every loss of the table of cases. Nothing is timed.
+
+The page is docs/reports/gradients.md.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +19,7 @@ sys.path.append(str(ROOT / "tests"))
 
 from cases import BATCHES, LOSSES, Case, embeddings_of, hold_draws, value_and_gradients  # noqa: E402
 
-PAGE = ROOT / "docs" / "gradients.md"
+PAGE = ROOT / "docs" / "reports" / "gradients.md"
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 ORDINARY = ("odd", "sorted", "large", "unbalanced", "two classes")  # no coincident points: their decisions are not ties
 CONSTANT_WEIGHTS = {"circle": "its weights are constants in the gradient, as in the paper"}
@@ -24,20 +27,21 @@ EXACT = 1e-8
 
 HEADER = """# Values and gradients of every loss
 
-Made by `python -m benchmarks gradients` from the table of cases (`tests/cases.py`); the same machine gives the same page.
+`python -m benchmarks gradients` makes this page from the table of cases (`tests/cases.py`). The same machine gives the same
+page. A row is a loss with its options.
 
-- **gradcheck**: the gradient of what users call (fused where it is fused), in float64, against finite differences, for
-  embeddings and every learnable parameter. Where a definition takes weights as constants, its gradient is not the derivative
-  of its value; it is compared with the plain PyTorch definition instead and the cell says `= plain`. Where random numbers are
-  drawn by the embeddings' own bits they are held for this check and for the errors.
-- **order**: permuting the batch permutes the gradient and leaves the value (relative to {exact:.0e} in float64).
-- **scale**: multiplying each embedding by a positive number of its own leaves the value, and the gradient of each embedding is
-  orthogonal to it. `by norm`: the definition depends on the norms, so nothing is claimed.
-- **errors**: worst relative error of value and gradient over the batches {batches},
-  against the plain definition in float64 of the same rounded inputs. A gradient's error is divided by its largest component.
-  Gradients of half-precision inputs are returned in that precision, whose rounding is 3.9e-3 (bfloat16) and 4.9e-4 (float16);
-  a gradient below its smallest normal number (6e-5 for float16) is not counted, since training in float16 scales losses.
-- **fused**: one pass over the similarities, or why not.
+- **gradcheck** compares the gradient of what users call with finite differences, in float64, for embeddings and every learnable
+  parameter. What users call is the fused form where there is one. Some definitions take weights as constants, so their gradient
+  is not the derivative of their value. It is compared with the plain PyTorch definition instead, and the cell says `= plain`.
+  Some losses draw random numbers by the bits of the embeddings. The draws are held for this check and for the errors.
+- **order** permutes the batch. The gradient is permuted too and the value stays (relative to {exact:.0e} in float64).
+- **scale** multiplies each embedding by a positive number of its own. The value stays, and the gradient of each embedding is
+  orthogonal to it. `by norm` says that the definition depends on the norms, so nothing is claimed.
+- **errors** are the worst relative errors of value and gradient over the batches {batches}. They are taken against the plain
+  definition in float64 of the same rounded inputs. A gradient's error is divided by its largest component. Gradients of
+  half-precision inputs are returned in that precision. Its rounding is 3.9e-3 (bfloat16) and 4.9e-4 (float16). A gradient below
+  its smallest normal number (6e-5 for float16) is not counted, since training in float16 scales losses.
+- **fused** says whether one pass over the similarities computes the loss, or why not.
 
 CPU kernels: instruction set {level}, products by {blas}. One thread.
 """
@@ -147,7 +151,7 @@ def write(path: Path | None = None, only: str | None = None) -> str:
     """Write the page and return it.
 
     Args:
-        path: the file; None: docs/gradients.md.
+        path: the file; None: docs/reports/gradients.md.
         only: part of the cases' names, for a quick look.
     """
     text = page([case for case in LOSSES if only is None or only in case.id])

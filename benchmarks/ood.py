@@ -15,7 +15,7 @@ from typing import Any
 
 from benchmarks.measuring import rounded, slug
 
-PAGE = Path(__file__).parents[1] / "docs" / "ood.md"
+PAGE = Path(__file__).parents[1] / "docs" / "reports" / "ood.md"
 RESULTS = Path(__file__).parent / "results"
 WIDE: dict[str, Any] = {"embedding_dim": 256, "compress": 64}
 DEFAULT = ("circle", "binomial_deviance", "norm_softmax")  # the losses of `dmlcore train`

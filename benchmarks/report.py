@@ -1,4 +1,4 @@
-"""`python -m benchmarks report`: the tables between the markers of docs/performance.md, from the measured rows."""
+"""`python -m benchmarks report`: the tables between the markers of docs/reports/performance.md, from the measured rows."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from benchmarks.goals import GOALS, number
 from benchmarks.gpu.report import gpu
 from benchmarks.measuring import Row, read
 
-PAGE = Path(__file__).parents[1] / "docs" / "performance.md"
+PAGE = Path(__file__).parents[1] / "docs" / "reports" / "performance.md"
 MARKERS = re.compile(r"(<!-- table: (\w+) -->\n)(.*?)(<!-- end -->)", re.DOTALL)
 
 
@@ -161,7 +161,7 @@ def write(page: Path | None, results: Path) -> str:
     """Fill the page's markers, `<!-- table: NAME -->` to `<!-- end -->`, and return it.
 
     Args:
-        page: None: docs/performance.md.
+        page: None: docs/reports/performance.md.
         results: a CSV file, or a folder of them.
 
     Raises:

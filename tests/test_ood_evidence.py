@@ -15,7 +15,7 @@ sys.path.append(str(ROOT))  # last: an installed package stays what is measured
 
 from benchmarks import ood  # noqa: E402
 
-PAGE = ROOT / "docs" / "ood.md"
+PAGE = ROOT / "docs" / "reports" / "ood.md"
 
 
 def must_not_run(*arguments: Any, **named: Any) -> dict[str, Any]:
@@ -59,5 +59,5 @@ def test_the_page_has_a_place_for_every_family_and_says_what_is_stored() -> None
     assert set(stored) == {family.name for family in ood.FAMILIES}
     for name, results in stored.items():
         block = text.partition(f"<!-- results: {name} -->\n")[2].partition("<!-- end -->")[0]
-        assert block.strip() == "\n".join(ood.tables(results)).strip(), f"docs/ood.md lacks the stored results of {name}"
+        assert block.strip() == "\n".join(ood.tables(results)).strip(), f"docs/reports/ood.md lacks the stored results of {name}"
         assert len(results["splits"]) >= 6 and len(results["seeds"]) >= 3 and len(results["configurations"]) == 6

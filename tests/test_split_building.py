@@ -24,7 +24,7 @@ from dmlcore.protocols.shift.options import BuildOptions
 from dmlcore.reports import pictures
 from dmlcore.training import RunConfig, train
 
-DOCS = Path(__file__).parents[1] / "docs" / "ood.md"
+DOCS = Path(__file__).parents[1] / "docs" / "guide" / "shift-and-few-shot.md"
 SCRIPTS = characters.UNSEEN_SCRIPTS
 Command = Callable[..., tuple[int, str, str]]
 

@@ -14,7 +14,7 @@ from benchmarks.ensembles.runs import Runs
 from dmlcore.reports import pictures
 from dmlcore.reports.intervals import mean_and_half as interval
 
-PAGE = Path(__file__).parents[2] / "docs" / "ensembles.md"
+PAGE = Path(__file__).parents[2] / "docs" / "reports" / "ensembles.md"
 NAMES = {"map@r": "MAP@R", "recall@1": "R@1"}
 
 
@@ -272,7 +272,7 @@ def summary(runs: Runs) -> list[DataResults]:
 
 
 def write(runs: Runs, page: Path | None = None) -> str:
-    """Fill the markers `<!-- table: NAME [METRIC] -->` to `<!-- end -->` of docs/ensembles.md, and return the text."""
+    """Fill the markers `<!-- table: NAME [METRIC] -->` to `<!-- end -->` of docs/reports/ensembles.md, and return the text."""
     import re
 
     data_sets = summary(runs)

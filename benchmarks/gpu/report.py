@@ -1,4 +1,4 @@
-"""The tables of docs/performance.md on GPUs, from the rows of `python -m benchmarks gpu`."""
+"""The tables of docs/reports/performance.md on GPUs, from the rows of `python -m benchmarks gpu`."""
 
 from __future__ import annotations
 

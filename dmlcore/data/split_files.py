@@ -1,6 +1,6 @@
 """Files of class splits: what `dmlcore splits` writes and `--splits` reads. How splits are built is in `protocols/shift`.
 
-The file is JSON and holds names only, of classes and samples. `docs/ood.md` lists its keys.
+The file is JSON and holds names only, of classes and samples. `docs/guide/shift-and-few-shot.md` lists its keys.
 """
 
 from __future__ import annotations

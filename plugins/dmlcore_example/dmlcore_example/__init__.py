@@ -1,4 +1,4 @@
-"""Decoupled contrastive learning: the example of `docs/plugins.md`. Install it with `pip install ./plugins/dmlcore_example`,
+"""Decoupled contrastive learning: the example of `docs/guide/plugins.md`. Install it with `pip install ./plugins/dmlcore_example`,
 then `dmlcore train --plugins ms,dcl`.
 """
 
