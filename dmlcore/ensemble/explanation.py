@@ -110,7 +110,8 @@ class Explanation:
         return of_members + self.overhead_seconds
 
     def __str__(self) -> str:
-        whole = f"in all: memory {size_text(self.bytes)}, time {time_text(self.seconds)} (calls: {time_text(self.overhead_seconds)}); predicted"
+        calls = time_text(self.overhead_seconds)
+        whole = f"in all: memory {size_text(self.bytes)}, time {time_text(self.seconds)} (calls: {calls}); predicted"
         return "\n".join([self.title, *map(str, self.passes), *map(str, self.plain), whole])
 
 

@@ -1,4 +1,4 @@
-"""What a weighting is, terms of several losses in, one number out, and what weightings look at. The built-in ones are plugins."""
+"""What a weighting is, terms of several losses in, one number out, and what it may look at. The built-in ones are plugins."""
 
 from __future__ import annotations
 

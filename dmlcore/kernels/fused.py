@@ -287,11 +287,11 @@ class _Sources:
     def place(self, part: Tensor, whole: tuple[Tensor, int] | None) -> tuple[Tensor, Target]:
         """The part in the kernels' precision, and where its gradient goes."""
         source, first = (part, 0) if whole is None else whole
-        for index, placed in enumerate(self.sources):
+        for index, placed in enumerate(self.sources):  # noqa: B007  used behind the loop
             if placed is source:
                 break
         else:
-            index = len(self.sources)
+            index = len(self.sources)  # a tensor that was not met before
             real = source.to(self.dtype)
             if real.shape[1] > 1 and real.stride(1) != 1:
                 real = real.contiguous()

@@ -1,4 +1,4 @@
-"""What the kernels are told: functors with their options, and what they compare. Plain data; who computes it is in `fused.py`."""
+"""What the kernels are told: functors with their options, and what they compare. Plain data; `fused.py` computes it."""
 
 from __future__ import annotations
 

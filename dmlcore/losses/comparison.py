@@ -1,5 +1,5 @@
-"""The comparison: what a loss compares with what. It is made and checked once, where a loss or an ensemble is called, and handed
-on whole from there to the kernels. What a loss computes from it stands in `rows.py`; how passes are shared, in `path.py`."""
+"""The comparison: what a loss compares with what. It is made and checked once, where a loss or an ensemble is called, and
+handed on whole from there to the kernels. What a loss computes from it stands in `rows.py`; how passes are shared, in `path.py`."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ class Comparison(NamedTuple):
 
     @property
     def dtype(self) -> torch.dtype:
-        """What it is computed in: float64 where one side is, otherwise float32. Half precisions and autocast do not reach here."""
+        """What it is computed in: float64 where one side is, otherwise float32. Neither half precision nor autocast matter."""
         is_double = torch.float64 in (self.anchors.dtype, self.other_vectors.dtype)
         return torch.float64 if is_double else torch.float32
 

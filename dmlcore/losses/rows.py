@@ -37,8 +37,8 @@ SAID_BY = {
 class RowLoss(Loss):
     """A loss defined per anchor on its similarities to references: one row of the similarity matrix at a time.
 
-    An author writes `row_values`, the definition. A fused form takes `functor_call`, which names a functor of `csrc/losses`, and
-    `complete` where something remains to be done after the kernel.
+    An author writes `row_values`, the definition. A fused form takes `functor_call`, which names a functor of `csrc/losses`,
+    and `complete` where something remains to be done after the kernel.
 
     Attributes:
         normalise: whether anchors and references are scaled to unit norm before they are compared (else dot products).
@@ -78,7 +78,7 @@ class RowLoss(Loss):
         for method, attribute in SAID_BY.items():
             if method in vars(cls) and attribute not in vars(cls):
                 raise PluginError(
-                    f"the loss class {cls.__qualname__} writes `{method}`, so it must say what that means by the class attribute"
+                    f"the loss class {cls.__qualname__} writes `{method}`, so it must say what that means by the attribute"
                     f" `{attribute}` (True or False); RowLoss explains it"
                 )
 

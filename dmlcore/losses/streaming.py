@@ -54,15 +54,15 @@ def streamed_rows(
     """Values and counts of all anchors, computed for as many at a time as the budget allows.
 
     Args:
-        compute: values and counts `[V, A]` of a comparison. Each anchor's must not depend on which others are there, and must be the
-            same when computed again.
+        compute: values and counts `[V, A]` of a comparison. Each anchor's must not depend on which others are there,
+            and must be the same when computed again.
         comparison: what is compared with what.
         matrices: how many matrices `[A, N]` of the anchors' dtype `compute` has alive.
         parameters: what `compute` uses beside the comparison and may take a gradient.
 
     Returns:
-        Values and counts `[V, A]`, the same as `compute(comparison)`. Differentiable once where there is more than one part. Under
-        `torch.compile` there is one part: the compiler plans the memory.
+        Values and counts `[V, A]`, the same as `compute(comparison)`. Differentiable once where there is more than one part.
+        Under `torch.compile` there is one part: the compiler plans the memory.
     """
     anchors = comparison.anchors
     size = max(budget() // max(matrices * len(comparison.other_vectors) * anchors.element_size(), 1), 1)
