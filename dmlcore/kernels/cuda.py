@@ -272,11 +272,11 @@ def _check(tensors: dict[str, Tensor | None], device: torch.device) -> None:
             raise ConfigError(f"{name} are float64, but the CUDA kernels compute in float32; use `.float()` or DML_FUSED=0")
 
 
-def _numbers(tensor: Tensor | None) -> Any:
+def _numbers(tensor: Any) -> Any:
     return None if tensor is None else tensor.detach().float().contiguous()
 
 
-def _pointer(tensor: Tensor | None) -> int:
+def _pointer(tensor: Any) -> int:
     return 0 if tensor is None else tensor.data_ptr()
 
 

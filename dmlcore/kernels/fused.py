@@ -339,8 +339,8 @@ def fused_passes(passes: Sequence[Pass], terms: int | None = 0) -> Passed:
     if torch.compiler.is_compiling():
         from dmlcore.kernels.operator import call_operator
 
-        total, *parts = call_operator(ready, sources.real, targets, 1 if terms is None else terms)
-        return Passed(total.view(()) if terms is None else total, (tuple(parts),), tuple(sizes))
+        total, *rows = call_operator(ready, sources.real, targets, 1 if terms is None else terms)
+        return Passed(total.view(()) if terms is None else total, ((rows[0], rows[1], rows[2]),), tuple(sizes))
     states = [device_pass(one) for one in ready]
     if states[0] is None:
         state = CpuPasses(ready, 1 if terms is None else terms, targets)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, NamedTuple, cast
+from typing import Any, ClassVar, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -18,11 +18,6 @@ from dmlcore.kernels import FunctorCall, Pass, Passed, Relations, extension, fus
 from dmlcore.losses.comparison import Comparison
 from dmlcore.losses.mining import Extremes, Measure, Mining, WindowMiner, Windows
 from dmlcore.losses.relations import share_a_label
-
-if TYPE_CHECKING:
-    from dmlcore.losses.base import Loss
-    from dmlcore.losses.rows import RowLoss
-
 
 Wholes = Callable[[Tensor | None], tuple[Tensor, int] | None]
 """From what a member sees to the tensor it is columns of and the first of these columns. None: it is no part of another."""
@@ -34,6 +29,29 @@ class Rows(NamedTuple):
 
     values: Tensor
     counts: Tensor
+
+
+class ByRows(Protocol):
+    """What this path needs of a loss that is defined by rows. `RowLoss` says what each is."""
+
+    options: Any
+    fusions: dict[str, Fusion]
+    miner: Any
+    normalise: tuple[bool, bool]
+    kernel_normalise: tuple[bool, bool] | None
+    completes: bool
+    reduces: ClassVar[bool]
+    reshapes: ClassVar[bool]
+    rearranges: ClassVar[bool]
+    fuses_miners: ClassVar[bool]
+    fuses_relations: ClassVar[bool]
+
+    def functor_call(self) -> FunctorCall | str: ...
+    def why_no_kernel(self, call: FunctorCall, device: str) -> str: ...
+    def reshaped(self, comparison: Comparison) -> Comparison: ...
+    def rearranged(self, comparison: Comparison) -> tuple[Comparison, Any] | None: ...
+    def complete(self, rows: Rows, comparison: Comparison, context: Any) -> Rows: ...
+    def plain_rows(self, comparison: Comparison) -> Rows: ...
 
 
 class Fusion(NamedTuple):
@@ -86,7 +104,7 @@ class Place(NamedTuple):
     cell: int
 
 
-def compared(loss: RowLoss, comparison: Comparison, *, advance: bool) -> Comparison:
+def compared(loss: ByRows, comparison: Comparison, *, advance: bool) -> Comparison:
     """What a loss compares, from what it was called with, and with its miner.
 
     Args:
@@ -103,7 +121,7 @@ def compared(loss: RowLoss, comparison: Comparison, *, advance: bool) -> Compari
     return shaped._replace(mining=mining)
 
 
-def fusion_of(loss: RowLoss, device: str) -> Fusion | None:
+def fusion_of(loss: ByRows, device: str) -> Fusion | None:
     """The fused form of a loss on a type of device, or None. It is asked for once per options object."""
     if extension.SWITCH in os.environ and extension.why_not(device):  # the second look costs more than the first
         return None
@@ -118,13 +136,13 @@ def fusion_of(loss: RowLoss, device: str) -> Fusion | None:
     values = extension.functors(device)[call.functor][1]
     is_averaged = loss.options.reduction == "default" and not loss.completes and not loss.reduces
     couples = call.functor in extension.partner_functors()
-    fusion = Fusion(loss.options, extension.generation, call, values, loss.kernel_normalise, is_averaged, couples)
+    fusion = Fusion(loss.options, extension.generation, call, values, loss.kernel_normalise or loss.normalise, is_averaged, couples)
     if not is_compiling:
         loss.fusions[device] = fusion
     return fusion
 
 
-def is_fusable(loss: RowLoss, fusion: Fusion, comparison: Comparison) -> bool:
+def is_fusable(loss: ByRows, fusion: Fusion, comparison: Comparison) -> bool:
     """Whether the fused form of a loss is right for what is compared."""
     relation, mining = comparison.relation, comparison.mining
     if comparison.anchors.is_cuda and comparison.anchors.dtype == torch.float64:
@@ -191,7 +209,7 @@ class Outcome:
         for index, rows in self.completed.items():
             self.completed[index] = Rows(rows.values.detach(), rows.counts.detach())
 
-    def complete(self, loss: RowLoss, member: Member) -> None:
+    def complete(self, loss: ByRows, member: Member) -> None:
         """Let a loss finish what the kernel leaves to it."""
         place, call = self.places[member.index], member.call
         assert self.passed is not None
@@ -204,7 +222,7 @@ class Outcome:
             rows = loss.complete(rows, member.comparison, member.context)
         self.completed[member.index] = rows
 
-    def terms(self, members: Sequence[Loss], scalars: dict[int, Tensor]) -> Tensor:
+    def terms(self, members: Sequence[Any], scalars: dict[int, Tensor]) -> Tensor:
         """`[L]` the values of all members in order.
 
         Args:
@@ -231,14 +249,14 @@ class Sharing:
 
     __slots__ = ("groups", "losses", "measures")
 
-    def __init__(self, losses: Sequence[Loss]) -> None:
+    def __init__(self, losses: Sequence[Any]) -> None:
         self.losses = losses
         self.groups: list[list[Member]] = []
         self.measures: list[RowMeasure] = []
 
     def add(self, index: int, fusion: Fusion, comparison: Comparison) -> bool:
         """Give a member its place. False: its fused form does not take this batch."""
-        loss = cast("RowLoss", self.losses[index])
+        loss = self.losses[index]
         fused, call, context = comparison, fusion.call, None
         if loss.rearranges:
             rearranged = loss.rearranged(comparison)
@@ -247,7 +265,7 @@ class Sharing:
             fused, context = rearranged
         if fused.relation is not None:
             fused = self._listed(fused)
-        if callable(call.given):
+        if call.given is not None and not isinstance(call.given, Tensor):
             context = call.given(comparison)
             call = replace(call, given=context)
         if fused.mining is not None:
@@ -286,7 +304,7 @@ class Sharing:
 
 
 def evaluate(
-    members: Sequence[Loss],
+    members: Sequence[Any],
     comparisons: Sequence[Comparison | None],
     wholes: Wholes | None = None,
     *,
@@ -304,7 +322,7 @@ def evaluate(
     plain: list[int] = []
     for index, comparison in enumerate(comparisons):
         if comparison is not None:
-            loss = cast("RowLoss", members[index])
+            loss = members[index]
             fusion = fusion_of(loss, comparison.anchors.device.type)
             if fusion is None or not is_fusable(loss, fusion, comparison) or not sharing.add(index, fusion, comparison):
                 plain.append(index)
@@ -325,9 +343,9 @@ def evaluate(
         for group in sharing.groups:
             for member in group:
                 if not member.fusion.is_averaged:
-                    outcome.complete(cast("RowLoss", members[member.index]), member)
+                    outcome.complete(members[member.index], member)
     for index in plain:
-        outcome.completed[index] = cast("RowLoss", members[index]).plain_rows(cast(Comparison, comparisons[index]))
+        outcome.completed[index] = members[index].plain_rows(comparisons[index])
     return outcome
 
 

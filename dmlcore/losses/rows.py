@@ -42,6 +42,7 @@ class RowLoss(Loss):
 
     Attributes:
         normalise: whether anchors and references are scaled to unit norm before they are compared (else dot products).
+        kernel_normalise: the same for what the kernels compare. None: `normalise`.
         streams: whether the definition may be computed for some anchors at a time: an anchor's values must not depend on which
             other anchors there are. A class that writes `dense_rows` says it anew.
         completes: whether `complete` does something, with these options. Otherwise the kernels' averages are the loss.
@@ -57,6 +58,7 @@ class RowLoss(Loss):
 
     by_rows = True
     normalise: tuple[bool, bool] = (True, True)
+    kernel_normalise: tuple[bool, bool] | None = None
     streams: ClassVar[bool] = True
     completes: bool = False
     reduces: ClassVar[bool] = False
@@ -128,11 +130,6 @@ class RowLoss(Loss):
     def rearranged(self, comparison: Comparison) -> tuple[Comparison, Any] | None:
         """What the kernels compare instead, and a context for `complete`. None: this batch has no fused form."""
         return comparison, None
-
-    @property
-    def kernel_normalise(self) -> tuple[bool, bool]:
-        """`normalise` of what the kernels compare."""
-        return self.normalise
 
     @classmethod
     def functor_header(cls) -> Path | None:

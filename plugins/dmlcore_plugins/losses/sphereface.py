@@ -33,7 +33,7 @@ class SphereFace(SoftmaxLoss):
     needs_norms = True
     normalise = (False, True)
     streams = False  # polynomials of the whole matrix
-    completes = True
+    completes = True  # type: ignore[assignment]
 
     @dataclass(frozen=True, kw_only=True)
     class Options(LossOptions):
