@@ -55,17 +55,21 @@ def show_json(value: Any) -> None:
     sys.stdout.flush()
 
 
-def show_table(columns: Sequence[str], rows: Iterable[Sequence[str]], *, numbers: bool = False) -> None:
+def show_table(
+    columns: Sequence[str], rows: Iterable[Sequence[str]], *, numbers: bool = False, has_names: bool = False
+) -> None:
     """A table on stdout, as wide as the terminal at most.
 
     Args:
         columns: their headings.
         rows: texts for each column.
         numbers: the columns behind the first hold numbers, set to the right.
+        has_names: the first column holds names to be copied, which are never folded.
     """
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     for index, column in enumerate(columns):
-        table.add_column(column, justify="right" if numbers and index else "left", overflow="fold")
+        justify = "right" if numbers and index else "left"
+        table.add_column(column, justify=justify, overflow="fold", no_wrap=has_names and not index)
     for row in rows:
         table.add_row(*row)
     _stdout().print(table)

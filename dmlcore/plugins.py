@@ -213,7 +213,7 @@ def collect(manager: pluggy.PluginManager, kind: str) -> dict[str, Entry]:
 
 
 def _by_alias(entries: dict[str, Entry]) -> dict[str, Entry]:
-    """Entries by their aliases in lower case.
+    """Entries by their aliases and their names in lower case.
 
     Raises:
         PluginError: an alias is the name or an alias of another entry too.
@@ -230,7 +230,7 @@ def _by_alias(entries: dict[str, Entry]) -> dict[str, Entry]:
                     f" (by '{entry.name}'). Uninstall one."
                 )
             aliases[key] = entry
-    return aliases
+    return {**names, **aliases}
 
 
 def kernel_headers(manager: pluggy.PluginManager) -> dict[Path, str]:

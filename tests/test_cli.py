@@ -522,6 +522,43 @@ def test_a_plugin_adds_a_command(install: Callable[[str, str], None], here: Call
     assert status == 2 and "greet" in the_line(err)
 
 
+def test_a_plugins_command_is_listed_in_the_help_without_torch(install: Callable[[str, str], None]) -> None:
+    install("greeter", COMMAND)
+    done = run("--help")
+    assert "greet" in done.stdout and "Greet somebody" in done.stdout and not done.stderr
+    code = "import sys; from dmlcore.cli import main; main(['--help']); sys.exit('torch' in sys.modules)"
+    subprocess.run([sys.executable, "-c", code], capture_output=True, check=True)
+
+
+@pytest.mark.parametrize(
+    ("source", "words"),
+    [
+        ("# dmlcore_commands\nraise RuntimeError('half installed')\n", "broken_plugin cannot be imported"),
+        (
+            "import dmlcore\n\n@dmlcore.hookimpl\ndef dmlcore_commands(app):\n    raise RuntimeError('no idea')\n",
+            "dmlcore_commands of broken_plugin failed: no idea",
+        ),
+        (
+            "import dmlcore\n\n@dmlcore.hookimpl\ndef dmlcore_commands(app):\n    app.command(print, name='train')\n",
+            "dmlcore_commands of broken_plugin failed",
+        ),
+    ],
+)
+def test_a_broken_plugin_does_not_break_the_help(install: Callable[[str, str], None], source: str, words: str) -> None:
+    install("broken_plugin", source)
+    done = run("--help")
+    assert "Train an embedding" in done.stdout
+    assert done.stderr.count("\n") == 1 and words in done.stderr and "Traceback" not in done.stderr
+    assert not run("train", "--help").stderr
+
+
+def test_a_mistyped_command_gets_the_nearest_name(here: Callable[..., tuple[int, str, str]]) -> None:
+    assert the_line(here("trian")[2]) == 'error: Unknown command "trian". Did you mean "train"? See `dmlcore --help`.'
+    line = the_line(here("xyzzy")[2])
+    assert "Commands: embed, eval, fewshot, info, kernels, ood, plugins, splits, train. See `dmlcore --help`." in line
+    assert the_line(here("splits", "odo")[2]).endswith('Did you mean "ood"? See `dmlcore splits --help`.')
+
+
 def test_an_unforeseen_failure_is_one_line_too(
     here: Callable[..., tuple[int, str, str]], monkeypatch: pytest.MonkeyPatch
 ) -> None:

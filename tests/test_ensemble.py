@@ -121,7 +121,9 @@ def test_parameters_have_roles() -> None:
 
 def test_a_members_own_forward_and_reduce_are_used() -> None:
     base = type(create("ms"))
-    doubled = type("Doubled", (base,), {"forward": lambda self, *a, **k: 2 * base.forward(self, *a, **k)})
-    tripled = type("Tripled", (base,), {"reduce": lambda self, rows: 3 * base.reduce(self, rows)})
+    doubled = type("Doubled", (base,), {"by_rows": False, "forward": lambda self, *a, **k: 2 * base.forward(self, *a, **k)})
+    tripled = type("Tripled", (base,), {"reduces": True, "reduce": lambda self, rows: 3 * base.reduce(self, rows)})
+    with pytest.raises(PluginError, match="Careless writes `reduce`, so it must say .* `reduces`"):
+        type("Careless", (base,), {"reduce": lambda self, rows: 3 * base.reduce(self, rows)})
     expected = 5 * create("ms")(X, Y)
     torch.testing.assert_close(LossEnsemble([doubled(), tripled()])(X, Y), expected)

@@ -1,10 +1,14 @@
-"""Imports run one way, only console.py prints, only cli.py exits, only kernels/ names the extensions, torch loads late."""
+"""Imports run one way, also inside functions and type hints, and in no rings. Only console.py and commands/ print, only cli.py
+exits, only kernels/ names the extensions, torch loads late.
+"""
 
 from __future__ import annotations
 
 import ast
 import subprocess
 import sys
+from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
 import dmlcore
@@ -14,58 +18,93 @@ PACKAGE = Path(dmlcore.__file__).parent
 FLOORS = {
     "errors": 0,
     "files": 1,
-    "kinds": 0,
-    "hookspecs": 1,
-    "config": 1,
-    "plugin_files": 1,
-    "plugins": 2,
-    "kernels": 3,
-    "losses": 4,
-    "ensemble": 5,
-    "data": 5,
-    "models": 5,
-    "evaluation": 6,
-    "testing": 7,
-    "training": 7,
-    "reports": 7,
-    "protocols": 8,
-    "authoring": 8,
-    "description": 8,
-    "flags": 9,
-    "console": 10,
-    "plugin_commands": 11,
-    "split_commands": 11,
-    "ood_commands": 11,
-    "fewshot_commands": 11,
-    "cli": 12,
-    "__main__": 13,
+    "kinds": 1,
+    "hookspecs": 2,
+    "config": 2,
+    "plugin_files": 2,
+    "plugins": 3,
+    "kernels": 4,
+    "losses": 5,
+    "data": 6,
+    "ensemble": 7,
+    "models": 8,
+    "evaluation": 9,
+    "reports": 10,
+    "training": 11,
+    "serving": 12,
+    "testing": 13,
+    "protocols": 13,
+    "description": 14,
+    "authoring": 15,
+    "flags": 15,
+    "console": 16,
+    "commands": 17,
+    "cli": 18,
+    "__main__": 19,
     "__init__": -1,
 }
 SOURCES = sorted(PACKAGE.rglob("*.py"))
+# Imports up the house, and rings, that are known and to be removed: "importer imports imported".
+PENDING: set[str] = {
+    "kernels/explaining.py imports dmlcore.ensemble",
+    "kernels/explaining.py imports dmlcore.losses",
+}
+PENDING_RINGS: list[set[str]] = [
+    {f"dmlcore.kernels.{name}" for name in ("cubins", "cuda_functors", "extension", "runtime")},
+    {f"dmlcore.kernels.{name}" for name in ("cpu", "cuda", "operator", "rows")},
+    {
+        *(f"dmlcore.ensemble{name}" for name in ("", ".ensemble", ".lookahead", ".passes", ".views")),
+        *(f"dmlcore.kernels{name}" for name in ("", ".explaining")),
+        *(f"dmlcore.losses{name}" for name in ("", ".base", ".memory", ".norms", ".relations", ".softmax", ".streaming")),
+    },
+]
 
 
 def room(path: Path) -> str:
     return path.relative_to(PACKAGE).parts[0].removesuffix(".py")
 
 
-def imported_rooms(path: Path) -> set[str]:
-    """Rooms imported when the module loads (not inside functions, not for type checkers)."""
-    found: set[str] = set()
+@cache
+def modules() -> dict[str, Path]:
+    """Every module of dmlcore by its dotted name."""
+    names = {}
+    for path in SOURCES:
+        parts = ("dmlcore", *path.relative_to(PACKAGE).with_suffix("").parts)
+        names[".".join(parts[:-1] if parts[-1] == "__init__" else parts)] = path
+    return names
 
-    def visit(nodes: list[ast.stmt]) -> None:
-        for node in nodes:
-            if isinstance(node, ast.ImportFrom) and node.module and node.module.split(".")[0] == "dmlcore":
-                parts = node.module.split(".")
-                found.update([parts[1]] if len(parts) > 1 else [alias.name for alias in node.names])
-            elif isinstance(node, ast.Import):
-                found.update(alias.name.split(".")[1] for alias in node.names if alias.name.startswith("dmlcore."))
-            elif isinstance(node, ast.If) and "TYPE_CHECKING" in ast.dump(node.test):
-                continue
-            elif isinstance(node, ast.If | ast.Try):
-                visit(node.body)
 
-    visit(ast.parse(path.read_text()).body)
-    return {name for name in found if name in FLOORS}
+def annotation_names(tree: ast.AST) -> Iterator[str]:
+    """Dotted names inside annotations that are written as text."""
+    for node in ast.walk(tree):
+        hints = [node.annotation] if isinstance(node, ast.arg | ast.AnnAssign) else []
+        hints += [node.returns] if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) else []
+        for hint in filter(None, hints):
+            for part in ast.walk(hint):
+                if isinstance(part, ast.Constant) and isinstance(part.value, str) and part.value.startswith("dmlcore."):
+                    yield part.value
+
+
+@cache
+def imports(path: Path) -> frozenset[str]:
+    """Modules of dmlcore that a file names: at its top, inside functions, for type checkers and in annotations."""
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    names = list(annotation_names(tree))
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ImportFrom) and node.level:
+            raise AssertionError(f"{path}:{node.lineno} imports relatively; name the module in full")
+        if isinstance(node, ast.ImportFrom) and node.module:
+            names += [f"{node.module}.{alias.name}" for alias in node.names]
+        elif isinstance(node, ast.Import):
+            names += [alias.name for alias in node.names]
+        elif isinstance(node, ast.Call) and ast.unparse(node.func).endswith("import_module"):
+            names += [arg.value for arg in node.args if isinstance(arg, ast.Constant) and isinstance(arg.value, str)]
+    resolved = set()
+    for name in names:
+        while name and name not in modules():  # a class or function: the module that holds it
+            name = name.rpartition(".")[0]
+        resolved.add(name)
+    return frozenset(resolved - {"", "dmlcore"})
 
 
 def test_every_room_has_a_floor() -> None:
@@ -73,26 +112,65 @@ def test_every_room_has_a_floor() -> None:
 
 
 def test_imports_run_one_way() -> None:
-    wrong = [
-        f"{path.relative_to(PACKAGE)} imports {other}"
-        for path in SOURCES
-        for other in imported_rooms(path)
-        if room(path) != "__init__" and other != room(path) and FLOORS[other] >= FLOORS[room(path)]
-    ]
-    assert not wrong, wrong
+    wrong = set()
+    for path in SOURCES:
+        for name in imports(path):
+            other = room(modules()[name])
+            if room(path) != "__init__" and other != room(path) and FLOORS[other] >= FLOORS[room(path)]:
+                wrong.add(f"{path.relative_to(PACKAGE)} imports {name}")
+    assert wrong <= PENDING, sorted(wrong - PENDING)
+    assert wrong == PENDING, f"no longer wrong, so remove from PENDING: {sorted(PENDING - wrong)}"
+
+
+def rings(graph: dict[str, set[str]]) -> list[set[str]]:
+    """Groups of more than one module of which each reaches each other by imports (Tarjan's algorithm)."""
+    numbers: dict[str, int] = {}
+    lowest: dict[str, int] = {}
+    stack: list[str] = []
+    groups: list[set[str]] = []
+
+    def visit(name: str) -> None:
+        numbers[name] = lowest[name] = len(numbers)
+        stack.append(name)
+        for target in sorted(graph.get(name, ())):
+            if target not in numbers:
+                visit(target)
+                lowest[name] = min(lowest[name], lowest[target])
+            elif target in stack:
+                lowest[name] = min(lowest[name], numbers[target])
+        if lowest[name] == numbers[name]:
+            group = set(stack[stack.index(name) :])
+            del stack[stack.index(name) :]
+            groups.append(group)
+
+    for name in sorted(graph):
+        if name not in numbers:
+            visit(name)
+    return [group for group in groups if len(group) > 1]
+
+
+def test_the_search_for_rings() -> None:
+    graph = {"a": {"b"}, "b": {"c", "d"}, "c": {"a"}, "d": {"e"}, "e": {"d"}, "f": {"a", "f"}}
+    assert sorted(map(sorted, rings(graph))) == [["a", "b", "c"], ["d", "e"]]
+
+
+def test_imports_make_no_rings() -> None:
+    graph = {name: set(imports(path)) for name, path in modules().items() if name != "dmlcore"}
+    wrong = [group for group in rings(graph) if not any(group <= known for known in PENDING_RINGS)]
+    assert not wrong, [sorted(group) for group in wrong]
 
 
 def test_only_the_console_prints_only_the_cli_exits_only_kernels_name_extensions() -> None:
     wrong = []
     for path in SOURCES:
         script = path.name == "build.py"  # a developer's script, run by hand
-        text = path.read_text()
+        text = path.read_text(encoding="utf-8")
         for node in ast.walk(ast.parse(text)):
             if (
                 isinstance(node, ast.Call)
                 and isinstance(node.func, ast.Name)
                 and node.func.id == "print"
-                and room(path) != "console"
+                and room(path) not in ("console", "commands")
                 and not script
             ):
                 wrong.append(f"{path.name}:{node.lineno} prints")
@@ -105,6 +183,8 @@ def test_only_the_console_prints_only_the_cli_exits_only_kernels_name_extensions
                 wrong.append(f"{path.name}:{node.lineno} exits")
         if room(path) != "kernels" and ('"_cpu"' in text or "dmlcore._c" in text):
             wrong.append(f"{path.name} names an extension")
+        if room(path) not in ("commands", "cli", "console") and "dmlcore.console" in text:
+            wrong.append(f"{path.name} uses the console")
     assert not wrong, wrong
 
 

@@ -30,6 +30,7 @@ from dmlcore.kernels import (
 )
 from dmlcore.losses import Comparison, Rows
 from dmlcore.losses.path import pass_of, reduced
+from dmlcore.testing import naming_both
 
 cases = pytest.mark.parametrize("case", FUSED, ids=lambda case: case.id)
 batches = pytest.mark.parametrize("batch", BATCHES)
@@ -77,7 +78,8 @@ def test_fused_equals_plain(case: Case, batch: str) -> None:
         _, place = torch.unique(x, dim=0, return_inverse=True)
         for _, gradients in (mine, plain):
             gradients[0] = torch.zeros_like(x).index_add_(0, place, gradients[0])
-    assert_close(mine, plain, 1e-9)
+    with naming_both(loss):
+        assert_close(mine, plain, 1e-9)
 
 
 # A loss's first row meets every plan, its further options those that share least.
@@ -107,7 +109,8 @@ def test_plans_agree(case: Case, plan: str) -> None:
     loss, (x, y) = case.create(), BATCHES["large"]
     with plan_options(**PLANS[plan]):
         mine = value_and_gradients(loss, x, y, loss)
-    assert_close(mine, value_and_gradients(loss, x, y, loss.reference), 1e-9)
+    with naming_both(loss):
+        assert_close(mine, value_and_gradients(loss, x, y, loss.reference), 1e-9)
 
 
 @cases
@@ -122,7 +125,8 @@ def test_instruction_sets_and_products_agree(case: Case, level: str, blas: str) 
         mine = value_and_gradients(loss, x.to(dtype), y, loss)
         with torch.no_grad():
             exact = case.create()
-        assert_close(mine, value_and_gradients(exact, x, y, exact.reference), tolerance, by_row=dtype == torch.float64)
+        with naming_both(loss):
+            assert_close(mine, value_and_gradients(exact, x, y, exact.reference), tolerance, by_row=dtype == torch.float64)
 
 
 @cases

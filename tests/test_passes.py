@@ -233,10 +233,10 @@ def test_tensors_on_another_device_are_refused() -> None:
 def test_a_subclass_may_complete_what_its_base_does_not() -> None:
     base = type(create("triplet"))
 
-    def complete(self: Any, rows: Any, sides: Any, given: Any) -> Any:
+    def complete(self: Any, rows: Any, comparison: Any, context: Any) -> Any:
         return rows._replace(values=3 * rows.values)
 
-    tripled = type("Tripled", (base,), {"complete": complete})
+    tripled = type("Tripled", (base,), {"completes": True, "complete": complete})
     expected = 3 * create("triplet")(X, Y)
     torch.testing.assert_close(tripled()(X, Y), expected)
     torch.testing.assert_close(LossEnsemble([tripled(), "ms"])(X, Y), expected + create("ms")(X, Y))

@@ -49,21 +49,21 @@ def create_package(name: str, kind: str = "loss", *, fused: bool = False, out: s
     parent = target.absolute().parent
     try:
         parent.mkdir(parents=True, exist_ok=True)
-        made = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=parent))
+        unfinished = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=parent))
     except OSError as error:
         raise ConfigError(f"cannot write into {parent}: {error.strerror}; choose another folder with --out") from error
     try:
         for path, text in texts.items():
-            (made / path).parent.mkdir(parents=True, exist_ok=True)
-            (made / path).write_text(text, encoding="utf-8")
-        made.chmod(0o777 & ~_umask())  # a temporary folder is closed to others, a package need not be
+            (unfinished / path).parent.mkdir(parents=True, exist_ok=True)
+            (unfinished / path).write_text(text, encoding="utf-8")
+        unfinished.chmod(0o777 & ~_umask())  # a temporary folder is closed to others, a package need not be
         if target.exists():
             raise ConfigError(f"{target} exists already; choose another folder with --out")
-        os.rename(made, target)
+        os.rename(unfinished, target)
     except OSError as error:
         raise ConfigError(f"cannot write {target}: {error.strerror}; choose another folder with --out") from error
     finally:
-        shutil.rmtree(made, ignore_errors=True)
+        shutil.rmtree(unfinished, ignore_errors=True)
     return [target / path for path in texts]
 
 
@@ -78,9 +78,9 @@ def _check(name: str, kind: str, fused: bool) -> None:
         raise ConfigError(f"kind is '{kind}', but must be one of {', '.join(KINDS)}")
     if fused and kind != "loss":
         raise ConfigError(f"a {kind} has no fused form; leave --fused out")
-    known = plugins.registry(kind).get(name)
-    if known is not None and not is_reference(name):
-        raise ConfigError(f"there is a {kind} '{name}' already, of {known.owner}; choose another name")
+    namesake = plugins.registry(kind).get(name)
+    if namesake is not None and not is_reference(name):
+        raise ConfigError(f"there is a {kind} '{name}' already, of {namesake.owner}; choose another name")
 
 
 def _class_name(name: str) -> str:
@@ -95,7 +95,7 @@ def _texts(name: str, kind: str, fused: bool, distribution: str) -> dict[str, st
     words |= _fused_words(name) if fused else {"imports": "", "kernel_imports": "", "header": "", "functor_call": ""}
     words["package_data"] = f'\n[tool.setuptools.package-data]\n{module} = ["*.h"]\n' if fused else ""
     words["use"] = Template(plugins.KINDS[kind].example).substitute(words)
-    words["more"] = Template(_FUSED_NOTE).substitute(words) if fused else ""
+    words["note"] = Template(_FUSED_NOTE).substitute(words) if fused else ""
     files = {
         "pyproject.toml": "pyproject.toml",
         "README.md": "README.md",
@@ -104,11 +104,11 @@ def _texts(name: str, kind: str, fused: bool, distribution: str) -> dict[str, st
     }
     if fused:
         files |= {f"{module}/{name}.h": "functor.h", f"tests/test_{name}_fused.py": "test_fused.py"}
-    found = {}
+    texts = {}
     for path, template in files.items():
         text = Template((TEMPLATES / f"{template}.txt").read_text(encoding="utf-8")).substitute(words)
-        found[path] = re.sub(r"\n{4,}", "\n\n\n", text).rstrip() + "\n"
-    return found
+        texts[path] = re.sub(r"\n{4,}", "\n\n\n", text).rstrip() + "\n"
+    return texts
 
 
 def _fused_words(name: str) -> dict[str, str]:

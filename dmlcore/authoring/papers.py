@@ -42,4 +42,4 @@ def _row(cells: list[str]) -> str:
 
 def _fused(entry: dict) -> str:
     # Whether this machine has a GPU, or the extension at all, is no property of a loss.
-    return "yes" if entry["has_fused_form"] else "no"
+    return "yes" if entry.get("has_fused_form") else "no"

@@ -15,11 +15,12 @@ from dmlcore.config import check_range
 from dmlcore.errors import ConfigError
 from dmlcore.kernels import info
 from dmlcore.losses import Loss, ProxyLoss
+from dmlcore.testing.statements import where_both_stand
 
 PER_CLASS = 4
 LEAST = 5  # repeats of the slowest arm, whatever the time
 
-Run = Callable[[], object]
+Repeat = Callable[[], object]
 
 
 def bench(
@@ -62,7 +63,7 @@ def bench(
     labels = (torch.arange(samples) % classes).to(device)
     centres = torch.randn(classes, dimensions)
     x = functional.normalize(centres[labels.cpu()] + 0.7 * torch.randn(samples, dimensions)).to(device)
-    arms: dict[str, Run] = {"bare products": _products(loss, x, classes)}
+    arms: dict[str, Repeat] = {"bare products": _products(loss, x, classes)}
     if loss.is_fused:
         _compare(loss, x, labels)
         arms["fused"] = _step(loss, loss, x, labels)
@@ -81,7 +82,7 @@ def bench(
     }
 
 
-def _step(loss: Loss, compute: Callable[[Tensor, Tensor], Tensor], x: Tensor, labels: Tensor) -> Run:
+def _step(loss: Loss, compute: Callable[[Tensor, Tensor], Tensor], x: Tensor, labels: Tensor) -> Repeat:
     """Forward and backward, as in training; gradients are thrown away."""
     leaf = x.clone().requires_grad_()
 
@@ -93,21 +94,21 @@ def _step(loss: Loss, compute: Callable[[Tensor, Tensor], Tensor], x: Tensor, la
     return run
 
 
-def _products(loss: Loss, x: Tensor, classes: int) -> Run:
+def _products(loss: Loss, x: Tensor, classes: int) -> Repeat:
     """The matrix products of forward and backward alone, into memory that is there already, in parts of 1024 anchors."""
     is_proxy = isinstance(loss, ProxyLoss)
-    others = functional.normalize(torch.randn(classes, x.shape[1])).to(x) if is_proxy else x
+    references = functional.normalize(torch.randn(classes, x.shape[1])).to(x) if is_proxy else x
     rows = min(len(x), 1024)
-    s, grad_x, grad_others = x.new_empty(rows, len(others)), x.new_empty(rows, x.shape[1]), torch.zeros_like(others)
+    s, grad_x, grad_references = x.new_empty(rows, len(references)), x.new_empty(rows, x.shape[1]), torch.zeros_like(references)
 
     def run() -> None:
         for start in range(0, len(x), rows):
             part = x[start : start + rows]
             count = len(part)
-            torch.mm(part, others.T, out=s[:count])
-            torch.mm(s[:count], others, out=grad_x[:count])
+            torch.mm(part, references.T, out=s[:count])
+            torch.mm(s[:count], references, out=grad_x[:count])
             if is_proxy:  # a batch with itself has one gradient, not two
-                grad_others.addmm_(s[:count].T, part)
+                grad_references.addmm_(s[:count].T, part)
 
     return run
 
@@ -116,11 +117,12 @@ def _compare(loss: Loss, x: Tensor, labels: Tensor) -> None:
     fused, plain = float(loss(x, labels).detach()), float(loss.reference(x, labels).detach())
     if not abs(fused - plain) <= 1e-3 * (1 + abs(plain)):
         raise ConfigError(
-            f"the fused form of {loss.name} gives {fused}, its definition {plain}; see `dmlcore plugins check {loss.name}`"
+            f"the fused form of {loss.name} gives {fused}, its definition {plain}; see `dmlcore plugins check {loss.name}`."
+            f" {where_both_stand(loss)}".rstrip()
         )
 
 
-def _timed(arms: dict[str, Run], seconds: float, device: str) -> list[dict[str, Any]]:
+def _timed(arms: dict[str, Repeat], seconds: float, device: str) -> list[dict[str, Any]]:
     failed: dict[str, str] = {}
     for name, run in arms.items():
         try:
@@ -128,7 +130,7 @@ def _timed(arms: dict[str, Run], seconds: float, device: str) -> list[dict[str, 
                 run()
         except Exception as error:  # no compiler, or too little memory: the others are still of interest
             failed[name] = " ".join(f"{type(error).__name__}: {error}".split())[:160]
-    wait: Run = torch.cuda.synchronize if device == "cuda" else (lambda: None)
+    wait: Repeat = torch.cuda.synchronize if device == "cuda" else (lambda: None)
     times: dict[str, list[float]] = {name: [] for name in arms if name not in failed}
     end = time.perf_counter() + seconds
     while time.perf_counter() < end or min(map(len, times.values())) < LEAST:
@@ -139,15 +141,15 @@ def _timed(arms: dict[str, Run], seconds: float, device: str) -> list[dict[str, 
             wait()
             times[name].append(1e3 * (time.perf_counter() - began))
     products = statistics.median(times["bare products"])
-    found = []
+    rows: list[dict[str, Any]] = []
     for name in arms:
         if name in failed:
-            found.append({"form": name, "failed": failed[name]})
+            rows.append({"form": name, "failed": failed[name]})
             continue
         ordered = sorted(times[name])
         last = len(ordered) - 1
         middle = statistics.median(ordered)
-        found.append(
+        rows.append(
             {
                 "form": name,
                 "milliseconds": middle,
@@ -157,4 +159,4 @@ def _timed(arms: dict[str, Run], seconds: float, device: str) -> list[dict[str, 
                 "ratio": middle / products,
             }
         )
-    return found
+    return rows

@@ -37,26 +37,25 @@ def show_components(entries: list[dict[str, Any]]) -> None:
     for kind in KINDS.values():
         of_kind = [entry for entry in entries if entry["kind"] == kind.name]
         if of_kind:
+            console.show(kind.summary)
             _show_kind(kind.name, of_kind)
-            choosing = "by its name" if kind.name == "data" else ""
-            console.show(f"{kind.name}: chosen by --{kind.setting} {choosing}".rstrip())
     console.show("Options of one: dmlcore plugins NAME")
 
 
 def _show_kind(kind: str, entries: list[dict[str, Any]]) -> None:
     has_papers = any(entry["paper"] for entry in entries)
     has_guests = any(entry["owner"] != "dmlcore" for entry in entries)
-    columns = [kind, "what it is"] + ["paper"] * has_papers + ["fused"] * (kind == "loss") + ["from"] * has_guests
+    columns = ["name", "what it is"] + ["paper"] * has_papers + ["fused"] * (kind == "loss") + ["from"] * has_guests
     rows = []
     for entry in entries:
         row = [entry["name"], entry["title"] or entry["summary"]] + [entry["paper"]] * has_papers
         row += [_fused_on(entry)] * (kind == "loss") + [f"{entry['owner']} {entry['version']}".strip()] * has_guests
         rows.append(row)
-    console.show_table(columns, rows)
+    console.show_table(columns, rows, has_names=True)
 
 
 def _fused_on(entry: dict[str, Any]) -> str:
-    return ", ".join(entry["fused_on"]) or "no"
+    return ", ".join(entry.get("fused_on", [])) or "no"
 
 
 def show_component(entry: dict[str, Any]) -> None:

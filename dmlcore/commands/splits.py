@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import inspect
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -53,10 +52,7 @@ def _add_trunk(line: CommandLine) -> list[inspect.Parameter]:
     if model is None or model == "features" or Path(model).expanduser().is_dir():
         return []
     trunk = model_component(model)
-    if not trunk.option_names():
-        return []
-    line.settings = dataclasses.replace(line.settings, model=trunk.name)
-    return line.add(trunk)
+    return line.add(trunk) if trunk.option_names() else []
 
 
 def _add_building(splits: App, data_flags: list[inspect.Parameter], model_flags: list[inspect.Parameter]) -> None:

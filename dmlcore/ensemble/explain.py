@@ -316,7 +316,7 @@ def _more_pairs(vectors: Tensor, labels: Tensor, growth: float) -> tuple[Tensor,
 def _call(loss: Any, batch: int, references: int | None, sample: _Sample) -> Callable[[], Tensor]:
     x, y = sample.draw(batch)
     x.requires_grad_()
-    against = {} if loss.needs_classes else sample.against(references)
+    against = {} if references is None or loss.needs_classes else sample.against(references)
     return lambda: loss(x, y, **against)
 
 

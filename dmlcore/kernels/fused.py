@@ -96,7 +96,7 @@ class CpuPasses:
         ValueError: an unknown functor, or a wrong number of options for it.
     """
 
-    __slots__ = ("alive", "like", "passes", "terms")
+    __slots__ = ("__weakref__", "alive", "like", "passes", "terms")
 
     def __init__(self, passes: Sequence[Pass], terms: int = 0, targets: Sequence[tuple[Target, Target]] | None = None) -> None:
         module = extension.CPU

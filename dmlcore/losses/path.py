@@ -116,7 +116,7 @@ def fusion_of(loss: RowLoss, device: str) -> Fusion | None:
     if isinstance(call, str) or loss.why_no_kernel(call, device):
         return None
     values = extension.functors(device)[call.functor][1]
-    is_averaged = loss.options.reduction == "default" and not loss.completes
+    is_averaged = loss.options.reduction == "default" and not loss.completes and not loss.reduces
     couples = call.functor in extension.partner_functors()
     fusion = Fusion(loss.options, extension.generation, call, values, loss.kernel_normalise, is_averaged, couples)
     if not is_compiling:
@@ -212,7 +212,8 @@ class Outcome:
             scalars: the values of those that are not defined by rows, by index.
         """
         for index, rows in self.completed.items():
-            scalars[index] = reduced(rows, members[index].options.reduction)
+            loss = members[index]
+            scalars[index] = loss.reduce(rows) if loss.reduces else reduced(rows, loss.options.reduction)
         if self.passed is not None and not scalars:
             return self.passed.terms
         indices = sorted(scalars)

@@ -24,6 +24,7 @@ from dmlcore.losses.path import Fusion, Rows, compared, evaluate, reduced
 from dmlcore.losses.streaming import streamed_rows
 
 SAID_BY = {
+    "reduce": "reduces",
     "dense_rows": "streams",
     "complete": "completes",
     "reshaped": "reshapes",
@@ -44,6 +45,7 @@ class RowLoss(Loss):
         streams: whether the definition may be computed for some anchors at a time: an anchor's values must not depend on which
             other anchors there are. A class that writes `dense_rows` says it anew.
         completes: whether `complete` does something, with these options. Otherwise the kernels' averages are the loss.
+        reduces: whether `reduce` is another than that of `options.reduction`.
         reshapes: whether `reshaped` makes another comparison of what the loss is called with.
         rearranges: whether the kernels compare something else than the definition, by `rearranged`.
         fuses_miners: whether the fused form is right for any pairs that windows leave.
@@ -57,6 +59,7 @@ class RowLoss(Loss):
     normalise: tuple[bool, bool] = (True, True)
     streams: ClassVar[bool] = True
     completes: bool = False
+    reduces: ClassVar[bool] = False
     reshapes: ClassVar[bool] = False
     rearranges: ClassVar[bool] = False
     fuses_miners: ClassVar[bool] = True
@@ -74,7 +77,10 @@ class RowLoss(Loss):
         super().__init_subclass__(**arguments)
         for method, attribute in SAID_BY.items():
             if method in vars(cls) and attribute not in vars(cls):
-                raise PluginError(f"{cls.__module__}.{cls.__qualname__} writes `{method}`, so it must also say `{attribute}`")
+                raise PluginError(
+                    f"the loss class {cls.__qualname__} writes `{method}`, so it must say what that means by the class attribute"
+                    f" `{attribute}` (True or False); RowLoss explains it"
+                )
 
     @abc.abstractmethod
     def row_values(self, similarities: Tensor, positive: Tensor, negative: Tensor) -> Rows:
@@ -110,6 +116,10 @@ class RowLoss(Loss):
             context: the numbers that the functor was given, `[K, A]`, with their history, or what `rearranged` returned.
         """
         return rows
+
+    def reduce(self, rows: Rows) -> Tensor:
+        """One number from values and counts, as `options.reduction` says."""
+        return reduced(rows, self.options.reduction)
 
     def reshaped(self, comparison: Comparison) -> Comparison:
         """What is compared, from what the loss was called with."""
@@ -199,10 +209,10 @@ class RowLoss(Loss):
         if outcome.averaged:
             assert outcome.passed is not None
             return outcome.passed.terms
-        return reduced(outcome.completed[0], self.options.reduction)
+        return self.reduce(outcome.completed[0])
 
     def reference(self, embeddings: Tensor, labels: Tensor, **against: Unpack[Against]) -> Tensor:
-        return reduced(self.rows(embeddings, labels, plain=True, **against), self.options.reduction)
+        return self.reduce(self.rows(embeddings, labels, plain=True, **against))
 
 
 @functools.cache

@@ -16,6 +16,7 @@ from dmlcore.losses import CrossBatchMemory, Loss, ProxyLoss, RowLoss, create
 from dmlcore.testing import memory
 from dmlcore.testing.batches import CLASSES, WIDTH, batches, near
 from dmlcore.testing.report import Check, NotApplicable, Report
+from dmlcore.testing.statements import where_both_stand
 
 ORDER = torch.tensor([7, 2, 11, 0, 9, 4, 10, 1, 3, 8, 6, 5])
 LOW = 0.1  # what bfloat16's 8 bits may cost, relative: it is a check for wrong results, not for the last digits
@@ -148,9 +149,10 @@ class _Checks:
             x, y = (tensor.to(device) for tensor in self.batches[name])
             mine, plain = _gradients(loss, x.to(dtype), y), _gradients(loss.reference, x.to(dtype), y)
             if not near(mine[0], plain[0], tolerance):
-                return f"forward and reference differ on the batch '{name}': {mine[0].item()} and {plain[0].item()}"
+                values = f"{mine[0].item()} and {plain[0].item()}"
+                return f"forward and reference differ on the batch '{name}': {values}. {where_both_stand(loss)}".rstrip()
             if not near(mine[1], plain[1], tolerance):
-                return f"the gradients of forward and reference differ on the batch '{name}'"
+                return f"the gradients of forward and reference differ on the batch '{name}'. {where_both_stand(loss)}".rstrip()
         return None
 
     def fused_at(self, level: str) -> str | None:

@@ -37,7 +37,7 @@ class Check:
 def _shortened(text: str) -> str:
     """One line; the matrices of `gradcheck` would hide what matters."""
     line = " ".join(text.split())
-    return line if len(line) <= 300 else f"{line[:300]} ..."
+    return line if len(line) <= 400 else f"{line[:400]} ..."
 
 
 @dataclass

@@ -10,7 +10,7 @@ from dmlcore import plugins
 from dmlcore.config import unique_names
 from dmlcore.errors import ConfigError, suggestion
 from dmlcore.training.implied import resolved
-from dmlcore.training.settings import GROUPS, PLACES, Settings
+from dmlcore.training.settings import AUTO, GROUPS, PLACES, Settings
 from dmlcore.training.sources import Source, build_from
 
 KIND_OF = {kind.setting: kind.name for kind in plugins.KINDS.values() if kind.setting in PLACES}
@@ -91,7 +91,7 @@ def _named(kind: str, name: str, table: str = "") -> Component:
 
 def _losses(settings: Settings) -> list[Component]:
     names = () if settings.losses.is_automatic else settings.losses.names
-    # A loss chosen by an alias or by the file it stands in has the table of its own name.
+    # A loss that is chosen by the file it stands in has the table of its own name.
     tables = unique_names(plugins.find("loss", name).component.name for name in names)
     return [_named("loss", name, table) for table, name in zip(tables, names, strict=True)]
 
@@ -113,6 +113,21 @@ def _beside_losses(settings: Settings) -> list[Component]:
     ]
 
 
+def with_own_names(settings: Settings) -> Settings:
+    """Settings in which components that are named by aliases go by their own names, as a run records them."""
+    values, names = settings.values(), {}
+    for key, kind in {**KIND_OF, "auto_losses": "loss"}.items():
+        if isinstance(values[key], str):
+            names[key] = _own_name(kind, values[key])
+        elif isinstance(values[key], tuple) and values[key] != AUTO:
+            names[key] = tuple(_own_name(kind, name) for name in values[key])
+    return settings.replace(**names)
+
+
+def _own_name(kind: str, name: str) -> str:
+    return name if plugins.plugin_files.is_reference(name) else plugins.recorded_name(kind, name)
+
+
 def choose(sources: list[Source]) -> tuple[Settings, dict[str, Component]]:
     """Settings with only their choices of components taken from the sources, and those components.
 
@@ -120,7 +135,7 @@ def choose(sources: list[Source]) -> tuple[Settings, dict[str, Component]]:
         ConfigError: as `components`; the message names the file where the choice came from one.
     """
     parts = [(source, {key: source.values[key] for key in CHOOSING if key in source.values}) for source in sources]
-    settings = build_from(Settings.of, parts)
+    settings = with_own_names(build_from(Settings.of, parts))
     try:
         return settings, components(settings)
     except ConfigError as error:

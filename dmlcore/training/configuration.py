@@ -13,7 +13,7 @@ from typing import Any
 from dmlcore import plugins
 from dmlcore.config import build_options
 from dmlcore.errors import ConfigError, suggestion
-from dmlcore.training.components import KIND_OF, Component, choose, why_not_chosen
+from dmlcore.training.components import KIND_OF, Component, choose, why_not_chosen, with_own_names
 from dmlcore.training.implied import resolved
 from dmlcore.training.settings import GROUPS, PLACES, Settings
 from dmlcore.training.sources import FORMAT, Source, build_from, with_data_of_splits
@@ -65,7 +65,7 @@ class RunConfig:
             for key in source.values:
                 if key not in PLACES:
                     raise source.error(f"unknown key '{key}'.{suggestion(key, PLACES)}")
-        settings = build_from(Settings.of, [(source, source.values) for source in sources])
+        settings = with_own_names(build_from(Settings.of, [(source, source.values) for source in sources]))
         _, components = choose(sources)
         for source in sources:
             _check_tables(source, components)
@@ -104,9 +104,9 @@ class RunConfig:
         )
         if settings.data.splits is not None:
             settings = settings.replace(splits=_absolute(settings.data.splits))
-        settings = _with_recorded_names(settings)
+        settings = _with_absolute_files(settings)
         components = {
-            table: dataclasses.replace(c, name=plugins.recorded_name(c.kind, c.name)) for table, c in components.items()
+            table: dataclasses.replace(c, name=plugins.plugin_files.absolute(c.name)) for table, c in components.items()
         }
         options = {}
         for table, component in components.items():
@@ -159,16 +159,14 @@ def _absolute(path: str) -> str:
     return str(Path(path).expanduser().resolve())
 
 
-def _with_recorded_names(settings: Settings) -> Settings:
-    """Settings that name components by aliases and files do so by their own names and by absolute paths, so that the run can be
-    repeated from anywhere."""
-    values = settings.values()
-    names: dict[str, Any] = {}
-    for key, kind in KIND_OF.items():
+def _with_absolute_files(settings: Settings) -> Settings:
+    """Settings that name components by files do so by absolute paths, so that the run can be repeated from anywhere."""
+    values, names = settings.values(), {}
+    for key in KIND_OF:
         if isinstance(values[key], str):
-            names[key] = plugins.recorded_name(kind, values[key])
-        elif isinstance(values[key], tuple) and not (key == "plugins" and settings.losses.is_automatic):
-            names[key] = tuple(plugins.recorded_name(kind, name) for name in values[key])
+            names[key] = plugins.plugin_files.absolute(values[key])
+        elif isinstance(values[key], tuple):
+            names[key] = tuple(plugins.plugin_files.absolute(name) for name in values[key])
     return settings.replace(**names)
 
 

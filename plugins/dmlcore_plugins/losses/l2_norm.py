@@ -23,7 +23,7 @@ class L2Norm(NormLoss):
     name = "l2_norm"
     title = "Squared norms of the embeddings"
     paper = "Sohn, NIPS 2016"
-    aliases = ("LpRegularizer", "l2_regularizer")
+    aliases = ("l2_regularizer", "l2_regularisation")
 
     @dataclass(frozen=True, kw_only=True)
     class Options(LossOptions):
