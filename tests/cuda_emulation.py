@@ -68,7 +68,7 @@ def loss_list(folder: Path, stems: list[str]) -> list[str]:
 
 def build(folder: Path, sanitized: bool) -> None:
     """Compile into a folder: `plain/_cuda.so`, and with `sanitized` the same under `sanitized/`."""
-    from dmlcore.kernels.headers import fingerprint  # not above: `cpu_sanitized.py` brings kernels that dmlcore is to find
+    from dmlcore.kernels.jit.headers import fingerprint  # not above: `cpu_sanitized.py` brings kernels that dmlcore is to find
 
     headers = sorted(path.stem for path in (CSRC / "losses").glob("*.h"))
     python = [f"-I{sysconfig.get_path('include')}", f"-I{pybind_headers()}", f"-I{CSRC}"]

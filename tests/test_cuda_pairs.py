@@ -15,8 +15,9 @@ import torch
 from cases import BATCHES, FUSED, PAIRS, PROXIES, Case, embeddings_of
 from torch import Tensor
 
-from dmlcore.kernels import FunctorCall, Relations, cuda_functors, fused_pass, partner_functors, plan_options, rows
+from dmlcore.kernels import FunctorCall, Relations, fused_pass, partner_functors, plan_options, rows
 from dmlcore.kernels.cuda import CudaStep, NotTaken
+from dmlcore.kernels.jit import cuda_functors
 from dmlcore.losses.base import Sides
 
 pytestmark = pytest.mark.skipif(bool(cuda_emulation.missing()), reason=cuda_emulation.missing())

@@ -4,10 +4,11 @@ time."""
 from dmlcore.kernels import operator  # noqa: F401  registers it
 from dmlcore.kernels.cpu import plan_options
 from dmlcore.kernels.explaining import Explanation, explain
-from dmlcore.kernels.extension import functors, info, partner_functors, reason_against
-from dmlcore.kernels.keeping import build_functors, clear_functors, kept_functors
+from dmlcore.kernels.extension import functors, partner_functors, reason_against
+from dmlcore.kernels.facts import info
+from dmlcore.kernels.jit.dispatch import why_missing
+from dmlcore.kernels.jit.upkeep import build_functors, clear_functors, kept_functors
 from dmlcore.kernels.rows import FunctorCall, Pass, Passed, Relations, fused_pass, fused_passes, fused_rows
-from dmlcore.kernels.runtime import why_missing
 
 __all__ = [
     "Explanation",

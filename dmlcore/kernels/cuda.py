@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 
 from dmlcore.errors import ConfigError
-from dmlcore.kernels import cpu, cuda_functors, extension
+from dmlcore.kernels import cpu, extension
+from dmlcore.kernels.jit import cuda_functors
 from dmlcore.kernels.rows import FunctorCall, Relations
 
 WORKSPACE = 16 << 20
