@@ -3,6 +3,8 @@
 #include <pybind11/stl.h>
 
 #include "bindings/neighbours.h"
+#include "cpu/levels.h"
+#include "cpu/memory.h"
 #include "cpu/passes.h"
 
 namespace py = pybind11;
@@ -27,11 +29,17 @@ dml::PassRequest request(const Pass& pass) {
   out.anchors = input(anchors), out.has_references = references.has_value(), out.width = width;
   if (references) out.references = input(*references);
   for (const auto& [name, options, given, windows] : losses)
-    out.losses.push_back({name, options, reinterpret_cast<const void*>(given), reinterpret_cast<const void*>(windows)});
+    out.calls.push_back({name, options, reinterpret_cast<const void*>(given), reinterpret_cast<const void*>(windows)});
   const auto& [own, starts, lists] = relations;
   out.relations = {reinterpret_cast<const int64_t*>(own), reinterpret_cast<const int64_t*>(starts), reinterpret_cast<const int64_t*>(lists)};
   out.owners = owners;
   out.anchors_to = {anchors_to.first, anchors_to.second}, out.references_to = {references_to.first, references_to.second};
+  return out;
+}
+
+py::dict numbers(const std::vector<std::pair<std::string, int64_t>>& named) {
+  py::dict out;
+  for (const auto& [name, value] : named) out[py::str(name)] = value;
   return out;
 }
 
@@ -60,13 +68,29 @@ PYBIND11_MODULE(_cpu, m) {
         py::gil_scoped_release unlocked;
         s.backward(reinterpret_cast<const void*>(terms), reinterpret_cast<const void*>(values), reinterpret_cast<const void*>(tables), tensors);
       })
-      .def("plan", [](const dml::Passes& s, int pass) {
-        py::dict out;
-        for (const auto& [name, value] : s.plan(pass)) out[py::str(name)] = value;
-        return out;
-      })
+      .def("plan", [](const dml::Passes& s, int pass) { return numbers(s.plan(pass)); })
       .def_property_readonly("sizes", &dml::Passes::sizes)
       .def_property_readonly("team", &dml::Passes::team);
+  m.def(
+      "plan",
+      [](bool is_double, const std::vector<int64_t>& anchor_labels, const std::optional<std::vector<int64_t>>& reference_labels,
+         int64_t width, const std::vector<std::pair<std::string, std::vector<double>>>& calls, int threads, int64_t thread_work,
+         int64_t workspace, int64_t tile_rows, int64_t tile_columns, int64_t slot_bytes, int search, int triangle) {
+        std::vector<dml::FunctorCall> functors;
+        const double present = 0;                                      // an address: numbers per anchor are not read
+        for (const auto& [name, options] : calls) functors.push_back({name, options, &present, nullptr});
+        const dml::Rows anchors{anchor_labels.data(), int64_t(anchor_labels.size())};
+        dml::Rows references;
+        if (reference_labels) references = {reference_labels->data(), int64_t(reference_labels->size())};
+        const dml::Rows* others = reference_labels ? &references : nullptr;
+        const dml::PlanRequest request{threads, thread_work, workspace, tile_rows, tile_columns, slot_bytes, search, triangle};
+        dml::Orders orders;
+        return is_double ? numbers(dml::summary<double>(dml::outline_of<double>(anchors, others, width, functors, {}, request, orders)))
+                         : numbers(dml::summary<float>(dml::outline_of<float>(anchors, others, width, functors, {}, request, orders)));
+      },
+      "The plan of a pass over such labels, without any vector.", "is_double"_a, "anchor_labels"_a, "reference_labels"_a, "width"_a,
+      "functors"_a, "threads"_a = 1, "thread_work"_a = 0, "workspace"_a = -1, "tile_rows"_a = 0, "tile_columns"_a = 0,
+      "slot_bytes"_a = 0, "search"_a = -1, "triangle"_a = -1);
   m.def("functors", [] {
     py::dict out;
     for (const dml::Functor& f : dml::functors()) out[py::str(f.name)] = py::make_tuple(f.options, f.values, f.partners);

@@ -99,4 +99,7 @@ template <class T> class Buffer {
   int64_t size_ = 0;
 };
 
+inline void release_workspaces() { Pool::shared().clear(); }
+inline int64_t highest_workspace() { return int64_t(Pool::shared().highest_since_last()); }   // bytes in use at a time since the last call
+
 }  // namespace dml

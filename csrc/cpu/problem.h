@@ -1,4 +1,4 @@
-// Plain data shared by the planner (step.cpp, compiled for any CPU) and the kernels of each instruction set (level.cpp):
+// Plain data shared by what plans a pass (compiled for any CPU) and the kernels of each instruction set (level.cpp, loss.cpp):
 // no std:: type may pass, since the linker would be free to keep one level's copy of a template for all.
 #pragma once
 #include <cstdint>
@@ -20,13 +20,13 @@ struct Block {                    // anchors [a0, a1) of one class and all refer
   int64_t stored;                 // where the positives' similarities are kept; -1: computed again
 };
 
-// One loss of the pass: a functor of a level's table, its options, and where its per-anchor arrays lie: fields are arrays over
-// the anchors, `stride` long each.
-struct LossSlot {
+// A functor in a pass: its number in the level's table, its options, and where its per-anchor arrays lie: fields are arrays over
+// the anchors, `stride` long each. A slot is what a functor keeps per anchor and positive.
+struct FunctorState {
   int functor;
   alignas(16) unsigned char options[128];
-  int values, limits, sums, slopes, slot_limits, slot_sums, given;     // numbers of fields
-  bool slots;
+  int values, limits, sums, slopes, slot_limits, slot_sums, given_count;   // numbers of fields
+  bool has_slots;
   int search;                                                          // finite ends of a slot's interval; 0: slots are compared
   int64_t search_cells;                                                // a power of two above the number of ends of any anchor
   int cells;                                                           // of each of a table's two histograms, or 0
@@ -57,7 +57,7 @@ template <class T> struct Problem {
   const Block* blocks;
   int64_t block_count, most_positives;
   int64_t slot_first, slot_stride;                                     // anchors the slots are kept for, from the first on
-  LossSlot* losses;
+  FunctorState* losses;
   const T* cotangents;                                                 // [V, A] of the running backward pass
   int loss_count, value_count;
   int64_t table_cells;                                                 // of all tables, both histograms
@@ -77,12 +77,12 @@ constexpr int kMostCentres = 64;                                       // of a c
 
 struct FunctorInfo {
   const char *name, *options;
-  int values, limits, sums, slopes, slot_limits, slot_sums, bytes, given;
-  bool slots, partners, table, centres;
+  int values, limits, sums, slopes, slot_limits, slot_sums, bytes, given_count;
+  bool has_slots, partners, table, centres;
   int search;
 };
 
-struct FunctorModule {                                                 // what a shared object made at run time hands over (functors.h)
+struct FunctorModule {                                                 // what a loss's header becomes (functors.h)
   const char *headers, *level;                                         // the hash of the headers, and the instruction set
   const void *f32, *f64;                                               // entries
   int count;                                                           // of each
@@ -92,7 +92,8 @@ struct FunctorModule {                                                 // what a
 template <class T> struct Kernels {                                    // what one instruction set offers for one number type
   const char* level;
   int (*functors)();
-  const char* (*append)(const void* entries, int count, int64_t bytes);   // to the functors; the reason against it, or nullptr
+  const FunctorModule* (*built_in)(int loss);                          // of csrc/losses, in order; nullptr behind the last
+  const char* (*append)(const void* entries, int count, int64_t bytes);   // to the functors; why not, or nullptr
   int lanes;
   FunctorInfo (*describe)(int functor);
   bool (*fits)(int functor, const double* options, unsigned char* into);

@@ -13,7 +13,7 @@
 
 #include "cpu/memory.h"
 #include "cpu/neighbours.h"
-#include "cpu/step.h"
+#include "cpu/levels.h"
 
 namespace dml {
 

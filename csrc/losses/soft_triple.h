@@ -1,7 +1,6 @@
 // SoftTriple: the similarity of a class is the mean of its centres' weighted by their softmax. Qian et al., ICCV 2019, eq. 5-7.
 #pragma once
-#include "losses/cosface.h"
-#include "losses/subcenter_arcface.h"
+#include "dml/centres.h"
 
 DML_BEGIN
 

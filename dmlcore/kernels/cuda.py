@@ -96,7 +96,7 @@ class CudaStep:
             options = getattr(cpu._plan, "options", {})
             self.workspace = options.get("workspace", WORKSPACE)
             try:
-                self.step: Any = module.Step(
+                self.step: Any = module.Pass(
                     anchors.shape[0],
                     None if references is None else references.shape[0],
                     anchors.shape[1],

@@ -1,4 +1,4 @@
-// One step of an ensemble on a GPU, as a binding sees it: device pointers, plain data and a stream in, error text out (nullptr:
+// One pass on a GPU, as a binding sees it: device pointers, plain data and a stream in, error text out (nullptr:
 // none). Nothing here allocates, waits for the device or needs CUDA's headers; every result has one writer or is a sum of whole
 // numbers, so that the same inputs give the same bits.
 //
