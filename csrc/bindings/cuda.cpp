@@ -25,14 +25,15 @@ using namespace pybind11::literals;
 
 namespace {
 
-using Side = std::tuple<uintptr_t, uintptr_t, uintptr_t, uintptr_t, uintptr_t, bool>;   // data, order, labels, unit, factors, normalise
-struct External {                      // a functor that was compiled at run time
+using Side =
+    std::tuple<uintptr_t, uintptr_t, uintptr_t, uintptr_t, uintptr_t, bool>;  // data, order, labels, unit, factors, normalise
+struct External {  // a functor that was compiled at run time
   std::string name;
   dml::CudaExternal functor;
   dml::CudaLauncher launcher;
 };
 using Named = std::variant<std::string, External>;
-using Requests = std::vector<std::tuple<Named, std::vector<double>, uintptr_t, uintptr_t>>;   // functor, options, given, windows
+using Requests = std::vector<std::tuple<Named, std::vector<double>, uintptr_t, uintptr_t>>;  // functor, options, given, windows
 
 void check(const char* error) {
   if (error) throw std::runtime_error(std::string("a CUDA kernel of dmlcore failed: ") + error);
@@ -41,8 +42,8 @@ void check(const char* error) {
 template <class T> T* at(uintptr_t address) { return reinterpret_cast<T*>(address); }
 
 dml::CudaSide side(const Side& given) {
-  return {at<const float>(std::get<0>(given)),   at<const int64_t>(std::get<1>(given)), at<const int64_t>(std::get<2>(given)),
-          at<float>(std::get<3>(given)), at<float>(std::get<4>(given)), std::get<5>(given)};
+  return {at<const float>(std::get<0>(given)), at<const int64_t>(std::get<1>(given)), at<const int64_t>(std::get<2>(given)),
+          at<float>(std::get<3>(given)),       at<float>(std::get<4>(given)),         std::get<5>(given)};
 }
 
 dml::CudaLoss loss(const std::string& name, const std::vector<double>& options) {
@@ -64,8 +65,9 @@ dml::CudaLoss loss(const std::string& name, const std::vector<double>& options) 
 dml::CudaLoss loss(const External& external, const std::vector<double>& options) {
   dml::CudaLoss found{};
   if (options.size() != size_t(external.functor.bytes) / sizeof(float) || size_t(external.functor.bytes) > sizeof found.options)
-    throw std::invalid_argument("functor '" + external.name + "' takes " + std::to_string(external.functor.bytes / sizeof(float)) +
-                                " options, got " + std::to_string(options.size()));
+    throw std::invalid_argument("functor '" + external.name + "' takes " +
+                                std::to_string(external.functor.bytes / sizeof(float)) + " options, got " +
+                                std::to_string(options.size()));
   for (size_t k = 0; k < options.size(); ++k) {
     const float value = float(options[k]);
     std::memcpy(found.options + k * sizeof value, &value, sizeof value);
@@ -78,9 +80,10 @@ class Pass {
  public:
   Pass(int64_t anchors, std::optional<int64_t> references, int64_t width, const Requests& requests, bool own,
        std::optional<int64_t> list_length, int64_t most_positives, int64_t workspace, int64_t rows, int64_t columns)
-      : requests_(requests) {                                          // losses point into the requests
-    problem_.shape = {anchors, references.value_or(anchors), width,          !references, list_length.has_value(), own,
-                      list_length.value_or(0),               most_positives, workspace,   rows,                    columns};
+      : requests_(requests) {  // losses point into the requests
+    problem_.shape = {anchors, references.value_or(anchors), width,          !references, list_length.has_value(),
+                      own,     list_length.value_or(0),      most_positives, workspace,   rows,
+                      columns};
     for (const auto& [named, options, given, windows] : requests_) {
       const auto& numbers = options;
       losses_.push_back(std::visit([&](const auto& functor) { return loss(functor, numbers); }, named));
@@ -89,7 +92,8 @@ class Pass {
       const dml::CudaLoss& last = losses_.back();
       value_count_ += last.external ? last.external->values : dml::cuda_functor(last.functor).values;
     }
-    if (const char* error = dml::cuda_plan(problem_.shape, losses_.data(), count(), &problem_.plan)) throw std::invalid_argument(error);
+    if (const char* error = dml::cuda_plan(problem_.shape, losses_.data(), count(), &problem_.plan))
+      throw std::invalid_argument(error);
   }
   int value_count() const { return value_count_; }
   int64_t table_cells() const { return problem_.plan.table_cells; }
@@ -109,14 +113,16 @@ class Pass {
                uintptr_t kept, uintptr_t stream) {
     problem_.anchors = side(anchors);
     problem_.references = side(references.value_or(anchors));
-    problem_.own = at<const int64_t>(own), problem_.starts = at<const int64_t>(starts), problem_.lists = at<const int64_t>(lists);
+    problem_.own = at<const int64_t>(own), problem_.starts = at<const int64_t>(starts),
+    problem_.lists = at<const int64_t>(lists);
     problem_.kept = at<void>(kept);
     check(dml::cuda_prepare(problem_, losses_.data(), count(), at<void>(stream)));
   }
   void forward(uintptr_t products, int64_t row0, int64_t rows, int64_t column0, int64_t columns, uintptr_t scratch,
                uintptr_t values, uintptr_t counts, uintptr_t stream) const {
-    check(dml::cuda_forward(problem_, losses_.data(), count(), {at<float>(products), nullptr, row0, rows, column0, columns, true},
-                            at<void>(scratch), at<float>(values), at<float>(counts), at<void>(stream)));
+    check(dml::cuda_forward(problem_, losses_.data(), count(),
+                            {at<float>(products), nullptr, row0, rows, column0, columns, true}, at<void>(scratch),
+                            at<float>(values), at<float>(counts), at<void>(stream)));
   }
   void finish(uintptr_t scratch, uintptr_t values, uintptr_t counts, uintptr_t tables, uintptr_t stream) const {
     check(dml::cuda_finish(problem_, losses_.data(), count(), at<void>(scratch), at<float>(values), at<float>(counts),
@@ -149,15 +155,15 @@ PYBIND11_MODULE(_cuda, m) {
                        uintptr_t launcher) {
              if (layout.size() != 10) throw std::invalid_argument("a layout has 10 numbers");
              return External{std::move(name),
-                             {at<void>(forward), at<void>(close), at<void>(backward), layout[0], layout[1], layout[2], layout[3],
-                              layout[4], layout[5], layout[6], layout[7] != 0, layout[8] != 0, layout[9] != 0},
+                             {at<void>(forward), at<void>(close), at<void>(backward), layout[0], layout[1], layout[2],
+                              layout[3], layout[4], layout[5], layout[6], layout[7] != 0, layout[8] != 0, layout[9] != 0},
                              reinterpret_cast<dml::CudaLauncher>(launcher)};
            }),
            "name"_a, "layout"_a, "forward"_a, "close"_a, "backward"_a, "launcher"_a)
       .def_property_readonly("values", [](const External& self) { return self.functor.values; });
   py::class_<Pass>(m, "Pass", py::module_local())
-      .def(py::init<int64_t, std::optional<int64_t>, int64_t, const Requests&, bool, std::optional<int64_t>, int64_t, int64_t, int64_t,
-                    int64_t>(),
+      .def(py::init<int64_t, std::optional<int64_t>, int64_t, const Requests&, bool, std::optional<int64_t>, int64_t, int64_t,
+                    int64_t, int64_t>(),
            "anchors"_a, "references"_a, "width"_a, "losses"_a, py::kw_only(), "own"_a = false, "list_length"_a = py::none(),
            "most_positives"_a = 0, "workspace"_a, "rows"_a = 0, "columns"_a = 0)
       .def_property_readonly("value_count", &Pass::value_count)
@@ -182,6 +188,6 @@ PYBIND11_MODULE(_cuda, m) {
   });
   dml::add_cuda_neighbours(m);
   m.attr("archs") = DML_ARCHS;
-  m.attr("headers") = DML_CUDA_HEADERS;                                // that functors compiled at run time must have
+  m.attr("headers") = DML_CUDA_HEADERS;  // that functors compiled at run time must have
   m.attr("runtime_version") = dml::cuda_runtime_version();
 }

@@ -18,7 +18,8 @@ template <class T> static void load_classes(const T* s, int64_t left, int64_t ce
   }
 }
 
-template <class F, class T> static void collect_centres(const F& f, const FunctorState& loss, const Strip<T>& strip, const Accumulators& acc) {
+template <class F, class T> static void collect_centres(const F& f, const FunctorState& loss, const Strip<T>& strip,
+                                                        const Accumulators& acc) {
   using V = typename Native<T>::V;
   using Limits = typename F::template Limits<V>;
   using Sums = typename F::template Sums<V>;

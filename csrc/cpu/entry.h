@@ -48,7 +48,8 @@ template <class F, class T> struct TableParts {
   static void weigh(const FunctorState& loss, const Problem<T>& p, int64_t, Positives<T> positives, const T*, T* slopes) {
     const F f = options_of<F>(loss);
     const T* table = p.table_slopes + loss.table_first;                // of positives
-    for (int64_t k = 0; k < positives.count; ++k) slopes[k] += table[int64_t(place(f, positives[k]))] * f.place_slope(positives[k]);
+    for (int64_t k = 0; k < positives.count; ++k)
+      slopes[k] += table[int64_t(place(f, positives[k]))] * f.place_slope(positives[k]);
   }
   static int cells(const unsigned char* options) {
     F f;
@@ -74,12 +75,26 @@ template <class T> struct Table {
     static_assert(sizeof(F) <= sizeof(FunctorState::options) && sizeof(F) % sizeof(T) == 0, "options are numbers of type T");
     static_assert(words_in(F::kOptions) * sizeof(T) == sizeof(F), "kOptions names every option, in the order of the members");
     static_assert(F::kValues >= 0 && F::kValues <= kMostValues, "a functor has at most 8 values per anchor");
-    static_assert(is_fields_of<typename P::Limits, T>() && is_fields_of<typename P::Sums, T>() && is_fields_of<typename P::Slopes, T>(),
-                  "the members of Limits, Sums and Slopes are of type V");
+    static_assert(
+        is_fields_of<typename P::Limits, T>() && is_fields_of<typename P::Sums, T>() && is_fields_of<typename P::Slopes, T>(),
+        "the members of Limits, Sums and Slopes are of type V");
     if (count == kMostFunctors) __builtin_trap();
     Entry<T>& e = entries[count++];
-    e.info = {name, F::kOptions, F::kValues, field_count<typename P::Limits, T>(), P::sums, field_count<typename P::Slopes, T>(),
-              field_count<typename P::Slot::Limits, T>(), P::slot_sums, int(sizeof(F)), GivenCount<F>::value, F::kSlots, HasPartners<F>::value, HasTable<F>::value, HasCentres<F>::value, SearchedEnds<F>::value};
+    e.info = {name,
+              F::kOptions,
+              F::kValues,
+              field_count<typename P::Limits, T>(),
+              P::sums,
+              field_count<typename P::Slopes, T>(),
+              field_count<typename P::Slot::Limits, T>(),
+              P::slot_sums,
+              int(sizeof(F)),
+              GivenCount<F>::value,
+              F::kSlots,
+              HasPartners<F>::value,
+              HasTable<F>::value,
+              HasCentres<F>::value,
+              SearchedEnds<F>::value};
     e.fits = P::fits;
     if constexpr (!HasTable<F>::value) {
       e.start = P::start, e.open = P::open, e.begin = P::begin, e.flush_rows = P::flush_rows;
@@ -90,7 +105,8 @@ template <class T> struct Table {
     e.tabulate = nullptr, e.cells = [](const unsigned char*) { return 0; };
     if constexpr (HasTable<F>::value) {
       using Q = TableParts<F, T>;
-      e.start = Q::start, e.open = Q::open, e.begin = Q::begin, e.flush_rows = Q::flush_rows, e.flush_columns = Q::flush_columns;
+      e.start = Q::start, e.open = Q::open, e.begin = Q::begin, e.flush_rows = Q::flush_rows,
+      e.flush_columns = Q::flush_columns;
       e.merge = Q::merge, e.close = Q::close, e.weigh = Q::weigh, e.tabulate = Q::tabulate, e.cells = Q::cells;
     }
     e.row_bytes = P::sums * sizeof(V), e.column_fields = P::sums;

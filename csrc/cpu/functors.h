@@ -21,7 +21,7 @@ DML_BEGIN
 template <class List, class T> static const Table<T>& listed() {
   static Table<T>* table = nullptr;                                    // asked for under a lock
   if (!table) {
-    static Table<T> space;                                             // only the pages of the functors there are become memory
+    static Table<T> space;  // only the pages of the functors there are become memory
     List::list(space);
     table = &space;
   }
@@ -38,7 +38,7 @@ template <class List> static const FunctorModule* functor_module() {
 
 DML_END
 
-#define DML_FUNCTORS(name)                                                                             \
-  extern "C" __attribute__((visibility("default"))) const dml::FunctorModule* dml_functor_module() {   \
-    return dml::functor_module<dml::name##_functors>();                                                \
+#define DML_FUNCTORS(name)                                                                           \
+  extern "C" __attribute__((visibility("default"))) const dml::FunctorModule* dml_functor_module() { \
+    return dml::functor_module<dml::name##_functors>();                                              \
   }

@@ -1,14 +1,14 @@
 // One instruction set's kernels: compiled once per level with -DDML_LEVEL and that level's flags. The planner hands in plain
 // data (problem.h); forward fills values and counts and leaves sums behind, backward turns cotangents into gradients.
-#include <cstring>
 #include <omp.h>
+#include <cstring>
 
 #include "cpu/tiles.h"
 #include "dml_losses.h"                                                // DML_LOSSES(use): the headers of csrc/losses
 
 DML_BEGIN
 
-constexpr int64_t kManyPositives = 32;                                 // slots add that often per column: float32 needs relief every tile
+constexpr int64_t kManyPositives = 32;  // slots add that often per column: float32 needs relief every tile
 
 // The functors of this level. Passes may be running while a plugin's join: what is there never moves.
 template <class T> static Table<T>& table() {
@@ -30,7 +30,7 @@ template <class T> static const char* append(const void* entries, int count, int
   return nullptr;
 }
 
-#define DML_DECLARE(loss) const FunctorModule* loss##_module();        // loss.cpp
+#define DML_DECLARE(loss) const FunctorModule* loss##_module();  // loss.cpp
 #define DML_ADDRESS(loss) loss##_module,
 DML_LOSSES(DML_DECLARE)
 static const FunctorModule* built_in(int loss) {
@@ -73,7 +73,7 @@ static void wait_for_all(int threads) {
 template <class T> static void forward(const Problem<T>& problem, T* values, T* counts) {
   const Entry<T>* entries = table<T>().entries;
   in_threads(problem, [&](const Problem<T>& p, int thread) {
-    const int totals = p.triangle ? p.threads : 1;                     // without a triangle every anchor has one thread
+    const int totals = p.triangle ? p.threads : 1;  // without a triangle every anchor has one thread
     Scratch<T> s = scratch_of(p, entries, thread);
     for (int l = 0; l < p.loss_count; ++l) {
       if (thread < totals) entries[p.losses[l].functor].start(p.losses[l], p, thread);
@@ -94,7 +94,7 @@ template <class T> static void forward(const Problem<T>& problem, T* values, T* 
     }
     wait_for_all(p.threads);
     int64_t rows_of = -1, rows_count = 0;
-    auto flush = [&](bool last) {                                      // bins need no relief before the last tile of their rows
+    auto flush = [&](bool last) {  // bins need no relief before the last tile of their rows
       if (rows_of < 0) return;
       for (int l = 0; l < p.loss_count; ++l)
         if (last || !p.losses[l].search)
@@ -123,7 +123,8 @@ template <class T> static void forward(const Problem<T>& problem, T* values, T* 
     }
     flush(true);
     wait_for_all(p.threads);
-    const int64_t rows = p.row1 - p.row0, from = p.row0 + rows * thread / p.threads, to = p.row0 + rows * (thread + 1) / p.threads;
+    const int64_t rows = p.row1 - p.row0, from = p.row0 + rows * thread / p.threads,
+                  to = p.row0 + rows * (thread + 1) / p.threads;
     for (int l = 0; l < p.loss_count; ++l) entries[p.losses[l].functor].merge(p.losses[l], p, from, to, totals);
     wait_for_all(p.threads);
     for (int64_t k = 0; k < p.block_count; ++k) {
@@ -146,11 +147,12 @@ template <class T> static void forward(const Problem<T>& problem, T* values, T* 
   });
 }
 
-template <class T> static void backward(const Problem<T>& problem, const T* cotangents, T* grad_anchors, T* grad_references, T* private_grads) {
+template <class T> static void backward(const Problem<T>& problem, const T* cotangents, T* grad_anchors, T* grad_references,
+                                        T* private_grads) {
   const Entry<T>* entries = table<T>().entries;
   in_threads(problem, [&](const Problem<T>& p, int thread) {
     const bool rows_own = !p.triangle && p.row_owner_backward;
-    const int64_t private_rows = p.self ? p.A : (rows_own ? p.N : p.A);   // the side whose gradient every thread adds to
+    const int64_t private_rows = p.self ? p.A : (rows_own ? p.N : p.A);  // the side whose gradient every thread adds to
     Scratch<T> s = scratch_of(p, entries, thread);
     T* mine = thread == 0 ? nullptr : private_grads + (thread - 1) * private_rows * p.D;
     if (mine) memset(mine, 0, private_rows * p.D * sizeof(T));
@@ -228,12 +230,14 @@ template <class T> static void backward(const Problem<T>& problem, const T* cota
           entries[p.losses[l].functor].slope[p.triangle](p.losses[l], seen(p, p.losses[l], strip, s));
         }
       });
-      gemm(p, Form::nn, rows, p.D, columns, s.slopes, ld, p.references + t.j0 * p.D, p.D, true, to_anchors + t.i0 * p.D, p.D, s.gemm);
+      gemm(p, Form::nn, rows, p.D, columns, s.slopes, ld, p.references + t.j0 * p.D, p.D, true, to_anchors + t.i0 * p.D, p.D,
+           s.gemm);
       if (to_references)
-        gemm(p, Form::tn, columns, p.D, rows, s.slopes, ld, p.anchors + t.i0 * p.D, p.D, true, to_references + t.j0 * p.D, p.D, s.gemm);
+        gemm(p, Form::tn, columns, p.D, rows, s.slopes, ld, p.anchors + t.i0 * p.D, p.D, true, to_references + t.j0 * p.D, p.D,
+             s.gemm);
     }
     wait_for_all(p.threads);
-    if (p.threads > 1 && private_grads) {                              // in the threads' order: the same bits every time
+    if (p.threads > 1 && private_grads) {  // in the threads' order: the same bits every time
       T* total = p.self || !rows_own ? grad_anchors : grad_references;
       const int64_t cells = private_rows * p.D, from = cells * thread / p.threads, to = cells * (thread + 1) / p.threads;
       if (total)
@@ -243,25 +247,25 @@ template <class T> static void backward(const Problem<T>& problem, const T* cota
   });
 }
 
-template <class T> static void gather(const T* from, int64_t stride, const int64_t* order, int64_t rows, int64_t width, bool normalise, T* to,
-                                      T* norms, bool* broken, int threads) {
+template <class T> static void gather(const T* from, int64_t stride, const int64_t* order, int64_t rows, int64_t width,
+                                      bool normalise, T* to, T* norms, bool* broken, int threads) {
 #pragma omp parallel for num_threads(threads) schedule(static) if (threads > 1)
   for (int64_t i = 0; i < rows; ++i) {
     const T* x = from + order[i] * stride;
-    double square = 0;                                                 // double: 1e20 is no infinity
+    double square = 0;  // double: 1e20 is no infinity
 #pragma omp simd reduction(+ : square)
     for (int64_t k = 0; k < width; ++k) square += double(x[k]) * double(x[k]);
     broken[i] = !(square < __builtin_inf());
     const double norm = __builtin_sqrt(square);
-    const T factor = !normalise ? T(1) : norm > 1e-12 ? T(1 / norm) : T(0);   // a zero vector stays zero
+    const T factor = !normalise ? T(1) : norm > 1e-12 ? T(1 / norm) : T(0);  // a zero vector stays zero
     norms[i] = factor;
     for (int64_t k = 0; k < width; ++k) to[i * width + k] = x[k] * factor;
   }
 }
 
 // The gradient of the raw vectors, in their own order: normalising removes the radial part and divides by the norm.
-template <class T> static void scatter(T* grad, const T* unit, const T* norms, const int64_t* order, int64_t rows, int64_t width,
-                                       bool normalise, T* to, int64_t stride, bool adds, int threads) {
+template <class T> static void scatter(T* grad, const T* unit, const T* norms, const int64_t* order, int64_t rows,
+                                       int64_t width, bool normalise, T* to, int64_t stride, bool adds, int threads) {
 #pragma omp parallel for num_threads(threads) schedule(static) if (threads > 1)
   for (int64_t i = 0; i < rows; ++i) {
     const T *g = grad + i * width, *x = unit + i * width;
@@ -279,9 +283,13 @@ template <class T> static FunctorInfo describe(int functor) { return table<T>().
 template <class T> static bool fits(int functor, const double* options, unsigned char* into) {
   return table<T>().entries[functor].fits(options, into);
 }
-template <class T> static int cells(int functor, const unsigned char* options) { return table<T>().entries[functor].cells(options); }
+template <class T> static int cells(int functor, const unsigned char* options) {
+  return table<T>().entries[functor].cells(options);
+}
 template <class T> static Kernels<T> kernels(const char* name) {
-  return {name, functors<T>, built_in, append<T>, Native<T>::lanes, describe<T>, fits<T>, cells<T>, fraction_unit<T>(), cells_above, scratch_bytes<T>, gather<T>, scatter<T>, forward<T>, backward<T>};
+  return {name,       functors<T>, built_in,           append<T>,   Native<T>::lanes, describe<T>,
+          fits<T>,    cells<T>,    fraction_unit<T>(), cells_above, scratch_bytes<T>, gather<T>,
+          scatter<T>, forward<T>,  backward<T>};
 }
 
 DML_END

@@ -4,7 +4,7 @@
 #include <utility>
 #if __has_include("dml_build.h")
 #include "dml_build.h"
-#else                                                                  // no build by setup.py: functors of a run time never fit
+#else  // no build by setup.py: functors of a run time never fit
 #define DML_HEADERS ""
 #define DML_FLAGS ""
 #define DML_LEVEL_FLAGS {"", ""}
@@ -87,7 +87,7 @@ std::vector<Functor> functors() {
 
 std::vector<std::string> functor_names(const FunctorModule& module) {
   std::vector<std::string> out;
-  for (int k = 0; k < module.count; ++k) {                             // an entry begins with its description
+  for (int k = 0; k < module.count; ++k) {  // an entry begins with its description
     const auto* info = reinterpret_cast<const FunctorInfo*>(static_cast<const char*>(module.f32) + k * module.bytes32);
     if (out.empty() || out.back() != info->name) out.push_back(info->name);
   }

@@ -54,7 +54,8 @@ std::vector<int64_t> own_of(const Relations& relations, const Order& anchors, co
   return own;
 }
 
-Classes classes_of_lists(const Relations& relations, const std::vector<int64_t>& own, int64_t references, int64_t stride, int threads) {
+Classes classes_of_lists(const Relations& relations, const std::vector<int64_t>& own, int64_t references, int64_t stride,
+                         int threads) {
   const int64_t rows = int64_t(own.size()), *starts = relations.starts, *lists = relations.lists;
   Classes out;
   out.row_first.assign(rows, 0), out.row_last.assign(rows, 0), out.positives.assign(stride, 0);
@@ -75,7 +76,8 @@ Classes classes_of_lists(const Relations& relations, const std::vector<int64_t>&
   return out;
 }
 
-Classes classes_of(const Order& anchors, const Order& references, const std::vector<int64_t>& own, int64_t stride, int threads) {
+Classes classes_of(const Order& anchors, const Order& references, const std::vector<int64_t>& own, int64_t stride,
+                   int threads) {
   const std::vector<int64_t>&labels = anchors.labels, &theirs = references.labels;
   const int64_t rows = int64_t(labels.size());
   Classes out;

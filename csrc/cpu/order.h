@@ -11,20 +11,21 @@
 
 namespace dml {
 
-struct Order {                         // the rows of an input by label
+struct Order {  // the rows of an input by label
   std::vector<int64_t> order, labels;
 };
-using Orders = std::map<std::tuple<const int64_t*, int64_t, bool>, std::shared_ptr<const Order>>;   // of the passes of one step
+using Orders = std::map<std::tuple<const int64_t*, int64_t, bool>, std::shared_ptr<const Order>>;  // of the passes of one step
 
-struct Relations {                     // besides equal labels
-  const int64_t* own = nullptr;        // [A]: the reference that is the anchor itself, or -1: never a pair
-  const int64_t *starts = nullptr, *lists = nullptr;   // positives of anchor i: lists[starts[i]..starts[i + 1]), ascending; must outlive
+struct Relations {  // besides equal labels
+  const int64_t* own = nullptr;  // [A]: the reference that is the anchor itself, or -1: never a pair
+  const int64_t *starts = nullptr,
+                *lists = nullptr;  // positives of anchor i: lists[starts[i]..starts[i + 1]), ascending; must outlive
 };
 
-struct Classes {                       // per anchor, in class order
+struct Classes {  // per anchor, in class order
   std::vector<int64_t> row_first, row_last, positives;
   std::vector<Block> blocks;
-  int64_t stored_positives = 0;        // similarities of positives that are kept from forward to backward
+  int64_t stored_positives = 0;  // similarities of positives that are kept from forward to backward
 };
 
 // By label, or as they are. What was ordered before is not ordered again.
@@ -35,6 +36,7 @@ std::vector<int64_t> own_of(const Relations& relations, const Order& anchors, co
 
 // `stride` is the length of per-anchor arrays. Lists throw std::invalid_argument where they are not ascending.
 Classes classes_of(const Order& anchors, const Order& references, const std::vector<int64_t>& own, int64_t stride, int threads);
-Classes classes_of_lists(const Relations& relations, const std::vector<int64_t>& own, int64_t references, int64_t stride, int threads);
+Classes classes_of_lists(const Relations& relations, const std::vector<int64_t>& own, int64_t references, int64_t stride,
+                         int threads);
 
 }  // namespace dml

@@ -89,8 +89,19 @@ Outline outline_of(const Rows& anchors, const Rows* references, int64_t width, c
   out.classes = by_label ? classes_of(*out.anchors, *out.references, out.own, out.stride, out.threads)
                          : classes_of_lists(relations, out.own, out.N, out.stride, out.threads);
   add_functors<T>(calls, out);
-  const PlanInput input{out.A,         out.N,     out.stride,  out.self,    !by_label,    out.has_windows, out.has_partners,
-                        out.threads,   sizeof(T), out.centres, out.classes, out.functors, current_kernels<T>().search_cells};
+  const PlanInput input{out.A,
+                        out.N,
+                        out.stride,
+                        out.self,
+                        !by_label,
+                        out.has_windows,
+                        out.has_partners,
+                        out.threads,
+                        sizeof(T),
+                        out.centres,
+                        out.classes,
+                        out.functors,
+                        current_kernels<T>().search_cells};
   out.plan = make_plan(input, request);
   for (FunctorState& state : out.functors) {
     if (!out.plan.searches) state.search = 0;                          // the kernels then compare
@@ -127,8 +138,8 @@ template <class T> std::vector<std::pair<std::string, int64_t>> summary(const Ou
   int64_t limits = 0, sums = 0;
   for (const FunctorState& f : o.functors) limits += f.limits, sums += f.sums;
   const int64_t vectors = (o.A + others) * (o.D + 1);
-  const int64_t numbers = vectors + (limits + sums) * o.stride + plan.stored_cells + o.classes.stored_positives + plan.slot_cells +
-                          o.given_fields * o.stride;
+  const int64_t numbers = vectors + (limits + sums) * o.stride + plan.stored_cells + o.classes.stored_positives +
+                          plan.slot_cells + o.given_fields * o.stride;
   const int64_t kept = numbers * number + int64_t(sizeof(int64_t)) * 7 * (o.A + others) +
                        int64_t(plan.tiles.size() * sizeof(Tile) + o.classes.blocks.size() * sizeof(Block));
   const int64_t scratch = current_kernels<T>().scratch_bytes(problem_of<T>(o)) * o.threads +
@@ -153,8 +164,10 @@ template <class T> std::vector<std::pair<std::string, int64_t>> summary(const Ou
           {"backward_bytes", scratch + backward * number}};
 }
 
-template Outline outline_of<float>(const Rows&, const Rows*, int64_t, const std::vector<FunctorCall>&, const Relations&, const PlanRequest&, Orders&);
-template Outline outline_of<double>(const Rows&, const Rows*, int64_t, const std::vector<FunctorCall>&, const Relations&, const PlanRequest&, Orders&);
+template Outline outline_of<float>(const Rows&, const Rows*, int64_t, const std::vector<FunctorCall>&, const Relations&,
+                                   const PlanRequest&, Orders&);
+template Outline outline_of<double>(const Rows&, const Rows*, int64_t, const std::vector<FunctorCall>&, const Relations&,
+                                    const PlanRequest&, Orders&);
 template int64_t search_cells_of<float>(const FunctorState&, int64_t);
 template int64_t search_cells_of<double>(const FunctorState&, int64_t);
 template Problem<float> problem_of<float>(const Outline&);

@@ -12,12 +12,12 @@ namespace dml {
 struct FunctorCall {
   std::string functor;
   std::vector<double> options;
-  const void* given = nullptr;         // T [K, A] in the caller's order, copied by a pass
-  const void* windows = nullptr;       // T [4, A], the same: lowest and highest positive, lowest and highest negative that count
+  const void* given = nullptr;  // T [K, A] in the caller's order, copied by a pass
+  const void* windows = nullptr;  // T [4, A], the same: lowest and highest positive, lowest and highest negative that count
 };
 
-struct Rows {                          // of one side, in any order
-  const int64_t* labels = nullptr;     // not read where positives are listed
+struct Rows {  // of one side, in any order
+  const int64_t* labels = nullptr;  // not read where positives are listed
   int64_t rows = 0;
 };
 
@@ -26,7 +26,7 @@ struct Outline {
   bool self = false, has_windows = false, has_partners = false;
   int threads = 1;
   Relations relations;
-  std::shared_ptr<const Order> anchors, references;                    // the same for a batch with itself
+  std::shared_ptr<const Order> anchors, references;  // the same for a batch with itself
   std::vector<int64_t> own;
   Classes classes;
   std::vector<FunctorState> functors;
@@ -34,7 +34,7 @@ struct Outline {
   int64_t table_cells = 0, slope_cells = 0, given_fields = 0, centres = 1;
   Plan plan;
 
-  double work() const { return double(A) * double(N) * double(D); }    // multiplications of one product of all similarities
+  double work() const { return double(A) * double(N) * double(D); }  // multiplications of one product of all similarities
 };
 
 // T is the type of the pass's numbers. Throws std::invalid_argument for functors, options or relations that do not fit.

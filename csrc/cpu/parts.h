@@ -79,14 +79,19 @@ template <class F, class T> struct Parts {
     }
     if constexpr (F::kSlots)
       for (int64_t k = 0, slots = loss.search ? p.positives[i] : p.most_positives; k < slots; ++k)
-        scatter_fields<T>(k < positives.count ? f.open_slot(positives[k]) : f.absent_slot(), slot_limits_at(loss, p, i, k), slot_field(p));
+        scatter_fields<T>(k < positives.count ? f.open_slot(positives[k]) : f.absent_slot(), slot_limits_at(loss, p, i, k),
+                          slot_field(p));
     if constexpr (SearchedEnds<F>::value > 0)
       if (loss.search) sort_ends(f, loss, p, i, p.positives[i]);
   }
 
   // Slots by search. Sorted ends of the anchor's intervals, then what cannot be reached up to a power of two less one.
-  static T* breaks_at(const FunctorState& l, const Problem<T>& p, int64_t i) { return static_cast<T*>(l.breaks_at) + (i - p.slot_first) * l.search_cells; }
-  static T* tallies_at(const FunctorState& l, const Problem<T>& p, int64_t i) { return static_cast<T*>(l.bins_at) + (i - p.slot_first) * l.search_cells; }
+  static T* breaks_at(const FunctorState& l, const Problem<T>& p, int64_t i) {
+    return static_cast<T*>(l.breaks_at) + (i - p.slot_first) * l.search_cells;
+  }
+  static T* tallies_at(const FunctorState& l, const Problem<T>& p, int64_t i) {
+    return static_cast<T*>(l.bins_at) + (i - p.slot_first) * l.search_cells;
+  }
   static void sort_ends(const F& f, const FunctorState& loss, const Problem<T>& p, int64_t i, int64_t count) {
     T* breaks = breaks_at(loss, p, i);
     int64_t ends = 0;
@@ -102,7 +107,8 @@ template <class F, class T> struct Parts {
     return f.interval(gather_fields<typename Slot::Limits, T>(slot_limits_at(loss, p, i, k), slot_field(p)));
   }
   // From the bins of one anchor what comparing would have found, and how many intervals hold each bin.
-  static void settle(const F& f, const FunctorState& loss, const Problem<T>& p, Bin* bins, int64_t i, Totals& total, int thread) {
+  static void settle(const F& f, const FunctorState& loss, const Problem<T>& p, Bin* bins, int64_t i, Totals& total,
+                     int thread) {
     const int64_t count = p.positives[i], ends = count * loss.search;
     const Search<T> search(breaks_at(loss, p, i), cells_above(ends));
     T* tallies = tallies_at(loss, p, i);
@@ -121,12 +127,13 @@ template <class F, class T> struct Parts {
         if (from[q] < to[q]) {
           inside = bins[last[q]];
           if constexpr (SearchedEnds<F>::value == 2) inside -= bins[first[q]];
-          tallies[above[q]] += 1;                                      // the first bin inside; after the last one it is taken away
+          tallies[above[q]] += 1;  // the first bin inside; after the last one it is taken away
           if (last[q] < ends) tallies[last[q] + 1] -= 1;
         }
         T* slot = slot_totals_at(loss, p, thread, i, k0 + q);
         auto sum = gather_fields<typename Slot::Sums, T>(slot, slot_field(p));
-        f.gather(gather_fields<typename Slot::Limits, T>(slot_limits_at(loss, p, i, k0 + q), slot_field(p)), inside[0], inside[1], total, sum);
+        f.gather(gather_fields<typename Slot::Limits, T>(slot_limits_at(loss, p, i, k0 + q), slot_field(p)), inside[0],
+                 inside[1], total, sum);
         scatter_fields<T>(sum, slot, slot_field(p));
       }
     }
@@ -160,7 +167,8 @@ template <class F, class T> struct Parts {
       } else {
         T* at = reinterpret_cast<T*>(acc.column_slots);
         for (int c = 0; c < slot_sums; ++c)
-          for (int64_t k = 0; k < p.most_positives * p.tile_columns; ++k) at[c * p.most_positives * p.tile_columns + k] = one[c];
+          for (int64_t k = 0; k < p.most_positives * p.tile_columns; ++k)
+            at[c * p.most_positives * p.tile_columns + k] = one[c];
       }
     }
   }
@@ -170,7 +178,8 @@ template <class F, class T> struct Parts {
     f.merge(part, total);
     scatter_fields<double>(total, at, p.stride);
   }
-  static void flush_rows(const FunctorState& loss, const Problem<T>& p, const Accumulators& acc, int64_t i0, int64_t rows, int thread) {
+  static void flush_rows(const FunctorState& loss, const Problem<T>& p, const Accumulators& acc, int64_t i0, int64_t rows,
+                         int thread) {
     const F f = options_of<F>(loss);
     const WideSums* at = reinterpret_cast<const WideSums*>(acc.rows);
     for (int64_t r = 0; r < rows; ++r) {
@@ -178,7 +187,8 @@ template <class F, class T> struct Parts {
       Totals total = gather_fields<Totals, double>(to, p.stride);
       for (int q = 0; q < lanes; ++q) f.merge(lane<Sums, WideSums, V, T>(at[r], q), total);
       if constexpr (SearchedEnds<F>::value > 0)
-        if (loss.search) settle(f, loss, p, reinterpret_cast<Bin*>(acc.row_slots) + r * loss.search_cells, i0 + r, total, thread);
+        if (loss.search)
+          settle(f, loss, p, reinterpret_cast<Bin*>(acc.row_slots) + r * loss.search_cells, i0 + r, total, thread);
       scatter_fields<double>(total, to, p.stride);
       if constexpr (F::kSlots) {
         if (loss.search) continue;
@@ -186,13 +196,15 @@ template <class F, class T> struct Parts {
         for (int64_t k = 0; k < p.positives[i0 + r]; ++k) {
           T* slot = slot_totals_at(loss, p, thread, i0 + r, k);
           auto sum = gather_fields<typename Slot::Sums, T>(slot, slot_field(p));
-          for (int q = 0; q < lanes; ++q) f.merge_slot(lane<typename Slot::Sums, typename Slot::WideSums, V, T>(slots[k], q), sum);
+          for (int q = 0; q < lanes; ++q)
+            f.merge_slot(lane<typename Slot::Sums, typename Slot::WideSums, V, T>(slots[k], q), sum);
           scatter_fields<T>(sum, slot, slot_field(p));
         }
       }
     }
   }
-  static void flush_columns(const FunctorState& loss, const Problem<T>& p, const Accumulators& acc, int64_t j0, int64_t columns, int thread) {
+  static void flush_columns(const FunctorState& loss, const Problem<T>& p, const Accumulators& acc, int64_t j0, int64_t columns,
+                            int thread) {
     const F f = options_of<F>(loss);
     const T* at = reinterpret_cast<const T*>(acc.columns);
     for (int64_t j = 0; j < columns; ++j) add_total(f, loss, p, gather_fields<Sums, T>(at + j, p.tile_columns), j0 + j, thread);
@@ -202,7 +214,8 @@ template <class F, class T> struct Parts {
         for (int64_t k = 0; k < p.positives[j0 + j]; ++k) {
           T* slot = slot_totals_at(loss, p, thread, j0 + j, k);
           auto sum = gather_fields<typename Slot::Sums, T>(slot, slot_field(p));
-          f.merge_slot(gather_fields<typename Slot::Sums, T>(slots + k * p.tile_columns + j, p.most_positives * p.tile_columns), sum);
+          f.merge_slot(gather_fields<typename Slot::Sums, T>(slots + k * p.tile_columns + j, p.most_positives * p.tile_columns),
+                       sum);
           scatter_fields<T>(sum, slot, slot_field(p));
         }
     }
@@ -231,12 +244,16 @@ template <class F, class T> struct Parts {
   static auto partner_of(const FunctorState& loss, const Problem<T>& p, int64_t i) {
     return [&loss, &p, i](int64_t k) { return gather_fields<Sums, T>(sums_at(loss, partner_index(p, i, k)), p.stride); };
   }
-  struct Slots {                                                       // the slots of one anchor, as a functor sees them
+  struct Slots {  // the slots of one anchor, as a functor sees them
     const FunctorState& loss;
     const Problem<T>& p;
     int64_t i;
-    auto operator()(int64_t k) const { return gather_fields<typename Slot::Sums, T>(slot_sums_at(loss, p, i, k), slot_field(p)); }
-    void put(int64_t k, const typename Slot::Sums& sums) const { scatter_fields<T>(sums, slot_sums_at(loss, p, i, k), slot_field(p)); }
+    auto operator()(int64_t k) const {
+      return gather_fields<typename Slot::Sums, T>(slot_sums_at(loss, p, i, k), slot_field(p));
+    }
+    void put(int64_t k, const typename Slot::Sums& sums) const {
+      scatter_fields<T>(sums, slot_sums_at(loss, p, i, k), slot_field(p));
+    }
   };
   static void close(const FunctorState& loss, const Problem<T>& p, int64_t i, Positives<T> positives, T* values, T* counts) {
     const F f = options_of<F>(loss);
@@ -251,7 +268,8 @@ template <class F, class T> struct Parts {
     }
   }
   // Also adds the slopes of the positives to `slopes`, one per positive.
-  static void weigh(const FunctorState& loss, const Problem<T>& p, int64_t i, Positives<T> positives, const T* cotangents, T* slopes) {
+  static void weigh(const FunctorState& loss, const Problem<T>& p, int64_t i, Positives<T> positives, const T* cotangents,
+                    T* slopes) {
     const F f = options_of<F>(loss);
     const Limits limits = gather_fields<Limits, T>(limits_at(loss, i), p.stride);
     const Sums sums = gather_fields<Sums, T>(sums_at(loss, i), p.stride);
@@ -263,8 +281,9 @@ template <class F, class T> struct Parts {
       else
         for (int64_t k = 0; k < positives.count; ++k) slopes[k] += f.slope_positive(positives[k], w, slots(k));
       if constexpr (Reweighs<F>::value)
-        for (int64_t k = 0; k < positives.count; ++k)                  // from open_slot again: backward may run twice
-          scatter_fields<T>(f.reweigh_slot(f.open_slot(positives[k]), slots(k), w, positives[k]), slot_limits_at(loss, p, i, k), slot_field(p));
+        for (int64_t k = 0; k < positives.count; ++k)  // from open_slot again: backward may run twice
+          scatter_fields<T>(f.reweigh_slot(f.open_slot(positives[k]), slots(k), w, positives[k]), slot_limits_at(loss, p, i, k),
+                            slot_field(p));
     } else if constexpr (HasPartners<F>::value) {
       auto theirs = [&](int64_t k) { return Cotangents<T>{p.cotangents + loss.value_row * p.A + partner_index(p, i, k), p.A}; };
       auto partner = partner_of(loss, p, i);

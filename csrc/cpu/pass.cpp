@@ -22,15 +22,15 @@ template <class T> struct Side {                                       // anchor
     unit.resize(in.rows * width);
     norms.resize(in.rows);
     broken.resize(in.rows);
-    kernels.gather(static_cast<const T*>(in.data), in.stride, order, in.rows, width, in.normalise, unit.data(), norms.data(), broken.data(),
-                   threads);
+    kernels.gather(static_cast<const T*>(in.data), in.stride, order, in.rows, width, in.normalise, unit.data(), norms.data(),
+                   broken.data(), threads);
   }
 };
 
 template <class T> class Pass final : public PassBase {
  public:
-  Pass(const Input& anchors, const Input* references, int64_t width, const std::vector<FunctorCall>& calls, const Relations& relations,
-       const PlanRequest& request, Orders& orders)
+  Pass(const Input& anchors, const Input* references, int64_t width, const std::vector<FunctorCall>& calls,
+       const Relations& relations, const PlanRequest& request, Orders& orders)
       : kernels_(current_kernels<T>()), outline_(outlined(anchors, references, width, calls, relations, request, orders)),
         normalise_anchors_(anchors.normalise), normalise_references_(references ? references->normalise : anchors.normalise),
         p_(problem_of<T>(outline_)) {
@@ -99,8 +99,8 @@ template <class T> class Pass final : public PassBase {
   void deliver(const Gradient& anchors, const Gradient& references) override {
     const auto put = [&](Buffer<T>& grads, const Side<T>& side, int64_t rows, bool normalise, const Gradient& to) {
       if (to.data && rows > 0)
-        kernels_.scatter(grads.data(), side.unit.data(), side.norms.data(), side.order, rows, p_.D, normalise, static_cast<T*>(to.data),
-                         to.stride, to.adds, p_.threads);
+        kernels_.scatter(grads.data(), side.unit.data(), side.norms.data(), side.order, rows, p_.D, normalise,
+                         static_cast<T*>(to.data), to.stride, to.adds, p_.threads);
       grads.reset();
     };
     put(anchor_grads_, anchors_, p_.A, normalise_anchors_, anchors);
@@ -199,7 +199,8 @@ template <class T> class Pass final : public PassBase {
     p_.row0 = chunk.row0, p_.row1 = chunk.row1;
     p_.tiles = outline_.plan.tiles.data() + chunk.tile0, p_.tile_count = chunk.tile1 - chunk.tile0;
     p_.blocks = outline_.classes.blocks.data() + chunk.block0, p_.block_count = chunk.block1 - chunk.block0;
-    p_.slot_first = chunk.row0, p_.slot_stride = rounded(chunk.row1 - chunk.row0, 16) + 16, p_.most_positives = chunk.most_positives;
+    p_.slot_first = chunk.row0, p_.slot_stride = rounded(chunk.row1 - chunk.row0, 16) + 16,
+    p_.most_positives = chunk.most_positives;
     const int64_t field = p_.most_positives * p_.slot_stride;
     T* at = slots_.data();
     for (FunctorState& f : outline_.functors) {
@@ -234,8 +235,8 @@ template <class T> class Pass final : public PassBase {
 }  // namespace
 
 std::unique_ptr<PassBase> make_pass(bool is_double, const Input& anchors, const Input* references, int64_t width,
-                                    const std::vector<FunctorCall>& calls, const Relations& relations, const PlanRequest& request,
-                                    Orders& orders) {
+                                    const std::vector<FunctorCall>& calls, const Relations& relations,
+                                    const PlanRequest& request, Orders& orders) {
   if (is_double) return std::make_unique<Pass<double>>(anchors, references, width, calls, relations, request, orders);
   return std::make_unique<Pass<float>>(anchors, references, width, calls, relations, request, orders);
 }

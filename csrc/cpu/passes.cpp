@@ -11,7 +11,7 @@ namespace dml {
 
 namespace {
 
-constexpr double kTeamWork = 2e6;                                      // multiplications of whole passes that a further thread is worth
+constexpr double kTeamWork = 2e6;  // multiplications of whole passes that a further thread is worth
 
 // Adding to zeros where passes share columns in part, or leave some out; else the first one at its columns writes them.
 bool tiles_exactly(const std::vector<std::pair<int64_t, int64_t>>& columns, int64_t width) {
@@ -30,13 +30,14 @@ bool tiles_exactly(const std::vector<std::pair<int64_t, int64_t>>& columns, int6
 
 Passes::Passes(bool is_double, const std::vector<PassRequest>& passes, int terms, const PlanRequest& request)
     : is_double_(is_double), terms_(terms) {
-  Orders orders;                                                       // heads of one batch are ordered once
+  Orders orders;  // heads of one batch are ordered once
   for (const PassRequest& asked : passes) {
     Part part;
-    part.pass = make_pass(is_double, asked.anchors, asked.has_references ? &asked.references : nullptr, asked.width, asked.calls,
-                          asked.relations, request, orders);
+    part.pass = make_pass(is_double, asked.anchors, asked.has_references ? &asked.references : nullptr, asked.width,
+                          asked.calls, asked.relations, request, orders);
     part.owners = asked.owners;
-    if (part.owners.size() != size_t(part.pass->outline().value_count)) throw std::invalid_argument("owners must be one per value");
+    if (part.owners.size() != size_t(part.pass->outline().value_count))
+      throw std::invalid_argument("owners must be one per value");
     for (int owner : part.owners)
       if (owner < -1 || owner >= terms) throw std::invalid_argument("owners must be terms, or -1");
     part.anchors_to = asked.anchors_to, part.references_to = asked.references_to;
@@ -59,7 +60,8 @@ void Passes::deal(const PlanRequest& request) {
   const int busy = int(std::min(work / worth, 1e6)) + 1;
   const int team = omp_in_parallel() ? 1 : std::min({request.threads, omp_get_thread_limit(), busy, int(small.size())});
   if (team > 1) {
-    std::stable_sort(small.begin(), small.end(), [&](int a, int b) { return parts_[a].pass->outline().work() > parts_[b].pass->outline().work(); });
+    std::stable_sort(small.begin(), small.end(),
+                     [&](int a, int b) { return parts_[a].pass->outline().work() > parts_[b].pass->outline().work(); });
     dealt_.resize(team);
     std::vector<double> load(team, 0.0);
     for (int k : small) {
@@ -77,7 +79,7 @@ template <class Work> void Passes::spread(Work work) {
   if (team == 0) return;
   bool granted = true;
   std::vector<std::exception_ptr> failed(team);
-  const auto run = [&](int thread) {                                   // no exception may leave a parallel region
+  const auto run = [&](int thread) {  // no exception may leave a parallel region
     try {
       for (int k : dealt_[thread]) work(k);
     } catch (...) {
@@ -111,7 +113,8 @@ template <class T> void Passes::forward_of(T* values, T* counts, T* tables, T* t
     const int64_t anchors = part.pass->outline().A;
     for (size_t v = 0; v < part.owners.size(); ++v) {
       if (part.owners[v] < 0) continue;
-      const T *value = values + part.first_value + int64_t(v) * anchors, *count = counts + part.first_value + int64_t(v) * anchors;
+      const T *value = values + part.first_value + int64_t(v) * anchors,
+              *count = counts + part.first_value + int64_t(v) * anchors;
       double sum = 0, number = 0;
       for (int64_t i = 0; i < anchors; ++i) sum += double(value[i]), number += double(count[i]);
       part.factors[v] = 1 / std::max(number, 1.0);
@@ -123,7 +126,7 @@ template <class T> void Passes::forward_of(T* values, T* counts, T* tables, T* t
 
 template <class T>
 bool Passes::is_reached(const Part& part, const std::vector<double>& shift, const T* values, const T* tables) const {
-  const auto counts = [](auto x) { return x != 0; };                   // NaN does
+  const auto counts = [](auto x) { return x != 0; };  // NaN does
   const int64_t cells = part.pass->outline().table_cells, numbers = int64_t(part.owners.size()) * part.pass->outline().A;
   return parts_.size() == 1 || std::any_of(shift.begin(), shift.end(), counts) ||
          (values && std::any_of(values + part.first_value, values + part.first_value + numbers, counts)) ||
@@ -133,7 +136,7 @@ bool Passes::is_reached(const Part& part, const std::vector<double>& shift, cons
 template <class T>
 void Passes::backward_of(const T* terms, const T* values, const T* tables, const std::vector<GradientTensor>& to) {
   const auto wants = [&](const Target& target) { return target.tensor >= 0 && to.at(target.tensor).data; };
-  std::vector<std::vector<double>> shifts;                             // the cotangent of every anchor's value, from that of its term
+  std::vector<std::vector<double>> shifts;  // the cotangent of every anchor's value, from that of its term
   std::vector<char> reached;
   std::vector<std::vector<std::pair<int64_t, int64_t>>> columns(to.size());
   for (const Part& part : parts_) {
@@ -143,7 +146,8 @@ void Passes::backward_of(const T* terms, const T* values, const T* tables, const
     shifts.push_back(shift);
     reached.push_back(is_reached(part, shift, values, tables));
     for (const Target* target : {&part.anchors_to, &part.references_to})
-      if (reached.back() && target->tensor >= 0) columns.at(target->tensor).push_back({target->column, target->column + part.width});
+      if (reached.back() && target->tensor >= 0)
+        columns.at(target->tensor).push_back({target->column, target->column + part.width});
   }
   std::vector<char> adds(to.size(), 0);
   for (size_t t = 0; t < to.size(); ++t) {
@@ -165,11 +169,11 @@ void Passes::backward_of(const T* terms, const T* values, const T* tables, const
   const auto differentiate = [&](int k) {
     Part& part = parts_[k];
     if (reached[k])
-      part.pass->differentiate(values ? values + part.first_value : nullptr, shifts[k].data(), tables ? tables + part.first_cell : nullptr,
-                               wants(part.references_to));
+      part.pass->differentiate(values ? values + part.first_value : nullptr, shifts[k].data(),
+                               tables ? tables + part.first_cell : nullptr, wants(part.references_to));
   };
   spread(differentiate);
-  for (int k = 0; k < int(parts_.size()); ++k) {                      // in this order, whoever computed: the same bits every time
+  for (int k = 0; k < int(parts_.size()); ++k) {  // in this order, whoever computed: the same bits every time
     if (!parts_[k].is_dealt) differentiate(k);
     if (!reached[k]) continue;
     const Gradient anchors = place(parts_[k].anchors_to, parts_[k].width);
@@ -179,8 +183,12 @@ void Passes::backward_of(const T* terms, const T* values, const T* tables, const
 
 void Passes::forward(void* values, void* counts, void* tables, void* terms) {
   std::lock_guard<std::mutex> alone(lock_);
-  if (is_double_) forward_of(static_cast<double*>(values), static_cast<double*>(counts), static_cast<double*>(tables), static_cast<double*>(terms));
-  else forward_of(static_cast<float*>(values), static_cast<float*>(counts), static_cast<float*>(tables), static_cast<float*>(terms));
+  if (is_double_)
+    forward_of(static_cast<double*>(values), static_cast<double*>(counts), static_cast<double*>(tables),
+               static_cast<double*>(terms));
+  else
+    forward_of(static_cast<float*>(values), static_cast<float*>(counts), static_cast<float*>(tables),
+               static_cast<float*>(terms));
 }
 
 void Passes::backward(const void* terms, const void* values, const void* tables, const std::vector<GradientTensor>& to) {

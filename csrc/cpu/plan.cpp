@@ -8,8 +8,9 @@ namespace dml {
 
 namespace {
 
-constexpr double kThreadWork = 1e7;                                    // multiplications that a further thread is worth its barriers for
-constexpr int64_t kSlotBytes = int64_t(32) << 20, kRowSlotBytes = int64_t(2) << 20;   // of a chunk; of a tile, which stays in the cache
+constexpr double kThreadWork = 1e7;  // multiplications that a further thread is worth its barriers for
+constexpr int64_t kSlotBytes = int64_t(32) << 20, kRowSlotBytes = int64_t(2)
+                                                                  << 20;  // of a chunk; of a tile, which stays in the cache
 constexpr int64_t kWorkspace = int64_t(24) << 20, kWorkspaceOfReferences = int64_t(64) << 20;
 // Positives that a negative is compared with one by one: with more, searching is faster. It works on rows only, so a batch compared
 // with itself first has to lose half as much again in products (measured equal at 31 positives and 128 dimensions).
@@ -30,14 +31,15 @@ class Planner {
   }
 
  private:
-  int totals() const { return out_.triangle ? in_.threads : 1; }       // a triangle's threads add to the same anchors
+  int totals() const { return out_.triangle ? in_.threads : 1; }  // a triangle's threads add to the same anchors
 
   int64_t search_cells(const FunctorState& f, int64_t most) const {
     return out_.searches && f.search ? in_.search_cells(f.search * most) : 0;
   }
   int64_t slot_cells(int64_t rows, int64_t most, int totals) const {
     int64_t cells = 0;
-    for (const FunctorState& f : in_.functors) cells += (f.slot_limits + f.slot_sums * totals) * most + 2 * search_cells(f, most);
+    for (const FunctorState& f : in_.functors)
+      cells += (f.slot_limits + f.slot_sums * totals) * most + 2 * search_cells(f, most);
     return cells * rows;
   }
   int64_t most_of(int64_t first, int64_t last) const {
@@ -51,7 +53,8 @@ class Planner {
     const bool symmetric = in_.self && !in_.has_lists && !in_.has_windows && request_.triangle != 0;
     const bool large = out_.most_positives > (symmetric ? kMostComparedTwice : kMostCompared);
     const bool may_search = out_.most_positives > 0 && (request_.search >= 0 ? request_.search != 0 : large);
-    out_.searches = may_search && std::any_of(in_.functors.begin(), in_.functors.end(), [](const FunctorState& f) { return f.search > 0; });
+    out_.searches =
+        may_search && std::any_of(in_.functors.begin(), in_.functors.end(), [](const FunctorState& f) { return f.search > 0; });
     budget_ = (request_.slot_bytes > 0 ? request_.slot_bytes : kSlotBytes) / in_.number_bytes;
     slots_fit_ = slot_cells(in_.stride, out_.most_positives, in_.threads) <= budget_;
     out_.triangle = symmetric && slots_fit_ && !out_.searches;
@@ -63,14 +66,16 @@ class Planner {
     const int64_t most_rows = std::max<int64_t>(in_.anchors, 1), most_columns = std::max<int64_t>(in_.references, 1);
     int64_t rows = request_.tile_rows > 0 ? request_.tile_rows : (!in_.self ? 256 : in_.anchors >= 1024 ? 128 : 64);
     int64_t columns = request_.tile_columns > 0 ? request_.tile_columns : (!in_.self && in_.functors.size() == 1 ? 1024 : 512);
-    if (!out_.triangle && in_.threads > 1) {                           // every thread should find rows, and columns, to own
+    if (!out_.triangle && in_.threads > 1) {  // every thread should find rows, and columns, to own
       rows = std::min(rows, rounded((in_.anchors + in_.threads - 1) / in_.threads, 8));
       columns = std::min(columns, rounded((in_.references + in_.threads - 1) / in_.threads, 64));
     }
-    int64_t row_bytes = 1;                                             // of a row's slots or bins: those of a tile stay in the cache
+    int64_t row_bytes = 1;  // of a row's slots or bins: those of a tile stay in the cache
     for (const FunctorState& f : in_.functors) {
       const bool searched = out_.searches && f.search;
-      row_bytes = std::max(row_bytes, searched ? 16 * search_cells(f, out_.most_positives) : f.has_slots ? 64 * out_.most_positives : 1);
+      row_bytes = std::max(row_bytes, searched      ? 16 * search_cells(f, out_.most_positives)
+                                      : f.has_slots ? 64 * out_.most_positives
+                                                    : 1);
     }
     rows = std::min(rows, std::max<int64_t>(8, kRowSlotBytes / row_bytes));
     out_.tile_rows = std::max<int64_t>(1, std::min(rows, most_rows));
@@ -111,7 +116,7 @@ class Planner {
       for (int64_t j0 = out_.triangle ? i0 : 0; j0 < in_.references; j0 += out_.tile_columns) {
         const int64_t j1 = std::min(j0 + out_.tile_columns, in_.references);
         const bool same = first_of[i0] <= j0 && j1 <= last_of[i0] && first_of[i1 - 1] <= j0 && j1 <= last_of[i1 - 1];
-        if (out_.triangle ? j1 <= last_of[i0] : same) continue;        // no negative in it
+        if (out_.triangle ? j1 <= last_of[i0] : same) continue;  // no negative in it
         out_.tiles.push_back({i0, i1, j0, j1, -1});
       }
     }
@@ -134,7 +139,7 @@ class Planner {
   const PlanInput& in_;
   const PlanRequest& request_;
   Plan out_;
-  int64_t budget_ = 0;                                                 // numbers that a chunk's slots may be
+  int64_t budget_ = 0;  // numbers that a chunk's slots may be
   bool slots_fit_ = true;
 };
 

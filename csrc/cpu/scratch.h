@@ -57,8 +57,10 @@ template <class T> struct Scratch {
       acc.rows = take(p.tile_rows * e.row_bytes);
       acc.columns = take(p.tile_columns * e.column_fields * int64_t(sizeof(T)));
       const FunctorState& loss = p.losses[l];
-      acc.row_slots = take(p.tile_rows * (loss.search ? loss.search_cells * int64_t(sizeof(Bin)) : p.most_positives * e.row_slot_bytes));
-      acc.column_slots = p.triangle ? take(p.tile_columns * p.most_positives * e.column_slot_fields * int64_t(sizeof(T))) : nullptr;
+      acc.row_slots =
+          take(p.tile_rows * (loss.search ? loss.search_cells * int64_t(sizeof(Bin)) : p.most_positives * e.row_slot_bytes));
+      acc.column_slots =
+          p.triangle ? take(p.tile_columns * p.most_positives * e.column_slot_fields * int64_t(sizeof(T))) : nullptr;
       acc.strip_table = reinterpret_cast<int64_t*>(take(p.losses[l].cells * int64_t(sizeof(int64_t))));
       acc.table = p.table_totals + thread * 2 * p.table_cells + 2 * p.losses[l].table_first;
       if (base) losses[l] = acc;
@@ -67,11 +69,14 @@ template <class T> struct Scratch {
   }
 };
 
-template <class T> static int64_t scratch_bytes(const Problem<T>& p, const Entry<T>* entries) { return Scratch<T>(p, entries, 0, nullptr).bytes + 64; }
+template <class T> static int64_t scratch_bytes(const Problem<T>& p, const Entry<T>* entries) {
+  return Scratch<T>(p, entries, 0, nullptr).bytes + 64;
+}
 
 template <class T> static Scratch<T> scratch_of(const Problem<T>& p, const Entry<T>* entries, int thread) {
   unsigned char* base = p.scratch + int64_t(thread) * p.scratch_bytes;
-  return Scratch<T>(p, entries, thread, reinterpret_cast<unsigned char*>((reinterpret_cast<uintptr_t>(base) + 63) & ~uintptr_t(63)));
+  return Scratch<T>(p, entries, thread,
+                    reinterpret_cast<unsigned char*>((reinterpret_cast<uintptr_t>(base) + 63) & ~uintptr_t(63)));
 }
 
 DML_END

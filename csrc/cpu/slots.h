@@ -11,7 +11,7 @@ static void collect_slots(const F& f, const FunctorState& loss, const Strip<T>& 
   using SlotSums = typename F::template SlotSums<V>;
   constexpr int lanes = Native<T>::lanes;
   const T* limits = static_cast<const T*>(loss.slot_limits_at);
-  const int64_t step = strip.slot_stride, field = strip.most_positives * strip.slot_stride;   // [field][positive][slot_stride]
+  const int64_t step = strip.slot_stride, field = strip.most_positives * strip.slot_stride;  // [field][positive][slot_stride]
   T* column_sums = reinterpret_cast<T*>(acc.columns) + strip.local_column;
   T* column_slots = reinterpret_cast<T*>(acc.column_slots) + strip.local_column;
   const int64_t column_field = strip.most_positives * strip.tile_columns;
@@ -25,7 +25,8 @@ static void collect_slots(const F& f, const FunctorState& loss, const Strip<T>& 
       __builtin_memcpy(&s, strip.s + r * strip.ld + j, sizeof(V));
       const V m = f.measure(s);
       if constexpr (HasOnce<F>::value) f.once(m, row);
-      for (int64_t k = 0; k < count; ++k) f.collect(m, broadcast<SlotLimits, V>(limits + k * step + i - strip.slot_first, field), row, slots[k]);
+      for (int64_t k = 0; k < count; ++k)
+        f.collect(m, broadcast<SlotLimits, V>(limits + k * step + i - strip.slot_first, field), row, slots[k]);
       if constexpr (Both) {
         Sums column = load<Sums, V>(column_sums + j, strip.tile_columns);
         if constexpr (HasOnce<F>::value) f.once(m, column);
@@ -43,7 +44,8 @@ static void collect_slots(const F& f, const FunctorState& loss, const Strip<T>& 
 }
 
 // By search: every measured value is added to the bin between its neighbouring ends. Rows only.
-template <class F, class T, class V> static void collect_bins(const F& f, const FunctorState& loss, const Strip<T>& strip, const Accumulators& acc) {
+template <class F, class T, class V> static void collect_bins(const F& f, const FunctorState& loss, const Strip<T>& strip,
+                                                              const Accumulators& acc) {
   constexpr int lanes = Native<T>::lanes;
   for (int64_t r = 0; r < strip.rows; ++r) {
     const int64_t i = strip.row + r, ends = strip.positives[i] * loss.search;
@@ -62,7 +64,8 @@ template <class F, class T, class V> static void collect_bins(const F& f, const 
   }
 }
 
-template <class F, class T, class V, bool Both> static void slope_slots(const F& f, const FunctorState& loss, const Strip<T>& strip) {
+template <class F, class T, class V, bool Both> static void slope_slots(const F& f, const FunctorState& loss,
+                                                                        const Strip<T>& strip) {
   using Slopes = typename F::template Slopes<V>;
   using SlotLimits = typename F::template SlotLimits<V>;
   constexpr int lanes = Native<T>::lanes;
@@ -76,7 +79,8 @@ template <class F, class T, class V, bool Both> static void slope_slots(const F&
       V s, y = V{};
       __builtin_memcpy(&s, strip.s + r * strip.ld + j, sizeof(V));
       const V m = f.measure(s);
-      for (int64_t k = 0; k < count; ++k) y += f.tally(m, broadcast<SlotLimits, V>(limits + k * step + i - strip.slot_first, field));
+      for (int64_t k = 0; k < count; ++k)
+        y += f.tally(m, broadcast<SlotLimits, V>(limits + k * step + i - strip.slot_first, field));
       y = f.finish(s, m, y, row);
       if constexpr (Both) {
         V other = V{};

@@ -36,7 +36,8 @@ template <class S, class Wide, class V, class T> DML_FN S lane(const Wide& in, i
   S out;
   if constexpr (!__is_empty(S)) {
     T fields[field_count<S, T>()];
-    for (int f = 0; f < field_count<S, T>(); ++f) __builtin_memcpy(&fields[f], reinterpret_cast<const char*>(&in) + f * sizeof(V) + q * sizeof(T), sizeof(T));
+    for (int f = 0; f < field_count<S, T>(); ++f)
+      __builtin_memcpy(&fields[f], reinterpret_cast<const char*>(&in) + f * sizeof(V) + q * sizeof(T), sizeof(T));
     __builtin_memcpy(&out, fields, sizeof out);
   }
   return out;
@@ -61,7 +62,7 @@ template <class T> struct Strip {
 // What a loss has in a thread's scratch memory.
 struct Accumulators {
   unsigned char *rows, *columns, *row_slots, *column_slots;
-  int64_t *strip_table, *table;     // packed sums of a strip; [2][2 * cells]: pairs and fractions of positives, then negatives
+  int64_t *strip_table, *table;  // packed sums of a strip; [2][2 * cells]: pairs and fractions of positives, then negatives
 };
 
 // Similarities outside an anchor's window of negatives become no pair, in a copy of the strip.

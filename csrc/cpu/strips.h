@@ -48,7 +48,8 @@ DML_FN void collect_rows(const F& f, const FunctorState& loss, const Strip<T>& s
   for (int r = 0; r < R; ++r) row_sums[r] = rows[r];
 }
 
-template <class F, class T, class V, bool Both> static void collect(const FunctorState& loss, const Strip<T>& strip, const Accumulators& acc) {
+template <class F, class T, class V, bool Both> static void collect(const FunctorState& loss, const Strip<T>& strip,
+                                                                    const Accumulators& acc) {
   F f;
   __builtin_memcpy(&f, loss.options, sizeof f);
   if constexpr (HasTable<F>::value) {
@@ -61,7 +62,8 @@ template <class F, class T, class V, bool Both> static void collect(const Functo
     collect_slots<F, T, V, Both>(f, loss, strip, acc);
   } else {
     int64_t r = 0;
-    if constexpr (kRowsTogether<T> > 1 && field_count<typename F::template Sums<V>, V>() <= 8)   // more would not stay in registers
+    if constexpr (kRowsTogether<T> > 1 &&
+                  field_count<typename F::template Sums<V>, V>() <= 8)  // more would not stay in registers
       for (; r + 4 <= strip.rows; r += 4) collect_rows<F, T, V, Both, 4>(f, loss, strip, acc, r);
     for (; r < strip.rows; ++r) collect_rows<F, T, V, Both, 1>(f, loss, strip, acc, r);
   }
@@ -96,7 +98,8 @@ DML_FN void slope_rows(const F& f, const FunctorState& loss, const Strip<T>& str
   }
 }
 
-template <class F, class T, class V, bool Both, bool First> DML_FN void slope_all(const F& f, const FunctorState& loss, const Strip<T>& strip) {
+template <class F, class T, class V, bool Both, bool First> DML_FN void slope_all(const F& f, const FunctorState& loss,
+                                                                                  const Strip<T>& strip) {
   int64_t r = 0;
   if constexpr (kRowsTogether<T> > 1)
     for (; r + 4 <= strip.rows; r += 4) slope_rows<F, T, V, Both, First, 4>(f, loss, strip, r);

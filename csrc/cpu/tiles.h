@@ -25,7 +25,7 @@ template <class T> static void add_scaled(T factor, const T* from, int64_t n, T*
   for (int64_t k = 0; k < n; ++k) to[k] += factor * from[k];
 }
 
-constexpr int64_t kSmallBlock = 256;                                   // cells below which a product by BLAS costs more to call
+constexpr int64_t kSmallBlock = 256;  // cells below which a product by BLAS costs more to call
 
 // Similarities of a block's anchors to all references of their class, [a1 - a0, r1 - r0].
 template <class T> static const T* block_similarities(const Problem<T>& p, const Block& b, Scratch<T>& s, bool fresh) {
@@ -36,7 +36,8 @@ template <class T> static const T* block_similarities(const Problem<T>& p, const
   if (p.lists) {
     T* cell = at;
     for (int64_t i = b.a0; i < b.a1; ++i)
-      for (int64_t k = p.starts[i]; k < p.starts[i + 1]; ++k) *cell++ = dot(p.anchors + i * p.D, p.references + p.lists[k] * p.D, p.D);
+      for (int64_t k = p.starts[i]; k < p.starts[i + 1]; ++k)
+        *cell++ = dot(p.anchors + i * p.D, p.references + p.lists[k] * p.D, p.D);
     return at;
   }
   if (rows * columns > kSmallBlock) gemm(p, Form::nt, rows, columns, p.D, x, p.D, y, p.D, false, at, columns, s.gemm);
@@ -59,7 +60,8 @@ template <class T> static Positives<T> positives_of(const Problem<T>& p, const B
 }
 
 // The positives that count for one loss, and in s.which their places among all of them.
-template <class T> static Positives<T> within(const Problem<T>& p, const FunctorState& loss, int64_t i, Positives<T> all, Scratch<T>& s) {
+template <class T> static Positives<T> within(const Problem<T>& p, const FunctorState& loss, int64_t i, Positives<T> all,
+                                              Scratch<T>& s) {
   const T* windows = static_cast<const T*>(loss.windows_at);
   if (!windows) return all;
   const T lowest = windows[i], highest = windows[p.stride + i];
@@ -79,7 +81,7 @@ template <class T> static Strip<T> seen(const Problem<T>& p, const FunctorState&
   return mine;
 }
 
-static int64_t rounded(int64_t n) { return (n + 15) / 16 * 16; }       // columns of a tile in memory: whole registers
+static int64_t rounded(int64_t n) { return (n + 15) / 16 * 16; }  // columns of a tile in memory: whole registers
 static int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
 static int64_t most(int64_t a, int64_t b) { return a > b ? a : b; }
 
@@ -95,7 +97,7 @@ template <class T> static T* tile_similarities(const Problem<T>& p, const Tile& 
     if ((p.lists || !p.self) && p.own[t.i0 + r] >= t.j0 && p.own[t.i0 + r] < t.j1) row[p.own[t.i0 + r] - t.j0] = T(no_pair());
     if (p.lists) {
       int64_t k = p.starts[t.i0 + r], last = p.starts[t.i0 + r + 1];
-      while (k < last) {                                               // the first positive of the tile, by halving
+      while (k < last) {  // the first positive of the tile, by halving
         const int64_t middle = k + (last - k) / 2;
         if (p.lists[middle] < t.j0) k = middle + 1;
         else last = middle;
@@ -121,7 +123,8 @@ template <class T, class Visit> static void for_strips(const Problem<T>& p, cons
     strip.s = s + r * ld + skip, strip.g = g ? g + r * ld + skip : nullptr;
     strip.ld = ld, strip.rows = rows, strip.columns = ld - skip;
     strip.row = t.i0 + r, strip.column = t.j0 + skip, strip.local_row = r, strip.local_column = skip;
-    strip.tile_columns = p.tile_columns, strip.anchors = p.stride, strip.slot_first = p.slot_first, strip.slot_stride = p.slot_stride, strip.positives = p.positives;
+    strip.tile_columns = p.tile_columns, strip.anchors = p.stride, strip.slot_first = p.slot_first,
+    strip.slot_stride = p.slot_stride, strip.positives = p.positives;
     strip.most_positives = p.most_positives, strip.column_positives = column_positives;
     strip.both = p.triangle, strip.table_slopes = p.table_slopes;
     visit(strip, r, skip);

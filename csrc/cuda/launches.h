@@ -3,7 +3,7 @@
 #include <cstring>
 
 #include "cuda/losses.h"
-#include "cuda/row_kernels.h"
+#include "cuda/table_kernels.h"
 
 DML_BEGIN
 
@@ -38,7 +38,8 @@ template <class F> struct Launches {
       CU_LAUNCH((rows_tabulate<F>), blocks, threads_for(c.columns), fit ? all * sizeof(unsigned long long) : 0, stream,
                 functor(loss.options), v, c, m, fit ? all : 0);
     } else {
-      CU_LAUNCH((rows_forward<F>), c.rows, threads_for(c.columns), shared_for(memory(), m), stream, functor(loss.options), v, c, m);
+      CU_LAUNCH((rows_forward<F>), c.rows, threads_for(c.columns), shared_for(memory(), m), stream, functor(loss.options), v, c,
+                m);
     }
   }
   static void close(const CudaLoss& loss, const RowsView& v, const RowsChunk& c, const RowsLoss& m, cudaStream_t stream) {
@@ -48,7 +49,8 @@ template <class F> struct Launches {
     if constexpr (HasTable<F>::value)
       CU_LAUNCH((rows_table_slopes<F>), c.rows, threads_for(c.columns), 0, stream, functor(loss.options), v, c, m);
     else
-      CU_LAUNCH((rows_backward<F>), c.rows, threads_for(c.columns), shared_for(memory(), m), stream, functor(loss.options), v, c, m);
+      CU_LAUNCH((rows_backward<F>), c.rows, threads_for(c.columns), shared_for(memory(), m), stream, functor(loss.options), v,
+                c, m);
   }
 };
 
@@ -63,17 +65,21 @@ struct CudaTable {
     static_assert(sizeof(F) <= sizeof(CudaLoss::options) && sizeof(F) % sizeof(float) == 0, "options are numbers");
     static_assert(L::memory() * kShortList * int(sizeof(float)) <= kSharedBytes / 2, "short lists fit beside what is merged");
     CudaEntry& e = entries[count++];
-    e = {{name, F::kOptions, F::kValues, int(sizeof(F)), GivenCount<F>::value, F::kSlots, HasPartners<F>::value, HasCentres<F>::value},
-         field_count<typename P::Limits, float>(), P::sums, field_count<typename P::Slopes, float>(), L::memory(),
-         L::fits, L::cells, L::forward, nullptr, L::backward};
+    e = {{name, F::kOptions, F::kValues, int(sizeof(F)), GivenCount<F>::value, F::kSlots, HasPartners<F>::value,
+          HasCentres<F>::value},
+         field_count<typename P::Limits, float>(),
+         P::sums,
+         field_count<typename P::Slopes, float>(),
+         L::memory(),
+         L::fits,
+         L::cells,
+         L::forward,
+         nullptr,
+         L::backward};
     if constexpr (HasPartners<F>::value) e.close = L::close;
   }
-  template <class A, class B> struct Same {
-    static constexpr bool value = false;
-  };
-  template <class A> struct Same<A, A> {
-    static constexpr bool value = true;
-  };
+  template <class A, class B> struct Same { static constexpr bool value = false; };
+  template <class A> struct Same<A, A> { static constexpr bool value = true; };
   template <template <class, bool> class F> void add(const char* name) {
     if constexpr (!IsCpuOnly<F<float, false>>::value) {
       add_form<F<float, false>>(name);

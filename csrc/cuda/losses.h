@@ -1,8 +1,8 @@
 // What pass.cu knows of the losses: functors, each with host functions that launch its kernels. Every header of csrc/losses is
 // compiled by itself (loss.cu); losses.cu puts them in one table.
 #pragma once
-#include "cuda/rows.h"
 #include "cuda/pass.h"
+#include "cuda/rows.h"
 
 DML_BEGIN
 

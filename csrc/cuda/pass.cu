@@ -7,12 +7,12 @@
 
 DML_BEGIN
 
-constexpr int kLeastRows = 32;         // of a chunk of whole rows, however long they are
-constexpr int64_t kWholeColumns = 65536;   // references beyond which rows come in parts, if all losses can
+constexpr int kLeastRows = 32;  // of a chunk of whole rows, however long they are
+constexpr int64_t kWholeColumns = 65536;  // references beyond which rows come in parts, if all losses can
 constexpr int64_t kPartRows = 1024;
-constexpr int64_t kLongBytes = int64_t(32) << 20;   // of memory for rows with long lists, unless one row takes more
+constexpr int64_t kLongBytes = int64_t(32) << 20;  // of memory for rows with long lists, unless one row takes more
 constexpr int64_t kMostLongBlocks = 264;
-constexpr int64_t kAlign = 64;         // floats
+constexpr int64_t kAlign = 64;  // floats
 
 static int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
 static int64_t most(int64_t a, int64_t b) { return a > b ? a : b; }
@@ -83,7 +83,7 @@ struct Layout {
     if (s.own) k.own = at.take_ints(s.A);
     if (s.own && !s.lists) k.places = at.take_ints(s.N);
     k.broken = at.take_ints(1);
-    k.tables = reinterpret_cast<unsigned long long*>(at.take(4 * plan.table_cells));   // two numbers of 8 bytes per cell
+    k.tables = reinterpret_cast<unsigned long long*>(at.take(4 * plan.table_cells));  // two numbers of 8 bytes per cell
     return k;
   }
   RowsLoss loss(const CudaEntry& e, Cursor& at) const {
@@ -91,7 +91,7 @@ struct Layout {
     m.limits = at.take(e.limits * s.A), m.sums = at.take(e.sums * s.A);
     return m;
   }
-  int64_t width() const {                                              // of the longest list there may be
+  int64_t width() const {  // of the longest list there may be
     int64_t width = s.N;
     if (s.lists) width = least(width, s.list_length);
     if (s.most_positives > 0) width = least(width, s.most_positives);
@@ -160,19 +160,21 @@ const char* cuda_plan(const CudaShape& s, const CudaLoss* losses, int count, Cud
   for (int l = 0; l < count; ++l) {
     const CudaEntry e = entry_of(losses[l]);
     if (e.functor.given > 0 && !losses[l].given && s.A > 0) return "a functor lacks its numbers per anchor";
-    if (e.functor.partners && (!s.self || losses[l].has_windows)) return "losses with partners are for all pairs of a batch with itself";
+    if (e.functor.partners && (!s.self || losses[l].has_windows))
+      return "losses with partners are for all pairs of a batch with itself";
     if (e.functor.centres) {
       float centres;
       __builtin_memcpy(&centres, losses[l].options, sizeof centres);
       if (!(centres >= 1 && centres <= 64)) return "a class has 1 to 64 centres";
-      if (s.self || s.lists || losses[l].has_windows) return "losses with centres take references with labels, all of which are compared";
+      if (s.self || s.lists || losses[l].has_windows)
+        return "losses with centres take references with labels, all of which are compared";
       if (s.N % int64_t(centres)) return "every class has the same number of centres";
       int64_t a = step, b = int64_t(centres);
       while (b) {
         const int64_t rest = a % b;
         a = b, b = rest;
       }
-      step *= int64_t(centres) / a;                                    // a chunk holds whole classes
+      step *= int64_t(centres) / a;  // a chunk holds whole classes
     }
     slots = slots || e.functor.slots;
     plan->table_cells += 2 * e.cells(losses[l].options);
@@ -191,7 +193,8 @@ const char* cuda_plan(const CudaShape& s, const CudaLoss* losses, int count, Cud
   const Layout layout{s, *plan};
   const int64_t memory = highest_memory(losses, count);
   if (layout.width() > kShortList && memory > 0)
-    plan->long_blocks = most(least(least(kLongBytes / (memory * layout.width() * int64_t(sizeof(float))), kMostLongBlocks), plan->rows), 1);
+    plan->long_blocks =
+        most(least(least(kLongBytes / (memory * layout.width() * int64_t(sizeof(float))), kMostLongBlocks), plan->rows), 1);
   Cursor kept{nullptr}, forward{nullptr}, backward{nullptr};
   layout.kept(kept);
   for (int l = 0; l < count; ++l) layout.loss(entry_of(losses[l]), kept);
@@ -209,9 +212,11 @@ const char* cuda_prepare(const CudaProblem& p, const CudaLoss*, int, void* strea
   const CudaShape& s = p.shape;
   Cursor at{static_cast<float*>(p.kept)};
   const Kept k = Layout{s, p.plan}.kept(at);
-  if (k.places && s.N) CU_LAUNCH(place_kernel, blocks_for(s.N, kMostThreads), kMostThreads, 0, stream, p.references.order, int(s.N), k.places);
+  if (k.places && s.N)
+    CU_LAUNCH(place_kernel, blocks_for(s.N, kMostThreads), kMostThreads, 0, stream, p.references.order, int(s.N), k.places);
   if (p.plan.table_cells)
-    CU_LAUNCH(zero_kernel, blocks_for(2 * p.plan.table_cells, kMostThreads), kMostThreads, 0, stream, k.tables, int(2 * p.plan.table_cells));
+    CU_LAUNCH(zero_kernel, blocks_for(2 * p.plan.table_cells, kMostThreads), kMostThreads, 0, stream, k.tables,
+              int(2 * p.plan.table_cells));
   const auto launch = [&](const CudaSide& side, int64_t rows, bool is_references) {
     Gather g{};
     g.from = side.data, g.order = side.order, g.labels = side.labels;
@@ -298,8 +303,8 @@ const char* cuda_scatter(const CudaProblem& p, bool references, const float* gra
   const int64_t rows = references ? p.shape.N : p.shape.A;
   if (rows)
     CU_LAUNCH(scatter_kernel, blocks_for(rows, kWarps), kWarps * kWarp, 0, static_cast<cudaStream_t>(stream_), grad,
-              static_cast<const float*>(side.unit), static_cast<const float*>(side.factors), side.order, int(rows), int(p.shape.D),
-              side.normalise, to);
+              static_cast<const float*>(side.unit), static_cast<const float*>(side.factors), side.order, int(rows),
+              int(p.shape.D), side.normalise, to);
   return launch_problem();
 }
 

@@ -9,14 +9,17 @@ DML_BEGIN
 template <class T, bool Wide> struct PositivesAgainstNegatives {
   static constexpr int kValues = 1;
   static constexpr bool kSlots = false;
-  static constexpr const char* kOptions = "scale cosine sine";         // cosine and sine of the angular margin
+  static constexpr const char* kOptions = "scale cosine sine";  // cosine and sine of the angular margin
   T scale, cosine, sine;
-  DML_FN bool fits() const { return Wide || scale <= 70; }             // exponents within [-70, 70]: no shift needed
+  DML_FN bool fits() const { return Wide || scale <= 70; }  // exponents within [-70, 70]: no shift needed
   DML_FN T shift() const { return T(0); }
 
   template <class V> using Limits = Nothing<V>;
   template <class V> struct Sums { LogSum<V, Wide> negatives; };
-  template <class V> struct Slopes { LogSumSlope<V, Wide> negatives; V log_negative, positive; };
+  template <class V> struct Slopes {
+    LogSumSlope<V, Wide> negatives;
+    V log_negative, positive;
+  };
 
   // Where the sine of an angle is below its resolution, cos(acos(s) - margin) is taken at the end of the arc, with slope 0:
   // acos has an infinite derivative there.

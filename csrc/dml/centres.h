@@ -17,7 +17,11 @@ template <class T, bool Wide, class Pool, class Target> struct SoftmaxOverClasse
 
   template <class V> using Limits = Nothing<V>;
   template <class V> struct Sums { LogSum<V, Wide> others; };
-  template <class V> struct Slopes { LogSumSlope<V, Wide> others; V positive; Fold<V> own; };
+  template <class V> struct Slopes {
+    LogSumSlope<V, Wide> others;
+    V positive;
+    Fold<V> own;
+  };
 
   DML_FN Limits<T> open(Positives<T>) const { return {}; }
   DML_FN Sums<T> nothing() const {

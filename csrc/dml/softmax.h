@@ -20,7 +20,10 @@ template <class T, bool Wide, class Target> struct SoftmaxOver : Target {
 
   template <class V> using Limits = Nothing<V>;
   template <class V> struct Sums { LogSum<V, Wide> others; };
-  template <class V> struct Slopes { LogSumSlope<V, Wide> others; V result, positive, share; };
+  template <class V> struct Slopes {
+    LogSumSlope<V, Wide> others;
+    V result, positive, share;
+  };
 
   DML_FN Limits<T> open(Positives<T>) const { return {}; }
   DML_FN Sums<T> nothing() const {
@@ -35,7 +38,7 @@ template <class T, bool Wide, class Target> struct SoftmaxOver : Target {
   DML_FN T all(Positives<T> p, const Sums<T>& r) const {
     return log_sum(p, log_sum_result(r.others, shift()), [this](T s) { return this->entry(s); });
   }
-  DML_FN T target(Positives<T> p) const {                              // several positives share the target: log of their sum
+  DML_FN T target(Positives<T> p) const {  // several positives share the target: log of their sum
     return log_sum(p, Limit<T>::lowest, [this](T s) { return this->entry(s); });
   }
   DML_FN void close(Positives<T> p, const Limits<T>&, const Sums<T>& r, T* values, T* counts) const {
@@ -77,7 +80,7 @@ template <class T> struct CosineMarginTarget {
 };
 
 template <class T> struct AngularMarginTarget {
-  static constexpr const char* kOptions = "scale cosine sine drop";    // of the margin; drop = margin * sin(margin)
+  static constexpr const char* kOptions = "scale cosine sine drop";  // of the margin; drop = margin * sin(margin)
   T scale, cosine, sine, drop;
   // sin(angle) and its derivative in s; both 0 below the resolution of the cosine, where the derivative has no bound.
   DML_FN static T height(T s) {

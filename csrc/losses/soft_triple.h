@@ -6,7 +6,7 @@ DML_BEGIN
 
 template <class T> struct SoftCentres {
   T centres, gamma;
-  template <class V> struct Fold { V similarity, highest, factor; };   // the weight of s is exp((s - highest) / gamma) * factor
+  template <class V> struct Fold { V similarity, highest, factor; };  // the weight of s is exp((s - highest) / gamma) * factor
   template <class V> DML_FN Fold<V> fold(const V* s, long long count) const {
     V highest = s[0], sum = splat<V>(0), weighted = splat<V>(0);
     for (long long k = 1; k < count; ++k) highest = max(s[k], highest);

@@ -6,7 +6,7 @@ DML_BEGIN
 
 template <class T> struct NearestCentre {
   T centres;
-  template <class V> struct Fold { V similarity, share; };             // exact ties of the nearest share the gradient
+  template <class V> struct Fold { V similarity, share; };  // exact ties of the nearest share the gradient
   template <class V> DML_FN Fold<V> fold(const V* s, long long count) const {
     V highest = s[0], ties = splat<V>(1);
     for (long long k = 1; k < count; ++k) {

@@ -24,7 +24,7 @@ template <class T> struct TripletNearestBeyond : TripletTerm<T> {
   template <class V> using Limits = Nothing<V>;
   template <class V> using Sums = Nothing<V>;
   template <class V> struct Slopes { V weight; };
-  template <class V> struct SlotLimits { V near, last; };              // after the stream: the chosen distance and its share
+  template <class V> struct SlotLimits { V near, last; };  // after the stream: the chosen distance and its share
   template <class V> struct SlotSums { V nearest, ties; };
 
   DML_FN Limits<T> open(Positives<T>) const { return {}; }
@@ -43,7 +43,8 @@ template <class T> struct TripletNearestBeyond : TripletTerm<T> {
     if (B(a.nearest) < b.nearest) b.nearest = a.nearest, b.ties = a.ties;
     else if (B(a.nearest) == b.nearest) b.ties += a.ties;
   }
-  template <class Slots> DML_FN void close(Positives<T> p, const Limits<T>&, const Sums<T>&, Slots k, T* values, T* counts) const {
+  template <class Slots> DML_FN void close(Positives<T> p, const Limits<T>&, const Sums<T>&, Slots k, T* values,
+                                           T* counts) const {
     values[0] = counts[0] = 0;
     for (long long i = 0; i < p.count; ++i) {
       const SlotSums<T> slot = k(i);
@@ -52,16 +53,23 @@ template <class T> struct TripletNearestBeyond : TripletTerm<T> {
       counts[0] += value > 0 ? T(1) : T(0);
     }
   }
-  template <class Slots> DML_FN Slopes<T> weigh(Positives<T>, const Limits<T>&, const Sums<T>&, Slots, const T* cotangents) const {
+  template <class Slots> DML_FN Slopes<T> weigh(Positives<T>, const Limits<T>&, const Sums<T>&, Slots,
+                                                const T* cotangents) const {
     return {cotangents[0]};
   }
-  DML_FN T slope_of(T s, const SlotSums<T>& k) const { return k.ties > 0 ? this->slope(distance(s) - k.nearest + margin) : T(0); }
-  DML_FN T slope_positive(T s, const Slopes<T>& w, const SlotSums<T>& k) const { return w.weight * slope_of(s, k) * distance_slope(s); }
+  DML_FN T slope_of(T s, const SlotSums<T>& k) const {
+    return k.ties > 0 ? this->slope(distance(s) - k.nearest + margin) : T(0);
+  }
+  DML_FN T slope_positive(T s, const Slopes<T>& w, const SlotSums<T>& k) const {
+    return w.weight * slope_of(s, k) * distance_slope(s);
+  }
   DML_FN SlotLimits<T> reweigh_slot(const SlotLimits<T>&, const SlotSums<T>& k, const Slopes<T>&, T s) const {
     return k.ties > 0 ? SlotLimits<T>{k.nearest, slope_of(s, k) / k.ties} : absent_slot();
   }
   template <class V> DML_FN V tally(V d, const SlotLimits<V>& l) const { return select(d == l.near, l.last, splat<V>(0)); }
-  template <class V> DML_FN V finish(V s, V, V tally, const Slopes<V>& w) const { return -w.weight * tally * distance_slope(s); }
+  template <class V> DML_FN V finish(V s, V, V tally, const Slopes<V>& w) const {
+    return -w.weight * tally * distance_slope(s);
+  }
 };
 template <class T, bool> using TripletSemihardHardest = TripletNearestBeyond<T>;
 
@@ -119,12 +127,12 @@ template <class T> struct TripletEasyPositive : TripletTerm<T> {
   using TripletTerm<T>::margin;
   DML_FN bool fits() const { return true; }
 
-  template <class V> struct Limits { V positive; };                    // the nearest positive's distance
+  template <class V> struct Limits { V positive; };  // the nearest positive's distance
   template <class V> struct Sums { V nearest, ties; };
   template <class V> struct Slopes { V nearest, negative, easiest, positive; };
 
   DML_FN Limits<T> open(Positives<T> p) const {
-    T nearest = 200;                                                   // no positive: no negative lies beyond
+    T nearest = 200;  // no positive: no negative lies beyond
     for (long long k = 0; k < p.count; ++k) nearest = min(nearest, distance(p[k]));
     return {nearest};
   }
@@ -154,7 +162,9 @@ template <class T> struct TripletEasyPositive : TripletTerm<T> {
     }
     return w;
   }
-  DML_FN T slope_positive(T s, const Slopes<T>& w) const { return distance(s) == w.easiest ? w.positive * distance_slope(s) : T(0); }
+  DML_FN T slope_positive(T s, const Slopes<T>& w) const {
+    return distance(s) == w.easiest ? w.positive * distance_slope(s) : T(0);
+  }
   template <class V> DML_FN V slope_negative(V s, const Slopes<V>& w) const {
     return select(distance(s) == w.nearest, w.negative * distance_slope(s), splat<V>(0));
   }
