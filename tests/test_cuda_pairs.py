@@ -15,8 +15,9 @@ import torch
 from cases import BATCHES, FUSED, PAIRS, PROXIES, Case, embeddings_of
 from torch import Tensor
 
-from dmlcore.kernels import FunctorCall, Pass, Relations, cuda_functors, fused, fused_pass, partner_functors, plan_options
+from dmlcore.kernels import FunctorCall, Pass, Relations, fused, fused_pass, partner_functors, plan_options
 from dmlcore.kernels.cuda import CudaPass, NotTaken
+from dmlcore.kernels.jit import cuda_functors
 from dmlcore.losses import Comparison
 
 pytestmark = pytest.mark.skipif(bool(cuda_emulation.missing()), reason=cuda_emulation.missing())
@@ -263,7 +264,7 @@ def test_plan_of_large_passes(
     emulated: ModuleType, anchors: int, references: int | None, functor: str, chunk: Any, whole: bool
 ) -> None:
     number = emulated.functors()[functor][0].count(" ") + 1
-    step = emulated.Step(anchors, references, 128, [(functor, [0.1] * number, 0, 0)], workspace=16 << 20)
+    step = emulated.Pass(anchors, references, 128, [(functor, [0.1] * number, 0, 0)], workspace=16 << 20)
     plan, longest = step.plan, references or anchors
     assert ((plan["rows"], plan["columns"]), plan["whole"]) == (chunk, whole)
     assert 4 * chunk[0] * chunk[1] <= max(16 << 20, 32 * 4 * longest)
@@ -274,7 +275,7 @@ def test_plan_of_large_passes(
 
 def test_too_large_for_the_kernels(emulated: ModuleType) -> None:
     with pytest.raises(ValueError, match="2\\^30 rows"):
-        emulated.Step((1 << 30) + 1, None, 8, [("ms", [2.0, 50.0, 0.5, 0.1], 0, 0)], workspace=1 << 20)
+        emulated.Pass((1 << 30) + 1, None, 8, [("ms", [2.0, 50.0, 0.5, 0.1], 0, 0)], workspace=1 << 20)
 
 
 class Given:

@@ -26,8 +26,8 @@ from dmlcore.kernels import (
     fused_rows,
     partner_functors,
     plan_options,
-    runtime,
 )
+from dmlcore.kernels.jit import cpu_functors
 from dmlcore.losses import Comparison, Rows
 from dmlcore.losses.path import pass_of, reduced
 from dmlcore.testing import naming_both
@@ -375,7 +375,7 @@ def test_unknown_functor_and_wrong_options() -> None:
 
 
 def test_every_functor_belongs_to_a_case() -> None:
-    loaded = {name for one in runtime.loaded() for name in one.functors}  # by other tests of this process
+    loaded = {name for one in cpu_functors.loaded() for name in one.functors}  # by other tests of this process
     assert set(functors()) - loaded - {"row_extremes"} == {case.create().functor_call().functor for case in FUSED}
 
 

@@ -13,8 +13,8 @@ from torch import Tensor
 
 from dmlcore import LossEnsemble
 from dmlcore.errors import ConfigError
-from dmlcore.kernels import FunctorCall, Pass, extension, fused_passes, fused_rows, plan_options
-from dmlcore.kernels.fused import CpuPasses, recorded_passes
+from dmlcore.kernels import FunctorCall, Pass, extension, fused_passes, fused_rows, plan_options, recorded_passes
+from dmlcore.kernels.fused import CpuPasses
 from dmlcore.losses import create
 
 pytestmark = pytest.mark.skipif(extension.cpu() is None, reason="the CPU extension is not built")

@@ -2,12 +2,14 @@
 time."""
 
 from dmlcore.kernels import extension
-from dmlcore.kernels.extension import functors, info, partner_functors, why_not
-from dmlcore.kernels.fused import Passed, fused_pass, fused_passes, fused_rows, plan_options, recorded_passes
-from dmlcore.kernels.keeping import build_functors, clear_functors, kept_functors
-from dmlcore.kernels.operator import call_operator  # noqa: F401  registers the operator
+from dmlcore.kernels.extension import functors, partner_functors, why_not
+from dmlcore.kernels.facts import info
+from dmlcore.kernels.fused import Passed, fused_pass, fused_passes, fused_rows
+from dmlcore.kernels.jit.dispatch import why_missing
+from dmlcore.kernels.jit.upkeep import build_functors, clear_functors, kept_functors
+from dmlcore.kernels.operator import fused_rows_op  # noqa: F401  registers the operator
 from dmlcore.kernels.passes import FunctorCall, Pass, Relations
-from dmlcore.kernels.runtime import why_missing
+from dmlcore.kernels.planning import plan_options, recorded_passes
 
 __all__ = [
     "FunctorCall",

@@ -11,9 +11,10 @@ import torch
 from torch import Tensor
 
 from dmlcore.errors import ConfigError
-from dmlcore.kernels import cuda_functors, extension
-from dmlcore.kernels.fused import plan
+from dmlcore.kernels import extension
+from dmlcore.kernels.jit import cuda_functors
 from dmlcore.kernels.passes import FunctorCall, Pass
+from dmlcore.kernels.planning import plan
 
 WORKSPACE = 16 << 20
 """Bytes of the similarities of a chunk, and in backward as many for its slopes: together they stay in the second-level cache of
@@ -80,7 +81,7 @@ class CudaPass:
             options = getattr(plan, "options", {})
             self.workspace = options.get("workspace", WORKSPACE)
             try:
-                self.step: Any = module.Step(
+                self.step: Any = module.Pass(
                     anchors.shape[0],
                     None if references is None else references.shape[0],
                     anchors.shape[1],

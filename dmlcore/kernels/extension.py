@@ -5,10 +5,10 @@ from __future__ import annotations
 import ctypes
 import importlib
 import os
+import sys
 import warnings
 from pathlib import Path
 from types import ModuleType
-from typing import Any
 
 import torch  # before the extensions: it brings the OpenMP runtime they share
 
@@ -19,7 +19,23 @@ def _load(name: str) -> tuple[ModuleType | None, str]:
     try:
         return importlib.import_module(f"dmlcore.{name}"), ""
     except ImportError as error:
-        return None, f"dmlcore.{name} cannot be loaded ({error}); a source folder needs `python setup.py build_ext --inplace`"
+        return None, _why_not_loaded(name, error)
+
+
+def _why_not_loaded(name: str, error: ImportError) -> str:
+    """What to do where an extension is missing: Python may have been started in the sources, which hide what is installed."""
+    if name == "_cuda":
+        return "dmlcore._cuda was not built"
+    package = Path(__file__).parents[1]
+    if next(package.glob(f"{name}.*"), None) is not None:  # it is there, but does not load: another Python, a missing library
+        return f"dmlcore.{name} cannot be loaded ({error}); install dmlcore again"
+    if not (package.parent / "csrc").is_dir():
+        return f"dmlcore was installed without {name}"
+    sources = f"Python runs in dmlcore's source folder {package.parent}, where {name} is not compiled"
+    others = (Path(entry, "dmlcore") for entry in sys.path if entry and Path(entry) != package.parent)
+    if installed := next((folder for folder in others if next(folder.glob(f"{name}.*"), None)), None):
+        return f"{sources}; leave that folder, or use `python -P`, to use the package in {installed.parent}"
+    return f"{sources}; run `pip install -e .` there, or `pip install .` and leave that folder"
 
 
 def _vendor_products() -> tuple[int, int, int]:
@@ -96,11 +112,11 @@ if CPU is not None:
     if os.environ.get("DML_CPU_LEVEL"):
         use_level(os.environ["DML_CPU_LEVEL"])
 elif os.environ.get(SWITCH, "1") != "0":
-    warnings.warn(f"losses run in plain PyTorch, many times slower: {_WHY_NO_CPU}, or use another working folder", stacklevel=2)
+    warnings.warn(f"losses run in plain PyTorch, many times slower: {_WHY_NO_CPU}", stacklevel=2)
 
 
 if _CUDA is not None:
-    CUDA_FUNCTORS = {name: functor for name, functor in FUNCTORS.items() if name in _CUDA.functors()}
+    CUDA_FUNCTORS = {name: layout for name, layout in FUNCTORS.items() if name in _CUDA.functors()}
 
 
 def cpu() -> ModuleType | None:
@@ -147,42 +163,3 @@ def functors(device: str = "cpu") -> dict[str, tuple[tuple[str, ...], int]]:
 def partner_functors() -> frozenset[str]:
     """The functors that couple an anchor with its positives, and so take no references."""
     return PARTNERS
-
-
-def info() -> dict[str, Any]:
-    """What is built, what is used, and why something is not.
-
-    Returns:
-        `cpu` (built, level, levels, blas, reason), `cuda` (built, archs, devices, reason), `threads`, `fused` (functor names by
-        device type, with their options), `enabled`, `runtime` (enabled, compiler, folder, functors with their headers, failed;
-            `cuda`: compiler, functors, failed).
-    """
-    from dmlcore.kernels import runtime
-
-    module, gpu = cpu(), cuda()
-    devices = [torch.cuda.get_device_name(k) for k in range(torch.cuda.device_count())]
-    reason = why_not("cuda")
-    if not reason and not devices:
-        reason = "torch sees no CUDA device"
-    return {
-        "enabled": fused_enabled(),
-        "threads": torch.get_num_threads(),
-        "cpu": {
-            "built": module is not None,
-            "level": module.level() if module else None,
-            "levels": module.levels() if module else [],
-            "blas": ("vendor" if module.has_blas() else "own") if module else None,
-            "reason": why_not("cpu"),
-        },
-        "cuda": {
-            "built": gpu is not None,
-            "archs": getattr(gpu, "archs", None),
-            "devices": devices,
-            "reason": reason,
-        },
-        "fused": {
-            "cpu": {name: list(options) for name, (options, _) in FUNCTORS.items()},
-            "cuda": sorted({*gpu.functors(), *CUDA_FUNCTORS}) if gpu else [],
-        },
-        "runtime": runtime.facts(),
-    }

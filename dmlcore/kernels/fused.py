@@ -7,9 +7,7 @@ the CPU are one call of the extension and one node of autograd. Under `torch.com
 
 from __future__ import annotations
 
-import threading
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any, NamedTuple
 
@@ -18,39 +16,10 @@ from torch import Tensor
 
 from dmlcore.errors import ConfigError
 from dmlcore.kernels import extension
+from dmlcore.kernels.cuda import CudaPass
+from dmlcore.kernels.encoding import encoded
 from dmlcore.kernels.passes import FunctorCall, Pass, Relations, Target
-
-plan = threading.local()
-"""What this thread overrides of the planner, `plan.options`, and records of its passes, `plan.recorded`."""
-
-
-@contextmanager
-def plan_options(**options: int) -> Iterator[None]:
-    """Override the planner of the CPU kernels inside a `with` block, for tests and measurements.
-
-    Args:
-        options: `threads` (at most), `thread_work` (multiplications from which on a further thread is used), `workspace`
-            (bytes of similarities kept between forward and backward; 0 recomputes them), `tile_rows`, `tile_columns`,
-            `slot_bytes`, `search` (1: look negatives up among the thresholds of an anchor's positives whatever their number,
-            0: never), `triangle` (0: do not use the symmetry of a batch with itself). CUDA passes look at `workspace`
-            (bytes of a chunk's products), `tile_rows` and `tile_columns` (its shape).
-    """
-    before = getattr(plan, "options", {})
-    plan.options = {**before, **options}
-    try:
-        yield
-    finally:
-        plan.options = before
-
-
-@contextmanager
-def recorded_passes() -> Iterator[list[Pass]]:
-    """Collect the passes that this thread begins on the CPU inside a `with` block."""
-    plan.recorded = passes = []
-    try:
-        yield passes
-    finally:
-        plan.recorded = None
+from dmlcore.kernels.planning import plan
 
 
 class Passed(NamedTuple):
@@ -337,9 +306,7 @@ def fused_passes(passes: Sequence[Pass], terms: int | None = 0) -> Passed:
             cells += call.cells
         sizes.append((one.size[0] if one.owners is None else len(one.owners), anchors.shape[0], cells))
     if torch.compiler.is_compiling():
-        from dmlcore.kernels.operator import call_operator
-
-        total, *rows = call_operator(ready, sources.real, targets, 1 if terms is None else terms)
+        total, *rows = _by_operator(ready, sources.real, targets, 1 if terms is None else terms)
         return Passed(total.view(()) if terms is None else total, ((rows[0], rows[1], rows[2]),), tuple(sizes))
     states = [device_pass(one) for one in ready]
     if states[0] is None:
@@ -354,8 +321,6 @@ def device_pass(one: Pass) -> Any | None:
     """The state of a pass on a device that computes each pass by itself, or None: on the CPU they are computed together."""
     if not one.anchors.is_cuda:
         return None
-    from dmlcore.kernels.cuda import CudaPass
-
     references = None if one.references is None else one.references.contiguous()  # its kernels read no columns of others
     return CudaPass(one._replace(anchors=one.anchors.contiguous(), references=references))
 
@@ -396,3 +361,12 @@ def fused_pass(
 def fused_rows(*arguments: Any, **details: Any) -> tuple[Tensor, Tensor]:
     """`fused_pass` for functors without histograms: values and counts."""
     return fused_pass(*arguments, **details)[:2]
+
+
+def _by_operator(
+    passes: Sequence[Pass], sources: list[Tensor], targets: Sequence[tuple[Target, Target]], terms: int
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Terms, values, counts and histograms as `CpuPasses.forward`, differentiable in the sources, by the custom operator of
+    `operator.py`. That module is named by no import here: it builds on this one."""
+    totals, values, counts, tables = torch.ops.dmlcore.fused_rows(sources, *encoded(passes, targets), terms)
+    return totals, values, counts.detach(), tables

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from dmlcore.errors import ConfigError, DmlcoreError, PluginError
 from dmlcore.kernels import extension, why_missing
-from dmlcore.kernels.runtime import build
+from dmlcore.kernels.jit.cpu_functors import build
 from dmlcore.losses import CrossBatchMemory, Loss, ProxyLoss, RowLoss, create
 from dmlcore.testing import memory
 from dmlcore.testing.batches import CLASSES, WIDTH, batches, near

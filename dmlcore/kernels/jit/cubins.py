@@ -11,8 +11,10 @@ from pathlib import Path
 from typing import Any
 
 from dmlcore.errors import DmlcoreError, PluginError
-from dmlcore.kernels import extension, headers, nvrtc, runtime, store
-from dmlcore.kernels.compiling import first_error
+from dmlcore.kernels import extension
+from dmlcore.kernels.jit import cache, headers, nvrtc
+from dmlcore.kernels.jit.compiler import first_error
+from dmlcore.kernels.jit.sources import FORMAT, check_header, hashed, why_switched_off
 
 KERNELS = {"forward": "rows_forward", "close": "rows_close", "backward": "rows_backward", "fits": "rows_fits"}
 """What a pass needs of a functor, as `csrc/cuda` calls it."""
@@ -70,23 +72,23 @@ def cubin_of(header: Path, capability: int) -> Cubin:
     """
     began, module = time.perf_counter(), extension.cuda()
     if module is None:
-        raise DmlcoreError(runtime.why_switched_off() or extension.why_not("cuda"))
-    runtime.check(header, headers.folder(), "cuda", getattr(module, "headers", ""))  # an older build says nothing
+        raise DmlcoreError(why_switched_off() or extension.why_not("cuda"))
+    check_header(header, headers.folder(), "cuda", getattr(module, "headers", ""))  # an older build says nothing
     compiler = nvrtc.compiler()
     if isinstance(compiler, str):  # what was compiled before will do, whoever did
         arch, compiled = capability, False
-        file = store.latest(f"{header.stem}-{source_key(header, arch)}-*.cubin")
+        file = cache.latest(f"{header.stem}-{source_key(header, arch)}-*.cubin")
         if file is None:
             raise DmlcoreError(compiler)
     else:
         arch = nearest(compiler, capability)
         who = hashlib.sha256(f"nvrtc {compiler.version}".encode()).hexdigest()[:8]
         name = f"{header.stem}-{source_key(header, arch)}-{who}.cubin"
-        file, compiled = store.found_or_made(name, lambda place: _made(header, arch, compiler, place, who))
-    facts = store.facts_of(file) or {}
+        file, compiled = cache.cached_or_compiled(name, lambda place: _compile(header, arch, compiler, place, who))
+    facts = cache.facts_of(file) or {}
     forms = {
-        functor: tuple(Form(tuple(one["numbers"]), one["symbols"]) for one in found)
-        for functor, found in facts.get("kernels", {}).items()
+        functor: tuple(Form(tuple(form["numbers"]), form["symbols"]) for form in stored)
+        for functor, stored in facts.get("kernels", {}).items()
     }
     return Cubin(header, file, arch, forms, compiled, time.perf_counter() - began)
 
@@ -94,8 +96,8 @@ def cubin_of(header: Path, capability: int) -> Cubin:
 def source_key(header: Path, arch: int) -> str:
     """A hash of all that the machine code depends on but the compiler."""
     root = headers.folder()
-    facts = [runtime.FORMAT, header.stem, f"sm_{arch}", *nvrtc.FLAGS, headers.fingerprint(root, "cuda")]
-    return runtime.hashed(facts, header, headers.shared(root, "cuda"))
+    facts = [FORMAT, header.stem, f"sm_{arch}", *nvrtc.FLAGS, headers.fingerprint(root, "cuda")]
+    return hashed(facts, header, headers.shared(root, "cuda"))
 
 
 def nearest(compiler: nvrtc.Compiler, capability: int) -> int:
@@ -106,7 +108,7 @@ def nearest(compiler: nvrtc.Compiler, capability: int) -> int:
     return max(fitting)
 
 
-def _made(header: Path, arch: int, compiler: nvrtc.Compiler, place: Path, who: str) -> Path:
+def _compile(header: Path, arch: int, compiler: nvrtc.Compiler, place: Path, who: str) -> Path:
     root, began = headers.folder(), time.perf_counter()
     while True:
         key = source_key(header, arch)
@@ -116,15 +118,15 @@ def _made(header: Path, arch: int, compiler: nvrtc.Compiler, place: Path, who: s
         names = [_names(functor, wide) for functor in listed.values() for wide in ("false", "true")]
         source = f'#include "cuda/functors.h"\n#include "{header}"\n'
         try:
-            code, symbols = compiler.compile(source, arch, root, [name for each in names for name in each.values()])
+            code, symbols = compiler.compile(source, arch, root, [name for form in names for name in form.values()])
         except ValueError as error:
             raise PluginError(first_error(str(error), header) or f"{header.name}: {str(error).strip()[:300]}") from None
         if key != source_key(header, arch):
             continue  # saved by an editor meanwhile
-        each = len(names[0])
-        forms = [_form(dict(zip(names[0], symbols[k : k + each], strict=True))) for k in range(0, len(symbols), each)]
+        count = len(names[0])
+        forms = [_form(dict(zip(names[0], symbols[k : k + count], strict=True))) for k in range(0, len(symbols), count)]
         pairs = zip(forms[::2], forms[1::2], strict=True)  # equal where the functor has one form
-        kernels = {name: [one] if one == two else [one, two] for name, (one, two) in zip(listed, pairs, strict=True)}
+        kernels = {name: [first] if first == wide else [first, wide] for name, (first, wide) in zip(listed, pairs, strict=True)}
         facts = {
             "header": str(header),
             "functors": list(listed),
@@ -134,9 +136,9 @@ def _made(header: Path, arch: int, compiler: nvrtc.Compiler, place: Path, who: s
             "made": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
             "kernels": kernels,
         }
-        with store.workplace(place) as work:
+        with cache.workplace(place) as work:
             (work / "functors.cubin").write_bytes(code)
-            return store.keep(place, f"{header.stem}-{key}-{who}", work / "functors.cubin", facts)
+            return cache.add(place, f"{header.stem}-{key}-{who}", work / "functors.cubin", facts)
 
 
 def _names(functor: str, wide: str) -> dict[str, str]:

@@ -106,19 +106,19 @@ def locked(place: Path) -> Iterator[None]:
 @contextmanager
 def workplace(place: Path) -> Iterator[Path]:
     """A new folder inside, for what is not whole yet; it vanishes at the end."""
-    made = Path(tempfile.mkdtemp(prefix="making-", dir=place))  # 0700
+    work = Path(tempfile.mkdtemp(prefix="making-", dir=place))  # 0700
     try:
-        yield made
+        yield work
     finally:
-        shutil.rmtree(made, ignore_errors=True)
+        shutil.rmtree(work, ignore_errors=True)
 
 
-def found_or_made(name: str, make: Callable[[Path], Path]) -> tuple[Path, bool]:
-    """An entry's file, and whether it had to be made.
+def cached_or_compiled(name: str, compile_into: Callable[[Path], Path]) -> tuple[Path, bool]:
+    """An entry's file, and whether it had to be compiled.
 
     Args:
         name: of the file.
-        make: given the folder, makes the entry, by one process at a time, and returns its file.
+        compile_into: given the folder, adds the entry, by one process at a time, and returns its file.
 
     Raises:
         ConfigError: others could write to the file or the folder.
@@ -126,20 +126,20 @@ def found_or_made(name: str, make: Callable[[Path], Path]) -> tuple[Path, bool]:
     """
     place = opened()
 
-    def kept() -> Path | None:
+    def whole_entry() -> Path | None:
         file = place / name
         if facts_of(file) is None:
             return None
         check_private(file)
         return file
 
-    if (file := kept()) is not None:
+    if (file := whole_entry()) is not None:
         return file, False
     try:
         with locked(place):
-            if (file := kept()) is not None:  # another process was faster
+            if (file := whole_entry()) is not None:  # another process was faster
                 return file, False
-            return make(place), True
+            return compile_into(place), True
     except OSError as error:
         raise DmlcoreError(f"no compiled functors can be kept in {place}: {error.strerror}; set DML_CACHE") from error
 
@@ -150,35 +150,35 @@ def latest(pattern: str) -> Path | None:
     Raises:
         ConfigError: others could write to the file or the folder.
     """
-    kept = [file for file in opened().glob(pattern) if facts_of(file)]
-    for file in kept:
+    files = [file for file in opened().glob(pattern) if facts_of(file)]
+    for file in files:
         check_private(file)
-    return max(kept, key=lambda file: file.stat().st_mtime, default=None)
+    return max(files, key=lambda file: file.stat().st_mtime, default=None)
 
 
-def keep(place: Path, name: str, made: Path, facts: dict[str, Any]) -> Path:
+def add(place: Path, name: str, file: Path, facts: dict[str, Any]) -> Path:
     """Make a finished file an entry: the facts first, then the file, each by renaming.
 
     Args:
         place: from `opened`.
         name: of the entry.
-        made: a file in a `workplace`.
+        file: in a `workplace`.
         facts: plain values for JSON; the file's hash is added.
 
     Returns:
         The entry's file.
     """
-    os.chmod(made, 0o600)
-    content = made.read_bytes()
-    with made.open("rb") as file:
-        os.fsync(file.fileno())
+    os.chmod(file, 0o600)
+    content = file.read_bytes()
+    with file.open("rb") as handle:
+        os.fsync(handle.fileno())
     text = json.dumps({**facts, "sha256": hashlib.sha256(content).hexdigest(), "bytes": len(content)}, indent=2)
-    beside = made.with_name("facts.json")
+    beside = file.with_name("facts.json")
     beside.write_text(text + "\n")
     os.chmod(beside, 0o600)
     os.replace(beside, place / f"{name}.json")
-    target = place / f"{name}{made.suffix}"
-    os.replace(made, target)
+    target = place / f"{name}{file.suffix}"
+    os.replace(file, target)
     return target
 
 
@@ -203,8 +203,8 @@ def entries(suffix: str = ".so") -> list[tuple[Path, dict[str, Any]]]:
     if not place.is_dir():
         return []
     check_private(place)
-    found = ((file, facts_of(file)) for file in sorted(place.glob(f"*{suffix}")))
-    return [(file, facts) for file, facts in found if facts is not None]
+    files = ((file, facts_of(file)) for file in sorted(place.glob(f"*{suffix}")))
+    return [(file, facts) for file, facts in files if facts is not None]  # the others are being written, or were cut short
 
 
 def clear(names: list[str] | None = None) -> list[str]:

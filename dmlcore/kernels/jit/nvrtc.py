@@ -24,8 +24,8 @@ _HEADERS = {"cstdint": _INTEGERS}
 
 def library() -> Path | str | None:
     """libnvrtc: that of the packages PyTorch's CUDA build brings, else a toolkit's, else the system's; None: nowhere."""
-    found = importlib.util.find_spec("nvidia")
-    folders = [Path(place) for place in (found.submodule_search_locations or ())] if found else []
+    packages = importlib.util.find_spec("nvidia")
+    folders = [Path(place) for place in (packages.submodule_search_locations or ())] if packages else []
     homes = [Path(home) for name in ("CUDA_HOME", "CUDA_PATH") if (home := os.environ.get(name))]
     patterns = [(folder, "*/lib/libnvrtc.so*") for folder in folders]
     patterns += [(home, "lib64/libnvrtc.so*") for home in (*homes, Path("/usr/local/cuda"))]
@@ -97,11 +97,11 @@ class Compiler:
             if self._nvrtc.nvrtcCompileProgram(program, len(flags), options):
                 raise ValueError(self._bytes(program, "ProgramLog").rstrip(b"\0").decode(errors="replace"))
             lowered = ctypes.c_char_p()
-            found = []
+            symbols = []
             for name in names:
                 self._check(self._nvrtc.nvrtcGetLoweredName(program, name.encode(), ctypes.byref(lowered)))
-                found.append((lowered.value or b"").decode())
-            return self._bytes(program, "CUBIN"), found
+                symbols.append((lowered.value or b"").decode())
+            return self._bytes(program, "CUBIN"), symbols
         finally:
             self._nvrtc.nvrtcDestroyProgram(ctypes.byref(program))
 

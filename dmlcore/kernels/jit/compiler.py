@@ -41,18 +41,18 @@ def find_compiler() -> Compiler | str:
     """The compiler that `CXX` names, else the first of `g++`, `c++`, `clang++`; or the reason why there is none."""
     named = os.environ.get("CXX", "").strip()
     try:
-        given = shlex.split(named)
+        words = shlex.split(named)
     except ValueError as error:
         return f"CXX is no command: {error}"
-    words = given if given else [next((name for name in ("g++", "c++", "clang++") if shutil.which(name)), "")]
+    words = words or [next((name for name in ("g++", "c++", "clang++") if shutil.which(name)), "")]
     if not words[0]:
         return "there is no C++ compiler; install g++ or clang++, or set CXX"
-    found = [shutil.which(word) if not word.startswith("-") else None for word in words]
-    if found[0] is None:
+    paths = [shutil.which(word) if not word.startswith("-") else None for word in words]
+    if paths[0] is None:
         return f"CXX names the compiler '{words[0]}', which is not found"
-    files = [Path(path).resolve() for path in found if path is not None]
+    files = [Path(path).resolve() for path in paths if path is not None]
     facts = [f"{file} {(status := file.stat()).st_size} {status.st_mtime_ns}" for file in files]
-    return Compiler((found[0], *words[1:]), "\n".join([*words[1:], *facts]))
+    return Compiler((paths[0], *words[1:]), "\n".join([*words[1:], *facts]))
 
 
 def compile_shared(compiler: Compiler, flags: Sequence[str], source: Path, out: Path, header: Path) -> None:
@@ -90,16 +90,16 @@ def first_error(output: str, header: Path) -> str:
     if not errors:
         return ""
     text = header.read_text(errors="replace")
-    mine = next((error for error in errors if _same(error["file"], header)), None)
-    if mine is not None:
-        return f"{header.name}:{mine['line']}: {_plain(mine['text'])}"
+    error = next((error for error in errors if _same(error["file"], header)), None)
+    if error is not None:
+        return f"{header.name}:{error['line']}: {_plain(error['text'])}"
     error = errors[0]
     beside = Path(error["file"])
     if beside.parent == header.parent:
         return f"{beside.name}:{error['line']}: {_plain(error['text'])}"
     for name in re.findall(r"\b(?:dml::)?(?:\w+::)?(\w+)<(?:float|double)", output):
-        if found := re.search(rf"^.*\bstruct\s+{name}\b", text, re.MULTILINE):
-            line = text.count("\n", 0, found.end()) + 1
+        if struct := re.search(rf"^.*\bstruct\s+{name}\b", text, re.MULTILINE):
+            line = text.count("\n", 0, struct.end()) + 1
             return f"{header.name}:{line}: {name} breaks the contract of a functor: {_plain(error['text'])}"
     called = re.search(rf"^{re.escape(str(header))}:(\d+):", output, re.MULTILINE)
     return f"{header.name}:{called[1] if called else 1}: {_plain(error['text'])} ({beside.name}:{error['line']})"

@@ -6,8 +6,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from dmlcore import plugins
 from dmlcore.errors import ConfigError, DmlcoreError, suggestion
-from dmlcore.kernels import cubins, runtime, store
+from dmlcore.kernels.jit import cache, cpu_functors, cubins
 
 
 def kept_functors() -> dict[str, Any]:
@@ -20,9 +21,9 @@ def kept_functors() -> dict[str, Any]:
     Raises:
         ConfigError: others can write to the folder.
     """
-    kept = [*store.entries(), *store.entries(".cubin")]
-    found = [{"file": str(file), **facts, "state": _state(file, facts)} for file, facts in kept]
-    return {"folder": str(store.folder()), "kernels": found}
+    entries = [*cache.entries(), *cache.entries(".cubin")]
+    kernels = [{"file": str(file), **facts, "state": _state(file, facts)} for file, facts in entries]
+    return {"folder": str(cache.folder()), "kernels": kernels}
 
 
 def _state(file: Path, facts: dict[str, Any]) -> str:
@@ -34,7 +35,7 @@ def _state(file: Path, facts: dict[str, Any]) -> str:
         if level.startswith("sm_"):
             key = cubins.source_key(header, int(level.removeprefix("sm_")))
         else:
-            key = runtime.source_key(header, level)
+            key = cpu_functors.source_key(header, level)
         return "current" if file.name.split("-")[1] == key else "changed"
     except (DmlcoreError, ValueError):  # everybody can write to the header; a level of another build
         return "changed"
@@ -52,16 +53,21 @@ def build_functors(names: Sequence[str] = ()) -> list[dict[str, Any]]:
     Raises:
         ConfigError: a name that is neither.
     """
-    done = []
-    for header in _chosen(names):
+    results = []
+    for header in _headers_of(names):
         entry = {"header": str(header), "functors": [], "level": "", "compiled": False, "seconds": 0.0, "error": ""}
         try:
-            made = runtime.build(header)
-            entry |= {"functors": list(made.functors), "level": made.level, "compiled": made.compiled, "seconds": made.seconds}
+            built = cpu_functors.build(header)
+            entry |= {
+                "functors": list(built.functors),
+                "level": built.level,
+                "compiled": built.compiled,
+                "seconds": built.seconds,
+            }
         except DmlcoreError as error:
             entry["error"] = str(error)
-        done.append(entry)
-    return done
+        results.append(entry)
+    return results
 
 
 def clear_functors(names: Sequence[str] = ()) -> list[str]:
@@ -76,28 +82,26 @@ def clear_functors(names: Sequence[str] = ()) -> list[str]:
     Raises:
         ConfigError: others can write to the folder.
     """
-    return store.clear(list(names) or None)
+    return cache.clear(list(names) or None)
 
 
-def _chosen(names: Sequence[str]) -> list[Path]:
-    from dmlcore import plugins
-
+def _headers_of(names: Sequence[str]) -> list[Path]:
     losses = {name: _header(entry.component) for name, entry in plugins.registry("loss").items()}
     if not names:
-        found = [header for header in losses.values() if header is not None]
-        return sorted({*found, *plugins.kernel_headers(plugins.manager())})
-    chosen = []
+        own = [header for header in losses.values() if header is not None]
+        return sorted({*own, *plugins.kernel_headers(plugins.manager())})
+    paths = []
     for name in names:
         if name.endswith(".h"):
-            chosen.append(Path(name).resolve())
+            paths.append(Path(name).resolve())
         elif name not in losses:
             raise ConfigError(f"there is no loss '{name}'.{suggestion(name, losses)} A header ends with `.h`.")
         else:
             header = losses[name]
             if header is None:
                 raise ConfigError(f"the loss '{name}' names no header: it is built in, has no fused form, or uses another's")
-            chosen.append(header)
-    return list(dict.fromkeys(chosen))
+            paths.append(header)
+    return list(dict.fromkeys(paths))
 
 
 def _header(component: Any) -> Path | None:

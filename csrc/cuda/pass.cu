@@ -1,115 +1,18 @@
-// Plans chunks and memory, and launches the phases of a step (step.h): the kernels here order, normalise and mark; those of the
-// losses are behind the table of losses.h.
-#include "cuda/step.h"
+// Plans chunks and memory of a pass, and launches its phases (pass.h). The kernels of the losses are behind the table of losses.h.
+#include "cuda/pass.h"
 
 #include <cstdio>
 
-#include "cuda/losses.h"
+#include "cuda/pass_kernels.h"
 
 DML_BEGIN
 
-constexpr int kWarps = 8;              // rows of a block of gather and scatter
-constexpr int kLeastRows = 32;         // of a chunk of whole rows, however long they are
-constexpr int64_t kWholeColumns = 65536;   // references beyond which rows come in parts, if all losses can
+constexpr int kLeastRows = 32;  // of a chunk of whole rows, however long they are
+constexpr int64_t kWholeColumns = 65536;  // references beyond which rows come in parts, if all losses can
 constexpr int64_t kPartRows = 1024;
-constexpr int64_t kLongBytes = int64_t(32) << 20;   // of memory for rows with long lists, unless one row takes more
+constexpr int64_t kLongBytes = int64_t(32) << 20;  // of memory for rows with long lists, unless one row takes more
 constexpr int64_t kMostLongBlocks = 264;
-constexpr int64_t kAlign = 64;         // floats
-
-struct Gather {
-  const float* from;
-  const int64_t *order, *labels, *others;   // others: sorted labels of the references
-  int rows, width, other_rows;
-  bool normalise, is_references;
-  float *to, *factors;
-  int *first, *last, *own, *broken;    // first is nullptr: no classes are looked for
-  const int64_t* own_given;
-  const int* places;                   // of references in class order; nullptr: the caller's
-};
-
-template <class T> __device__ __forceinline__ T warp_sum(T x) {        // in a fixed order, the same in every lane
-  for (int step = kWarp / 2; step > 0; step /= 2) x += __shfl_xor_sync(0xffffffffu, x, step);
-  return x;
-}
-
-// How many of the sorted labels are below `label` (or equal, too).
-__device__ __forceinline__ int labels_below(const int64_t* labels, int count, int64_t label, bool equal) {
-  int low = 0, high = count;
-  while (low < high) {
-    const int middle = low + (high - low) / 2;
-    if (labels[middle] < label || (equal && labels[middle] == label)) low = middle + 1;
-    else high = middle;
-  }
-  return low;
-}
-
-// A warp per row: to[i] = from[order[i]] * factors[i], and the anchor's place among the references.
-__global__ void gather_kernel(Gather g) {
-  const int i = blockIdx.x * kWarps + threadIdx.x / kWarp, lane = threadIdx.x % kWarp;
-  if (i == 0 && lane == 0 && !g.is_references) *g.broken = 0;
-  if (i >= g.rows) return;
-  const int64_t at = g.order ? g.order[i] : i;
-  const float* x = g.from + size_t(at) * g.width;
-  double square = 0;                                                   // double: 1e20 is no infinity
-  for (int k = lane; k < g.width; k += kWarp) square += double(x[k]) * double(x[k]);
-  square = warp_sum(square);
-  const double norm = ::sqrt(square);
-  float factor = !g.normalise ? 1.0f : norm > 1e-12 ? float(1 / norm) : 0.0f;   // a zero vector stays zero
-  if (!(square < 1e300)) factor = float(square - square);              // NaN marks a row that is not finite
-  if (lane == 0) {
-    g.factors[i] = factor;
-    if (g.is_references && factor != factor) *g.broken = 1;            // every anchor is compared with it
-    if (g.own) {
-      const int64_t own = g.own_given[at];
-      g.own[i] = own < 0 || own >= g.other_rows ? -1 : g.places ? g.places[own] : int(own);
-    }
-  }
-  if (g.first && lane < 2) (lane ? g.last : g.first)[i] = labels_below(g.others, g.other_rows, g.labels[i], lane == 1);
-  for (int k = lane; k < g.width; k += kWarp) g.to[size_t(i) * g.width + k] = x[k] * factor;
-}
-
-__global__ void place_kernel(const int64_t* order, int count, int* places) {
-  const int j = blockIdx.x * blockDim.x + threadIdx.x;
-  if (j < count) places[order[j]] = j;
-}
-
-__global__ void zero_kernel(unsigned long long* at, int count) {
-  const int k = blockIdx.x * blockDim.x + threadIdx.x;
-  if (k < count) at[k] = 0;
-}
-
-// Listed positives are no negatives.
-__global__ void mark_kernel(RowsView v, RowsChunk c, float* products) {
-  const int i = c.row0 + blockIdx.x;
-  for (long long k = v.starts[i] + threadIdx.x; k < v.starts[i + 1]; k += blockDim.x) {
-    const long long at = v.lists[k] - c.column0;
-    if (at >= 0 && at < c.columns) products[size_t(blockIdx.x) * c.columns + at] = no_pair();
-  }
-}
-
-// From pairs and their fractions to soft histograms: a fraction moves on to the next cell.
-__global__ void read_table_kernel(const unsigned long long* table, int cells, float* to) {
-  const int k = blockIdx.x * blockDim.x + threadIdx.x, half = k / cells, c = k % cells;
-  if (k >= 2 * cells) return;
-  const unsigned long long* at = table + size_t(half) * 2 * cells + c;
-  const double unit = double(1 << 20), part = double(at[cells]) / unit, before = c ? double(at[cells - 1]) / unit : 0.0;
-  to[k] = float(double(at[0]) - part + before);
-}
-
-// The gradient of the raw vectors, in their own order: normalising removes the radial part and divides by the norm.
-__global__ void scatter_kernel(const float* grad, const float* unit, const float* factors, const int64_t* order, int rows,
-                               int width, bool normalise, float* to) {
-  const int i = blockIdx.x * kWarps + threadIdx.x / kWarp, lane = threadIdx.x % kWarp;
-  if (i >= rows) return;
-  const float *g = grad + size_t(i) * width, *x = unit + size_t(i) * width;
-  float radial = 0.0f;
-  if (normalise) {
-    for (int k = lane; k < width; k += kWarp) radial = fmaf(g[k], x[k], radial);
-    radial = warp_sum(radial);
-  }
-  float* out = to + size_t(order ? order[i] : i) * width;
-  for (int k = lane; k < width; k += kWarp) out[k] = (g[k] - radial * x[k]) * factors[i];
-}
+constexpr int64_t kAlign = 64;  // floats
 
 static int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
 static int64_t most(int64_t a, int64_t b) { return a > b ? a : b; }
@@ -180,7 +83,7 @@ struct Layout {
     if (s.own) k.own = at.take_ints(s.A);
     if (s.own && !s.lists) k.places = at.take_ints(s.N);
     k.broken = at.take_ints(1);
-    k.tables = reinterpret_cast<unsigned long long*>(at.take(4 * plan.table_cells));   // two numbers of 8 bytes per cell
+    k.tables = reinterpret_cast<unsigned long long*>(at.take(4 * plan.table_cells));  // two numbers of 8 bytes per cell
     return k;
   }
   RowsLoss loss(const CudaEntry& e, Cursor& at) const {
@@ -188,7 +91,7 @@ struct Layout {
     m.limits = at.take(e.limits * s.A), m.sums = at.take(e.sums * s.A);
     return m;
   }
-  int64_t width() const {                                              // of the longest list there may be
+  int64_t width() const {  // of the longest list there may be
     int64_t width = s.N;
     if (s.lists) width = least(width, s.list_length);
     if (s.most_positives > 0) width = least(width, s.most_positives);
@@ -257,19 +160,21 @@ const char* cuda_plan(const CudaShape& s, const CudaLoss* losses, int count, Cud
   for (int l = 0; l < count; ++l) {
     const CudaEntry e = entry_of(losses[l]);
     if (e.functor.given > 0 && !losses[l].given && s.A > 0) return "a functor lacks its numbers per anchor";
-    if (e.functor.partners && (!s.self || losses[l].has_windows)) return "losses with partners are for all pairs of a batch with itself";
+    if (e.functor.partners && (!s.self || losses[l].has_windows))
+      return "losses with partners are for all pairs of a batch with itself";
     if (e.functor.centres) {
       float centres;
       __builtin_memcpy(&centres, losses[l].options, sizeof centres);
       if (!(centres >= 1 && centres <= 64)) return "a class has 1 to 64 centres";
-      if (s.self || s.lists || losses[l].has_windows) return "losses with centres take references with labels, all of which are compared";
+      if (s.self || s.lists || losses[l].has_windows)
+        return "losses with centres take references with labels, all of which are compared";
       if (s.N % int64_t(centres)) return "every class has the same number of centres";
       int64_t a = step, b = int64_t(centres);
       while (b) {
         const int64_t rest = a % b;
         a = b, b = rest;
       }
-      step *= int64_t(centres) / a;                                    // a chunk holds whole classes
+      step *= int64_t(centres) / a;  // a chunk holds whole classes
     }
     slots = slots || e.functor.slots;
     plan->table_cells += 2 * e.cells(losses[l].options);
@@ -288,7 +193,8 @@ const char* cuda_plan(const CudaShape& s, const CudaLoss* losses, int count, Cud
   const Layout layout{s, *plan};
   const int64_t memory = highest_memory(losses, count);
   if (layout.width() > kShortList && memory > 0)
-    plan->long_blocks = most(least(least(kLongBytes / (memory * layout.width() * int64_t(sizeof(float))), kMostLongBlocks), plan->rows), 1);
+    plan->long_blocks =
+        most(least(least(kLongBytes / (memory * layout.width() * int64_t(sizeof(float))), kMostLongBlocks), plan->rows), 1);
   Cursor kept{nullptr}, forward{nullptr}, backward{nullptr};
   layout.kept(kept);
   for (int l = 0; l < count; ++l) layout.loss(entry_of(losses[l]), kept);
@@ -306,9 +212,11 @@ const char* cuda_prepare(const CudaProblem& p, const CudaLoss*, int, void* strea
   const CudaShape& s = p.shape;
   Cursor at{static_cast<float*>(p.kept)};
   const Kept k = Layout{s, p.plan}.kept(at);
-  if (k.places && s.N) CU_LAUNCH(place_kernel, blocks_for(s.N, kMostThreads), kMostThreads, 0, stream, p.references.order, int(s.N), k.places);
+  if (k.places && s.N)
+    CU_LAUNCH(place_kernel, blocks_for(s.N, kMostThreads), kMostThreads, 0, stream, p.references.order, int(s.N), k.places);
   if (p.plan.table_cells)
-    CU_LAUNCH(zero_kernel, blocks_for(2 * p.plan.table_cells, kMostThreads), kMostThreads, 0, stream, k.tables, int(2 * p.plan.table_cells));
+    CU_LAUNCH(zero_kernel, blocks_for(2 * p.plan.table_cells, kMostThreads), kMostThreads, 0, stream, k.tables,
+              int(2 * p.plan.table_cells));
   const auto launch = [&](const CudaSide& side, int64_t rows, bool is_references) {
     Gather g{};
     g.from = side.data, g.order = side.order, g.labels = side.labels;
@@ -395,8 +303,8 @@ const char* cuda_scatter(const CudaProblem& p, bool references, const float* gra
   const int64_t rows = references ? p.shape.N : p.shape.A;
   if (rows)
     CU_LAUNCH(scatter_kernel, blocks_for(rows, kWarps), kWarps * kWarp, 0, static_cast<cudaStream_t>(stream_), grad,
-              static_cast<const float*>(side.unit), static_cast<const float*>(side.factors), side.order, int(rows), int(p.shape.D),
-              side.normalise, to);
+              static_cast<const float*>(side.unit), static_cast<const float*>(side.factors), side.order, int(rows),
+              int(p.shape.D), side.normalise, to);
   return launch_problem();
 }
 

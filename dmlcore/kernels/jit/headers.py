@@ -13,7 +13,7 @@ _INCLUDE = re.compile(r'^[ \t]*#[ \t]*include[ \t]*[<"]([^>"\n]+)[>"]', re.MULTI
 
 def folder() -> Path:
     """Where `#include "dml/contract.h"` is looked up: in the package where it is installed, else in the sources."""
-    package = Path(__file__).parents[1]
+    package = Path(__file__).parents[2]
     return package / "include" if (package / "include" / "dml").is_dir() else package.parent / "csrc"
 
 
@@ -25,10 +25,10 @@ def shared(root: Path, kind: str = "cpu") -> list[Path]:
 
 def fingerprint(root: Path, kind: str = "cpu") -> str:
     """The hash of the shared headers, names and contents."""
-    found = hashlib.sha256()
+    digest = hashlib.sha256()
     for path in shared(root, kind):
-        found.update(f"{path.name}\0{len(content := path.read_bytes())}\0".encode() + content)
-    return found.hexdigest()[:16]
+        digest.update(f"{path.name}\0{len(content := path.read_bytes())}\0".encode() + content)
+    return digest.hexdigest()[:16]
 
 
 def closure(header: Path, folders: Sequence[Path]) -> list[Path]:
@@ -38,14 +38,14 @@ def closure(header: Path, folders: Sequence[Path]) -> list[Path]:
         header: the file to begin with.
         folders: looked up behind the including file's own folder.
     """
-    found: list[Path] = []
+    files: list[Path] = []
     waiting = [header.resolve()]
     while waiting:
         path = waiting.pop()
-        if path in found:
+        if path in files:
             continue
-        found.append(path)
+        files.append(path)
         for name in _INCLUDE.findall(path.read_text(errors="replace")):
             near = (place / name for place in (path.parent, *folders))
-            waiting += [one.resolve() for one in near if one.is_file()][:1]
-    return sorted(found)
+            waiting += [file.resolve() for file in near if file.is_file()][:1]
+    return sorted(files)

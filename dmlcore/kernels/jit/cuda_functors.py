@@ -1,5 +1,5 @@
 """Functors of plugins on CUDA devices: the driver loads their machine code (`cubins`), and their kernels join the passes of
-`kernels/cuda.py`. The CPU's side is `runtime`.
+`kernels/cuda.py`. The CPU's side is `cpu_functors`.
 
 The driver is called by its own interface, from ctypes: `cuLibraryLoadData` takes machine code for every device at once, without
 a current context, and is in each driver that a PyTorch of CUDA 12 or later runs on. The runtime's counterpart inside `_cuda`
@@ -20,8 +20,10 @@ from typing import Any
 import torch
 
 from dmlcore.errors import DmlcoreError, PluginError
-from dmlcore.kernels import extension, nvrtc, runtime, store
-from dmlcore.kernels.cubins import NUMBERS, Cubin, Form, cubin_of
+from dmlcore.kernels import extension
+from dmlcore.kernels.jit import cache, nvrtc
+from dmlcore.kernels.jit.cubins import NUMBERS, Cubin, Form, cubin_of
+from dmlcore.kernels.jit.sources import headers_with, why_switched_off
 
 _MOST_OPTIONS, _MOST_MEMORY = 16, 24
 """A functor's options, and floats per positive in a block's memory: what `_cuda` has room for."""
@@ -55,17 +57,17 @@ class Driver:
 
     def load(self, code: bytes) -> int:
         """A library of machine code; never unloaded, as captured graphs may hold its kernels."""
-        found = ctypes.c_void_p()
+        library = ctypes.c_void_p()
         nothing = (None, None, 0)
-        self._check(self._load(ctypes.byref(found), code, *nothing, *nothing), "cannot load the machine code")
-        return found.value or 0
+        self._check(self._load(ctypes.byref(library), code, *nothing, *nothing), "cannot load the machine code")
+        return library.value or 0
 
     def kernel(self, library: int, symbol: str) -> int:
         """The handle of a kernel in whatever context is current at its launch."""
-        found = ctypes.c_void_p()
-        status = self._find(ctypes.byref(found), ctypes.c_void_p(library), symbol.encode())
+        kernel = ctypes.c_void_p()
+        status = self._find(ctypes.byref(kernel), ctypes.c_void_p(library), symbol.encode())
         self._check(status, f"finds no kernel {symbol}")
-        return found.value or 0
+        return kernel.value or 0
 
     def _check(self, status: int, what: str) -> None:
         if status:
@@ -91,19 +93,19 @@ class Functor:
         which may not wait, the widest is taken.
         """
         key = (module, device, options)
-        if (found := self._ready.get(key)) is None:
+        if (external := self._ready.get(key)) is None:
             with _lock:
                 cubin = compiled_for(self.header, device)
                 forms, library = cubin.forms[self.name], _library(cubin.file)
             index = self._fitting(forms, library, device, options)
             form = forms[index or 0] if index is not None else forms[-1]
             handles = [driver().kernel(library, form.symbols[kernel]) for kernel in ("forward", "close", "backward")]
-            found = module.External(self.name, form.numbers[: NUMBERS - 2], *handles, driver().launcher)
+            external = module.External(self.name, form.numbers[: NUMBERS - 2], *handles, driver().launcher)
             if index is not None:
                 if len(self._ready) >= _MOST_READY:
                     self._ready.clear()
-                self._ready[key] = found
-        return found
+                self._ready[key] = external
+        return external
 
     def _fitting(self, forms: tuple[Form, ...], library: int, device: torch.device, options: Sequence[float]) -> int | None:
         """The number of the form, or None in a capture."""
@@ -130,17 +132,17 @@ def driver() -> Driver:
 
 
 def why_missing(functor: str, header: Path | None) -> str:
-    """Make a functor ready for the current CUDA device, and say why that did not work; arguments as `runtime.why_missing`."""
-    known = joined.get(functor)
-    if known is not None:
-        is_same = header in (None, known.header)
-        return "" if is_same else f"the functor '{functor}' of {header} has the name of one of {known.header}"
+    """Make a functor ready for the current CUDA device, and say why that did not work, as `cpu_functors.why_missing`."""
+    entry = joined.get(functor)
+    if entry is not None:
+        is_same = header in (None, entry.header)
+        return "" if is_same else f"the functor '{functor}' of {header} has the name of one of {entry.header}"
     module = extension.cuda()
     if module is None:
         return extension.why_not("cuda")
     if functor in module.functors():
         return "" if header is None else f"the functor '{functor}' of {header} has the name of one that is built in"
-    candidates = [header] if header is not None else runtime.offered(functor)
+    candidates = [header] if header is not None else headers_with(functor)
     if not candidates:
         return f"the functor '{functor}' has no form for cuda tensors"
     reasons = [_prepare(path) for path in candidates]
@@ -169,13 +171,13 @@ def facts() -> dict[str, Any]:
     compiler = nvrtc.compiler()
     return {
         "compiler": compiler if isinstance(compiler, str) else f"NVRTC {compiler.version}",
-        "functors": {name: str(one.header) for name, one in joined.items()},
+        "functors": {name: str(entry.header) for name, entry in joined.items()},
         "failed": {**{str(header): reason for header, reason in _outcomes.items() if reason}, **_refused},
     }
 
 
 def _prepare(header: Path) -> str:
-    if reason := runtime.why_switched_off():
+    if reason := why_switched_off():
         return reason
     with _lock:
         if header not in _outcomes:
@@ -222,15 +224,15 @@ def _why_refused(form: Form) -> str:
 
 @functools.cache
 def _library(file: Path) -> int:
-    store.check_private(file)
+    cache.check_private(file)
     return driver().load(file.read_bytes())
 
 
 def _fits(kernel: int, device: torch.device, options: Sequence[float]) -> bool:
     """Ask a functor on the device whether it takes these options."""
     answer = torch.zeros(1, dtype=torch.int32, device=device)  # makes the device's context current
-    given, to = (ctypes.c_float * len(options))(*options), ctypes.c_void_p(answer.data_ptr())
-    arguments = (ctypes.c_void_p * 2)(ctypes.addressof(given), ctypes.addressof(to))
+    numbers, to = (ctypes.c_float * len(options))(*options), ctypes.c_void_p(answer.data_ptr())
+    arguments = (ctypes.c_void_p * 2)(ctypes.addressof(numbers), ctypes.addressof(to))
     stream = torch.cuda.current_stream(device).cuda_stream if device.type == "cuda" else 0
     number, address = ctypes.c_uint, ctypes.c_void_p
     launch = ctypes.CFUNCTYPE(ctypes.c_int, address, *[number] * 7, address, address, address)(driver().launcher)
