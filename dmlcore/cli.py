@@ -80,8 +80,8 @@ def _add_commands(app: App, line: CommandLine) -> None:
     if line.command and line.command not in _names(app):
         # Commands may come from plugins whose source does not name the hook; finding them means to load everything.
         try:
-            everything = plugins.manager()
-            plugins.call_each(everything, "dmlcore_commands", failed, but=quick.get_plugins(), app=app, line=line)
+            complete = plugins.manager()
+            plugins.call_each(complete, "dmlcore_commands", failed, but=quick.get_plugins(), app=app, line=line)
         except DmlcoreError as error:
             failed("", error)
     for message in messages:

@@ -15,7 +15,7 @@ import importlib.util
 import os
 import pkgutil
 import sys
-from collections.abc import Callable, Container, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
@@ -323,7 +323,7 @@ def call_each(
     hook: str,
     failed: Callable[[str, Exception], None],
     *,
-    but: Container[object] = (),
+    but: Collection[object] = (),
     **arguments: Any,
 ) -> None:
     """Call a hook of each plugin by itself, so that one that raises does not stop the others.
@@ -336,7 +336,7 @@ def call_each(
         arguments: of the hook.
     """
     for implementation in reversed(getattr(manager.hook, hook).get_hookimpls()):
-        if implementation.plugin in but:
+        if any(implementation.plugin is plugin for plugin in but):  # plugins may be unhashable
             continue
         try:
             implementation.function(*[arguments[name] for name in implementation.argnames])

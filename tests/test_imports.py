@@ -156,7 +156,7 @@ def test_the_search_for_rings() -> None:
 
 def test_imports_make_no_rings() -> None:
     graph = {name: set(imports(path)) for name, path in modules().items() if name != "dmlcore"}
-    wrong = [group for group in rings(graph) if not any(group <= known for known in PENDING_RINGS)]
+    wrong = [group for group in rings(graph) if not any(group <= pending for pending in PENDING_RINGS)]
     assert not wrong, [sorted(group) for group in wrong]
 
 
