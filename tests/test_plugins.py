@@ -75,7 +75,7 @@ def test_duplicate_and_missing_names_are_refused() -> None:
 def test_environment_limits_loading(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("DMLCORE_PLUGINS", "not-there")
     with pytest.raises(ConfigError, match="DMLCORE_PLUGINS names 'not-there', which is not installed"):
-        plugins._entry_points()
+        plugins.entry_points()
 
 
 @pytest.fixture(scope="module")
