@@ -44,7 +44,17 @@ def option_types(options: type) -> dict[str, Any]:
     return typing.get_type_hints(options)
 
 
-def _convert(value: Any, kind: Any, where: str) -> Any:
+def convert(value: Any, kind: Any, where: str) -> Any:
+    """A value in the type of an option; texts are read as they stand on the command line.
+
+    Args:
+        value: what the user gave.
+        kind: the type, as annotated.
+        where: the option's name, for messages.
+
+    Raises:
+        ConfigError: it is of another type.
+    """
     origin = typing.get_origin(kind)
     if origin in (typing.Union, types.UnionType):
         choices = typing.get_args(kind)
@@ -52,7 +62,7 @@ def _convert(value: Any, kind: Any, where: str) -> Any:
             return None
         for choice in choices:
             if choice is not type(None):
-                return _convert(value, choice, where)
+                return convert(value, choice, where)
     if origin is Literal:
         choices = typing.get_args(kind)
         if value not in choices:
@@ -63,7 +73,7 @@ def _convert(value: Any, kind: Any, where: str) -> Any:
         element = typing.get_args(kind)[0]
         values = value if isinstance(value, list | tuple) else [value]  # one value stands for a list of it
         parts = [part.strip() for part in value.split(",")] if isinstance(value, str) else values
-        return origin(_convert(part, element, where) for part in parts)
+        return origin(convert(part, element, where) for part in parts)
     if kind is bool:
         if isinstance(value, bool):
             return value
@@ -99,7 +109,7 @@ def build_options(options: type, values: dict[str, Any], owner: str) -> Any:
     for name in values:
         if name not in fields:
             raise ConfigError(f"{owner} has no option '{name}'.{suggestion(name, fields)}")
-    converted = {name: _convert(value, types[name], f"{owner}.{name}") for name, value in values.items()}
+    converted = {name: convert(value, types[name], f"{owner}.{name}") for name, value in values.items()}
     try:
         return options(**converted)
     except ConfigError as error:

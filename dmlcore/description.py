@@ -57,7 +57,7 @@ def describe_system() -> dict[str, Any]:
     import torch
 
     from dmlcore import kernels
-    from dmlcore.training.loop import versions
+    from dmlcore.training.result import versions
 
     devices = [f"cpu ({torch.get_num_threads()} threads)"]
     devices += [f"cuda:{number} ({torch.cuda.get_device_name(number)})" for number in range(torch.cuda.device_count())]
@@ -88,7 +88,7 @@ def _fusion(name: str) -> dict[str, Any]:
         loss = losses.create(name, num_classes=2, embedding_dim=2)
         call = loss.functor_call() if isinstance(loss, losses.RowLoss) else ""
         functor = call if isinstance(call, str) else call.functor
-        on_cuda = loss.is_fused and not kernels.reason_against("cuda") and functor in kernels.functors("cuda")
+        on_cuda = loss.is_fused and not kernels.why_not("cuda") and functor in kernels.functors("cuda")
         places = ["cpu"] * loss.is_fused + ["cuda"] * on_cuda
         has_form = isinstance(loss, losses.RowLoss) and not isinstance(call, str)
         return {

@@ -13,7 +13,8 @@ from cyclopts import App, Group, Parameter
 
 from dmlcore.config import option_help, option_types
 from dmlcore.description import default_of
-from dmlcore.training.settings import Component
+from dmlcore.training.components import Component
+from dmlcore.training.settings import GROUPS, PLACES
 
 
 def new_app(name: str, text: str, version: str | None = None) -> App:
@@ -44,9 +45,24 @@ def flag(name: str, kind: Any, text: str, default: Any = None, *, is_positional:
 
 
 def settings_flags(settings: type) -> inspect.Parameter:
-    """The settings as flags without a prefix: `--steps`."""
+    """The settings of a command as flags without a prefix: `--source`."""
     flags = _flags_class(Component("settings", "", "", settings))
     annotation = Annotated[flags, Parameter(name="*", group=Group("Settings"))]
+    return inspect.Parameter("settings", inspect.Parameter.KEYWORD_ONLY, annotation=annotation, default=flags())
+
+
+def run_settings_flags() -> inspect.Parameter:
+    """The settings of a run as flags without a prefix (`--steps`), each in the help of its group."""
+    groups = {name: Group(name.capitalize(), sort_key=number) for number, name in enumerate(GROUPS)}
+    fields = []
+    for key, place in PLACES.items():
+        text = " ".join(option_help(GROUPS[place.group])[place.name].split())
+        details, hint = _details(place.type, place.default, text)
+        annotation = Annotated[hint, details, Parameter(group=groups[place.group])]
+        fields.append((key, annotation, dataclasses.field(default=None)))
+    flags = dataclasses.make_dataclass("settings", fields, frozen=True)
+    flags.__module__ = __name__  # without a module cyclopts sees no fields
+    annotation = Annotated[flags, Parameter(name="*")]
     return inspect.Parameter("settings", inspect.Parameter.KEYWORD_ONLY, annotation=annotation, default=flags())
 
 

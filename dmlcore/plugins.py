@@ -151,6 +151,11 @@ def manager() -> pluggy.PluginManager:
     return complete
 
 
+def defaults() -> Any:
+    """The names of the components that a run uses where it names none, as constants. No plugin is loaded for it."""
+    return importlib.import_module("dmlcore_plugins.defaults")
+
+
 def _owner(registered: str) -> tuple[str, str]:
     owner = "dmlcore" if registered.startswith("dmlcore_plugins.") else registered.split(":")[0]
     try:

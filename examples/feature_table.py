@@ -54,7 +54,7 @@ def feature_table(path: str | None) -> Split:
 
 def batches(table: Split, steps: int) -> torch.utils.data.DataLoader:
     """Batches `(x, y)` of 8 classes with 4 samples each."""
-    sampler = dmlcore.data.ClassBalancedSampler(table.y.numpy(), 8, 4, seed=0, steps=steps)
+    sampler = dmlcore.data.create_sampler("class_balanced", table.y.numpy(), 8, 4, seed=0, steps=steps)
     return torch.utils.data.DataLoader(torch.utils.data.TensorDataset(table.x, table.y), batch_sampler=sampler)
 
 

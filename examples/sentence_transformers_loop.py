@@ -65,7 +65,7 @@ def main() -> None:
     loss = LabelledLoss(model, dmlcore.LossEnsemble(["ms", "sup_con", "triplet"]))
     optimiser = torch.optim.AdamW(loss.parameters(), lr=3e-3)
     before, value = map_at_r(), torch.tensor(torch.nan)
-    for batch in dmlcore.data.ClassBalancedSampler(labels[seen], 8, 4, seed=0, steps=given.steps):
+    for batch in dmlcore.data.create_sampler("class_balanced", labels[seen], 8, 4, seed=0, steps=given.steps):
         rows = seen[batch]
         with torch.autocast("cpu", torch.bfloat16, enabled=given.bf16):
             value = loss([features(rows)], torch.tensor(labels[rows]))

@@ -127,7 +127,7 @@ def sanitized_environment() -> dict[str, str]:
 
 
 def load(path: Path) -> ModuleType:
-    """The binding, as a module that `CudaStep` takes."""
+    """The binding, as a module that `CudaPass` takes."""
     spec = importlib.util.spec_from_file_location("_cuda", path)
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
@@ -136,8 +136,8 @@ def load(path: Path) -> ModuleType:
 
 
 def _run_all(path: str) -> None:
-    from dmlcore.kernels import FunctorCall, Relations, plan_options
-    from dmlcore.kernels.cuda import CudaStep
+    from dmlcore.kernels import FunctorCall, Pass, Relations, plan_options
+    from dmlcore.kernels.cuda import CudaPass
 
     module = load(Path(path))
 
@@ -145,9 +145,9 @@ def _run_all(path: str) -> None:
         x: Tensor, labels: Tensor, r: Tensor | None, others: Tensor | None, calls: Any, *, relations: Any = None, **plan: int
     ) -> None:
         with plan_options(**plan):
-            step = CudaStep(x, labels, r, others, (True, True), tuple(calls), relations, module=module)
-            values, _, tables = step.forward()
-            grad, _ = step.backward(torch.ones_like(values), torch.ones_like(tables))
+            state = CudaPass(Pass(x, labels, r, others, tuple(calls), (True, True), relations or Relations()), module=module)
+            values, _, tables = state.forward()
+            grad, _ = state.backward(torch.ones_like(values), torch.ones_like(tables))
         assert torch.isfinite(values).all() and torch.isfinite(grad).all()
 
     def windows(count: int) -> Tensor:

@@ -8,14 +8,14 @@ import pytest
 import torch
 
 from dmlcore import plugins
-from dmlcore.data import ShiftAugmentation, ShuffledSampler, Transforms
+from dmlcore.data import ShiftAugmentation, Transforms, create_sampler
 from dmlcore.errors import ConfigError, PluginError
 from dmlcore.evaluation import MetricOptions
 from dmlcore.evaluation.metric import Metric, further
 
 
 def test_uniformity_and_alignment_by_loops(monkeypatch: pytest.MonkeyPatch) -> None:
-    import dmlcore_plugins.metrics
+    import dmlcore_plugins.metrics.uniformity
 
     x, y = torch.randn(9, 4), torch.tensor([0, 0, 0, 1, 1, 2, 2, 2, 3])
     unit = torch.nn.functional.normalize(x).double()
@@ -24,11 +24,11 @@ def test_uniformity_and_alignment_by_loops(monkeypatch: pytest.MonkeyPatch) -> N
     alignment = np.mean([square[i, j] for i, j in pairs if y[i] == y[j]])
     uniformity = np.log(np.mean([np.exp(-3 * square[pair]) for pair in pairs]))
     metric = plugins.find("metric", "uniformity").component(t=3.0)
-    for cells in (1 << 22, 20):  # all at once, and two rows at a time
-        monkeypatch.setattr(dmlcore_plugins.metrics, "CELLS", cells)
-        found = metric(x, y)
-        assert found["alignment"] == pytest.approx(alignment, rel=1e-5)
-        assert found["uniformity"] == pytest.approx(uniformity, rel=1e-5)
+    for similarities in (1 << 22, 20):  # all at once, and two rows at a time
+        monkeypatch.setattr(dmlcore_plugins.metrics.uniformity, "SIMILARITIES", similarities)
+        measures = metric(x, y)
+        assert measures["alignment"] == pytest.approx(alignment, rel=1e-5)
+        assert measures["uniformity"] == pytest.approx(uniformity, rel=1e-5)
     assert np.isnan(metric(x[:1], y[:1])["uniformity"]) and np.isnan(metric(x[:1], y[:1])["alignment"])
 
 
@@ -48,7 +48,7 @@ def test_a_metric_must_give_numbers() -> None:
 
 def test_shuffled_batches_pass_over_all_samples() -> None:
     labels = np.repeat(np.arange(7), 5)
-    batches = list(ShuffledSampler(labels, 2, 5, seed=3, steps=7))
+    batches = list(create_sampler("shuffled", labels, 2, 5, seed=3, steps=7))
     drawn = np.concatenate(batches)
     assert all(len(batch) == 10 for batch in batches)
     assert sorted(drawn[:35]) == list(range(35)) and sorted(drawn[35:]) == list(range(35))

@@ -22,7 +22,7 @@ pytestmark = [
 @pytest.fixture
 def module():
     module = extension.cuda()
-    assert module is not None, f"nvcc is here, but {extension.reason_against('cuda')}; install again to build it"
+    assert module is not None, f"nvcc is here, but {extension.why_not('cuda')}; install again to build it"
     return module
 
 

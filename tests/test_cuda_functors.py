@@ -19,8 +19,8 @@ from cuda_emulation import CSRC, missing
 from test_runtime_functors import header, loss_class, value_and_gradient
 
 from dmlcore.errors import ConfigError, DmlcoreError
-from dmlcore.kernels import FunctorCall, cubins, cuda_functors, extension, headers, info, kept_functors, nvrtc, runtime
-from dmlcore.kernels.cuda import CudaStep, NotTaken
+from dmlcore.kernels import FunctorCall, Pass, cubins, cuda_functors, extension, headers, info, kept_functors, nvrtc, runtime
+from dmlcore.kernels.cuda import CudaPass, NotTaken
 
 COMPILER = nvrtc.compiler()
 pytestmark = [
@@ -217,13 +217,13 @@ def test_it_joins_a_pass_on_the_emulator(
     x, y = BATCHES["odd"][0].float(), BATCHES["odd"][1]
     plain = loss_class(path)
 
-    def step(*numbers: float) -> CudaStep:
+    def step(*numbers: float) -> CudaPass:
         calls = (
             FunctorCall("ms", (2.0, 50.0, 0.5, 0.1)),
             FunctorCall("toy_joined", numbers),
             FunctorCall("triplet_all", (0.1,)),
         )
-        return CudaStep(x, y, None, None, (True, True), calls, module=emulated)
+        return CudaPass(Pass(x, y, None, None, calls, (True, True)), module=emulated)
 
     for margin, form in ((0.2, "Lb0"), (0.7, "Lb1")):
         driver.found.clear()

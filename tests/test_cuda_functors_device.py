@@ -13,7 +13,7 @@ from test_runtime_functors import header, loss_class, value_and_gradient
 import dmlcore
 from dmlcore.kernels import FunctorCall, cuda_functors, extension, fused_rows, nvrtc, runtime
 
-WHY_NOT = extension.reason_against("cuda") or ("" if torch.cuda.is_available() else "torch sees no CUDA device")
+WHY_NOT = extension.why_not("cuda") or ("" if torch.cuda.is_available() else "torch sees no CUDA device")
 WHY_NOT = WHY_NOT or (found if isinstance(found := nvrtc.compiler(), str) else "")
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(bool(WHY_NOT), reason=WHY_NOT)]
 

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 from cases import BATCHES
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional
 
 from dmlcore import LossEnsemble, cli
@@ -18,10 +18,10 @@ from dmlcore.ensemble import lookahead
 from dmlcore.errors import ConfigError
 from dmlcore.losses import create
 from dmlcore.models import EmbeddingModel, build_model
-from dmlcore.training import Logger, RunConfig, loop, train
+from dmlcore.serving import TrainedRun
+from dmlcore.training import Logger, RunConfig, start, train
 from dmlcore.training.folder import RunFolder
 from dmlcore.training.run import Run
-from dmlcore.training.trained import TrainedRun
 
 X, Y = BATCHES["odd"]
 HALF = X.shape[1] // 2
@@ -78,26 +78,12 @@ def test_a_regulariser_sees_every_head() -> None:
     torch.testing.assert_close(ensemble.terms["sec"], create("sec").double()(rows, Y.repeat_interleave(2)))
 
 
-def test_subsets_of_classes() -> None:
-    classes = int(Y.max()) + 1
-    masks = torch.arange(classes)[None] % 2 == torch.arange(2)[:, None]
-    ensemble = LossEnsemble(["contrastive", "triplet"], class_masks=masks)
-    leaf, other = X.clone().requires_grad_(), X.clone().requires_grad_()
-    total = ensemble(leaf, Y)
-    parts = [loss(other[Y % 2 == k], Y[Y % 2 == k]) for k, loss in enumerate(ensemble.members)]
-    torch.testing.assert_close(total, parts[0] + parts[1])
-    torch.testing.assert_close(gradient(total, leaf), gradient(parts[0] + parts[1], other))
-    with pytest.raises(ConfigError, match="neither a relation nor a memory"):
-        ensemble(X, Y, relation=lambda a, b: a[:, None] == b[None])
-
-
 @pytest.mark.parametrize(
     ("given", "message"),
     [
         ({"columns": [(0, 4)]}, "columns has 1 ranges for 2 losses"),
         ({"columns": [(0, 4), None]}, "columns has no range for triplet"),
         ({"columns": [(0, 4), (4, 4)]}, "columns of triplet are"),
-        ({"class_masks": torch.ones(1, 3, dtype=torch.bool)}, r"class_masks must be bool \[2, C\]"),
     ],
 )
 def test_wrong_views_are_refused(given: dict[str, Any], message: str) -> None:
@@ -134,8 +120,8 @@ def test_squared_distances_of_heads_add_up() -> None:
     model = model_of(heads=3)
     model.shares.copy_(torch.tensor([0.2, 0.5, 0.3]))
     samples = torch.randn(9, 12, generator=torch.Generator().manual_seed(1))
-    outputs = model.outputs(samples)
-    whole = model(samples)
+    outputs = model(samples)
+    whole = model.serve(samples)
     heads = [functional.normalize(model.head(model.trunk(samples))[:, 5 * k : 5 * k + 5], dim=1) for k in range(3)]
     squared = torch.cdist(whole, whole) ** 2
     expected = sum(share * torch.cdist(x, x) ** 2 for share, x in zip([0.2, 0.5, 0.3], heads, strict=True))
@@ -148,26 +134,13 @@ def test_squared_distances_of_heads_add_up() -> None:
 
 def test_a_student_takes_no_part_in_the_trunk() -> None:
     model = model_of(heads=2, student=3, served="student")
-    outputs = model.outputs(torch.randn(4, 12))
+    outputs = model(torch.randn(4, 12))
     assert outputs.shape == (4, 13) and model.embedding_dim == 3
     model.student_of(outputs).square().sum().backward()
     assert all(p.grad is None or not p.grad.any() for p in model.trunk.parameters())
     assert model.student is not None and model.student.weight.grad is not None
     with pytest.raises(ConfigError, match="has no compressor"):
         model_of(served="compressed")
-
-
-def test_dropout_differs_between_heads_and_ends_with_training() -> None:
-    model = model_of(heads=2, dropout=0.5)
-    assert isinstance(model.head, nn.Linear)
-    with torch.no_grad():
-        model.head.weight[5:] = model.head.weight[:5]
-        model.head.bias[5:] = model.head.bias[:5]
-    samples = torch.randn(6, 12)
-    first, second = model.train().outputs(samples).chunk(2, 1)
-    assert not torch.equal(first, second)
-    first, second = model.eval().outputs(samples).chunk(2, 1)
-    torch.testing.assert_close(first, second)
 
 
 @pytest.mark.parametrize("columns", [None, [(0, 4), (4, 8)]])
@@ -210,9 +183,9 @@ ARMS: dict[str, dict[str, Any]] = {
     "wedl": {"plugins": "cross_entropy,triplet,binomial_deviance,proxy_nca", "ensemble": "wedl", "compress": 12,
              "compressor": "lin_tanh_lin"},
     "pca": {"plugins": "ms,triplet,sec", "ensemble": "heads", "compress": 6, "weighting": "held_out"},
-    "student": {"plugins": "ms,proxy_anchor", "ensemble": "heads", "student": 6, "diversity": "similarity"},
+    "student": {"plugins": "ms,proxy_anchor", "ensemble": "heads", "student": 6, "diversity": "distance"},
     "wide": {"plugins": "ms", "embedding_dim": 16, "compress": 6, "compressor": "whitened_pca"},
-    "mixed": {"plugins": "ms,proxy_anchor,triplet", "ensemble": "heads", "head_dropout": 0.3, "head_classes": 0.6,
+    "mixed": {"plugins": "ms,proxy_anchor,triplet", "ensemble": "heads",
               "weighting": "equal_gradient_norms"},
 }  # fmt: skip
 
@@ -260,42 +233,11 @@ def test_runs_resume_exactly_and_report_every_embedding(features: str, tmp_path:
         assert set(steps[0]["extra_terms"]) == ({"diversity", "compressor"} if arm == "wedl" else {"diversity", "student"})
 
 
-@pytest.fixture(scope="module")
-def pictures(tmp_path_factory: pytest.TempPathFactory) -> str:
-    generator = np.random.default_rng(0)
-    x = generator.integers(0, 256, (20, 1, 12, 12)) * 0.7 + generator.integers(0, 80, (20, 8, 12, 12))
-    path = tmp_path_factory.mktemp("data") / "pictures.npz"
-    np.savez(path, x=x.reshape(-1, 12, 12).astype(np.uint8), y=np.repeat(np.arange(20), 8))
-    return str(path)
-
-
-def test_each_head_sees_a_view_of_its_own(pictures: str, tmp_path: Path) -> None:
-    model = build_model("conv", sample_shape=(1, 12, 12), kind="images", embedding_dim=5, heads=3, shows_features=True, seed=0)
-    views = torch.rand(3, 4, 1, 12, 12)
-    model.eval()
-    outputs = model.outputs(views.flatten(0, 1), 3)
-    for k, view in enumerate(views):
-        torch.testing.assert_close(outputs[:, 5 * k : 5 * k + 5], model.outputs(view)[:, 5 * k : 5 * k + 5])
-    torch.testing.assert_close(outputs[:, 15:], model.outputs(views[0])[:, 15:])
-    with pytest.raises(ConfigError, match="views is 2, but must be 1 or the number of heads, 3"):
-        model.outputs(views[:2].flatten(0, 1), 2)
-
-    given = {"data": pictures, **SMALL, "plugins": "ms,proxy_anchor", "ensemble": "heads", "head_augment": True}
-    given |= {"compress": 4, "compressor": "lin_tanh_lin", "head_dropout": 0.2}
-    run = Run(RunConfig.create(**given), RunFolder(tmp_path / "unused"))
-    inputs, labels = next(run.batches())
-    assert len(inputs) == 2 * len(labels) and not torch.equal(*inputs.chunk(2))
-    straight = train(out=tmp_path / "straight", **given)
-    with pytest.raises(KeyboardInterrupt):
-        train(out=tmp_path / "parts", loggers=[Stop(8)], **given)
-    assert train(resume=tmp_path / "parts")["metrics"] == straight["metrics"]
-    assert records(tmp_path / "parts") == records(tmp_path / "straight")
-
-
 def test_the_published_methods_are_settings(features: str, tmp_path: Path) -> None:
     run = Run(RunConfig.create(data=features, **{**SMALL, **ARMS["wedl"]}), RunFolder(tmp_path))
     settings = run.config.settings
-    assert (settings.weighting, settings.diversity, settings.diversity_weight) == ("floor_square_penalty", "distance", 0.01)
+    ensemble = settings.ensemble
+    assert (ensemble.weighting, ensemble.diversity, ensemble.diversity_weight) == ("floor_square_penalty", "distance", 0.01)
     assert run.model.heads == 4 and run.model.whole_dim == 24
 
 
@@ -313,7 +255,7 @@ def test_the_published_methods_are_settings(features: str, tmp_path: Path) -> No
 )
 def test_the_weighting_left_open_follows_from_the_losses(given: dict[str, Any], expected: str) -> None:
     config = RunConfig.create(**given)
-    assert config.completed("images", 10).settings.weighting == expected and expected in config.chosen
+    assert config.completed("images", 10).settings.ensemble.weighting == expected and expected in config.components
 
 
 @pytest.mark.parametrize(
@@ -333,8 +275,9 @@ def test_the_weighting_left_open_follows_from_the_losses(given: dict[str, Any], 
 def test_lengths_left_open_follow_from_the_others(given: dict[str, Any], expected: tuple[int, int, str]) -> None:
     config = RunConfig.create(**given)
     settings = config.completed("images", 10).settings
-    assert (settings.embedding_dim, settings.compress, settings.serve) == expected
-    assert ("pca" in config.chosen) == (settings.compress > 0)
+    model = settings.model
+    assert (model.embedding_dim, model.compress, model.serve) == expected
+    assert ("pca" in config.components) == ((model.compress or 0) > 0)
     assert RunConfig.create(**config.completed("images", 10).as_dict()).settings == settings
 
 
@@ -344,9 +287,8 @@ def test_lengths_left_open_follow_from_the_others(given: dict[str, Any], expecte
         ({"serve": "student"}, "serve is 'student', but student is 0"),
         ({"diversity": "distance"}, "diversity needs a head per loss"),
         ({"compress": 99}, "99"),
-        ({"head_classes": 0.5, "memory": 100}, "exclude each other"),
-        ({"head_augment": True}, "head_augment needs a head per loss"),
-        ({"head_augment": True, "ensemble": "heads"}, "head_augment is set, but .* has no random changes"),
+        ({"diversity": "similarity", "ensemble": "heads"}, "must be one of off, distance"),
+        ({"head_dropout": 0.5}, "unknown key 'head_dropout'"),
         ({"plugins": "sec", "ensemble": "heads"}, "every loss is a regulariser"),
         ({"compressor": "pcaa", "compress": 3}, "there is no compressor 'pcaa'.*pca"),
         ({"ensemble": "head"}, "must be one of shared, heads, wel, wedl"),
@@ -377,15 +319,15 @@ def test_members_are_chosen_on_validation_classes(
     words = ["train", "--plugins", "auto", "--auto-losses", "ms,triplet,sup_con", "--auto-trials", "2", "--auto-steps", "4"]
     words += ["--auto-most", "2", "--auto-within", "1", "--ensemble", "heads", "--data", features, "--steps", "6"]
     words += ["--out", str(tmp_path / "run"), "--eval-every", "2"]
-    real, calls = loop._validation_score, []
+    real, calls = start.validation_score, []
 
     def interrupted(config: RunConfig, folder: RunFolder) -> float:
-        calls.append((config.settings.plugins, config.settings.steps))
+        calls.append((config.settings.losses.names, config.settings.run.steps))
         if len(calls) == 4:
             raise KeyboardInterrupt
         return real(config, folder)
 
-    monkeypatch.setattr(loop, "_validation_score", interrupted)
+    monkeypatch.setattr(start, "validation_score", interrupted)
     assert cli.main(words) == 130
     assert [len(json.loads((tmp_path / "run" / "search.json").read_text())["trials"])] == [3]
     assert cli.main([*words, "--json"]) == 0  # goes on where it stopped
@@ -400,7 +342,7 @@ def test_members_are_chosen_on_validation_classes(
         chosen = max((t for t in trials if t["loss"] == loss["loss"]), key=lambda t: t["score"])
         assert all(loss["options"][key] == value for key, value in chosen["options"].items())
     assert "| ms |" in (tmp_path / "run" / "search.md").read_text()
-    assert TrainedRun(tmp_path / "run").config.settings.plugins == tuple(wanted)
+    assert TrainedRun(tmp_path / "run").config.settings.losses.names == tuple(wanted)
     with pytest.raises(ConfigError, match="holds the trials of another search"):
         (tmp_path / "other").mkdir()
         (tmp_path / "other" / "search.json").write_text((tmp_path / "run" / "search.json").read_text())

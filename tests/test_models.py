@@ -23,7 +23,7 @@ def image_model(name: str = "conv", shape: tuple[int, ...] = (1, 32, 32), **sett
 @pytest.mark.parametrize("shape", [(1, 1, 1), (1, 8, 8), (1, 28, 28), (1, 32, 32), (3, 64, 64), (3, 40, 56)])
 def test_conv_takes_small_images(shape):
     model = image_model(shape=shape)
-    assert torch.allclose(model(torch.rand(5, *shape)).norm(dim=1), torch.ones(5), atol=1e-5)
+    assert torch.allclose(model.serve(torch.rand(5, *shape)).norm(dim=1), torch.ones(5), atol=1e-5)
     assert model.head.in_features == model.trunk.features
 
 

@@ -74,7 +74,7 @@ def test_names_of_pytorch_metric_learning_are_aliases() -> None:
 
 def test_a_run_records_the_short_name() -> None:
     config = RunConfig.create(plugins="MultiSimilarityLoss,triplet_margin", weighting="GradNorm", ms={"alpha": 4})
-    assert config.settings.plugins == ("ms", "triplet") and config.settings.weighting == "grad_norm"
+    assert config.settings.losses.names == ("ms", "triplet") and config.settings.ensemble.weighting == "grad_norm"
     assert config.options["ms"]["alpha"] == 4.0
     assert plugins.recorded_name("data", "/a/folder") == "/a/folder"
 

@@ -13,8 +13,8 @@ import pytest
 import dmlcore
 from dmlcore import cli, plugin_files, plugins
 from dmlcore.errors import ConfigError, PluginError
+from dmlcore.serving import TrainedRun
 from dmlcore.training import RunConfig, train
-from dmlcore.training.trained import TrainedRun
 
 SOURCE = """
     from dataclasses import dataclass

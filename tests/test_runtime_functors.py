@@ -22,10 +22,10 @@ import torch
 import dmlcore
 from dmlcore import plugins
 from dmlcore.cli import main
+from dmlcore.ensemble import explain
 from dmlcore.errors import ConfigError, DmlcoreError, PluginError
-from dmlcore.kernels import FunctorCall, explain, extension, fused_pass, info, plan_options, runtime, store
+from dmlcore.kernels import FunctorCall, extension, fused_pass, info, plan_options, recorded_passes, runtime, store
 from dmlcore.kernels.compiling import Compiler, find_compiler
-from dmlcore.kernels.cpu import recorded_steps
 from dmlcore.losses import CrossBatchMemory, PairOptions
 from dmlcore.testing import check_loss
 
@@ -117,14 +117,14 @@ def test_a_functor_of_a_plugin_is_like_any_other(mine: Any) -> None:
     related = {"relation": lambda a, b: (a[:, None] - b[None, :]).abs() < 2}
     for more in ({}, references, related):
         for options in ({}, {"threads": 2}, {"workspace": 0, "tile_rows": 16, "tile_columns": 32}):
-            with plan_options(**options), recorded_steps() as steps:
+            with plan_options(**options), recorded_passes() as passes:
                 found = value_and_gradient(loss, x, y, **more)
-            assert len(steps) == 1  # the kernels ran
+            assert len(passes) == 1  # the kernels ran
             torch.testing.assert_close(found, value_and_gradient(loss.reference, x, y, **more), rtol=1e-10, atol=1e-12)
     mined = mine(margin=-0.5, miner="multi_similarity")
-    with recorded_steps() as steps:
+    with recorded_passes() as passes:
         found = value_and_gradient(mined, x, y)
-    assert steps and steps[-1][-1][0].windows is not None
+    assert passes and passes[-1].calls[0].windows is not None
     torch.testing.assert_close(found, value_and_gradient(mined.reference, x, y), rtol=1e-10, atol=1e-12)
     check_loss(mine)
 
@@ -133,9 +133,9 @@ def test_it_shares_the_pass_of_an_ensemble(mine: Any) -> None:
     x, y = batch()
     ensemble = dmlcore.LossEnsemble([mine(margin=0.1), "ms", "triplet", mine(margin=-0.5)], weights=[1.0, 2.0, 0.5, 3.0])
     assert all(row["fused"] for row in ensemble.describe())
-    with recorded_steps() as steps:
+    with recorded_passes() as passes:
         found = value_and_gradient(ensemble, x, y)
-    assert [[call.functor for call in step[-1]] for step in steps] == [["toy_mine", "ms", "triplet_all", "toy_mine"]]
+    assert [[call.functor for call in one.calls] for one in passes] == [["toy_mine", "ms", "triplet_all", "toy_mine"]]
 
     def alone(embeddings: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
         parts = zip([1.0, 2.0, 0.5, 3.0], ensemble.members, strict=True)

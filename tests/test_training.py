@@ -8,6 +8,7 @@ import json
 import math
 import os
 import sys
+import tomllib
 from pathlib import Path
 from typing import Any
 
@@ -20,10 +21,12 @@ from dmlcore import plugins
 from dmlcore.errors import ConfigError, TrainingError
 from dmlcore.evaluation import protocol
 from dmlcore.files import write_atomically
+from dmlcore.serving import TrainedRun
 from dmlcore.training import Logger, RunConfig, checkpoints, optimiser, schedule, train
+from dmlcore.training.building import build_run_model
 from dmlcore.training.folder import RunFolder
-from dmlcore.training.run import Run, build_run_model
-from dmlcore.training.trained import TrainedRun
+from dmlcore.training.measurements import Measurements
+from dmlcore.training.run import Run
 
 TIMING = ("images_per_second", "seconds")
 SMALL = {"eval_every": 5, "classes_per_batch": 8, "embedding_dim": 8, "seed": 3}
@@ -488,6 +491,95 @@ def test_writing_is_all_or_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 def test_wrong_settings_are_refused(given: dict[str, Any], message: str, features: str) -> None:
     with pytest.raises(ConfigError, match=message.replace(".", r"\.")):
         RunConfig.create(**{"data": features, **given})
+
+
+def test_settings_stand_in_the_tables_of_their_groups_or_without(features: str, tmp_path: Path) -> None:
+    file = tmp_path / "settings.toml"
+    file.write_text(
+        f"data = '{features}'\nplugins = ['ms']\n[run]\nsteps = 20\n[optimiser]\nlearning-rate = 0.01\n[ms]\nalpha = 4\n"
+    )
+    config = RunConfig.read(file)
+    assert config == RunConfig.create(data=features, plugins="ms", steps=20, learning_rate=0.01, ms={"alpha": 4})
+    text = config.completed("features", 20).toml()
+    tables = tomllib.loads(text)
+    assert {"losses", "ensemble", "data", "model", "optimiser", "run"} <= set(tables) and tables["format"] == 2
+    assert tables["losses"]["plugins"] == ["ms"] and tables["run"]["steps"] == 20 and tables["ms"]["alpha"] == 4
+    file.write_text(text)
+    assert RunConfig.read_run(file).settings == config.completed("features", 20).settings
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("[losses]\nsteps = 3", r"settings\.toml: 'steps' is a setting of \[run\], but stands in \[losses\]"),
+        ("[run]\nstepz = 3", r"settings\.toml: unknown key 'stepz' in \[run\]\. Did you mean 'steps'"),
+        ("stepz = 3", r"settings\.toml: unknown key 'stepz'\. Did you mean 'steps'"),
+        ("steps = 3\n[run]\nsteps = 4", r"settings\.toml: 'steps' is given twice, in \[run\] and without a table"),
+        ("[run]\nsteps = 'few'", r"settings\.toml: steps is 'few', but must be a whole number"),
+        ("[ensemble]\nensemble = 'head'", r"settings\.toml: ensemble is 'head', but must be one of shared"),
+        ("format = 3", r"settings\.toml is of another format than 2"),
+    ],
+)
+def test_a_file_of_settings_is_refused_by_file_and_key(text: str, message: str, tmp_path: Path) -> None:
+    (tmp_path / "settings.toml").write_text(text)
+    with pytest.raises(ConfigError, match=message):
+        RunConfig.read(tmp_path / "settings.toml")
+
+
+def test_a_run_of_another_version_is_refused_in_one_line(features: str, tmp_path: Path) -> None:
+    train(out=tmp_path / "run", data=features, steps=1, **SMALL)
+    file = tmp_path / "run" / "config.toml"
+    file.write_text(file.read_text().replace("format = 2\n", ""))
+    (tmp_path / "run" / "result.json").unlink()
+    for use in (TrainedRun, lambda path: train(resume=path)):
+        with pytest.raises(
+            ConfigError, match=r"run was made by another version of dmlcore .*Use that version, or train again"
+        ) as error:
+            use(tmp_path / "run")
+        assert "\n" not in str(error.value)
+
+
+def test_what_is_called_like_a_group_of_settings_cannot_be_chosen(features: str) -> None:
+    class Named(Logger):
+        name = "run"
+
+    class Plugin:
+        @plugins.hookspecs.hookimpl
+        def dmlcore_loggers(self) -> list[type]:
+            return [Named]
+
+    plugin = Plugin()
+    plugins.manager().register(plugin, "named")
+    plugins.registry.cache_clear()
+    try:
+        with pytest.raises(ConfigError, match="the logger 'run' is called like a group of settings"):
+            RunConfig.create(data=features, loggers="run")
+    finally:
+        plugins.manager().unregister(plugin)
+        plugins.registry.cache_clear()
+
+
+def test_measurements_become_numbers_by_name() -> None:
+    def number(value: float) -> torch.Tensor:
+        return torch.tensor(value)
+
+    cosines = torch.tensor([[1.0, 0.5, 0.25], [0.5, 1.0, -0.5], [0.25, -0.5, 1.0]])
+    measured = Measurements(
+        total=number(1.0),
+        gradient_norms={"model": number(2.0), "losses": number(3.0)},
+        terms={"a": number(4.0), "b": number(5.0), "c": number(6.0)},
+        active={"a": number(0.0), "b": number(0.5), "c": number(1.0)},
+        weights=torch.tensor([7.0, 8.0, 9.0]),
+        extra_terms={"student": number(10.0)},
+        loss_gradient_norms={"a": number(11.0), "b": number(12.0), "c": number(13.0)},
+        loss_gradient_cosines=cosines,
+    )
+    record = measured.fetch().as_dict()
+    assert record["total"] == 1 and record["gradient_norms"] == {"model": 2, "losses": 3}
+    assert record["terms"] == {"a": 4, "b": 5, "c": 6} and record["active"] == {"a": 0, "b": 0.5, "c": 1}
+    assert record["weights"] == {"a": 7, "b": 8, "c": 9} and record["extra_terms"] == {"student": 10}
+    assert record["loss_gradient_norms"] == {"a": 11, "b": 12, "c": 13} and "embedding_norms" not in record
+    assert record["loss_gradient_cosines"] == {"a, b": 0.5, "a, c": 0.25, "b, c": -0.5}
 
 
 def test_options_for_the_default_model_of_other_data_are_refused(features: str, tmp_path: Path) -> None:

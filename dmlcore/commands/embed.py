@@ -41,10 +41,10 @@ def _embed(
     debug: bool,
     **tables: Any,
 ) -> int:
-    from dmlcore.training.trained import TrainedRun
+    from dmlcore.serving import TrainedRun, write_embeddings
 
     trained = TrainedRun(run, checkpoint=checkpoint, device=device)
-    result = trained.embed_to(data, out, data_options(tables), overwrite=overwrite)
+    result = write_embeddings(trained, data, out, data_options(tables), overwrite=overwrite)
     if json:
         console.show_json(result)
     else:

@@ -28,7 +28,7 @@ def dmlcore_commands(app: App, line: CommandLine) -> None:
 
 
 def _evaluate(run: Path, *, data: str | None, checkpoint: str, device: str, json: bool, debug: bool, **tables: Any) -> int:
-    from dmlcore.training.trained import TrainedRun
+    from dmlcore.serving import TrainedRun
 
     result = TrainedRun(run, checkpoint=checkpoint, device=device).evaluate(data, data_options(tables))
     console.show_json(result) if json else show_evaluation(result)

@@ -15,7 +15,7 @@ from dmlcore.config import check_range
 from dmlcore.errors import ConfigError, suggestion
 from dmlcore.flags import COMMON, command, flag, new_app, parameter_name, typed_values
 from dmlcore.hookspecs import hookimpl
-from dmlcore.training.settings import Component, data_component, model_component
+from dmlcore.training.components import Component, data_component, model_component
 
 if TYPE_CHECKING:
     from dmlcore.protocols.fewshot.grid import Grid

@@ -9,7 +9,7 @@ from collections.abc import Iterable
 
 from dmlcore.errors import suggestion
 from dmlcore.flags import component_flags
-from dmlcore.training.settings import Component, Settings, data_component, not_chosen
+from dmlcore.training.components import Component, data_component, why_not_chosen
 
 
 class CommandLine:
@@ -22,7 +22,6 @@ class CommandLine:
         words: as typed.
         command: the first word that is no flag; empty where there is none.
         components: what the words name, by the table of its options.
-        settings: the settings that name it.
         losses_flag: the flag by which this command chooses losses.
     """
 
@@ -30,7 +29,6 @@ class CommandLine:
         self.words = list(words)
         self.command = next((word for word in self.words if not word.startswith("-")), "")
         self.components: dict[str, Component] = {}
-        self.settings = Settings()
         self.losses_flag = "plugins"
 
     @property
@@ -69,6 +67,6 @@ class CommandLine:
             names = self.components[table].option_names()
             return f"{table} has no option '{option}'.{suggestion(option, names)} `dmlcore plugins {table}` lists them."
         if dot and self.components:
-            reason = not_chosen(table, self.components, self.settings)
+            reason = why_not_chosen(table, self.components)
             return f"{word}: {reason.replace('plugins', self.losses_flag)}"
         return ""

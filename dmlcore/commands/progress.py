@@ -27,7 +27,7 @@ class ProgressLogger(Logger):
         self._since = (time.perf_counter(), run.step)
 
     def step_ended(self, run: Run, record: dict[str, Any]) -> None:
-        step, every = record["step"], run.config.settings.log_every
+        step, every = record["step"], run.config.settings.run.log_every
         if self._progress.has_bar:
             self._progress.advance(step, f"{record['images_per_second']:,.0f} images/s  {_terms(record)}")
         elif step % every == 0 or step == run.steps:
@@ -68,21 +68,21 @@ def _first_lines(run: Run) -> list[tuple[str, str]]:
     done = f", {run.step:,} done already" if run.step else ""
     return [
         ("run", str(run.folder.path)),
-        ("losses", f"{losses}; weighting {settings.weighting}"),
+        ("losses", f"{losses}; weighting {settings.ensemble.weighting}"),
         ("device", str(run.device)),
         ("data", f"{run.splits.name}: {parts}"),
         *(("", note) for note in run.splits.notes),
-        ("model", f"{settings.model}, {_embedding(run)}, {_parameters(run)}"),
+        ("model", f"{settings.model.trunk}, {_embedding(run)}, {_parameters(run)}"),
         (
             "training",
-            f"{run.steps:,} steps{done} of {run.classes_per_batch} classes x {settings.samples_per_class} samples,"
-            f" seed {settings.seed}, validation every {settings.eval_every} steps",
+            f"{run.steps:,} steps{done} of {run.classes_per_batch} classes x {settings.data.samples_per_class} samples,"
+            f" seed {settings.run.seed}, validation every {settings.run.eval_every} steps",
         ),
     ]
 
 
 def _embedding(run: Run) -> str:
-    model, settings = run.model, run.config.settings
+    model, settings = run.model, run.config.settings.model
     text = f"embeddings of {model.head_dim}" if model.heads == 1 else f"{model.heads} heads of {model.head_dim}"
     if model.compressor is not None:
         text += f", compressed to {settings.compress} by {settings.compressor}"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import inspect
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,7 +17,7 @@ from dmlcore.flags import COMMON, command, flag, new_app, settings_flags, typed_
 from dmlcore.hookspecs import hookimpl
 from dmlcore.protocols.shift.options import BuildOptions
 from dmlcore.reports import pictures
-from dmlcore.training.settings import model_component
+from dmlcore.training.components import model_component
 
 if TYPE_CHECKING:
     from dmlcore.data.split_files import SplitFile
@@ -53,10 +52,7 @@ def _add_trunk(line: CommandLine) -> list[inspect.Parameter]:
     if model is None or model == "features" or Path(model).expanduser().is_dir():
         return []
     trunk = model_component(model)
-    if not trunk.option_names():
-        return []
-    line.settings = dataclasses.replace(line.settings, model=trunk.name)
-    return line.add(trunk)
+    return line.add(trunk) if trunk.option_names() else []
 
 
 def _add_building(splits: App, data_flags: list[inspect.Parameter], model_flags: list[inspect.Parameter]) -> None:
@@ -91,7 +87,7 @@ def _add_importing(splits: App, data_flags: list[inspect.Parameter]) -> None:
         debug: bool,
         **tables: Any,
     ) -> int:
-        from dmlcore.data.published import import_published
+        from dmlcore.protocols.shift.published import import_published
 
         _check_out(out, overwrite)
         options = _options(data_flags, tables)

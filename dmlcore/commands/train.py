@@ -12,9 +12,10 @@ from dmlcore.commands.line import CommandLine
 from dmlcore.commands.progress import ProgressLogger
 from dmlcore.commands.results import show_embeddings, show_metrics
 from dmlcore.errors import ConfigError
-from dmlcore.flags import COMMON, command, flag, parameter_name, settings_flags, typed_values
+from dmlcore.flags import COMMON, command, flag, parameter_name, run_settings_flags, typed_values
 from dmlcore.hookspecs import hookimpl
-from dmlcore.training.settings import CHOOSING, Settings, Source, choose, with_data_of_splits
+from dmlcore.training.components import CHOOSING, choose
+from dmlcore.training.sources import Source, with_data_of_splits
 
 TEXT = "Train an embedding and evaluate it on classes it has not seen."
 MORE = "Options of chosen losses, model and data are shown too: `dmlcore train --plugins ms,triplet --help`."
@@ -46,7 +47,7 @@ def dmlcore_commands(app: App, line: CommandLine) -> None:
         return 0
 
     flags = [
-        settings_flags(Settings),
+        run_settings_flags(),
         *line.option_flags(),
         flag("config", str | None, "TOML file with settings and options; flags win over it."),
         flag("out", Path | None, "Folder of the run (default: `runs/` and the date, the time and the losses)."),
@@ -64,7 +65,7 @@ def _choose(line: CommandLine) -> list[Source]:
     # The plain help and a resumed run have nothing to choose.
     if "resume" not in values and (values or not line.wants_help):
         flags = Source("", {name: value for name, value in values.items() if name in (*CHOOSING, "splits")}, {})
-        line.settings, line.components = choose(with_data_of_splits([*files, flags]))
+        _, line.components = choose(with_data_of_splits([*files, flags]))
     return files
 
 

@@ -1,6 +1,5 @@
-"""Data: sources (embedded glyphs, folders, manifests, arrays), class-disjoint splits, sampling, augmentation and loading.
-
-Models, losses and metrics are not here. Names are loaded on first use, so that `dmlcore.data.glyphs` needs no torch.
+"""Data: what a source is, class-disjoint splits, sampling, augmentation and loading. The built-in sources, samplers and
+transforms are plugins in `dmlcore_plugins`. Names are loaded on first use.
 """
 
 from __future__ import annotations
@@ -11,42 +10,49 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from dmlcore.data.augmentation import CropAugmentation, ShiftAugmentation
     from dmlcore.data.datasets import LabelledDataset
+    from dmlcore.data.image_tables import ImageOptions, choose_augmentation, image_table
+    from dmlcore.data.images import IMAGE_SUFFIXES, UNREADABLE, decode
     from dmlcore.data.loading import Batches, OrderedBatches, batches
-    from dmlcore.data.opening import find_source, load_table, open_data
-    from dmlcore.data.samplers import BatchSampler, ClassBalancedSampler, ShuffledSampler
+    from dmlcore.data.opening import default_source, find_source, load_table, open_data
+    from dmlcore.data.samplers import BatchSampler, SamplerOptions, create_sampler
     from dmlcore.data.sources import DataSource, Table
     from dmlcore.data.split_files import ClassSplit, SplitFile
-    from dmlcore.data.splits import Splits
+    from dmlcore.data.splits import SPLIT_WORDS, Splits, split_words
     from dmlcore.data.stores import FeatureStore, ImageFiles, PixelStore, Store
     from dmlcore.data.transforms import Transform, TransformOptions, Transforms
 
 _HOMES = {
     "augmentation": ("CropAugmentation", "ShiftAugmentation"),
     "datasets": ("LabelledDataset",),
+    "image_tables": ("ImageOptions", "choose_augmentation", "image_table"),
+    "images": ("IMAGE_SUFFIXES", "UNREADABLE", "decode"),
     "loading": ("Batches", "OrderedBatches", "batches"),
-    "opening": ("find_source", "load_table", "open_data"),
-    "samplers": ("BatchSampler", "ClassBalancedSampler", "ShuffledSampler"),
+    "opening": ("default_source", "find_source", "load_table", "open_data"),
+    "samplers": ("BatchSampler", "SamplerOptions", "create_sampler"),
     "sources": ("DataSource", "Table"),
     "split_files": ("ClassSplit", "SplitFile"),
-    "splits": ("Splits",),
+    "splits": ("SPLIT_WORDS", "Splits", "split_words"),
     "stores": ("FeatureStore", "ImageFiles", "PixelStore", "Store"),
     "transforms": ("Transform", "TransformOptions", "Transforms"),
 }
 
 __all__ = [
+    "IMAGE_SUFFIXES",
+    "SPLIT_WORDS",
+    "UNREADABLE",
     "BatchSampler",
     "Batches",
-    "ClassBalancedSampler",
     "ClassSplit",
     "CropAugmentation",
     "DataSource",
     "FeatureStore",
     "ImageFiles",
+    "ImageOptions",
     "LabelledDataset",
     "OrderedBatches",
     "PixelStore",
+    "SamplerOptions",
     "ShiftAugmentation",
-    "ShuffledSampler",
     "SplitFile",
     "Splits",
     "Store",
@@ -55,9 +61,15 @@ __all__ = [
     "TransformOptions",
     "Transforms",
     "batches",
+    "choose_augmentation",
+    "create_sampler",
+    "decode",
+    "default_source",
     "find_source",
+    "image_table",
     "load_table",
     "open_data",
+    "split_words",
 ]
 
 

@@ -21,7 +21,7 @@ class LabelledDataset(torch.utils.data.Dataset):
         labels: int64 [n], their classes in the table.
         class_names: of the whole table.
         sample_shape: (C, H, W) or (F,).
-        augmentation: changes training batches; None for none.
+        augmentation: changes training batches. None for none.
 
     Attributes:
         labels: int64 [n], ids in the table's classes.
@@ -55,8 +55,8 @@ class LabelledDataset(torch.utils.data.Dataset):
 
     def spread(self, most: int) -> LabelledDataset:
         """At most `most` of the samples, evenly spread over the data set, without augmentation."""
-        chosen = np.unique(np.linspace(0, max(len(self) - 1, 0), min(most, len(self))).round().astype(np.int64))
-        return LabelledDataset(self.samples, self.rows[chosen], self.labels[chosen], self._table_names, self.sample_shape)
+        positions = np.unique(np.linspace(0, max(len(self) - 1, 0), min(most, len(self))).round().astype(np.int64))
+        return LabelledDataset(self.samples, self.rows[positions], self.labels[positions], self._table_names, self.sample_shape)
 
     @property
     def in_memory(self) -> bool:
@@ -81,19 +81,15 @@ class LabelledDataset(torch.utils.data.Dataset):
         *,
         augment: bool = False,
         generator: torch.Generator | None = None,
-        views: int = 1,
     ) -> Tensor:
         """Samples float32 [b, ...].
 
         Args:
             indices: positions in this part.
             augment: change them at random, if the data has an augmentation.
-            generator: of the random numbers, on the CPU; needed with `augment`.
-            views: repeat them so often, one after the other, each changed on its own: [views b, ...].
+            generator: of the random numbers, on the CPU. Needed with `augment`.
         """
         batch = self.samples.fetch(self.rows[np.asarray(indices, dtype=np.int64)])
-        if views > 1:
-            batch = batch.repeat(views, *[1] * (batch.ndim - 1))
         if augment and self.augmentation is not None:
             assert generator is not None, "augmentation needs a generator"
             batch = self.augmentation(batch, generator)

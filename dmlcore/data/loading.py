@@ -46,10 +46,9 @@ class Batches(Iterator[tuple[Tensor, Tensor]]):
     Args:
         dataset: where samples come from.
         sampler: index lists.
-        workers: processes that decode image files; data in memory is fetched without any.
+        workers: processes that decode image files. Data in memory is fetched without any.
         augment: change the samples at random, if the data has an augmentation.
-        seed: of the augmentation; the n-th batch has a random stream of its own.
-        views: ways in which each batch is changed, one after the other: samples are [views B, ...], labels [B].
+        seed: of the augmentation. The n-th batch has a random stream of its own.
     """
 
     def __init__(
@@ -60,13 +59,12 @@ class Batches(Iterator[tuple[Tensor, Tensor]]):
         workers: int = 0,
         augment: bool = False,
         seed: int = 0,
-        views: int = 1,
     ) -> None:
         self._sampler = sampler
         self._resumable = sampler if isinstance(sampler, BatchSampler) else None
         self._state = self._resumable.state_dict() if self._resumable else None
         self._asked: deque[dict[str, Any]] = deque()  # states after the batches that workers prepare
-        tasks = _Tasks(dataset, augment, seed, views)
+        tasks = _Tasks(dataset, augment, seed)
         if workers and not dataset.in_memory:
             loader = DataLoader(
                 tasks,
@@ -114,16 +112,15 @@ class _Steps:
 class _Tasks(Dataset):
     """What a worker does: a whole batch from its number and its indices."""
 
-    def __init__(self, dataset: LabelledDataset, augment: bool, seed: int, views: int) -> None:
+    def __init__(self, dataset: LabelledDataset, augment: bool, seed: int) -> None:
         self._dataset = dataset
         self._augment = augment
         self._seed = seed
-        self._views = views
 
     def __getitem__(self, task: tuple[int, list[int]]) -> tuple[Tensor, Tensor]:
         step, indices = task
         generator = torch.Generator().manual_seed(int(np.random.SeedSequence((self._seed, 5, step)).generate_state(1)[0]))
-        samples = self._dataset.batch(indices, augment=self._augment, generator=generator, views=self._views)
+        samples = self._dataset.batch(indices, augment=self._augment, generator=generator)
         return samples, torch.from_numpy(self._dataset.dense_labels[np.asarray(indices)])
 
 
@@ -134,7 +131,6 @@ def batches(
     workers: int = 0,
     augment: bool = False,
     seed: int = 0,
-    views: int = 1,
 ) -> Batches:
-    """An iterator of batches; see `Batches`."""
-    return Batches(dataset, sampler, workers=workers, augment=augment, seed=seed, views=views)
+    """An iterator of batches. See `Batches`."""
+    return Batches(dataset, sampler, workers=workers, augment=augment, seed=seed)

@@ -18,18 +18,30 @@ from dmlcore.data.splits import PARTS, Splits, check_fractions, check_part, comp
 from dmlcore.data.stores import PixelStore
 from dmlcore.errors import DataError, PluginError
 
-_BY_SUFFIX = {".csv": "csv", ".npz": "npz"}
+_PACKED = (".zip", ".tar", ".gz", ".tgz")  # what users point at when they forget to unpack
+
+
+def default_source() -> str:
+    """The name of the source where no data are named.
+
+    Raises:
+        PluginError: no source is the default, or two are.
+    """
+    names = [entry.name for entry in plugins.registry("data").values() if vars(entry.component).get("is_default")]
+    if len(names) != 1:
+        raise PluginError(f"the default data must be one source, but {' and '.join(names) or 'none'} says it is")
+    return names[0]
 
 
 def find_source(data: str) -> tuple[type[DataSource], dict[str, Any]]:
     """The source class that reads `data`, and the options that follow from it (the path).
 
     Args:
-        data: a data set's name, `FILE.py:CLASS`, or the path of a folder, a .csv or an .npz file. A name wins over a folder of
-            the same name; `./name` is always a path.
+        data: a data set's name, `FILE.py:CLASS`, or a path that a source claims: built in are folders, .csv and .npz files. A
+            name wins over a folder of the same name; `./name` is always a path.
 
     Raises:
-        DataError: neither a data set nor a readable kind of file.
+        DataError: neither a data set nor a path that one source claims.
         ConfigError: `FILE.py:CLASS` that names no data set.
     """
     entries = plugins.registry("data")
@@ -38,28 +50,33 @@ def find_source(data: str) -> tuple[type[DataSource], dict[str, Any]]:
     if plugins.plugin_files.is_reference(data):
         return plugins.find("data", data).component, {}
     path = Path(data).expanduser()
-    if path.is_dir():
-        return entries["folder"].component, {"path": data}
-    kind = _BY_SUFFIX.get(path.suffix.lower())
-    if path.exists() and kind:
-        return entries[kind].component, {"path": data}
-    if path.exists():
-        unpack = " Unpack it first." if path.suffix.lower() in (".zip", ".tar", ".gz", ".tgz") else ""
-        raise DataError(
-            f"'{data}' cannot be read as data: give a folder with a sub-folder per class, a .csv with path,label,"
-            f" or an .npz with x, y.{unpack}"
-        )
+    if not path.exists():
+        raise DataError(_why_not_there(data, path, entries))
+    # A subclass of a source, such as one of a plugin, does not inherit the paths: the two could not be told apart.
+    claims = [entry for entry in entries.values() if "claims" in vars(entry.component) and entry.component.claims(path)]
+    if len(claims) > 1:
+        owners = " and ".join(f"'{entry.name}' of {entry.owner}" for entry in claims)
+        name = claims[0].name
+        raise DataError(f"two sources claim '{data}': {owners}. Choose by name, such as --data {name} --{name}.path {data}")
+    if not claims:
+        forms = [entry.component.reads for entry in entries.values() if entry.component.reads]
+        unpack = " Unpack it first." if path.suffix.lower() in _PACKED else ""
+        raise DataError(f"'{data}' cannot be read as data: give {', '.join(forms[:-1])} or {forms[-1]}.{unpack}")
+    return claims[0].component, {"path": data}
+
+
+def _why_not_there(data: str, path: Path, entries: dict[str, plugins.Entry]) -> str:
     siblings = os.listdir(path.parent) if path.parent.is_dir() else []
     # `nope.npz` is a file that is missing, not the source `npz` misspelt: names with a suffix are compared with files only
     near = [] if path.suffix else difflib.get_close_matches(data, sorted(entries), n=1, cutoff=0.5)
     near = near or [str(path.parent / name) for name in difflib.get_close_matches(path.name, siblings, n=1, cutoff=0.6)]
-    named = [name for name, entry in sorted(entries.items()) if name not in ("folder", *_BY_SUFFIX.values())]
+    named = [name for name, entry in sorted(entries.items()) if not entry.component.reads]
     hint = f" Did you mean '{near[0]}'?" if near else f" Data sets: {', '.join(named)}."
-    raise DataError(f"there is no data set '{data}', and no file or folder of that name.{hint}")
+    return f"there is no data set '{data}', and no file or folder of that name.{hint}"
 
 
 def open_data(
-    data: str | os.PathLike[str] = "glyphs",
+    data: str | os.PathLike[str] | None = None,
     *,
     options: dict[str, Any] | None = None,
     fractions: tuple[float, float, float] = (0.5, 0.15, 0.35),
@@ -72,39 +89,27 @@ def open_data(
 
     Args:
         data: a data set's name, or the path of a folder with a sub-folder per class, a .csv manifest (path,label[,split]) or
-            an .npz file (x, y). A name wins over a folder of the same name; `./name` is always a path.
+            an .npz file (x, y). A name wins over a folder of the same name; `./name` is always a path. None: the default.
         options: of the data set.
-        fractions: of the classes for train, validation and test, when the data gives no split; their sum is 1.
+        fractions: of the classes for train, validation and test, when the data gives no split. Their sum is 1.
         seed: of the split.
-        image_size: side to bring images to, pixels; None: images of one size up to 128 pixels stay as they are, image files
-            of different sizes become `default_image_size`.
-        default_image_size: see there, pixels; a model says what it wants by `dmlcore.models.default_image_size`.
+        image_size: side that images are resized to, pixels. None: images of one size up to 128 pixels stay as they are, and
+            image files of different sizes become `default_image_size`.
+        default_image_size: see there, pixels. A model says what it needs by `dmlcore.models.default_image_size`.
         class_split: says which classes are in which part, instead of the data or the seed.
 
     Raises:
         ConfigError: an unknown option, fractions or sizes out of range.
         DataError: the data cannot be used; one line says why.
     """
-    data = os.fspath(data)
+    data = default_source() if data is None else os.fspath(data)
     check_fractions(fractions)
     source, table = load_table(data, options=options, image_size=image_size, default_image_size=default_image_size)
-    notes = list(table.skipped)
     if class_split is not None:
-        split = class_split.part_of_class(table.class_names, data)[table.labels]
-        left_out = int((split == "").sum())
-        notes.append(f"classes split as '{class_split.id}' (FID {class_split.fid:.4g}): no test class is trained on")
-        notes += [f"{left_out:,} samples are of classes that this split leaves out"] if left_out else []
+        split, notes = _split_by_names(table, class_split, data)
     else:
-        given = source.split(table, seed)
-        if len(table.class_names) == 1:
-            raise DataError(f"'{data}' holds one class, '{table.class_names[0]}', but learning compares classes")
-        if given is None:
-            split = split_by_class(table.labels, len(table.class_names), fractions, seed)
-            notes.append("classes split at random into train, validation and test: no test class is trained on")
-        else:
-            split, found = complete_split(table.labels, given, fractions, seed)
-            notes += [table.split_note] if table.split_note else []
-            notes += found if table.split is not None else found[1:]
+        split, notes = _split_by_source(source, table, fractions, seed, data)
+    notes = [*table.skipped, *notes]
     parts: dict[str, LabelledDataset] = {}
     for part in PARTS:
         rows = np.flatnonzero(split == part)
@@ -116,10 +121,34 @@ def open_data(
     return Splits(name, table.kind, table.sample_shape, **parts, notes=notes, seed=seed, sample_names=table.names())
 
 
+def _split_by_names(table: Table, class_split: ClassSplit, data: str) -> tuple[np.ndarray, list[str]]:
+    """The part of every sample, text [N], and notes."""
+    split = class_split.part_of_class(table.class_names, data)[table.labels]
+    left_out = int((split == "").sum())
+    notes = [f"classes split as '{class_split.id}' (FID {class_split.fid:.4g}): no test class is trained on"]
+    notes += [f"{left_out:,} samples are of classes that this split leaves out"] if left_out else []
+    return split, notes
+
+
+def _split_by_source(
+    source: DataSource, table: Table, fractions: tuple[float, float, float], seed: int, data: str
+) -> tuple[np.ndarray, list[str]]:
+    """The part of every sample, text [N], as the source has it or at random by class, and notes."""
+    own_split = source.split(table, seed)
+    if len(table.class_names) == 1:
+        raise DataError(f"'{data}' holds one class, '{table.class_names[0]}', but learning compares classes")
+    if own_split is None:
+        split = split_by_class(table.labels, len(table.class_names), fractions, seed)
+        return split, ["classes split at random into train, validation and test: no test class is trained on"]
+    split, notes = complete_split(table.labels, own_split, fractions, seed)
+    notes = notes if table.split is not None else notes[1:]  # a split that the source draws is not the data's own
+    return split, [*([table.split_note] if table.split_note else []), *notes]
+
+
 def load_table(
     data: str, *, options: dict[str, Any] | None = None, image_size: int | None = None, default_image_size: int = 64
 ) -> tuple[DataSource, Table]:
-    """The source that a name or path means, and all its samples, checked; arguments and errors as of `open_data`."""
+    """The source that a name or path means, and all its samples, checked. Arguments and errors as of `open_data`."""
     check_range("image_size", image_size, least=8, most=4096)
     component, implied = find_source(data)
     built = build_options(component.Options, {**(options or {}), **implied}, component.name)

@@ -1,17 +1,18 @@
-"""How training batches are composed: what a sampler is, and P classes times K samples. Fetching is in `loading`."""
+"""How training batches are composed: what a sampler is, and making one by name. The built-in rules are plugins, fetching is in
+`loading`."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from math import gcd
 from typing import Any, ClassVar
 
 import numpy as np
 from torch.utils.data import Sampler
 
-from dmlcore.config import build_options, check_range
-from dmlcore.errors import ConfigError, PluginError
+from dmlcore import plugins
+from dmlcore.config import build_options
+from dmlcore.errors import PluginError
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,7 +30,7 @@ class BatchSampler(Sampler[list[int]]):
         classes_per_batch: P, 2..number of classes.
         samples_per_class: K >= 1.
         seed: of the stream.
-        steps: batches until the iteration ends, counted from the very first one; None: it never ends.
+        steps: batches until the iteration ends, counted from the very first one. None: it never ends.
         options: an instance of `Options`, or None for the defaults.
 
     Attributes:
@@ -91,152 +92,30 @@ class BatchSampler(Sampler[list[int]]):
         self.seed, self.step = int(state["seed"]), int(state["step"])
 
 
-class ShuffledSampler(BatchSampler):
-    """Passes over all samples in random order, `classes_per_batch * samples_per_class` at a time, whatever their classes.
-
-    For losses with proxies, which need no positives in the batch; losses between samples find few of them when there are many
-    classes. Every sample is seen once before any is seen again.
-    """
-
-    name = "shuffled"
-
-    def __init__(self, *arguments: Any, **given: Any) -> None:
-        super().__init__(*arguments, **given)
-        self._rounds: dict[int, np.ndarray] = {}  # the orders of the rounds that the last batch was part of
-
-    def draw(self, step: int) -> np.ndarray:
-        size, count = self.classes_per_batch * self.samples_per_class, len(self.labels)
-        places = np.arange(step * size, (step + 1) * size)
-        needed = set((places // count).tolist())
-        self._rounds = {number: self._rounds[number] if number in self._rounds else self._round(number) for number in needed}
-        return np.array([self._rounds[place // count][place % count] for place in places.tolist()])
-
-    def _round(self, number: int) -> np.ndarray:
-        return np.random.default_rng((self.seed, 6, number)).permutation(len(self.labels))
-
-
-class ClassBalancedSampler(BatchSampler):
-    """Batches of P classes with K samples each.
-
-    The classes go round in shuffled rounds: each appears once before any appears again, and never twice in a batch. The
-    samples of a class go round in the same way, and never repeat in a batch unless the class has fewer than K: then all of
-    them are taken and the missing ones drawn again at random. The n-th batch depends on the labels, P, K and the seed only.
+def create_sampler(
+    name: str,
+    labels: np.ndarray,
+    classes_per_batch: int,
+    samples_per_class: int,
+    *,
+    seed: int = 0,
+    steps: int | None = None,
+    **options: Any,
+) -> BatchSampler:
+    """A sampler by its name, for loops of your own: a list of rows per batch, as `DataLoader(batch_sampler=...)` takes them.
 
     Args:
-        labels: int64 [N], any ids.
+        name: of the sampler, or `FILE.py:CLASS`.
+        labels: int64 [N].
         classes_per_batch: P, 2..number of classes.
         samples_per_class: K >= 1.
         seed: of the stream.
-        steps: batches until the iteration ends, counted from the very first one; None: it never ends.
+        steps: batches until the iteration ends. None: it never ends.
+        options: of the sampler.
 
     Raises:
-        ConfigError: P or K out of range.
+        ConfigError: an unknown name or option, numbers out of range.
     """
-
-    name = "class_balanced"
-
-    def __init__(
-        self,
-        labels: np.ndarray,
-        classes_per_batch: int,
-        samples_per_class: int,
-        seed: int,
-        steps: int | None = None,
-        options: Any = None,
-    ) -> None:
-        super().__init__(labels, classes_per_batch, samples_per_class, seed, steps, options)
-        labels = self.labels
-        _, dense, counts = np.unique(labels, return_inverse=True, return_counts=True)
-        check_range("samples_per_class", samples_per_class, least=1)
-        check_range("classes_per_batch", classes_per_batch, least=2)
-        if classes_per_batch > len(counts):
-            raise ConfigError(
-                f"classes_per_batch is {classes_per_batch}, but there are only {len(counts)} training classes."
-                f" Lower it to {len(counts)} or less"
-            )
-        self._rows = np.argsort(dense, kind="stable")  # rows of class c: _rows[_starts[c] : _starts[c] + _counts[c]]
-        self._counts = counts
-        self._starts = np.cumsum(counts) - counts
-        self._visits: dict[int, tuple[int, np.ndarray]] = {}  # class -> number of its block, rows [visits, K]
-        self._round = 0
-        self._position = 0
-        self._order = self._class_round(0, np.empty(0, dtype=np.int64))
-
-    def __iter__(self) -> Iterator[list[int]]:
-        """Index lists of length P * K, class by class, from the current step on."""
-        while self.steps is None or self.step < self.steps:
-            yield self._next()
-
-    def state_dict(self) -> dict[str, Any]:
-        """Where the stream is. Cheap: the order of the classes is shared, not copied."""
-        return {"seed": self.seed, "step": self.step, "round": self._round, "position": self._position, "order": self._order}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Continue a stream of the same labels, P and K exactly where `state_dict` was taken.
-
-        Raises:
-            ConfigError: the state is of data with another number of classes.
-        """
-        order = np.asarray(state["order"], dtype=np.int64)
-        if len(order) != len(self._counts):
-            raise ConfigError(f"the saved sampler is of {len(order)} training classes, but the data has {len(self._counts)}")
-        self.seed, self.step = int(state["seed"]), int(state["step"])
-        self._round, self._position, self._order = int(state["round"]), int(state["position"]), order
-        self._visits.clear()
-
-    def _next(self) -> list[int]:
-        visits: list[tuple[int, int]] = []
-        tail = self._order[self._position : self._position + self.classes_per_batch]
-        visits += [(label, self._round) for label in tail.tolist()]
-        self._position += len(tail)
-        missing = self.classes_per_batch - len(tail)
-        if missing:
-            self._round += 1
-            self._order = self._class_round(self._round, tail)
-            self._position = missing
-            visits += [(label, self._round) for label in self._order[:missing].tolist()]
-        self.step += 1
-        return np.concatenate([self._class_rows(label, visit) for label, visit in visits]).tolist()
-
-    def _class_round(self, number: int, tail: np.ndarray) -> np.ndarray:
-        generator = np.random.default_rng((self.seed, 3, number))
-        return _shuffled_after(generator, len(self._counts), tail, self.classes_per_batch)
-
-    def _class_rows(self, label: int, visit: int) -> np.ndarray:
-        """Rows [K] of a class when it is drawn for the `visit`-th time."""
-        count, per_visit = int(self._counts[label]), self.samples_per_class
-        visits_per_block = count // gcd(count, per_visit) if count >= per_visit else 1
-        number, offset = divmod(visit, visits_per_block)
-        if self._visits.get(label, (-1, None))[0] != number:
-            generator = np.random.default_rng((self.seed, 4, label, number))
-            self._visits[label] = number, _visit_block(generator, count, per_visit)
-        return self._rows[self._starts[label] + self._visits[label][1][offset]]
-
-
-def _visit_block(generator: np.random.Generator, count: int, per_visit: int) -> np.ndarray:
-    """The shortest whole number of rounds over 0..count - 1 that is also a whole number of visits: int [visits, K]."""
-    if count < per_visit:
-        again = generator.integers(0, count, per_visit - count)
-        return np.concatenate([generator.permutation(count), again])[None]
-    rounds: list[np.ndarray] = []
-    open_visit = np.empty(0, dtype=np.int64)  # the samples of a visit that the next round has to complete
-    for _ in range(per_visit // gcd(count, per_visit)):
-        order = _shuffled_after(generator, count, open_visit, per_visit)
-        rounds.append(order)
-        unfinished = (len(open_visit) + count) % per_visit
-        open_visit = order[count - unfinished :]
-    return np.concatenate(rounds).reshape(-1, per_visit).astype(np.int32)
-
-
-def _shuffled_after(generator: np.random.Generator, count: int, tail: np.ndarray, group: int) -> np.ndarray:
-    """A permutation of 0..count - 1 whose first elements complete a group begun by `tail` without repeating any of it."""
-    order = generator.permutation(count)
-    missing = (group - len(tail)) % group
-    if not len(tail) or not missing:
-        return order
-    # The tail is shorter than a group, so enough others are among as many elements as a group has.
-    first, taken = order[:group].tolist(), set(tail.tolist())
-    head = [element for element in first if element not in taken][:missing]
-    chosen = set(head)
-    order[:group] = head + [element for element in first if element not in chosen]
-    return order
+    component: Any = plugins.find("sampler", name).component
+    built = build_options(component.Options, options, component.name)
+    return component(labels, classes_per_batch, samples_per_class, seed, steps, built)

@@ -70,7 +70,7 @@ def cubin_of(header: Path, capability: int) -> Cubin:
     """
     began, module = time.perf_counter(), extension.cuda()
     if module is None:
-        raise DmlcoreError(runtime.why_switched_off() or extension.reason_against("cuda"))
+        raise DmlcoreError(runtime.why_switched_off() or extension.why_not("cuda"))
     runtime.check(header, headers.folder(), "cuda", getattr(module, "headers", ""))  # an older build says nothing
     compiler = nvrtc.compiler()
     if isinstance(compiler, str):  # what was compiled before will do, whoever did

@@ -137,7 +137,7 @@ def why_missing(functor: str, header: Path | None) -> str:
         return "" if is_same else f"the functor '{functor}' of {header} has the name of one of {known.header}"
     module = extension.cuda()
     if module is None:
-        return extension.reason_against("cuda")
+        return extension.why_not("cuda")
     if functor in module.functors():
         return "" if header is None else f"the functor '{functor}' of {header} has the name of one that is built in"
     candidates = [header] if header is not None else runtime.offered(functor)

@@ -27,14 +27,14 @@ def _vendor_products() -> tuple[int, int, int]:
     for library in (Path(torch.__file__).parent / "lib").glob("libtorch_cpu.*"):
         try:
             loaded = ctypes.CDLL(str(library))
-            found = [ctypes.cast(getattr(loaded, name), ctypes.c_void_p).value or 0 for name in ("sgemm_", "dgemm_")]
+            products = [ctypes.cast(getattr(loaded, name), ctypes.c_void_p).value or 0 for name in ("sgemm_", "dgemm_")]
         except (OSError, AttributeError):
             continue
         try:
             threads = ctypes.cast(loaded.MKL_Set_Num_Threads_Local, ctypes.c_void_p).value or 0
         except AttributeError:
             threads = 0
-        return found[0], found[1], threads
+        return products[0], products[1], threads
     return 0, 0, 0
 
 
@@ -49,8 +49,8 @@ def use_blas(kind: str) -> None:
     """
     if kind not in ("vendor", "own"):
         raise ConfigError(f"DML_BLAS is '{kind}', but must be 'vendor' or 'own'")
-    if _CPU is not None:
-        _CPU.use_blas(*(_vendor_products() if kind == "vendor" else (0, 0, 0)))
+    if CPU is not None:
+        CPU.use_blas(*(_vendor_products() if kind == "vendor" else (0, 0, 0)))
 
 
 def use_level(level: str) -> None:
@@ -62,50 +62,55 @@ def use_level(level: str) -> None:
     Raises:
         ConfigError: this machine cannot run it.
     """
-    if _CPU is None:
+    if CPU is None:
         return
-    if level not in _CPU.levels():
-        raise ConfigError(f"DML_CPU_LEVEL is '{level}', which this machine cannot run.{suggestion(level, _CPU.levels())}")
-    _CPU.use_level(level)
+    if level not in CPU.levels():
+        raise ConfigError(f"DML_CPU_LEVEL is '{level}', which this machine cannot run.{suggestion(level, CPU.levels())}")
+    CPU.use_level(level)
     look_again()
 
 
 def look_again() -> None:
     """Ask the CPU extension which functors its instruction set has now: another one was chosen, or some were loaded."""
-    global FUNCTORS, PARTNERS
-    assert _CPU is not None
-    found = _CPU.functors()
-    FUNCTORS = {name: (tuple(options.split()), values) for name, (options, values, _) in found.items()}
-    PARTNERS = frozenset(name for name, (_, _, partners) in found.items() if partners)
+    global FUNCTORS, PARTNERS, generation
+    assert CPU is not None
+    functors = CPU.functors()
+    FUNCTORS = {name: (tuple(options.split()), values) for name, (options, values, _) in functors.items()}
+    PARTNERS = frozenset(name for name, (_, _, partners) in functors.items() if partners)
+    generation += 1
 
 
 # Loaded with the package, so that compiled code (torch.compile) sees plain constants.
-_CPU, _WHY_NO_CPU = _load("_cpu")
+CPU, _WHY_NO_CPU = _load("_cpu")
 _CUDA, _WHY_NO_CUDA = _load("_cuda")
 FUNCTORS: dict[str, tuple[tuple[str, ...], int]] = {}
 CUDA_FUNCTORS: dict[str, tuple[tuple[str, ...], int]] = {}
 PARTNERS: frozenset[str] = frozenset()
-if _CPU is not None:
+generation = 0
+"""Grows whenever the functors may be others than before: what was found out about a loss holds for one generation."""
+SWITCH = "DML_FUSED"
+"""The environment variable that asks for plain PyTorch everywhere, by `0`."""
+if CPU is not None:
     use_blas(os.environ.get("DML_BLAS", "vendor"))
     look_again()
     if os.environ.get("DML_CPU_LEVEL"):
         use_level(os.environ["DML_CPU_LEVEL"])
-elif os.environ.get("DML_FUSED", "1") != "0":
+elif os.environ.get(SWITCH, "1") != "0":
     warnings.warn(f"losses run in plain PyTorch, many times slower: {_WHY_NO_CPU}, or use another working folder", stacklevel=2)
 
 
 if _CUDA is not None:
-    CUDA_FUNCTORS = {name: found for name, found in FUNCTORS.items() if name in _CUDA.functors()}
+    CUDA_FUNCTORS = {name: functor for name, functor in FUNCTORS.items() if name in _CUDA.functors()}
 
 
 def cpu() -> ModuleType | None:
     """`dmlcore._cpu`, or None when it was not built."""
-    return _CPU
+    return CPU
 
 
 def level() -> str:
     """The instruction set the CPU kernels use, or an empty string."""
-    return "" if _CPU is None else _CPU.level()
+    return "" if CPU is None else CPU.level()
 
 
 def cuda() -> ModuleType | None:
@@ -115,11 +120,11 @@ def cuda() -> ModuleType | None:
 
 def fused_enabled() -> bool:
     """False when the environment asks for plain PyTorch everywhere (`DML_FUSED=0`)."""
-    return "DML_FUSED" not in os.environ or os.environ["DML_FUSED"] != "0"  # asked for every loss of every step: get() is slow
+    return os.environ.get(SWITCH) != "0"
 
 
 @torch.compiler.assume_constant_result
-def reason_against(device: str) -> str:
+def why_not(device: str) -> str:
     """Why fused losses cannot run on a device type, or an empty string.
 
     Args:
@@ -156,7 +161,7 @@ def info() -> dict[str, Any]:
 
     module, gpu = cpu(), cuda()
     devices = [torch.cuda.get_device_name(k) for k in range(torch.cuda.device_count())]
-    reason = reason_against("cuda")
+    reason = why_not("cuda")
     if not reason and not devices:
         reason = "torch sees no CUDA device"
     return {
@@ -167,7 +172,7 @@ def info() -> dict[str, Any]:
             "level": module.level() if module else None,
             "levels": module.levels() if module else [],
             "blas": ("vendor" if module.has_blas() else "own") if module else None,
-            "reason": reason_against("cpu"),
+            "reason": why_not("cpu"),
         },
         "cuda": {
             "built": gpu is not None,

@@ -12,13 +12,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dmlcore.kernels.cpu import CpuPasses, CpuStep, Target
-from dmlcore.kernels.rows import FunctorCall, Pass, Relations, averaged, step_of
+from dmlcore.kernels.fused import CpuPasses, averaged, device_pass
+from dmlcore.kernels.passes import FunctorCall, Pass, Relations, Target
 
-Told = tuple[list[Tensor], str, list[float], list[int]]
+Encoded = tuple[list[Tensor], str, list[float], list[int]]
 
 
-def encoded(passes: Sequence[Pass], targets: Sequence[tuple[Target, Target]]) -> Told:
+def encoded(passes: Sequence[Pass], targets: Sequence[tuple[Target, Target]]) -> Encoded:
     """Constant tensors, functors, options and layout."""
     constants: list[Tensor] = []
     functors: list[str] = []
@@ -28,8 +28,8 @@ def encoded(passes: Sequence[Pass], targets: Sequence[tuple[Target, Target]]) ->
     def place(tensor: Tensor | None) -> int:
         if tensor is None:
             return -1
-        for index, known in enumerate(constants):
-            if known is tensor:
+        for index, placed in enumerate(constants):
+            if placed is tensor:
                 return index
         constants.append(tensor)
         return len(constants) - 1
@@ -43,6 +43,7 @@ def encoded(passes: Sequence[Pass], targets: Sequence[tuple[Target, Target]]) ->
         for call in one.calls:
             functors.append(call.functor)
             options += call.options
+            assert call.given is None or isinstance(call.given, Tensor)
             layout += [len(call.options), place(call.given), place(call.windows), call.cells]
     return constants, ",".join(functors), options, layout
 
@@ -70,8 +71,8 @@ def _decoded(
         calls = []
         for _ in range(count):
             number, given, windows, cells = take(4)
-            chosen = tuple(next(values) for _ in range(number))
-            calls.append(FunctorCall(next(names), chosen, constant(given), constant(windows), cells))
+            call_options = tuple(next(values) for _ in range(number))
+            calls.append(FunctorCall(next(names), call_options, constant(given), constant(windows), cells))
         passes.append(
             Pass(
                 columns(source, first, width),
@@ -91,13 +92,13 @@ def _decoded(
 def _begun(
     sources: list[Tensor], constants: list[Tensor], functors: str, options: list[float], layout: list[int], terms: int
 ) -> tuple[list[Pass], list[tuple[Target, Target]], list[Any], CpuPasses | None]:
-    """The passes, where their gradients go, their steps, and what computes these together where there is such."""
-    sources = [one.contiguous() for one in sources]
-    passes, targets = _decoded(sources, [one.contiguous() for one in constants], functors, options, layout)
-    steps = [step_of(one) for one in passes]
-    if all(type(step) is CpuStep for step in steps):
-        return passes, targets, steps, CpuPasses(steps, terms, [one.owners for one in passes], targets)
-    return passes, targets, steps, None
+    """The passes, where their gradients go, and their states: one each, or one for all on the CPU."""
+    sources = [tensor.contiguous() for tensor in sources]
+    passes, targets = _decoded(sources, [tensor.contiguous() for tensor in constants], functors, options, layout)
+    states = [device_pass(one) for one in passes]
+    if states[0] is None:
+        return passes, targets, [], CpuPasses(passes, terms, targets)
+    return passes, targets, states, None
 
 
 @torch.library.custom_op("dmlcore::fused_rows", mutates_args=())
@@ -109,11 +110,11 @@ def _fused_rows_op(
     layout: list[int],
     terms: int,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    passes, _, steps, together = _begun(sources, constants, functors, options, layout, terms)
+    passes, _, states, together = _begun(sources, constants, functors, options, layout, terms)
     if together is not None:
         return together.forward()
-    parts = [step.forward() for step in steps]
-    values, counts, tables = (torch.cat([tensor.flatten() for tensor in each]) for each in zip(*parts, strict=True))
+    parts = [state.forward() for state in states]
+    values, counts, tables = (torch.cat([tensor.flatten() for tensor in kind]) for kind in zip(*parts, strict=True))
     return averaged(passes, parts, terms), values, counts, tables
 
 
@@ -143,28 +144,28 @@ def _fused_rows_backward_op(
     options: list[float],
     layout: list[int],
 ) -> list[Tensor]:
-    passes, targets, steps, together = _begun(sources, constants, functors, options, layout, len(of_terms))
+    passes, targets, states, together = _begun(sources, constants, functors, options, layout, len(of_terms))
     if together is not None:
-        found = [torch.empty(one.shape, dtype=one.dtype) for one in sources]
+        gradients = [torch.empty(source.shape, dtype=source.dtype) for source in sources]
         together.forward()
-        together.backward(of_terms.contiguous(), of_values.contiguous(), of_tables.contiguous(), found)
-        return found
-    found = [torch.zeros(one.shape, dtype=one.dtype, device=one.device) for one in sources]
+        together.backward(of_terms.contiguous(), of_values.contiguous(), of_tables.contiguous(), gradients)
+        return gradients
+    gradients = [torch.zeros(source.shape, dtype=source.dtype, device=source.device) for source in sources]
     at, first_cell = 0, 0
-    for one, (anchors_to, references_to), step in zip(passes, targets, steps, strict=True):
+    for one, (anchors_to, references_to), state in zip(passes, targets, states, strict=True):
         number, anchors, cells = one.size
-        _, counts, _ = step.forward()
+        _, counts, _ = state.forward()
         cotangents = of_values[at : at + number * anchors].view(number, anchors)
         if one.owners is not None:
             shares = torch.cat([of_terms, of_terms.new_zeros(1)])[list(one.owners)] / counts.sum(1).clamp_min(1)  # [V]
             cotangents = cotangents + shares[:, None]
         tables = of_tables[first_cell : first_cell + cells]
-        gradients = step.backward(cotangents.contiguous(), tables.contiguous(), one.references is not None)
-        for gradient, (source, first) in zip(gradients, (anchors_to, references_to), strict=True):
+        both = state.backward(cotangents.contiguous(), tables.contiguous(), one.references is not None)
+        for gradient, (source, first) in zip(both, (anchors_to, references_to), strict=True):
             if gradient is not None:
-                found[source].narrow(1, first, gradient.shape[1]).add_(gradient)
+                gradients[source].narrow(1, first, gradient.shape[1]).add_(gradient)
         at, first_cell = at + number * anchors, first_cell + cells
-    return found
+    return gradients
 
 
 @_fused_rows_backward_op.register_fake
@@ -178,7 +179,7 @@ def _(
     options: list[float],
     layout: list[int],
 ) -> list[Tensor]:
-    return [torch.empty(one.shape, dtype=one.dtype, device=one.device) for one in sources]
+    return [torch.empty(source.shape, dtype=source.dtype, device=source.device) for source in sources]
 
 
 def _keep_inputs(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
@@ -191,10 +192,10 @@ def _keep_inputs(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
 def _op_backward(ctx: Any, of_terms: Tensor, of_values: Tensor, _: Tensor, of_tables: Tensor) -> tuple[Any, ...]:
     saved = list(ctx.saved_tensors)
     sources, constants = saved[: ctx.sources], saved[ctx.sources :]
-    found = torch.ops.dmlcore.fused_rows_backward(
+    gradients = torch.ops.dmlcore.fused_rows_backward(
         of_terms, of_values, of_tables, sources, constants, ctx.functors, ctx.options, ctx.layout
     )
-    return found, [None] * ctx.constants, None, None, None, None
+    return gradients, [None] * ctx.constants, None, None, None, None
 
 
 _fused_rows_op.register_autograd(_op_backward, setup_context=_keep_inputs)
@@ -204,5 +205,5 @@ def call_operator(
     passes: Sequence[Pass], sources: list[Tensor], targets: Sequence[tuple[Target, Target]], terms: int
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Terms, values, counts and tables as `CpuPasses.forward`, differentiable in the sources."""
-    found, values, counts, tables = torch.ops.dmlcore.fused_rows(sources, *encoded(passes, targets), terms)
-    return found, values, counts.detach(), tables
+    totals, values, counts, tables = torch.ops.dmlcore.fused_rows(sources, *encoded(passes, targets), terms)
+    return totals, values, counts.detach(), tables

@@ -79,7 +79,7 @@ def why_missing(functor: str, header: Path | None, device: str = "cpu") -> str:
             return ""
         return f"the functor '{functor}' of {header} has the name of one {f'of {owner}' if owner else 'that is built in'}"
     if extension.cpu() is None:
-        return extension.reason_against("cpu")
+        return extension.why_not("cpu")
     candidates = [header] if header is not None else offered(functor)
     if not candidates:
         return f"the extension was built without the functor '{functor}'; install again"
@@ -208,7 +208,7 @@ def _prepare(header: Path) -> str:
 def _load(header: Path, level: str) -> Loaded:
     began = time.perf_counter()
     if (module := extension.cpu()) is None:
-        raise DmlcoreError(why_switched_off() or extension.reason_against("cpu"))
+        raise DmlcoreError(why_switched_off() or extension.why_not("cpu"))
     check(header, headers.folder(), "cpu", module.headers())
     compiler = find_compiler()
     for attempt in range(2):

@@ -8,17 +8,19 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from dmlcore.models.building import build_model, default_image_size, find_trunk
+    from dmlcore.models.building import build_model, default_image_size
     from dmlcore.models.embedding import EmbeddingModel
+    from dmlcore.models.naming import default_trunk, find_trunk
     from dmlcore.models.trunks import Trunk
 
 _HOMES = {
-    "building": ("build_model", "default_image_size", "find_trunk"),
+    "building": ("build_model", "default_image_size"),
     "embedding": ("EmbeddingModel",),
+    "naming": ("default_trunk", "find_trunk"),
     "trunks": ("Trunk",),
 }
 
-__all__ = ["EmbeddingModel", "Trunk", "build_model", "default_image_size", "find_trunk"]
+__all__ = ["EmbeddingModel", "Trunk", "build_model", "default_image_size", "default_trunk", "find_trunk"]
 
 
 def __getattr__(name: str) -> Any:

@@ -2,61 +2,15 @@
 
 from __future__ import annotations
 
-import difflib
 from typing import Any, Literal
 
 import torch
 
 from dmlcore import plugins
 from dmlcore.config import build_options, check_range
-from dmlcore.errors import ConfigError, PluginError, suggestion
+from dmlcore.errors import ConfigError, PluginError
 from dmlcore.models.embedding import EmbeddingModel
-from dmlcore.models.trunks import Trunk
-
-_DEFAULTS = {"images": "conv", "features": "mlp"}
-_PREFIX = "torchvision/"
-
-
-def find_trunk(name: str | None, kind: str) -> tuple[type[Trunk], dict[str, Any]]:
-    """The trunk class a name means, and the options that follow from it.
-
-    Args:
-        name: a trunk's name; `FILE.py:CLASS`; `torchvision/ARCH` or, when no trunk is called so, ARCH alone for the torchvision
-            trunk ARCH; None for the default of the kind of data.
-        kind: `images` or `features`.
-
-    Raises:
-        ConfigError: no such trunk; or it may be one of torchvision's, which is not installed.
-    """
-    entries = plugins.registry("model")
-    name = name or _DEFAULTS[kind]
-    if name in entries:
-        return entries[name].component, {}
-    if plugins.plugin_files.is_reference(name):
-        return plugins.find("model", name).component, {}
-    arch = name.removeprefix(_PREFIX)
-    if "torchvision" in entries:
-        from dmlcore.models.torchvision_trunk import architectures, import_torchvision
-
-        if name.startswith(_PREFIX):
-            return entries["torchvision"].component, {"arch": arch}
-        near = difflib.get_close_matches(name, sorted(entries), n=1, cutoff=0.7)
-        try:
-            import_torchvision()
-        except ConfigError as error:
-            hint = f" Did you mean '{near[0]}'?" if near else ""
-            raise ConfigError(
-                f"there is no model '{name}' among {', '.join(sorted(entries))}.{hint} If it is one of torchvision's: {error}"
-            ) from None
-        if arch in architectures():
-            return entries["torchvision"].component, {"arch": arch}
-        known = [*entries, *architectures()]
-        hint = suggestion(name, known) if difflib.get_close_matches(name, known, n=1, cutoff=0.5) else ""
-        raise ConfigError(
-            f"there is no model '{name}'.{hint or suggestion('', entries)} Trunks of torchvision go by their name"
-            f" there, such as resnet18."
-        )
-    raise ConfigError(f"there is no model '{name}'.{suggestion(name, entries)}")
+from dmlcore.models.naming import find_trunk
 
 
 def default_image_size(name: str | None = None, options: dict[str, Any] | None = None) -> int:
@@ -83,12 +37,12 @@ def build_model(
     normalize: bool = True,
     head_norm: Literal["none", "layer"] = "none",
     seed: int = 0,
-    **more: Any,
+    **head: Any,
 ) -> EmbeddingModel:
     """A model with freshly drawn (or, if its options say so, trained) weights. The global random state is left as it was.
 
     Args:
-        name: a trunk's name, `torchvision/ARCH` or ARCH; None: `conv` for images, `mlp` for features.
+        name: a trunk's name, or one that it claims; None: the default of the kind of data.
         sample_shape: of one sample, (C, H, W) or (F,).
         kind: `images` or `features`.
         embedding_dim: D >= 1.
@@ -96,14 +50,14 @@ def build_model(
         normalize: embeddings of unit norm.
         head_norm: `layer` puts a LayerNorm between trunk and head.
         seed: of the weights.
-        more: heads, student, compressor and so on, as `EmbeddingModel` takes them.
+        head: heads, student, compressor and so on, as `EmbeddingModel` takes them.
 
     Raises:
         ConfigError: an unknown name or option, a trunk that cannot take this data.
     """
     check_range("embedding_dim", embedding_dim, least=1)
     component, implied = find_trunk(name, kind)
-    built = build_options(component.Options, {**implied, **(options or {})}, component.name)
+    trunk_options = build_options(component.Options, {**implied, **(options or {})}, component.name)
     if kind not in component.accepts:
         fitting = sorted(entry.name for entry in plugins.registry("model").values() if kind in entry.component.accepts)
         raise ConfigError(
@@ -112,7 +66,7 @@ def build_model(
         )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        trunk = component(built, sample_shape)
+        trunk = component(trunk_options, sample_shape)
         if not isinstance(getattr(trunk, "features", None), int):
             raise PluginError(f"model '{component.name}' does not set 'features', the columns of its output")
-        return EmbeddingModel(trunk, embedding_dim, normalize=normalize, head_norm=head_norm, **more)
+        return EmbeddingModel(trunk, embedding_dim, normalize=normalize, head_norm=head_norm, **head)

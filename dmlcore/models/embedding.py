@@ -1,4 +1,4 @@
-"""A trunk with its embedding heads as one model, and what is served of it."""
+"""A trunk with its embedding heads as one model: `forward` gives what losses train on, `serve` gives the embedding."""
 
 from __future__ import annotations
 
@@ -21,9 +21,12 @@ Served = Literal["whole", "compressed", "student"]
 class EmbeddingModel(nn.Module):
     """A trunk with a linear head, or with several side by side: `normalize(head(trunk(samples)))`.
 
+    Training calls the model itself, since wrappers for several devices and compilers hook `forward`. What is trained is used
+    by `serve`.
+
     With several heads, each a loss's own, the whole embedding is the concatenation of `sqrt(share_i) x_i` with unit vectors
     `x_i`, so that squared distances add up: `||z - z'||^2 = sum_i share_i ||x_i - x'_i||^2`. It can be compressed, and a
-    student head can learn its structure; `served` says which of them the model returns.
+    student head can learn its structure; `served` says which of them is the embedding.
 
     Args:
         trunk: samples to features.
@@ -32,11 +35,10 @@ class EmbeddingModel(nn.Module):
         head_norm: `layer` puts a LayerNorm between trunk and head, `none` nothing.
         heads: m >= 1.
         head_names: of the heads, for reports.
-        shows_features: the losses see the trunk's features too, in the last columns of `outputs`.
+        shows_features: the losses see the trunk's features too, in the last columns of what `forward` gives.
         student: length of the student's embedding; 0: none.
         compressor: of the whole embedding, or None.
         served: `whole`, `compressed` or `student`.
-        dropout: share of the features each head misses in training, drawn for each head apart.
 
     Attributes:
         shares: `[m]` >= 0, sum 1.
@@ -60,7 +62,6 @@ class EmbeddingModel(nn.Module):
         student: int = 0,
         compressor: Compressor | None = None,
         served: Served = "whole",
-        dropout: float = 0.0,
     ) -> None:
         super().__init__()
         self.trunk = trunk
@@ -71,7 +72,6 @@ class EmbeddingModel(nn.Module):
         self.head_dim = embedding_dim
         self.normalize = normalize
         self.shows_features = shows_features
-        self.dropout = dropout
         if heads > 1:
             self.register_buffer("shares", torch.full((heads,), 1.0 / heads))
         self.student = nn.Linear(trunk.features, student) if student else None
@@ -87,6 +87,11 @@ class EmbeddingModel(nn.Module):
         return self.heads * self.head_dim
 
     @property
+    def losses_dim(self) -> int:
+        """Columns that the losses see."""
+        return self.whole_dim + (self.trunk.features if self.shows_features else 0)
+
+    @property
     def embedding_dim(self) -> int:
         """Length of what is served."""
         if self.served == "student":
@@ -94,41 +99,37 @@ class EmbeddingModel(nn.Module):
             return self.student.out_features
         return self.compressor.out if self.served == "compressed" and self.compressor is not None else self.whole_dim
 
-    def _heads_of(self, features: Tensor, views: int) -> Tensor:
-        """Raw heads [B, m D] of features [views B, F]."""
-        if views == 1 and not (self.dropout and self.training):
-            return self.head(features)
-        linear = self.head if isinstance(self.head, nn.Linear) else self.head[1]
-        assert isinstance(linear, nn.Linear)
-        before = features if isinstance(self.head, nn.Linear) else self.head[0](features)
-        seen = before.chunk(views) if views > 1 else [before] * self.heads
-        weights, biases = linear.weight.chunk(self.heads), linear.bias.chunk(self.heads)
-        dropout = self.dropout if self.training else 0.0
-        parts = [functional.linear(functional.dropout(x, dropout), w, b) for x, w, b in zip(seen, weights, biases, strict=True)]
-        return torch.cat(parts, 1)
-
-    def outputs(self, samples: Tensor, views: int = 1) -> Tensor:
+    def forward(self, samples: Tensor) -> Tensor:
         """What losses see, and the student's embedding last.
 
         Args:
-            samples: [B, ...]; with `views` [views B, ...], the same batch changed in as many ways, one after the other.
-            views: 1, or the number of heads: each head sees a view of its own. Shown features and the student see the first.
+            samples: [B, ...].
 
         Returns:
             [B, m D + F if features are shown + length of the student]: heads (unit norm if `normalize`, else raw), the
             trunk's features as they are, the student's raw embedding (no gradient of its reaches the trunk).
         """
-        if views not in (1, self.heads):
-            raise ConfigError(f"views is {views}, but must be 1 or the number of heads, {self.heads}")
-        features = self.trunk(samples)  # [views B, F]
-        raw = self._heads_of(features, views)
-        features = features[: len(raw)]
+        features = self.trunk(samples)  # [B, F]
+        raw = self.head(features)  # [B, m D]
         parts = [self.unit(raw).flatten(1) if self.normalize else raw]
         if self.shows_features:
             parts.append(features)
         if self.student is not None:
             parts.append(self.student(features.detach()))
         return parts[0] if len(parts) == 1 else torch.cat([part.to(parts[0].dtype) for part in parts], 1)
+
+    def serve(self, samples: Tensor) -> Tensor:
+        """The embedding of samples [B, ...]: [B, D] (unit norm if `normalize`, else raw), or the weighted concatenation, the
+        compressed or the student's embedding, which have unit norm."""
+        outputs = self(samples)
+        if self.served == "student":
+            return functional.normalize(self.student_of(outputs).float(), dim=1)
+        whole = self.whole(outputs)
+        return self._compressed(whole) if self.served == "compressed" else whole
+
+    def losses_part(self, outputs: Tensor) -> Tensor:
+        """What the losses see [B, `losses_dim`] out of what `forward` gave: everything but the student's embedding."""
+        return outputs if self.student is None else outputs[:, : -self.student.out_features]
 
     def unit(self, heads: Tensor) -> Tensor:
         """Unit vectors [B, m, D] of heads side by side [B, m D]."""
@@ -137,12 +138,13 @@ class EmbeddingModel(nn.Module):
         return functional.normalize(heads.unflatten(1, (self.heads, self.head_dim)), dim=2)
 
     def student_of(self, outputs: Tensor) -> Tensor:
-        """The student's raw embedding [B, d] out of `outputs`."""
+        """The student's raw embedding [B, d] out of what `forward` gave."""
         assert self.student is not None
         return outputs[:, outputs.shape[1] - self.student.out_features :]
 
     def whole(self, outputs: Tensor) -> Tensor:
-        """The whole embedding [B, m D] out of `outputs`: of one head as it is, of several the weighted concatenation."""
+        """The whole embedding [B, m D] out of what `forward` gave: of one head as it is, of several their weighted
+        concatenation."""
         heads = outputs[:, : self.whole_dim]
         if self.heads == 1:
             return heads
@@ -150,15 +152,16 @@ class EmbeddingModel(nn.Module):
 
     def embeddings(self, outputs: Tensor) -> dict[str, Tensor]:
         """Everything that could be served, by name: `whole`, the heads, `compressed`, `student`."""
-        found = {"whole": self.whole(outputs)}
+        whole = self.whole(outputs)
+        embeddings = {"whole": whole}
         if self.heads > 1:
-            units = self.unit(outputs[:, : self.whole_dim])
-            found |= {f"head {name}": units[:, k] for k, name in enumerate(self.head_names)}
+            units = self.unit(outputs[:, : self.whole_dim])  # [B, m, D]
+            embeddings |= {f"head {name}": units[:, k] for k, name in enumerate(self.head_names)}
         if self.compressor is not None:
-            found["compressed"] = self._compressed(found["whole"])
+            embeddings["compressed"] = self._compressed(whole)
         if self.student is not None:
-            found["student"] = functional.normalize(self.student_of(outputs).float(), dim=1)
-        return found
+            embeddings["student"] = functional.normalize(self.student_of(outputs).float(), dim=1)
+        return embeddings
 
     def compressible(self, whole: Tensor) -> Tensor:
         """What a compressor sees of whole embeddings [B, m D]: float32 of unit norm."""
@@ -167,12 +170,3 @@ class EmbeddingModel(nn.Module):
     def _compressed(self, whole: Tensor) -> Tensor:
         assert self.compressor is not None
         return functional.normalize(self.compressor(self.compressible(whole)), dim=1)
-
-    def forward(self, samples: Tensor) -> Tensor:
-        """What is served of samples [B, ...]: the embedding [B, D] (unit norm if `normalize`, else raw), or the weighted
-        concatenation, the compressed or the student's embedding, which have unit norm."""
-        outputs = self.outputs(samples)
-        if self.served == "student":
-            return functional.normalize(self.student_of(outputs).float(), dim=1)
-        whole = self.whole(outputs)
-        return self._compressed(whole) if self.served == "compressed" else whole

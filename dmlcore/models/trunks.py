@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from typing import Any, ClassVar
 
 from torch import Tensor, nn
@@ -25,12 +26,34 @@ class Trunk(nn.Module, ABC):
     Options: ClassVar[type]
     accepts: ClassVar[frozenset[str]]
     """Kinds of data it takes: `images`, `features`."""
+    default_for: ClassVar[frozenset[str]] = frozenset()
+    """Kinds of data for which it is the trunk where none is named; for each, one trunk says so. Not inherited."""
+    names_note: ClassVar[str] = ""
+    """A sentence about the further names it goes by, for messages about a name that no trunk has; empty: it has none."""
     features: int
 
     def __init__(self, options: Any, sample_shape: tuple[int, ...]) -> None:
         super().__init__()
         self.options = options
         self.sample_shape = sample_shape
+
+    @classmethod
+    def claims(cls, name: str) -> dict[str, Any] | None:
+        """The options that follow from another name by which `--model` means this trunk; None: the name is not one of its own.
+        A subclass claims none unless it says so itself.
+
+        Args:
+            name: what the user wrote, such as the name of a network in the library that this trunk wraps.
+
+        Raises:
+            ConfigError: it might be one of its names, but the library that knows cannot be loaded.
+        """
+        return None
+
+    @classmethod
+    def further_names(cls) -> Sequence[str]:
+        """Names that `claims` accepts, for suggestions."""
+        return ()
 
     @classmethod
     def image_size(cls, options: Any) -> int:

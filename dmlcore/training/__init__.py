@@ -1,4 +1,4 @@
-"""Training: settings, the run folder, checkpoints, optimiser groups, the schedule and the loop.
+"""Training: settings and configuration, building of a run, the step and the loop, checkpoints, the run folder.
 
 Everything is loaded on first use: the command line reads the settings for its help and must not wait for torch.
 """
@@ -9,12 +9,13 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from dmlcore.training.configuration import RunConfig
     from dmlcore.training.loggers import Logger
-    from dmlcore.training.loop import train
     from dmlcore.training.run import Run
-    from dmlcore.training.settings import RunConfig, Settings
+    from dmlcore.training.settings import Settings
+    from dmlcore.training.start import train
 
-_HOMES = {"Logger": "loggers", "Run": "run", "RunConfig": "settings", "Settings": "settings", "train": "loop"}
+_HOMES = {"Logger": "loggers", "Run": "run", "RunConfig": "configuration", "Settings": "settings", "train": "start"}
 
 __all__ = ["Logger", "Run", "RunConfig", "Settings", "train"]
 

@@ -69,9 +69,9 @@ def load(folder: Path, name: str, device: torch.device | str = "cpu", instead: t
     """
     path = path_of(folder, name)
     if not path.exists():
-        others = [other for other in NAMES if path_of(folder, other).exists()]
+        saved = [other for other in NAMES if path_of(folder, other).exists()]
         raise ConfigError(
-            f"there is no checkpoint {path}" + (f"; there is: {', '.join(others)}" if others else "; the run saved none")
+            f"there is no checkpoint {path}" + (f"; there is: {', '.join(saved)}" if saved else "; the run saved none")
         )
     try:
         return _read(path, device)

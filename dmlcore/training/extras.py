@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from dmlcore.ensemble import distance_diversity, similarity_diversity, similarity_matching
+from dmlcore.ensemble import distance_diversity, similarity_matching
 from dmlcore.evaluation import protocol
 from dmlcore.training.settings import Settings
 
@@ -28,19 +28,19 @@ class Extras:
 
     def __init__(self, model: EmbeddingModel, settings: Settings) -> None:
         self.model = model
-        self.settings = settings
+        self.diversity_weight = settings.ensemble.diversity_weight if settings.ensemble.diversity == "distance" else 0.0
+        self.student_weight = settings.model.student_weight
 
     def terms(self, outputs: Tensor) -> dict[str, Tensor]:
         """The weighted terms by name, for `outputs` of the model in training."""
-        settings, model = self.settings, self.model
-        found = {}
-        if settings.diversity not in (None, "off") and model.heads > 1 and settings.diversity_weight:
-            measure = distance_diversity if settings.diversity == "distance" else similarity_diversity
-            found["diversity"] = settings.diversity_weight * measure(model.unit(outputs[:, : model.whole_dim]))
-        if model.student is not None and settings.student_weight:
-            matched = similarity_matching(model.student_of(outputs), model.whole(outputs))
-            found["student"] = settings.student_weight * matched
-        return found
+        model, terms = self.model, {}
+        if self.diversity_weight and model.heads > 1:
+            heads = model.unit(outputs[:, : model.whole_dim])  # [B, m, D]
+            terms["diversity"] = self.diversity_weight * distance_diversity(heads)
+        if self.student_weight and model.student is not None:
+            matching = similarity_matching(model.student_of(outputs), model.whole(outputs))
+            terms["student"] = self.student_weight * matching
+        return terms
 
 
 class Compression:
@@ -65,7 +65,7 @@ class Compression:
         if compressor is None or self.optimiser is None:
             return None
         with torch.no_grad():
-            z = self.model.compressible(self.model.whole(self.model.outputs(samples)))
+            z = self.model.compressible(self.model.whole(self.model(samples)))  # [B, m D]
         self.optimiser.zero_grad(set_to_none=True)
         value = compressor.online_loss(z)
         value.backward()
@@ -77,9 +77,10 @@ class Compression:
         compressor = self.model.compressor
         if compressor is None or self.optimiser is not None:
             return
-        chosen = dataset.spread(FITTED)
-        z = self.model.compressible(protocol.embed_named(self.model, chosen, workers=workers, only="whole")["whole"])
-        compressor.fit(z, torch.from_numpy(chosen.labels).to(z.device), seed=self.seed)
+        part = dataset.spread(FITTED)
+        whole = protocol.embed_named(self.model, part, workers=workers, only="whole")["whole"]
+        z = self.model.compressible(whole)
+        compressor.fit(z, torch.from_numpy(part.labels).to(z.device), seed=self.seed)
 
     def state_dict(self) -> dict[str, Any] | None:
         """State of the compressor's optimiser, or None."""

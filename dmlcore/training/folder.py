@@ -31,18 +31,18 @@ class RunFolder:
         self.checkpoints = path / CHECKPOINTS
 
     @classmethod
-    def choose(cls, path: str | Path | None, plugins: Sequence[str]) -> RunFolder:
+    def choose(cls, path: str | Path | None, losses: Sequence[str]) -> RunFolder:
         """A folder for a new run; nothing is written before `make`.
 
         Args:
-            path: where; None gives `runs/<date-time>-<plugins>`.
-            plugins: names of the losses.
+            path: where; None gives `runs/<date-time>-<losses>`.
+            losses: their names.
 
         Raises:
             ConfigError: there is something in it already.
         """
         if path is None:
-            stem = f"{datetime.now():%Y%m%d-%H%M%S}-{in_file_name('+'.join(plugins))[:60]}"
+            stem = f"{datetime.now():%Y%m%d-%H%M%S}-{in_file_name('+'.join(losses))[:60]}"
             path, number = Path("runs") / stem, 2
             while path.exists():
                 path, number = Path("runs") / f"{stem}-{number}", number + 1
@@ -92,18 +92,18 @@ class RunFolder:
         """The lines of `metrics.jsonl`; a last line that was cut off is left out."""
         if not self.metrics.exists():
             return []
-        found = []
+        records = []
         for line in self.metrics.read_text(encoding="utf-8").splitlines():
             try:
-                found.append(json.loads(line))
+                records.append(json.loads(line))
             except json.JSONDecodeError:
                 break
-        return found
+        return records
 
-    def keep_records(self, step: int) -> None:
+    def drop_records_after(self, step: int) -> None:
         """Drop the lines after a step, which a resumed run writes again."""
-        kept = [json.dumps(record) + "\n" for record in self.records() if record.get("step", 0) <= step]
-        write_atomically(self.metrics, "".join(kept).encode())
+        lines = [json.dumps(record) + "\n" for record in self.records() if record.get("step", 0) <= step]
+        write_atomically(self.metrics, "".join(lines).encode())
 
     def write_result(self, result: dict[str, Any]) -> None:
         """Write `result.json`."""

@@ -8,14 +8,14 @@ from typing import TYPE_CHECKING
 import torch
 from torch import nn
 
-from dmlcore.training.settings import Settings
+from dmlcore.training.settings import OptimiserSettings
 
 if TYPE_CHECKING:
     from dmlcore.ensemble import LossEnsemble
     from dmlcore.models import EmbeddingModel
 
 
-def parameter_groups(model: EmbeddingModel, ensemble: LossEnsemble, settings: Settings) -> list[dict]:
+def parameter_groups(model: EmbeddingModel, ensemble: LossEnsemble, settings: OptimiserSettings) -> list[dict]:
     """Groups for an optimiser, each with `role`, `params`, `base_rate` and `weight_decay`; empty roles are left out.
 
     Only the trunk and the head decay: proxies are used by direction, and a loss's own numbers have no business near zero.
@@ -41,7 +41,7 @@ def parameter_groups(model: EmbeddingModel, ensemble: LossEnsemble, settings: Se
     return groups
 
 
-def build_optimiser(model: EmbeddingModel, ensemble: LossEnsemble, settings: Settings) -> torch.optim.AdamW:
+def build_optimiser(model: EmbeddingModel, ensemble: LossEnsemble, settings: OptimiserSettings) -> torch.optim.AdamW:
     """AdamW over `parameter_groups`."""
     return torch.optim.AdamW(parameter_groups(model, ensemble, settings), lr=settings.learning_rate)
 
@@ -66,11 +66,11 @@ def clip(optimiser: torch.optim.Optimizer, limit: float | None) -> torch.Tensor:
         [2] norms before clipping: the model's, the losses'.
     """
     norms = []
-    for wanted in (True, False):
+    for is_model in (True, False):
         parameters = [
             p
             for group in optimiser.param_groups
-            if group["role"] != "weights" and (group["role"] in ("trunk", "head")) == wanted
+            if group["role"] != "weights" and (group["role"] in ("trunk", "head")) == is_model
             for p in group["params"]
         ]
         norms.append(_clip(parameters, limit))

@@ -14,8 +14,8 @@ from dmlcore.data.sources import DataSource
 from dmlcore.errors import DataError
 from dmlcore.evaluation.protocol import embed, raw_features
 from dmlcore.models import build_model, default_image_size
-from dmlcore.training.run import choose_device
-from dmlcore.training.trained import TrainedRun
+from dmlcore.serving import TrainedRun
+from dmlcore.training.building import choose_device
 
 AS_THEY_ARE = "features"
 _CHUNK = 4096  # samples whose features are in memory at a time
@@ -47,7 +47,7 @@ def class_means(
         image_size: pixels, or None.
         device: of a model.
         workers: processes that decode image files.
-        seed: of the weights of a trunk that brings none.
+        seed: of the weights of a trunk that has none of its own.
 
     Returns:
         The source, its table, and float64 [C, F], a row per class of the table.
@@ -82,10 +82,10 @@ def _means(table: Table, describe: Callable[[LabelledDataset], Tensor]) -> np.nd
         rows = np.arange(start, min(start + _CHUNK, len(table.labels)))
         labels = table.labels[rows]
         part = LabelledDataset(table.samples, rows, labels, table.class_names, table.sample_shape)
-        found = describe(part).double().cpu().numpy()  # [b, F]
+        vectors = describe(part).double().cpu().numpy()  # [b, F]
         if sums is None:
-            sums = np.zeros((len(table.class_names), found.shape[1]))
-        np.add.at(sums, labels, found)
+            sums = np.zeros((len(table.class_names), vectors.shape[1]))
+        np.add.at(sums, labels, vectors)
     assert sums is not None
     if not np.isfinite(sums).all():
         raise DataError("the model gives features that are NaN or infinite for this data")

@@ -1,0 +1,62 @@
+"""The embeddings of data as a file."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from dmlcore.errors import ConfigError
+from dmlcore.evaluation import protocol
+from dmlcore.files import make_folder, write_atomically
+from dmlcore.serving.load import PARTS, TrainedRun
+
+
+def write_embeddings(
+    run: TrainedRun, data: str, out: str | Path, options: dict[str, Any] | None = None, *, overwrite: bool = False
+) -> dict[str, Any]:
+    """Write `x` float32 [N, D], `y` int64 [N], `class_name` and `split` (text [N]) of all samples, part by part.
+
+    Args:
+        run: whose model embeds.
+        data: a data set's name or a path.
+        out: the .npz file.
+        options: of the data.
+        overwrite: replace a file that exists.
+
+    Returns:
+        What was written: the file, its samples, the length of an embedding, samples by part.
+
+    Raises:
+        ConfigError: `out` is no .npz file, exists already without `overwrite`, or its folder cannot be made.
+        TrainingError: the file cannot be written; one that was there before is intact.
+    """
+    out = Path(out)
+    if out.suffix != ".npz":
+        raise ConfigError(f"out is '{out}', but must end in .npz")
+    if out.exists() and not overwrite:
+        raise ConfigError(f"{out} exists already; choose another --out, or replace it with --overwrite")
+    make_folder(out.parent)
+    splits = run.open(data, options)
+    parts = {part: getattr(splits, part) for part in PARTS if len(getattr(splits, part))}
+    workers = run.config.settings.data.workers
+    x = np.concatenate([protocol.embed(run.model, part, workers=workers).cpu().numpy() for part in parts.values()])
+    buffer = io.BytesIO()
+    np.savez(
+        buffer,
+        x=x,
+        y=np.concatenate([part.labels for part in parts.values()]),
+        class_name=np.concatenate([np.array(part.class_names, dtype=str)[part.dense_labels] for part in parts.values()]),
+        split=np.concatenate([np.full(len(part), name) for name, part in parts.items()]),
+    )
+    write_atomically(out, buffer.getbuffer())
+    return {
+        "out": str(out),
+        "samples": len(x),
+        "embedding_dim": x.shape[1],
+        "run": str(run.folder.path),
+        "step": run.step,
+        "parts": {name: len(part) for name, part in parts.items()},
+    }

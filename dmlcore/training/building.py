@@ -1,0 +1,228 @@
+"""The parts of a run, built from its configuration: data, model, ensemble, memory, sampler, and components that need nothing
+but their options. The optimiser is built in `optimiser.py`.
+"""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+import numpy as np
+import torch
+
+from dmlcore import losses, plugins
+from dmlcore.config import build_options
+from dmlcore.data import BatchSampler, SplitFile, Splits, Transforms, open_data
+from dmlcore.ensemble import Compressor, LossEnsemble
+from dmlcore.errors import ConfigError
+from dmlcore.models import EmbeddingModel, build_model, default_image_size
+from dmlcore.training.components import Component
+from dmlcore.training.configuration import RunConfig
+from dmlcore.training.settings import DEFAULT_STEPS, Settings
+
+
+def choose_device(name: str) -> torch.device:
+    """The device of a name; `auto` is CUDA where there is one.
+
+    Raises:
+        ConfigError: CUDA is asked for and is not there.
+    """
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = torch.device(name)
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise ConfigError(
+            f"device is '{name}', but this computer has {torch.cuda.device_count()} CUDA devices. Use --device auto."
+        )
+    return device
+
+
+def count_steps(settings: Settings, samples: int, batch_size: int) -> int:
+    """Optimiser steps of a run, from the epochs where those are set."""
+    steps = settings.run.steps or DEFAULT_STEPS
+    if settings.run.epochs is not None:
+        steps = max(1, -(-settings.run.epochs * samples // batch_size))
+    return limited(steps)
+
+
+def limited(steps: int) -> int:
+    """A number of optimiser steps, or fewer where `DML_MAX_STEPS` says so.
+
+    Raises:
+        ConfigError: it says something else.
+    """
+    limit = os.environ.get("DML_MAX_STEPS", "")
+    if limit and not (limit.isdigit() and int(limit)):
+        raise ConfigError(f"DML_MAX_STEPS is '{limit}', but must be a whole number >= 1")
+    return min(steps, int(limit)) if limit else steps
+
+
+def open_splits(config: RunConfig) -> Splits:
+    """The data of a configuration, in its three parts."""
+    settings = config.settings.data
+    trunk = config.settings.model.trunk
+    splits = open_data(
+        settings.source,
+        options=config.options_of("data"),
+        fractions=(settings.fractions[0], settings.fractions[1], settings.fractions[2]),
+        seed=config.settings.run.seed,
+        image_size=settings.image_size,
+        default_image_size=default_image_size(trunk, config.options_of("model") if trunk else None),
+        class_split=SplitFile.read(settings.splits).find(settings.split) if settings.splits else None,
+    )
+    if settings.transforms is not None:
+        splits.train.augmentation = Transforms(build_components(config, "transform"), splits.kind)
+    return splits
+
+
+def build_components(config: RunConfig, kind: str) -> list[Any]:
+    """The chosen components of a kind that need nothing but their options: transforms, metrics, loggers."""
+    return [_class_of(component)(_options(config, table)) for table, component in config.of_kind(kind).items()]
+
+
+def build_sampler(config: RunConfig, labels: np.ndarray, classes_per_batch: int, steps: int) -> BatchSampler:
+    """What composes the training batches; `labels` are dense, int64 [N]."""
+    ((table, component),) = config.of_kind("sampler").items()
+    settings = config.settings
+    return _class_of(component)(
+        labels,
+        classes_per_batch,
+        settings.data.samples_per_class,
+        settings.run.seed,
+        steps=steps,
+        options=_options(config, table),
+    )
+
+
+def build_run_model(config: RunConfig, sample_shape: tuple[int, ...], kind: str) -> EmbeddingModel:
+    """The untrained model of a configuration: the same weights each time.
+
+    Args:
+        config: completed.
+        sample_shape: shape of one sample.
+        kind: `images` or `features`.
+
+    Raises:
+        ConfigError: there are heads, but every loss is a regulariser.
+    """
+    settings = config.settings
+    assert settings.model.embedding_dim is not None
+    head_names = _heads(config)
+    if not head_names:
+        raise ConfigError("every loss is a regulariser; heads need losses of their own")
+    heads = len(head_names)
+    reads_norms = any(_class_of(c).reads_norms(_options(config, table)) for table, c in config.of_kind("loss").items())
+    return build_model(
+        settings.model.trunk,
+        sample_shape=tuple(sample_shape),
+        kind=kind,
+        embedding_dim=settings.model.embedding_dim,
+        options=config.options_of("model"),
+        normalize=not reads_norms,
+        seed=settings.run.seed,
+        heads=heads,
+        head_names=head_names if heads > 1 else (),
+        shows_features=any(_takes_features(config, component) for component in config.of_kind("loss").values()),
+        student=settings.model.student,
+        compressor=_build_compressor(config, heads * settings.model.embedding_dim),
+        served=settings.model.serve or "whole",
+    )
+
+
+def _build_compressor(config: RunConfig, width: int) -> Compressor | None:
+    for component in config.of_kind("compressor").values():
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(config.settings.run.seed)
+            return _class_of(component)(width, config.settings.model.compress, **config.options_of("compressor"))
+    return None
+
+
+def build_ensemble(config: RunConfig, num_classes: int, features: int = 0) -> LossEnsemble:
+    """The losses of a configuration and their weighting.
+
+    Args:
+        config: completed.
+        num_classes: C of the training data.
+        features: columns of the trunk's output, for losses that take it.
+    """
+    settings = config.settings
+    assert settings.ensemble.weighting is not None
+    columns = _columns(config, features)
+    members = []
+    for (table, component), seen in zip(config.of_kind("loss").items(), columns, strict=True):
+        width = settings.model.embedding_dim if seen is None else seen[1] - seen[0]
+        options = config.options.get(table, {})
+        members.append(losses.create(component.name, num_classes=num_classes, embedding_dim=width, **options))
+    return LossEnsemble(
+        list(members),
+        settings.ensemble.weighting,
+        list(settings.ensemble.weights) if settings.ensemble.weights else None,
+        weighting_options=config.options_of("weighting"),
+        columns=columns if any(columns) else None,
+        num_classes=num_classes,
+        embedding_dim=settings.model.embedding_dim,
+    )
+
+
+def build_memory(
+    config: RunConfig, ensemble: LossEnsemble, model: EmbeddingModel, batch_size: int
+) -> losses.CrossBatchMemory | None:
+    """The memory that the losses compare batches with, or None where the settings ask for none.
+
+    Raises:
+        ConfigError: it cannot hold a batch.
+    """
+    settings = config.settings.losses
+    if settings.memory == 0:
+        return None
+    if settings.memory < batch_size:
+        raise ConfigError(f"memory is {settings.memory}, but must hold at least a batch, {batch_size} samples")
+    return losses.CrossBatchMemory(ensemble, settings.memory, model.losses_dim, warmup=settings.memory_warmup)
+
+
+def _class_of(component: Component) -> Any:
+    return plugins.find(component.kind, component.name).component
+
+
+def _options(config: RunConfig, table: str) -> Any:
+    """The options of a chosen component; None where it takes none."""
+    options = config.components[table].options
+    return None if options is None else build_options(options, config.options.get(table, {}), table)
+
+
+def _is_regulariser(component: Component) -> bool:
+    return issubclass(_class_of(component), losses.NormLoss)
+
+
+def _takes_features(config: RunConfig, component: Component) -> bool:
+    return config.settings.ensemble.classifier == "features" and _class_of(component).sees_features
+
+
+def _heads(config: RunConfig) -> list[str]:
+    """Names of the heads: the tables of the losses that have one of their own, or one name for the head they share."""
+    if not config.settings.ensemble.has_heads:
+        return ["shared"]
+    return [table for table, component in config.of_kind("loss").items() if not _is_regulariser(component)]
+
+
+def _columns(config: RunConfig, features: int) -> list[tuple[int, int] | None]:
+    """The columns of the model's outputs that each loss sees, first and behind the last; None: all of them."""
+    settings = config.settings
+    components = config.of_kind("loss").values()
+    width = settings.model.embedding_dim or 0
+    whole = width * len(_heads(config))
+    shows_features = any(_takes_features(config, component) for component in components)
+    if not (settings.ensemble.has_heads or shows_features or settings.model.student):
+        return [None] * len(components)
+    columns: list[tuple[int, int] | None] = []
+    head = 0
+    for component in components:
+        if settings.ensemble.has_heads and _is_regulariser(component):
+            columns.append(None)  # it has no head of its own and sees those of all losses
+            continue
+        # The features stand behind the embeddings.
+        first, length = (whole, features) if _takes_features(config, component) else (head * width, width)
+        columns.append((first, first + length))
+        if settings.ensemble.has_heads:
+            head += 1
+    return columns

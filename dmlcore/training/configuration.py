@@ -1,0 +1,179 @@
+"""A complete description of a run: its settings and the options of the components they choose, checked and merged from their
+sources. How components are built from it is in `building.py`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from dmlcore import plugins
+from dmlcore.config import build_options
+from dmlcore.errors import ConfigError, suggestion
+from dmlcore.training.components import KIND_OF, Component, choose, why_not_chosen, with_own_names
+from dmlcore.training.implied import resolved
+from dmlcore.training.settings import GROUPS, PLACES, Settings
+from dmlcore.training.sources import FORMAT, Source, build_from, with_data_of_splits
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """A complete, checked description of a run.
+
+    Attributes:
+        settings: the settings.
+        components: the chosen components, by table.
+        options: the options given to each component, by table; complete once `completed` was called.
+    """
+
+    settings: Settings = field(default_factory=Settings)
+    components: dict[str, Component] = field(default_factory=dict)
+    options: dict[str, dict[str, Any]] = field(default_factory=dict)
+
+    @classmethod
+    def create(cls, **values: Any) -> RunConfig:
+        """From keyword arguments: settings, and a dict per component, e.g. `create(plugins="ms", ms={"alpha": 4})`."""
+        return cls.resolve([Source.of(values)])
+
+    @classmethod
+    def read(cls, path: str | Path) -> RunConfig:
+        """From a TOML file."""
+        return cls.resolve([Source.read(path)])
+
+    @classmethod
+    def read_run(cls, path: Path) -> RunConfig:
+        """From the `config.toml` of a run.
+
+        Raises:
+            ConfigError: another version of dmlcore wrote it.
+        """
+        return cls.resolve([Source.read_run(path)])
+
+    @classmethod
+    def resolve(cls, sources: list[Source]) -> RunConfig:
+        """Check and merge sources; later ones win.
+
+        Raises:
+            ConfigError: an unknown key, a value of the wrong type or out of range, options of something that is not chosen;
+                the message names the file where the value came from one.
+        """
+        sources = with_data_of_splits(sources)
+        for source in sources:
+            for key in source.values:
+                if key not in PLACES:
+                    raise source.error(f"unknown key '{key}'.{suggestion(key, PLACES)}")
+        settings = with_own_names(build_from(Settings.of, [(source, source.values) for source in sources]))
+        _, components = choose(sources)
+        for source in sources:
+            _check_tables(source, components)
+        options = {}
+        for table, component in components.items():
+            parts = [(source, source.tables.get(table, {})) for source in sources]
+            if component.options is not None and any(values for _, values in parts):
+                build = functools.partial(build_options, component.options, owner=table)
+                complete = build_from(build, [(Source("", {}), component.implied), *parts])
+                options[table] = {key: getattr(complete, key) for _, values in parts for key in values}
+        return cls(settings, components, options)
+
+    def completed(self, kind: str, steps: int) -> RunConfig:
+        """The same with nothing left open: the model named, steps counted, paths absolute, every option written out.
+
+        Args:
+            kind: `images` or `features`, from the data.
+            steps: number of steps, counted from the epochs where those were given.
+
+        Raises:
+            ConfigError: options were given for the default model of another kind of data.
+        """
+        from dmlcore.models import default_trunk
+
+        trunk = self.settings.model.trunk or default_trunk(kind)
+        components = {table: c for table, c in self.components.items() if c.kind != "model" or c.name == trunk}
+        for table in self.options:
+            if table not in components:
+                raise ConfigError(
+                    f"options of '{table}' are given, but the model for {kind} is '{trunk}'."
+                    f" Say --model {table}, or leave them out."
+                )
+        source = next(c for c in components.values() if c.kind == "data")
+        settings = resolved(self.settings).replace(
+            model=trunk, steps=steps, epochs=None, data=_absolute(source.name) if source.implied else source.name
+        )
+        if settings.data.splits is not None:
+            settings = settings.replace(splits=_absolute(settings.data.splits))
+        settings = _with_absolute_files(settings)
+        components = {
+            table: dataclasses.replace(c, name=plugins.plugin_files.absolute(c.name)) for table, c in components.items()
+        }
+        options = {}
+        for table, component in components.items():
+            if component.options is not None:
+                complete = build_options(component.options, {**component.implied, **self.options.get(table, {})}, table)
+                options[table] = {name: getattr(complete, name) for name in component.option_names()}
+        return RunConfig(settings, components, options)
+
+    def of_kind(self, kind: str) -> dict[str, Component]:
+        """The chosen components of a kind, by table."""
+        return {table: component for table, component in self.components.items() if component.kind == kind}
+
+    def options_of(self, kind: str) -> dict[str, Any]:
+        """Options given to the one component of a kind."""
+        return next((self.options.get(table, {}) for table in self.of_kind(kind)), {})
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain values, as `create` takes them: None is left out where it is the default, else `"none"`."""
+        defaults = {key: place.default for key, place in PLACES.items()}
+        return {**_plain(self.settings.values(), defaults), **self._plain_options()}
+
+    def toml(self) -> str:
+        """The text of `config.toml`: the same, with the settings in the tables of their groups."""
+        import tomli_w
+
+        values = _plain(self.settings.values(), {key: place.default for key, place in PLACES.items()})
+        groups = {group: {key: values[key] for key in values if PLACES[key].group == group} for group in GROUPS}
+        return tomli_w.dumps({"format": FORMAT, **groups, **self._plain_options()})
+
+    def _plain_options(self) -> dict[str, Any]:
+        plain = {}
+        for table, values in self.options.items():
+            options = self.components[table].options
+            if options is not None and values:
+                plain[table] = _plain(values, {f.name: f.default for f in dataclasses.fields(options)})
+        return plain
+
+
+def _check_tables(source: Source, components: dict[str, Component]) -> None:
+    for table, values in source.tables.items():
+        if table not in components:
+            raise source.error(why_not_chosen(table, components))
+        names = components[table].option_names()
+        for key in values:
+            if key not in names:
+                raise source.error(f"{table} has no option '{key}'.{suggestion(key, names) or ' It has none.'}")
+
+
+def _absolute(path: str) -> str:
+    return str(Path(path).expanduser().resolve())
+
+
+def _with_absolute_files(settings: Settings) -> Settings:
+    """Settings that name components by files do so by absolute paths, so that the run can be repeated from anywhere."""
+    values, names = settings.values(), {}
+    for key in KIND_OF:
+        if isinstance(values[key], str):
+            names[key] = plugins.plugin_files.absolute(values[key])
+        elif isinstance(values[key], tuple):
+            names[key] = tuple(plugins.plugin_files.absolute(name) for name in values[key])
+    return settings.replace(**names)
+
+
+def _plain(values: dict[str, Any], defaults: dict[str, Any]) -> dict[str, Any]:
+    plain = {}
+    for key, value in values.items():
+        if value is None and defaults.get(key) is None:
+            continue
+        plain[key] = "none" if value is None else list(value) if isinstance(value, tuple) else value
+    return plain

@@ -1,0 +1,145 @@
+"""Where the values of a configuration come from: a TOML file, the command line, keyword arguments. Nothing is checked here but
+where a key stands. No torch here.
+"""
+
+from __future__ import annotations
+
+import tomllib
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from dmlcore.errors import ConfigError, suggestion
+from dmlcore.training.settings import GROUPS, PLACES
+
+FORMAT = 2  # of the files of settings that runs write; 1 had no tables and no key `format`
+
+
+@dataclass(frozen=True)
+class Source:
+    """Values from one place.
+
+    Attributes:
+        label: the file, put before messages; empty for the command line and for Python.
+        values: settings by key.
+        tables: options by name, by component.
+    """
+
+    label: str
+    values: dict[str, Any]
+    tables: dict[str, dict[str, Any]] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, nested: dict[str, Any], label: str = "") -> Source:
+        """Part nested values into settings and tables of options; `-` in names is read as `_`.
+
+        A dict that is called like a group of settings holds settings of that group.
+
+        Raises:
+            ConfigError: a key in the table of another group, or one that stands in two places.
+        """
+        source = cls(label, {_plain_name(key): value for key, value in nested.items() if not isinstance(value, dict)})
+        for name, table in nested.items():
+            if not isinstance(table, dict):
+                continue
+            entries = {_plain_name(key): value for key, value in table.items()}
+            if name not in GROUPS:
+                source.tables[name] = entries
+                continue
+            for key, value in entries.items():
+                reason = _why_not_in(name, key, source.values)
+                if reason:
+                    raise source.error(reason)
+                source.values[key] = value
+        return source
+
+    @classmethod
+    def read(cls, path: str | Path) -> Source:
+        """Read a TOML file.
+
+        Raises:
+            ConfigError: the file is missing or is no TOML.
+        """
+        nested = _load(path)
+        if nested.pop("format", FORMAT) != FORMAT:
+            raise ConfigError(f"{path} is of another format than {FORMAT}, which this version of dmlcore reads")
+        return cls.of(nested, str(path))
+
+    @classmethod
+    def read_run(cls, path: Path) -> Source:
+        """Read the `config.toml` of a run.
+
+        Raises:
+            ConfigError: as `read`; or another version of dmlcore wrote it.
+        """
+        if _load(path).get("format") != FORMAT:
+            raise ConfigError(
+                f"the run in {path.parent} was made by another version of dmlcore ({path.name} has no `format = {FORMAT}`), and"
+                f" this version cannot read it. Use that version, or train again."
+            )
+        return cls.read(path)
+
+    def error(self, message: str) -> ConfigError:
+        """An error that names the file."""
+        return ConfigError(f"{self.label}: {message}" if self.label else message)
+
+
+def with_data_of_splits(sources: list[Source]) -> list[Source]:
+    """The sources, behind one with the data that a file of splits was made of, where `splits` is given and no `data`.
+
+    Raises:
+        DataError: the file cannot be read, or its data are gone.
+    """
+    files = [source.values["splits"] for source in sources if source.values.get("splits") not in (None, "none")]
+    if not files or any("data" in source.values for source in sources):
+        return sources
+    from dmlcore.data import SplitFile, find_source
+
+    file = SplitFile.read(files[-1])
+    tables = {find_source(file.data)[0].name: dict(file.options)} if file.options else {}
+    return [Source(str(files[-1]), {"data": file.data}, tables), *sources]
+
+
+def build_from(build: Callable[[dict[str, Any]], Any], parts: list[tuple[Source, dict[str, Any]]]) -> Any:
+    """What `build` makes of the values of several sources, later ones winning.
+
+    Raises:
+        ConfigError: what `build` raises. The message names the file that the value to blame came from.
+    """
+    try:
+        return build({key: value for _, values in parts for key, value in values.items()})
+    except ConfigError as error:
+        # The value that fails in the same way on its own is to blame.
+        for source, values in reversed(parts):
+            for key, value in values.items():
+                try:
+                    build({key: value})
+                except ConfigError as alone:
+                    if str(alone) == str(error):
+                        raise source.error(str(error)) from None
+        raise
+
+
+def _load(path: str | Path) -> dict[str, Any]:
+    try:
+        with open(path, "rb") as file:
+            return tomllib.load(file)
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path} is not valid TOML: {error}") from error
+    except OSError as error:
+        raise ConfigError(f"cannot read the configuration {path}: {error.strerror}") from error
+
+
+def _plain_name(key: str) -> str:
+    return key.replace("-", "_")
+
+
+def _why_not_in(group: str, key: str, values: dict[str, Any]) -> str:
+    """Why a key cannot stand in the table of a group; empty: it can."""
+    place = PLACES.get(key)
+    if place is None:
+        return f"unknown key '{key}' in [{group}].{suggestion(key, PLACES)}"
+    if place.group != group:
+        return f"'{key}' is a setting of [{place.group}], but stands in [{group}]"
+    return f"'{key}' is given twice, in [{group}] and without a table" if key in values else ""

@@ -1,0 +1,99 @@
+"""Starting a run, or resuming one: what `dmlcore train` and `dmlcore.training.train` do."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from dmlcore import plugins
+from dmlcore.errors import ConfigError
+from dmlcore.training import checkpoints
+from dmlcore.training.building import build_components
+from dmlcore.training.configuration import RunConfig
+from dmlcore.training.folder import RunFolder
+from dmlcore.training.loggers import Logger
+from dmlcore.training.loop import Training
+from dmlcore.training.members import choose_members
+from dmlcore.training.run import Run
+
+
+def train(
+    config: RunConfig | None = None,
+    *,
+    out: str | Path | None = None,
+    resume: str | Path | None = None,
+    checkpoint: str = "last",
+    loggers: Sequence[Logger] = (),
+    **values: Any,
+) -> dict[str, Any]:
+    """Train and evaluate, as `dmlcore train` does.
+
+    Args:
+        config: what to do; or give settings and options by keyword: `train(plugins="ms", steps=100, ms={"alpha": 4})`.
+        out: folder of the run; None gives `runs/<date-time>-<losses>`.
+        resume: folder of a run to continue exactly; everything else comes from its `config.toml`.
+        checkpoint: the checkpoint to continue from, `last` or `previous`.
+        loggers: receivers of what happens, beside those the settings name.
+        values: settings and options, instead of `config`.
+
+    Returns:
+        What `result.json` holds, with `run`, the folder.
+
+    Raises:
+        ConfigError: settings, options or data that cannot be used, or a folder that holds another run.
+        TrainingError: a loss or gradient that is not finite, a full disk, a damaged checkpoint.
+        PluginError: a plugin that breaks its contract.
+        KeyboardInterrupt: an interrupt, after a checkpoint was saved; its text says how to continue.
+    """
+    if isinstance(loggers, str):
+        raise ConfigError(
+            f"loggers takes Logger objects, got '{loggers}'; loggers by name are a setting: RunConfig.create(loggers=...)"
+        )
+    state = None
+    if resume is not None:
+        if config is not None or values or out is not None:
+            raise ConfigError("a resumed run takes everything from its config.toml; give no other settings beside resume")
+        config, folder, state = _resumed(resume, checkpoint)
+    else:
+        config = config or RunConfig.create(**values)
+        folder = RunFolder.choose(out, _names_of_losses(config))
+    with plugins.blaming():
+        return _train(config, folder, [*build_components(config, "logger"), *loggers], state)
+
+
+def _resumed(path: str | Path, checkpoint: str) -> tuple[RunConfig, RunFolder, dict[str, Any] | None]:
+    if checkpoint not in ("last", "previous"):
+        raise ConfigError(f"checkpoint is '{checkpoint}', but a run continues from last or previous; best has no optimiser")
+    folder = RunFolder.open(path)
+    if folder.result.exists():
+        raise ConfigError(f"the run in {path} is complete. Evaluate it by `dmlcore eval {path}`.")
+    config = RunConfig.read_run(folder.config)
+    if checkpoint == "last" and not checkpoints.path_of(folder.checkpoints, checkpoint).exists():
+        return config, folder, None  # it was interrupted before the first checkpoint
+    return config, folder, checkpoints.load(folder.checkpoints, checkpoint, instead=("last", "previous"))
+
+
+def _names_of_losses(config: RunConfig) -> tuple[str, ...]:
+    """Names for the folder: a loss chosen by its file goes by its own name."""
+    losses = config.of_kind("loss")  # none where they are still to be chosen
+    names = tuple(table if plugins.plugin_files.is_reference(loss.name) else loss.name for table, loss in losses.items())
+    return names or config.settings.losses.names
+
+
+def _train(config: RunConfig, folder: RunFolder, loggers: list[Logger], state: dict[str, Any] | None) -> dict[str, Any]:
+    if config.settings.losses.is_automatic:
+
+        def note(text: str) -> None:
+            for logger in loggers:
+                logger.note(text)
+
+        config = choose_members(config, folder, validation_score, note)
+    return Training(Run(config, folder), loggers, state).run_all()
+
+
+def validation_score(config: RunConfig, folder: RunFolder) -> float:
+    """Train and return the best MAP@R of the validation classes; test classes stay unseen."""
+    training = Training(Run(config, folder), [], None)
+    training.train_only()
+    return training.run.best.score

@@ -1,0 +1,97 @@
+"""One optimiser step on one batch."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from dmlcore.errors import PluginError, TrainingError
+from dmlcore.training import optimiser, schedule
+from dmlcore.training.diagnosis import why_not_finite
+from dmlcore.training.measurements import Measurements, StepRecord
+
+if TYPE_CHECKING:
+    from dmlcore.training.run import Run
+
+
+def take_step(run: Run, inputs: Tensor, labels: Tensor) -> StepRecord:
+    """Train on a batch and count the step.
+
+    Args:
+        run: its model, losses, optimiser and `step` are changed.
+        inputs: [B, ...].
+        labels: [B] int64.
+
+    Raises:
+        TrainingError: a loss or gradient is not finite, and no parameter was changed; or the memory of the device is full.
+        PluginError: a loss that is no single number.
+    """
+    settings, number = run.config.settings, run.step + 1
+    rates = optimiser.set_rates(run.optimiser, schedule.factor(run.step, run.steps, settings.optimiser.warmup))
+    run.model.train()
+    run.loss.train()
+    run.optimiser.zero_grad(set_to_none=True)
+    run.ensemble.measures_gradients = number % settings.run.log_every == 0
+    try:
+        outputs = run.model(inputs)  # [B, W]
+        embeddings = run.model.losses_part(outputs)
+        embeddings.retain_grad()  # for the diagnosis
+        total = run.loss(embeddings, labels)
+        _check_is_a_number(total, run.ensemble.names)
+        extra_terms = run.extras.terms(outputs)
+        total = sum(extra_terms.values(), start=total)
+        total.backward()
+    except torch.OutOfMemoryError as error:
+        raise TrainingError(
+            f"step {number}: not enough memory on {run.device} for a batch of {len(labels)}."
+            f" Use a smaller --classes-per-batch or --samples-per-class."
+        ) from error
+    norms = optimiser.clip(run.optimiser, settings.optimiser.clip)
+    record = _measure(run, total, norms, extra_terms, embeddings).fetch()
+    reason = why_not_finite(record, run.ensemble, embeddings, labels)
+    if reason:
+        raise TrainingError(
+            f"step {number}: {reason}. Training stops; {run.saved_note()} (in {run.folder.checkpoints})."
+            f" Try a smaller --learning-rate, or other options of that loss."
+        )
+    run.optimiser.step()
+    run.step = record.step = number
+    record.learning_rates = rates
+    online_loss = run.compression.step(inputs)
+    if online_loss is not None:
+        record.extra_terms["compressor"] = online_loss
+    return record
+
+
+def _measure(run: Run, total: Tensor, norms: Tensor, extra_terms: dict[str, Tensor], embeddings: Tensor) -> Measurements:
+    ensemble = run.ensemble
+    gradients = ensemble.gradient_norms if ensemble.measures_gradients else {}
+    return Measurements(
+        total=total,
+        gradient_norms={"model": norms[0], "losses": norms[1]},
+        terms={name: ensemble.terms[name] for name in ensemble.names},
+        active={name: ensemble.active[name] for name in ensemble.names},
+        weights=ensemble.weights,
+        extra_terms=extra_terms,
+        embedding_norms=_embedding_norms(run, embeddings),
+        loss_gradient_norms=gradients,
+        loss_gradient_cosines=ensemble.gradient_cosines if gradients else None,
+    )
+
+
+def _embedding_norms(run: Run, embeddings: Tensor) -> dict[str, Tensor]:
+    """Mean and standard deviation of the norms of raw embeddings (of all heads); nothing where the model normalises."""
+    model = run.model
+    if model.normalize:
+        return {}
+    heads = embeddings.detach()[:, : model.whole_dim].unflatten(1, (model.heads, model.head_dim))  # [B, m, D]
+    norms = torch.linalg.vector_norm(heads.float(), dim=2)  # [B, m]
+    return {"mean": norms.mean(), "deviation": norms.std(correction=0)}
+
+
+def _check_is_a_number(total: object, names: list[str]) -> None:
+    if not isinstance(total, Tensor) or total.ndim:
+        shape = f"shape {tuple(total.shape)}" if isinstance(total, Tensor) else type(total).__name__
+        raise PluginError(f"the ensemble of {', '.join(names)} gave {shape} instead of one number")

@@ -1,0 +1,128 @@
+"""Image lists: a CSV file with the columns `path`, `label` and, if wanted, `split`."""
+
+from __future__ import annotations
+
+import csv
+import difflib
+import os
+from pathlib import Path
+
+import numpy as np
+
+import dmlcore
+from dmlcore.data import DataSource, ImageOptions, Table, image_table, split_words
+from dmlcore.errors import DataError
+
+_COLUMNS = ("path", "label", "split")
+
+
+class Manifest(DataSource):
+    """Images listed in a CSV file, with paths relative to the file's folder."""
+
+    name = "csv"
+    Options = ImageOptions
+    reads = "a .csv with path,label"
+
+    @classmethod
+    def claims(cls, path: Path) -> bool:
+        """Files that end in .csv."""
+        return path.suffix.lower() == ".csv" and not path.is_dir()
+
+    def load(self) -> Table:
+        """Read the list, find the images and read as many as fit in memory.
+
+        Raises:
+            DataError: no such file, a missing column, an unknown part of a split, more than half of the images missing.
+        """
+        if not self.options.path:
+            raise DataError("the data 'csv' needs a path: --data FILE.csv, or --csv.path FILE.csv")
+        file = Path(self.options.path).expanduser()
+        rows, notes = _read(file)
+        missing = [path for path, _, _ in rows if not os.path.isfile(path)]
+        if 2 * len(missing) > len(rows):
+            raise DataError(
+                f"{len(missing)} of {len(rows)} images in '{file}' do not exist, the first is '{missing[0]}'."
+                f" Paths are relative to '{file.parent}'"
+            )
+        if missing:
+            gone = set(missing)
+            rows = [row for row in rows if row[0] not in gone]
+            names = ", ".join(f"'{os.path.relpath(path, file.parent)}'" for path in missing[:3])
+            names += ", ..." if len(missing) > 3 else ""
+            notes.append(f"{len(missing)} listed images do not exist and were skipped: {names}")
+        class_names = sorted({label for _, label, _ in rows})
+        number = {name: label for label, name in enumerate(class_names)}
+        has_split = any(part for _, _, part in rows)
+        table = image_table(
+            [path for path, _, _ in rows],
+            np.array([number[label] for _, label, _ in rows], dtype=np.int64),
+            class_names,
+            self.options,
+            str(file.parent),
+            split=split_words([part for _, _, part in rows], f"'{file}'") if has_split else None,
+            image_size=self.image_size,
+            default_image_size=self.default_image_size,
+        )
+        table.skipped = notes + table.skipped
+        return table
+
+
+def _read(file: Path) -> tuple[list[tuple[str, str, str]], list[str]]:
+    """Path, label and part of every row, and what the user should know."""
+    try:
+        with open(file, newline="", encoding="utf-8-sig") as opened:
+            reader = csv.DictReader(opened)
+            columns = [name.strip() if name else "" for name in reader.fieldnames or []]
+            reader.fieldnames = columns
+            notes = _check_columns(columns, file)
+            part = "split" if "split" in columns else "official_split"
+            raw = [((row["path"] or "").strip(), (row["label"] or "").strip(), (row.get(part) or "").strip()) for row in reader]
+    except FileNotFoundError:
+        raise DataError(f"there is no file '{file}'") from None
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise DataError(f"'{file}' cannot be read as a UTF-8 CSV file: {error}") from error
+    rows: list[tuple[str, str, str]] = []
+    seen: dict[str, str] = {}
+    incomplete = repeated = conflicting = 0
+    for path, label, split in raw:
+        if not path or not label:
+            incomplete += 1
+            continue
+        whole = str(file.parent / path)
+        if whole in seen:
+            repeated += seen[whole] == label
+            conflicting += seen[whole] != label
+            continue
+        seen[whole] = label
+        rows.append((whole, label, split))
+    for count, what in (
+        (incomplete, "without a path or a label"),
+        (repeated, "that repeat an earlier one"),
+        (conflicting, "that give an earlier image a second label"),
+    ):
+        if count:
+            notes.append(f"{count} rows {what} were skipped")
+    if not rows:
+        raise DataError(f"'{file}' lists no images")
+    return rows, notes
+
+
+def _check_columns(columns: list[str], file: Path) -> list[str]:
+    if not columns:
+        raise DataError(f"'{file}' is empty: the first line must name the columns path,label[,split]")
+    for column in ("path", "label"):
+        if column not in columns:
+            near = difflib.get_close_matches(column, columns, n=1, cutoff=0.5)
+            hint = f" Did you mean to name '{near[0]}' so?" if near else ""
+            raise DataError(f"'{file}' has no column '{column}'; it has {', '.join(columns)}.{hint}")
+    unknown = [name for name in columns if name not in (*_COLUMNS, "official_split")]
+    if not unknown:
+        return []
+    near = [name for name in unknown if difflib.get_close_matches(name.lower(), ["split"], cutoff=0.6)]
+    hint = f" (if '{near[0]}' holds the split, name it 'split')" if near and "split" not in columns else ""
+    return [f"columns not used: {', '.join(unknown)}{hint}"]
+
+
+@dmlcore.hookimpl
+def dmlcore_datasets() -> list[type]:
+    return [Manifest]

@@ -1,0 +1,12 @@
+"""What a run uses where its settings name nothing: names of built-in components, in one table.
+
+`dmlcore.plugins.defaults` reads it, so that dmlcore itself names no plugin. Data and trunks say by themselves whether they are
+the default. `docs/reports/ensembles.md` has the measurements behind the losses and the weighting.
+"""
+
+LOSSES = ("circle", "binomial_deviance", "norm_softmax")
+SAMPLER = "class_balanced"
+COMPRESSOR = "pca"
+WEIGHTING = "fixed"
+WEIGHTING_OF_SEVERAL = "equal_gradient_norms"  # several losses on one embedding
+WEIGHTING_LEARNT = "floor_square_penalty"  # of the published methods, WEL and WEDL

@@ -1,0 +1,1 @@
+"""Built-in receivers of training records, one module each."""

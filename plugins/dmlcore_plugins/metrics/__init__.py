@@ -1,0 +1,1 @@
+"""Built-in measures beside those of retrieval, one module each."""

@@ -1,0 +1,1 @@
+"""Built-in trunks, one module each."""

@@ -1,0 +1,1 @@
+"""Built-in rules for composing training batches, one module each."""

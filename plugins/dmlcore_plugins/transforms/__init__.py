@@ -1,0 +1,1 @@
+"""Built-in random changes of training batches, one module each."""

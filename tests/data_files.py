@@ -1,0 +1,32 @@
+"""Small data files that tests of data are made on: folders of images, and .npz files of features."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+
+def save_image(path: Path, *, seed: int = 0, size: tuple[int, int] = (32, 32), mode: str = "L") -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    shape = size if mode == "L" else (*size, {"RGB": 3, "RGBA": 4}[mode])
+    Image.fromarray(np.random.default_rng(seed).integers(0, 256, shape, dtype=np.uint8)).save(path)
+
+
+def image_folder(root: Path, classes: int = 8, samples: int = 4, **image) -> Path:
+    for label in range(classes):
+        for sample in range(samples):
+            save_image(root / f"class {label}" / f"{sample}.png", seed=100 * label + sample, **image)
+    return root
+
+
+def feature_file(path: Path, classes: int = 10, samples: int = 5, **extra) -> Path:
+    y = np.repeat(np.arange(classes), samples)
+    x = np.random.default_rng(0).normal(size=(len(y), 6)).astype(np.float32)
+    np.savez(path, **{"x": x, "y": y, **extra})
+    return path
+
+
+def class_sets(splits) -> list[set[str]]:
+    return [set(part.class_names) for part in (splits.train, splits.validation, splits.test)]

@@ -1,0 +1,1 @@
+"""Developers' scripts, which are not installed: run them from the project's folder."""

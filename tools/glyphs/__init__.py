@@ -1,0 +1,1 @@
+"""Building the embedded data set of glyphs from fonts."""
