@@ -12,6 +12,7 @@ from cyclopts.exceptions import UnknownCommandError, UnknownOptionError
 
 import dmlcore
 from dmlcore import commands, console, plugins
+from dmlcore.commands.installed import command_manager
 from dmlcore.commands.line import CommandLine
 from dmlcore.errors import ConfigError, DmlcoreError, nearest
 from dmlcore.flags import new_app
@@ -75,13 +76,13 @@ def _add_commands(app: App, line: CommandLine) -> None:
     def failed(owner: str, error: Exception) -> None:
         messages[str(error) if isinstance(error, DmlcoreError) else f"dmlcore_commands of {owner} failed: {error}"] = None
 
-    quick = plugins.command_manager(failed)
+    quick = command_manager(failed)
     plugins.call_each(quick, "dmlcore_commands", failed, app=app, line=line)
     if line.command and line.command not in _names(app):
         # Commands may come from plugins whose source does not name the hook; finding them means to load everything.
         try:
-            everything = plugins.manager()
-            plugins.call_each(everything, "dmlcore_commands", failed, but=quick.get_plugins(), app=app, line=line)
+            complete = plugins.manager()
+            plugins.call_each(complete, "dmlcore_commands", failed, but=quick.get_plugins(), app=app, line=line)
         except DmlcoreError as error:
             failed("", error)
     for message in messages:

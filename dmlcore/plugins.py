@@ -11,11 +11,10 @@ from __future__ import annotations
 import contextlib
 import functools
 import importlib
-import importlib.util
 import os
 import pkgutil
 import sys
-from collections.abc import Callable, Container, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
@@ -73,7 +72,12 @@ def _builtin_modules() -> Iterator[ModuleType]:
             yield importlib.import_module(module.name)
 
 
-def _entry_points() -> list[metadata.EntryPoint]:
+def entry_points() -> list[metadata.EntryPoint]:
+    """The installed plugins that `DMLCORE_PLUGINS` allows.
+
+    Raises:
+        ConfigError: it names one that is not installed.
+    """
     points = list(metadata.entry_points(group="dmlcore"))
     limit = os.environ.get("DMLCORE_PLUGINS")
     if limit is None:
@@ -114,7 +118,12 @@ def register(manager: pluggy.PluginManager, plugin: object, owner: str) -> None:
         raise PluginError(f"plugin '{owner}' is refused: {' '.join(str(error).split())}") from error
 
 
-def _load(manager: pluggy.PluginManager, point: metadata.EntryPoint) -> None:
+def load(manager: pluggy.PluginManager, point: metadata.EntryPoint) -> None:
+    """Import an installed plugin and register it.
+
+    Raises:
+        PluginError: it cannot be imported or breaks the hook contract.
+    """
     owner = point.dist.name if point.dist else point.name
     try:
         plugin = point.load()
@@ -137,41 +146,9 @@ def manager() -> pluggy.PluginManager:
     complete = new_manager()
     for module in _builtin_modules():
         register(complete, module, module.__name__)
-    for point in _entry_points():
-        _load(complete, point)
+    for point in entry_points():
+        load(complete, point)
     return complete
-
-
-def command_manager(failed: Callable[[str, Exception], None]) -> pluggy.PluginManager:
-    """A manager of the installed plugins that may add commands, and of no others, so that `--help` need not wait for torch.
-
-    Args:
-        failed: gets the name of an entry point that cannot be loaded, and the exception. The others are loaded all the same.
-    """
-    quick = new_manager()
-    try:
-        points = _entry_points()
-    except ConfigError as error:
-        failed("", error)
-        points = []
-    for point in points:
-        try:
-            if _may_add_commands(point):
-                _load(quick, point)
-        except PluginError as error:
-            failed(point.name, error)
-    return quick
-
-
-def _may_add_commands(point: metadata.EntryPoint) -> bool:
-    """Whether the module of an entry point names the hook of commands. Its source is read, it is not imported."""
-    if point.module in sys.modules:
-        return hasattr(sys.modules[point.module], COMMANDS)
-    try:
-        spec = importlib.util.find_spec(point.module)  # of a module inside a package, this imports the package
-        return spec is not None and spec.origin is not None and COMMANDS.encode() in Path(spec.origin).read_bytes()
-    except Exception:  # whoever needs the plugin is told what is wrong with it
-        return False
 
 
 def defaults() -> Any:
@@ -328,7 +305,7 @@ def call_each(
     hook: str,
     failed: Callable[[str, Exception], None],
     *,
-    but: Container[object] = (),
+    but: Collection[object] = (),
     **arguments: Any,
 ) -> None:
     """Call a hook of each plugin by itself, so that one that raises does not stop the others.
@@ -341,7 +318,7 @@ def call_each(
         arguments: of the hook.
     """
     for implementation in reversed(getattr(manager.hook, hook).get_hookimpls()):
-        if implementation.plugin in but:
+        if any(implementation.plugin is plugin for plugin in but):  # plugins may be unhashable
             continue
         try:
             implementation.function(*[arguments[name] for name in implementation.argnames])

@@ -50,8 +50,8 @@ def test_new_packages_of_every_kind_pass_their_own_tests(tmp_path: Path) -> None
     folders = [tmp_path / kind for kind in KINDS] + [tmp_path / "fused", ROOT / "plugins" / "dmlcore_example"]
     for kind in KINDS:
         create_package(f"my_{kind}", kind, out=tmp_path / kind)
-    made = create_package("my_fused", fused=True, out=tmp_path / "fused")
-    assert tmp_path / "fused" / "dmlcore_my_fused" / "my_fused.h" in made
+    files = create_package("my_fused", fused=True, out=tmp_path / "fused")
+    assert tmp_path / "fused" / "dmlcore_my_fused" / "my_fused.h" in files
     pytest_alone = [sys.executable, "-m", "pytest", "-q", "--import-mode=importlib", "-p", "no:cacheprovider", "-c", os.devnull]
     done = subprocess.run(
         [*pytest_alone, "--rootdir", str(tmp_path), *(str(folder / "tests") for folder in folders)],
@@ -77,9 +77,9 @@ def test_new_refuses_what_it_cannot_write(tmp_path: Path) -> None:
         ({"name": "mine", "out": tmp_path / "there"}, "exists already"),
         ({"name": "mine", "out": tmp_path / "file" / "x"}, "cannot write into"),
     ]
-    for given, words in cases:
+    for arguments, words in cases:
         with pytest.raises(ConfigError, match=words):
-            create_package(**{"out": tmp_path / "new", **given})
+            create_package(**{"out": tmp_path / "new", **arguments})
     assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "there"]
 
 
@@ -104,7 +104,7 @@ def test_the_command_new(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, here: 
     status, out, _ = here("plugins", "check", "dmlcore-mine/dmlcore_mine/__init__.py:Mine", "--json")
     report = json.loads(out)
     assert status == 0 and report["passed"] and report["kind"] == "loss"
-    memory = next(one for one in report["checks"] if one["name"] == "memory")
+    memory = next(entry for entry in report["checks"] if entry["name"] == "memory")
     assert memory["status"] == "not applicable" or memory["detail"].startswith("O(B)"), memory  # definitions are streamed
 
 
@@ -121,9 +121,9 @@ def test_check_loss_passes_every_builtin() -> None:
     for name, entry in plugins.registry("loss").items():
         if entry.owner == "dmlcore":
             report = run_checks_of(entry.component)
-            failed = {one.name for one in report.checks if not one.passed}
+            failed = {entry.name for entry in report.checks if not entry.passed}
             assert failed == KNOWN_FAILURES.get(name, set()), report
-            assert sum(one.applies for one in report.checks) > 15, name
+            assert sum(entry.applies for entry in report.checks) > 15, name
 
 
 class Dense(Loss):
@@ -154,17 +154,17 @@ class Faulty(PairLoss):
             values = values * self.length
         return Rows(values, negative.sum(1).to(values)[None])
 
-    def forward(self, embeddings, labels, **more):
+    def forward(self, embeddings, labels, **references):
         self.length = float(embeddings.detach().norm())
         if self.fault == "in place":
             embeddings.data.mul_(1.0001)
         if self.fault == "low precision" and embeddings.dtype == torch.bfloat16:
-            return super().forward(embeddings * float("inf"), labels, **more)
+            return super().forward(embeddings * float("inf"), labels, **references)
         if self.fault == "autocast" and torch.is_autocast_enabled("cpu"):
-            return super().forward(embeddings, labels, **more) + 1
-        if self.fault == "memory" and more.get("references") is not None:
-            return super().forward(embeddings, labels, **{**more, "own": None}) + 1
-        return super().forward(embeddings, labels, **more)
+            return super().forward(embeddings, labels, **references) + 1
+        if self.fault == "memory" and references.get("references") is not None:
+            return super().forward(embeddings, labels, **{**references, "own": None}) + 1
+        return super().forward(embeddings, labels, **references)
 
 
 @pytest.mark.parametrize(
@@ -304,11 +304,11 @@ def test_what_is_checked_and_what_is_not() -> None:
     assert kind_of(BadMetric) == "metric"
     with pytest.raises(ConfigError, match="derives from none of"):
         check(dict)
-    found = {one.name: one for one in run_checks_of(Dense).checks}
-    assert found["cross-batch memory"].status == "not applicable" and "no own" in found["cross-batch memory"].detail
-    assert found["fused = plain on CUDA"].status in ("not applicable", "ok")
+    checks = {entry.name: entry for entry in run_checks_of(Dense).checks}
+    assert checks["cross-batch memory"].status == "not applicable" and "no own" in checks["cross-batch memory"].detail
+    assert checks["fused = plain on CUDA"].status in ("not applicable", "ok")
     silent = run_checks_of(type("Silent", (BadMetric,), {"__doc__": None}))
-    assert any(one.name == "name and docstring" and one.status == "fails" for one in silent.checks)
+    assert any(entry.name == "name and docstring" and entry.status == "fails" for entry in silent.checks)
 
 
 def test_the_command_check(here: Callable[..., tuple[int, str, str]], tmp_path: Path) -> None:
@@ -348,8 +348,8 @@ def test_bench_compares_before_it_times() -> None:
     class Wrong(type(plugins.find("loss", "ms").component())):  # type: ignore[misc]
         """Another value than its definition."""
 
-        def forward(self, embeddings, labels, **more):
-            return 2 * super().forward(embeddings, labels, **more)
+        def forward(self, embeddings, labels, **references):
+            return 2 * super().forward(embeddings, labels, **references)
 
     if not Wrong().is_fused:
         pytest.skip(Wrong().why_not_fused)

@@ -118,8 +118,8 @@ def test_help_shows_the_options_of_what_is_chosen(here: Callable[..., tuple[int,
 
 
 def test_train_prints_one_json_object_and_leaves_a_complete_folder(features: Path, tmp_path: Path) -> None:
-    chosen = ["--plugins", "ms,proxy_anchor,triplet", "--ms.alpha", "4"]
-    done = run("train", "--data", features, "--out", "run", "--json", *chosen, *SMALL, cwd=tmp_path)
+    flags = ["--plugins", "ms,proxy_anchor,triplet", "--ms.alpha", "4"]
+    done = run("train", "--data", features, "--out", "run", "--json", *flags, *SMALL, cwd=tmp_path)
     result = json.loads(done.stdout)
     assert result["run"] == "run" and result["metrics"]["test"]["recall@1"] > 0
     for word in (
@@ -161,9 +161,9 @@ def test_train_ends_with_the_table_and_the_next_command(
         "untrained network",
     ):
         assert word in out
-    (made,) = (tmp_path / "runs").iterdir()
-    assert made.name.endswith("-ms+triplet")
-    assert out.rstrip().splitlines()[-1] == f"Continue by: dmlcore eval runs/{made.name}"
+    (folder,) = (tmp_path / "runs").iterdir()
+    assert folder.name.endswith("-ms+triplet")
+    assert out.rstrip().splitlines()[-1] == f"Continue by: dmlcore eval runs/{folder.name}"
 
 
 def test_a_terminal_gets_a_bar_with_speed_and_terms(
@@ -237,10 +237,10 @@ def test_plugins_lists_everything_with_options(here: Callable[..., tuple[int, st
             assert isinstance(entry["is_fused"], bool) and (entry["is_fused"] or entry["why_not_fused"])
     table = here("plugins")[1]
     assert all(entry["name"] in table for entry in listed)
-    one = here("plugins", "triplet")[1]
-    assert "--triplet.margin" in one and "fused" in one
-    one = here("plugins", "multi_similarity")[1]
-    assert "--LOSS.miner 'multi_similarity(epsilon=VALUE)'" in one and "miner of dmlcore" in one
+    text = here("plugins", "triplet")[1]
+    assert "--triplet.margin" in text and "fused" in text
+    text = here("plugins", "multi_similarity")[1]
+    assert "--LOSS.miner 'multi_similarity(epsilon=VALUE)'" in text and "miner of dmlcore" in text
     status, _, err = here("plugins", "triplit")
     assert status == 2 and "Did you mean 'triplet'" in the_line(err)
 

@@ -69,8 +69,8 @@ def test_every_hook_has_a_test_a_description_and_a_paragraph() -> None:
 
 def test_the_reference_in_the_docs_is_the_generated_one() -> None:
     text = (ROOT / "docs" / "guide" / "plugins.md").read_text(encoding="utf-8")
-    found = text.split(BEGIN)[1].split(END)[0].strip()
-    assert found == hook_reference().strip(), "it has drifted: run `dmlcore plugins hooks --write docs/guide/plugins.md`"
+    part = text.split(BEGIN)[1].split(END)[0].strip()
+    assert part == hook_reference().strip(), "it has drifted: run `dmlcore plugins hooks --write docs/guide/plugins.md`"
 
 
 class GuestLoss(Loss):
@@ -153,8 +153,8 @@ class GuestCompressor(Compressor):
 
 def test_dmlcore_compressors(features: str, tmp_path: Path) -> None:
     with installed(dmlcore_compressors=lambda: [GuestCompressor]):
-        given = {**SHORT, "compress": 4, "compressor": "guest_compressor"}
-        result = train(out=tmp_path / "run", data=features, **given)
+        settings = {**SHORT, "compress": 4, "compressor": "guest_compressor"}
+        result = train(out=tmp_path / "run", data=features, **settings)
     assert result["embeddings"]["compressed"]["test"]["embedding_dim"] == 4
 
 
@@ -260,8 +260,8 @@ class GuestMetric(Metric):
 
 def test_dmlcore_metrics(features: str, tmp_path: Path) -> None:
     with installed(dmlcore_metrics=lambda: [GuestMetric]):
-        given = {**SHORT, "metrics": "guest_metric,uniformity"}
-        result = train(out=tmp_path / "run", data=features, **given)
+        settings = {**SHORT, "metrics": "guest_metric,uniformity"}
+        result = train(out=tmp_path / "run", data=features, **settings)
         test = result["metrics"]["test"]
         assert test["guest_metric.count"] == test["queries"] and test["guest_metric.nothing"] is None
         assert test["uniformity.uniformity"] < 0 and test["uniformity.alignment"] > 0
@@ -311,14 +311,14 @@ def test_dmlcore_commands(capsys: pytest.CaptureFixture[str]) -> None:
 
 @contextmanager
 def failing(event: str) -> Iterator[list[str]]:
-    """A plugin that hears of an event and raises, and one that hears of it too; gives what the second one was told."""
-    told: list[str] = []
+    """A plugin that hears of an event and raises, and one that hears of it too; gives what the second one heard."""
+    heard: list[str] = []
 
     arguments = list(inspect.signature(getattr(hookspecs, f"dmlcore_{event}")).parameters)
     names = ", ".join(arguments)
-    space: dict[str, Any] = {"told": told}
+    space: dict[str, Any] = {"heard": heard}
     exec(
-        f"def fail({names}): raise RuntimeError('guest of {event}')\ndef hear({names}): told.append(str({arguments[-1]}))",
+        f"def fail({names}): raise RuntimeError('guest of {event}')\ndef hear({names}): heard.append(str({arguments[-1]}))",
         space,
     )
     first, second = types.SimpleNamespace(), types.SimpleNamespace()
@@ -327,16 +327,16 @@ def failing(event: str) -> Iterator[list[str]]:
     plugins.register(plugins.manager(), second, "listener")
     plugins.register(plugins.manager(), first, "faulty")
     try:
-        yield told
+        yield heard
     finally:
         plugins.manager().unregister(first)
         plugins.manager().unregister(second)
 
 
 def goes_on(event: str, times: int, features: str, tmp_path: Path) -> None:
-    with failing(event) as told:
+    with failing(event) as heard:
         result = train(out=tmp_path / "run", data=features, **SHORT)
-    assert len(told) == times and (tmp_path / "run" / "result.json").exists()
+    assert len(heard) == times and (tmp_path / "run" / "result.json").exists()
     said = result.get("warnings", [])
     if event != "training_ended":  # result.json is written by then
         assert said == [
@@ -357,9 +357,9 @@ def test_dmlcore_evaluated(features: str, tmp_path: Path) -> None:
 
 
 def test_dmlcore_checkpoint_saved(features: str, tmp_path: Path) -> None:
-    with failing("checkpoint_saved") as told:
+    with failing("checkpoint_saved") as heard:
         train(out=tmp_path / "run", data=features, **SHORT)
-    assert [Path(path).stem for path in told if "last" in path] == ["last", "last"] and any("best" in path for path in told)
+    assert [Path(path).stem for path in heard if "last" in path] == ["last", "last"] and any("best" in path for path in heard)
 
 
 def test_dmlcore_training_ended(features: str, tmp_path: Path) -> None:
@@ -380,7 +380,7 @@ class FaultyLoss(GuestLoss):
     name = "faulty_loss"
     calls = 0
 
-    def forward(self, embeddings, labels, **more):
+    def forward(self, embeddings, labels, **references):
         FaultyLoss.calls += 1
         if FaultyLoss.calls == 2:
             raise RuntimeError("no idea")

@@ -13,6 +13,7 @@ import dmlcore
 from dmlcore import cli, plugins
 from dmlcore.authoring import create_package
 from dmlcore.authoring.papers import BEGIN, END, papers
+from dmlcore.commands.listing import SUB_COMMANDS
 from dmlcore.description import first_sentence
 from dmlcore.errors import ConfigError, PluginError, suggestion
 from dmlcore.training import RunConfig
@@ -179,6 +180,13 @@ def test_a_folder_that_is_no_package_says_what_would_work(
     (tmp_path / "other" / "pyproject.toml").write_text("[project]\nname = 'other'\n")
     status, _, err = here("plugins", "check", typed)
     assert status == 2 and "FILE.py:CLASS" in err and len(err) < 300 and "binomial_deviance" not in err
+
+
+def test_a_mistyped_sub_command(here: Command) -> None:
+    status, _, err = here("plugins", "chekc")
+    assert status == 2 and "Did you mean `dmlcore plugins check`?" in err
+    for name in SUB_COMMANDS:
+        assert here("plugins", name, "--help")[0] == 0
 
 
 def test_an_unknown_name_has_no_long_list(here: Command) -> None:

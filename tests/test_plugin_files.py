@@ -92,8 +92,8 @@ def here(capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, str, st
 def test_a_file_on_the_command_line(
     place: Path, here: Callable[..., tuple[int, str, str]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    given = ["--plugins", "contrastive,./my_loss.py:Small", "--small.strength", "0.5", "--weighting", "my_loss.py:First"]
-    status, out, err = here("train", *given, "--data", "features.npz", "--out", "runs/one", *SHORT, "--json")
+    flags = ["--plugins", "contrastive,./my_loss.py:Small", "--small.strength", "0.5", "--weighting", "my_loss.py:First"]
+    status, out, err = here("train", *flags, "--data", "features.npz", "--out", "runs/one", *SHORT, "--json")
     assert status == 0, err
     assert [loss["name"] for loss in json.loads(out)["losses"]] == ["contrastive", "small"]
     config = (place / "runs" / "one" / "config.toml").read_text()
@@ -114,8 +114,8 @@ def test_a_file_on_the_command_line(
 
 def test_the_name_of_the_run_and_the_help(place: Path, here: Callable[..., tuple[int, str, str]]) -> None:
     assert here("train", "--plugins", "my_loss.py:Small", "--data", "features.npz", *SHORT)[0] == 0
-    (made,) = (place / "runs").iterdir()
-    assert made.name.endswith("-small")
+    (folder,) = (place / "runs").iterdir()
+    assert folder.name.endswith("-small")
     assert "--small.strength" in here("train", "--plugins", "my_loss.py:Small", "--help")[1]
 
 

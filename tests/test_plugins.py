@@ -52,8 +52,8 @@ def test_every_builtin_folder_is_a_registry() -> None:
 @pytest.mark.parametrize("kind", list(plugins.KINDS))
 def test_every_kind_has_a_working_hook(kind: str) -> None:
     component = type("Thing", (), {"name": "thing"})
-    found = plugins.collect(loaded(mine=offering(**{plugins.KINDS[kind].hook: lambda: [component]})), kind)
-    assert found["thing"].component is component and found["thing"].owner == "mine"
+    entries = plugins.collect(loaded(mine=offering(**{plugins.KINDS[kind].hook: lambda: [component]})), kind)
+    assert entries["thing"].component is component and entries["thing"].owner == "mine"
     assert plugins.registry(kind), f"there is no built-in {kind}"
 
 
@@ -75,7 +75,7 @@ def test_duplicate_and_missing_names_are_refused() -> None:
 def test_environment_limits_loading(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("DMLCORE_PLUGINS", "not-there")
     with pytest.raises(ConfigError, match="DMLCORE_PLUGINS names 'not-there', which is not installed"):
-        plugins._entry_points()
+        plugins.entry_points()
 
 
 @pytest.fixture(scope="module")
@@ -103,9 +103,9 @@ def test_packages_of_their_own_are_no_part_of_dmlcore() -> None:
     from setuptools import find_namespace_packages
 
     root = EXAMPLE.parents[1]
-    found = tomllib.loads((root / "pyproject.toml").read_text())["tool"]["setuptools"]["packages"]["find"]
-    for where in found["where"]:
-        packages = find_namespace_packages(str(root / where), include=found["include"])
+    tables = tomllib.loads((root / "pyproject.toml").read_text())["tool"]["setuptools"]["packages"]["find"]
+    for where in tables["where"]:
+        packages = find_namespace_packages(str(root / where), include=tables["include"])
         assert {name.partition(".")[0] for name in packages} == {"dmlcore_plugins" if where == "plugins" else "dmlcore"}
 
 

@@ -50,13 +50,7 @@ def bench(
     Raises:
         ConfigError: sizes out of range, no such device, or a fused form that differs from the definition.
     """
-    check_range("samples", samples, least=2 * PER_CLASS)
-    check_range("dimensions", dimensions, least=2)
-    check_range("seconds", seconds, above=0)
-    if device == "cuda" and not torch.cuda.is_available():
-        raise ConfigError("device is 'cuda', but torch sees no CUDA device")
-    if device not in ("cpu", "cuda"):
-        raise ConfigError(f"device is '{device}', but must be cpu or cuda")
+    _check_sizes(samples, dimensions, seconds, device)
     torch.manual_seed(0)
     classes = max(samples // PER_CLASS, 2)
     loss = loss_class(num_classes=classes, embedding_dim=dimensions, **(options or {})).to(device)
@@ -80,6 +74,16 @@ def bench(
         "why_not_fused": loss.why_not_fused,
         "rows": _timed(arms, seconds, device),
     }
+
+
+def _check_sizes(samples: int, dimensions: int, seconds: float, device: str) -> None:
+    check_range("samples", samples, least=2 * PER_CLASS)
+    check_range("dimensions", dimensions, least=2)
+    check_range("seconds", seconds, above=0)
+    if device == "cuda" and not torch.cuda.is_available():
+        raise ConfigError("device is 'cuda', but torch sees no CUDA device")
+    if device not in ("cpu", "cuda"):
+        raise ConfigError(f"device is '{device}', but must be cpu or cuda")
 
 
 def _step(loss: Loss, compute: Callable[[Tensor, Tensor], Tensor], x: Tensor, labels: Tensor) -> Repeat:

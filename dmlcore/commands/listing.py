@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 from dmlcore import console
 from dmlcore.description import describe_components
-from dmlcore.errors import ConfigError, suggestion
+from dmlcore.errors import ConfigError, nearest, suggestion
 from dmlcore.kinds import KINDS
+
+SUB_COMMANDS = ("new", "check", "bench", "hooks", "papers")
 
 
 def show(name: str | None, *, json: bool, debug: bool) -> int:
@@ -17,7 +20,7 @@ def show(name: str | None, *, json: bool, debug: bool) -> int:
         names = {other for entry in entries for other in (entry["name"], *entry["aliases"])}
         entries = [entry for entry in entries if _is_called(entry, name)]
         if not entries:
-            raise ConfigError(f"there is nothing called '{name}'.{suggestion(name, names)} `dmlcore plugins` lists everything.")
+            raise ConfigError(f"there is nothing called '{name}'.{_hint(name, names)} `dmlcore plugins` lists everything.")
     if json:
         console.show_json({"plugins": entries})
     elif name is None:
@@ -26,6 +29,12 @@ def show(name: str | None, *, json: bool, debug: bool) -> int:
         for entry in entries:
             show_component(entry)
     return 0
+
+
+def _hint(name: str, names: Iterable[str]) -> str:
+    # A word behind `plugins` that is no sub-command is taken for a name, so a mistyped sub-command ends here.
+    near = nearest(name, SUB_COMMANDS)
+    return f" Did you mean `dmlcore plugins {near}`?" if near else suggestion(name, names)
 
 
 def _is_called(entry: dict[str, Any], name: str) -> bool:

@@ -1,0 +1,47 @@
+"""The installed plugins that may add commands, found without importing the others: `dmlcore --help` does not wait for torch."""
+
+from __future__ import annotations
+
+import importlib.util
+import sys
+from collections.abc import Callable
+from importlib import metadata
+from pathlib import Path
+
+import pluggy
+
+from dmlcore import plugins
+from dmlcore.errors import ConfigError, PluginError
+from dmlcore.plugins import COMMANDS
+
+
+def command_manager(failed: Callable[[str, Exception], None]) -> pluggy.PluginManager:
+    """A manager of the installed plugins that may add commands, and of no others, so that `--help` need not wait for torch.
+
+    Args:
+        failed: gets the name of an entry point that cannot be loaded, and the exception. The others are loaded all the same.
+    """
+    quick = plugins.new_manager()
+    try:
+        points = plugins.entry_points()
+    except ConfigError as error:
+        failed("", error)
+        points = []
+    for point in points:
+        try:
+            if _may_add_commands(point):
+                plugins.load(quick, point)
+        except PluginError as error:
+            failed(point.name, error)
+    return quick
+
+
+def _may_add_commands(point: metadata.EntryPoint) -> bool:
+    """Whether the module of an entry point names the hook of commands. Its source is read, it is not imported."""
+    if point.module in sys.modules:
+        return hasattr(sys.modules[point.module], COMMANDS)
+    try:
+        spec = importlib.util.find_spec(point.module)  # of a module inside a package, this imports the package
+        return spec is not None and spec.origin is not None and COMMANDS.encode() in Path(spec.origin).read_bytes()
+    except Exception:  # whoever needs the plugin is told what is wrong with it
+        return False
