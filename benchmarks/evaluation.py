@@ -60,8 +60,8 @@ def _map_at_r(neighbours: Tensor, y: Tensor) -> float:
 
 def _topk(x: Tensor, y: Tensor) -> float:
     most = int(torch.bincount(y).max())  # the query and its R positives
-    found = torch.cat([(x[i : i + CHUNK] @ x.T).topk(most).indices for i in range(0, len(x), CHUNK)])
-    return _map_at_r(found, y)
+    neighbours = torch.cat([(x[i : i + CHUNK] @ x.T).topk(most).indices for i in range(0, len(x), CHUNK)])
+    return _map_at_r(neighbours, y)
 
 
 def _faiss(x: Tensor, y: Tensor) -> float:
@@ -93,8 +93,8 @@ RIVALS: dict[str, Callable[[Tensor, Tensor], float | None]] = {
 
 def _high_water() -> int:
     """KiB; not getrusage, whose maximum a child takes over from its parent."""
-    found = re.search(r"VmHWM:\s+(\d+)", Path("/proc/self/status").read_text())
-    return int(found[1]) if found else 0
+    line = re.search(r"VmHWM:\s+(\d+)", Path("/proc/self/status").read_text())
+    return int(line[1]) if line else 0
 
 
 def _in_child(queue: Any, name: str, case: Case) -> None:
@@ -116,7 +116,7 @@ def _peak_mb(name: str, case: Case) -> float:
     return queue.get() if child.exitcode == 0 else float("nan")
 
 
-def run(chosen: list[Case], repeats: int, names: list[str]) -> list[dict[str, Any]]:
+def run(cases: list[Case], repeats: int, names: list[str]) -> list[dict[str, Any]]:
     """Time every rival on every case.
 
     Args:
@@ -132,7 +132,7 @@ def run(chosen: list[Case], repeats: int, names: list[str]) -> list[dict[str, An
     torch.set_num_threads(1)
     rows, last_seconds = [], dict.fromkeys(names, 0.0)
     try:
-        for case in chosen:
+        for case in cases:
             n, d, samples = case
             x, y = _data(case)
             running = [name for name in names if last_seconds[name] * 4 < SLOWEST]
@@ -140,17 +140,10 @@ def run(chosen: list[Case], repeats: int, names: list[str]) -> list[dict[str, An
             for name, value in results.items():
                 if value is not None and abs(value - _expected(results)) > 1e-4:
                     raise AssertionError(f"{name} finds MAP@R {value}, dmlcore {results['dmlcore']} at {case}")
-            times: dict[str, list[float]] = {name: [] for name in running}
-            for round_ in range(repeats):
-                for name in running:
-                    if round_ >= 3 and times[name][0] > 2.0:
-                        continue
-                    start = time.process_time()
-                    RIVALS[name](x, y)
-                    times[name].append(time.process_time() - start)
+            times = _times(running, x, y, repeats)
             for name in running:
                 last_seconds[name] = min(times[name])
-                ratios = [mine / product for mine, product in zip(times[name], times["product"], strict=False)]
+                ratios = [seconds / product for seconds, product in zip(times[name], times["product"], strict=False)]
                 rows.append(
                     {
                         "case": f"N={n} d={d} m={samples}",
@@ -167,6 +160,19 @@ def run(chosen: list[Case], repeats: int, names: list[str]) -> list[dict[str, An
     finally:
         torch.set_num_threads(threads)
     return rows
+
+
+def _times(names: list[str], x: Tensor, y: Tensor, rounds: int) -> dict[str, list[float]]:
+    """CPU seconds of every rival in each round, the rivals in turn; three rounds of those that take long."""
+    times: dict[str, list[float]] = {name: [] for name in names}
+    for number in range(rounds):
+        for name in names:
+            if number >= 3 and times[name][0] > 2.0:
+                continue
+            start = time.process_time()
+            RIVALS[name](x, y)
+            times[name].append(time.process_time() - start)
+    return times
 
 
 def _expected(results: dict[str, float | None]) -> float:

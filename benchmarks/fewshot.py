@@ -1,4 +1,4 @@
-"""`python -m benchmarks fewshot`: few-shot transfer on what is at hand, the grids behind docs/fewshot.md.
+"""`python -m benchmarks fewshot`: few-shot transfer on what is at hand, the grids behind docs/reports/fewshot.md.
 
 Every part is a grid as `dmlcore fewshot` runs it. Its cells are kept in a folder for temporary files, so an interrupted
 benchmark goes on where it was.
@@ -24,7 +24,7 @@ from dmlcore.protocols.fewshot.budgets import budget_of
 from dmlcore.protocols.fewshot.cell import Plan
 from dmlcore.reports import pictures
 
-PAGE = Path(__file__).parents[1] / "docs" / "fewshot.md"
+PAGE = Path(__file__).parents[1] / "docs" / "reports" / "fewshot.md"
 LOSSES = ["ms", "circle+binomial_deviance+norm_softmax"]  # a single loss, and the set of `dmlcore train`
 SCRIPTS = "@Latin,@Latin extended,@Cyrillic,@Cyrillic extended,@Punctuation,@Hiragana,@Katakana"
 BUDGET = {"epochs": 40, "episodes": 200, "episode_check": 10, "episode_patience": 50}
@@ -42,7 +42,7 @@ class Part:
         shots, replications: k, and R for each n.
         model: name and options of the trunk; None: the default.
         source_samples: kept of each source class; 0: all.
-        more: fields of the plan that differ.
+        changes: fields of the plan that differ.
     """
 
     name: str
@@ -52,7 +52,7 @@ class Part:
     replications: dict[int, int]
     model: tuple[str | None, dict[str, Any]] = (None, {})
     source_samples: int = 0
-    more: dict[str, Any] = field(default_factory=dict)
+    changes: dict[str, Any] = field(default_factory=dict)
 
     def grids(self, folder: Path | None, quick: bool) -> list[grid.Grid]:
         """A grid for each n, as the n have different numbers of replications."""
@@ -60,7 +60,7 @@ class Part:
         lengths = {} if quick else {**BUDGET, "source_samples": self.source_samples}
         kind = "features" if self.data.endswith(".npz") else "images"
         budget = budget_of("quick" if quick else "cpu", lengths, kind)
-        found = []
+        grids = []
         for n, replications in list(self.replications.items())[: 1 if quick else None]:
             plan = Plan(
                 data=data,
@@ -82,8 +82,8 @@ class Part:
                 seed=0,
                 replication=0,
             )
-            found.append(grid.Grid(Plan(**{**asdict(plan), **self.more}), [n], 2 if quick else replications))
-        return found
+            grids.append(grid.Grid(Plan(**{**asdict(plan), **self.changes}), [n], 2 if quick else replications))
+        return grids
 
 
 PARTS = (
@@ -141,32 +141,40 @@ def run(
     until = time.monotonic() + 60 * minutes
     parts = [part for part in PARTS if only is None or part.name in only]
 
-    def told(line: str) -> None:
+    def tell_or_stop(line: str) -> None:
         tell(line)
         if time.monotonic() > until:
             raise OutOfTime
 
+    grids = _checked_grids(parts, folder, quick, tell)
+    try:
+        for name, next_grid in sorted(grids, key=lambda named: named[1].numbers[0] >= LARGE):
+            tell(f"{name}, n = {next_grid.numbers[0]}")
+            grid.run(next_grid, work / slug(name), processes=processes, tell=tell_or_stop, again="the same command")
+    except OutOfTime:
+        tell(f"{minutes:g} minutes are over; the same command goes on")
+    results = collect(work, [part.name for part in parts])
+    write_atomically(file, (json.dumps(plain(results), separators=(",", ":")) + "\n").encode())
+    return results
+
+
+def _checked_grids(
+    parts: Sequence[Part], folder: Path | None, quick: bool, tell: Callable[[str], None]
+) -> list[tuple[str, grid.Grid]]:
+    """The grids that can be run, each with the name of its part."""
     grids = []
     for part in parts:
         if part.data.endswith(".npz") and not (folder and (folder / part.data).exists()):
             tell(f"{part.name}: left out, {part.data} is not in --folder {folder}")
             continue
         try:
-            mine = part.grids(folder, quick)
-            for one in mine:
-                grid.check(one)
-            grids += [(part.name, one) for one in mine]
+            grids_of_part = part.grids(folder, quick)
+            for part_grid in grids_of_part:
+                grid.check(part_grid)
+            grids += [(part.name, part_grid) for part_grid in grids_of_part]
         except DataError as error:
             tell(f"{part.name}: left out, {error}")
-    try:
-        for name, one in sorted(grids, key=lambda named: named[1].numbers[0] >= LARGE):
-            tell(f"{name}, n = {one.numbers[0]}")
-            grid.run(one, work / slug(name), processes=processes, tell=told, again="the same command")
-    except OutOfTime:
-        tell(f"{minutes:g} minutes are over; the same command goes on")
-    found = collect(work, [part.name for part in parts])
-    write_atomically(file, (json.dumps(plain(found), separators=(",", ":")) + "\n").encode())
-    return found
+    return grids
 
 
 def collect(work: Path, names: Sequence[str]) -> dict[str, Any]:
@@ -182,28 +190,28 @@ def collect(work: Path, names: Sequence[str]) -> dict[str, Any]:
         epochs: dict[str, dict[str, list[int]]] = {}
         for settings, result in sorted(cells, key=lambda cell: cell[0]["replication"]):
             for arm, shots in result["arms"].items():
-                for k, one in shots.items():
-                    errors.setdefault(arm, {}).setdefault(f"n{settings['n']} k{k}", []).append(round(one["error"], 5))
-                    if "epoch" in one:
-                        epochs.setdefault(arm, {}).setdefault(f"n{settings['n']} k{k}", []).append(one["epoch"])
-        chosen = {arm: {place: median(values) for place, values in places.items()} for arm, places in epochs.items()}
-        parts[name] = {**rounded(summary), "errors": errors, "median_epochs": chosen}
+                for k, measured in shots.items():
+                    errors.setdefault(arm, {}).setdefault(f"n{settings['n']} k{k}", []).append(round(measured["error"], 5))
+                    if "epoch" in measured:
+                        epochs.setdefault(arm, {}).setdefault(f"n{settings['n']} k{k}", []).append(measured["epoch"])
+        median_epochs = {arm: {place: median(values) for place, values in places.items()} for arm, places in epochs.items()}
+        parts[name] = {**rounded(summary), "errors": errors, "median_epochs": median_epochs}
     return {"environment": environment(), "parts": parts}
 
 
-def draw(found: dict[str, Any], file: Path) -> Path:
+def draw(results: dict[str, Any], file: Path) -> Path:
     """The curves of the main parts."""
-    shown = [(name, found["parts"][name]["means"]) for name in MAIN if name in found["parts"]]
+    shown = [(name, results["parts"][name]["means"]) for name in MAIN if name in results["parts"]]
     return pictures.save(curves.figure(shown), file)
 
 
-def write_page(found: dict[str, Any], page: Path = PAGE) -> None:
+def write_page(results: dict[str, Any], page: Path = PAGE) -> None:
     """Fill the markers `<!-- table: WHAT [PART] -->` to `<!-- end -->` of a page."""
     text = page.read_text(encoding="utf-8")
     pattern = re.compile(r"(<!-- table: (\w+)(?: ([^>]+?))? -->\n)(.*?)(<!-- end -->)", re.DOTALL)
 
     def fill(match: re.Match[str]) -> str:
-        lines = _TABLES[match[2]](found["parts"], match[3] or "")
+        lines = _TABLES[match[2]](results["parts"], match[3] or "")
         return match[1] + "\n".join(lines) + "\n" + match[5]
 
     page.write_text(pattern.sub(fill, text), encoding="utf-8")
@@ -216,16 +224,16 @@ def _part(of: Callable[[dict[str, Any]], list[str]]) -> Callable[[dict[str, Any]
 def _all_reductions(parts: dict[str, Any], _: str) -> list[str]:
     """The reduction of the error in every part."""
 
-    def said(one: dict[str, Any] | None) -> str:
-        return "" if one is None else report.percent(one)
+    def said(reduction: dict[str, Any] | None) -> str:
+        return "" if reduction is None else report.percent(reduction)
 
     rows = []
     for name, part in parts.items():
-        found = part["reduction"]
-        by_arm = found["by_arm"]
-        shown = [said(found), *(said(by_arm.get(arm)) for arm in ("adap_hist_loss", "adap_proto_net"))]
+        reduction = part["reduction"]
+        by_arm = reduction["by_arm"]
+        shown = [said(reduction), *(said(by_arm.get(arm)) for arm in ("adap_hist_loss", "adap_proto_net"))]
         shown += [said(part["reductions_of_losses"].get(ADAPTED + loss)) for loss in LOSSES]
-        rows.append([name, *shown, str(found["places"])])
+        rows.append([name, *shown, str(reduction["places"])])
     main = [parts[name]["reduction"]["mean"] for name in MAIN if name in parts]
     rows.append([f"mean of {', '.join(name for name in MAIN if name in parts)}", f"{100 * fmean(main):.0f} %", *[""] * 5])
     adapted = ["adap_hist_loss", "adap_proto_net", *(ADAPTED + loss for loss in LOSSES)]
@@ -238,12 +246,12 @@ def _all_orderings(parts: dict[str, Any], _: str) -> list[str]:
     claims = list(dict.fromkeys(row["claim"] for name in names for row in parts[name]["orderings"]))
     rows = []
     for claim in claims:
-        cells = [claim]
+        entries = [claim]
         for name in names:
             row = next((row for row in parts[name]["orderings"] if row["claim"] == claim), None)
             said = f"{row['holds']}/{row['places']} (+{row['clear']} -{row['against']}): {row['verdict']}" if row else ""
-            cells.append(said)
-        rows.append(cells)
+            entries.append(said)
+        rows.append(entries)
     return report.table(["claim", *names], rows)
 
 
@@ -252,8 +260,8 @@ def _all_regrets(parts: dict[str, Any], _: str) -> list[str]:
     names = [name for name in MAIN if name in parts]
     arms = list(dict.fromkeys(arm for name in names for arm in parts[name]["regrets"]))
 
-    def said(one: dict[str, float]) -> str:
-        return f"{100 * one['mean']:.1f} (worst {100 * one['worst']:.1f})"
+    def said(regret: dict[str, float]) -> str:
+        return f"{100 * regret['mean']:.1f} (worst {100 * regret['worst']:.1f})"
 
     return report.table(["", *names], [[arm, *(said(parts[name]["regrets"][arm]) for name in names)] for arm in arms])
 

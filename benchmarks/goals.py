@@ -6,8 +6,8 @@ import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
+from benchmarks.cases import ENSEMBLES, PAIRS, SCALING, SOFTMAX
 from benchmarks.measuring import Row
-from benchmarks.table import ENSEMBLES, PAIRS, SCALING, SOFTMAX
 
 Found = tuple[float, str]  # a figure, and which case and size it belongs to
 
@@ -33,15 +33,15 @@ class Goal:
 
     def worst(self, rows: list[Row]) -> Found | None:
         """The figure farthest on the wrong side, or None when nothing was measured."""
-        found = [figure for figure in self.figures(rows) if not math.isnan(figure[0])]
-        return (min if self.more_is_better else max)(found) if found else None
+        figures = [figure for figure in self.figures(rows) if not math.isnan(figure[0])]
+        return (min if self.more_is_better else max)(figures) if figures else None
 
     def holds(self, figure: float, bound: float) -> bool:
         return figure >= bound if self.more_is_better else figure <= bound
 
 
 def number(row: Row, name: str) -> float:
-    """A figure of a row read from CSV; NaN for an empty cell."""
+    """A figure of a row read from CSV; NaN for an empty entry."""
     text = row.get(name)
     return float(text) if text not in (None, "") else math.nan
 
@@ -56,13 +56,13 @@ def _about(row: Row) -> str:
 def _rows(
     rows: list[Row], rival: str, cases: Iterator[str] | list[str], d: int, least: int = 0, most: int = 10**9
 ) -> list[Row]:
-    wanted = set(cases)
+    names = set(cases)
     return [
         row
         for row in rows
         if row["benchmark"] == "losses"
         and (row["rival"], row["status"], row["malloc"]) == (rival, "ok", "default")
-        and row["case"] in wanted
+        and row["case"] in names
         and int(row["d"]) == d
         and least <= int(row["n"]) <= most
     ]

@@ -1,4 +1,7 @@
-"""`python -m benchmarks gradients`: what holds for every loss of the table of cases, as docs/gradients.md. Nothing is timed."""
+"""`python -m benchmarks gradients`: what holds for every loss of the table of cases. Nothing is timed.
+
+The page is docs/reports/gradients.md.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +19,7 @@ sys.path.append(str(ROOT / "tests"))
 
 from cases import BATCHES, LOSSES, Case, embeddings_of, hold_draws, value_and_gradients  # noqa: E402
 
-PAGE = ROOT / "docs" / "gradients.md"
+PAGE = ROOT / "docs" / "reports" / "gradients.md"
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 ORDINARY = ("odd", "sorted", "large", "unbalanced", "two classes")  # no coincident points: their decisions are not ties
 CONSTANT_WEIGHTS = {"circle": "its weights are constants in the gradient, as in the paper"}
@@ -24,20 +27,21 @@ EXACT = 1e-8
 
 HEADER = """# Values and gradients of every loss
 
-Made by `python -m benchmarks gradients` from the table of cases (`tests/cases.py`); the same machine gives the same page.
+`python -m benchmarks gradients` makes this page from the table of cases (`tests/cases.py`). The same machine gives the same
+page. A row is a loss with its options.
 
-- **gradcheck**: the gradient of what users call (fused where it is fused), in float64, against finite differences, for
-  embeddings and every learnable parameter. Where a definition takes weights as constants, its gradient is not the derivative
-  of its value; it is compared with the plain PyTorch definition instead and the cell says `= plain`. Where random numbers are
-  drawn by the embeddings' own bits they are held for this check and for the errors.
-- **order**: permuting the batch permutes the gradient and leaves the value (relative to {exact:.0e} in float64).
-- **scale**: multiplying each embedding by a positive number of its own leaves the value, and the gradient of each embedding is
-  orthogonal to it. `by norm`: the definition depends on the norms, so nothing is claimed.
-- **errors**: worst relative error of value and gradient over the batches {batches},
-  against the plain definition in float64 of the same rounded inputs. A gradient's error is divided by its largest component.
-  Gradients of half-precision inputs are returned in that precision, whose rounding is 3.9e-3 (bfloat16) and 4.9e-4 (float16);
-  a gradient below its smallest normal number (6e-5 for float16) is not counted, since training in float16 scales losses.
-- **fused**: one pass over the similarities, or why not.
+- **gradcheck** compares the gradient of what users call with finite differences, in float64, for embeddings and every learnable
+  parameter. What users call is the fused form where there is one. Some definitions take weights as constants, so their gradient
+  is not the derivative of their value. It is compared with the plain PyTorch definition instead, and the cell says `= plain`.
+  Some losses draw random numbers by the bits of the embeddings. The draws are held for this check and for the errors.
+- **order** permutes the batch. The gradient is permuted too and the value stays (relative to {exact:.0e} in float64).
+- **scale** multiplies each embedding by a positive number of its own. The value stays, and the gradient of each embedding is
+  orthogonal to it. `by norm` says that the definition depends on the norms, so nothing is claimed.
+- **errors** are the worst relative errors of value and gradient over the batches {batches}. They are taken against the plain
+  definition in float64 of the same rounded inputs. A gradient's error is divided by its largest component. Gradients of
+  half-precision inputs are returned in that precision. Its rounding is 3.9e-3 (bfloat16) and 4.9e-4 (float16). A gradient below
+  its smallest normal number (6e-5 for float16) is not counted, since training in float16 scales losses.
+- **fused** says whether one pass over the similarities computes the loss, or why not.
 
 CPU kernels: instruction set {level}, products by {blas}. One thread.
 """
@@ -48,16 +52,16 @@ def _loss_inputs(case: Case) -> tuple[Any, Tensor, Tensor]:
     return case.create(classes=4, width=4), embeddings_of(labels, 4, seed=5), labels
 
 
-def _near(mine: Tensor, other: Tensor, tolerance: float = EXACT) -> bool:
-    return bool((mine - other).abs().max() <= tolerance * (1e-3 + other.abs().max())) if mine.numel() else True
+def _near(actual: Tensor, expected: Tensor, tolerance: float = EXACT) -> bool:
+    return bool((actual - expected).abs().max() <= tolerance * (1e-3 + expected.abs().max())) if actual.numel() else True
 
 
 def gradcheck(case: Case) -> str:
     """`yes`, `= plain` for gradients that are no derivative by definition, or what is wrong."""
     loss, x, labels = _loss_inputs(case)
     if case.name in CONSTANT_WEIGHTS:
-        mine, plain = (value_and_gradients(loss, x, labels, compute)[1] for compute in (loss, loss.reference))
-        return "= plain" if all(_near(a, b) for a, b in zip(mine, plain, strict=True)) else "FAILS: not the plain gradient"
+        own, plain = (value_and_gradients(loss, x, labels, compute)[1] for compute in (loss, loss.reference))
+        return "= plain" if all(_near(a, b) for a, b in zip(own, plain, strict=True)) else "FAILS: not the plain gradient"
     inputs = (x.requires_grad_(), *loss.parameters())
     hold_draws(loss)
     try:
@@ -71,11 +75,11 @@ def order_invariance(case: Case) -> str:
     """`yes`, or what is wrong."""
     loss, (x, y) = case.create(), BATCHES["odd"]
     order = torch.randperm(len(y), generator=torch.Generator().manual_seed(4))
-    value, (gradient, *others) = value_and_gradients(loss, x, y, loss)
-    shuffled, (shuffled_gradient, *shuffled_others) = value_and_gradients(loss, x[order], y[order], loss)
+    value, (gradient, *of_parameters) = value_and_gradients(loss, x, y, loss)
+    shuffled, (shuffled_gradient, *shuffled_of_parameters) = value_and_gradients(loss, x[order], y[order], loss)
     if not _near(shuffled, value):
         return f"FAILS: {value.item():.6g} becomes {shuffled.item():.6g}"
-    pairs = [(shuffled_gradient, gradient[order]), *zip(shuffled_others, others, strict=True)]
+    pairs = [(shuffled_gradient, gradient[order]), *zip(shuffled_of_parameters, of_parameters, strict=True)]
     return "yes" if all(_near(a, b) for a, b in pairs) else "FAILS: the gradient does not follow"
 
 
@@ -108,20 +112,20 @@ def errors(case: Case, dtype: torch.dtype) -> tuple[float, float]:
         truth, truths = value_and_gradients(exact, x.double(), y, exact.reference)
         if truth != 0:
             of_value = max(of_value, float((value.double() - truth).abs() / truth.abs()))
-        for found, expected in zip(gradients, truths, strict=True):
-            if expected.numel() and (most := expected.abs().max()) >= torch.finfo(found.dtype).tiny:
-                of_gradient = max(of_gradient, float((found.double() - expected).abs().max() / most))
+        for actual, expected in zip(gradients, truths, strict=True):
+            if expected.numel() and (most := expected.abs().max()) >= torch.finfo(actual.dtype).tiny:
+                of_gradient = max(of_gradient, float((actual.double() - expected).abs().max() / most))
     return of_value, of_gradient
 
 
 def row(case: Case) -> list[str]:
-    """The cells of one line of the page."""
+    """The entries of one line of the page."""
     loss = case.create()
     options = ", ".join(f"{key} = {value}" for key, value in case.options.items())
-    cells = [f"`{case.name}`" + (f" {options}" if options else "")]
-    cells += [gradcheck(case), order_invariance(case), scale_invariance(case)]
-    cells += [" / ".join(f"{error:.0e}" for error in errors(case, dtype)) for dtype in DTYPES.values()]
-    return [*cells, "yes" if loss.is_fused else f"no: {loss.why_not_fused}"]
+    entries = [f"`{case.name}`" + (f" {options}" if options else "")]
+    entries += [gradcheck(case), order_invariance(case), scale_invariance(case)]
+    entries += [" / ".join(f"{error:.0e}" for error in errors(case, dtype)) for dtype in DTYPES.values()]
+    return [*entries, "yes" if loss.is_fused else f"no: {loss.why_not_fused}"]
 
 
 def page(cases: Sequence[Case]) -> str:
@@ -136,7 +140,7 @@ def page(cases: Sequence[Case]) -> str:
         torch.set_num_threads(threads)
     cpu = info()["cpu"]
     header = ["loss", "gradcheck", "order", "scale", *(f"{name}: value / gradient" for name in DTYPES), "fused"]
-    table = ["| " + " | ".join(cells) + " |" for cells in [header, ["---"] * len(header), *lines]]
+    table = ["| " + " | ".join(entries) + " |" for entries in [header, ["---"] * len(header), *lines]]
     about = HEADER.format(exact=EXACT, batches=", ".join(ORDINARY), level=cpu["level"] or "none", blas=cpu["blas"] or "PyTorch")
     reasons = [f"- `{name}`: {why}." for name, why in CONSTANT_WEIGHTS.items() if any(case.name == name for case in cases)]
     notes = ["", "Gradients that are no derivative of the value:", "", *reasons] if reasons else []
@@ -147,7 +151,7 @@ def write(path: Path | None = None, only: str | None = None) -> str:
     """Write the page and return it.
 
     Args:
-        path: the file; None: docs/gradients.md.
+        path: the file; None: docs/reports/gradients.md.
         only: part of the cases' names, for a quick look.
     """
     text = page([case for case in LOSSES if only is None or only in case.id])

@@ -1,6 +1,6 @@
 """Forward and backward of losses and ensembles: fused, the plain definition, the same compiled, pytorch-metric-learning, each
-against the bare matrix products any implementation needs. Every cell runs in a child process with limits of time and memory, so
-that no rival ends the run; rows are kept as they come, and a run that was interrupted goes on where it stopped."""
+against the bare matrix products any implementation needs. Every measurement runs in a child process with limits of time and
+memory, so that no rival ends the run. Rows are kept as they come, and a run that was interrupted goes on where it stopped."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 
+from benchmarks.cases import Measurement
 from benchmarks.measuring import MALLOC, Row
-from benchmarks.table import Cell
 
 ROOT = Path(__file__).parents[1]
 FAILED = ("memory", "time", "killed", "skipped")
@@ -28,12 +28,17 @@ def memory_limit() -> int:
     return 0
 
 
-def _in_child(cell: Cell, seconds: float, cutoff: float, megabytes: int) -> Row:
-    told = json.dumps({"cell": asdict(cell), "seconds": seconds, "megabytes": megabytes})
-    variables = {**os.environ, **MALLOC[cell.malloc], "OMP_NUM_THREADS": str(cell.threads), "OMP_WAIT_POLICY": "passive"}
+def _in_child(measurement: Measurement, seconds: float, cutoff: float, megabytes: int) -> Row:
+    request = json.dumps({"measurement": asdict(measurement), "seconds": seconds, "megabytes": megabytes})
+    variables = {
+        **os.environ,
+        **MALLOC[measurement.malloc],
+        "OMP_NUM_THREADS": str(measurement.threads),
+        "OMP_WAIT_POLICY": "passive",
+    }
     try:
         done = subprocess.run(
-            [sys.executable, "-m", "benchmarks.cell", told],
+            [sys.executable, "-m", "benchmarks.child", request],
             cwd=ROOT,
             env=variables,
             capture_output=True,
@@ -49,27 +54,27 @@ def _in_child(cell: Cell, seconds: float, cutoff: float, megabytes: int) -> Row:
     return json.loads(done.stdout.splitlines()[-1])
 
 
-def _too_large(cell: Cell, rows: list[Row]) -> Row | None:
+def _too_large(measurement: Measurement, rows: list[Row]) -> Row | None:
     """A row that says why a larger size is not tried, where the same rival failed at a smaller one."""
     for row in rows:
-        same = all(str(row.get(name)) == str(value) for name, value in asdict(cell).items() if name != "n")
-        if same and row["status"] in FAILED and int(row["n"]) < cell.n and cell.rival != "fused":
+        same = all(str(row.get(name)) == str(value) for name, value in asdict(measurement).items() if name != "n")
+        if same and row["status"] in FAILED and int(row["n"]) < measurement.n and measurement.rival != "fused":
             return {"status": "skipped", "detail": f"{row['status']} at N = {row['n']}"}
     return None
 
 
 def key_of(row: Row) -> tuple[str, ...]:
-    """What `Cell.key` is for a row."""
-    return tuple(str(row[name]) for name in Cell.__dataclass_fields__)
+    """What `Measurement.key` is for a row."""
+    return tuple(str(row[name]) for name in Measurement.__dataclass_fields__)
 
 
 def is_complete(row: Row) -> bool:
-    """Whether a cell is measured: not so rows of earlier forms of this benchmark, which lack columns."""
+    """Whether a measurement is done: not so rows of earlier forms of this benchmark, which lack columns."""
     return row["status"] != "ok" or bool(row.get("products_seconds"))
 
 
 def run(
-    cells: list[Cell],
+    measurements: list[Measurement],
     about: Row,
     rows: list[Row],
     keep: Callable[[list[Row]], None],
@@ -79,40 +84,47 @@ def run(
     megabytes: int | None = None,
     minutes: float | None = None,
 ) -> list[Row]:
-    """Measure the cells that have no row yet; prints a line for each.
+    """Do the measurements that have no row yet; prints a line for each.
 
     Args:
-        cells: what to measure, in this order.
+        measurements: what to measure, in this order.
         about: put into every row.
         rows: those of earlier runs.
-        keep: gets all rows after every cell.
-        seconds: of repeats per cell, beyond the least number of repeats.
-        cutoff: wall seconds after which a cell is given up.
-        megabytes: memory a cell may take beyond its code; None: three quarters of what is free.
-        minutes: no cell is begun after that.
+        keep: gets all rows after every measurement.
+        seconds: of repeats per measurement, beyond the least number of repeats.
+        cutoff: wall seconds after which a measurement is given up.
+        megabytes: memory a measurement may take beyond its code; None: three quarters of what is free.
+        minutes: no measurement is begun after that.
 
     Returns:
         All rows.
     """
     rows, began = list(rows), time.monotonic()
-    known = {key_of(row) for row in rows if is_complete(row)}
-    wanted = [cell for cell in cells if cell.key not in known]
-    if len(wanted) < len(cells):
-        print(f"{len(cells) - len(wanted)} of {len(cells)} cells are measured already; --fresh measures them again")
-    for position, cell in enumerate(wanted):
+    complete = {key_of(row) for row in rows if is_complete(row)}
+    missing = [measurement for measurement in measurements if measurement.key not in complete]
+    if len(missing) < len(measurements):
+        done, total = len(measurements) - len(missing), len(measurements)
+        print(f"{done} of {total} measurements are done already; --fresh measures them again")
+    limit = memory_limit() if megabytes is None else megabytes
+    for position, measurement in enumerate(missing):
         if minutes is not None and (left := 60 * minutes - (time.monotonic() - began)) < cutoff / 4:
-            print(f"{len(wanted) - position} cells are left for another run: the time is up with {left:.0f} s to go")
+            print(f"{len(missing) - position} measurements are left for another run: the time is up with {left:.0f} s to go")
             break
         given_up = cutoff if minutes is None else min(cutoff, max(left, 1.0))
-        found = _too_large(cell, rows) or _in_child(cell, seconds, given_up, memory_limit() if megabytes is None else megabytes)
-        rows = [row for row in rows if key_of(row) != cell.key]
-        rows.append({"benchmark": "losses", **asdict(cell), **found, **about})
+        result = _too_large(measurement, rows) or _in_child(measurement, seconds, given_up, limit)
+        rows = [row for row in rows if key_of(row) != measurement.key]
+        rows.append({"benchmark": "losses", **asdict(measurement), **result, **about})
         keep(rows)
-        classes = f" C={cell.classes}" if cell.classes else ""
-        line = f"{cell.case:28} {cell.rival:9} N={cell.n:5} d={cell.d:3}{classes:8} {cell.malloc:8}"
-        if found["status"] == "ok":
-            line += f"{1e3 * found['seconds']:10.3f} ms {found['ratio_to_products']:8.2f} x products {found['peak_mb']:8.1f} MB"
-        else:
-            line += f"{found['status']}: {found.get('detail', '')}"
-        print(line, flush=True)
+        print(_line(measurement, result), flush=True)
     return rows
+
+
+def _line(measurement: Measurement, result: Row) -> str:
+    """What is printed of a measurement."""
+    classes = f" C={measurement.classes}" if measurement.classes else ""
+    size = f"N={measurement.n:5} d={measurement.d:3}{classes:8}"
+    line = f"{measurement.case:28} {measurement.rival:9} {size} {measurement.malloc:8}"
+    if result["status"] != "ok":
+        return line + f"{result['status']}: {result.get('detail', '')}"
+    milliseconds, ratio = 1e3 * result["seconds"], result["ratio_to_products"]
+    return line + f"{milliseconds:10.3f} ms {ratio:8.2f} x products {result['peak_mb']:8.1f} MB"

@@ -142,9 +142,9 @@ def write(rows: list[Row], csv_file: Path | None, json_file: Path | None = None)
 def rounded(value: Any) -> Any:
     """Nested results with five digits behind the point, for files that are kept."""
     if isinstance(value, dict):
-        return {key: rounded(one) for key, one in value.items()}
+        return {key: rounded(element) for key, element in value.items()}
     if isinstance(value, list | tuple):
-        return [rounded(one) for one in value]
+        return [rounded(element) for element in value]
     return round(value, 5) if isinstance(value, float) else value
 
 

@@ -15,7 +15,7 @@ from typing import Any
 
 from benchmarks.measuring import rounded, slug
 
-PAGE = Path(__file__).parents[1] / "docs" / "ood.md"
+PAGE = Path(__file__).parents[1] / "docs" / "reports" / "ood.md"
 RESULTS = Path(__file__).parent / "results"
 WIDE: dict[str, Any] = {"embedding_dim": 256, "compress": 64}
 DEFAULT = ("circle", "binomial_deviance", "norm_softmax")  # the losses of `dmlcore train`
@@ -84,50 +84,54 @@ def run(folder: Path | None, work: Path | None, processes: int, quick: bool, onl
         tell: receives lines of progress.
     """
     from dmlcore.files import write_atomically
-    from dmlcore.protocols.shift import report, running
-    from dmlcore.protocols.shift.adapting import Adaptation
+    from dmlcore.protocols.shift import report
 
     work = work or Path(tempfile.gettempdir()) / f"dmlcore-ood-{os.getuid()}{'-quick' if quick else ''}"
-    found: dict[str, Any] = json.loads(file.read_text()) if file.exists() else {}
-    adaptation = Adaptation(SHOTS, (QUICK,) if quick else STEPS, RATE, 2 if quick else 10)
+    stored: dict[str, Any] = json.loads(file.read_text()) if file.exists() else {}
     for family in FAMILIES:
         data = family.data if family.data == "glyphs" else str((folder or Path()) / family.data)
         if (only and only not in family.name) or not (family.data == "glyphs" or Path(data).exists()):
             continue
-        place = work / slug(family.name)
-        splits = _splits(family, data, place, tell)
-        tried = _constraint(family, splits.default, place, quick, tell)
-        configs = _configs(family, place, METHODS, quick, max(tried, key=lambda eta: tried[eta]))
-        chosen = [split.id for split in splits.splits]
-        cells, places = running.plan(
-            place / "splits.json",
-            configs,
-            seeds=1 if quick else family.seeds,
-            adaptation=adaptation,
-            only=[chosen[0], chosen[-1]] if quick else (),
-        )
-        tell(f"{family.name}: {len(cells)} cells")
-        results = running.run(cells, places, place / "cells", processes=processes, tell=tell)
-        summary = report.summary(report.Results.read(place / "cells", list(METHODS)))
-        found[family.name] = {
-            **summary,
-            "baselines": _baselines(cells, results, family.raw),
-            "constraint": {f"{eta:g}": score for eta, score in tried.items()},
-            "build": dict(splits.made_by),
-            "settings": {**family.settings, "methods": METHODS},
-            "classes": {
-                split.id: [len(split.train_part), len(split.validation_part), len(split.test)] for split in splits.splits
-            },
-            "cpu_seconds": round(sum(result["cpu_seconds"] for result in results.values())),
-            "versions": next(iter(results.values()))["versions"],
-            "cells": {key: _kept(result) for key, result in results.items()},
-        }
-        found = rounded(found)
-        write_atomically(file, (json.dumps(found, indent=1) + "\n").encode())
+        summary, about = _run_family(family, data, work / slug(family.name), processes, quick, tell)
+        stored = rounded({**stored, family.name: {**summary, **about}})
+        write_atomically(file, (json.dumps(stored, indent=1) + "\n").encode())
         report.draw(summary, file.with_name(f"{file.stem}-{slug(family.name)}.svg"), family.name)
     if page is not None:
-        fill(found, page)
-    return found
+        fill(stored, page)
+    return stored
+
+
+def _run_family(
+    family: Family, data: str, place: Path, processes: int, quick: bool, tell: Callable[[str], None]
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Run what is missing of a family: the report's summary, and what is stored beside it."""
+    from dmlcore.protocols.shift import report, running
+    from dmlcore.protocols.shift.adapting import Adaptation
+
+    adaptation = Adaptation(SHOTS, (QUICK,) if quick else STEPS, RATE, 2 if quick else 10)
+    splits = _splits(family, data, place, tell)
+    tried = _constraint(family, splits.default, place, quick, tell)
+    configs = _configs(family, place, METHODS, quick, max(tried, key=lambda eta: tried[eta]))
+    ids = [split.id for split in splits.splits]
+    cells, places = running.plan(
+        place / "splits.json",
+        configs,
+        seeds=1 if quick else family.seeds,
+        adaptation=adaptation,
+        only=[ids[0], ids[-1]] if quick else (),
+    )
+    tell(f"{family.name}: {len(cells)} cells")
+    results = running.run(cells, places, place / "cells", processes=processes, tell=tell)
+    return report.summary(report.Results.read(place / "cells", list(METHODS))), {
+        "baselines": _baselines(cells, results, family.raw),
+        "constraint": {f"{eta:g}": score for eta, score in tried.items()},
+        "build": dict(splits.made_by),
+        "settings": {**family.settings, "methods": METHODS},
+        "classes": {split.id: [len(split.train_part), len(split.validation_part), len(split.test)] for split in splits.splits},
+        "cpu_seconds": round(sum(result["cpu_seconds"] for result in results.values())),
+        "versions": next(iter(results.values()))["versions"],
+        "cells": {key: _kept(result) for key, result in results.items()},
+    }
 
 
 def _splits(family: Family, data: str, place: Path, tell: Callable[[str], None]) -> Any:
@@ -138,8 +142,8 @@ def _splits(family: Family, data: str, place: Path, tell: Callable[[str], None])
     place.mkdir(parents=True, exist_ok=True)
     path = place / "splits.json"
     if not path.exists():
-        made, notes = build_splits(data, {}, BuildOptions(**family.build))
-        path.write_bytes(made.to_json())
+        splits, notes = build_splits(data, {}, BuildOptions(**family.build))
+        path.write_bytes(splits.to_json())
         for note in notes:
             tell(note)
     return SplitFile.read(path)
@@ -178,38 +182,38 @@ def _kept(result: dict[str, Any]) -> dict[str, Any]:
 def _baselines(cells: list[Any], results: dict[str, Any], raw: str) -> dict[str, dict[str, float]]:
     """Recall@1 without training, by split: raw samples, and the mean over the untrained networks of the first method."""
     first = next(iter(METHODS))
-    found: dict[str, dict[str, list[float]]] = {}
+    by_name: dict[str, dict[str, list[float]]] = {}
     for cell in cells:
         if cell.settings["name"] == first:
             measured = results[cell.key]["baselines"]
             for name in (raw, "untrained network"):
-                found.setdefault(name, {}).setdefault(cell.settings["split"]["id"], []).append(measured[name]["recall@1"])
-    return {name: {split: sum(v) / len(v) for split, v in rows.items()} for name, rows in found.items()}
+                by_name.setdefault(name, {}).setdefault(cell.settings["split"]["id"], []).append(measured[name]["recall@1"])
+    return {name: {split: sum(v) / len(v) for split, v in rows.items()} for name, rows in by_name.items()}
 
 
-def fill(found: dict[str, Any], page: Path) -> None:
+def fill(stored: dict[str, Any], page: Path) -> None:
     """Put the tables between the marks `<!-- results: FAMILY -->` and `<!-- end -->` of the page."""
     text = page.read_text()
-    for name, one in found.items():
+    for name, family in stored.items():
         pattern = re.compile(rf"(<!-- results: {re.escape(name)} -->\n).*?(<!-- end -->)", re.DOTALL)
-        table = "\n".join(tables(one))
+        table = "\n".join(tables(family))
         text = pattern.sub(lambda marks, table=table: f"{marks[1]}\n{table}\n\n{marks[2]}", text)
     page.write_text(text)
 
 
-def tables(one: dict[str, Any]) -> list[str]:
+def tables(family: dict[str, Any]) -> list[str]:
     """The tables of a family: those of `dmlcore ood report`, with the baselines and the areas' differences."""
     from dmlcore.protocols.shift import report
     from dmlcore.protocols.shift.area import area_under_shift
 
-    lines = report.tables(one)
-    fids = {split["id"]: split["fid"] for split in one["splits"]}
+    lines = report.tables(family)
+    fids = {split["id"]: split["fid"] for split in family["splits"]}
     lines += ["", "Without training, R@1:", "", f"| | {' | '.join(fids)} | area |", f"| --- |{' --- |' * (len(fids) + 1)}"]
-    for name, rows in one["baselines"].items():
+    for name, rows in family["baselines"].items():
         area = area_under_shift([fids[split] for split in fids], [rows[split] for split in fids])
         lines.append(f"| {name} | {' | '.join(f'{100 * rows[split]:.1f}' for split in fids)} | {100 * area:.1f} |")
     lines += ["", "Differences of the area of R@1, paired by seed:", "", "| | points |", "| --- | --- |"]
-    for pair, difference in one["area_differences"].items():
+    for pair, difference in family["area_differences"].items():
         half = "" if difference["half"] is None else f" ± {100 * difference['half']:.2f}"
         lines.append(f"| {pair} | {100 * difference['mean']:+.2f}{half} |")
     return lines

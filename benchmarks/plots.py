@@ -5,9 +5,9 @@ from __future__ import annotations
 import math
 from pathlib import Path
 
+from benchmarks.cases import RIVALS
 from benchmarks.goals import number
 from benchmarks.measuring import Row
-from benchmarks.table import RIVALS
 from dmlcore.reports import pictures
 
 CASES = {"ms": "one loss (ms)", "five": "five losses"}
@@ -29,7 +29,7 @@ def draw(rows: list[Row], file: Path) -> Path:
     pyplot = pictures.pyplot()
     figure, axes = pyplot.subplots(len(CASES), 2, figsize=(10, 4 * len(CASES)), sharex=True, squeeze=False)
     for line, (case, title) in zip(axes, CASES.items(), strict=True):
-        kept = [
+        measured = [
             row
             for row in rows
             if (row["case"], row["d"], row["malloc"], row["status"]) == (case, "128", "default", "ok")
@@ -37,12 +37,12 @@ def draw(rows: list[Row], file: Path) -> Path:
         ]
         for axis, column, label in zip(line, ("seconds", "peak_mb"), ("seconds, forward + backward", "MB, extra"), strict=True):
             for rival in RIVALS:
-                found = sorted((int(row["n"]), number(row, column)) for row in kept if row["rival"] == rival)
-                found = [point for point in found if not math.isnan(point[1]) and point[1] > 0]
-                if found:
-                    axis.plot(*zip(*found, strict=True), marker="o", label=NAMES[rival])
+                points = sorted((int(row["n"]), number(row, column)) for row in measured if row["rival"] == rival)
+                points = [point for point in points if not math.isnan(point[1]) and point[1] > 0]
+                if points:
+                    axis.plot(*zip(*points, strict=True), marker="o", label=NAMES[rival])
             if column == "seconds":
-                fused = [row for row in kept if row["rival"] == "fused"]
+                fused = [row for row in measured if row["rival"] == "fused"]
                 bare = sorted((int(row["n"]), number(row, "products_seconds")) for row in fused)
                 bare = [point for point in bare if not math.isnan(point[1])]
                 if bare:

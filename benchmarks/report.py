@@ -1,4 +1,4 @@
-"""`python -m benchmarks report`: the tables between the markers of docs/performance.md, from the measured rows."""
+"""`python -m benchmarks report`: the tables between the markers of docs/reports/performance.md, from the measured rows."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ import re
 from collections.abc import Callable
 from pathlib import Path
 
+from benchmarks.cases import PROXIES, RIVALS
 from benchmarks.goals import GOALS, number
 from benchmarks.gpu.report import gpu
 from benchmarks.measuring import Row, read
-from benchmarks.table import PROXIES, RIVALS
 
-PAGE = Path(__file__).parents[1] / "docs" / "performance.md"
+PAGE = Path(__file__).parents[1] / "docs" / "reports" / "performance.md"
 MARKERS = re.compile(r"(<!-- table: (\w+) -->\n)(.*?)(<!-- end -->)", re.DOTALL)
 
 
@@ -27,7 +27,7 @@ def _bare(value: float) -> str:
 
 
 def _table(header: list[str], lines: list[list[str]]) -> str:
-    return "\n".join("| " + " | ".join(cells) + " |" for cells in [header, ["---"] * len(header), *lines])
+    return "\n".join("| " + " | ".join(entries) + " |" for entries in [header, ["---"] * len(header), *lines])
 
 
 def _losses(rows: list[Row]) -> list[Row]:
@@ -51,22 +51,22 @@ def goals(rows: list[Row]) -> str:
     return _table(["what", "must reach", "aim", "worst measured", ""], lines)
 
 
-def _grid(rows: list[Row], cell: Callable[[Row], str], malloc: str = "default") -> str:
-    """Tables per dimension: a line per case, a column per N; `cell` of the fused, plain, compiled and peer rows."""
-    kept = [row for row in _losses(rows) if row["malloc"] == malloc and row["rival"] in RIVALS]
-    found = {(row["case"], row["classes"], row["d"], row["n"], row["rival"]): row for row in kept}
+def _grid(rows: list[Row], entry: Callable[[Row], str], malloc: str = "default") -> str:
+    """Tables per dimension: a line per case, a column per N; `entry` of the fused, plain, compiled and peer rows."""
+    finished = [row for row in _losses(rows) if row["malloc"] == malloc and row["rival"] in RIVALS]
+    rows_by_key = {(row["case"], row["classes"], row["d"], row["n"], row["rival"]): row for row in finished}
     parts = []
-    for d in sorted({row["d"] for row in kept}, key=int):
-        sizes = sorted({row["n"] for row in kept if row["d"] == d}, key=int)
+    for d in sorted({row["d"] for row in finished}, key=int):
+        sizes = sorted({row["n"] for row in finished if row["d"] == d}, key=int)
         lines = []
-        for case, classes in dict.fromkeys((row["case"], row["classes"]) for row in kept if row["d"] == d):
-            cells = []
+        for case, classes in dict.fromkeys((row["case"], row["classes"]) for row in finished if row["d"] == d):
+            entries = []
             for n in sizes:
-                rivals = [found.get((case, classes, d, n, rival)) for rival in RIVALS]
-                texts = ["-" if row is None else cell(row) for row in rivals]
-                cells.append(" / ".join(texts) if set(texts) != {"-"} else "")
-            if any(cells):
-                lines.append([case + (f", C = {classes}" if case in PROXIES else ""), *cells])
+                rivals = [rows_by_key.get((case, classes, d, n, rival)) for rival in RIVALS]
+                texts = ["-" if row is None else entry(row) for row in rivals]
+                entries.append(" / ".join(texts) if set(texts) != {"-"} else "")
+            if any(entries):
+                lines.append([case + (f", C = {classes}" if case in PROXIES else ""), *entries])
         parts.append(f"d = {d}\n\n" + _table(["case", *(f"N = {n}" for n in sizes)], lines))
     return "\n\n".join(parts)
 
@@ -103,12 +103,14 @@ def threads(rows: list[Row]) -> str:
 
 def allocator(rows: list[Row]) -> str:
     """Rivals under glibc as it comes, and told to keep its memory: ratios to the bare products."""
-    kept = {tuple(row[k] for k in ("case", "rival", "n", "d", "malloc")): row for row in _losses(rows) if row["status"] == "ok"}
+    finished = {
+        tuple(row[k] for k in ("case", "rival", "n", "d", "malloc")): row for row in _losses(rows) if row["status"] == "ok"
+    }
     lines = []
-    for (case, rival, n, d, malloc), row in kept.items():
-        other = kept.get((case, rival, n, d, "default"))
-        if malloc == "keep" and other is not None:
-            pair = [_figure(number(each, "ratio_to_products")) for each in (other, row)]
+    for (case, rival, n, d, malloc), row in finished.items():
+        as_it_comes = finished.get((case, rival, n, d, "default"))
+        if malloc == "keep" and as_it_comes is not None:
+            pair = [_figure(number(either, "ratio_to_products")) for either in (as_it_comes, row)]
             lines.append([case, rival, n, d, *pair])
     return _table(["case", "rival", "N", "d", "as it comes", "memory kept"], lines)
 
@@ -127,9 +129,9 @@ def evaluation(rows: list[Row]) -> str:
     """Ratios to one full product per size and rival."""
     rows = [row for row in rows if row["benchmark"] == "evaluation"]
     rivals = [rival for rival in dict.fromkeys(row["rival"] for row in rows) if rival != "product"]
-    found = {(row["case"], row["rival"]): row for row in rows}
+    rows_by_key = {(row["case"], row["rival"]): row for row in rows}
     lines = [
-        [case, *(_figure(number(found.get((case, rival), {}), "ratio_to_product")) for rival in rivals)]
+        [case, *(_figure(number(rows_by_key.get((case, rival), {}), "ratio_to_product")) for rival in rivals)]
         for case in dict.fromkeys(row["case"] for row in rows)
     ]
     return _table(["case", *rivals], lines)
@@ -159,7 +161,7 @@ def write(page: Path | None, results: Path) -> str:
     """Fill the page's markers, `<!-- table: NAME -->` to `<!-- end -->`, and return it.
 
     Args:
-        page: None: docs/performance.md.
+        page: None: docs/reports/performance.md.
         results: a CSV file, or a folder of them.
 
     Raises:
@@ -170,6 +172,6 @@ def write(page: Path | None, results: Path) -> str:
     rows = [row for row in every if row["benchmark"] in ("losses", "evaluation")]
     blocks = {name: block(rows) for name, block in BLOCKS.items()} | {"gpu": gpu([r for r in every if r["benchmark"] == "gpu"])}
     page = page or PAGE
-    text = MARKERS.sub(lambda found: f"{found[1]}\n{blocks[found[2]]}\n\n{found[4]}", page.read_text())
+    text = MARKERS.sub(lambda mark: f"{mark[1]}\n{blocks[mark[2]]}\n\n{mark[4]}", page.read_text())
     page.write_text(text)
     return text

@@ -42,17 +42,17 @@ def run(seconds: float = 20.0, least: int = 3) -> list[Row]:
             times = interleaved(arms, budget=seconds, least=least)
     finally:
         torch.set_num_threads(threads)
-    one = statistics.median(times["one loss"])
+    one_loss = statistics.median(times["one loss"])
     return [
         {
             "case": name,
             "model": "conv",
             "data": "glyphs",
-            "images_per_second": STEPS * 128 / statistics.median(found),
-            "ratio_to_one_loss": one / statistics.median(found),
-            "repeats": len(found),
+            "images_per_second": STEPS * 128 / statistics.median(seconds_of_arm),
+            "ratio_to_one_loss": one_loss / statistics.median(seconds_of_arm),
+            "repeats": len(seconds_of_arm),
         }
-        for name, found in times.items()
+        for name, seconds_of_arm in times.items()
     ]
 
 

@@ -88,7 +88,7 @@ def _fusion(name: str) -> dict[str, Any]:
         loss = losses.create(name, num_classes=2, embedding_dim=2)
         call = loss.functor_call() if isinstance(loss, losses.RowLoss) else ""
         functor = call if isinstance(call, str) else call.functor
-        on_cuda = loss.is_fused and not kernels.reason_against("cuda") and functor in kernels.functors("cuda")
+        on_cuda = loss.is_fused and not kernels.why_not("cuda") and functor in kernels.functors("cuda")
         places = ["cpu"] * loss.is_fused + ["cuda"] * on_cuda
         has_form = isinstance(loss, losses.RowLoss) and not isinstance(call, str)
         return {

@@ -86,7 +86,8 @@ KINDS = _table(
         "model",
         "Trunks: what `--model` can name.",
         """Subclasses of `dmlcore.models.Trunk`: `forward` maps samples `[B, C, H, W]` in 0..1 or `[B, F]` to features `[B,
-        features]`. A linear head follows.""",
+        features]`. A linear head follows. A trunk that goes by further names, such as those of networks it wraps, says by
+        `claims` what they mean.""",
         "dmlcore train --model $name --data features.npz --steps 50",
     ),
     Kind(
@@ -96,7 +97,7 @@ KINDS = _table(
         "data",
         "Data sets: what `--data` can name.",
         """Subclasses of `dmlcore.data.DataSource`: `load` returns a `Table` of N samples, labels int64 `[N]`
-        and class names.""",
+        and class names. A source that reads files says by `claims` which paths mean it, and by `reads` how they look.""",
         "dmlcore train --data $name --steps 50",
     ),
     Kind(

@@ -26,6 +26,7 @@ FLAGS = [
     "-ffp-contract=fast",
 ]
 FLAGS += ["-w", "-DDML_SANITIZED"]
+PER_LEVEL = ("level", "loss", "neighbours")  # as setup.py compiles them
 # Optimising the sanitizers' code takes as long again as making it, and shows no more.
 CHECKED = ["-O0", *SANITIZED]
 BATCHES_RUN = ("odd", "unbalanced", "one sample", "one class", "all different", "zero vectors")
@@ -70,12 +71,14 @@ def build(folder: Path, losses: dict[str, list[str]], headers: Path = CSRC) -> P
     several = ["-DDML_X86"] if len(losses) > 1 else []
     jobs: list[tuple[str, list[str]]] = []
     for level, stems in losses.items():
-        listed = loss_list(folder / f"include-{level}", stems)
-        for source in ("level", "neighbours"):
+        listed, losses_source = loss_list(folder / f"include-{level}", stems, "cpu/loss.cpp")
+        for source in (losses_source, str(CSRC / "cpu" / "level.cpp"), str(CSRC / "cpu" / "neighbours.cpp")):
             flags = [*CHECKED, *listed, f"-DDML_LEVEL={level}", *LEVELS[level]]
-            jobs.append((f"{source}-{level}", [*flags, str(CSRC / "cpu" / f"{source}.cpp")]))
+            jobs.append((f"{Path(source).stem}-{level}", [*flags, source]))
     jobs.append(("binding", ["-O1", str(CSRC / "bindings" / "cpu.cpp")]))
-    jobs += [(source, [*CHECKED, *several, str(CSRC / "cpu" / f"{source}.cpp")]) for source in ("passes", "step", "ranking")]
+    for path in sorted((CSRC / "cpu").glob("*.cpp")):
+        if path.stem not in PER_LEVEL:
+            jobs.append((path.stem, [*CHECKED, *several, str(path)]))
     if several:
         (folder / "stand_in.cpp").write_text(_stand_in("avx2", "avx512"))
         jobs.append(("stand_in", ["-O0", str(folder / "stand_in.cpp")]))

@@ -24,7 +24,7 @@ COMPILER = os.environ.get("CXX", "g++")
 COMMON = ["-std=c++20", "-fPIC", "-fopenmp", "-fvisibility=hidden", "-Wall", "-Wno-deprecated", "-Wno-unknown-pragmas"]
 SANITIZED = ["-fsanitize=address,undefined", "-fno-sanitize-recover=undefined", "-fno-omit-frame-pointer", "-g1"]
 EMULATED = ["-x", "c++", "-include", str(TESTS / "cuda_on_cpu.h"), "-DDML_LEVEL=cuda", f"-I{CSRC}"]
-SANITIZED_LOSSES = ("ms", "triplet", "smooth_ap", "histogram", "soft_triple", "lifted_structure")  # one of each shape
+SANITIZED_LOSSES = ("ms", "triplet", "triplet_mined", "smooth_ap", "histogram", "soft_triple", "lifted_structure")  # each shape
 
 
 def missing() -> str:
@@ -57,18 +57,27 @@ def pybind_headers() -> str:
         return str(Path(torch.__file__).parent / "include")
 
 
-def loss_list(folder: Path, stems: list[str]) -> list[str]:
-    """Writes `dml_losses.h` of some headers into a new folder; the flag that includes it."""
+def loss_list(folder: Path, stems: list[str], unit: str) -> tuple[list[str], str]:
+    """Writes `dml_losses.h` of some headers into a new folder, and one source that compiles them all.
+
+    Args:
+        folder: to be made.
+        stems: the headers.
+        unit: what the build compiles once per loss, as `cpu/loss.cpp`; here one after the other, for time.
+
+    Returns:
+        The flag that finds the list, and the source.
+    """
     folder.mkdir()
-    lines = [f'#include "losses/{stem}.h"' for stem in stems] + ["DML_BEGIN", "template <class T> void list_losses(T& table) {"]
-    lines += [f"  {stem}_functors::list(table);" for stem in stems] + ["}", "DML_END", ""]
-    (folder / "dml_losses.h").write_text("\n".join(lines))
-    return [f"-I{folder}"]
+    (folder / "dml_losses.h").write_text("#define DML_LOSSES(use) " + " ".join(f"use({stem})" for stem in stems) + "\n")
+    source = folder / f"all_{Path(unit).name}"
+    source.write_text("".join(f'#define DML_LOSS {stem}\n#include "{unit}"\n#undef DML_LOSS\n' for stem in stems))
+    return [f"-I{folder}"], str(source)
 
 
 def build(folder: Path, sanitized: bool) -> None:
     """Compile into a folder: `plain/_cuda.so`, and with `sanitized` the same under `sanitized/`."""
-    from dmlcore.kernels.headers import fingerprint  # not above: `cpu_sanitized.py` brings kernels that dmlcore is to find
+    from dmlcore.kernels.jit.headers import fingerprint  # not above: `cpu_sanitized.py` brings kernels that dmlcore is to find
 
     headers = sorted(path.stem for path in (CSRC / "losses").glob("*.h"))
     python = [f"-I{sysconfig.get_path('include')}", f"-I{pybind_headers()}", f"-I{CSRC}"]
@@ -81,11 +90,12 @@ def build(folder: Path, sanitized: bool) -> None:
         out = folder / kind
         out.mkdir()
         flags = _flags(kind)
-        listed = loss_list(out / "include", headers if kind == "plain" else list(SANITIZED_LOSSES))
+        listed, losses = loss_list(out / "include", headers if kind == "plain" else list(SANITIZED_LOSSES), "cuda/loss.cu")
         objects = []
-        for source in sorted((CSRC / "cuda").glob("*.cu")):
-            objects.append(str(out / f"{source.stem}.o"))
-            jobs.insert(0, [*flags, *EMULATED, *listed, "-c", str(source), "-o", objects[-1]])
+        sources = [str(path) for path in sorted((CSRC / "cuda").glob("*.cu")) if path.stem != "loss"]
+        for source in [*sources, losses]:
+            objects.append(str(out / f"{Path(source).stem}.o"))
+            jobs.insert(0, [*flags, *EMULATED, *listed, "-c", source, "-o", objects[-1]])
         if kind == "plain":
             jobs.append([*flags, "-shared", *EMULATED, str(TESTS / "cuda_external.cu"), "-o", str(out / "external.so")])
         links.append([*flags, "-shared", *objects, str(binding), "-o", str(out / "_cuda.so")])
@@ -127,7 +137,7 @@ def sanitized_environment() -> dict[str, str]:
 
 
 def load(path: Path) -> ModuleType:
-    """The binding, as a module that `CudaStep` takes."""
+    """The binding, as a module that `CudaPass` takes."""
     spec = importlib.util.spec_from_file_location("_cuda", path)
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
@@ -136,8 +146,8 @@ def load(path: Path) -> ModuleType:
 
 
 def _run_all(path: str) -> None:
-    from dmlcore.kernels import FunctorCall, Relations, plan_options
-    from dmlcore.kernels.cuda import CudaStep
+    from dmlcore.kernels import FunctorCall, Pass, Relations, plan_options
+    from dmlcore.kernels.cuda import CudaPass
 
     module = load(Path(path))
 
@@ -145,9 +155,9 @@ def _run_all(path: str) -> None:
         x: Tensor, labels: Tensor, r: Tensor | None, others: Tensor | None, calls: Any, *, relations: Any = None, **plan: int
     ) -> None:
         with plan_options(**plan):
-            step = CudaStep(x, labels, r, others, (True, True), tuple(calls), relations, module=module)
-            values, _, tables = step.forward()
-            grad, _ = step.backward(torch.ones_like(values), torch.ones_like(tables))
+            state = CudaPass(Pass(x, labels, r, others, tuple(calls), (True, True), relations or Relations()), module=module)
+            values, _, tables = state.forward()
+            grad, _ = state.backward(torch.ones_like(values), torch.ones_like(tables))
         assert torch.isfinite(values).all() and torch.isfinite(grad).all()
 
     def windows(count: int) -> Tensor:

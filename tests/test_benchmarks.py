@@ -16,7 +16,7 @@ from cases import LOSSES
 ROOT = Path(__file__).parents[1]
 sys.path.append(str(ROOT))  # last: an installed package stays what is measured
 
-from benchmarks import goals, losses, measuring, report, table  # noqa: E402
+from benchmarks import cases, goals, losses, measuring, report  # noqa: E402
 
 
 def command(*arguments: str) -> subprocess.CompletedProcess[str]:
@@ -42,10 +42,10 @@ def test_losses_run_from_the_clone_and_go_on(tmp_path: Path) -> None:
         )
 
     measuring.write(rows[1:], file)  # what is missing is measured, and only that
-    assert "2 of 3 cells are measured already" in command(*tiny, "--json", str(again)).stdout
+    assert "2 of 3 measurements are done already" in command(*tiny, "--json", str(again)).stdout
     assert [row["rival"] for row in json.loads(again.read_text())] == ["fused"]
-    kept = measuring.read(file)
-    assert kept[:2] == rows[1:] and kept[2]["rival"] == "fused"
+    all_rows = measuring.read(file)
+    assert all_rows[:2] == rows[1:] and all_rows[2]["rival"] == "fused"
 
 
 def test_evaluation_runs_from_the_clone(tmp_path: Path) -> None:
@@ -67,17 +67,17 @@ def test_calls_are_measured_beside_another_installation(tmp_path: Path) -> None:
 
 
 def test_peak_memory_is_that_of_a_fresh_process() -> None:
-    found = losses._in_child(table.cell("ms", "plain", 1024, 8), 0.01, 120.0, 0)
-    assert found["status"] == "ok"
+    plain = losses._in_child(cases.measurement("ms", "plain", 1024, 8), 0.01, 120.0, 0)
+    assert plain["status"] == "ok"
     similarities = 4 * 1024**2 / 2**20  # the definition keeps several of these for its backward pass
-    assert 3 * similarities < found["peak_mb"] < 40 * similarities
-    fused = losses._in_child(table.cell("ms", "fused", 1024, 8), 0.01, 120.0, 0)
+    assert 3 * similarities < plain["peak_mb"] < 40 * similarities
+    fused = losses._in_child(cases.measurement("ms", "fused", 1024, 8), 0.01, 120.0, 0)
     assert fused["peak_mb"] < similarities
 
 
 def test_no_rival_ends_the_run() -> None:
-    small, large = table.cell("ms", "plain", 8192, 8), table.cell("ms", "plain", 16384, 8)
-    fused = table.cell("ms", "fused", 64, 8)
+    small, large = cases.measurement("ms", "plain", 8192, 8), cases.measurement("ms", "plain", 16384, 8)
+    fused = cases.measurement("ms", "fused", 64, 8)
     rows = losses.run([small, large, fused], {}, [], lambda rows: None, seconds=0.01, cutoff=120.0, megabytes=1500)
     assert [row["status"] for row in rows] == ["memory", "skipped", "ok"]
     assert "memory at N = 8192" in rows[1]["detail"]
@@ -85,10 +85,10 @@ def test_no_rival_ends_the_run() -> None:
     assert losses.run([fused], {}, [], lambda rows: None, minutes=0.0) == []
 
 
-def _measured(cell: table.Cell, ratio: float) -> dict[str, str]:
+def _measured(measurement: cases.Measurement, ratio: float) -> dict[str, str]:
     numbers = {"ratio_to_products": ratio, "ratio_to_fused": 70.0, "speedup": 1.8, "peak_mb": 20.0, "seconds": 1e-3 * ratio}
-    numbers |= {"products_seconds": 1e-3, "microseconds": 1e3 * ratio, "members": len(table.members(cell.case))}
-    row = {**vars(cell), **numbers, "benchmark": "losses", "status": "ok", "allocator": "defaults", "device": "paper"}
+    numbers |= {"products_seconds": 1e-3, "microseconds": 1e3 * ratio, "members": len(cases.members(measurement.case))}
+    row = {**vars(measurement), **numbers, "benchmark": "losses", "status": "ok", "allocator": "defaults", "device": "paper"}
     return {name: str(value) for name, value in row.items()}
 
 
@@ -100,7 +100,7 @@ def test_the_selection_measures_every_goal(tmp_path: Path) -> None:
         "N": "60000",
         "ratio_to_product": "0.5",
     }
-    rows = [_measured(cell, 1.0) for cell in table.selection()] + [evaluated]
+    rows = [_measured(measurement, 1.0) for measurement in cases.selection()] + [evaluated]
     for goal in goals.GOALS:
         worst = goal.worst(rows)
         assert worst is not None, goal.what
@@ -108,7 +108,7 @@ def test_the_selection_measures_every_goal(tmp_path: Path) -> None:
     verdicts = {line.split("|")[1].strip(): line for line in report.goals(rows).splitlines()[2:]}
     assert verdicts["any one pair loss, N >= 2048, d = 128"].endswith("| aim reached |")
     assert verdicts["2 threads against 1, N >= 2048, d = 128"].endswith("1.80x (five, N = 2048) | reached |")
-    slow = [_measured(table.cell("circle", "fused", 4096, 128), 1.3), *rows]
+    slow = [_measured(cases.measurement("circle", "fused", 4096, 128), 1.3), *rows]
     assert "1.30x (circle, N = 4096) | missed |" in report.goals(slow)
     assert "not measured" in report.goals([])
 
@@ -122,15 +122,15 @@ def test_the_selection_measures_every_goal(tmp_path: Path) -> None:
 
 
 def test_a_part_of_an_ensemble_is_named() -> None:
-    row = _measured(table.Cell("eight", "fused", 4096, 128), 1.5) | {"members": "6"}
+    row = _measured(cases.Measurement("eight", "fused", 4096, 128), 1.5) | {"members": "6"}
     assert "eight (6 of 8 installed), N = 4096" in report.goals([row])
     assert math.isnan(goals.number(row, "absent"))
 
 
 def test_the_picture(tmp_path: Path) -> None:
     pytest.importorskip("matplotlib", reason="the plots extra is not installed")
-    cells = [table.cell("ms", rival, n, 128) for rival in ("fused", "pml") for n in (128, 512, 2048)]
-    measuring.write([_measured(cell, 1.0) for cell in cells], tmp_path / "rows.csv")
+    measurements = [cases.measurement("ms", rival, n, 128) for rival in ("fused", "pml") for n in (128, 512, 2048)]
+    measuring.write([_measured(measurement, 1.0) for measurement in measurements], tmp_path / "rows.csv")
     command("losses", "--plot", "--csv", str(tmp_path / "rows.csv"), "--picture", str(tmp_path / "one.svg"))
     from benchmarks import plots
 
@@ -140,11 +140,9 @@ def test_the_picture(tmp_path: Path) -> None:
 
 
 def test_the_committed_tables_are_those_of_the_committed_rows(tmp_path: Path) -> None:
-    page = tmp_path / "performance.md"
-    shutil.copyfile(ROOT / "docs" / "performance.md", page)
-    assert report.write(page, ROOT / "benchmarks" / "results") == (ROOT / "docs" / "performance.md").read_text(), (
-        "run `python -m benchmarks report`"
-    )
+    page, committed = tmp_path / "performance.md", ROOT / "docs" / "reports" / "performance.md"
+    shutil.copyfile(committed, page)
+    assert report.write(page, ROOT / "benchmarks" / "results") == committed.read_text(), "run `python -m benchmarks report`"
 
 
 def test_committed_results_name_their_machine() -> None:
@@ -174,7 +172,7 @@ def test_gradients_are_written_for_two_losses(tmp_path: Path) -> None:
 
 
 def test_committed_gradients_are_those_of_the_table() -> None:
-    rows = _gradients(ROOT / "docs" / "gradients.md")
+    rows = _gradients(ROOT / "docs" / "reports" / "gradients.md")
     expected = {
         " ".join([f"`{case.name}`", ", ".join(f"{key} = {value}" for key, value in case.options.items())]).strip()
         for case in LOSSES

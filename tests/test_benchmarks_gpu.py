@@ -16,7 +16,7 @@ ROOT = Path(__file__).parents[1]
 sys.path.append(str(ROOT))  # last: an installed package stays what is measured
 
 from benchmarks import measuring, report  # noqa: E402
-from benchmarks.gpu import cells, devices, evaluation, losses, tables  # noqa: E402
+from benchmarks.gpu import devices, evaluation, losses, tables, turns  # noqa: E402
 
 
 class StandIn:
@@ -73,7 +73,9 @@ def passed(seconds: float) -> measuring.Row:
 def test_every_table_and_what_it_holds(tmp_path: Path) -> None:
     pytest.importorskip("pytorch_metric_learning", reason="the test extra is not installed")
     csv, said, device = tmp_path / "gpu.csv", [], StandIn()
-    rows = tables.run(TINY, device, lambda found: measuring.write(found, csv, csv.with_suffix(".json")), said.append, passed)
+    rows = tables.run(
+        TINY, device, lambda evaluated: measuring.write(evaluated, csv, csv.with_suffix(".json")), said.append, passed
+    )
     assert len(said) == len(rows) == len(measuring.read(csv)) == len(json.loads(csv.with_suffix(".json").read_text()))
     assert tables.failed(rows) == []
     assert list(dict.fromkeys(row["table"] for row in rows)) == ["build", *tables.SHARES]
@@ -97,8 +99,8 @@ def test_every_table_and_what_it_holds(tmp_path: Path) -> None:
     assert {key[2] for key in by if key[0] == "calls"} == {"fused", "fused graph"} and device.graphs == 2
     assert by["infonce", "infonce", "memeff", 32, "high", "bfloat16"]["status"] in ("missing", "error")
     assert by["infonce", "infonce", "fused", 32, "high", "bfloat16"]["status"] == "ok"
-    found = [by["evaluation", "m=4", rival, 40, "highest", "float32"] for rival in ("dmlcore", "torch topk")]
-    assert found[0]["value"] == pytest.approx(found[1]["value"], abs=1e-12) and found[0]["gigapairs"] > 0
+    evaluated = [by["evaluation", "m=4", rival, 40, "highest", "float32"] for rival in ("dmlcore", "torch topk")]
+    assert evaluated[0]["value"] == pytest.approx(evaluated[1]["value"], abs=1e-12) and evaluated[0]["gigapairs"] > 0
     assert by["evaluation", "m=4", "faiss-gpu", 40, "highest", "float32"]["status"] in ("ok", "missing")
     assert torch.get_float32_matmul_precision() == "highest"
 
@@ -113,7 +115,7 @@ def test_every_table_and_what_it_holds(tmp_path: Path) -> None:
 
 def test_what_time_does_not_allow_is_written_down() -> None:
     device = StandIn(step=30.0)
-    rows = tables.run(TINY, device, lambda found: None, lambda text: None, passed)
+    rows = tables.run(TINY, device, lambda rows: None, lambda text: None, passed)
     assert device.time < 60 * TINY.minutes + 30.0 * 10  # a cell that has begun may end
     late = [row for row in rows if row["status"] == "time"]
     assert late and all(row["detail"] == "the table's time was up" for row in late)
@@ -154,12 +156,12 @@ def test_a_rival_that_fails_ends_nothing() -> None:
     arms = {
         "products": lambda: lambda: None,
         "fused": lambda: lambda: torch.ones(()),
-        "absent": broken(cells.Missing("memeff is not installed")),
+        "absent": broken(turns.Missing("memeff is not installed")),
         "large": broken(torch.OutOfMemoryError("CUDA out of memory")),
         "later": later,
         "wrong": broken(RuntimeError("an illegal\nmemory access")),
     }
-    rows = cells.measure(device, arms, cells.Budget(device, 100.0, 4), 10.0)
+    rows = turns.measure(device, arms, turns.Budget(device, 100.0, 4), 10.0)
     assert [rows[name]["status"] for name in arms] == ["ok", "ok", "missing", "memory", "memory", "error"]
     assert rows["wrong"]["detail"] == "RuntimeError: an illegal memory access" and rows["absent"]["detail"].endswith(
         "installed"
@@ -175,7 +177,7 @@ def test_a_build_for_another_device_ends_the_run(monkeypatch: pytest.MonkeyPatch
         def build(self) -> measuring.Row:
             return {"status": "error", "detail": "built for 80, not for sm_120"}
 
-    rows = tables.run(TINY, Other(), lambda found: None, lambda text: None, passed)
+    rows = tables.run(TINY, Other(), lambda rows: None, lambda text: None, passed)
     assert [row["table"] for row in rows] == ["build"] and tables.failed(rows) == rows
 
 

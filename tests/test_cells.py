@@ -51,22 +51,22 @@ def must_not_run(settings: dict[str, Any], work: Path) -> dict[str, Any]:
 
 
 def test_the_same_numbers_in_one_process_and_in_two(tmp_path: Path) -> None:
-    told: list[str] = []
-    one = run_cells(tmp_path / "one", CELLS, compute, tell=told.append)
+    lines: list[str] = []
+    alone = run_cells(tmp_path / "one", CELLS, compute, tell=lines.append)
     two = run_cells(tmp_path / "two", CELLS, compute, processes=2)
-    assert one == two and [r["n"] for r in one.values()] == [0, 1, 2, 3]
-    assert all(result["threads"] == 1 for result in one.values())
-    assert told[-1] == "4 of 4: one/3  n = 3" and not (tmp_path / "two" / "work").exists()
+    assert alone == two and [r["n"] for r in alone.values()] == [0, 1, 2, 3]
+    assert all(result["threads"] == 1 for result in alone.values())
+    assert lines[-1] == "4 of 4: one/3  n = 3" and not (tmp_path / "two" / "work").exists()
 
 
 @pytest.mark.parametrize("processes", [1, 2])
 def test_a_failure_keeps_what_was_done_and_only_the_rest_is_run_again(tmp_path: Path, processes: int) -> None:
     with pytest.raises(ConfigError, match="two is refused"):
         run_cells(tmp_path, CELLS, fails_at_two, processes=processes)
-    kept = finished(tmp_path, CELLS)
-    assert {"one/0", "one/1"} <= set(kept) <= {"one/0", "one/1", "one/3"}
-    rest = [cell for cell in CELLS if cell.key not in kept]
-    run_cells(tmp_path, rest, compute)
+    finished_before = finished(tmp_path, CELLS)
+    assert {"one/0", "one/1"} <= set(finished_before) <= {"one/0", "one/1", "one/3"}
+    missing = [cell for cell in CELLS if cell.key not in finished_before]
+    run_cells(tmp_path, missing, compute)
     assert len(run_cells(tmp_path, CELLS, must_not_run)) == 4
 
 
@@ -103,12 +103,12 @@ if __name__ == "__main__":
 
 
 def _children(pid: int) -> set[int]:
-    found = set()
+    children = set()
     for path in Path("/proc").glob("[0-9]*/stat"):
         with contextlib.suppress(OSError):
             if int(path.read_text().rpartition(")")[2].split()[1]) == pid:
-                found.add(int(path.parent.name))
-    return found
+                children.add(int(path.parent.name))
+    return children
 
 
 @pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="needs /proc to see processes")

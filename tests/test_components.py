@@ -26,9 +26,9 @@ def test_uniformity_and_alignment_by_loops(monkeypatch: pytest.MonkeyPatch) -> N
     metric = plugins.find("metric", "uniformity").component(t=3.0)
     for similarities in (1 << 22, 20):  # all at once, and two rows at a time
         monkeypatch.setattr(dmlcore_plugins.metrics.uniformity, "SIMILARITIES", similarities)
-        found = metric(x, y)
-        assert found["alignment"] == pytest.approx(alignment, rel=1e-5)
-        assert found["uniformity"] == pytest.approx(uniformity, rel=1e-5)
+        measures = metric(x, y)
+        assert measures["alignment"] == pytest.approx(alignment, rel=1e-5)
+        assert measures["uniformity"] == pytest.approx(uniformity, rel=1e-5)
     assert np.isnan(metric(x[:1], y[:1])["uniformity"]) and np.isnan(metric(x[:1], y[:1])["alignment"])
 
 

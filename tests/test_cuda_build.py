@@ -22,7 +22,7 @@ pytestmark = [
 @pytest.fixture
 def module():
     module = extension.cuda()
-    assert module is not None, f"nvcc is here, but {extension.reason_against('cuda')}; install again to build it"
+    assert module is not None, f"nvcc is here, but {extension.why_not('cuda')}; install again to build it"
     return module
 
 
@@ -52,9 +52,9 @@ def test_size_and_libraries(module) -> None:
 
 def test_refuses_what_it_cannot_run(module) -> None:
     with pytest.raises(ValueError, match="no functor 'quadruplet'"):
-        module.Step(1, None, 1, [("quadruplet", [0.1], 0, 0)], workspace=1 << 20)
+        module.Pass(1, None, 1, [("quadruplet", [0.1], 0, 0)], workspace=1 << 20)
     with pytest.raises(ValueError, match="takes the options 'margin'"):
-        module.Step(1, None, 1, [("triplet_all", [], 0, 0)], workspace=1 << 20)
+        module.Pass(1, None, 1, [("triplet_all", [], 0, 0)], workspace=1 << 20)
 
 
 def test_the_ranking_is_built(module) -> None:

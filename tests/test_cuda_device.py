@@ -18,7 +18,7 @@ from cuda_comparison import (
 
 from dmlcore.kernels import FunctorCall, extension, fused_rows
 
-WHY_NOT = extension.reason_against("cuda") or ("" if torch.cuda.is_available() else "torch sees no CUDA device")
+WHY_NOT = extension.why_not("cuda") or ("" if torch.cuda.is_available() else "torch sees no CUDA device")
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(bool(WHY_NOT), reason=WHY_NOT)]
 cases = pytest.mark.parametrize("case", ON_CUDA, ids=lambda case: case.id)
 

@@ -27,8 +27,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import dmlcore
 from dmlcore.errors import ConfigError
-from dmlcore.kernels import FunctorCall, fused_rows, partner_functors, plan_options, rows
-from dmlcore.kernels.cuda import CudaStep, NotTaken
+from dmlcore.kernels import FunctorCall, Pass, fused, fused_rows, partner_functors, plan_options
+from dmlcore.kernels.cuda import CudaPass, NotTaken
+from dmlcore.losses import Comparison
 
 pytestmark = pytest.mark.skipif(bool(cuda_emulation.missing()), reason=cuda_emulation.missing())
 cases = pytest.mark.parametrize("case", ON_CUDA, ids=lambda case: case.id)
@@ -42,7 +43,7 @@ ANCHOR = FunctorCall("proxy_anchor", (0.1, 32.0))
 @pytest.fixture
 def on_emulator(emulated: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
     """Fused losses of CPU tensors run the CUDA kernels, through the code that CUDA tensors take."""
-    monkeypatch.setattr(rows, "_step", lambda *arguments: CudaStep(*arguments, module=emulated))
+    monkeypatch.setattr(fused, "device_pass", lambda one: CudaPass(one, module=emulated))
 
 
 def test_lists_every_functor(emulated: ModuleType) -> None:
@@ -91,10 +92,10 @@ def run(
     other: Tensor | None = None,
     normalise: tuple[bool, bool] = (True, True),
 ) -> list[Tensor]:
-    step = CudaStep(x, y, r, other, normalise, calls, module=emulated)
-    values, counts, tables = step.forward()
+    state = CudaPass(Pass(x, y, r, other, calls, normalise), module=emulated)
+    values, counts, tables = state.forward()
     cotangents, of_cells = (torch.rand(t.shape, generator=torch.Generator().manual_seed(1)) for t in (values, tables))
-    return [tensor for tensor in (values, counts, *step.backward(cotangents, of_cells), tables) if tensor is not None]
+    return [tensor for tensor in (values, counts, *state.backward(cotangents, of_cells), tables) if tensor is not None]
 
 
 CENTRES = ("soft_triple", "subcenter_arcface")
@@ -134,11 +135,11 @@ def test_an_ensemble_equals_its_members(emulated: ModuleType) -> None:
     assert torch.equal(values, torch.cat([s[0] for s in single]))
     assert torch.equal(counts, torch.cat([s[1] for s in single]))
     cotangents = torch.rand(values.shape, generator=torch.Generator().manual_seed(1))
-    step, at, total = None, 0, torch.zeros_like(grad)
+    at, total = 0, torch.zeros_like(grad)
     for call, s in zip((MS, TRIPLETS, ANCHOR), single, strict=True):
-        step = CudaStep(x, y, None, None, (True, True), (call,), module=emulated)
-        step.forward()
-        total += step.backward(cotangents[at : at + len(s[0])])[0]
+        state = CudaPass(Pass(x, y, None, None, (call,), (True, True)), module=emulated)
+        state.forward()
+        total += state.backward(cotangents[at : at + len(s[0])])[0]
         at += len(s[0])
     torch.testing.assert_close(grad, total, rtol=1e-5, atol=1e-6)
 
@@ -158,9 +159,9 @@ def test_many_references(emulated: ModuleType) -> None:
     x, r = torch.randn(2, 3), torch.randn(66_000, 3)  # more than 16 tiles in each of the 64 splits
     y, other = torch.tensor([0, 1]), torch.randint(2, 9, (66_000,))
     other[::30_000] = 1
-    step = CudaStep(x, y, r, other, (True, True), (FunctorCall("sup_con", (0.1,)),), module=emulated)
-    values, counts, _ = step.forward()
-    grad, _ = step.backward(torch.ones_like(values), with_references=False)
+    state = CudaPass(Pass(x, y, r, other, (FunctorCall("sup_con", (0.1,)),), (True, True)), module=emulated)
+    values, counts, _ = state.forward()
+    grad, _ = state.backward(torch.ones_like(values), with_references=False)
     leaf = x.double().requires_grad_()
     truth = Case("sup_con").create().rows(leaf, y, references=r.double(), reference_labels=other, plain=True)
     truth.values.sum().backward()
@@ -244,12 +245,12 @@ def test_the_host_is_never_asked() -> None:
     with HostAsked():
         ensemble(x.clone().requires_grad_(), y).backward()
     for case in PROXIES:
-        sides = case.create(torch.float32).sides(x, y, None, None)  # forward looks at labels, but only of CPU tensors
+        comparison = case.create(torch.float32).reshaped(Comparison(x, y))  # forward looks at labels, but only of CPU tensors
         call = case.create(torch.float32).functor_call()
-        call = replace(call, given=torch.ones(1, len(sides.anchors)))
+        call = replace(call, given=torch.ones(1, len(comparison.anchors)))
         with HostAsked():
-            leaf = sides.anchors.detach().clone().requires_grad_()
-            values, _ = fused_rows(leaf, sides.anchor_labels, sides.references, sides.reference_labels, (call,))
+            leaf = comparison.anchors.detach().clone().requires_grad_()
+            values, _ = fused_rows(leaf, comparison.labels, comparison.references, comparison.reference_labels, (call,))
             values.sum().backward()
 
 

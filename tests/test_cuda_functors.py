@@ -19,8 +19,9 @@ from cuda_emulation import CSRC, missing
 from test_runtime_functors import header, loss_class, value_and_gradient
 
 from dmlcore.errors import ConfigError, DmlcoreError
-from dmlcore.kernels import FunctorCall, cubins, cuda_functors, extension, headers, info, kept_functors, nvrtc, runtime
-from dmlcore.kernels.cuda import CudaStep, NotTaken
+from dmlcore.kernels import FunctorCall, Pass, extension, info, kept_functors
+from dmlcore.kernels.cuda import CudaPass, NotTaken
+from dmlcore.kernels.jit import cubins, cuda_functors, dispatch, headers, nvrtc
 
 COMPILER = nvrtc.compiler()
 pytestmark = [
@@ -112,7 +113,8 @@ CHILD = """
 import sys
 from pathlib import Path
 from types import SimpleNamespace
-from dmlcore.kernels import cubins, extension, headers, nvrtc
+from dmlcore.kernels import extension
+from dmlcore.kernels.jit import cubins, headers, nvrtc
 extension._CUDA = SimpleNamespace(headers=headers.fingerprint(headers.folder(), "cuda"))
 print(cubins.cubin_of(Path(sys.argv[1]), 90).compiled)
 nvrtc.compiler = lambda: "there is no libnvrtc"
@@ -148,8 +150,8 @@ def test_another_process_finds_it(tmp_path: Path) -> None:
 def test_a_refused_header_is_one_message(name: str, change: tuple[str, str], words: str, tmp_path: Path) -> None:
     path = header(tmp_path, f"cuda_{name}", change)
     with pytest.warns(UserWarning, match="CUDA .*runs in plain PyTorch") as warned:
-        reason = runtime.why_missing(f"cuda_{name}", path, "cuda")
-        assert runtime.why_missing(f"cuda_{name}", path, "cuda") == reason
+        reason = dispatch.why_missing(f"cuda_{name}", path, "cuda")
+        assert dispatch.why_missing(f"cuda_{name}", path, "cuda") == reason
     assert len(warned) == 1
     assert re.search(words, reason) and "\n" not in reason
     assert reason in info()["runtime"]["cuda"]["failed"].values()
@@ -158,7 +160,7 @@ def test_a_refused_header_is_one_message(name: str, change: tuple[str, str], wor
 
 def test_what_may_be_missing(driver: Emulated, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def reason(name: str) -> str:
-        return runtime.why_missing(name, header(tmp_path, name), "cuda")
+        return dispatch.why_missing(name, header(tmp_path, name), "cuda")
 
     with monkeypatch.context() as patch, pytest.warns(UserWarning, match="there is no libnvrtc") as warned:
         patch.setattr(nvrtc, "compiler", lambda: "there is no libnvrtc")
@@ -176,9 +178,9 @@ def test_what_may_be_missing(driver: Emulated, tmp_path: Path, monkeypatch: pyte
         warnings.simplefilter("error")  # who asked for it needs no warning
         patch.setenv("DML_JIT", "0")
         assert reason("switched_off") == "DML_JIT=0 switches run-time compilation off"
-    assert "no form for cuda" in runtime.why_missing("nobody", None, "cuda")
-    assert "that is built in" in runtime.why_missing("ms", header(tmp_path, "mine"), "cuda")
-    assert runtime.why_missing("ms", None, "cuda") == ""
+    assert "no form for cuda" in dispatch.why_missing("nobody", None, "cuda")
+    assert "that is built in" in dispatch.why_missing("ms", header(tmp_path, "mine"), "cuda")
+    assert dispatch.why_missing("ms", None, "cuda") == ""
     (tmp_path / "open.h").write_text(header(tmp_path, "open").read_text())
     (tmp_path / "open.h").chmod(0o666)
     with pytest.raises(ConfigError, match="can be written by everybody, so it is not compiled"):
@@ -212,18 +214,18 @@ def test_it_joins_a_pass_on_the_emulator(
     library = ctypes.CDLL(str(built / "plain" / "external.so"))
     driver.launcher = ctypes.cast(library.external_launch, ctypes.c_void_p).value or 0
     path = header(tmp_path, "toy_joined", TWO_FORMS)
-    assert runtime.why_missing("toy_joined", path, "cuda") == ""
+    assert dispatch.why_missing("toy_joined", path, "cuda") == ""
     assert extension.functors("cuda")["toy_joined"][1] == 1 and "toy_joined" in info()["fused"]["cuda"]
     x, y = BATCHES["odd"][0].float(), BATCHES["odd"][1]
     plain = loss_class(path)
 
-    def step(*numbers: float) -> CudaStep:
+    def step(*numbers: float) -> CudaPass:
         calls = (
             FunctorCall("ms", (2.0, 50.0, 0.5, 0.1)),
             FunctorCall("toy_joined", numbers),
             FunctorCall("triplet_all", (0.1,)),
         )
-        return CudaStep(x, y, None, None, (True, True), calls, module=emulated)
+        return CudaPass(Pass(x, y, None, None, calls, (True, True)), module=emulated)
 
     for margin, form in ((0.2, "Lb0"), (0.7, "Lb1")):
         driver.found.clear()
@@ -239,9 +241,9 @@ def test_it_joins_a_pass_on_the_emulator(
         assert len(driver.found) == 4 and len(driver.loaded) == 1  # the answer, the handles and the code are kept
     with pytest.raises(NotTaken, match="takes 1 options, got 2"):
         step(0.2, 1.0)
-    assert "toy_joined.h lists no functor 'toy_absent'" in runtime.why_missing("toy_absent", path, "cuda")
+    assert "toy_joined.h lists no functor 'toy_absent'" in dispatch.why_missing("toy_absent", path, "cuda")
     with pytest.warns(UserWarning, match="'toy_joined' has the name of one of"):
         (tmp_path / "other").mkdir()
         other = header(tmp_path / "other", "toy_other", ('"toy_other"', '"toy_joined"'))
-        assert str(path) in runtime.why_missing("toy_other", other, "cuda")
-    assert str(path) in runtime.why_missing("toy_joined", other, "cuda")
+        assert str(path) in dispatch.why_missing("toy_other", other, "cuda")
+    assert str(path) in dispatch.why_missing("toy_joined", other, "cuda")

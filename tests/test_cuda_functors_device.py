@@ -11,9 +11,10 @@ from test_cuda_functors import TWO_FORMS, again
 from test_runtime_functors import header, loss_class, value_and_gradient
 
 import dmlcore
-from dmlcore.kernels import FunctorCall, cuda_functors, extension, fused_rows, nvrtc, runtime
+from dmlcore.kernels import FunctorCall, extension, fused_rows
+from dmlcore.kernels.jit import cuda_functors, dispatch, nvrtc
 
-WHY_NOT = extension.reason_against("cuda") or ("" if torch.cuda.is_available() else "torch sees no CUDA device")
+WHY_NOT = extension.why_not("cuda") or ("" if torch.cuda.is_available() else "torch sees no CUDA device")
 WHY_NOT = WHY_NOT or (found if isinstance(found := nvrtc.compiler(), str) else "")
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(bool(WHY_NOT), reason=WHY_NOT)]
 
@@ -29,7 +30,7 @@ def batch(count: int = 512, width: int = 48) -> tuple[torch.Tensor, torch.Tensor
 
 
 def joined(loss: Any, name: str) -> None:
-    assert runtime.why_missing(name, loss.functor_header(), "cuda") == "" and name in cuda_functors.joined
+    assert dispatch.why_missing(name, loss.functor_header(), "cuda") == "" and name in cuda_functors.joined
 
 
 @pytest.mark.parametrize("margin", [0.1, 0.7])
@@ -63,7 +64,7 @@ def test_a_copy_of_a_built_in_functor(name: str, options: tuple[float, ...], tmp
     stem = name.split("_")[0]
     known = cuda_functors.joined.get(f"again_{name}")
     path = known.header if known else again(tmp_path_factory.mktemp("again"), stem)
-    assert runtime.why_missing(f"again_{name}", path, "cuda") == ""
+    assert dispatch.why_missing(f"again_{name}", path, "cuda") == ""
     x, y = batch()
     found = []
     for functor in (name, f"again_{name}"):
@@ -101,7 +102,7 @@ def test_streams_and_graphs(mine: Any) -> None:
 
 
 def test_the_folder_is_used(mine: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from dmlcore.kernels import cubins
+    from dmlcore.kernels.jit import cubins
 
     monkeypatch.setenv("DML_CACHE", str(tmp_path))
     arch = cuda_functors.driver().capability(None)

@@ -15,7 +15,7 @@ from dmlcore.evaluation import metrics, plain, retrieval_metrics
 from dmlcore.kernels import cuda_neighbours, extension, neighbours
 
 KS = (1, 2, 4, 8)
-WHY_NOT = extension.reason_against("cuda") or ("" if torch.cuda.is_available() else "torch sees no CUDA device")
+WHY_NOT = extension.why_not("cuda") or ("" if torch.cuda.is_available() else "torch sees no CUDA device")
 emulator = pytest.mark.skipif(bool(cuda_emulation.missing()), reason=cuda_emulation.missing())
 device = [pytest.mark.gpu, pytest.mark.skipif(bool(WHY_NOT), reason=WHY_NOT)]
 
@@ -154,7 +154,7 @@ def test_cuda_tensors_go_to_the_cuda_kernels(monkeypatch: pytest.MonkeyPatch) ->
         x, y = torch.empty(6, 3, device="cuda"), torch.empty(6, dtype=torch.int64, device="cuda")
         neighbours.rank_positives(x, y, None, None, KS, "cosine", memory=5, few=3)
         assert taken == [{"memory": 5, "few": 3}]
-        assert neighbours.why_not(x) == extension.reason_against("cuda")
+        assert neighbours.why_not(x) == extension.why_not("cuda")
         assert "meta" in neighbours.why_not(torch.empty(6, 3, device="meta"))
         monkeypatch.setenv("DML_FUSED", "0")
         assert "DML_FUSED" in neighbours.why_not(x)

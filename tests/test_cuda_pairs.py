@@ -15,9 +15,10 @@ import torch
 from cases import BATCHES, FUSED, PAIRS, PROXIES, Case, embeddings_of
 from torch import Tensor
 
-from dmlcore.kernels import FunctorCall, Relations, cuda_functors, fused_pass, partner_functors, plan_options, rows
-from dmlcore.kernels.cuda import CudaStep, NotTaken
-from dmlcore.losses.base import Sides
+from dmlcore.kernels import FunctorCall, Pass, Relations, fused, fused_pass, partner_functors, plan_options
+from dmlcore.kernels.cuda import CudaPass, NotTaken
+from dmlcore.kernels.jit import cuda_functors
+from dmlcore.losses import Comparison
 
 pytestmark = pytest.mark.skipif(bool(cuda_emulation.missing()), reason=cuda_emulation.missing())
 CHUNKS = {
@@ -32,27 +33,34 @@ FUNCTORS = [case for case in FUNCTORS if case.name != "angular"]
 functors = pytest.mark.parametrize("case", FUNCTORS, ids=lambda case: case.id)
 
 
-def ready(case: Case, sides: Sides, dtype: torch.dtype) -> tuple[FunctorCall, tuple[bool, bool]]:
+def ready(case: Case, comparison: Comparison, dtype: torch.dtype) -> tuple[FunctorCall, tuple[bool, bool]]:
     """The functor of a row with its numbers, whatever the pairs."""
     loss = case.create(dtype)
     with torch.no_grad():
-        return replace(loss.functor_call(), given=loss.given(sides)), loss.normalise
+        call = loss.functor_call()
+        return replace(call, given=call.given(comparison)) if callable(call.given) else call, loss.normalise
 
 
 def outcome(
     dtype: torch.dtype,
     calls: tuple[FunctorCall, ...],
-    sides: Sides,
+    comparison: Comparison,
     normalise: tuple[bool, bool],
     relations: Relations | None,
     plan: dict[str, int],
 ) -> list[Tensor]:
     """Values, counts, tables and gradients under fixed cotangents."""
-    leaf = sides.anchors.to(dtype, copy=True).requires_grad_()  # the table of batches stays as it is
-    other = None if sides.references is None else sides.references.to(dtype, copy=True).requires_grad_()
+    leaf = comparison.anchors.to(dtype, copy=True).requires_grad_()  # the table of batches stays as it is
+    other = None if comparison.references is None else comparison.references.to(dtype, copy=True).requires_grad_()
     with plan_options(**plan):
         values, counts, tables = fused_pass(
-            leaf, sides.anchor_labels, other, sides.reference_labels, calls, normalise=normalise, relations=relations
+            leaf,
+            comparison.labels,
+            other,
+            comparison.reference_labels,
+            calls,
+            normalise=normalise,
+            relations=relations or Relations(),
         )
         generator = torch.Generator().manual_seed(1)
         weights, of_cells = (torch.rand(x.shape, generator=generator).to(dtype) for x in (values, tables))
@@ -70,13 +78,15 @@ def outcome(
 def agree(emulated: ModuleType, monkeypatch: pytest.MonkeyPatch) -> Any:
     """Checks a pass of the CUDA kernels in float32 against one of the CPU kernels in float64."""
 
-    def check(make: Any, sides: Sides, relations: Relations | None = None, plan: str = "planned", loose: float = 1.0) -> None:
+    def check(
+        make: Any, comparison: Comparison, relations: Relations | None = None, plan: str = "planned", loose: float = 1.0
+    ) -> None:
         calls, normalise = make(torch.float64)
-        truth = outcome(torch.float64, calls, sides, normalise, relations, {})
+        truth = outcome(torch.float64, calls, comparison, normalise, relations, {})
         calls, normalise = make(torch.float32)
         with monkeypatch.context() as patch:
-            patch.setattr(rows, "_step", lambda *arguments: CudaStep(*arguments, module=emulated))
-            found = outcome(torch.float32, calls, sides, normalise, relations, CHUNKS[plan])
+            patch.setattr(fused, "device_pass", lambda one: CudaPass(one, module=emulated))
+            found = outcome(torch.float32, calls, comparison, normalise, relations, CHUNKS[plan])
         for mine, right in zip(found, truth, strict=True):
             torch.testing.assert_close(
                 mine, right, rtol=2e-4 * loose, atol=2e-5 * loose * float(right.abs().max() if right.numel() else 0) + 1e-6
@@ -97,13 +107,13 @@ def test_chunks(agree: Any, case: Case, plan: str, references: bool) -> None:
     x, y = BATCHES["odd"]
     if references and case.create().functor_call().functor in partner_functors():
         pytest.skip("takes no references")
-    sides = Sides(x, y, *(other_side(case) if references else (None, None)))
+    comparison = Comparison(x, y, *(other_side(case) if references else (None, None)))
 
     def make(dtype: torch.dtype) -> Any:
-        call, normalise = ready(case, sides, dtype)
+        call, normalise = ready(case, comparison, dtype)
         return (call,), normalise
 
-    agree(make, sides, None, plan)
+    agree(make, comparison, None, plan)
 
 
 @pytest.mark.parametrize("case", [case for case in PROXIES if case.fused], ids=lambda case: case.id)
@@ -115,7 +125,7 @@ def test_proxies_in_chunks(emulated: ModuleType, monkeypatch: pytest.MonkeyPatch
         loss, leaf = case.create(dtype), x.to(dtype, copy=True).requires_grad_()
         with monkeypatch.context() as patch, plan_options(**(CHUNKS[plan] if dtype == torch.float32 else {})):
             if dtype == torch.float32:
-                patch.setattr(rows, "_step", lambda *arguments: CudaStep(*arguments, module=emulated))
+                patch.setattr(fused, "device_pass", lambda one: CudaPass(one, module=emulated))
             value = loss(leaf, y)
             found.append([value, *torch.autograd.grad(value, [leaf, *loss.parameters()])])
     for right, mine in zip(*found, strict=True):
@@ -129,7 +139,7 @@ def test_windows(agree: Any, case: Case, plan: str, references: bool) -> None:
     x, y = BATCHES["odd"]
     if case.create().functor_call().functor in partner_functors():
         pytest.skip("takes no windows")
-    sides = Sides(x, y, *(other_side(case) if references else (None, None)))
+    comparison = Comparison(x, y, *(other_side(case) if references else (None, None)))
     low, high = 0.5 * torch.rand(2, 2, len(y), generator=torch.Generator().manual_seed(7), dtype=torch.float64)
     windows = torch.stack([low[0] - 0.6, high[0] + 0.2, low[1] - 0.7, high[1]])  # [4, A]
     windows[:, 3] = torch.tensor([2.0, 3.0, 2.0, 3.0])  # nothing is left
@@ -137,10 +147,10 @@ def test_windows(agree: Any, case: Case, plan: str, references: bool) -> None:
         windows = windows * 10  # products of raw vectors
 
     def make(dtype: torch.dtype) -> Any:
-        call, normalise = ready(case, sides, dtype)
+        call, normalise = ready(case, comparison, dtype)
         return (replace(call, windows=windows.to(dtype)),), normalise
 
-    agree(make, sides, None, plan)
+    agree(make, comparison, None, plan)
 
 
 def random_lists(count: int, others: int, own: Tensor | None) -> tuple[Tensor, Tensor]:
@@ -163,7 +173,7 @@ def test_listed_positives(agree: Any, case: Case, plan: str, references: bool) -
     x, y = BATCHES["odd"]
     if references and case.create().functor_call().functor in partner_functors():
         pytest.skip("takes no references")
-    sides = Sides(x, y, *(other_side(case) if references else (None, None)))
+    comparison = Comparison(x, y, *(other_side(case) if references else (None, None)))
     own = None
     if references:
         own = torch.full((len(y),), -1)
@@ -171,17 +181,17 @@ def test_listed_positives(agree: Any, case: Case, plan: str, references: bool) -
     relations = Relations(own, *random_lists(len(y), 41, own))
 
     def make(dtype: torch.dtype) -> Any:
-        call, normalise = ready(case, sides, dtype)
+        call, normalise = ready(case, comparison, dtype)
         return (call,), normalise
 
-    agree(make, sides, relations, plan)
+    agree(make, comparison, relations, plan)
 
 
 def test_no_positive_is_listed(agree: Any) -> None:
     x, y = BATCHES["odd"]
     relations = Relations(None, torch.zeros(len(y) + 1, dtype=torch.int64), torch.zeros(0, dtype=torch.int64))
     calls = (FunctorCall("ms", (2.0, 50.0, 0.5, 0.1)), FunctorCall("triplet_all", (0.1,)))
-    agree(lambda _: (calls, (True, True)), Sides(x, y, None, None), relations)
+    agree(lambda _: (calls, (True, True)), Comparison(x, y), relations)
 
 
 @functors
@@ -194,15 +204,15 @@ def test_own_reference_is_no_pair(agree: Any, case: Case, plan: str) -> None:
     others, labels = torch.cat([embeddings_of(y[:5], seed=5), x[shuffle]]), torch.cat([y[:5], y[shuffle]])
     own = 5 + shuffle.argsort()
     own[::4] = -1
-    sides = Sides(x, y, others, labels, own)
+    comparison = Comparison(x, y, others, labels, own)
 
     def make(dtype: torch.dtype) -> Any:
-        call, normalise = ready(case, sides, dtype)
+        call, normalise = ready(case, comparison, dtype)
         return (call,), normalise
 
     keep = own >= 0  # an anchor that meets itself as a positive lies at distance 0, which one float does not tell from 1e-4
-    sides = sides._replace(anchors=x[keep], anchor_labels=y[keep], own=own[keep])
-    agree(make, sides, Relations(own[keep]), plan)
+    comparison = comparison._replace(anchors=x[keep], labels=y[keep], own=own[keep])
+    agree(make, comparison, Relations(own[keep]), plan)
 
 
 @pytest.mark.parametrize("name", ["triplet_all", "triplet_semihard", "smooth_ap", "ms"])
@@ -214,7 +224,7 @@ def test_lists_beyond_shared_memory(agree: Any, name: str) -> None:
     ones = None if name != "smooth_ap" else torch.zeros(1, len(chosen))
     windows = None if name != "triplet_semihard" else torch.tensor([[-0.2], [0.8], [-1.0], [0.9]]).repeat(1, len(chosen))
     call = FunctorCall(name, options, ones, windows)
-    agree(lambda _: ((call,), (True, True)), Sides(x[chosen], y[chosen], x, y), Relations(chosen), loose=2.0)
+    agree(lambda _: ((call,), (True, True)), Comparison(x[chosen], y[chosen], x, y), Relations(chosen), loose=2.0)
 
 
 def test_members_share_products(emulated: ModuleType) -> None:
@@ -222,17 +232,17 @@ def test_members_share_products(emulated: ModuleType) -> None:
     calls = (FunctorCall("ms", (2.0, 50.0, 0.5, 0.1)), FunctorCall("sup_con", (0.1,)), FunctorCall("triplet_all", (0.1,)))
     multiplied = []
 
-    class Counted(CudaStep):
+    class Counted(CudaPass):
         def _multiply(self, into: Tensor, rows: Any, columns: Any) -> None:
             multiplied.append((rows, columns))
             super()._multiply(into, rows, columns)
 
-    step = Counted(x, y, None, None, (True, True), calls, module=emulated)
-    step.backward(torch.ones_like(step.forward()[0]))
+    state = Counted(Pass(x, y, None, None, calls, (True, True)), module=emulated)
+    state.backward(torch.ones_like(state.forward()[0]))
     assert multiplied == [((0, 37), (0, 37))]  # kept for backward
     with plan_options(workspace=37 * 16 * 4, tile_rows=16):
-        step = Counted(x, y, None, None, (True, True), calls, module=emulated)
-        step.backward(torch.ones_like(step.forward()[0]))
+        state = Counted(Pass(x, y, None, None, calls, (True, True)), module=emulated)
+        state.backward(torch.ones_like(state.forward()[0]))
     assert multiplied[1:] == 2 * [((0, 16), (0, 37)), ((16, 32), (0, 37)), ((32, 37), (0, 37))]
 
 
@@ -254,18 +264,18 @@ def test_plan_of_large_passes(
     emulated: ModuleType, anchors: int, references: int | None, functor: str, chunk: Any, whole: bool
 ) -> None:
     number = emulated.functors()[functor][0].count(" ") + 1
-    step = emulated.Step(anchors, references, 128, [(functor, [0.1] * number, 0, 0)], workspace=16 << 20)
+    step = emulated.Pass(anchors, references, 128, [(functor, [0.1] * number, 0, 0)], workspace=16 << 20)
     plan, longest = step.plan, references or anchors
     assert ((plan["rows"], plan["columns"]), plan["whole"]) == (chunk, whole)
     assert 4 * chunk[0] * chunk[1] <= max(16 << 20, 32 * 4 * longest)
-    assert max(plan["forward"], plan["backward"]) <= (32 << 20) + 40 * longest + 80 * anchors  # linear in both sides
+    assert max(plan["forward"], plan["backward"]) <= (32 << 20) + 40 * longest + 80 * anchors  # linear in both comparison
     assert plan["kept"] <= 60 * (anchors + longest)
     assert 0 <= plan["long_blocks"] <= plan["rows"]
 
 
 def test_too_large_for_the_kernels(emulated: ModuleType) -> None:
     with pytest.raises(ValueError, match="2\\^30 rows"):
-        emulated.Step((1 << 30) + 1, None, 8, [("ms", [2.0, 50.0, 0.5, 0.1], 0, 0)], workspace=1 << 20)
+        emulated.Pass((1 << 30) + 1, None, 8, [("ms", [2.0, 50.0, 0.5, 0.1], 0, 0)], workspace=1 << 20)
 
 
 class Given:
@@ -296,14 +306,14 @@ def test_a_functor_compiled_at_run_time_joins_the_pass(
     truth.sum().backward()
     for plan in CHUNKS.values():
         with plan_options(**plan):
-            step = CudaStep(x, y, None, None, (True, True), calls, module=emulated)
-            values, *_ = step.forward()
-            grad, _ = step.backward(torch.tensor([[0.0], [1.0], [0.0]]).expand(3, len(y)))
+            state = CudaPass(Pass(x, y, None, None, calls, (True, True)), module=emulated)
+            values, *_ = state.forward()
+            grad, _ = state.backward(torch.tensor([[0.0], [1.0], [0.0]]).expand(3, len(y)))
         torch.testing.assert_close(values[1].double(), truth.detach(), rtol=1e-5, atol=1e-5)
         torch.testing.assert_close(grad.double(), leaf.grad, rtol=1e-4, atol=1e-5)
     with pytest.raises(NotTaken, match="'toy' takes 1 options, got 2"):
-        CudaStep(x, y, None, None, (True, True), (FunctorCall("toy", (0.2, 1.0)),), module=emulated)
+        CudaPass(Pass(x, y, None, None, (FunctorCall("toy", (0.2, 1.0)),), (True, True)), module=emulated)
     monkeypatch.setitem(cuda_functors.joined, "toy", Given(emulated.External("toy", list(layout), 7, 0, 7, launcher)))
-    step = CudaStep(x, y, None, None, (True, True), calls, module=emulated)
+    state = CudaPass(Pass(x, y, None, None, calls, (True, True)), module=emulated)
     with pytest.raises(RuntimeError, match="error 400 of the driver"):
-        step.forward()
+        state.forward()

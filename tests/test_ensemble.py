@@ -11,7 +11,7 @@ from torch import Tensor
 
 from dmlcore import LossEnsemble
 from dmlcore.errors import ConfigError, PluginError
-from dmlcore.kernels.cpu import recorded_steps
+from dmlcore.kernels import recorded_passes
 from dmlcore.losses import Loss, create
 
 X, Y = BATCHES["odd"]
@@ -45,9 +45,9 @@ def test_references_reach_the_members_that_use_them() -> None:
 
 def test_fused_members_share_one_pass() -> None:
     ensemble = LossEnsemble(["ms", "contrastive", "proxy_anchor", "sup_con", "circle", "triplet"], **SIZES)
-    with recorded_steps() as steps:
+    with recorded_passes() as passes:
         ensemble(X.float(), Y)
-    assert sorted(len(calls) for *_, calls in steps) == [1, 5]
+    assert sorted(len(one.calls) for one in passes) == [1, 5]
 
 
 def test_mixes_fused_plain_and_foreign_members() -> None:
@@ -121,7 +121,9 @@ def test_parameters_have_roles() -> None:
 
 def test_a_members_own_forward_and_reduce_are_used() -> None:
     base = type(create("ms"))
-    doubled = type("Doubled", (base,), {"forward": lambda self, *a, **k: 2 * base.forward(self, *a, **k)})
-    tripled = type("Tripled", (base,), {"reduce": lambda self, rows: 3 * base.reduce(self, rows)})
+    doubled = type("Doubled", (base,), {"by_rows": False, "forward": lambda self, *a, **k: 2 * base.forward(self, *a, **k)})
+    tripled = type("Tripled", (base,), {"reduces": True, "reduce": lambda self, rows: 3 * base.reduce(self, rows)})
+    with pytest.raises(PluginError, match="Careless writes `reduce`, so it must say .* `reduces`"):
+        type("Careless", (base,), {"reduce": lambda self, rows: 3 * base.reduce(self, rows)})
     expected = 5 * create("ms")(X, Y)
     torch.testing.assert_close(LossEnsemble([doubled(), tripled()])(X, Y), expected)

@@ -109,9 +109,9 @@ def test_differences_are_paired_and_chosen_on_validation(tmp_path: Path) -> None
     file = tmp_path / "rows.jsonl"
     file.write_text("".join(json.dumps(row) + "\n" for row in rows))
     state = runs.Runs(file, None, tmp_path, 1, None, None)
-    one = report.Comparison(state, "banking")
-    assert one.ranking[0] == "circle" and one.seeds == [0, 1, 2]
-    mean, half = report.interval(one.differences(("arms", "wide: b, 256", "whole"), ("singles", "circle", None)))
+    results = report.DataResults(state, "banking")
+    assert results.ranking[0] == "circle" and results.seeds == [0, 1, 2]
+    mean, half = report.interval(results.differences(("arms", "wide: b, 256", "whole"), ("singles", "circle", None)))
     assert mean == pytest.approx(2) and half == pytest.approx(4.302653 * 1 / 3**0.5, rel=1e-5)
     page = tmp_path / "page.md"
     page.write_text("".join(f"<!-- table: {name} -->\nold\n<!-- end -->\n" for name in report.BLOCKS) + "kept\n")
@@ -121,8 +121,8 @@ def test_differences_are_paired_and_chosen_on_validation(tmp_path: Path) -> None
     assert "| wide: b, 256 (compressed) | 64 | 1.5 | +0.00 ± 0.00 |" in text
     assert "old" not in text
     report.as_json(state, tmp_path / "summary.json")
-    found = json.loads((tmp_path / "summary.json").read_text())["banking"]
-    assert found["best_single"] == "circle" and found["arms"]["wide: b, 256"]["whole"]["map@r"]["difference"] == 2.0
+    summary = json.loads((tmp_path / "summary.json").read_text())["banking"]
+    assert summary["best_single"] == "circle" and summary["arms"]["wide: b, 256"]["whole"]["map@r"]["difference"] == 2.0
     pytest.importorskip("matplotlib")
     assert report.draw(state, tmp_path / "bars.svg").stat().st_size > 1000
 

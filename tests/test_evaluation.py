@@ -36,7 +36,7 @@ def naive(x, y, references=None, reference_labels=None, ks=KS, metric="cosine") 
     sums: dict[str, float] = {}
     queries = 0
     for i in range(len(x)):
-        found = []
+        neighbours_of_query = []
         for j in range(len(r)):
             if own and i == j:
                 continue
@@ -46,9 +46,9 @@ def naive(x, y, references=None, reference_labels=None, ks=KS, metric="cosine") 
                 s = float(np.float32(s / norms)) if norms > 0 else 0.0  # ties of a float32 calculation
             if metric == "euclidean":
                 s = -float((x[i] - r[j]) @ (x[i] - r[j]))
-            found.append((-s, int(y[i]) == int(ry[j])))
-        found.sort()  # False before True: a negative as similar as a positive comes first
-        hits = [rank for rank, (_, positive) in enumerate(found, 1) if positive]
+            neighbours_of_query.append((-s, int(y[i]) == int(ry[j])))
+        neighbours_of_query.sort()  # False before True: a negative as similar as a positive comes first
+        hits = [rank for rank, (_, positive) in enumerate(neighbours_of_query, 1) if positive]
         if not hits:
             continue
         queries += 1
@@ -164,9 +164,9 @@ def test_large_classes(level) -> None:
     x, y = map(torch.from_numpy, whole_numbers(1500, 6, 3))
     y[:7] = 9  # a class of few beside classes of hundreds
     expected = plain.rank_positives(x, y, None, None, KS, "dot")
-    one = neighbours.rank_positives(x, y, None, None, KS, "dot")
-    torch.testing.assert_close(one, expected, rtol=0, atol=1e-13)
-    assert torch.equal(one, neighbours.rank_positives(x, y, None, None, KS, "dot", memory=1 << 18))
+    whole = neighbours.rank_positives(x, y, None, None, KS, "dot")
+    torch.testing.assert_close(whole, expected, rtol=0, atol=1e-13)
+    assert torch.equal(whole, neighbours.rank_positives(x, y, None, None, KS, "dot", memory=1 << 18))
 
 
 @built
@@ -291,9 +291,9 @@ def test_agrees_with_pytorch_metric_learning() -> None:
     r, ry = x[150:], y[150:]
     for k, arguments in ((len(x) - 1, (x, y)), (len(r), (x[:150], y[:150], r, ry))):
         theirs = calculator.AccuracyCalculator(include=tuple(names), k=k).get_accuracy(*arguments)
-        mine = retrieval_metrics(*arguments)
+        own = retrieval_metrics(*arguments)
         for name, key in names.items():
-            assert mine[key] == pytest.approx(theirs[name], abs=1e-6), name
+            assert own[key] == pytest.approx(theirs[name], abs=1e-6), name
 
 
 X, Y = random_set(6, 3, 2)

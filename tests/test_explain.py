@@ -1,4 +1,4 @@
-"""What `dmlcore.kernels.explain` says of a step: the planner's choices, memory against what is allocated, every name."""
+"""What `dmlcore.ensemble.explain` says of a step: the planner's choices, memory against what is allocated, every name."""
 
 from __future__ import annotations
 
@@ -9,8 +9,9 @@ import torch
 from cases import CLASSES, FUSED, LOSSES, Case
 
 import dmlcore
+from dmlcore.ensemble import explain
 from dmlcore.errors import ConfigError
-from dmlcore.kernels import explain, extension, plan_options
+from dmlcore.kernels import extension, plan_options
 
 pytestmark = pytest.mark.skipif(extension.cpu() is None, reason="the CPU extension is not built")
 

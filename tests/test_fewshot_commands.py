@@ -31,7 +31,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-def arguments(data: Path, out: Path, *more: str, source: str = "0-4") -> list[str]:
+def arguments(data: Path, out: Path, *further: str, source: str = "0-4") -> list[str]:
     return [
         "fewshot",
         "--data",
@@ -45,7 +45,7 @@ def arguments(data: Path, out: Path, *more: str, source: str = "0-4") -> list[st
         "--out",
         str(out),
         *SHORT,
-        *more,
+        *further,
     ]
 
 
@@ -69,20 +69,20 @@ def test_a_grid_runs_and_reports(data: Path, tmp_path: Path, capsys: pytest.Capt
     call[call.index("--replications") + 1] = "3"  # goes on with what is there
     assert main([*call, "--json"]) == 0
     said = capsys.readouterr()
-    more = json.loads(said.out)
-    assert more["cells"] == 3 and "2 of 3 cells are there already" in said.err
+    report = json.loads(said.out)
+    assert report["cells"] == 3 and "2 of 3 cells are there already" in said.err
     assert all(path.stat().st_mtime_ns == then for path, then in times.items())
     assert main(["fewshot", "report", str(out), "--json"]) == 0
-    assert json.loads(capsys.readouterr().out) == more
+    assert json.loads(capsys.readouterr().out) == report
 
 
 def test_two_processes_give_the_same_numbers(data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    found = []
+    reports = []
     for processes in ("1", "2"):
         out = tmp_path / processes
         assert main(arguments(data, out, "--replications", "2", "--processes", processes, "--json", source="@left")) == 0
-        found.append(json.loads(capsys.readouterr().out))
-    assert found[0]["means"] == found[1]["means"] and found[0]["paired"] == found[1]["paired"]
+        reports.append(json.loads(capsys.readouterr().out))
+    assert reports[0]["means"] == reports[1]["means"] and reports[0]["paired"] == reports[1]["paired"]
 
 
 def test_an_interrupted_grid_goes_on(data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -99,25 +99,25 @@ def test_an_interrupted_grid_goes_on(data: Path, tmp_path: Path, capsys: pytest.
     process.send_signal(signal.SIGINT)
     error = process.communicate(timeout=60)[1]
     assert process.returncode == 130 and "Go on by the same command with --out" in error, error
-    kept = {path: path.read_bytes() for path in (out / "cells").rglob("0*.json")}
-    assert 2 <= len(kept) < 60
-    call[call.index("60")] = str(len(kept) + 1)
+    done = {path: path.read_bytes() for path in (out / "cells").rglob("0*.json")}
+    assert 2 <= len(done) < 60
+    call[call.index("60")] = str(len(done) + 1)
     assert main(call) == 0
     said = capsys.readouterr().err
-    assert f"{len(kept)} of {len(kept) + 1} cells are there already" in said
-    assert all(path.read_bytes() == content for path, content in kept.items())
+    assert f"{len(done)} of {len(done) + 1} cells are there already" in said
+    assert all(path.read_bytes() == content for path, content in done.items())
 
 
 def test_quick_is_a_small_grid(data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     call = ["fewshot", "--data", str(data), "--source-classes", "random", "--n", "3,5", "--k", "1,2,4,5", "--quick", "--json"]
     assert main([*call, "--out", str(tmp_path)]) == 0
-    found = json.loads(capsys.readouterr().out)
-    assert found["cells"] == 2 and {(row["n"], row["k"]) for row in found["means"]} == {(3, 1), (3, 5)}
-    assert found["settings"]["budget"]["epochs"] == 8
+    report = json.loads(capsys.readouterr().out)
+    assert report["cells"] == 2 and {(row["n"], row["k"]) for row in report["means"]} == {(3, 1), (3, 5)}
+    assert report["settings"]["budget"]["epochs"] == 8
 
 
 @pytest.mark.parametrize(
-    ("more", "said"),
+    ("changes", "said"),
     [
         (["--k", "9"], "k = 9 and one to test need 10"),
         (["--k", "1,0"], "--k must be at least 1"),
@@ -143,11 +143,11 @@ def test_quick_is_a_small_grid(data: Path, tmp_path: Path, capsys: pytest.Captur
     ],
 )
 def test_mistakes_are_one_line_and_nothing_is_trained(
-    data: Path, tmp_path: Path, more: list[str], said: str, capsys: pytest.CaptureFixture[str]
+    data: Path, tmp_path: Path, changes: list[str], said: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    given = {"--data": str(data), "--source-classes": "0-4", "--n": "3", "--k": "1,4", "--out": str(tmp_path / "out")}
-    given |= dict(zip(more[::2], more[1::2], strict=True))
-    assert main(["fewshot", *(word for pair in given.items() for word in pair)]) == 2
+    flags = {"--data": str(data), "--source-classes": "0-4", "--n": "3", "--k": "1,4", "--out": str(tmp_path / "out")}
+    flags |= dict(zip(changes[::2], changes[1::2], strict=True))
+    assert main(["fewshot", *(word for pair in flags.items() for word in pair)]) == 2
     error = capsys.readouterr().err.strip()
     assert error.startswith("error: ") and said in error and len(error.splitlines()) == 1
     assert not (tmp_path / "out").exists()

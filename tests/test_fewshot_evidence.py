@@ -21,7 +21,7 @@ def test_the_page_shows_the_stored_results(tmp_path: Path) -> None:
     text = fewshot.PAGE.read_text(encoding="utf-8")
     page.write_text(text, encoding="utf-8")
     fewshot.write_page(stored, page)
-    assert page.read_text(encoding="utf-8") == text, "docs/fewshot.md differs from benchmarks/results/fewshot.json"
+    assert page.read_text(encoding="utf-8") == text, "docs/reports/fewshot.md differs from benchmarks/results/fewshot.json"
 
 
 def test_the_means_are_those_of_the_stored_errors() -> None:

@@ -69,14 +69,14 @@ sizes = st.tuples(st.integers(2, 12), st.integers(2, 12))
 def test_properties(seed: int, rows: tuple[int, int], columns: int) -> None:
     a, b = pair(seed, rows, columns)
     within = 1e-9 * spread(a, b)
-    found = frechet_distance(a, b)
-    assert found >= 0
+    distance = frechet_distance(a, b)
+    assert distance >= 0
     assert frechet_distance(a, a[::-1]) <= 1e-9 * spread(a, a)
-    assert frechet_distance(b, a) == pytest.approx(found, abs=within)
+    assert frechet_distance(b, a) == pytest.approx(distance, abs=within)
     turn = np.linalg.qr(np.random.default_rng(seed + 1).normal(size=(columns, columns)))[0]
     shift = np.random.default_rng(seed + 2).normal(size=columns)
-    assert frechet_distance(a @ turn + shift, b @ turn + shift) == pytest.approx(found, abs=10 * within)
-    assert frechet_distance(3 * a, 3 * b) == pytest.approx(9 * found, abs=10 * within)
+    assert frechet_distance(a @ turn + shift, b @ turn + shift) == pytest.approx(distance, abs=10 * within)
+    assert frechet_distance(3 * a, 3 * b) == pytest.approx(9 * distance, abs=10 * within)
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""Every hook is described, in docs/plugins.md too, and tested here: a test whose name contains it, and what it is used for."""
+"""Every hook is described, in docs/guide/plugins.md too, and has a test here whose name contains it."""
 
 from __future__ import annotations
 
@@ -55,12 +55,12 @@ def installed(**hooks: Callable[..., Any]) -> Iterator[None]:
 
 def test_every_hook_has_a_test_a_description_and_a_paragraph() -> None:
     tests = [node.name for node in ast.parse(Path(__file__).read_text()).body if isinstance(node, ast.FunctionDef)]
-    text = (ROOT / "docs" / "plugins.md").read_text(encoding="utf-8")
+    text = (ROOT / "docs" / "guide" / "plugins.md").read_text(encoding="utf-8")
     assert len(hook_names()) == 17 and {kind.hook for kind in plugins.KINDS.values()} < set(hook_names())
     for name in hook_names():
         hook = getattr(hookspecs, name)
         assert any(f"test_{name}" in test for test in tests), f"{name} has no test in {Path(__file__).name}"
-        assert f"### `{name}(" in text, f"docs/plugins.md has no paragraph on {name}; run `dmlcore plugins hooks --write`"
+        assert f"### `{name}(" in text, f"{name} has no paragraph: run `dmlcore plugins hooks --write docs/guide/plugins.md`"
         words = inspect.cleandoc(hook.__doc__ or "")
         for argument in inspect.signature(hook).parameters:
             assert f"\n    {argument}: " in words, f"the docstring of {name} says nothing about {argument}"
@@ -68,9 +68,9 @@ def test_every_hook_has_a_test_a_description_and_a_paragraph() -> None:
 
 
 def test_the_reference_in_the_docs_is_the_generated_one() -> None:
-    text = (ROOT / "docs" / "plugins.md").read_text(encoding="utf-8")
+    text = (ROOT / "docs" / "guide" / "plugins.md").read_text(encoding="utf-8")
     found = text.split(BEGIN)[1].split(END)[0].strip()
-    assert found == hook_reference().strip(), "docs/plugins.md has drifted: run `dmlcore plugins hooks --write docs/plugins.md`"
+    assert found == hook_reference().strip(), "it has drifted: run `dmlcore plugins hooks --write docs/guide/plugins.md`"
 
 
 class GuestLoss(Loss):

@@ -7,6 +7,7 @@ import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -21,13 +22,14 @@ from dmlcore.kernels import (
     extension,
     functors,
     fused_pass,
+    fused_passes,
     fused_rows,
     partner_functors,
     plan_options,
-    runtime,
 )
-from dmlcore.losses import Rows, Sides, pair_masks
-from dmlcore.losses.base import run_together, table_rows
+from dmlcore.kernels.jit import cpu_functors
+from dmlcore.losses import Comparison, Rows
+from dmlcore.losses.path import pass_of, reduced
 from dmlcore.testing import naming_both
 
 cases = pytest.mark.parametrize("case", FUSED, ids=lambda case: case.id)
@@ -87,6 +89,19 @@ PLANNED = [
     for plan in PLANS
     if plan in ("no triangle recomputed", "two threads, chunks") or next(c for c in FUSED if c.name == case.name) is case
 ]
+
+
+def given_to(loss: Any, comparison: Comparison) -> torch.Tensor | None:
+    """The numbers per anchor that a loss's functor takes."""
+    call = loss.functor_call()
+    return call.given(comparison) if callable(call.given) else None
+
+
+def completed(loss: Any, call: FunctorCall, passed: Any, comparison: Comparison, given: torch.Tensor | None) -> Rows:
+    """What a loss makes of the values, counts and histograms of its functor."""
+    values, counts, table = passed
+    rows = Rows(table.view(2, -1), table.new_zeros(2, 0)) if call.cells else Rows(values, counts)
+    return loss.complete(rows, comparison, given) if loss.completes else rows
 
 
 @pytest.mark.parametrize(("case", "plan"), PLANNED)
@@ -360,7 +375,7 @@ def test_unknown_functor_and_wrong_options() -> None:
 
 
 def test_every_functor_belongs_to_a_case() -> None:
-    loaded = {name for one in runtime.loaded() for name in one.functors}  # by other tests of this process
+    loaded = {name for one in cpu_functors.loaded() for name in one.functors}  # by other tests of this process
     assert set(functors()) - loaded - {"row_extremes"} == {case.create().functor_call().functor for case in FUSED}
 
 
@@ -460,23 +475,25 @@ def test_windows_leave_pairs_out(case: Case, plan: str, references: bool) -> Non
     found = []
     for plain in (False, True):
         leaf, other = x.clone().requires_grad_(), others.clone().requires_grad_()
-        sides = Sides(leaf, y, other, labels) if references else Sides(leaf, y, None, None)
+        comparison = Comparison(leaf, y, other, labels) if references else Comparison(leaf, y)
         if plain:
-            s = loss.similarities(sides)
-            positive, negative = pair_masks(sides)
+            s = loss.similarities(comparison)
+            positive, negative = comparison.masks()
             near = (s.detach() >= windows[0, :, None]) & (s.detach() <= windows[1, :, None])
             far = (s.detach() >= windows[2, :, None]) & (s.detach() <= windows[3, :, None])
             more = [loss.betas(y)] if case.name == "margin" else []  # its rows know their labels by the boundary
             if case.name == "smooth_ap":
-                more = [loss.given(sides)[0]]  # whether the anchor takes part itself
+                more = [given_to(loss, comparison)[0]]  # whether the anchor takes part itself
             rows = Rows(*loss.row_values(s, positive & near, negative & far, *more))
         else:
             with plan_options(**PLANS[plan]):
-                call, given = loss.functor_call(), loss.given(sides)
-                values, counts, table = run_together(sides, (replace(call, windows=windows, given=given),), loss.normalise)
-                rows = loss.complete(table_rows(table) if call.cells else Rows(values, counts), sides, given)
+                call, given = loss.functor_call(), given_to(loss, comparison)
+                calls = [replace(call, windows=windows, given=given)]
+                rows = completed(
+                    loss, call, fused_passes([pass_of(comparison, calls, loss.normalise)]).of(0), comparison, given
+                )
         with plan_options(**PLANS[plan]):
-            value = loss.reduce(rows)
+            value = reduced(rows, loss.options.reduction)
             gradients = torch.autograd.grad(value, [leaf, other] if references else [leaf])
         found.append((value.detach(), list(gradients)))
     assert_close(*found, 1e-9)
@@ -505,22 +522,24 @@ def test_positives_may_be_listed(case: Case, plan: str, references: bool) -> Non
     found = []
     for plain in (False, True):
         leaf, other = x.clone().requires_grad_(), others.clone().requires_grad_()
-        sides = Sides(leaf, sets, other, other_sets, own, shares) if references else Sides(leaf, sets, None, None, None, shares)
+        comparison = Comparison(leaf, sets, relation=shares)
+        if references:
+            comparison = Comparison(leaf, sets, other, other_sets, own, shares)
         if plain:
-            rows = loss.dense_rows(sides)
+            rows = loss.dense_rows(comparison)
         else:
-            positive, _ = pair_masks(sides)
+            positive, _ = comparison.masks()
             starts = torch.cat([positive.new_zeros(1, dtype=torch.int64), positive.sum(1).cumsum(0)])
             relations = Relations(own if references else None, starts, positive.nonzero()[:, 1])
-            given = loss.given(sides)
+            given = given_to(loss, comparison)
             call = replace(loss.functor_call(), given=given)
             with plan_options(**PLANS[plan]):
-                values, counts, table = fused_pass(
-                    leaf, own, sides.references, other_sets, (call,), normalise=loss.normalise, relations=relations
+                passed = fused_pass(
+                    leaf, own, comparison.references, other_sets, (call,), normalise=loss.normalise, relations=relations
                 )
-            rows = loss.complete(table_rows(table) if call.cells else Rows(values, counts), sides, given)
+            rows = completed(loss, call, passed, comparison, given)
         with plan_options(**PLANS[plan]):
-            value = loss.reduce(rows)
+            value = reduced(rows, loss.options.reduction)
             gradients = torch.autograd.grad(value, [leaf, other] if references else [leaf])
         found.append((value.detach(), list(gradients)))
     assert_close(*found, 1e-9)

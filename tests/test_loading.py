@@ -66,8 +66,8 @@ def test_batches_are_the_same_with_any_number_of_workers(tmp_path):
     for workers in (0, 1, 2):
         torch.manual_seed(workers)
         before = torch.random.get_rng_state()
-        for (samples, labels), (wanted, wanted_labels) in zip(_stream(tmp_path, workers, 0), expected, strict=True):
-            assert torch.equal(samples, wanted) and torch.equal(labels, wanted_labels)
+        for (samples, labels), (expected_samples, expected_labels) in zip(_stream(tmp_path, workers, 0), expected, strict=True):
+            assert torch.equal(samples, expected_samples) and torch.equal(labels, expected_labels)
             assert labels.dtype == torch.int64
         assert torch.equal(before, torch.random.get_rng_state())
 
@@ -84,18 +84,18 @@ def test_batches_resume_exactly(tmp_path, workers):
     sampler = ClassBalancedSampler(train.dense_labels, 3, 2, seed=5, steps=8)
     sampler.load_state_dict(stream.state_dict())
     assert sampler.step == 3
-    rest = list(batches(train, sampler, workers=0, augment=True, seed=7))
-    assert len(rest) == 5
-    for (samples, labels), (wanted, wanted_labels) in zip(rest, expected[3:], strict=True):
-        assert torch.equal(samples, wanted) and torch.equal(labels, wanted_labels)
+    resumed = list(batches(train, sampler, workers=0, augment=True, seed=7))
+    assert len(resumed) == 5
+    for (samples, labels), (expected_samples, expected_labels) in zip(resumed, expected[3:], strict=True):
+        assert torch.equal(samples, expected_samples) and torch.equal(labels, expected_labels)
 
 
 def test_ordered_batches_and_loader_interface(tmp_path):
     test = open_data(str(feature_file(tmp_path / "f.npz"))).test
-    found = list(batches(test, OrderedBatches(len(test), 4)))
-    assert torch.equal(torch.cat([samples for samples, _ in found]), test.batch(range(len(test))))
-    assert torch.cat([labels for _, labels in found]).tolist() == test.dense_labels.tolist()
+    in_order = list(batches(test, OrderedBatches(len(test), 4)))
+    assert torch.equal(torch.cat([samples for samples, _ in in_order]), test.batch(range(len(test))))
+    assert torch.cat([labels for _, labels in in_order]).tolist() == test.dense_labels.tolist()
     loaded = torch.utils.data.DataLoader(test, batch_size=4)
-    assert torch.equal(next(iter(loaded))[0], found[0][0])
+    assert torch.equal(next(iter(loaded))[0], in_order[0][0])
     with pytest.raises(IndexError):
         test[len(test)]

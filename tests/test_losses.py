@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import math
 import subprocess
 import sys
@@ -13,9 +14,10 @@ from cases import BATCHES, LOSSES, Case, assert_close, embeddings_of, value_and_
 
 import dmlcore
 from dmlcore.errors import ConfigError
-from dmlcore.losses import RowLoss, create, geometry, softmax
+from dmlcore.losses import RowLoss, create, softmax
 
 # Three points on the unit circle at 0, 60 and 90 degrees; the first two are of one class.
+DISTANCES = importlib.import_module("dmlcore.losses.distances")  # the package has a function of this name
 POINTS = torch.tensor([[1.0, 0.0], [0.5, math.sqrt(0.75)], [0.0, 1.0]], dtype=torch.float64)
 IDS = torch.tensor([0, 0, 1])
 C01, C02, C12 = 0.5, 0.0, math.cos(math.pi / 6)  # cosines of the three pairs
@@ -227,8 +229,8 @@ PIECEMEAL = [
 def test_pieces_do_not_change_a_definition(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
     loss, (x, y) = case.create(), BATCHES["odd"]
     found, second = [], []
-    for cells in (geometry.PIECE_CELLS, 5000):  # everything at once; a few rows at a time
-        monkeypatch.setattr(geometry, "PIECE_CELLS", cells)
+    for cells in (DISTANCES.PIECE_CELLS, 5000):  # everything at once; a few rows at a time
+        monkeypatch.setattr(DISTANCES, "PIECE_CELLS", cells)
         found.append(value_and_gradients(loss, x, y, loss.reference))
         leaf = x.clone().requires_grad_()
         gradient = torch.autograd.grad(loss.reference(leaf, y), leaf, create_graph=True)[0]

@@ -14,9 +14,9 @@ import dmlcore
 from dmlcore import plugins
 from dmlcore.errors import ConfigError
 from dmlcore.kernels import plan_options
-from dmlcore.losses import Miner, PairLoss, PairOptions, Rows, WindowMiner, build_miner, create
-from dmlcore.losses.base import RowMeasure, Sides, pair_masks
+from dmlcore.losses import Comparison, Miner, PairLoss, PairOptions, Rows, WindowMiner, build_miner, create
 from dmlcore.losses.mining import Compared, Mining, extremes_of
+from dmlcore.losses.path import RowMeasure
 from dmlcore.losses.streaming import stream_budget
 
 PEERS = {
@@ -37,14 +37,14 @@ TEXTS = [*PEERS, "distance_weighted(nonzero_loss_cutoff=1.6, seed=5)"]
 WINDOWS = [text for text in TEXTS if isinstance(build_miner(text), WindowMiner)]
 
 
-def sides_of(text: str, x, y, references=None, reference_labels=None, own=None, first: int = 0) -> Sides:
+def comparison_of(text: str, x, y, references=None, reference_labels=None, own=None, first: int = 0) -> Comparison:
     miner = build_miner(text)
     mining = Mining(miner, miner.next_draw(advance=False), x, x if references is None else references, first)
-    return Sides(x, y, references, reference_labels, own, None, mining)
+    return Comparison(x, y, references, reference_labels, own, None, mining)
 
 
 def masks_of(text: str, *arguments, **keywords) -> tuple[torch.Tensor, torch.Tensor]:
-    return pair_masks(sides_of(text, *arguments, **keywords))
+    return comparison_of(text, *arguments, **keywords).masks()
 
 
 def pairs_of_peer(text: str, x, y, references=None, reference_labels=None) -> tuple[torch.Tensor, torch.Tensor]:
@@ -117,7 +117,7 @@ def test_ties_count_together() -> None:
 @pytest.mark.parametrize("batch", BATCHES)
 def test_choices_are_subsets_and_rows_stand_alone(text: str, batch: str) -> None:
     x, y = BATCHES[batch]
-    everything = pair_masks(Sides(x, y, None, None))
+    everything = Comparison(x, y).masks()
     chosen = masks_of(text, x, y)
     for whole, part in zip(everything, chosen, strict=True):
         assert not (part & ~whole).any()
@@ -188,8 +188,8 @@ def test_mined_losses_equal_pytorch_metric_learning(text: str, name: str, peer: 
 def test_extremes_of_rows_by_the_kernels(batch: str, plan: dict) -> None:
     x, y = BATCHES[batch]
     unit = torch.nn.functional.normalize(x)
-    masks = pair_masks(Sides(x, y, None, None))
-    measure = RowMeasure(Sides(x, y, None, None))
+    masks = Comparison(x, y).masks()
+    measure = RowMeasure(Comparison(x, y))
     generator = torch.Generator().manual_seed(0)
     low, high = torch.rand(2, 2, len(y), generator=generator, dtype=torch.float64).sub(0.5).sort(0).values
     windows = torch.stack([low[0], high[0], low[1], high[1]])
@@ -227,7 +227,7 @@ def test_distance_weighted_draws_by_its_weights() -> None:
     y = torch.arange(classes).repeat(2)
     x = torch.nn.functional.normalize(torch.randn(2 * classes, width, generator=torch.Generator().manual_seed(1)).double())
     miner = build_miner("distance_weighted(cutoff=0.6, nonzero_loss_cutoff=1.5)")
-    positive, negative = pair_masks(Sides(x, y, None, None))
+    positive, negative = Comparison(x, y).masks()
     d = (x[:1] - x).norm(dim=1)
     q = d.clamp_min(0.6)
     weights = 1 / (q ** (width - 2) * (1 - q**2 / 4) ** ((width - 3) / 2)) * negative[0] * (q < 1.5)
@@ -292,7 +292,7 @@ def test_a_miner_of_ones_own() -> None:
     assert loss.options.miner == "nearby(least=0.2)" and "nearby" in loss.why_not_fused
     unit = torch.nn.functional.normalize(x)
     s = unit @ unit.T
-    positive, negative = pair_masks(Sides(x, y, None, None))
+    positive, negative = Comparison(x, y).masks()
     expected = Case("contrastive").create().row_values(s, positive & (s >= 0.2), negative & (s >= 0.2))
     torch.testing.assert_close(loss(x, y), (expected.values.sum(1) / expected.counts.sum(1)).sum())
     with pytest.raises(ConfigError, match="takes no miner"):

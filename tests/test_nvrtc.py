@@ -8,7 +8,7 @@ import re
 import pytest
 from cuda_emulation import CSRC
 
-from dmlcore.kernels import nvrtc
+from dmlcore.kernels.jit import nvrtc
 
 ARCHS = (80, 90, 100)
 pytestmark = [

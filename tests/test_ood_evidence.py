@@ -15,10 +15,10 @@ sys.path.append(str(ROOT))  # last: an installed package stays what is measured
 
 from benchmarks import ood  # noqa: E402
 
-PAGE = ROOT / "docs" / "ood.md"
+PAGE = ROOT / "docs" / "reports" / "ood.md"
 
 
-def must_not_run(*arguments: Any, **given: Any) -> dict[str, Any]:
+def must_not_run(*arguments: Any, **named: Any) -> dict[str, Any]:
     raise AssertionError("a finished cell is run again")
 
 
@@ -34,14 +34,15 @@ def test_it_runs_goes_on_and_fills_its_page(tmp_path: Path, monkeypatch: pytest.
     monkeypatch.setattr(ood, "METHODS", methods)
     page = tmp_path / "page.md"
     page.write_text("before\n<!-- results: small, class means -->\nold\n<!-- end -->\nafter\n")
-    told: list[str] = []
-    given: dict[str, Any] = {"processes": 1, "only": None, "page": page, "tell": told.append}
-    found = ood.run(tmp_path, tmp_path / "work", quick=True, file=tmp_path / "ood.json", **given)["small, class means"]
-    assert found["splits"][0]["id"] == "default" and len(found["splits"]) == 2
-    assert list(found["configurations"]) == ["ms", "ms + sec"] and set(found["constraint"]) == {"0.001", "0.01"}
-    chosen = max(found["constraint"], key=found["constraint"].get)
-    assert f"weights = [\n    1.0,\n    {chosen},\n]" in (tmp_path / "work" / "small-class-means" / "ms + sec.toml").read_text()
-    assert set(found["baselines"]) == {"raw features", "untrained network"} and len(found["cells"]) == 4
+    lines: list[str] = []
+    settings: dict[str, Any] = {"processes": 1, "only": None, "page": page, "tell": lines.append}
+    results = ood.run(tmp_path, tmp_path / "work", quick=True, file=tmp_path / "ood.json", **settings)["small, class means"]
+    assert results["splits"][0]["id"] == "default" and len(results["splits"]) == 2
+    assert list(results["configurations"]) == ["ms", "ms + sec"] and set(results["constraint"]) == {"0.001", "0.01"}
+    strength = max(results["constraint"], key=results["constraint"].get)
+    written = (tmp_path / "work" / "small-class-means" / "ms + sec.toml").read_text()
+    assert f"weights = [\n    1.0,\n    {strength},\n]" in written
+    assert set(results["baselines"]) == {"raw features", "untrained network"} and len(results["cells"]) == 4
     text = page.read_text()
     assert text.startswith("before\n") and text.endswith("<!-- end -->\nafter\n") and "old" not in text
     assert "| ms - ms + sec |" in text and "| raw features |" in text and "gains" not in text
@@ -49,14 +50,14 @@ def test_it_runs_goes_on_and_fills_its_page(tmp_path: Path, monkeypatch: pytest.
     assert json.loads(stored)["small, class means"]["seeds"] == [0]
     assert (tmp_path / "ood-small-class-means.svg").exists()
     monkeypatch.setattr("dmlcore.protocols.shift.running.train_and_measure", must_not_run)
-    ood.run(tmp_path, tmp_path / "work", quick=True, file=tmp_path / "ood.json", **given)
+    ood.run(tmp_path, tmp_path / "work", quick=True, file=tmp_path / "ood.json", **settings)
     assert (tmp_path / "ood.json").read_text() == stored
 
 
 def test_the_page_has_a_place_for_every_family_and_says_what_is_stored() -> None:
     text, stored = PAGE.read_text(), json.loads((ROOT / "benchmarks" / "results" / "ood.json").read_text())
     assert set(stored) == {family.name for family in ood.FAMILIES}
-    for name, one in stored.items():
+    for name, results in stored.items():
         block = text.partition(f"<!-- results: {name} -->\n")[2].partition("<!-- end -->")[0]
-        assert block.strip() == "\n".join(ood.tables(one)).strip(), f"docs/ood.md lacks the stored results of {name}"
-        assert len(one["splits"]) >= 6 and len(one["seeds"]) >= 3 and len(one["configurations"]) == 6
+        assert block.strip() == "\n".join(ood.tables(results)).strip(), f"docs/reports/ood.md lacks the stored results of {name}"
+        assert len(results["splits"]) >= 6 and len(results["seeds"]) >= 3 and len(results["configurations"]) == 6

@@ -13,8 +13,8 @@ from torch import Tensor
 
 import dmlcore
 from dmlcore.errors import ConfigError
-from dmlcore.kernels.cpu import recorded_steps
-from dmlcore.losses import Sides, create, pair_masks
+from dmlcore.kernels import recorded_passes
+from dmlcore.losses import Comparison, create
 
 X, Y = BATCHES["odd"]
 LABELS = Y.tolist()
@@ -188,7 +188,7 @@ def test_one_negative_is_drawn_per_pair() -> None:
     value = loss(X, Y)
     d = torch.sqrt((2 - 2 * torch.tensor(cosines(X, X), dtype=torch.float64)).clamp_min(0))
     rows = create("margin", sampling="distance_weighted", margin=2.0, beta=2.0).double().rows(X, Y)
-    positive, negative = pair_masks(Sides(X, Y, None, None))
+    positive, negative = Comparison(X, Y).masks()
     assert rows.counts[0].tolist() == (2 * positive.sum(1)).tolist()  # margins so wide that every hinge is active
     drawn = 4 * positive.sum(1) - rows.values[1]  # the sum of the drawn distances
     least = torch.where(negative, d, 9.0).amin(1) * positive.sum(1)
@@ -207,11 +207,11 @@ def test_means_of_pairs_from_sums_per_class(references: bool) -> None:
         own = torch.arange(len(Y)) + 6
         own[::3] = -1
         own[1] = 2  # of another class
-        sides = Sides(X, Y, others, labels, own)
+        comparison = Comparison(X, Y, others, labels, own)
     else:
-        others, sides = X, Sides(X, Y, None, None)
+        others, comparison = X, Comparison(X, Y)
     s = torch.tensor(cosines(X, others), dtype=torch.float64)
-    for mean, mask in zip(mean_similarities(sides), pair_masks(sides), strict=True):
+    for mean, mask in zip(mean_similarities(comparison), comparison.masks(), strict=True):
         torch.testing.assert_close(mean, s[mask].mean())
 
 
@@ -256,10 +256,10 @@ def test_angular_takes_each_pair_once(references: bool) -> None:
     loss = create("angular")
     labels = y[torch.randperm(len(y), generator=torch.Generator().manual_seed(1))] if references else y
     more = {"references": embeddings_of(labels, seed=4), "reference_labels": labels} if references else {}
-    with recorded_steps() as steps:
+    with recorded_passes() as recorded:
         loss(x, y, **more)
     expected = (y[:, None] == labels[None, :]).sum() if references else ((y[:, None] == y[None, :]).sum() - len(y)) // 2
-    assert [len(anchors) for anchors, *_ in steps] == [expected]
+    assert [len(one.anchors) for one in recorded] == [expected]
 
 
 def test_angular_is_plain_beside_large_classes_and_relations() -> None:
@@ -267,9 +267,9 @@ def test_angular_is_plain_beside_large_classes_and_relations() -> None:
     matrix = torch.nn.functional.one_hot(y)
     few, many = torch.arange(18) // 17, torch.arange(24) // 20  # 136 pairs of 18 samples, 196 of 24
     for embeddings, labels, passes in ((x[:18], few, 1), (x[:24], many, 0), (x, y, 1), (x, matrix, 0)):
-        with recorded_steps() as steps:
+        with recorded_passes() as recorded:
             mine = value_and_gradients(loss, embeddings, labels, loss)
-        assert len(steps) == passes
+        assert len(recorded) == passes
         assert_close(mine, value_and_gradients(loss, embeddings, labels, loss.reference), 1e-9)
 
 
@@ -277,8 +277,8 @@ def test_angular_in_an_ensemble_has_a_pass_of_its_own() -> None:
     x, y = BATCHES["odd"]
     members = [create(name) for name in ("ms", "angular", "contrastive")]
     ensemble = dmlcore.LossEnsemble(members)
-    with recorded_steps() as steps:
+    with recorded_passes() as recorded:
         mine = value_and_gradients(ensemble, x, y, ensemble)
-    assert [[call.functor for call in calls] for *_, calls in steps] == [["ms", "contrastive"], ["angular"]]
+    assert [[call.functor for call in one.calls] for one in recorded] == [["ms", "contrastive"], ["angular"]]
     assert_close(mine, value_and_gradients(ensemble, x, y, lambda *a: sum(one.reference(*a) for one in members)), 1e-9)
     assert ensemble.active["angular"] == (members[1].rows(x, y, plain=True).values > 0).float().mean()

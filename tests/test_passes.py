@@ -13,8 +13,8 @@ from torch import Tensor
 
 from dmlcore import LossEnsemble
 from dmlcore.errors import ConfigError
-from dmlcore.kernels import FunctorCall, Pass, extension, fused_passes, fused_rows, plan_options
-from dmlcore.kernels.cpu import CpuPasses, CpuStep, recorded_steps
+from dmlcore.kernels import FunctorCall, Pass, extension, fused_passes, fused_rows, plan_options, recorded_passes
+from dmlcore.kernels.fused import CpuPasses
 from dmlcore.losses import create
 
 pytestmark = pytest.mark.skipif(extension.cpu() is None, reason="the CPU extension is not built")
@@ -138,13 +138,13 @@ def test_the_bits_are_those_of_single_passes(threads: int) -> None:
 
 
 def test_small_passes_are_spread_over_threads() -> None:
-    steps = [CpuStep(x.anchors, Y, None, None, (True, True), x.calls, x.relations) for x in head_passes(WIDE.contiguous())]
+    passes = [one._replace(owners=None) for one in head_passes(WIDE.contiguous())]
     with plan_options(threads=2, thread_work=20_000):
-        assert CpuPasses(steps).passes.team == 2 and CpuPasses(steps[:1]).passes.team == 0
+        assert CpuPasses(passes).passes.team == 2 and CpuPasses(passes[:1]).passes.team == 0
     with plan_options(threads=2, thread_work=1):
-        assert CpuPasses(steps).passes.team == 0 and CpuPasses(steps).plan(2)["threads"] == 2
+        assert CpuPasses(passes).passes.team == 0 and CpuPasses(passes).plan(2)["threads"] == 2
     with plan_options(threads=1):
-        assert CpuPasses(steps).passes.team == 0
+        assert CpuPasses(passes).passes.team == 0
 
 
 def test_columns_that_overlap_or_are_left_out() -> None:
@@ -214,9 +214,9 @@ def test_derivatives_are_taken_once_and_state_is_freed() -> None:
 
 def test_one_node_serves_all_heads_and_proxies() -> None:
     ensemble = LossEnsemble(["ms", create("proxy_anchor", num_classes=CLASSES, embedding_dim=WIDTH), "sup_con"], columns=HEADS)
-    with recorded_steps() as steps:
+    with recorded_passes() as passes:
         total = ensemble(WIDE.float().requires_grad_(), Y)
-    assert len(steps) == 3
+    assert len(passes) == 3
     seen, nodes = [total.grad_fn], []
     while seen:
         node = seen.pop()
@@ -233,10 +233,10 @@ def test_tensors_on_another_device_are_refused() -> None:
 def test_a_subclass_may_complete_what_its_base_does_not() -> None:
     base = type(create("triplet"))
 
-    def complete(self: Any, rows: Any, sides: Any, given: Any) -> Any:
+    def complete(self: Any, rows: Any, comparison: Any, context: Any) -> Any:
         return rows._replace(values=3 * rows.values)
 
-    tripled = type("Tripled", (base,), {"complete": complete})
+    tripled = type("Tripled", (base,), {"completes": True, "complete": complete})
     expected = 3 * create("triplet")(X, Y)
     torch.testing.assert_close(tripled()(X, Y), expected)
     torch.testing.assert_close(LossEnsemble([tripled(), "ms"])(X, Y), expected + create("ms")(X, Y))

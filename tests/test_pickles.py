@@ -53,16 +53,16 @@ values = st.recursive(
 def plain(value: Any) -> Any:
     """The value with Python's types for numpy's."""
     if isinstance(value, dict):
-        return {plain(key): plain(one) for key, one in value.items()}
+        return {plain(key): plain(part) for key, part in value.items()}
     if isinstance(value, list | tuple):
-        return type(value)(plain(one) for one in value)
+        return type(value)(plain(part) for part in value)
     return str(value) if isinstance(value, np.str_) else value.item() if isinstance(value, np.generic) else value
 
 
 def types(value: Any) -> Any:
     if isinstance(value, dict):
-        return {key: types(one) for key, one in value.items()}
-    return [types(one) for one in value] if isinstance(value, list | tuple) else type(value)
+        return {key: types(part) for key, part in value.items()}
+    return [types(part) for part in value] if isinstance(value, list | tuple) else type(value)
 
 
 @settings(max_examples=150, deadline=None)
@@ -72,14 +72,14 @@ def types(value: Any) -> Any:
 def test_plain_data_come_back_equal(value: Any, protocol: int) -> None:
     expected = plain(value)
     for written in (pickle.dumps(value, protocol), pickletools.optimize(pickle.dumps(value, protocol))):
-        found = parse_pickle(written)
-        assert found == expected and types(found) == types(expected)
+        value = parse_pickle(written)
+        assert value == expected and types(value) == types(expected)
 
 
 def test_shared_and_old_forms() -> None:
     shared = [np.str_("name"), 1.5]
-    found = parse_pickle(pickle.dumps({"a": shared, "b": shared}, 2))
-    assert found == {"a": ["name", 1.5], "b": ["name", 1.5]} and found["a"] is found["b"]
+    value = parse_pickle(pickle.dumps({"a": shared, "b": shared}, 2))
+    assert value == {"a": ["name", 1.5], "b": ["name", 1.5]} and value["a"] is value["b"]
     assert parse_pickle(b"(dp0\nS'cafe'\np1\nI7\ns.") == {"cafe": 7}  # text of Python 2
     assert parse_pickle(b"\x80\x02U\x03abc.") == "abc"
     big_endian = pickle.dumps(np.dtype(">U2").type("ab"), 2)
@@ -117,7 +117,7 @@ def text(value: str) -> bytes:
 
 def hostile(sentinel: Path) -> dict[str, bytes]:
     """Pickles that would make a file, or worse, and others that are no plain data."""
-    shell, made = f"touch {sentinel}", str(sentinel).encode()
+    shell, target = f"touch {sentinel}", str(sentinel).encode()
     recursive: list[Any] = []
     recursive.append(recursive)
     looped: dict[str, Any] = {}
@@ -136,7 +136,7 @@ def hostile(sentinel: Path) -> dict[str, bytes]:
         "getattr": pickle.dumps(Runs(getattr, "a", "upper"), 4),
         "open": pickle.dumps(Runs(open, str(sentinel), "w"), 4),
         "partial": b"cfunctools\npartial\n(cos\nsystem\n" + b"S'" + shell.encode() + b"'\ntR.",
-        "numpy.load": b"cnumpy\nload\n(S'" + made + b"'\ntR.",
+        "numpy.load": b"cnumpy\nload\n(S'" + target + b"'\ntR.",
         "a name of two lines": b"cno\\nsuch\\n\\x1b\nname\n.",
         "numpy's eval": b"cnumpy.testing._private.utils\nruncode\n(S'1'\ntR.",
         "codecs.encode of a chosen codec": b"c_codecs\nencode\n(S'a'\nS'rot13'\ntR.",
@@ -258,24 +258,24 @@ OPCODES = bytes(ord(opcode.code) for opcode in pickletools.opcodes)
 
 def mutated(content: bytes, draw: random.Random) -> bytes:
     """Some bytes changed, cut out, repeated, replaced by opcodes or pieces of another pickle."""
-    found = bytearray(content)
+    changed = bytearray(content)
     for _ in range(draw.randint(1, 4)):
-        at = draw.randrange(len(found) + 1)
+        at = draw.randrange(len(changed) + 1)
         length = draw.choice((1, 1, 2, 4, 16))
         kind = draw.randrange(5)
         if kind == 0:
-            found[at : at + 1] = bytes([draw.randrange(256)])
+            changed[at : at + 1] = bytes([draw.randrange(256)])
         elif kind == 1:
-            del found[at : at + length]
+            del changed[at : at + length]
         elif kind == 2:
-            found[at:at] = found[at : at + length]
+            changed[at:at] = changed[at : at + length]
         elif kind == 3:
-            found[at : at + draw.randint(0, 1)] = bytes([draw.choice(OPCODES)])
+            changed[at : at + draw.randint(0, 1)] = bytes([draw.choice(OPCODES)])
         else:
             other = draw.choice(SEEDS)
             start = draw.randrange(len(other) + 1)
-            found[at:at] = other[start : start + 8 * length]
-    return bytes(found)
+            changed[at:at] = other[start : start + 8 * length]
+    return bytes(changed)
 
 
 SEEDS = seeds()
@@ -297,12 +297,12 @@ def test_mutations_are_read_or_refused_and_run_nothing(seed: int) -> None:
 def only_plain(value: Any) -> None:
     assert type(value) in (dict, list, tuple, str, int, float, bool, type(None))
     if isinstance(value, dict):
-        for key, one in value.items():
+        for key, part in value.items():
             assert type(key) in (str, int, float, bool, type(None))
-            only_plain(one)
+            only_plain(part)
     elif isinstance(value, list | tuple):
-        for one in value:
-            only_plain(one)
+        for part in value:
+            only_plain(part)
 
 
 @settings(max_examples=300, deadline=None)
@@ -319,14 +319,14 @@ def test_nothing_is_imported_or_called(monkeypatch: pytest.MonkeyPatch) -> None:
         raise AssertionError(f"something was called: {arguments}")
 
     def outcomes() -> list[bool]:
-        found = []
+        results = []
         for content in SEEDS:
             try:
                 parse_pickle(content)
-                found.append(True)
+                results.append(True)
             except DataError:
-                found.append(False)
-        return found
+                results.append(False)
+        return results
 
     assert outcomes() == [True] * len(PROTOCOLS) + [False] * len(NAMES)  # codecs of the standard library load at first use
     for owner, name in ((builtins, "eval"), (builtins, "exec"), (os, "system"), (importlib, "import_module")):

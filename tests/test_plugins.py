@@ -132,7 +132,7 @@ def test_the_example_package_is_found_used_and_switched_off(example: Path) -> No
 
 
 def test_the_tutorial_shows_the_code_of_the_example() -> None:
-    text = (EXAMPLE.parents[1] / "docs" / "plugins.md").read_text(encoding="utf-8")
+    text = (EXAMPLE.parents[1] / "docs" / "guide" / "plugins.md").read_text(encoding="utf-8")
     source = (EXAMPLE / "dmlcore_example" / "__init__.py").read_text(encoding="utf-8")
     blocks = re.findall(r"^```python\n(.*?)^```$", text, re.M | re.S)
     assert len(blocks) == 2

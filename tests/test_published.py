@@ -32,16 +32,16 @@ def published(seed: int = 0) -> dict[int, dict[str, Any]]:
     sides[1] = ([*half[:6], *CLASSES[14:]], [*CLASSES[8:14], *half[6:]])
     sides[2] = (half, CLASSES[8:])
     sides[3] = ([*half[1:7], CLASSES[9]], [half[7], *CLASSES[10:]])
-    found = {}
+    splits = {}
     for identity, (train, test) in sides.items():
         episodes = {
             k: [
-                {np.str_(name): [np.str_(one) for one in draw.choice(image_names(name), k, replace=False)] for name in test}
+                {np.str_(name): [np.str_(image) for image in draw.choice(image_names(name), k, replace=False)] for name in test}
                 for _ in range(3)
             ]
             for k in (2, 4)
         }
-        found[identity] = {
+        splits[identity] = {
             "train": [np.str_(name) for name in train],
             "test": [np.str_(name) for name in test],
             "fid": np.float64({1: 19.2, 2: 52.6, 3: 136.4}[identity]),
@@ -49,7 +49,7 @@ def published(seed: int = 0) -> dict[int, dict[str, Any]]:
             "split_val": [np.str_(name) for name in train[3 * len(train) // 4 :]],
             "test_episodes": episodes,
         }
-    return found
+    return splits
 
 
 @pytest.fixture(scope="module")
@@ -78,8 +78,8 @@ def test_everything_is_matched(birds: Path, tmp_path: Path, protocol: int) -> No
     assert notes == ["the default is split '2': it trains on the first half of the classes by name"]
     default = file.splits[1]
     assert default.train == tuple(CLASSES[:8]) and default.train_part == tuple(CLASSES[:6])
-    assert default.episodes[4][1] == {name: tuple(found) for name, found in published()[2]["test_episodes"][4][1].items()}
-    assert {k: len(found) for k, found in default.episodes.items()} == {2: 3, 4: 3}
+    assert default.episodes[4][1] == {name: tuple(drawn) for name, drawn in published()[2]["test_episodes"][4][1].items()}
+    assert {k: len(drawn) for k, drawn in default.episodes.items()} == {2: 3, 4: 3}
     (tmp_path / "splits.json").write_bytes(file.to_json())
     assert SplitFile.read(tmp_path / "splits.json") == file
 
@@ -95,18 +95,18 @@ def test_the_splits_can_be_opened_and_episodes_do_not_overlap_their_queries(bird
 
 
 def renamed(change: Callable[[str], str], image: Callable[[str], str]) -> dict[int, dict[str, Any]]:
-    found = published()
-    for split in found.values():
+    splits = published()
+    for split in splits.values():
         for key in ("train", "test", "split_train", "split_val"):
             split[key] = [change(name) for name in split[key]]
         split["test_episodes"] = {
             k: {
-                number: {change(name): [image(one) for one in names] for name, names in episode.items()}
+                number: {change(name): [image(path) for path in names] for name, names in episode.items()}
                 for number, episode in enumerate(episodes)  # by number instead of in a list
             }
             for k, episodes in split["test_episodes"].items()
         }
-    return found
+    return splits
 
 
 @pytest.mark.parametrize(
@@ -123,8 +123,8 @@ def test_names_of_other_forms_fit(
     change: Callable[[str], str], image: Callable[[str], str], birds: Path, tmp_path: Path
 ) -> None:
     straight, _ = import_published(write(tmp_path, published()), str(birds))
-    found, _ = import_published(write(tmp_path, renamed(change, image)), str(birds))
-    assert found == straight
+    file, _ = import_published(write(tmp_path, renamed(change, image)), str(birds))
+    assert file == straight
 
 
 def test_a_name_that_fits_several_fits_none(tmp_path: Path) -> None:

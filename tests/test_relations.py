@@ -8,9 +8,9 @@ from cases import BATCHES, CLASSES, PAIRS, Case, assert_close, embeddings_of, va
 
 import dmlcore
 from dmlcore.errors import ConfigError
-from dmlcore.losses import create, relations
-from dmlcore.losses.base import Sides, check_inputs
-from dmlcore.losses.relations import most_positives, positives_of, related, share_a_label
+from dmlcore.losses import Comparison, compare, create, relations
+from dmlcore.losses.path import reduced
+from dmlcore.losses.relations import most_positives, related, share_a_label
 from dmlcore.losses.streaming import stream_budget
 
 pairs = pytest.mark.parametrize("case", PAIRS, ids=lambda case: case.id)
@@ -28,12 +28,14 @@ def expected(case: Case, positive: torch.Tensor, x: torch.Tensor, others: torch.
     leaf = x.clone().requires_grad_()
     other = None if others is None else others.clone().requires_grad_()
     nothing = torch.zeros(10**4, dtype=torch.int64)
-    sides = loss.sides(leaf, nothing[: len(x)], other, None if other is None else nothing[: len(other)])
+    comparison = Comparison(leaf, nothing[: len(x)], other, None if other is None else nothing[: len(other)])
+    if loss.reshapes:
+        comparison = loss.reshaped(comparison)
     negative = ~positive
     if other is None:
         here = torch.eye(len(x), dtype=torch.bool)
         positive, negative = positive & ~here, negative & ~here
-    value = loss.reduce(loss.row_values(loss.similarities(sides), positive, negative))
+    value = reduced(loss.row_values(loss.similarities(comparison), positive, negative), loss.options.reduction)
     inputs = [leaf, *loss.parameters()] if other is None else [leaf, other]
     return value.detach(), list(torch.autograd.grad(value, inputs))
 
@@ -130,24 +132,24 @@ def test_lists_of_positives(monkeypatch: pytest.MonkeyPatch) -> None:
     x, others = torch.zeros(37, 2), torch.zeros(50, 2)
     own = torch.arange(37) - 1  # the first has none
     cases = [
-        (Sides(x, matrix, None, None, None, share_a_label), (matrix[:, None] & matrix[None]).any(2), torch.arange(37)),
-        (Sides(x, matrix, others, other, own, share_a_label), (matrix[:, None] & other[None]).any(2), own),
-        (Sides(x, matrix, others, other, None, share_a_label), (matrix[:, None] & other[None]).any(2), None),
+        (Comparison(x, matrix, relation=share_a_label), (matrix[:, None] & matrix[None]).any(2), torch.arange(37)),
+        (Comparison(x, matrix, others, other, own, share_a_label), (matrix[:, None] & other[None]).any(2), own),
+        (Comparison(x, matrix, others, other, None, share_a_label), (matrix[:, None] & other[None]).any(2), None),
     ]
-    for sides, positive, without in cases:
-        assert most_positives(sides) == positive.sum(1).max()
+    for comparison, positive, without in cases:
+        assert most_positives(share_a_label, comparison.labels, comparison.other_labels) == positive.sum(1).max()
         if without is not None:
             positive = positive & (torch.arange(positive.shape[1])[None] != without[:, None])
-        start, index = positives_of(sides)
+        start, index = comparison.with_positives().positives
         for i in range(37):
             assert index[start[i] : start[i + 1]].tolist() == positive[i].nonzero().flatten().tolist()
-    nothing = positives_of(Sides(x[:0], matrix[:0], None, None, None, share_a_label))
+    nothing = Comparison(x[:0], matrix[:0], relation=share_a_label).with_positives().positives
     assert nothing.start.tolist() == [0] and nothing.index.tolist() == []
-    nothing = positives_of(Sides(x, matrix, others[:0], other[:0], None, share_a_label))
+    nothing = Comparison(x, matrix, others[:0], other[:0], None, share_a_label).with_positives().positives
     assert nothing.start.tolist() == [0] * 38 and nothing.index.tolist() == []
     assert related(share_a_label, matrix, other[:0]).shape == (37, 0)
     assert related(share_a_label, matrix[:0], other).shape == (0, 50)
-    assert most_positives(Sides(x, torch.arange(37) // 5, None, None)) == 5
+    assert most_positives(None, torch.arange(37) // 5, torch.arange(37) // 5) == 5
 
 
 @pytest.mark.parametrize("name", ["contrastive", "ms", "sup_con"])
@@ -211,5 +213,5 @@ def test_mistakes() -> None:
         proxy(x, matrix)
     with pytest.raises(ConfigError, match="compares samples with its own proxies"):
         proxy(x, y, relation=lambda a, b: a[:, None] == b)
-    labels, others, relation = check_inputs(x, y.int(), None, None)
-    assert labels.dtype == torch.int64 and others is None and relation is None
+    comparison = compare(x, y.int())
+    assert comparison.labels.dtype == torch.int64 and comparison.references is None and comparison.relation is None

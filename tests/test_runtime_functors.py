@@ -22,10 +22,12 @@ import torch
 import dmlcore
 from dmlcore import plugins
 from dmlcore.cli import main
+from dmlcore.ensemble import explain
 from dmlcore.errors import ConfigError, DmlcoreError, PluginError
-from dmlcore.kernels import FunctorCall, explain, extension, fused_pass, info, plan_options, runtime, store
-from dmlcore.kernels.compiling import Compiler, find_compiler
-from dmlcore.kernels.cpu import recorded_steps
+from dmlcore.kernels import FunctorCall, extension, fused_pass, info, plan_options, recorded_passes
+from dmlcore.kernels.jit import cpu_functors, dispatch
+from dmlcore.kernels.jit.cache import clear, entries, opened
+from dmlcore.kernels.jit.compiler import Compiler, find_compiler
 from dmlcore.losses import CrossBatchMemory, PairOptions
 from dmlcore.testing import check_loss
 
@@ -117,14 +119,14 @@ def test_a_functor_of_a_plugin_is_like_any_other(mine: Any) -> None:
     related = {"relation": lambda a, b: (a[:, None] - b[None, :]).abs() < 2}
     for more in ({}, references, related):
         for options in ({}, {"threads": 2}, {"workspace": 0, "tile_rows": 16, "tile_columns": 32}):
-            with plan_options(**options), recorded_steps() as steps:
+            with plan_options(**options), recorded_passes() as passes:
                 found = value_and_gradient(loss, x, y, **more)
-            assert len(steps) == 1  # the kernels ran
+            assert len(passes) == 1  # the kernels ran
             torch.testing.assert_close(found, value_and_gradient(loss.reference, x, y, **more), rtol=1e-10, atol=1e-12)
     mined = mine(margin=-0.5, miner="multi_similarity")
-    with recorded_steps() as steps:
+    with recorded_passes() as passes:
         found = value_and_gradient(mined, x, y)
-    assert steps and steps[-1][-1][0].windows is not None
+    assert passes and passes[-1].calls[0].windows is not None
     torch.testing.assert_close(found, value_and_gradient(mined.reference, x, y), rtol=1e-10, atol=1e-12)
     check_loss(mine)
 
@@ -133,9 +135,9 @@ def test_it_shares_the_pass_of_an_ensemble(mine: Any) -> None:
     x, y = batch()
     ensemble = dmlcore.LossEnsemble([mine(margin=0.1), "ms", "triplet", mine(margin=-0.5)], weights=[1.0, 2.0, 0.5, 3.0])
     assert all(row["fused"] for row in ensemble.describe())
-    with recorded_steps() as steps:
+    with recorded_passes() as passes:
         found = value_and_gradient(ensemble, x, y)
-    assert [[call.functor for call in step[-1]] for step in steps] == [["toy_mine", "ms", "triplet_all", "toy_mine"]]
+    assert [[call.functor for call in one.calls] for one in passes] == [["toy_mine", "ms", "triplet_all", "toy_mine"]]
 
     def alone(embeddings: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
         parts = zip([1.0, 2.0, 0.5, 3.0], ensemble.members, strict=True)
@@ -160,17 +162,17 @@ def test_it_takes_a_memory_and_half_precision(mine: Any) -> None:
 
 
 def test_on_another_device_the_plain_form_runs(mine: Any) -> None:
-    assert "no form for mps" in runtime.why_missing("toy_mine", mine.functor_header(), "mps")
+    assert "no form for mps" in dispatch.why_missing("toy_mine", mine.functor_header(), "mps")
 
 
 def test_it_may_be_first_used_under_compilation(tmp_path: Path) -> None:
     x, y = batch()
     path = header(tmp_path, "toy_traced")
     ensemble = dmlcore.LossEnsemble([loss_class(path)(), "ms"])
-    assert path not in [one.header for one in runtime.loaded()]
+    assert path not in [one.header for one in cpu_functors.loaded()]
     compiled = torch.compile(ensemble, fullgraph=True, backend="aot_eager")
     torch.testing.assert_close(value_and_gradient(compiled, x, y), value_and_gradient(ensemble, x, y))
-    assert path in [one.header for one in runtime.loaded()]
+    assert path in [one.header for one in cpu_functors.loaded()]
 
 
 def test_every_instruction_set_has_its_own(mine: Any) -> None:
@@ -180,7 +182,7 @@ def test_every_instruction_set_has_its_own(mine: Any) -> None:
         for level in extension.cpu().levels():
             extension.use_level(level)
             loss = mine()
-            assert loss.is_fused and any(one.level == level for one in runtime.loaded())
+            assert loss.is_fused and any(one.level == level for one in cpu_functors.loaded())
             found = value_and_gradient(loss, x.float(), y)
             torch.testing.assert_close(found, value_and_gradient(loss.reference, x.float(), y))
     finally:
@@ -194,7 +196,7 @@ def test_built_in_headers_give_the_same_bits(name: str, tmp_path: Path) -> None:
     text = (ROOT / "csrc" / "losses" / f"{name}.h").read_text().replace(f"{name}_functors", f"again_{name}_functors")
     path = tmp_path / f"again_{name}.h"
     path.write_text(re.sub(r'(add<\w+>\(")', r"\1again_", text))
-    names = runtime.build(path).functors
+    names = cpu_functors.build(path).functors
     assert names and all(one.startswith("again_") for one in names)
     x, y = batch(200)
     for again in names:
@@ -220,12 +222,12 @@ import sys, warnings
 sys.path[:0] = [sys.argv[2]]
 import torch
 from test_runtime_functors import batch, loss_class, value_and_gradient
-from dmlcore.kernels import runtime
+from dmlcore.kernels.jit import cpu_functors
 from pathlib import Path
 loss = loss_class(Path(sys.argv[1]))()
 x, y = batch()
 value, _ = value_and_gradient(loss, x, y)
-print(loss.is_fused, [one.compiled for one in runtime.loaded()], float(value), float(loss.reference(x, y)))
+print(loss.is_fused, [one.compiled for one in cpu_functors.loaded()], float(value), float(loss.reference(x, y)))
 """
 
 
@@ -265,12 +267,12 @@ def test_processes_share_what_one_of_them_compiled(tmp_path: Path, monkeypatch: 
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
     level = extension.level()
-    assert not runtime._found_or_made(path, level, find_compiler())[1]
+    assert not cpu_functors._cached_or_compiled(path, level, find_compiler())[1]
     (tmp_path / "factor.h").write_text("#define TWICE (1 + 1)\n")  # what it includes counts too
-    assert runtime._found_or_made(path, level, find_compiler())[1]
+    assert cpu_functors._cached_or_compiled(path, level, find_compiler())[1]
     assert calls.read_text().split() == ["called", "called"]
     monkeypatch.setenv("CXX", "/nowhere/g++")
-    assert not runtime._found_or_made(path, level, find_compiler())[1]  # what is kept needs no compiler
+    assert not cpu_functors._cached_or_compiled(path, level, find_compiler())[1]  # what is kept needs no compiler
 
 
 @pytest.mark.parametrize(
@@ -299,7 +301,7 @@ def test_a_broken_header_is_one_message_and_the_plain_form(
     assert len(warned) == 1
     assert info()["runtime"]["failed"][str(path)] == loss.why_not_fused
     with pytest.raises(PluginError, match=words):
-        runtime.build(path)
+        cpu_functors.build(path)
 
 
 def test_a_name_that_is_not_there(tmp_path: Path, mine: Any) -> None:
@@ -309,7 +311,7 @@ def test_a_name_that_is_not_there(tmp_path: Path, mine: Any) -> None:
         assert not loss_class(tmp_path / "toy_gone.h")().is_fused
     (tmp_path / 'a"b').mkdir()
     with pytest.raises(PluginError, match="such characters"):
-        runtime.build(header(tmp_path / 'a"b', "toy_quoted"))
+        cpu_functors.build(header(tmp_path / 'a"b', "toy_quoted"))
     other = loss_class(header(tmp_path, "toy_mine"))()  # of another folder
     assert "has the name of one of" in other.why_not_fused and str(mine.functor_header()) in other.why_not_fused
 
@@ -337,47 +339,47 @@ def test_it_can_be_switched_off(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
         assert loss.why_not_fused == "DML_JIT=0 switches run-time compilation off"
         assert torch.equal(loss(x, y), loss.reference(x, y))
     with pytest.raises(DmlcoreError, match="DML_JIT=0"):
-        runtime.build(tmp_path / "toy_off.h")
+        cpu_functors.build(tmp_path / "toy_off.h")
 
 
 def test_nothing_is_loaded_from_where_others_write(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     place = tmp_path / "open"
     monkeypatch.setenv("DML_CACHE", str(place))
     path = header(tmp_path, "toy_unsafe")
-    kept = store.opened()
+    kept = opened()
     for unsafe, mode, words in ((kept, 0o777, "can be written by others"), (place, 0o777, "can be written by everybody")):
         before = stat.S_IMODE(unsafe.stat().st_mode)
         unsafe.chmod(mode)
         with pytest.raises(ConfigError, match=words):
-            runtime.build(path)
+            cpu_functors.build(path)
         with pytest.raises(ConfigError, match=words):
-            store.clear()
+            clear()
         assert main(["kernels", "list"]) == 2
         unsafe.chmod(before)
     place.chmod(0o1777)  # sticky, as /tmp
     path.chmod(0o666)
     with pytest.raises(ConfigError, match="can be written by everybody, so it is not compiled"):
-        runtime.build(path)
+        cpu_functors.build(path)
     path.chmod(0o644)
     with monkeypatch.context() as other:
         other.setattr(os, "getuid", lambda: 12345)
         kept_by_root = kept.stat().st_uid == 0
         os.chown(kept, 23456, -1) if kept_by_root else None
         with pytest.raises(ConfigError, match="belongs to user"):
-            store.opened()
+            opened()
         os.chown(kept, 0, -1) if kept_by_root else None
 
     compiler = find_compiler()
     assert isinstance(compiler, Compiler)
-    file, compiled = runtime._found_or_made(path, extension.level(), compiler)
+    file, compiled = cpu_functors._cached_or_compiled(path, extension.level(), compiler)
     assert compiled
     file.chmod(0o666)
     with pytest.raises(ConfigError, match="can be written by others"):
-        runtime.build(path)
+        cpu_functors.build(path)
     file.chmod(0o600)
     file.write_bytes(file.read_bytes()[:1000])  # not loaded yet; damaged
-    assert runtime._found_or_made(path, extension.level(), compiler)[1]
-    assert not runtime._found_or_made(path, extension.level(), compiler)[1]
+    assert cpu_functors._cached_or_compiled(path, extension.level(), compiler)[1]
+    assert not cpu_functors._cached_or_compiled(path, extension.level(), compiler)[1]
 
 
 def test_the_commands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
@@ -400,7 +402,7 @@ def test_the_commands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: p
     assert main(["kernels", "clear", "another", "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["removed"] == []
     assert main(["kernels", "clear", "toy_listed"]) == 0
-    assert "toy_listed-" in capsys.readouterr().out and store.entries() == []
+    assert "toy_listed-" in capsys.readouterr().out and entries() == []
 
 
 def test_dmlcore_kernel_headers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -424,7 +426,7 @@ def test_an_installed_package_brings_the_headers(tmp_path: Path) -> None:
     command = [sys.executable, "setup.py", "-q", "build_py", "--build-lib", str(tmp_path)]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env={**os.environ, "DML_CUDA": "0"})
     assert done.returncode == 0, done.stderr
-    from dmlcore.kernels import headers
+    from dmlcore.kernels.jit import headers
 
     assert headers.fingerprint(tmp_path / "dmlcore" / "include") == extension.cpu().headers()
     assert headers.fingerprint(tmp_path / "dmlcore" / "include", "cuda") == headers.fingerprint(ROOT / "csrc", "cuda")

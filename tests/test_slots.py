@@ -6,9 +6,8 @@ import pytest
 import torch
 from cases import BATCHES, Case, assert_close, embeddings_of, value_and_gradients
 
-from dmlcore.kernels import extension, plan_options
-from dmlcore.kernels.cpu import CpuPasses, CpuStep
-from dmlcore.kernels.rows import Relations
+from dmlcore.kernels import Pass, extension, plan_options
+from dmlcore.kernels.fused import CpuPasses
 
 pytestmark = pytest.mark.skipif(extension.cpu() is None, reason="the CPU extension is not built")
 
@@ -109,7 +108,7 @@ def test_search_among_references(case: Case, plan: str) -> None:
 def planned(case: Case, y: torch.Tensor, references: bool = False) -> dict[str, int]:
     x = embeddings_of(y, dtype=torch.float32)
     others = (x.clone(), y) if references else (None, None)
-    return CpuPasses([CpuStep(x, y, *others, (True, True), (case.create().functor_call(),), Relations())]).plan()
+    return CpuPasses([Pass(x, y, *others, (case.create().functor_call(),))]).plan()
 
 
 def test_the_planner_searches_in_large_classes_only() -> None:

@@ -24,7 +24,7 @@ from dmlcore.protocols.shift.options import BuildOptions
 from dmlcore.reports import pictures
 from dmlcore.training import RunConfig, train
 
-DOCS = Path(__file__).parents[1] / "docs" / "ood.md"
+DOCS = Path(__file__).parents[1] / "docs" / "guide" / "shift-and-few-shot.md"
 SCRIPTS = characters.UNSEEN_SCRIPTS
 Command = Callable[..., tuple[int, str, str]]
 
@@ -74,11 +74,11 @@ def holds(file: SplitFile, data: str) -> None:
         parts = open_data(data, class_split=split)
         sizes = np.bincount(parts.test.dense_labels)
         for shots, episodes in split.episodes.items():
-            found = support_rows(
+            rows_of = support_rows(
                 split, shots, parts.test.rows, parts.sample_names, parts.test.dense_labels, parts.test.class_names
             )
-            assert len(found) == len(episodes) and len({tuple(rows) for rows in found}) == len(found)
-            for rows in found:
+            assert len(rows_of) == len(episodes) and len({tuple(rows) for rows in rows_of}) == len(rows_of)
+            for rows in rows_of:
                 lent = np.bincount(parts.test.dense_labels[rows], minlength=len(sizes))
                 assert (lent == np.minimum(shots, np.maximum(sizes - 2, 0))).all()
 
@@ -130,14 +130,14 @@ def test_the_same_command_gives_the_same_bytes(table: Path, tmp_path: Path, here
 def keys_of(value: Any, prefix: str = "") -> set[str]:
     """Keys of the file as the docs write them: `splits[].id`, `splits[].episodes.K[].CLASS[]`."""
     if isinstance(value, list):
-        return set().union(*(keys_of(one, f"{prefix}[]") for one in value)) or {f"{prefix}[]"}
+        return set().union(*(keys_of(part, f"{prefix}[]") for part in value)) or {f"{prefix}[]"}
     if not isinstance(value, dict) or prefix in ("options", "made_by"):
         return {prefix}
-    found = set()
-    for key, one in value.items():
+    keys = set()
+    for key, part in value.items():
         name = "K" if prefix == "splits[].episodes" else "CLASS" if prefix == "splits[].episodes.K[]" else key
-        found |= keys_of(one, f"{prefix}.{name}" if prefix else name)
-    return found
+        keys |= keys_of(part, f"{prefix}.{name}" if prefix else name)
+    return keys
 
 
 def test_the_docs_have_every_key_of_the_file(table: Path) -> None:
@@ -153,15 +153,15 @@ def test_spacings(table: Path) -> None:
     def fids(**options: Any) -> list[float]:
         return [split.fid for split in build_splits(str(table), {}, BuildOptions(pairs=1, episodes=0, **options))[0].splits]
 
-    everything = fids(number=1000)
-    low, high = everything[0], everything[-1]
+    all_fids = fids(number=1000)
+    low, high = all_fids[0], all_fids[-1]
     three = fids(fids=(low, high))
     assert len(three) == 3 and three[0] == low and three[2] == high
     stepped = fids(fid_step=(high - low) / 4)
-    assert 4 <= len(stepped) <= 6 and set(stepped) <= set(everything)
+    assert 4 <= len(stepped) <= 6 and set(stepped) <= set(all_fids)
     assert len(fids(number=1)) == 1 and len(fids(number=6)) == 6
     harder = fids(number=1000, easier=False, removal=0)
-    assert len(harder) < len(everything)
+    assert len(harder) < len(all_fids)
 
 
 def test_own_and_random_default_splits(table: Path, tmp_path: Path) -> None:
@@ -191,13 +191,13 @@ def test_classes_described_by_a_trunk_and_by_a_run(table: Path, tmp_path: Path, 
     small = {"steps": 4, "eval_every": 2, "classes_per_batch": 4, "embedding_dim": 8, "compress": 0, "plugins": "ms"}
     train(RunConfig.create(data=str(table), **small), out=run)
     words = ["ood", "--data", table, "--number", "3", "--episodes", "0", "--json"]
-    found = []
-    for more in (["--model", "mlp", "--mlp.hidden", "16"], ["--model", run], []):
-        status, out, err = here(*words, *more, "--out", tmp_path / "out.json", "--overwrite")
+    files = []
+    for model in (["--model", "mlp", "--mlp.hidden", "16"], ["--model", run], []):
+        status, out, err = here(*words, *model, "--out", tmp_path / "out.json", "--overwrite")
         assert status == 0, err
-        found.append(json.loads(out))
-    assert len({one["splits"][-1]["fid"] for one in found}) == 3
-    assert found[0]["made_by"]["model_options"] == {"hidden": "16"} and found[1]["made_by"]["model"] == str(run)
+        files.append(json.loads(out))
+    assert len({file["splits"][-1]["fid"] for file in files}) == 3
+    assert files[0]["made_by"]["model_options"] == {"hidden": "16"} and files[1]["made_by"]["model"] == str(run)
     _, loaded, means = class_means(str(table), {})
     by_hand = [loaded.samples.fetch(np.flatnonzero(loaded.labels == label)).double().mean(0).numpy() for label in range(40)]
     np.testing.assert_allclose(means, np.stack(by_hand), rtol=1e-12)

@@ -103,10 +103,10 @@ def test_other_files_are_refused(content: bytes, message: str, tmp_path: Path) -
 
 
 def test_the_data_are_opened_as_the_split_says(features: Path) -> None:
-    found = open_data(features, class_split=small_file().find("swap1"))
-    assert found.train.class_names == ["0", "1", "2"] and found.validation.class_names == ["3", "11"]
-    assert found.test.class_names == ["5", "6", "7", "8", "9"]
-    assert any("12 samples are of classes that this split leaves out" in note for note in found.notes)
+    splits = open_data(features, class_split=small_file().find("swap1"))
+    assert splits.train.class_names == ["0", "1", "2"] and splits.validation.class_names == ["3", "11"]
+    assert splits.test.class_names == ["5", "6", "7", "8", "9"]
+    assert any("12 samples are of classes that this split leaves out" in note for note in splits.notes)
     other = dataclasses.replace(small_file().find("swap1"), test=("5", "6", "new"))
     with pytest.raises(DataError, match=r"names 1 classes that '.*' lacks, the first is 'new'"):
         open_data(features, class_split=other)
@@ -114,11 +114,11 @@ def test_the_data_are_opened_as_the_split_says(features: Path) -> None:
 
 def test_support_is_found_and_never_overlaps_the_query(features: Path) -> None:
     split = small_file().find(None)
-    found = open_data(features, class_split=split)
-    test = found.test
+    splits = open_data(features, class_split=split)
+    test = splits.test
 
     def positions(split: ClassSplit, shots: int = 2) -> list[np.ndarray]:
-        return support_rows(split, shots, test.rows, found.sample_names, test.dense_labels, test.class_names)
+        return support_rows(split, shots, test.rows, splits.sample_names, test.dense_labels, test.class_names)
 
     episodes = positions(split)
     assert len(episodes) == 3
@@ -137,14 +137,14 @@ def test_support_is_found_and_never_overlaps_the_query(features: Path) -> None:
 
 def test_a_run_keeps_to_its_split_and_can_be_repeated(features: Path, tmp_path: Path) -> None:
     path = write(tmp_path / "splits.json", small_file())
-    given: dict[str, Any] = {"data": str(features), "plugins": "ms", "steps": 2, "embedding_dim": 4, "compress": 0}
-    result = train(out=tmp_path / "run", splits=str(path), split="swap1", **given)
+    settings: dict[str, Any] = {"data": str(features), "plugins": "ms", "steps": 2, "embedding_dim": 4, "compress": 0}
+    result = train(out=tmp_path / "run", splits=str(path), split="swap1", **settings)
     assert result["data"]["parts"]["test"] == {"classes": 5, "samples": 30}
     trained = TrainedRun(tmp_path / "run")
     assert trained.config.settings.data.splits == str(path)
     assert trained.open().test.class_names == ["5", "6", "7", "8", "9"]
     assert trained.evaluate()["metrics"]["test"]["map@r"] == pytest.approx(result["metrics"]["test"]["map@r"])
     with pytest.raises(ConfigError, match="split is 'swap1', but there is no file"):
-        train(out=tmp_path / "other", split="swap1", **given)
+        train(out=tmp_path / "other", split="swap1", **settings)
     with pytest.raises(DataError, match="no split 'swap9'"):
-        train(out=tmp_path / "other", splits=str(path), split="swap9", **given)
+        train(out=tmp_path / "other", splits=str(path), split="swap9", **settings)

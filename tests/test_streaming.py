@@ -101,11 +101,13 @@ def test_a_loss_that_needs_all_anchors_gets_them() -> None:
             return Rows(values - values.mean(), counts)
 
     class Overriding(Unfused):
-        """Its own dense_rows, of which nothing is known."""
+        """Its own dense_rows, which wants all anchors."""
 
-        def dense_rows(self, sides) -> Rows:
-            assert sides.references is None and len(sides.anchors) == 37
-            return super().dense_rows(sides)
+        streams = False
+
+        def dense_rows(self, comparison) -> Rows:
+            assert comparison.references is None and len(comparison.anchors) == 37
+            return super().dense_rows(comparison)
 
     x, y = BATCHES["odd"]
     with stream_budget(0):

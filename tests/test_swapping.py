@@ -13,23 +13,33 @@ from hypothesis import strategies as st
 from dmlcore.errors import ConfigError, DataError
 from dmlcore.protocols.shift.episodes import draw_supports, usable_shots
 from dmlcore.protocols.shift.frechet import frechet_distance
-from dmlcore.protocols.shift.split_choice import by_step, by_targets, evenly_spaced, identities
-from dmlcore.protocols.shift.swapping import LEAST_SIDE, ByGroups, ByMeans, Step, default_step, halved, isometric, remove, swap
+from dmlcore.protocols.shift.split_choice import by_spacing, by_targets, evenly_spaced, identities
+from dmlcore.protocols.shift.swapping import (
+    LEAST_SIDE,
+    ByGroups,
+    ByMeans,
+    Division,
+    default_division,
+    halved,
+    isometric,
+    remove,
+    swap,
+)
 
 EVERYTHING: dict[str, Any] = {"history": 5, "patience": 4, "iterations": 60}
 
 
-def classes(seed: int, count: int = 60, columns: int = 6) -> tuple[np.ndarray, Step]:
+def classes(seed: int, count: int = 60, columns: int = 6) -> tuple[np.ndarray, Division]:
     draw = np.random.default_rng(seed)
     vectors = draw.normal(size=(count, columns)) + 2 * draw.normal(size=(2, columns))[draw.integers(0, 2, count)]
     order = draw.permutation(count)
-    return vectors, default_step(vectors, order[: count // 2], order[count // 2 :])
+    return vectors, default_division(vectors, order[: count // 2], order[count // 2 :])
 
 
 def test_the_first_swap_by_hand() -> None:
     # means 1.5 and 8.5 - the class at 6 looks most like the test side, the one at 4 like the training side
     vectors = np.array([0.0, 0.0, 0.0, 6.0, 10.0, 10.0, 10.0, 4.0])[:, None]
-    start = default_step(vectors, np.array([0, 1, 2, 3]), np.array([4, 5, 6, 7]))
+    start = default_division(vectors, np.array([0, 1, 2, 3]), np.array([4, 5, 6, 7]))
     (first, *_) = swap(vectors, start, ByMeans(vectors), pairs=1, history=5, patience=1, iterations=1)
     assert first.train.tolist() == [0, 1, 2, 7] and first.test.tolist() == [4, 5, 6, 3]
     assert first.swapped == 1 and first.fid == frechet_distance(vectors[first.train], vectors[first.test]) > start.fid
@@ -43,24 +53,24 @@ def test_swapping_is_monotone_until_the_plateau_and_removal_keeps_sides_equal(se
     driver = ByMeans(vectors)
     harder = swap(vectors, start, driver, pairs=pairs, **EVERYTHING)
     easier = swap(vectors, start, driver, pairs=pairs, **{**EVERYTHING, "history": 30}, easier=True)
-    fids = [step.fid for step in (*reversed(easier), start, *harder)]
+    fids = [division.fid for division in (*reversed(easier), start, *harder)]
     assert all(low < high for low, high in pairwise(fids)) and harder
-    for step in (*easier, *harder):
-        assert {*step.train} | {*step.test} == everyone and not {*step.train} & {*step.test}
-        assert abs(step.swapped) == len({*step.train} & {*start.test})
+    for division in (*easier, *harder):
+        assert {*division.train} | {*division.test} == everyone and not {*division.train} & {*division.test}
+        assert abs(division.swapped) == len({*division.train} & {*start.test})
     hardest = harder[-1]
     removals = remove(vectors, hardest, driver, count=2, most=12, patience=4)
     previous = hardest
-    for step in removals:
-        assert step.fid > previous.fid and len(step.train) == len(step.test) == 30 - step.removed
-        assert {*step.train} < {*previous.train} and {*step.test} < {*previous.test}
-        previous = step
+    for division in removals:
+        assert division.fid > previous.fid and len(division.train) == len(division.test) == 30 - division.removed
+        assert {*division.train} < {*previous.train} and {*division.test} < {*previous.test}
+        previous = division
     assert previous.removed <= 12
 
 
 def test_a_swap_that_does_not_help_is_undone_and_not_tried_again() -> None:
     vectors = np.array([0.0, 0.1, 0.2, 9.8, 9.9, 10.0])[:, None]  # as far apart as they can be
-    start = default_step(vectors, np.array([0, 1, 2]), np.array([3, 4, 5]))
+    start = default_division(vectors, np.array([0, 1, 2]), np.array([3, 4, 5]))
     seen = []
 
     class Watched(ByMeans):
@@ -74,8 +84,8 @@ def test_a_swap_that_does_not_help_is_undone_and_not_tried_again() -> None:
 
 def test_removal_leaves_enough_classes() -> None:
     vectors, start = classes(3, count=16)
-    for step in remove(vectors, start, ByMeans(vectors), count=3, most=99, patience=9):
-        assert min(len(step.train), len(step.test)) >= LEAST_SIDE
+    for division in remove(vectors, start, ByMeans(vectors), count=3, most=99, patience=9):
+        assert min(len(division.train), len(division.test)) >= LEAST_SIDE
 
 
 def test_groups_part_and_the_rest_is_removed() -> None:
@@ -84,14 +94,14 @@ def test_groups_part_and_the_rest_is_removed() -> None:
     vectors = draw.normal(size=(40, 4)) + 3 * groups[:, None]
     train, test = halved([np.flatnonzero(groups == group) for group in range(3)], 0.5, seed=1)
     assert [int((groups[test] == group).sum()) for group in range(3)] == [10, 4, 6]
-    start, driver = default_step(vectors, train, test), ByGroups(groups == 2, seed=1)
-    steps = swap(vectors, start, driver, pairs=2, **EVERYTHING)
-    assert [step.swapped for step in steps] == [2, 4, 6] and not (groups[steps[-1].train] == 2).any()
-    removals = remove(vectors, steps[-1], driver, count=2, most=99, patience=1)
-    assert removals and all(len(step.train) == len(step.test) == 20 - step.removed for step in removals)
+    start, driver = default_division(vectors, train, test), ByGroups(groups == 2, seed=1)
+    divisions = swap(vectors, start, driver, pairs=2, **EVERYTHING)
+    assert [division.swapped for division in divisions] == [2, 4, 6] and not (groups[divisions[-1].train] == 2).any()
+    removals = remove(vectors, divisions[-1], driver, count=2, most=99, patience=1)
+    assert removals and all(len(division.train) == len(division.test) == 20 - division.removed for division in removals)
     assert removals[-1].removed == 8 and (groups[removals[-1].test] == 2).all()
     again = swap(vectors, start, ByGroups(groups == 2, seed=1), pairs=2, **EVERYTHING)
-    assert all((one.train == two.train).all() for one, two in zip(steps, again, strict=True))
+    assert all((first.train == second.train).all() for first, second in zip(divisions, again, strict=True))
 
 
 def test_fewer_columns_and_the_same_distances() -> None:
@@ -101,50 +111,50 @@ def test_fewer_columns_and_the_same_distances() -> None:
     assert frechet_distance(small[:5], small[5:]) == pytest.approx(frechet_distance(vectors[:5], vectors[5:]), rel=1e-9)
 
 
-def steps_at(*fids: float, default: int = 0) -> list[Step]:
+def divisions_at(*fids: float, default: int = 0) -> list[Division]:
     nobody = np.arange(0)
     return [
-        Step("default" if place == default else "swap", fid, 0 if place == default else place, 0, nobody, nobody)
+        Division("default" if place == default else "swap", fid, 0 if place == default else place, 0, nobody, nobody)
         for place, fid in enumerate(fids)
     ]
 
 
 def test_splits_are_nearest_to_their_targets_and_the_default_is_among_them() -> None:
-    steps = steps_at(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, default=3)
-    assert evenly_spaced(steps, 3) == ([0, 3, 10], [])  # 3 stands for the target 5
-    assert evenly_spaced(steps, 1) == ([3], [])
-    assert by_targets(steps, [6.2, 8.6])[0] == [3, 6, 9]
-    assert by_step(steps, 4)[0] == [3, 7]
-    assert by_step(steps, 3)[0] == [0, 3, 6, 9]
+    divisions = divisions_at(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, default=3)
+    assert evenly_spaced(divisions, 3) == ([0, 3, 10], [])  # 3 stands for the target 5
+    assert evenly_spaced(divisions, 1) == ([3], [])
+    assert by_targets(divisions, [6.2, 8.6])[0] == [3, 6, 9]
+    assert by_spacing(divisions, 4)[0] == [3, 7]
+    assert by_spacing(divisions, 3)[0] == [0, 3, 6, 9]
 
 
 def test_gaps_are_filled_and_what_was_not_reached_is_said() -> None:
-    steps = steps_at(0, 0.1, 0.2, 10)
-    assert evenly_spaced(steps, 4) == ([0, 1, 2, 3], [])
-    assert evenly_spaced(steps, 6)[1] == ["6 splits were asked for, but only 4 divisions were found"]
-    assert by_targets(steps, [11]) == ([0, 3], ["FID 11 was asked for, but 0 to 10 was reached"])
+    divisions = divisions_at(0, 0.1, 0.2, 10)
+    assert evenly_spaced(divisions, 4) == ([0, 1, 2, 3], [])
+    assert evenly_spaced(divisions, 6)[1] == ["6 splits were asked for, but only 4 divisions were found"]
+    assert by_targets(divisions, [11]) == ([0, 3], ["FID 11 was asked for, but 0 to 10 was reached"])
     with pytest.raises(ConfigError, match="more than 1000 splits"):
-        by_step(steps, 0.001)
+        by_spacing(divisions, 0.001)
 
 
 def test_identities_differ() -> None:
     nobody = np.arange(0)
-    steps = [
-        Step(stage, 1.0, swapped, removed, nobody, nobody)
+    divisions = [
+        Division(stage, 1.0, swapped, removed, nobody, nobody)
         for stage, swapped, removed in [("easier", -4, 0), ("default", 0, 0), ("swap", 6, 0), ("swap", 6, 0), ("removal", 6, 3)]
     ]
-    assert identities(steps) == ["easier4", "default", "swap6", "swap6_2", "swap6-remove3"]
+    assert identities(divisions) == ["easier4", "default", "swap6", "swap6_2", "swap6-remove3"]
 
 
 @settings(max_examples=40, deadline=None)
 @given(st.lists(st.integers(1, 9), min_size=1, max_size=12), st.integers(1, 8), st.integers(0, 99))
 def test_supports_leave_two_queries(sizes: list[int], shots: int, seed: int) -> None:
     labels = np.random.default_rng(seed).permutation(np.repeat(np.arange(len(sizes)), sizes))
-    found = draw_supports(labels, shots, 3, seed)
-    lent = np.bincount(labels[found], minlength=len(sizes))
+    support = draw_supports(labels, shots, 3, seed)
+    lent = np.bincount(labels[support], minlength=len(sizes))
     assert lent.tolist() == [min(shots, max(0, size - 2)) for size in sizes]
-    assert len(set(found.tolist())) == len(found)
-    assert (found == draw_supports(labels, shots, 3, seed)).all()
+    assert len(set(support.tolist())) == len(support)
+    assert (support == draw_supports(labels, shots, 3, seed)).all()
 
 
 def test_episodes_differ_from_one_another() -> None:

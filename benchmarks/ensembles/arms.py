@@ -76,10 +76,17 @@ class Arm:
     commit: str = ""
 
 
+BEST = ("T1", "T2", "T3")
+
+
 def arms() -> list[Arm]:
-    """Everything beside the singles."""
-    best = ("T1", "T2", "T3")
-    found = [
+    """Everything beside the singles, in the order of the tables."""
+    return [*_controls(), *_sets(), *_published_and_heads(), *_late(), *_with_constraint()]
+
+
+def _controls() -> list[Arm]:
+    """The best single with the cost of an ensemble."""
+    return [
         Arm("b, other weights", ("b",), {"seed": 1000}, few=True),
         Arm("b, 3 x steps", ("b",), {}, longer=3),
         Arm("wide: b, 256", ("b",), {"embedding_dim": 4 * LENGTH, **PCA}, few=True),
@@ -89,10 +96,19 @@ def arms() -> list[Arm]:
         Arm("same: b x 4, student", ("b",) * 4, {"ensemble": "heads", "student": LENGTH}),
         Arm("same: b x 4, lin_tanh_lin", ("b",) * 4, {"ensemble": "heads", "compress": LENGTH, **LIN_TANH_LIN}),
     ]
-    for name, losses in {**SETS, "T3": best}.items():
-        found.append(Arm(f"{name} shared", losses, {}, central=True))
-        found.append(Arm(f"{name} heads", losses, {"ensemble": "heads", **PCA}, central=True))
-    found += [Arm(f"T3 shared, {weighting}", best, {"weighting": weighting}) for weighting in WEIGHTINGS]
+
+
+def _sets() -> list[Arm]:
+    """Every set of losses on one embedding and on heads, and every weighting."""
+    shared_and_heads = []
+    for name, losses in {**SETS, "T3": BEST}.items():
+        shared_and_heads.append(Arm(f"{name} shared", losses, {}, central=True))
+        shared_and_heads.append(Arm(f"{name} heads", losses, {"ensemble": "heads", **PCA}, central=True))
+    return shared_and_heads + [Arm(f"T3 shared, {weighting}", BEST, {"weighting": weighting}) for weighting in WEIGHTINGS]
+
+
+def _published_and_heads() -> list[Arm]:
+    """The published ensembles, and changes of heads, widths and compressors."""
     published: dict[str, Any] = {
         "weights": (2.0, 1.0, 2.0, 3.0),
         "cross_entropy": {"label_smoothing": 0.15},
@@ -100,23 +116,23 @@ def arms() -> list[Arm]:
         "binomial_deviance": {"variant": "wedl"},
         "proxy_nca": {"variant": "wedl"},
     }
-    found += [
+    return [
         Arm("WEL: E4", PUBLISHED, {"ensemble": "wel", **published}),
         Arm("WEDL: E4", PUBLISHED, {"ensemble": "wedl", **published, **PCA}, central=True),
         Arm("WEDL_C 64: E4", PUBLISHED, {"ensemble": "wedl", **published, "compress": 64, **LIN_TANH_LIN}),
         Arm("WEDL_C 128: E4", PUBLISHED, {"ensemble": "wedl", **published, "compress": 128, **LIN_TANH_LIN}),
-        Arm("T3 heads, student", best, {"ensemble": "heads", "student": LENGTH}),
-        Arm("T3 heads, held_out", best, {"ensemble": "heads", "weighting": "held_out", **PCA}),
-        Arm("T3 heads, equal norms", best, {"ensemble": "heads", "weighting": "equal_gradient_norms", **PCA}),
+        Arm("T3 heads, student", BEST, {"ensemble": "heads", "student": LENGTH}),
+        Arm("T3 heads, held_out", BEST, {"ensemble": "heads", "weighting": "held_out", **PCA}),
+        Arm("T3 heads, equal norms", BEST, {"ensemble": "heads", "weighting": "equal_gradient_norms", **PCA}),
         Arm("T3 heads, diversity",
-            best, {"ensemble": "heads", "diversity": "similarity", "diversity_weight": 0.1, **PCA}, commit=BEFORE),
-        Arm("T3 heads, dropout", best, {"ensemble": "heads", "head_dropout": 0.3, **PCA}, commit=BEFORE),
+            BEST, {"ensemble": "heads", "diversity": "similarity", "diversity_weight": 0.1, **PCA}, commit=BEFORE),
+        Arm("T3 heads, dropout", BEST, {"ensemble": "heads", "head_dropout": 0.3, **PCA}, commit=BEFORE),
         Arm("same: b x 3, dropout", ("b",) * 3, {"ensemble": "heads", "head_dropout": 0.3, **PCA}, commit=BEFORE),
-        Arm("T3 heads, classes", best, {"ensemble": "heads", "head_classes": 0.7, **PCA}, commit=BEFORE),
+        Arm("T3 heads, classes", BEST, {"ensemble": "heads", "head_classes": 0.7, **PCA}, commit=BEFORE),
         Arm("same: b x 3, classes", ("b",) * 3, {"ensemble": "heads", "head_classes": 0.7, **PCA}, commit=BEFORE),
         Arm("T3 wide, equal norms",
-            best, {"embedding_dim": 4 * LENGTH, "weighting": "equal_gradient_norms", **PCA}, central=True),
-        Arm("T3 wide", best, {"embedding_dim": 4 * LENGTH, **PCA}),
+            BEST, {"embedding_dim": 4 * LENGTH, "weighting": "equal_gradient_norms", **PCA}, central=True),
+        Arm("T3 wide", BEST, {"embedding_dim": 4 * LENGTH, **PCA}),
         Arm("D3 shared", ("X1", "P1", "P2")),
         Arm("D3 heads", ("X1", "P1", "P2"), {"ensemble": "heads", **PCA}),
         Arm("D3 wide heads", ("X1", "P1", "P2"), {"ensemble": "heads", "embedding_dim": 4 * LENGTH, **PCA}),
@@ -124,30 +140,39 @@ def arms() -> list[Arm]:
             ("X1", "P1", "P2"), {"embedding_dim": 4 * LENGTH, "weighting": "equal_gradient_norms", **PCA}),
         Arm("E3 wide", SETS["E3"], {"embedding_dim": 4 * LENGTH, **PCA}, few=True),
         Arm("wide linear: b, 256", ("b",), {"embedding_dim": 4 * LENGTH, "compress": LENGTH, "compressor": "linear"}, seeds=2),
-        Arm("T3 heads linear", best, {"ensemble": "heads", "compress": LENGTH, "compressor": "linear"}, seeds=2),
-        Arm("T3 wide heads", best, {"ensemble": "heads", "embedding_dim": 4 * LENGTH, **PCA}, few=True),
+        Arm("T3 heads linear", BEST, {"ensemble": "heads", "compress": LENGTH, "compressor": "linear"}, seeds=2),
+        Arm("T3 wide heads", BEST, {"ensemble": "heads", "embedding_dim": 4 * LENGTH, **PCA}, few=True),
         Arm("same wide: b x 3, 256", ("b",) * 3, {"ensemble": "heads", "embedding_dim": 4 * LENGTH, **PCA}, few=True),
         Arm("T3 wide heads, equal norms",
-            best, {"ensemble": "heads", "embedding_dim": 4 * LENGTH, "weighting": "equal_gradient_norms", **PCA}),
+            BEST, {"ensemble": "heads", "embedding_dim": 4 * LENGTH, "weighting": "equal_gradient_norms", **PCA}),
     ]  # fmt: skip
+
+
+def _late() -> list[Arm]:
+    """Networks of their own, losses chosen without the data, views."""
     robust: dict[str, Any] = {"embedding_dim": 4 * LENGTH, **PCA}
     views: dict[str, Any] = {"ensemble": "heads", "head_augment": True, **PCA}
-    found += [
+    return [
         Arm("nets: b x 3", ("b",) * 3, {}, few=True, nets=True),
-        Arm("nets: T3", best, {}, central=True, nets=True),
+        Arm("nets: T3", BEST, {}, central=True, nets=True),
         Arm("R3 wide, untuned", ROBUST, robust, central=True, tuned=False),
         Arm("R3 wide, equal norms, untuned", ROBUST, {"weighting": "equal_gradient_norms", **robust}, few=True, tuned=False),
         Arm("M3 wide, equal norms, untuned", MIXED, {"weighting": "equal_gradient_norms", **robust}, few=True, tuned=False),
         Arm("R3 wide heads, untuned", ROBUST, {"ensemble": "heads", **robust}, few=True, tuned=False),
         Arm("E3 wide, equal norms", SETS["E3"], {"weighting": "equal_gradient_norms", **robust}, central=True),
-        Arm("T3 heads, views", best, views, few=True, seeds=2, pictures_only=True, commit=BEFORE),
+        Arm("T3 heads, views", BEST, views, few=True, seeds=2, pictures_only=True, commit=BEFORE),
         Arm("same: b x 3, views", ("b",) * 3, views, few=True, seeds=2, pictures_only=True, commit=BEFORE),
     ]
+
+
+def _with_constraint() -> list[Arm]:
+    """The losses that the paper of `sec` combines it with, with and without it."""
+    pairs = []
     for name, (loss, options) in SEC.items():
-        found.append(Arm(name, (loss,), {loss: options}))
+        pairs.append(Arm(name, (loss,), {loss: options}))
         for eta in (0.1, 0.5):
-            found.append(Arm(f"{name} + sec {eta}", (loss, "sec"), {"weights": (1.0, eta), loss: options}))
-    return found
+            pairs.append(Arm(f"{name} + sec {eta}", (loss, "sec"), {"weights": (1.0, eta), loss: options}))
+    return pairs
 
 
 def members(arm: Arm, ranking: list[str]) -> tuple[str, ...]:

@@ -85,8 +85,8 @@ def _features(file: Path, most: int, seed: int) -> tuple[np.ndarray, np.ndarray,
     rng = np.random.default_rng(seed)
     if most:
         order = rng.permutation(len(y))
-        kept = np.concatenate([order[y[order] == label][:most] for label in np.unique(y)])
-        x, y = x[np.sort(kept)], y[np.sort(kept)]
+        positions = np.concatenate([order[y[order] == label][:most] for label in np.unique(y)])
+        x, y = x[np.sort(positions)], y[np.sort(positions)]
     split = _parts(y, rng)
     train = x[split == "train"].astype(np.float64)
     mean = train.mean(0)
@@ -114,8 +114,8 @@ def _glyphs(by_script: bool, seed: int) -> tuple[np.ndarray, np.ndarray, np.ndar
     """Pixels uint8, labels, and the part of every sample as the embedded data set splits itself."""
     from dmlcore.data import open_data
 
-    chosen = "unseen_scripts" if by_script else "unseen_characters"
-    splits = open_data("glyphs", options={"split": chosen}, seed=seed)
+    split = "unseen_scripts" if by_script else "unseen_characters"
+    splits = open_data("glyphs", options={"split": split}, seed=seed)
     parts = {"train": splits.train, "validation": splits.validation, "test": splits.test}
     x = np.concatenate([np.stack([part[i][0].numpy() for i in range(len(part))]) for part in parts.values()])
     y = np.concatenate([part.labels for part in parts.values()])

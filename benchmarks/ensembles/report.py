@@ -1,4 +1,4 @@
-"""Tables and pictures of the comparison, from its lines of results."""
+"""Tables and pictures of the ensembles, from the lines of results."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from benchmarks.ensembles.runs import Runs
 from dmlcore.reports import pictures
 from dmlcore.reports.intervals import mean_and_half as interval
 
-PAGE = Path(__file__).parents[2] / "docs" / "ensembles.md"
+PAGE = Path(__file__).parents[2] / "docs" / "reports" / "ensembles.md"
 NAMES = {"map@r": "MAP@R", "recall@1": "R@1"}
 
 
@@ -27,16 +27,16 @@ def survivors(samples: list[list[float]], level: float = 0.05) -> list[bool]:
 
     tested = [index for index, values in enumerate(samples) if len(values) > 2 and statistics.stdev(values) > 0]
     p_values = {index: float(stats.ttest_1samp(samples[index], 0.0).pvalue) for index in tested}
-    found = [False] * len(samples)
+    significant = [False] * len(samples)
     for rank, index in enumerate(sorted(tested, key=p_values.__getitem__)):
         if p_values[index] > level / (len(tested) - rank):
             break
-        found[index] = True
-    return found
+        significant[index] = True
+    return significant
 
 
-class Comparison:
-    """Paired differences on one data set.
+class DataResults:
+    """The rows of one data set, and paired differences between its arms.
 
     Args:
         runs: the results.
@@ -67,7 +67,7 @@ class Comparison:
             (self.value(arm[0], arm[1], s, metric, arm[2]), self.value(other[0], other[1], s, metric, other[2]))
             for s in self.seeds
         )
-        return [mine - theirs for mine, theirs in pairs if not math.isnan(mine - theirs)]
+        return [value - rival for value, rival in pairs if not math.isnan(value - rival)]
 
 
 def _say(values: list[float], survives: bool = False) -> str:
@@ -88,63 +88,65 @@ def _size(settings: dict[str, Any], losses: int, nets: bool, name: str) -> int:
 
 
 def _table(header: list[str], lines: list[list[str]]) -> str:
-    return "\n".join("| " + " | ".join(cells) + " |" for cells in [header, ["---"] * len(header), *lines])
+    return "\n".join("| " + " | ".join(entries) + " |" for entries in [header, ["---"] * len(header), *lines])
 
 
-def _embeddings(comparison: Comparison, arm: str) -> list[str]:
-    found = next((row["embeddings"] for (stage, name, _), row in comparison.rows.items() if (stage, name) == ("arms", arm)), {})
-    names = [name for name in ("whole", "compressed", "student") if name in found]
+def _embeddings(results: DataResults, arm: str) -> list[str]:
+    embeddings = next(
+        (row["embeddings"] for (stage, name, _), row in results.rows.items() if (stage, name) == ("arms", arm)), {}
+    )
+    names = [name for name in ("whole", "compressed", "student") if name in embeddings]
     return names if len(names) != 1 else [""]
 
 
-def singles(comparisons: list[Comparison], metric: str = "map@r") -> str:
+def singles(data_sets: list[DataResults], metric: str = "map@r") -> str:
     """Test figures of every loss with the options and the rate chosen; the best of validation in bold."""
     lines: list[list[str]] = []
     for loss in LOSSES:
-        cells: list[str] = []
-        for one in comparisons:
-            mean = statistics.fmean(one.value("singles", loss, s, metric) for s in one.seeds)
-            options = one.rows["singles", loss, one.seeds[0]]["settings"].get(loss, {})
+        entries: list[str] = []
+        for results in data_sets:
+            mean = statistics.fmean(results.value("singles", loss, s, metric) for s in results.seeds)
+            options = results.rows["singles", loss, results.seeds[0]]["settings"].get(loss, {})
             text = f"{mean:.1f}"
-            cells.append(
-                (f"**{text}**" if one.ranking[0] == loss else text) + "".join(f" ({k} {v:g})" for k, v in options.items())
+            entries.append(
+                (f"**{text}**" if results.ranking[0] == loss else text) + "".join(f" ({k} {v:g})" for k, v in options.items())
             )
-        lines.append([loss, *cells])
+        lines.append([loss, *entries])
     frozen = [
-        f"{statistics.fmean(100 * one.rows['singles', LOSSES[0], s]['raw']['test'][metric] for s in one.seeds):.1f}"
-        for one in comparisons
+        f"{statistics.fmean(100 * results.rows['singles', LOSSES[0], s]['raw']['test'][metric] for s in results.seeds):.1f}"
+        for results in data_sets
     ]
-    return _table(["loss", *(one.data for one in comparisons)], [*lines, ["frozen features", *frozen]])
+    return _table(["loss", *(results.data for results in data_sets)], [*lines, ["frozen features", *frozen]])
 
 
-def against_best(comparisons: list[Comparison], metric: str = "map@r") -> str:
+def against_best(data_sets: list[DataResults], metric: str = "map@r") -> str:
     """Every arm's difference to the best single of validation: in bold where the interval is above zero, with a star where the
     difference (to either side) survives Holm's correction for all rows of its column. Beside it the numbers in an embedding,
     and the CPU time of a run over that of the best single on the same split (median)."""
-    found: list[tuple[str, str]] = []
+    rows_of_table: list[tuple[str, str]] = []
     for arm in arms():
-        names = dict.fromkeys(name for one in comparisons for name in _embeddings(one, arm.name))
-        found += [(arm.name, name) for name in names]
+        names = dict.fromkeys(name for results in data_sets for name in _embeddings(results, arm.name))
+        rows_of_table += [(arm.name, name) for name in names]
     columns: list[list[str]] = []
-    for one in comparisons:
-        best = ("singles", one.ranking[0], None)
-        values = [one.differences(("arms", arm, name or None), best, metric) for arm, name in found]
-        columns.append([_say(*cell) for cell in zip(values, survivors(values), strict=True)])
+    for results in data_sets:
+        best = ("singles", results.ranking[0], None)
+        values = [results.differences(("arms", arm, name or None), best, metric) for arm, name in rows_of_table]
+        columns.append([_say(*pair) for pair in zip(values, survivors(values), strict=True)])
     lines = []
-    for (arm, name), *cells in zip(found, *columns, strict=True):
-        if any(cells):
-            rows = [row for one in comparisons for (stage, n, _), row in one.rows.items() if (stage, n) == ("arms", arm)]
+    for (arm, name), *entries in zip(rows_of_table, *columns, strict=True):
+        if any(entries):
+            rows = [row for results in data_sets for (stage, n, _), row in results.rows.items() if (stage, n) == ("arms", arm)]
             size = _size(rows[0]["settings"], len(rows[0]["losses"]), rows[0].get("nets", False), name or "whole")
-            lines.append([arm + (f" ({name})" if name else ""), str(size), _cost(comparisons, arm), *cells])
-    return _table(["arm", "size", "cost", *(one.data for one in comparisons)], lines)
+            lines.append([arm + (f" ({name})" if name else ""), str(size), _cost(data_sets, arm), *entries])
+    return _table(["arm", "size", "cost", *(results.data for results in data_sets)], lines)
 
 
-def _cost(comparisons: list[Comparison], arm: str) -> str:
+def _cost(data_sets: list[DataResults], arm: str) -> str:
     ratios = [
-        row["cpu_seconds"] / one.rows["singles", one.ranking[0], seed]["cpu_seconds"]
-        for one in comparisons
-        for (stage, name, seed), row in one.rows.items()
-        if (stage, name) == ("arms", arm) and seed in one.seeds
+        row["cpu_seconds"] / results.rows["singles", results.ranking[0], seed]["cpu_seconds"]
+        for results in data_sets
+        for (stage, name, seed), row in results.rows.items()
+        if (stage, name) == ("arms", arm) and seed in results.seeds
     ]
     return f"{statistics.median(ratios):.1f}" if ratios else ""
 
@@ -181,17 +183,17 @@ PAIRS = (
 )
 
 
-def against_controls(comparisons: list[Comparison], metric: str = "map@r") -> str:
+def against_controls(data_sets: list[DataResults], metric: str = "map@r") -> str:
     """Ensembles beside the same cost with one loss."""
     lines = []
     for arm, control, name in PAIRS:
-        cells = [_say(one.differences(("arms", arm, name), ("arms", control, name), metric)) for one in comparisons]
-        if any(cells):
-            lines.append([f"{arm} - {control} ({name})", *cells])
-    return _table(["difference at equal size", *(one.data for one in comparisons)], lines)
+        entries = [_say(results.differences(("arms", arm, name), ("arms", control, name), metric)) for results in data_sets]
+        if any(entries):
+            lines.append([f"{arm} - {control} ({name})", *entries])
+    return _table(["difference at equal size", *(results.data for results in data_sets)], lines)
 
 
-KEPT = (
+SERVED = (
     ("wide: b, 256", "compressed"),
     ("same: b x 4", "compressed"),
     ("E3 wide", "compressed"),
@@ -203,22 +205,22 @@ KEPT = (
 )
 
 
-def kept(comparisons: list[Comparison], metric: str = "recall@1") -> str:
+def served(data_sets: list[DataResults], metric: str = "recall@1") -> str:
     """What is served at the length of a single embedding minus the whole it comes from."""
     lines = []
-    for arm, name in KEPT:
-        cells = [_say(one.differences(("arms", arm, name), ("arms", arm, "whole"), metric)) for one in comparisons]
-        if any(cells):
-            lines.append([f"{arm} ({name} - whole)", *cells])
-    return _table(["difference", *(one.data for one in comparisons)], lines)
+    for arm, name in SERVED:
+        entries = [_say(results.differences(("arms", arm, name), ("arms", arm, "whole"), metric)) for results in data_sets]
+        if any(entries):
+            lines.append([f"{arm} ({name} - whole)", *entries])
+    return _table(["difference", *(results.data for results in data_sets)], lines)
 
 
-def weights(comparisons: list[Comparison]) -> str:
+def weights(data_sets: list[DataResults]) -> str:
     """First and last weights of the shared ensembles that learn them, on the first data set and seed."""
     lines = []
-    one = comparisons[0]
-    for (stage, arm, seed), row in one.rows.items():
-        if stage == "arms" and seed == one.seeds[0] and ("shared, " in arm or arm.startswith("WE")):
+    results = data_sets[0]
+    for (stage, arm, seed), row in results.rows.items():
+        if stage == "arms" and seed == results.seeds[0] and ("shared, " in arm or arm.startswith("WE")):
             steps = sorted(row["weights"], key=int)
             ends = [", ".join(f"{w:.3g}" for w in row["weights"][step]) for step in (steps[0], steps[-1])]
             lines.append([arm, ", ".join(row["losses"]), *ends])
@@ -233,51 +235,53 @@ SEC_GAINS = {  # R@1 with SEC minus without on CUB, Cars, SOP, In-Shop: Zhang, L
 }
 
 
-def sec(comparisons: list[Comparison], metric: str = "map@r") -> str:
+def sec(data_sets: list[DataResults], metric: str = "map@r") -> str:
     """With the spherical embedding constraint minus without, beside the gains in R@1 that its paper reports."""
     lines = []
     for name in SEC:
         for eta in (0.1, 0.5):
             with_it = f"{name} + sec {eta}"
-            cells = [_say(one.differences(("arms", with_it, None), ("arms", name, None), metric)) for one in comparisons]
-            if any(cells):
-                lines.append([f"{with_it} - {name}", *cells, SEC_GAINS[name]])
-    return _table(["difference", *(one.data for one in comparisons), "paper"], lines)
+            entries = [
+                _say(results.differences(("arms", with_it, None), ("arms", name, None), metric)) for results in data_sets
+            ]
+            if any(entries):
+                lines.append([f"{with_it} - {name}", *entries, SEC_GAINS[name]])
+    return _table(["difference", *(results.data for results in data_sets), "paper"], lines)
 
 
-def costs(comparisons: list[Comparison]) -> str:
+def costs(data_sets: list[DataResults]) -> str:
     """Median milliseconds of a training step, everything included, one thread."""
     lines = []
     for name in [arm.name for arm in arms() if arm.few or arm.central]:
-        cells = []
-        for one in comparisons:
-            found = [row["step_ms"] for (stage, arm, _), row in one.rows.items() if (stage, arm) == ("arms", name)]
-            cells.append(f"{statistics.median(found):.1f}" if found else "")
-        if any(cells):
-            lines.append([name, *cells])
-    return _table(["arm", *(one.data for one in comparisons)], lines)
+        entries = []
+        for results in data_sets:
+            milliseconds = [row["step_ms"] for (stage, arm, _), row in results.rows.items() if (stage, arm) == ("arms", name)]
+            entries.append(f"{statistics.median(milliseconds):.1f}" if milliseconds else "")
+        if any(entries):
+            lines.append([name, *entries])
+    return _table(["arm", *(results.data for results in data_sets)], lines)
 
 
-BLOCKS = {f.__name__: f for f in (singles, against_best, against_controls, kept, weights, sec, costs)}
+BLOCKS = {f.__name__: f for f in (singles, against_best, against_controls, weights, sec, costs)} | {"kept": served}
 
 
-def summary(runs: Runs) -> list[Comparison]:
+def summary(runs: Runs) -> list[DataResults]:
     """Data sets whose singles are complete."""
     names = dict.fromkeys(row["data"] for row in runs.rows.values())
-    return [one for one in (Comparison(runs, name) for name in names) if one.seeds]
+    return [results for results in (DataResults(runs, name) for name in names) if results.seeds]
 
 
 def write(runs: Runs, page: Path | None = None) -> str:
-    """Fill the markers `<!-- table: NAME [METRIC] -->` to `<!-- end -->` of docs/ensembles.md, and return the text."""
+    """Fill the markers `<!-- table: NAME [METRIC] -->` to `<!-- end -->` of docs/reports/ensembles.md, and return the text."""
     import re
 
-    comparisons = summary(runs)
+    data_sets = summary(runs)
     page = page or PAGE
     pattern = re.compile(r"(<!-- table: (\w+)(?: (\S+))? -->\n)(.*?)(<!-- end -->)", re.DOTALL)
 
-    def fill(found: Any) -> str:
-        text = BLOCKS[found[2]](comparisons, *([found[3]] if found[3] else []))
-        return f"{found[1]}\n{text}\n\n{found[5]}"
+    def fill(mark: Any) -> str:
+        text = BLOCKS[mark[2]](data_sets, *([mark[3]] if mark[3] else []))
+        return f"{mark[1]}\n{text}\n\n{mark[5]}"
 
     text = pattern.sub(fill, page.read_text())
     page.write_text(text)
@@ -286,42 +290,47 @@ def write(runs: Runs, page: Path | None = None) -> str:
 
 def as_json(runs: Runs, file: Path) -> None:
     """Mean differences and half intervals of every arm, by data set, embedding and metric."""
-    found: dict[str, Any] = {}
-    for one in summary(runs):
-        entry: dict[str, Any] = {"best_single": one.ranking[0], "ranking": one.ranking, "seeds": one.seeds, "arms": {}}
+    summaries: dict[str, Any] = {}
+    for results in summary(runs):
+        entry: dict[str, Any] = {
+            "best_single": results.ranking[0],
+            "ranking": results.ranking,
+            "seeds": results.seeds,
+            "arms": {},
+        }
         for arm in arms():
-            for name in _embeddings(one, arm.name):
+            for name in _embeddings(results, arm.name):
                 for metric in NAMES:
-                    values = one.differences(("arms", arm.name, name or None), ("singles", one.ranking[0], None), metric)
+                    values = results.differences(
+                        ("arms", arm.name, name or None), ("singles", results.ranking[0], None), metric
+                    )
                     if values:
                         mean, half = interval(values)
-                        cell = entry["arms"].setdefault(arm.name, {}).setdefault(name or "served", {})
-                        cell[metric] = {"difference": round(mean, 3), "half_interval": round(half, 3), "seeds": len(values)}
-        found[one.data] = entry
-    file.write_text(json.dumps(found, indent=1) + "\n")
+                        figures = entry["arms"].setdefault(arm.name, {}).setdefault(name or "served", {})
+                        figures[metric] = {"difference": round(mean, 3), "half_interval": round(half, 3), "seeds": len(values)}
+        summaries[results.data] = entry
+    file.write_text(json.dumps(summaries, indent=1) + "\n")
 
 
 def draw(runs: Runs, file: Path) -> Path:
     """Bars with intervals, one panel per data set."""
     pyplot = pictures.pyplot()
-    comparisons = summary(runs)
-    names = [arm.name for arm in arms() if any(("arms", arm.name, one.seeds[0]) in one.rows for one in comparisons)]
-    figure, axes = pyplot.subplots(
-        1, len(comparisons), figsize=(3.2 * len(comparisons) + 3, 0.22 * len(names) + 1), sharey=True
-    )
-    for axis, one in zip(axes if len(comparisons) > 1 else [axes], comparisons, strict=True):
-        found: Iterable[tuple[float, float]] = [
+    data_sets = summary(runs)
+    names = [arm.name for arm in arms() if any(("arms", arm.name, results.seeds[0]) in results.rows for results in data_sets)]
+    figure, axes = pyplot.subplots(1, len(data_sets), figsize=(3.2 * len(data_sets) + 3, 0.22 * len(names) + 1), sharey=True)
+    for axis, results in zip(axes if len(data_sets) > 1 else [axes], data_sets, strict=True):
+        intervals: Iterable[tuple[float, float]] = [
             interval(values) if values else (math.nan, math.nan)
             for name in names
-            for values in [one.differences(("arms", name, None), ("singles", one.ranking[0], None))]
+            for values in [results.differences(("arms", name, None), ("singles", results.ranking[0], None))]
         ]
-        means, halves = zip(*found, strict=True)
+        means, halves = zip(*intervals, strict=True)
         axis.barh(range(len(names)), means, xerr=halves, color="tab:blue", alpha=0.6)
         axis.axvline(0, color="black", linewidth=0.8)
-        axis.set_title(f"{one.data} (b: {one.ranking[0]})", fontsize=9)
+        axis.set_title(f"{results.data} (b: {results.ranking[0]})", fontsize=9)
         axis.set_xlabel("MAP@R - b, points")
         axis.set_yticks(range(len(names)), names, fontsize=7)
-    next(iter(axes if len(comparisons) > 1 else [axes])).invert_yaxis()
+    next(iter(axes if len(data_sets) > 1 else [axes])).invert_yaxis()
     figure.tight_layout()
     figure.savefig(file, metadata={"Date": None})
     return file
@@ -330,18 +339,18 @@ def draw(runs: Runs, file: Path) -> Path:
 def draw_weights(runs: Runs, file: Path) -> Path | None:
     """Shares of the weights over the steps of every weighting that learns, on the first data set and seed; None without any."""
     pyplot = pictures.pyplot()
-    found = [
+    learning = [
         row
-        for one in summary(runs)[:1]
-        for (stage, arm, seed), row in one.rows.items()
-        if stage == "arms" and seed == one.seeds[0] and ("shared, " in arm or arm.startswith("WEL"))
+        for results in summary(runs)[:1]
+        for (stage, arm, seed), row in results.rows.items()
+        if stage == "arms" and seed == results.seeds[0] and ("shared, " in arm or arm.startswith("WEL"))
     ]
-    if not found:
+    if not learning:
         return None
     columns = 4
-    lines = -(-len(found) // columns)
+    lines = -(-len(learning) // columns)
     figure, axes = pyplot.subplots(lines, columns, figsize=(3 * columns, 2.2 * lines), sharex=True, sharey=True, squeeze=False)
-    for axis, row in zip(axes.flat, found, strict=False):
+    for axis, row in zip(axes.flat, learning, strict=False):
         steps = sorted(row["weights"], key=int)
         for index, loss in enumerate(row["losses"]):
             shares = [row["weights"][step][index] / sum(row["weights"][step]) for step in steps]
@@ -349,7 +358,7 @@ def draw_weights(runs: Runs, file: Path) -> Path | None:
         axis.set_title(row["arm"], fontsize=8)
         axis.set_ylim(0, 1)
         axis.legend(fontsize=6)
-    for axis in axes.flat[len(found) :]:
+    for axis in axes.flat[len(learning) :]:
         axis.axis("off")
     figure.supxlabel("step", fontsize=8)
     figure.supylabel("share of the weight", fontsize=8)

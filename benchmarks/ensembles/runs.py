@@ -26,7 +26,7 @@ TUNED_ON = (0, 1)  # seeds
 RANKED_ON = 5  # seeds whose validation classes say which single is the best: fixed, so that more seeds change no arm
 SMALL = {"conv": {"channels": (16, 32, 64, 128)}}  # the trunk of pictures: a quarter of the default's work
 TRIALS = 4
-KEPT = ("recall@1", "map@r")
+STORED = ("recall@1", "map@r")
 
 
 @dataclass(frozen=True)
@@ -64,15 +64,15 @@ def _train(job: Job, file: str) -> dict[str, Any]:
     out = Path(tempfile.mkdtemp(prefix="ensembles-"))
     began, cpu = time.perf_counter(), time.process_time()
     try:
-        found = _train_nets(job, file, out) if job.nets else _train_one(job.losses, job.settings, file, out / "run")
+        results = _train_nets(job, file, out) if job.nets else _train_one(job.losses, job.settings, file, out / "run")
     finally:
         shutil.rmtree(out, ignore_errors=True)
     seconds, cpu_seconds = time.perf_counter() - began, time.process_time() - cpu
-    return {**asdict(job), **found, "seconds": round(seconds, 1), "cpu_seconds": round(cpu_seconds, 1)}
+    return {**asdict(job), **results, "seconds": round(seconds, 1), "cpu_seconds": round(cpu_seconds, 1)}
 
 
 def _rounded(parts: dict[str, dict[str, float]]) -> dict[str, dict[str, float]]:
-    return {part: {key: round(metrics[key], 5) for key in KEPT} for part, metrics in parts.items()}
+    return {part: {key: round(metrics[key], 5) for key in STORED} for part, metrics in parts.items()}
 
 
 def _train_one(losses: tuple[str, ...], settings: dict[str, Any], file: str, out: Path) -> dict[str, Any]:
@@ -103,13 +103,13 @@ def _train_nets(job: Job, file: str, out: Path) -> dict[str, Any]:
     from dmlcore.evaluation import protocol
     from dmlcore.serving import TrainedRun
 
-    found: list[dict[str, Any]] = []
+    trained: list[dict[str, Any]] = []
     embedded: dict[str, list[torch.Tensor]] = {"train": [], "validation": [], "test": []}
     splits = None
     for number, loss in enumerate(job.losses):
         options = {key: value for key, value in job.settings.items() if not isinstance(value, dict) or key in (loss, *SMALL)}
         options["seed"] += 1000 * number  # the split is in the file: only weights and batches differ
-        found.append(_train_one((loss,), options, file, out / str(number)))
+        trained.append(_train_one((loss,), options, file, out / str(number)))
         run = TrainedRun(out / str(number), device="cpu")
         splits = splits or run.open()
         for part, rows in embedded.items():
@@ -125,10 +125,10 @@ def _train_nets(job: Job, file: str, out: Path) -> dict[str, Any]:
         for name, rows in (("whole", whole), ("compressed", short))
     }
     return {
-        **found[0],
+        **trained[0],
         "embeddings": embeddings,
         "served": embeddings["compressed"],
-        "step_ms": round(sum(one["step_ms"] for one in found), 3),
+        "step_ms": round(sum(net["step_ms"] for net in trained), 3),
     }
 
 
@@ -202,7 +202,7 @@ class Runs:
     def options(self, data: str, loss: str, untried: bool) -> dict[str, Any]:
         """The options chosen for a loss; the defaults where nothing was tried."""
         tried = [(arm, options) for arm, options in ([] if untried else trials(loss))]
-        best = max(tried, key=lambda one: self.validation(data, "trials", one[0], TUNED_ON), default=("", {}))
+        best = max(tried, key=lambda trial: self.validation(data, "trials", trial[0], TUNED_ON), default=("", {}))
         return best[1]
 
     def ranking(self, data: str, seeds: Iterable[int]) -> list[str]:
@@ -215,8 +215,8 @@ def trials(loss: str) -> list[tuple[str, dict[str, Any]]]:
     """The trials of a loss: a name and options each, the defaults first."""
     from dmlcore.ensemble.search import candidates
 
-    found = candidates([loss], TRIALS)
-    return [(f"{loss} " + (", ".join(f"{k} {v}" for k, v in options.items()) or "defaults"), options) for _, options in found]
+    tried = candidates([loss], TRIALS)
+    return [(f"{loss} " + (", ".join(f"{k} {v}" for k, v in options.items()) or "defaults"), options) for _, options in tried]
 
 
 def jobs_of(data: Data, stage: str, runs: Runs, seeds: list[int]) -> Iterator[Job]:
@@ -254,9 +254,9 @@ def _job(data: Data, stage: str, arm: Arm, losses: tuple[str, ...], seed: int, c
     settings = {**common, **arm.settings, "steps": arm.longer * common["steps"]}
     settings["seed"] = seed + arm.settings.get("seed", 0)
     for table, loss in zip(unique_names(losses), losses, strict=True):
-        chosen = runs.options(data.name, loss, data.pictures) if loss in LOSSES else {}
-        if chosen and arm.tuned:
-            settings.setdefault(table, chosen)
+        options = runs.options(data.name, loss, data.pictures) if loss in LOSSES else {}
+        if options and arm.tuned:
+            settings.setdefault(table, options)
     return Job(data.name, stage, arm.name, seed, losses, settings, arm.nets)
 
 

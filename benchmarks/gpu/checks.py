@@ -10,10 +10,10 @@ from pathlib import Path
 
 import torch
 
-from benchmarks.cell import data, definition
-from benchmarks.gpu.cells import failure
+from benchmarks.child import data, definition
 from benchmarks.gpu.devices import Device
 from benchmarks.gpu.losses import CASES, build
+from benchmarks.gpu.turns import failure
 from benchmarks.measuring import Row
 
 TESTS = Path(__file__).parents[2] / "tests"
@@ -42,10 +42,10 @@ def quick(device: Device, n: int = 300, d: int = 33) -> Iterator[Row]:
                 moved = build(case).to(device.torch)
                 leaf = x.to(device.torch).requires_grad_()
                 value = moved(leaf, y.to(device.torch))
-                (found,) = torch.autograd.grad(value, leaf)
+                (own_gradient,) = torch.autograd.grad(value, leaf)
                 value, truth = value.detach(), truth.detach()
                 of_value = abs(float(value) - float(truth)) / max(1.0, abs(float(truth)))
-                of_gradient = float((found.cpu().double() - gradient).abs().max() / gradient.abs().max())
+                of_gradient = float((own_gradient.cpu().double() - gradient).abs().max() / gradient.abs().max())
                 yield row | _judged(max(of_value, of_gradient), TOLERANCE)
             except Exception as error:
                 yield row | failure(error)

@@ -134,7 +134,7 @@ class Cuda:
     def build(self) -> Row:
         module = extension.cuda()
         if module is None:
-            return {"status": "error", "detail": extension.reason_against("cuda")}
+            return {"status": "error", "detail": extension.why_not("cuda")}
         major, minor = torch.cuda.get_device_capability(self.torch)
         archs = module.archs.replace("+PTX", "").split(";")
         own = str(10 * major + minor)
@@ -148,16 +148,16 @@ class Cuda:
 
 def versions() -> Row:
     """Versions of what takes part, and the commit; an empty text where something is not installed."""
-    found: Row = {"torch": torch.__version__, "commit": commit()}
+    versions_of: Row = {"torch": torch.__version__, "commit": commit()}
     for name in RIVALS:
         try:
-            found[name] = importlib.metadata.version(name)
+            versions_of[name] = importlib.metadata.version(name)
         except importlib.metadata.PackageNotFoundError:
-            found[name] = ""
-    return found
+            versions_of[name] = ""
+    return versions_of
 
 
-def needs_device() -> str:
+def why_not_measured() -> str:
     """Why there is nothing to measure, as one line; empty on a machine with a CUDA device."""
     if torch.cuda.is_available():
         return ""

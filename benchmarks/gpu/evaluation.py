@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from benchmarks.gpu.cells import Budget, Build, Missing, measure
 from benchmarks.gpu.devices import Device, Run
+from benchmarks.gpu.turns import Budget, Build, Missing, measure
 from benchmarks.measuring import Row
 
 PER_CLASS = 4
@@ -82,8 +82,8 @@ def topk(device: Device, n: int, d: int, part: int) -> Run:
     rows = max(1, min(part, CHUNK_CELLS // n))
 
     def run() -> float:
-        found = [(x[i : min(i + rows, part)] @ x.T).topk(min(PER_CLASS, n)).indices for i in range(0, part, rows)]
-        return map_at_r(torch.cat(found), labels)
+        nearest = [(x[i : min(i + rows, part)] @ x.T).topk(min(PER_CLASS, n)).indices for i in range(0, part, rows)]
+        return map_at_r(torch.cat(nearest), labels)
 
     return run
 

@@ -11,11 +11,11 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from benchmarks.cell import data, definition
-from benchmarks.gpu.cells import Budget, Build, Missing, failure, measure
+from benchmarks.cases import members, peer
+from benchmarks.child import data, definition
 from benchmarks.gpu.devices import Device, Run
+from benchmarks.gpu.turns import Budget, Build, Missing, failure, measure
 from benchmarks.measuring import Row
-from benchmarks.table import members, peer
 
 SINGLES = ("ms", "contrastive", "sup_con", "circle", "triplet hard")
 CASES = (*SINGLES, "five")
@@ -173,8 +173,8 @@ def build(case: str) -> Any:
     import dmlcore
 
     torch.manual_seed(0)
-    made = [dmlcore.losses.create(member.loss, **member.options) for member in members(case)]
-    return made[0] if len(made) == 1 else dmlcore.LossEnsemble(made)
+    losses = [dmlcore.losses.create(member.loss, **member.options) for member in members(case)]
+    return losses[0] if len(losses) == 1 else dmlcore.LossEnsemble(losses)
 
 
 def _peer(group: Group) -> Callable[[Tensor, Tensor], Tensor]:
@@ -183,7 +183,7 @@ def _peer(group: Group) -> Callable[[Tensor, Tensor], Tensor]:
     except ImportError:
         raise Missing("pytorch-metric-learning is not installed") from None
     peers = [peer(member, 1, group.d) for member in members(group.case)]
-    return lambda x, y: torch.stack([each(x, y) for each in peers]).sum()
+    return lambda x, y: torch.stack([loss(x, y) for loss in peers]).sum()
 
 
 def contrast_products(device: Device, group: Group) -> Run:

@@ -1,4 +1,4 @@
-"""The tables of docs/performance.md on GPUs, from the rows of `python -m benchmarks gpu`."""
+"""The tables of docs/reports/performance.md on GPUs, from the rows of `python -m benchmarks gpu`."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def _values(rows: list[Row], name: str) -> list[str]:
 
 
 def _table(header: list[str], lines: list[list[str]]) -> str:
-    return "\n".join("| " + " | ".join(cells) + " |" for cells in [header, ["---"] * len(header), *lines]) if lines else ""
+    return "\n".join("| " + " | ".join(entries) + " |" for entries in [header, ["---"] * len(header), *lines]) if lines else ""
 
 
 def _time(row: Row | None) -> float | None:
@@ -36,33 +36,35 @@ def _figure(value: float | None) -> str:
 
 
 def _losses(rows: list[Row]) -> list[str]:
-    kept = [row for row in rows if row["table"] == "losses" and row["dtype"] == "float32" and row["precision"] == "high"]
-    found: dict[tuple[str, ...], list[Row]] = {}
-    for row in kept:
-        found.setdefault(tuple(str(row[name]) for name in ("case", "rival", "n", "d")), []).append(row)
+    high_precision = [
+        row for row in rows if row["table"] == "losses" and row["dtype"] == "float32" and row["precision"] == "high"
+    ]
+    rows_of: dict[tuple[str, ...], list[Row]] = {}
+    for row in high_precision:
+        rows_of.setdefault(tuple(str(row[name]) for name in ("case", "rival", "n", "d")), []).append(row)
 
     def ratio(case: str, rival: str, n: str, d: str) -> str:
-        theirs = found.get((case, rival, n, d), [])
+        theirs = rows_of.get((case, rival, n, d), [])
         if theirs and theirs[-1]["status"] == "memory":
             return "memory"
         # of the rows that were measured in turn with it
-        place = [k for k, row in enumerate(kept) if theirs and row is theirs[-1]]
-        own = [row for row in kept[: place[0]] if row["rival"] == "fused"] if place else []
-        mine, other = _time(own[-1]) if own else None, _time(theirs[-1]) if theirs else None
-        return "-" if mine is None or other is None else f"{other / mine:.3g}"
+        place = [k for k, row in enumerate(high_precision) if theirs and row is theirs[-1]]
+        own = [row for row in high_precision[: place[0]] if row["rival"] == "fused"] if place else []
+        own_time, rival_time = _time(own[-1]) if own else None, _time(theirs[-1]) if theirs else None
+        return "-" if own_time is None or rival_time is None else f"{rival_time / own_time:.3g}"
 
     parts = []
-    for d in sorted({str(row["d"]) for row in kept}, key=int):
-        sizes = sorted({str(row["n"]) for row in kept if str(row["d"]) == d}, key=int)
+    for d in sorted({str(row["d"]) for row in high_precision}, key=int):
+        sizes = sorted({str(row["n"]) for row in high_precision if str(row["d"]) == d}, key=int)
         lines = []
         for case in CASES:
-            cells = []
+            entries = []
             for n in sizes:
-                fused = next((row for row in found.get((case, "fused", n, d), []) if row["status"] == "ok"), None)
+                fused = next((row for row in rows_of.get((case, "fused", n, d), []) if row["status"] == "ok"), None)
                 bare = _figure(float(fused["ratio"])) if fused and fused.get("ratio") else "-"
                 texts = [_figure(_time(fused)), bare, ratio(case, "compiled", n, d), ratio(case, "pml", n, d)]
-                cells.append(" / ".join(texts))
-            lines.append([case, *cells])
+                entries.append(" / ".join(texts))
+            lines.append([case, *entries])
         legend = f"d = {d}: milliseconds / times the bare products / torch.compile and pytorch-metric-learning, times fused"
         parts.append(f"{legend}\n\n" + _table(["case", *(f"N = {n}" for n in sizes)], lines))
     return parts

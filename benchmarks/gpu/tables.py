@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from benchmarks.gpu import checks, evaluation, losses
-from benchmarks.gpu.cells import Budget
-from benchmarks.gpu.devices import Cuda, Device, needs_device
+from benchmarks.gpu.devices import Cuda, Device, why_not_measured
+from benchmarks.gpu.turns import Budget
 from benchmarks.measuring import Row, write
 
 RESULTS = Path(__file__).parents[1] / "results"
@@ -70,8 +70,8 @@ def run(
     about = device.about()
     rows: list[Row] = []
 
-    def add(found: Iterator[Row]) -> None:
-        for row in found:
+    def add(new_rows: Iterator[Row]) -> None:
+        for row in new_rows:
             rows.append({"benchmark": "gpu", **row, **about})
             say(line(row))
         keep(rows)
@@ -106,12 +106,12 @@ def line(row: Row) -> str:
     names += [str(row[name]) for name in ("dtype", "precision") if name in row]
     if row["status"] != "ok" or "milliseconds" not in row:
         return " ".join([*names, row["status"], str(row.get("detail", ""))]).strip()
-    found = [f"{row['milliseconds']:.3f} ms"]
-    found += [f"{row['ratio']:.2f} x products"] if "ratio" in row else []
-    found += [f"{row['device_ms']:.3f} ms on the device"] if "device_ms" in row else []
-    found += [f"{row['gigapairs']:.1f} gigapairs/s"] if "gigapairs" in row else []
-    found += [f"{row['peak_mb']:.1f} MB"] if "peak_mb" in row else []
-    return " ".join([*names, "  ", *found])
+    texts = [f"{row['milliseconds']:.3f} ms"]
+    texts += [f"{row['ratio']:.2f} x products"] if "ratio" in row else []
+    texts += [f"{row['device_ms']:.3f} ms on the device"] if "device_ms" in row else []
+    texts += [f"{row['gigapairs']:.1f} gigapairs/s"] if "gigapairs" in row else []
+    texts += [f"{row['peak_mb']:.1f} MB"] if "peak_mb" in row else []
+    return " ".join([*names, "  ", *texts])
 
 
 def failed(rows: list[Row]) -> list[Row]:
@@ -130,7 +130,7 @@ def main(quick: bool, minutes: float | None, csv: Path | None, json: Path | None
     Raises:
         SystemExit: 2 where there is no CUDA device, 1 where a check or an own arm failed.
     """
-    reason = needs_device()
+    reason = why_not_measured()
     if reason:
         print(reason, file=sys.stderr)
         raise SystemExit(2)
@@ -139,7 +139,7 @@ def main(quick: bool, minutes: float | None, csv: Path | None, json: Path | None
         plan = Plan(**{**vars(plan), "minutes": minutes})
     csv = csv or RESULTS / ("gpu-quick.csv" if quick else "gpu.csv")
     json = json or csv.with_suffix(".json")
-    rows = run(plan, Cuda(), lambda found: write(found, csv, json), lambda text: print(text, flush=True))
+    rows = run(plan, Cuda(), lambda rows_so_far: write(rows_so_far, csv, json), lambda text: print(text, flush=True))
     print(f"{len(rows)} rows in {csv} and {json}")
     wrong = failed(rows)
     for row in wrong:

@@ -3,6 +3,8 @@
 #include <pybind11/stl.h>
 
 #include "bindings/neighbours.h"
+#include "cpu/levels.h"
+#include "cpu/memory.h"
 #include "cpu/passes.h"
 
 namespace py = pybind11;
@@ -10,11 +12,12 @@ using namespace pybind11::literals;
 
 namespace {
 
-using Rows = std::tuple<uintptr_t, uintptr_t, int64_t, int64_t, bool>;   // data, labels, rows, numbers between rows, normalise
-using Loss = std::tuple<std::string, std::vector<double>, uintptr_t, uintptr_t>;   // functor, options, given, windows
-using Target = std::pair<int, int64_t>;                                // tensor of gradients, column
+using Rows = std::tuple<uintptr_t, uintptr_t, int64_t, int64_t, bool>;  // data, labels, rows, numbers between rows, normalise
+using Loss = std::tuple<std::string, std::vector<double>, uintptr_t, uintptr_t>;  // functor, options, given, windows
+using Target = std::pair<int, int64_t>;  // tensor of gradients, column
 // anchors, references, width, losses, relations, owners, targets of the anchors' and of the references' gradients
-using Pass = std::tuple<Rows, std::optional<Rows>, int64_t, std::vector<Loss>, std::array<uintptr_t, 3>, std::vector<int>, Target, Target>;
+using Pass = std::tuple<Rows, std::optional<Rows>, int64_t, std::vector<Loss>, std::array<uintptr_t, 3>, std::vector<int>,
+                        Target, Target>;
 
 dml::Input input(const Rows& rows) {
   const auto& [data, labels, count, stride, normalise] = rows;
@@ -27,11 +30,18 @@ dml::PassRequest request(const Pass& pass) {
   out.anchors = input(anchors), out.has_references = references.has_value(), out.width = width;
   if (references) out.references = input(*references);
   for (const auto& [name, options, given, windows] : losses)
-    out.losses.push_back({name, options, reinterpret_cast<const void*>(given), reinterpret_cast<const void*>(windows)});
+    out.calls.push_back({name, options, reinterpret_cast<const void*>(given), reinterpret_cast<const void*>(windows)});
   const auto& [own, starts, lists] = relations;
-  out.relations = {reinterpret_cast<const int64_t*>(own), reinterpret_cast<const int64_t*>(starts), reinterpret_cast<const int64_t*>(lists)};
+  out.relations = {reinterpret_cast<const int64_t*>(own), reinterpret_cast<const int64_t*>(starts),
+                   reinterpret_cast<const int64_t*>(lists)};
   out.owners = owners;
   out.anchors_to = {anchors_to.first, anchors_to.second}, out.references_to = {references_to.first, references_to.second};
+  return out;
+}
+
+py::dict numbers(const std::vector<std::pair<std::string, int64_t>>& named) {
+  py::dict out;
+  for (const auto& [name, value] : named) out[py::str(name)] = value;
   return out;
 }
 
@@ -40,40 +50,68 @@ dml::PassRequest request(const Pass& pass) {
 PYBIND11_MODULE(_cpu, m) {
   m.doc() = "Fused losses on the CPU. Use dmlcore.kernels instead.";
   py::class_<dml::Passes>(m, "Passes", py::module_local())  // the tests load other builds beside this one
-      .def(py::init([](bool is_double, const std::vector<Pass>& passes, int terms, int threads, int64_t thread_work, int64_t workspace,
-                       int64_t tile_rows, int64_t tile_columns, int64_t slot_bytes, int search, int triangle) {
+      .def(py::init([](bool is_double, const std::vector<Pass>& passes, int terms, int threads, int64_t thread_work,
+                       int64_t workspace, int64_t tile_rows, int64_t tile_columns, int64_t slot_bytes, int search,
+                       int triangle) {
              std::vector<dml::PassRequest> requests;
              for (const Pass& pass : passes) requests.push_back(request(pass));
-             const dml::PlanRequest plan{threads, thread_work, workspace, tile_rows, tile_columns, slot_bytes, search, triangle};
+             const dml::PlanRequest plan{threads,      thread_work, workspace, tile_rows,
+                                         tile_columns, slot_bytes,  search,    triangle};
              py::gil_scoped_release unlocked;
              return std::make_unique<dml::Passes>(is_double, requests, terms, plan);
            }),
-           "is_double"_a, "passes"_a, "terms"_a, "threads"_a, "thread_work"_a = 0, "workspace"_a = -1, "tile_rows"_a = 0, "tile_columns"_a = 0,
-           "slot_bytes"_a = 0, "search"_a = -1, "triangle"_a = -1)
-      .def("forward", [](dml::Passes& s, uintptr_t values, uintptr_t counts, uintptr_t tables, uintptr_t terms) {
-        py::gil_scoped_release unlocked;
-        s.forward(reinterpret_cast<void*>(values), reinterpret_cast<void*>(counts), reinterpret_cast<void*>(tables), reinterpret_cast<void*>(terms));
-      })
-      .def("backward", [](dml::Passes& s, uintptr_t terms, uintptr_t values, uintptr_t tables, const std::vector<std::tuple<uintptr_t, int64_t, int64_t>>& to) {
-        std::vector<dml::GradientTensor> tensors;
-        for (const auto& [data, rows, width] : to) tensors.push_back({reinterpret_cast<void*>(data), rows, width});
-        py::gil_scoped_release unlocked;
-        s.backward(reinterpret_cast<const void*>(terms), reinterpret_cast<const void*>(values), reinterpret_cast<const void*>(tables), tensors);
-      })
-      .def("plan", [](const dml::Passes& s, int pass) {
-        py::dict out;
-        for (const auto& [name, value] : s.plan(pass)) out[py::str(name)] = value;
-        return out;
-      })
+           "is_double"_a, "passes"_a, "terms"_a, "threads"_a, "thread_work"_a = 0, "workspace"_a = -1, "tile_rows"_a = 0,
+           "tile_columns"_a = 0, "slot_bytes"_a = 0, "search"_a = -1, "triangle"_a = -1)
+      .def("forward",
+           [](dml::Passes& s, uintptr_t values, uintptr_t counts, uintptr_t tables, uintptr_t terms) {
+             py::gil_scoped_release unlocked;
+             s.forward(reinterpret_cast<void*>(values), reinterpret_cast<void*>(counts), reinterpret_cast<void*>(tables),
+                       reinterpret_cast<void*>(terms));
+           })
+      .def("backward",
+           [](dml::Passes& s, uintptr_t terms, uintptr_t values, uintptr_t tables,
+              const std::vector<std::tuple<uintptr_t, int64_t, int64_t>>& to) {
+             std::vector<dml::GradientTensor> tensors;
+             for (const auto& [data, rows, width] : to) tensors.push_back({reinterpret_cast<void*>(data), rows, width});
+             py::gil_scoped_release unlocked;
+             s.backward(reinterpret_cast<const void*>(terms), reinterpret_cast<const void*>(values),
+                        reinterpret_cast<const void*>(tables), tensors);
+           })
+      .def("plan", [](const dml::Passes& s, int pass) { return numbers(s.plan(pass)); })
       .def_property_readonly("sizes", &dml::Passes::sizes)
       .def_property_readonly("team", &dml::Passes::team);
+  m.def(
+      "plan",
+      [](bool is_double, const std::vector<int64_t>& anchor_labels, const std::optional<std::vector<int64_t>>& reference_labels,
+         int64_t width, const std::vector<std::pair<std::string, std::vector<double>>>& calls, int threads, int64_t thread_work,
+         int64_t workspace, int64_t tile_rows, int64_t tile_columns, int64_t slot_bytes, int search, int triangle) {
+        std::vector<dml::FunctorCall> functors;
+        const double present = 0;  // an address: numbers per anchor are not read
+        for (const auto& [name, options] : calls) functors.push_back({name, options, &present, nullptr});
+        const dml::Rows anchors{anchor_labels.data(), int64_t(anchor_labels.size())};
+        dml::Rows references;
+        if (reference_labels) references = {reference_labels->data(), int64_t(reference_labels->size())};
+        const dml::Rows* others = reference_labels ? &references : nullptr;
+        const dml::PlanRequest request{threads, thread_work, workspace, tile_rows, tile_columns, slot_bytes, search, triangle};
+        dml::Orders orders;
+        return is_double
+                   ? numbers(
+                         dml::summary<double>(dml::outline_of<double>(anchors, others, width, functors, {}, request, orders)))
+                   : numbers(
+                         dml::summary<float>(dml::outline_of<float>(anchors, others, width, functors, {}, request, orders)));
+      },
+      "The plan of a pass over such labels, without any vector.", "is_double"_a, "anchor_labels"_a, "reference_labels"_a,
+      "width"_a, "functors"_a, "threads"_a = 1, "thread_work"_a = 0, "workspace"_a = -1, "tile_rows"_a = 0,
+      "tile_columns"_a = 0, "slot_bytes"_a = 0, "search"_a = -1, "triangle"_a = -1);
   m.def("functors", [] {
     py::dict out;
     for (const dml::Functor& f : dml::functors()) out[py::str(f.name)] = py::make_tuple(f.options, f.values, f.partners);
     return out;
   });
-  m.def("functor_names", [](uintptr_t module) { return dml::functor_names(*reinterpret_cast<const dml::FunctorModule*>(module)); });
-  m.def("register_functors", [](uintptr_t module) { dml::register_functors(*reinterpret_cast<const dml::FunctorModule*>(module)); });
+  m.def("functor_names",
+        [](uintptr_t module) { return dml::functor_names(*reinterpret_cast<const dml::FunctorModule*>(module)); });
+  m.def("register_functors",
+        [](uintptr_t module) { dml::register_functors(*reinterpret_cast<const dml::FunctorModule*>(module)); });
   m.def("headers", &dml::headers);
   m.def("flags", &dml::flags);
   m.def("levels", &dml::levels);

@@ -12,16 +12,18 @@ namespace dml {
 template <class T> class CudaRanking {
  public:
   CudaRanking(uintptr_t queries, uintptr_t query_halves, int64_t query_rows, uintptr_t references, uintptr_t reference_halves,
-              int64_t reference_rows, int64_t width, uintptr_t first, uintptr_t last, uintptr_t starts, int few, bool searches) {
+              int64_t reference_rows, int64_t width, uintptr_t first, uintptr_t last, uintptr_t starts, int few,
+              bool searches) {
     p_.queries = pointer<const T>(queries), p_.query_halves = pointer<const T>(query_halves);
     p_.references = pointer<const T>(references), p_.reference_halves = pointer<const T>(reference_halves);
     p_.self = queries == references;
     p_.Q = int(query_rows), p_.N = int(reference_rows), p_.stride = int(ranking_stride(width));
-    p_.first = pointer<const int64_t>(first), p_.last = pointer<const int64_t>(last), p_.starts = pointer<const int64_t>(starts);
+    p_.first = pointer<const int64_t>(first), p_.last = pointer<const int64_t>(last),
+    p_.starts = pointer<const int64_t>(starts);
     p_.few = few < kMostFew ? few : kMostFew, p_.searches = searches;
   }
-  static void arrange(uintptr_t from, uintptr_t order, int64_t rows, int64_t width, bool normalise, uintptr_t to, uintptr_t halves,
-                      uintptr_t stream) {
+  static void arrange(uintptr_t from, uintptr_t order, int64_t rows, int64_t width, bool normalise, uintptr_t to,
+                      uintptr_t halves, uintptr_t stream) {
     check(ranking_arrange<T>(pointer<const T>(from), pointer<const int64_t>(order), rows, width, normalise, pointer<T>(to),
                              pointer<T>(halves), pointer<void>(stream)));
   }
@@ -49,8 +51,8 @@ template <class T> void add_cuda_ranking(pybind11::module_& m, const char* name)
   using R = CudaRanking<T>;
   const auto unlocked = pybind11::call_guard<pybind11::gil_scoped_release>();
   pybind11::class_<R>(m, name, pybind11::module_local())  // the tests load the emulated kernels beside these
-      .def(pybind11::init<uintptr_t, uintptr_t, int64_t, uintptr_t, uintptr_t, int64_t, int64_t, uintptr_t, uintptr_t, uintptr_t,
-                          int, bool>(),
+      .def(pybind11::init<uintptr_t, uintptr_t, int64_t, uintptr_t, uintptr_t, int64_t, int64_t, uintptr_t, uintptr_t,
+                          uintptr_t, int, bool>(),
            "queries"_a, "query_halves"_a, "query_rows"_a, "references"_a, "reference_halves"_a, "reference_rows"_a, "width"_a,
            "first"_a, "last"_a, "starts"_a, "few"_a, "searches"_a)
       .def_static("arrange", &R::arrange, "vectors"_a, "order"_a, "rows"_a, "width"_a, "normalise"_a, "to"_a, "halves"_a,

@@ -50,7 +50,8 @@ template <class V> static void transpose(V* rows) {
 
 // `count` rows of `depth` numbers become columns: to[p * stride + r] = from[r * ld + p], zeros for r from count to `wide`, which
 // is at most a register. Whole registers are written, in order of p: up to a register behind the last column may be overwritten.
-template <class T> static void pack_transposed(const T* from, int64_t ld, int64_t count, int64_t depth, T* to, int64_t stride, int64_t wide) {
+template <class T> static void pack_transposed(const T* from, int64_t ld, int64_t count, int64_t depth, T* to, int64_t stride,
+                                               int64_t wide) {
   using V = typename Native<T>::V;
   constexpr int64_t lanes = Native<T>::lanes;
   int64_t p = 0;
@@ -70,7 +71,8 @@ template <class T> static void pack_transposed(const T* from, int64_t ld, int64_
 }
 
 // Rows of `count` neighbours: to[p * stride + r] = from[p * ld + r], zeros up to `wide`.
-template <class T> static void pack_rows(const T* from, int64_t ld, int64_t count, int64_t depth, T* to, int64_t stride, int64_t wide) {
+template <class T> static void pack_rows(const T* from, int64_t ld, int64_t count, int64_t depth, T* to, int64_t stride,
+                                         int64_t wide) {
   for (int64_t p = 0; p < depth; ++p) {
     if (count == wide) {
       for (int64_t r = 0; r < wide; ++r) to[p * stride + r] = from[p * ld + r];
@@ -95,7 +97,8 @@ template <class T> static void own_gemm(Form form, int64_t m, int64_t n, int64_t
         const int64_t left = columns - j < width ? columns - j : width;
         if (form == Form::nt) {
           pack_transposed(b + (j0 + j) * ldb + p0, ldb, left < lanes ? left : lanes, depth, packed_b + j * depth, width, lanes);
-          pack_transposed(b + (j0 + j + lanes) * ldb + p0, ldb, left < lanes ? 0 : left - lanes, depth, packed_b + j * depth + lanes, width, lanes);
+          pack_transposed(b + (j0 + j + lanes) * ldb + p0, ldb, left < lanes ? 0 : left - lanes, depth,
+                          packed_b + j * depth + lanes, width, lanes);
         } else {
           pack_rows(b + p0 * ldb + j0 + j, ldb, left, depth, packed_b + j * depth, width, width);
         }
@@ -143,7 +146,8 @@ template <class T> static void own_gemm(Form form, int64_t m, int64_t n, int64_t
           }
           const int64_t last = columns - j < width ? columns - j : width;
           for (int64_t r = 0; r < rows; ++r)
-            for (int64_t q = 0; q < last; ++q) to[r * ldc + q] = onto ? to[r * ldc + q] + lines[r * width + q] : lines[r * width + q];
+            for (int64_t q = 0; q < last; ++q)
+              to[r * ldc + q] = onto ? to[r * ldc + q] + lines[r * width + q] : lines[r * width + q];
         }
       }
     }
@@ -151,13 +155,14 @@ template <class T> static void own_gemm(Form form, int64_t m, int64_t n, int64_t
 }
 
 // C [m, n] (+)= the product over k. A is [m, k] (tn: [k, m]), B is [k, n] (nt: [n, k]).
-template <class T> static void gemm(const Problem<T>& problem, Form form, int64_t m, int64_t n, int64_t k, const T* a, int64_t lda,
-                                    const T* b, int64_t ldb, bool add, T* c, int64_t ldc, unsigned char* scratch) {
+template <class T> static void gemm(const Problem<T>& problem, Form form, int64_t m, int64_t n, int64_t k, const T* a,
+                                    int64_t lda, const T* b, int64_t ldb, bool add, T* c, int64_t ldc, unsigned char* scratch) {
   if (m == 0 || n == 0) return;
   if (!problem.gemm) return own_gemm<T>(form, m, n, k, a, lda, b, ldb, add, c, ldc, scratch);
   const int mi = int(m), ni = int(n), ki = int(k), lda_ = int(lda), ldb_ = int(ldb), ldc_ = int(ldc);
   const T one = 1, beta = add ? 1 : 0;                                 // column-major BLAS sees every matrix transposed
-  problem.gemm(form == Form::nt ? "T" : "N", form == Form::tn ? "T" : "N", &ni, &mi, &ki, &one, b, &ldb_, a, &lda_, &beta, c, &ldc_);
+  problem.gemm(form == Form::nt ? "T" : "N", form == Form::tn ? "T" : "N", &ni, &mi, &ki, &one, b, &ldb_, a, &lda_, &beta, c,
+               &ldc_);
 }
 
 DML_END

@@ -1,30 +1,22 @@
 // One instruction set's kernels: compiled once per level with -DDML_LEVEL and that level's flags. The planner hands in plain
 // data (problem.h); forward fills values and counts and leaves sums behind, backward turns cotangents into gradients.
-#include <cstring>
 #include <omp.h>
+#include <cstring>
 
-#include "cpu/entry.h"
-#include "cpu/gemm.h"
-#include "cpu/guard.h"
-#include "dml_losses.h"
+#include "cpu/tiles.h"
+#include "dml_losses.h"                                                // DML_LOSSES(use): the headers of csrc/losses
 
 DML_BEGIN
 
-constexpr int64_t kStripRows = 8;
-constexpr int64_t kManyPositives = 32;                                 // slots add that often per column: float32 needs relief every tile
+constexpr int64_t kManyPositives = 32;  // slots add that often per column: float32 needs relief every tile
 
+// The functors of this level. Passes may be running while a plugin's join: what is there never moves.
 template <class T> static Table<T>& table() {
-  static Table<T>* made = nullptr;                                     // built once under the import lock, never freed
-  if (!made) {
-    static Table<T> space;
-    list_losses(space);
-    made = &space;
-  }
-  return *made;
+  static Table<T> all;
+  return all;
 }
 template <class T> static int functors() { return __atomic_load_n(&table<T>().count, __ATOMIC_ACQUIRE); }
 
-// Entries of a shared object made at run time join the table. Steps may be running: what is there never moves.
 template <class T> static const char* append(const void* entries, int count, int64_t bytes) {
   Table<T>& to = table<T>();
   if (bytes != int64_t(sizeof(Entry<T>))) return "was compiled against other headers than this extension";
@@ -38,199 +30,12 @@ template <class T> static const char* append(const void* entries, int count, int
   return nullptr;
 }
 
-// A thread's scratch memory, laid out by the same code that measures it.
-template <class T> struct Scratch {
-  T *tile, *slopes, *masked, *block, *block_slopes, *list, *list_slopes, *kept, *kept_slopes;
-  int64_t* which;
-  unsigned char* gemm;
-  Accumulators* losses;
-  int64_t bytes;
-
-  Scratch(const Problem<T>& p, int thread, unsigned char* base) {
-    unsigned char* at = base;
-    if (base) allow(base, p.scratch_bytes - 64);                       // another chunk may have laid it out otherwise
-    auto take = [&](int64_t n) {
-      unsigned char* here = at;
-      at += (n + 63) / 64 * 64 + kGuard;
-      if (base) forbid(here + n, at - here - n);
-      return here;
-    };
-    int64_t block_cells = 0, widest = 0;
-    for (int64_t b = 0; b < p.block_count; ++b) {
-      const int64_t rows = p.blocks[b].a1 - p.blocks[b].a0, columns = p.blocks[b].r1 - p.blocks[b].r0;
-      const int64_t cells = p.lists ? p.starts[p.blocks[b].a1] - p.starts[p.blocks[b].a0] : rows * columns;
-      if (cells > block_cells) block_cells = cells;
-      if (columns > widest) widest = columns;
-      if (p.lists)
-        for (int64_t i = p.blocks[b].a0; i < p.blocks[b].a1; ++i)
-          if (p.positives[i] > widest) widest = p.positives[i];
-    }
-    bool windows = false;
-    for (int l = 0; l < p.loss_count; ++l) windows = windows || p.losses[l].windows_at;
-    const int64_t one_list = windows ? widest + 1 : 0;
-    tile = reinterpret_cast<T*>(take(p.tile_rows * p.tile_columns * sizeof(T)));
-    slopes = reinterpret_cast<T*>(take(p.tile_rows * p.tile_columns * sizeof(T)));
-    block = reinterpret_cast<T*>(take(block_cells * sizeof(T)));
-    block_slopes = reinterpret_cast<T*>(take(block_cells * sizeof(T)));
-    list = reinterpret_cast<T*>(take((widest + 1) * sizeof(T)));
-    list_slopes = reinterpret_cast<T*>(take((widest + 1) * sizeof(T)));
-    masked = reinterpret_cast<T*>(take((windows ? kStripRows * p.tile_columns : 0) * int64_t(sizeof(T))));
-    kept = reinterpret_cast<T*>(take(one_list * int64_t(sizeof(T))));
-    kept_slopes = reinterpret_cast<T*>(take(one_list * int64_t(sizeof(T))));
-    which = reinterpret_cast<int64_t*>(take(one_list * int64_t(sizeof(int64_t))));
-    gemm = take(p.gemm ? 0 : own_gemm_bytes<T>());
-    losses = reinterpret_cast<Accumulators*>(take(p.loss_count * int64_t(sizeof(Accumulators))));
-    for (int l = 0; l < p.loss_count; ++l) {
-      const Entry<T>& e = table<T>().entries[p.losses[l].functor];
-      Accumulators acc;
-      acc.rows = take(p.tile_rows * e.row_bytes);
-      acc.columns = take(p.tile_columns * e.column_fields * int64_t(sizeof(T)));
-      const LossSlot& loss = p.losses[l];
-      acc.row_slots = take(p.tile_rows * (loss.search ? loss.search_cells * int64_t(sizeof(Bin)) : p.most_positives * e.row_slot_bytes));
-      acc.column_slots = p.triangle ? take(p.tile_columns * p.most_positives * e.column_slot_fields * int64_t(sizeof(T))) : nullptr;
-      acc.strip_table = reinterpret_cast<int64_t*>(take(p.losses[l].cells * int64_t(sizeof(int64_t))));
-      acc.table = p.table_totals + thread * 2 * p.table_cells + 2 * p.losses[l].table_first;
-      if (base) losses[l] = acc;
-    }
-    bytes = at - base;
-  }
-};
-
-template <class T> static int64_t scratch_bytes(const Problem<T>& p) { return Scratch<T>(p, 0, nullptr).bytes + 64; }
-
-template <class T> static Scratch<T> scratch_of(const Problem<T>& p, int thread) {
-  unsigned char* base = p.scratch + int64_t(thread) * p.scratch_bytes;
-  return Scratch<T>(p, thread, reinterpret_cast<unsigned char*>((reinterpret_cast<uintptr_t>(base) + 63) & ~uintptr_t(63)));
-}
-
-template <class T> static T dot(const T* a, const T* b, int64_t n) {
-  using V = typename Native<T>::V;
-  constexpr int lanes = Native<T>::lanes;
-  V sum = V{};
-  int64_t k = 0;
-  for (; k + lanes <= n; k += lanes) {
-    V x, y;
-    memcpy(&x, a + k, sizeof x);
-    memcpy(&y, b + k, sizeof y);
-    sum += x * y;
-  }
-  T total = 0;
-  for (int q = 0; q < lanes; ++q) total += sum[q];
-  for (; k < n; ++k) total += a[k] * b[k];
-  return total;
-}
-template <class T> static void add_scaled(T factor, const T* from, int64_t n, T* to) {
-  for (int64_t k = 0; k < n; ++k) to[k] += factor * from[k];
-}
-
-constexpr int64_t kSmallBlock = 256;                                   // cells below which a product by BLAS costs more to call
-
-// Similarities of a block's anchors to all references of their class, [a1 - a0, r1 - r0].
-template <class T> static const T* block_similarities(const Problem<T>& p, const Block& b, Scratch<T>& s, bool fresh) {
-  const int64_t rows = b.a1 - b.a0, columns = b.r1 - b.r0;
-  T* at = b.stored >= 0 ? p.stored_positives + b.stored : s.block;
-  if (b.stored >= 0 && !fresh) return at;
-  const T *x = p.anchors + b.a0 * p.D, *y = p.references + b.r0 * p.D;
-  if (p.lists) {
-    T* cell = at;
-    for (int64_t i = b.a0; i < b.a1; ++i)
-      for (int64_t k = p.starts[i]; k < p.starts[i + 1]; ++k) *cell++ = dot(p.anchors + i * p.D, p.references + p.lists[k] * p.D, p.D);
-    return at;
-  }
-  if (rows * columns > kSmallBlock) gemm(p, Form::nt, rows, columns, p.D, x, p.D, y, p.D, false, at, columns, s.gemm);
-  else
-    for (int64_t i = 0; i < rows; ++i)
-      for (int64_t j = 0; j < columns; ++j) at[i * columns + j] = dot(x + i * p.D, y + j * p.D, p.D);
-  return at;
-}
-
-// The positives of anchor i, without the anchor itself.
-template <class T> static Positives<T> positives_of(const Problem<T>& p, const Block& b, const T* cells, int64_t i, T* list) {
-  if (p.lists) return {cells + (p.starts[i] - p.starts[b.a0]), p.positives[i]};
-  const int64_t columns = b.r1 - b.r0;
-  const T* row = cells + (i - b.a0) * columns;
-  const int64_t own = p.own[i] - b.r0;
-  if (own < 0 || own >= columns) return {row, columns};
-  memcpy(list, row, own * sizeof(T));
-  memcpy(list + own, row + own + 1, (columns - own - 1) * sizeof(T));
-  return {list, columns - 1};
-}
-
-// The positives that count for one loss, and in s.which their places among all of them.
-template <class T> static Positives<T> within(const Problem<T>& p, const LossSlot& loss, int64_t i, Positives<T> all, Scratch<T>& s) {
-  const T* windows = static_cast<const T*>(loss.windows_at);
-  if (!windows) return all;
-  const T lowest = windows[i], highest = windows[p.stride + i];
-  int64_t count = 0;
-  for (int64_t k = 0; k < all.count; ++k)
-    if (all[k] >= lowest && all[k] <= highest) s.kept[count] = all[k], s.which[count++] = k;
-  return {s.kept, count};
-}
-
-// The strip as one loss sees it.
-template <class T> static Strip<T> seen(const Problem<T>& p, const LossSlot& loss, const Strip<T>& strip, Scratch<T>& s) {
-  const T* windows = static_cast<const T*>(loss.windows_at);
-  if (!windows) return strip;
-  Strip<T> mine = strip;
-  mask_strip(strip, windows + 2 * p.stride, windows + 3 * p.stride, s.masked);
-  mine.s = s.masked;
-  return mine;
-}
-
-static int64_t rounded(int64_t n) { return (n + 15) / 16 * 16; }       // columns of a tile in memory: whole registers
-static int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
-static int64_t most(int64_t a, int64_t b) { return a > b ? a : b; }
-
-// The similarities of a tile, with everything that is not a pair of anchor and negative marked.
-template <class T> static T* tile_similarities(const Problem<T>& p, const Tile& t, Scratch<T>& s) {
-  const int64_t rows = t.i1 - t.i0, columns = t.j1 - t.j0, ld = rounded(columns);
-  T* at = t.stored >= 0 ? p.stored + t.stored : s.tile;
-  gemm(p, Form::nt, rows, columns, p.D, p.anchors + t.i0 * p.D, p.D, p.references + t.j0 * p.D, p.D, false, at, ld, s.gemm);
-  for (int64_t r = 0; r < rows; ++r) {
-    T* row = at + r * ld;
-    const int64_t from = p.triangle ? t.j0 : most(t.j0, p.row_first[t.i0 + r]), to = least(t.j1, p.row_last[t.i0 + r]);
-    for (int64_t j = from; j < to; ++j) row[j - t.j0] = T(no_pair());
-    if ((p.lists || !p.self) && p.own[t.i0 + r] >= t.j0 && p.own[t.i0 + r] < t.j1) row[p.own[t.i0 + r] - t.j0] = T(no_pair());
-    if (p.lists) {
-      int64_t k = p.starts[t.i0 + r], last = p.starts[t.i0 + r + 1];
-      while (k < last) {                                               // the first positive of the tile, by halving
-        const int64_t middle = k + (last - k) / 2;
-        if (p.lists[middle] < t.j0) k = middle + 1;
-        else last = middle;
-      }
-      for (; k < p.starts[t.i0 + r + 1] && p.lists[k] < t.j1; ++k) row[p.lists[k] - t.j0] = T(no_pair());
-    }
-    for (int64_t j = columns; j < ld; ++j) row[j] = T(no_pair());
-  }
-  return at;
-}
-
-// Walks a tile in strips; `visit` gets each strip and the columns before it that hold no pair.
-template <class T, class Visit> static void for_strips(const Problem<T>& p, const Tile& t, const T* s, T* g, Visit visit) {
-  const int64_t ld = rounded(t.j1 - t.j0);
-  int64_t column_positives = 0;
-  if (p.triangle && p.most_positives)
-    for (int64_t j = t.j0; j < t.j1; ++j) column_positives = most(column_positives, p.positives[j]);
-  for (int64_t r = 0; r < t.i1 - t.i0; r += kStripRows) {
-    const int64_t rows = least(kStripRows, t.i1 - t.i0 - r);
-    int64_t skip = 0;
-    if (p.triangle) skip = least(ld, most(0, p.row_last[t.i0 + r] - t.j0) / 16 * 16);
-    Strip<T> strip{};
-    strip.s = s + r * ld + skip, strip.g = g ? g + r * ld + skip : nullptr;
-    strip.ld = ld, strip.rows = rows, strip.columns = ld - skip;
-    strip.row = t.i0 + r, strip.column = t.j0 + skip, strip.local_row = r, strip.local_column = skip;
-    strip.tile_columns = p.tile_columns, strip.anchors = p.stride, strip.slot_first = p.slot_first, strip.slot_stride = p.slot_stride, strip.positives = p.positives;
-    strip.most_positives = p.most_positives, strip.column_positives = column_positives;
-    strip.both = p.triangle, strip.table_slopes = p.table_slopes;
-    visit(strip, r, skip);
-  }
-}
-
-// Which thread works on a tile. A triangle's tiles are dealt in turn; otherwise threads own rows, or columns.
-template <class T> static bool owns(const Problem<T>& p, int64_t index, const Tile& t, int thread, bool rows) {
-  if (p.threads == 1) return true;
-  if (p.triangle) return index % p.threads == thread;
-  return (rows ? t.i0 / p.tile_rows : t.j0 / p.tile_columns) % p.threads == thread;
+#define DML_DECLARE(loss) const FunctorModule* loss##_module();  // loss.cpp
+#define DML_ADDRESS(loss) loss##_module,
+DML_LOSSES(DML_DECLARE)
+static const FunctorModule* built_in(int loss) {
+  static const FunctorModule* (*const modules[])() = {DML_LOSSES(DML_ADDRESS) nullptr};
+  return modules[loss] ? modules[loss]() : nullptr;
 }
 
 template <class T, class Work> static void held_to_one(const Problem<T>& p, int thread, Work work) {
@@ -268,8 +73,8 @@ static void wait_for_all(int threads) {
 template <class T> static void forward(const Problem<T>& problem, T* values, T* counts) {
   const Entry<T>* entries = table<T>().entries;
   in_threads(problem, [&](const Problem<T>& p, int thread) {
-    const int totals = p.triangle ? p.threads : 1;                     // without a triangle every anchor has one thread
-    Scratch<T> s = scratch_of(p, thread);
+    const int totals = p.triangle ? p.threads : 1;  // without a triangle every anchor has one thread
+    Scratch<T> s = scratch_of(p, entries, thread);
     for (int l = 0; l < p.loss_count; ++l) {
       if (thread < totals) entries[p.losses[l].functor].start(p.losses[l], p, thread);
       memset(s.losses[l].strip_table, 0, size_t(p.losses[l].cells) * sizeof(int64_t));
@@ -289,7 +94,7 @@ template <class T> static void forward(const Problem<T>& problem, T* values, T* 
     }
     wait_for_all(p.threads);
     int64_t rows_of = -1, rows_count = 0;
-    auto flush = [&](bool last) {                                      // bins need no relief before the last tile of their rows
+    auto flush = [&](bool last) {  // bins need no relief before the last tile of their rows
       if (rows_of < 0) return;
       for (int l = 0; l < p.loss_count; ++l)
         if (last || !p.losses[l].search)
@@ -318,7 +123,8 @@ template <class T> static void forward(const Problem<T>& problem, T* values, T* 
     }
     flush(true);
     wait_for_all(p.threads);
-    const int64_t rows = p.row1 - p.row0, from = p.row0 + rows * thread / p.threads, to = p.row0 + rows * (thread + 1) / p.threads;
+    const int64_t rows = p.row1 - p.row0, from = p.row0 + rows * thread / p.threads,
+                  to = p.row0 + rows * (thread + 1) / p.threads;
     for (int l = 0; l < p.loss_count; ++l) entries[p.losses[l].functor].merge(p.losses[l], p, from, to, totals);
     wait_for_all(p.threads);
     for (int64_t k = 0; k < p.block_count; ++k) {
@@ -328,7 +134,7 @@ template <class T> static void forward(const Problem<T>& problem, T* values, T* 
       for (int64_t i = b.a0; i < b.a1; ++i) {
         const Positives<T> positives = positives_of(p, b, cells, i, s.list);
         for (int l = 0; l < p.loss_count; ++l) {
-          const LossSlot& loss = p.losses[l];
+          const FunctorState& loss = p.losses[l];
           T value[kMostValues], count[kMostValues];
           entries[loss.functor].close(loss, p, i, within(p, loss, i, positives, s), value, count);
           for (int v = 0; v < loss.values; ++v) {
@@ -341,12 +147,13 @@ template <class T> static void forward(const Problem<T>& problem, T* values, T* 
   });
 }
 
-template <class T> static void backward(const Problem<T>& problem, const T* cotangents, T* grad_anchors, T* grad_references, T* private_grads) {
+template <class T> static void backward(const Problem<T>& problem, const T* cotangents, T* grad_anchors, T* grad_references,
+                                        T* private_grads) {
   const Entry<T>* entries = table<T>().entries;
   in_threads(problem, [&](const Problem<T>& p, int thread) {
     const bool rows_own = !p.triangle && p.row_owner_backward;
-    const int64_t private_rows = p.self ? p.A : (rows_own ? p.N : p.A);   // the side whose gradient every thread adds to
-    Scratch<T> s = scratch_of(p, thread);
+    const int64_t private_rows = p.self ? p.A : (rows_own ? p.N : p.A);  // the side whose gradient every thread adds to
+    Scratch<T> s = scratch_of(p, entries, thread);
     T* mine = thread == 0 ? nullptr : private_grads + (thread - 1) * private_rows * p.D;
     if (mine) memset(mine, 0, private_rows * p.D * sizeof(T));
     T* to_anchors = mine && (p.self || !rows_own) ? mine : grad_anchors;
@@ -363,7 +170,7 @@ template <class T> static void backward(const Problem<T>& problem, const T* cota
         const Positives<T> positives = positives_of(p, b, cells, i, s.list);
         memset(s.list_slopes, 0, (positives.count + 1) * sizeof(T));
         for (int l = 0; l < p.loss_count; ++l) {
-          const LossSlot& loss = p.losses[l];
+          const FunctorState& loss = p.losses[l];
           T cotangent[kMostValues];
           for (int v = 0; v < loss.values; ++v) cotangent[v] = cotangents[(loss.value_row + v) * p.A + i];
           const Positives<T> mine = within(p, loss, i, positives, s);
@@ -423,12 +230,14 @@ template <class T> static void backward(const Problem<T>& problem, const T* cota
           entries[p.losses[l].functor].slope[p.triangle](p.losses[l], seen(p, p.losses[l], strip, s));
         }
       });
-      gemm(p, Form::nn, rows, p.D, columns, s.slopes, ld, p.references + t.j0 * p.D, p.D, true, to_anchors + t.i0 * p.D, p.D, s.gemm);
+      gemm(p, Form::nn, rows, p.D, columns, s.slopes, ld, p.references + t.j0 * p.D, p.D, true, to_anchors + t.i0 * p.D, p.D,
+           s.gemm);
       if (to_references)
-        gemm(p, Form::tn, columns, p.D, rows, s.slopes, ld, p.anchors + t.i0 * p.D, p.D, true, to_references + t.j0 * p.D, p.D, s.gemm);
+        gemm(p, Form::tn, columns, p.D, rows, s.slopes, ld, p.anchors + t.i0 * p.D, p.D, true, to_references + t.j0 * p.D, p.D,
+             s.gemm);
     }
     wait_for_all(p.threads);
-    if (p.threads > 1 && private_grads) {                              // in the threads' order: the same bits every time
+    if (p.threads > 1 && private_grads) {  // in the threads' order: the same bits every time
       T* total = p.self || !rows_own ? grad_anchors : grad_references;
       const int64_t cells = private_rows * p.D, from = cells * thread / p.threads, to = cells * (thread + 1) / p.threads;
       if (total)
@@ -438,25 +247,25 @@ template <class T> static void backward(const Problem<T>& problem, const T* cota
   });
 }
 
-template <class T> static void gather(const T* from, int64_t stride, const int64_t* order, int64_t rows, int64_t width, bool normalise, T* to,
-                                      T* norms, bool* broken, int threads) {
+template <class T> static void gather(const T* from, int64_t stride, const int64_t* order, int64_t rows, int64_t width,
+                                      bool normalise, T* to, T* norms, bool* broken, int threads) {
 #pragma omp parallel for num_threads(threads) schedule(static) if (threads > 1)
   for (int64_t i = 0; i < rows; ++i) {
     const T* x = from + order[i] * stride;
-    double square = 0;                                                 // double: 1e20 is no infinity
+    double square = 0;  // double: 1e20 is no infinity
 #pragma omp simd reduction(+ : square)
     for (int64_t k = 0; k < width; ++k) square += double(x[k]) * double(x[k]);
     broken[i] = !(square < __builtin_inf());
     const double norm = __builtin_sqrt(square);
-    const T factor = !normalise ? T(1) : norm > 1e-12 ? T(1 / norm) : T(0);   // a zero vector stays zero
+    const T factor = !normalise ? T(1) : norm > 1e-12 ? T(1 / norm) : T(0);  // a zero vector stays zero
     norms[i] = factor;
     for (int64_t k = 0; k < width; ++k) to[i * width + k] = x[k] * factor;
   }
 }
 
 // The gradient of the raw vectors, in their own order: normalising removes the radial part and divides by the norm.
-template <class T> static void scatter(T* grad, const T* unit, const T* norms, const int64_t* order, int64_t rows, int64_t width,
-                                       bool normalise, T* to, int64_t stride, bool adds, int threads) {
+template <class T> static void scatter(T* grad, const T* unit, const T* norms, const int64_t* order, int64_t rows,
+                                       int64_t width, bool normalise, T* to, int64_t stride, bool adds, int threads) {
 #pragma omp parallel for num_threads(threads) schedule(static) if (threads > 1)
   for (int64_t i = 0; i < rows; ++i) {
     const T *g = grad + i * width, *x = unit + i * width;
@@ -469,13 +278,18 @@ template <class T> static void scatter(T* grad, const T* unit, const T* norms, c
   }
 }
 
+template <class T> static int64_t scratch_bytes(const Problem<T>& p) { return scratch_bytes(p, table<T>().entries); }
 template <class T> static FunctorInfo describe(int functor) { return table<T>().entries[functor].info; }
 template <class T> static bool fits(int functor, const double* options, unsigned char* into) {
   return table<T>().entries[functor].fits(options, into);
 }
-template <class T> static int cells(int functor, const unsigned char* options) { return table<T>().entries[functor].cells(options); }
+template <class T> static int cells(int functor, const unsigned char* options) {
+  return table<T>().entries[functor].cells(options);
+}
 template <class T> static Kernels<T> kernels(const char* name) {
-  return {name, functors<T>, append<T>, Native<T>::lanes, describe<T>, fits<T>, cells<T>, fraction_unit<T>(), cells_above, scratch_bytes<T>, gather<T>, scatter<T>, forward<T>, backward<T>};
+  return {name,       functors<T>, built_in,           append<T>,   Native<T>::lanes, describe<T>,
+          fits<T>,    cells<T>,    fraction_unit<T>(), cells_above, scratch_bytes<T>, gather<T>,
+          scatter<T>, forward<T>,  backward<T>};
 }
 
 DML_END

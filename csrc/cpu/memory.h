@@ -19,7 +19,9 @@ class Pool {
     std::lock_guard<std::mutex> hold(lock_);
     size_t best = free_.size();
     for (size_t k = 0; k < free_.size(); ++k)
-      if (free_[k].bytes >= bytes && free_[k].bytes <= 2 * bytes + 65536 && (best == free_.size() || free_[k].bytes < free_[best].bytes)) best = k;
+      if (free_[k].bytes >= bytes && free_[k].bytes <= 2 * bytes + 65536 &&
+          (best == free_.size() || free_[k].bytes < free_[best].bytes))
+        best = k;
     if (best < free_.size()) {
       Piece found = free_[best];
       kept_ -= found.bytes;
@@ -98,5 +100,10 @@ template <class T> class Buffer {
   Pool::Piece piece_{nullptr, 0};
   int64_t size_ = 0;
 };
+
+inline void release_workspaces() { Pool::shared().clear(); }
+inline int64_t highest_workspace() {
+  return int64_t(Pool::shared().highest_since_last());
+}   // bytes in use at a time since the last call
 
 }  // namespace dml

@@ -5,8 +5,8 @@
 // columns, so only half the products are made. Counts are whole numbers: any order of threads gives the same result.
 #include "cpu/neighbours.h"
 
-#include <cstring>
 #include <omp.h>
+#include <cstring>
 
 #include "dml/vector.h"
 
@@ -34,12 +34,13 @@ template <class V> DML_FN V load(const void* from) {
   return v;
 }
 
-template <class V> DML_FN V broadcast(typename Scalar<V>::type x) { return x - V{}; }   // 0 + x would be an addition: -0 + 0 = 0
+template <class V> DML_FN V broadcast(typename Scalar<V>::type x) { return x - V{}; }  // 0 + x would be an addition: -0 + 0 = 0
 
 // count + (s >= t), lane by lane
 DML_FN VecI add_if_above(VecI count, VecF s, VecF t) {
 #if defined(__AVX512F__)
-  return (VecI)_mm512_mask_sub_epi32((__m512i)count, _mm512_cmp_ps_mask((__m512)s, (__m512)t, _CMP_GE_OQ), (__m512i)count, _mm512_set1_epi32(-1));
+  return (VecI)_mm512_mask_sub_epi32((__m512i)count, _mm512_cmp_ps_mask((__m512)s, (__m512)t, _CMP_GE_OQ), (__m512i)count,
+                                     _mm512_set1_epi32(-1));
 #else
   return count - (s >= t);
 #endif
@@ -47,7 +48,8 @@ DML_FN VecI add_if_above(VecI count, VecF s, VecF t) {
 DML_FN VecL add_if_above(VecL count, VecD s, VecD t) { return count - (s >= t); }
 
 // out [kTileRows][width] = rows [depth][kTileRows] times panel [depth][width]
-template <class T> static inline __attribute__((always_inline)) void product(const T* rows, const T* panel, int64_t depth, T* out) {
+template <class T> static inline __attribute__((always_inline)) void product(const T* rows, const T* panel, int64_t depth,
+                                                                             T* out) {
   using V = typename Native<T>::V;
   constexpr int lanes = Native<T>::lanes;
   V left[kTileRows], right[kTileRows];
@@ -78,7 +80,7 @@ template <class T> static int64_t groups_of(const Ranking<T>& p) {
 
 template <class T> struct Workspace {
   T *rows, *block, *list;
-  Count<T>* row_counts;                                                // [row][positive][register]
+  Count<T>* row_counts;  // [row][positive][register]
   int64_t bytes;
 
   Workspace(const Ranking<T>& p, int64_t widest, unsigned char* base) {
@@ -104,7 +106,9 @@ template <class T> static int64_t widest_of(const Ranking<T>& p) {
     if (p.spread[panel] == 0) widest = most_of(widest, p.most[panel]);
   return widest;
 }
-template <class T> static int64_t scratch_bytes(const Ranking<T>& p) { return Workspace<T>(p, widest_of(p), nullptr).bytes + 64; }
+template <class T> static int64_t scratch_bytes(const Ranking<T>& p) {
+  return Workspace<T>(p, widest_of(p), nullptr).bytes + 64;
+}
 
 template <class T> static Workspace<T> workspace_of(const Ranking<T>& p, int64_t widest, int thread) {
   unsigned char* base = p.scratch + int64_t(thread) * p.scratch_bytes;
@@ -123,7 +127,8 @@ template <class T> static void pack_rows(const Ranking<T>& p, int64_t i0, int64_
 
 // Similarities of one group of rows from g0 on to the panel of references from j0 on.
 template <class T>
-static inline __attribute__((always_inline)) void similarities(const Ranking<T>& p, const T* group, int64_t g0, int64_t g1, int64_t j0, T* out) {
+static inline __attribute__((always_inline)) void similarities(const Ranking<T>& p, const T* group, int64_t g0, int64_t g1,
+                                                               int64_t j0, T* out) {
   product<T>(group, p.references + j0 * p.D, p.D, out);
   if (!p.query_halves) return;
   const int64_t columns = least(kWidth<T>, p.N - j0);
@@ -138,7 +143,7 @@ template <class T, class Work> static void for_blocks(const Ranking<T>& p, Work 
     const int thread = omp_get_thread_num();
     const Workspace<T> w = workspace_of(p, widest, thread);
 #pragma omp for schedule(dynamic, 1)
-    for (int64_t b = 0; b < blocks; ++b) {                             // a triangle's long rows come first
+    for (int64_t b = 0; b < blocks; ++b) {  // a triangle's long rows come first
       const int64_t i0 = p.q0 + b * step, i1 = least(i0 + step, p.q1);
       pack_rows(p, i0, i1, w.rows);
       work(w, thread, i0, i1);
@@ -215,7 +220,8 @@ template <class T> static void sort_in(const T* list, int64_t n, const T* tree, 
   }
 }
 
-template <class T> static void count_row(const Ranking<T>& p, const Workspace<T>& w, int64_t local, int64_t i, int64_t widest, Count<T>* counts) {
+template <class T> static void count_row(const Ranking<T>& p, const Workspace<T>& w, int64_t local, int64_t i, int64_t widest,
+                                         Count<T>* counts) {
   using V = typename Native<T>::V;
   using M = typename Native<T>::M;
   constexpr int lanes = Native<T>::lanes;
@@ -242,7 +248,8 @@ template <class T> static void count_row(const Ranking<T>& p, const Workspace<T>
   }
 }
 
-template <class T> static void count_columns(const Ranking<T>& p, const Workspace<T>& w, int64_t rows, int64_t j0, Count<T>* counts) {
+template <class T> static void count_columns(const Ranking<T>& p, const Workspace<T>& w, int64_t rows, int64_t j0,
+                                             Count<T>* counts) {
   using V = typename Native<T>::V;
   using M = typename Native<T>::M;
   constexpr int lanes = Native<T>::lanes;
@@ -279,14 +286,14 @@ template <class T> static void count_columns(const Ranking<T>& p, const Workspac
 
 template <class T> static void count(const Ranking<T>& p) {
   constexpr int lanes = Native<T>::lanes;
-  const T nothing = -T(__builtin_inf());                               // below every threshold
+  const T nothing = -T(__builtin_inf());  // below every threshold
   const int64_t widest = widest_of(p);
   for_blocks(p, [&](const Workspace<T>& w, int thread, int64_t i0, int64_t i1) {
     Count<T>* counts = p.counts + thread * p.cells;
     memset(w.row_counts, 0, (i1 - i0) * widest * DML_WIDTH);
     for (int64_t j0 = 0; j0 < p.N; j0 += kWidth<T>) {
-      const bool both = p.self && j0 >= p.q0 && j0 < p.q1;             // the columns are queries of this run too
-      if (both && j0 + kWidth<T> <= p.last[i0]) continue;              // served already, or of one class with all the rows
+      const bool both = p.self && j0 >= p.q0 && j0 < p.q1;  // the columns are queries of this run too
+      if (both && j0 + kWidth<T> <= p.last[i0]) continue;  // served already, or of one class with all the rows
       for (int64_t g0 = i0; g0 < i1; g0 += kTileRows) {
         const int64_t g1 = least(g0 + kTileRows, i1);
         T* out = w.block + (g0 - i0) * kWidth<T>;
@@ -328,12 +335,12 @@ template <class T> static void pack(const T* from, const int64_t* order, int64_t
       const T* x = from + order[j0 + q] * depth;
       T largest = 0;
       for (int64_t d = 0; d < depth; ++d) largest = max(largest, x[d] < 0 ? -x[d] : x[d]);
-      const T scale = normalise && largest > 0 ? largest : T(1);       // so that no square overflows or vanishes
+      const T scale = normalise && largest > 0 ? largest : T(1);  // so that no square overflows or vanishes
       double square = 0;
 #pragma omp simd reduction(+ : square)
       for (int64_t d = 0; d < depth; ++d) square += double(x[d] / scale) * double(x[d] / scale);
       if (halves) halves[j0 + q] = T(square / 2);
-      const T factor = normalise && square > 0 ? T(1 / __builtin_sqrt(square)) : T(1);   // a zero vector stays zero
+      const T factor = normalise && square > 0 ? T(1 / __builtin_sqrt(square)) : T(1);  // a zero vector stays zero
       for (int64_t d = 0; d < depth; ++d) to[d * kWidth<T>] = x[d] / scale * factor;
     }
 }

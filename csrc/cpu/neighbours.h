@@ -21,15 +21,15 @@ template <class T> struct Ranking {
   bool self;                                                           // leave one out: no pair of a query with itself
   const int64_t *first, *last;                                         // [Q]: the references of the query's class
   int64_t q0, q1;                                                      // queries of this run; q0 begins a panel
-  const int64_t* start;                                                // [panels of queries]: where the thresholds of a panel lie
-  const int64_t* most;                                                 // [panels of queries]: positives per query, at most
-  const int64_t* spread;                                               // [panels of queries]: cells of a query's tree; 0: few positives
-  T* thresholds;                                                       // similarities of positives; see at()
-  typename CountOf<T>::type* counts;                                   // [threads][cells]
+  const int64_t* start;  // [panels of queries]: where the thresholds of a panel lie
+  const int64_t* most;  // [panels of queries]: positives per query, at most
+  const int64_t* spread;  // [panels of queries]: cells of a query's tree; 0: few positives
+  T* thresholds;  // similarities of positives; see at()
+  typename CountOf<T>::type* counts;  // [threads][cells]
   int64_t cells;
   int threads;
-  unsigned char* scratch;                                              // `threads` pieces
-  int64_t scratch_bytes;                                               // of one piece
+  unsigned char* scratch;  // `threads` pieces
+  int64_t scratch_bytes;  // of one piece
 
   // Few positives: [positive][query], compared a register of queries at a time. Many: a tree per query, whose leaves are its
   // positives in descending order; behind them the lowest of every register of leaves, and so on up to one register.
@@ -41,14 +41,15 @@ template <class T> struct Ranking {
 
 template <class T> struct RankingKernels {
   const char* level;
-  int64_t width;                                                       // of a panel
-  void (*pack)(const T* from, const int64_t* order, int64_t rows, int64_t depth, bool normalise, T* panels, T* halves, int threads);
+  int64_t width;  // of a panel
+  void (*pack)(const T* from, const int64_t* order, int64_t rows, int64_t depth, bool normalise, T* panels, T* halves,
+               int threads);
   int64_t (*scratch_bytes)(const Ranking<T>&);
-  void (*positives)(const Ranking<T>&);                                // fills the thresholds, unsorted
-  void (*count)(const Ranking<T>&);                                    // adds to the counts; in a tree per interval between leaves
+  void (*positives)(const Ranking<T>&);  // fills the thresholds, unsorted
+  void (*count)(const Ranking<T>&);  // adds to the counts; in a tree per interval between leaves
 };
 
-struct Vectors {                                                       // rows of T, contiguous, in any order of labels
+struct Vectors {  // rows of T, contiguous, in any order of labels
   const void* data;
   const int64_t* labels;
   int64_t rows;

@@ -11,7 +11,7 @@ namespace dml {
 
 namespace {
 
-constexpr double kTeamWork = 2e6;                                      // multiplications of whole passes that a further thread is worth
+constexpr double kTeamWork = 2e6;  // multiplications of whole passes that a further thread is worth
 
 // Adding to zeros where passes share columns in part, or leave some out; else the first one at its columns writes them.
 bool tiles_exactly(const std::vector<std::pair<int64_t, int64_t>>& columns, int64_t width) {
@@ -30,21 +30,22 @@ bool tiles_exactly(const std::vector<std::pair<int64_t, int64_t>>& columns, int6
 
 Passes::Passes(bool is_double, const std::vector<PassRequest>& passes, int terms, const PlanRequest& request)
     : is_double_(is_double), terms_(terms) {
-  Orders orders;                                                       // heads of one batch are ordered once
-  for (const PassRequest& wanted : passes) {
-    Pass pass;
-    pass.step = make_step(is_double, wanted.anchors, wanted.has_references ? &wanted.references : nullptr, wanted.width, wanted.losses,
-                          wanted.relations, request, orders);
-    pass.owners = wanted.owners;
-    if (pass.owners.size() != size_t(pass.step->value_count())) throw std::invalid_argument("owners must be one per value");
-    for (int owner : pass.owners)
+  Orders orders;  // heads of one batch are ordered once
+  for (const PassRequest& asked : passes) {
+    Part part;
+    part.pass = make_pass(is_double, asked.anchors, asked.has_references ? &asked.references : nullptr, asked.width,
+                          asked.calls, asked.relations, request, orders);
+    part.owners = asked.owners;
+    if (part.owners.size() != size_t(part.pass->outline().value_count))
+      throw std::invalid_argument("owners must be one per value");
+    for (int owner : part.owners)
       if (owner < -1 || owner >= terms) throw std::invalid_argument("owners must be terms, or -1");
-    pass.anchors_to = wanted.anchors_to, pass.references_to = wanted.references_to;
-    pass.width = wanted.width, pass.first_value = numbers_, pass.first_cell = cells_;
-    pass.factors.assign(pass.owners.size(), 0.0);
-    numbers_ += int64_t(pass.owners.size()) * pass.step->anchors();
-    cells_ += pass.step->table_cells();
-    passes_.push_back(std::move(pass));
+    part.anchors_to = asked.anchors_to, part.references_to = asked.references_to;
+    part.width = asked.width, part.first_value = numbers_, part.first_cell = cells_;
+    part.factors.assign(part.owners.size(), 0.0);
+    numbers_ += int64_t(part.owners.size()) * part.pass->outline().A;
+    cells_ += part.pass->outline().table_cells;
+    parts_.push_back(std::move(part));
   }
   deal(request);
 }
@@ -53,22 +54,23 @@ Passes::Passes(bool is_double, const std::vector<PassRequest>& passes, int terms
 void Passes::deal(const PlanRequest& request) {
   std::vector<int> small;
   double work = 0;
-  for (int k = 0; k < int(passes_.size()); ++k)
-    if (passes_[k].step->threads() == 1) small.push_back(k), work += passes_[k].step->work();
+  for (int k = 0; k < int(parts_.size()); ++k)
+    if (parts_[k].pass->outline().threads == 1) small.push_back(k), work += parts_[k].pass->outline().work();
   const double worth = request.thread_work > 0 ? double(request.thread_work) / 5 : kTeamWork;
   const int busy = int(std::min(work / worth, 1e6)) + 1;
   const int team = omp_in_parallel() ? 1 : std::min({request.threads, omp_get_thread_limit(), busy, int(small.size())});
   if (team > 1) {
-    std::stable_sort(small.begin(), small.end(), [&](int a, int b) { return passes_[a].step->work() > passes_[b].step->work(); });
+    std::stable_sort(small.begin(), small.end(),
+                     [&](int a, int b) { return parts_[a].pass->outline().work() > parts_[b].pass->outline().work(); });
     dealt_.resize(team);
     std::vector<double> load(team, 0.0);
     for (int k : small) {
       const auto least = std::min_element(load.begin(), load.end()) - load.begin();
-      dealt_[least].push_back(k), load[least] += passes_[k].step->work() + 1;
+      dealt_[least].push_back(k), load[least] += parts_[k].pass->outline().work() + 1;
     }
     small.clear();
   }
-  for (Pass& pass : passes_) pass.is_dealt = team > 1 && pass.step->threads() == 1;
+  for (Part& part : parts_) part.is_dealt = team > 1 && part.pass->outline().threads == 1;
 }
 
 // Runs work(k) for the passes that are dealt out. OpenMP may grant fewer threads than asked for: then one does everything.
@@ -77,7 +79,7 @@ template <class Work> void Passes::spread(Work work) {
   if (team == 0) return;
   bool granted = true;
   std::vector<std::exception_ptr> failed(team);
-  const auto run = [&](int thread) {                                   // no exception may leave a parallel region
+  const auto run = [&](int thread) {  // no exception may leave a parallel region
     try {
       for (int k : dealt_[thread]) work(k);
     } catch (...) {
@@ -94,56 +96,58 @@ template <class Work> void Passes::spread(Work work) {
     }
   }
   for (int t = 0; !granted && t < team; ++t) run(t);
-  for (const std::exception_ptr& one : failed)
-    if (one) std::rethrow_exception(one);
+  for (const std::exception_ptr& error : failed)
+    if (error) std::rethrow_exception(error);
 }
 
 template <class T> void Passes::forward_of(T* values, T* counts, T* tables, T* terms) {
   const auto run = [&](int k) {
-    Pass& pass = passes_[k];
-    pass.step->forward(values + pass.first_value, counts + pass.first_value, tables + pass.first_cell);
+    Part& part = parts_[k];
+    part.pass->forward(values + part.first_value, counts + part.first_value, tables + part.first_cell);
   };
   spread(run);
-  for (int k = 0; k < int(passes_.size()); ++k)
-    if (!passes_[k].is_dealt) run(k);
+  for (int k = 0; k < int(parts_.size()); ++k)
+    if (!parts_[k].is_dealt) run(k);
   std::vector<double> total(terms_, 0.0);
-  for (Pass& pass : passes_) {
-    const int64_t anchors = pass.step->anchors();
-    for (size_t v = 0; v < pass.owners.size(); ++v) {
-      if (pass.owners[v] < 0) continue;
-      const T *value = values + pass.first_value + int64_t(v) * anchors, *count = counts + pass.first_value + int64_t(v) * anchors;
+  for (Part& part : parts_) {
+    const int64_t anchors = part.pass->outline().A;
+    for (size_t v = 0; v < part.owners.size(); ++v) {
+      if (part.owners[v] < 0) continue;
+      const T *value = values + part.first_value + int64_t(v) * anchors,
+              *count = counts + part.first_value + int64_t(v) * anchors;
       double sum = 0, number = 0;
       for (int64_t i = 0; i < anchors; ++i) sum += double(value[i]), number += double(count[i]);
-      pass.factors[v] = 1 / std::max(number, 1.0);
-      total[pass.owners[v]] += sum / std::max(number, 1.0);
+      part.factors[v] = 1 / std::max(number, 1.0);
+      total[part.owners[v]] += sum / std::max(number, 1.0);
     }
   }
   for (int t = 0; t < terms_; ++t) terms[t] = T(total[t]);
 }
 
 template <class T>
-bool Passes::is_reached(const Pass& pass, const std::vector<double>& shift, const T* values, const T* tables) const {
-  const auto counts = [](auto x) { return x != 0; };                   // NaN does
-  const int64_t cells = pass.step->table_cells(), numbers = int64_t(pass.owners.size()) * pass.step->anchors();
-  return passes_.size() == 1 || std::any_of(shift.begin(), shift.end(), counts) ||
-         (values && std::any_of(values + pass.first_value, values + pass.first_value + numbers, counts)) ||
-         (tables && std::any_of(tables + pass.first_cell, tables + pass.first_cell + cells, counts));
+bool Passes::is_reached(const Part& part, const std::vector<double>& shift, const T* values, const T* tables) const {
+  const auto counts = [](auto x) { return x != 0; };  // NaN does
+  const int64_t cells = part.pass->outline().table_cells, numbers = int64_t(part.owners.size()) * part.pass->outline().A;
+  return parts_.size() == 1 || std::any_of(shift.begin(), shift.end(), counts) ||
+         (values && std::any_of(values + part.first_value, values + part.first_value + numbers, counts)) ||
+         (tables && std::any_of(tables + part.first_cell, tables + part.first_cell + cells, counts));
 }
 
 template <class T>
 void Passes::backward_of(const T* terms, const T* values, const T* tables, const std::vector<GradientTensor>& to) {
   const auto wants = [&](const Target& target) { return target.tensor >= 0 && to.at(target.tensor).data; };
-  std::vector<std::vector<double>> shifts;                             // the cotangent of every anchor's value, from that of its term
+  std::vector<std::vector<double>> shifts;  // the cotangent of every anchor's value, from that of its term
   std::vector<char> reached;
   std::vector<std::vector<std::pair<int64_t, int64_t>>> columns(to.size());
-  for (const Pass& pass : passes_) {
-    std::vector<double> shift(pass.owners.size(), 0.0);
+  for (const Part& part : parts_) {
+    std::vector<double> shift(part.owners.size(), 0.0);
     for (size_t v = 0; terms && v < shift.size(); ++v)
-      if (pass.owners[v] >= 0) shift[v] = double(terms[pass.owners[v]]) * pass.factors[v];
+      if (part.owners[v] >= 0) shift[v] = double(terms[part.owners[v]]) * part.factors[v];
     shifts.push_back(shift);
-    reached.push_back(is_reached(pass, shift, values, tables));
-    for (const Target* target : {&pass.anchors_to, &pass.references_to})
-      if (reached.back() && target->tensor >= 0) columns.at(target->tensor).push_back({target->column, target->column + pass.width});
+    reached.push_back(is_reached(part, shift, values, tables));
+    for (const Target* target : {&part.anchors_to, &part.references_to})
+      if (reached.back() && target->tensor >= 0)
+        columns.at(target->tensor).push_back({target->column, target->column + part.width});
   }
   std::vector<char> adds(to.size(), 0);
   for (size_t t = 0; t < to.size(); ++t) {
@@ -163,24 +167,28 @@ void Passes::backward_of(const T* terms, const T* values, const T* tables, const
     return out;
   };
   const auto differentiate = [&](int k) {
-    Pass& pass = passes_[k];
+    Part& part = parts_[k];
     if (reached[k])
-      pass.step->differentiate(values ? values + pass.first_value : nullptr, shifts[k].data(), tables ? tables + pass.first_cell : nullptr,
-                               wants(pass.references_to));
+      part.pass->differentiate(values ? values + part.first_value : nullptr, shifts[k].data(),
+                               tables ? tables + part.first_cell : nullptr, wants(part.references_to));
   };
   spread(differentiate);
-  for (int k = 0; k < int(passes_.size()); ++k) {                      // in this order, whoever computed: the same bits every time
-    if (!passes_[k].is_dealt) differentiate(k);
+  for (int k = 0; k < int(parts_.size()); ++k) {  // in this order, whoever computed: the same bits every time
+    if (!parts_[k].is_dealt) differentiate(k);
     if (!reached[k]) continue;
-    const Gradient anchors = place(passes_[k].anchors_to, passes_[k].width);
-    passes_[k].step->deliver(anchors, place(passes_[k].references_to, passes_[k].width));
+    const Gradient anchors = place(parts_[k].anchors_to, parts_[k].width);
+    parts_[k].pass->deliver(anchors, place(parts_[k].references_to, parts_[k].width));
   }
 }
 
 void Passes::forward(void* values, void* counts, void* tables, void* terms) {
   std::lock_guard<std::mutex> alone(lock_);
-  if (is_double_) forward_of(static_cast<double*>(values), static_cast<double*>(counts), static_cast<double*>(tables), static_cast<double*>(terms));
-  else forward_of(static_cast<float*>(values), static_cast<float*>(counts), static_cast<float*>(tables), static_cast<float*>(terms));
+  if (is_double_)
+    forward_of(static_cast<double*>(values), static_cast<double*>(counts), static_cast<double*>(tables),
+               static_cast<double*>(terms));
+  else
+    forward_of(static_cast<float*>(values), static_cast<float*>(counts), static_cast<float*>(tables),
+               static_cast<float*>(terms));
 }
 
 void Passes::backward(const void* terms, const void* values, const void* tables, const std::vector<GradientTensor>& to) {

@@ -4,33 +4,33 @@
 #include <memory>
 #include <mutex>
 
-#include "cpu/step.h"
+#include "cpu/pass.h"
 
 namespace dml {
 
-struct Target {                        // where the gradients of an input are added up: columns [column, column + width) of a tensor
+struct Target {  // where the gradients of an input are added up: columns [column, column + width) of a tensor
   int tensor = -1;
   int64_t column = 0;
 };
 
 struct PassRequest {
   Input anchors, references;
-  bool has_references = false;         // else the anchors themselves
+  bool has_references = false;  // else the anchors themselves
   int64_t width = 0;
-  std::vector<LossRequest> losses;
+  std::vector<FunctorCall> calls;
   Relations relations;
-  std::vector<int> owners;             // per value the term its average is added to, -1: none
+  std::vector<int> owners;  // per value the term its average is added to, -1: none
   Target anchors_to, references_to;
 };
 
-struct GradientTensor {                // [rows, width] of T, contiguous; nullptr: nobody wants it
+struct GradientTensor {  // [rows, width] of T, contiguous; nullptr: nobody wants it
   void* data;
   int64_t rows, width;
 };
 
 class Passes {
  public:
-  // Throws std::invalid_argument as make_step does, and for owners that are not one per value.
+  // Throws std::invalid_argument as make_pass does, and for owners that are not one per value.
   Passes(bool is_double, const std::vector<PassRequest>& passes, int terms, const PlanRequest& request);
 
   // Into T: the values and counts of pass after pass, [V, A] each; the tables of pass after pass; and per term the sum over its
@@ -41,31 +41,34 @@ class Passes {
   // them reaches takes no time and adds nothing, where there are several.
   void backward(const void* terms, const void* values, const void* tables, const std::vector<GradientTensor>& to);
 
-  std::vector<std::pair<std::string, int64_t>> plan(int pass) const { return passes_.at(pass).step->plan(); }
-  std::pair<int64_t, int64_t> sizes() const { return {numbers_, cells_}; }   // values of all passes and anchors, cells of all tables
+  std::vector<std::pair<std::string, int64_t>> plan(int pass) const { return parts_.at(pass).pass->plan(); }
+  std::pair<int64_t, int64_t> sizes() const {
+    return {numbers_, cells_};
+  }  // values of all passes and anchors, cells of all tables
   int team() const { return int(dealt_.size()); }
 
  private:
-  struct Pass {
-    std::unique_ptr<StepBase> step;
+  struct Part {  // a pass, and where its values and gradients go
+    std::unique_ptr<PassBase> pass;
     std::vector<int> owners;
     Target anchors_to, references_to;
     int64_t width = 0, first_value = 0, first_cell = 0;
     bool is_dealt = false;
-    std::vector<double> factors;       // d term / d value, per value
+    std::vector<double> factors;  // d term / d value, per value
   };
   template <class T> void forward_of(T* values, T* counts, T* tables, T* terms);
   template <class T> void backward_of(const T* terms, const T* values, const T* tables, const std::vector<GradientTensor>& to);
-  template <class T> bool is_reached(const Pass& pass, const std::vector<double>& shift, const T* values, const T* tables) const;
+  template <class T> bool is_reached(const Part& part, const std::vector<double>& shift, const T* values,
+                                     const T* tables) const;
   template <class Work> void spread(Work work);
   void deal(const PlanRequest& request);
 
-  std::mutex lock_;                    // two threads may differentiate one graph
+  std::mutex lock_;  // two threads may differentiate one graph
   bool is_double_;
   int terms_;
   int64_t numbers_ = 0, cells_ = 0;
-  std::vector<Pass> passes_;
-  std::vector<std::vector<int>> dealt_;   // small passes by thread; the others come one after the other
+  std::vector<Part> parts_;
+  std::vector<std::vector<int>> dealt_;  // small passes by thread; the others come one after the other
 };
 
 }  // namespace dml

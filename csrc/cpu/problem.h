@@ -1,4 +1,4 @@
-// Plain data shared by the planner (step.cpp, compiled for any CPU) and the kernels of each instruction set (level.cpp):
+// Plain data shared by what plans a pass (compiled for any CPU) and the kernels of each instruction set (level.cpp, loss.cpp):
 // no std:: type may pass, since the linker would be free to keep one level's copy of a template for all.
 #pragma once
 #include <cstdint>
@@ -20,91 +20,93 @@ struct Block {                    // anchors [a0, a1) of one class and all refer
   int64_t stored;                 // where the positives' similarities are kept; -1: computed again
 };
 
-// One loss of the pass: a functor of a level's table, its options, and where its per-anchor arrays lie: fields are arrays over
-// the anchors, `stride` long each.
-struct LossSlot {
+// A functor in a pass: its number in the level's table, its options, and where its per-anchor arrays lie: fields are arrays over
+// the anchors, `stride` long each. A slot is what a functor keeps per anchor and positive.
+struct FunctorState {
   int functor;
   alignas(16) unsigned char options[128];
-  int values, limits, sums, slopes, slot_limits, slot_sums, given;     // numbers of fields
-  bool slots;
-  int search;                                                          // finite ends of a slot's interval; 0: slots are compared
-  int64_t search_cells;                                                // a power of two above the number of ends of any anchor
-  int cells;                                                           // of each of a table's two histograms, or 0
-  int64_t table_first;                                                 // where the table lies among the tables of all losses
-  const void* windows_at;                                              // T [4][stride] or nullptr: pairs that count for this loss
-  int value_row;                                                       // first row of this loss in values [V, A]
-  const void* given_at;                                                // T, the caller's numbers per anchor
-  void *limits_at, *sums_at, *slopes_at, *slot_limits_at, *slot_sums_at;   // T; slots are [field][positive][slot_stride]
-  void* totals_at;                                                     // double [threads][field][anchor]
-  void* slot_totals_at;                                                // T [threads][field][positive][anchor]; the first are the sums
-  void *breaks_at, *bins_at;                                           // T [anchor][search_cells]: sorted ends; the tally between them
+  int values, limits, sums, slopes, slot_limits, slot_sums, given_count;   // numbers of fields
+  bool has_slots;
+  int search;  // finite ends of a slot's interval; 0: slots are compared
+  int64_t search_cells;  // a power of two above the number of ends of any anchor
+  int cells;  // of each of a table's two histograms, or 0
+  int64_t table_first;  // where the table lies among the tables of all losses
+  const void* windows_at;  // T [4][stride] or nullptr: pairs that count for this loss
+  int value_row;  // first row of this loss in values [V, A]
+  const void* given_at;  // T, the caller's numbers per anchor
+  void *limits_at, *sums_at, *slopes_at, *slot_limits_at, *slot_sums_at;  // T; slots are [field][positive][slot_stride]
+  void* totals_at;  // double [threads][field][anchor]
+  void* slot_totals_at;  // T [threads][field][positive][anchor]; the first are the sums
+  void *breaks_at, *bins_at;  // T [anchor][search_cells]: sorted ends; the tally between them
 };
 
 template <class T> struct Problem {
-  const T *anchors, *references;                                       // [A, D], [N, D], in class order
+  const T *anchors, *references;  // [A, D], [N, D], in class order
   int64_t A, N, D;
-  int64_t stride;                                                      // of per-anchor arrays: A and room for one register more
-  int64_t row0, row1;                                                  // the anchors of this run; tiles and blocks are theirs
-  bool self;                                                           // references are the anchors
-  bool triangle;                                                       // tiles above the diagonal serve rows and columns
-  const int64_t *row_first, *row_last;                                 // [A]: the references of the anchor's class
-  const int64_t* positives;                                            // [A]: how many positives
-  const int64_t* own;                                                  // [A]: the reference that is the anchor itself, or -1
-  const int64_t *starts, *lists;                                       // explicit positives of the anchors, or nullptr: by label
-  const bool* broken;                                                  // [A]: anchor with a value that is not finite
+  int64_t stride;  // of per-anchor arrays: A and room for one register more
+  int64_t row0, row1;  // the anchors of this run; tiles and blocks are theirs
+  bool self;  // references are the anchors
+  bool triangle;  // tiles above the diagonal serve rows and columns
+  const int64_t *row_first, *row_last;  // [A]: the references of the anchor's class
+  const int64_t* positives;  // [A]: how many positives
+  const int64_t* own;  // [A]: the reference that is the anchor itself, or -1
+  const int64_t *starts, *lists;  // explicit positives of the anchors, or nullptr: by label
+  const bool* broken;  // [A]: anchor with a value that is not finite
   const Tile* tiles;
   int64_t tile_count, tile_rows, tile_columns;
   const Block* blocks;
   int64_t block_count, most_positives;
-  int64_t slot_first, slot_stride;                                     // anchors the slots are kept for, from the first on
-  LossSlot* losses;
-  const T* cotangents;                                                 // [V, A] of the running backward pass
+  int64_t slot_first, slot_stride;  // anchors the slots are kept for, from the first on
+  FunctorState* losses;
+  const T* cotangents;  // [V, A] of the running backward pass
   int loss_count, value_count;
-  int64_t table_cells;                                                 // of all tables, both histograms
-  int64_t* table_totals;                                               // [threads][2][cells]: pairs, and their fractions
-  const T* table_slopes;                                               // [cells]: difference of the cotangents of neighbours
+  int64_t table_cells;  // of all tables, both histograms
+  int64_t* table_totals;  // [threads][2][cells]: pairs, and their fractions
+  const T* table_slopes;  // [cells]: difference of the cotangents of neighbours
   int threads;
-  bool row_owner_backward;                                             // threads own anchors, else references
-  T* stored;                                                           // similarities of tiles
+  bool row_owner_backward;  // threads own anchors, else references
+  T* stored;  // similarities of tiles
   T* stored_positives;
-  unsigned char* scratch;                                              // `threads` pieces
-  int64_t scratch_bytes;                                               // of one piece
-  BlasGemm<T> gemm;                                                    // nullptr: the level's own
-  void (*blas_threads)(int);                                           // sets this thread's BLAS threads, or nullptr
+  unsigned char* scratch;  // `threads` pieces
+  int64_t scratch_bytes;  // of one piece
+  BlasGemm<T> gemm;  // nullptr: the level's own
+  void (*blas_threads)(int);  // sets this thread's BLAS threads, or nullptr
 };
 
-constexpr int kMostCentres = 64;                                       // of a class, for losses that fold them
+constexpr int kMostCentres = 64;  // of a class, for losses that fold them
 
 struct FunctorInfo {
   const char *name, *options;
-  int values, limits, sums, slopes, slot_limits, slot_sums, bytes, given;
-  bool slots, partners, table, centres;
+  int values, limits, sums, slopes, slot_limits, slot_sums, bytes, given_count;
+  bool has_slots, partners, table, centres;
   int search;
 };
 
-struct FunctorModule {                                                 // what a shared object made at run time hands over (functors.h)
-  const char *headers, *level;                                         // the hash of the headers, and the instruction set
-  const void *f32, *f64;                                               // entries
-  int count;                                                           // of each
-  int64_t bytes32, bytes64;                                            // of one
+struct FunctorModule {  // what a loss's header becomes (functors.h)
+  const char *headers, *level;  // the hash of the headers, and the instruction set
+  const void *f32, *f64;  // entries
+  int count;  // of each
+  int64_t bytes32, bytes64;  // of one
 };
 
-template <class T> struct Kernels {                                    // what one instruction set offers for one number type
+template <class T> struct Kernels {  // what one instruction set offers for one number type
   const char* level;
   int (*functors)();
-  const char* (*append)(const void* entries, int count, int64_t bytes);   // to the functors; the reason against it, or nullptr
+  const FunctorModule* (*built_in)(int loss);  // of csrc/losses, in order; nullptr behind the last
+  const char* (*append)(const void* entries, int count, int64_t bytes);  // to the functors; why not, or nullptr
   int lanes;
   FunctorInfo (*describe)(int functor);
   bool (*fits)(int functor, const double* options, unsigned char* into);
   int (*cells)(int functor, const unsigned char* options);
-  double fraction_unit;                                                // of the fractions of a table
+  double fraction_unit;  // of the fractions of a table
   int64_t (*search_cells)(int64_t ends);
   int64_t (*scratch_bytes)(const Problem<T>&);
-  void (*gather)(const T* from, int64_t stride, const int64_t* order, int64_t rows, int64_t width, bool normalise, T* to, T* norms, bool* broken, int threads);
+  void (*gather)(const T* from, int64_t stride, const int64_t* order, int64_t rows, int64_t width, bool normalise, T* to,
+                 T* norms, bool* broken, int threads);
   void (*scatter)(T* grad, const T* unit, const T* norms, const int64_t* order, int64_t rows, int64_t width, bool normalise,
                   T* to, int64_t stride, bool adds, int threads);
-  void (*forward)(const Problem<T>&, T* values, T* counts);            // [V, A] in class order
-  void (*backward)(const Problem<T>&, const T* cotangents, T* grad_anchors, T* grad_references, T* private_grads);   // adds
+  void (*forward)(const Problem<T>&, T* values, T* counts);  // [V, A] in class order
+  void (*backward)(const Problem<T>&, const T* cotangents, T* grad_anchors, T* grad_references, T* private_grads);  // adds
 };
 
 }  // namespace dml

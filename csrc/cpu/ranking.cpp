@@ -11,9 +11,9 @@
 #include <type_traits>
 #include <vector>
 
+#include "cpu/levels.h"
 #include "cpu/memory.h"
 #include "cpu/neighbours.h"
-#include "cpu/step.h"
 
 namespace dml {
 
@@ -48,7 +48,8 @@ constexpr int64_t kFew = 64;                                           // measur
 
 template <class T> class Ranker {
  public:
-  Ranker(const Vectors& queries, const Vectors* references, int64_t depth, Metric metric, int threads, int64_t memory, int64_t few)
+  Ranker(const Vectors& queries, const Vectors* references, int64_t depth, Metric metric, int threads, int64_t memory,
+         int64_t few)
       : kernels_(current<T>()), width_(kernels_.width), lanes_(kernels_.width / 2), memory_(memory > 0 ? memory : kMemory),
         few_(few > 0 ? few : kFew) {
     p_.D = depth;
@@ -136,7 +137,8 @@ template <class T> class Ranker {
     const int64_t rows = int64_t(order.size());
     panels.resize((rows + width_ - 1) / width_ * width_ * p_.D);
     if (metric == Metric::euclidean) halves.resize(rows);
-    kernels_.pack(static_cast<const T*>(in.data), order.data(), rows, p_.D, metric == Metric::cosine, panels.data(), halves.data(), p_.threads);
+    kernels_.pack(static_cast<const T*>(in.data), order.data(), rows, p_.D, metric == Metric::cosine, panels.data(),
+                  halves.data(), p_.threads);
   }
 
   int64_t positives_of(int64_t i) const { return last_[i] - first_[i] - p_.self; }
@@ -217,7 +219,8 @@ template <class T> class Ranker {
 
 void rank_positives(bool is_double, const Vectors& queries, const Vectors* references, int64_t width, Metric metric,
                     const int64_t* ks, int64_t k_count, double* values, int threads, int64_t memory, int64_t few) {
-  if (is_double) Ranker<double>(queries, references, width, metric, threads, memory, few).run(ks, k_count, values, queries.rows);
+  if (is_double)
+    Ranker<double>(queries, references, width, metric, threads, memory, few).run(ks, k_count, values, queries.rows);
   else Ranker<float>(queries, references, width, metric, threads, memory, few).run(ks, k_count, values, queries.rows);
 }
 

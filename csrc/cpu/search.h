@@ -7,12 +7,18 @@
 
 DML_BEGIN
 
-template <class T> struct Bits;                                        // a number's bits
-template <> struct Bits<float> { using U = uint32_t; using I = int32_t; };
-template <> struct Bits<double> { using U = uint64_t; using I = int64_t; };
-typedef double Bin __attribute__((vector_size(16)));                   // number and sum of the values in it: one addition
+template <class T> struct Bits;  // a number's bits
+template <> struct Bits<float> {
+  using U = uint32_t;
+  using I = int32_t;
+};
+template <> struct Bits<double> {
+  using U = uint64_t;
+  using I = int64_t;
+};
+typedef double Bin __attribute__((vector_size(16)));  // number and sum of the values in it: one addition
 
-constexpr int kPivots = 32;                                            // looked up in registers where there are such: gathers are slow
+constexpr int kPivots = 32;  // looked up in registers where there are such: gathers are slow
 
 // Cells of an anchor's breaks: a power of two above `ends`, one less than which are searched.
 DML_FN int64_t cells_above(int64_t ends) {
@@ -27,11 +33,11 @@ template <class T> struct Search {
   using M = typename Native<T>::M;
   using Index = typename Bits<T>::I;
   const T* breaks;
-  Index step;                                                          // breaks from one pivot to the next
+  Index step;  // breaks from one pivot to the next
   alignas(64) T pivots[kPivots];
 
   DML_FN Search(const T* sorted, int64_t cells) : breaks(sorted), step(Index(cells / kPivots)) {
-    pivots[0] = 0;                                                     // not looked up
+    pivots[0] = 0;  // not looked up
     for (int k = 1; k < kPivots; ++k) pivots[k] = sorted[k * step - 1];
   }
   DML_FN V pivot(M index) const {
@@ -74,7 +80,7 @@ template <class T> static void sort_numbers(T* at, int64_t n, T* spare) {
   using U = typename Bits<T>::U;
   constexpr int bits = 8 * sizeof(T);
   const U sign = U(1) << (bits - 1);
-  for (int64_t k = 0; k < n; ++k) {                                    // the order of the bits becomes the order of the numbers
+  for (int64_t k = 0; k < n; ++k) {  // the order of the bits becomes the order of the numbers
     U u;
     __builtin_memcpy(&u, at + k, sizeof u);
     u ^= u & sign ? ~U(0) : sign;
@@ -101,7 +107,7 @@ template <class T> static void sort_numbers(T* at, int64_t n, T* spare) {
     T* other = from;
     from = to, to = other;
   }
-  for (int64_t k = 0; k < n; ++k) {                                    // an even number of passes: the result is where it was
+  for (int64_t k = 0; k < n; ++k) {  // an even number of passes: the result is where it was
     U u;
     __builtin_memcpy(&u, at + k, sizeof u);
     u ^= u & sign ? sign : ~U(0);

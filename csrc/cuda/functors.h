@@ -11,9 +11,18 @@ DML_BEGIN
 // and centres, as CudaExternal; and for a table and for the CPU only, which have no kernels here.
 template <class F> struct RowsLayout {
   using P = RowParts<F>;
-  static constexpr int numbers[] = {F::kValues, int(sizeof(F)), GivenCount<F>::value, field_count<typename P::Limits, float>(), P::sums,
-                                    field_count<typename P::Slopes, float>(), row_memory<F>(), F::kSlots, HasPartners<F>::value,
-                                    HasCentres<F>::value, HasTable<F>::value, IsCpuOnly<F>::value};
+  static constexpr int numbers[] = {F::kValues,
+                                    int(sizeof(F)),
+                                    GivenCount<F>::value,
+                                    field_count<typename P::Limits, float>(),
+                                    P::sums,
+                                    field_count<typename P::Slopes, float>(),
+                                    row_memory<F>(),
+                                    F::kSlots,
+                                    HasPartners<F>::value,
+                                    HasCentres<F>::value,
+                                    HasTable<F>::value,
+                                    IsCpuOnly<F>::value};
 };
 
 template <int... numbers> __global__ void rows_told() {}               // its name says the numbers to who asks for it

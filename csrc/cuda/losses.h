@@ -1,7 +1,8 @@
-// What step.cu knows of the losses: a table of functors, each with host functions that launch its kernels (losses.cu).
+// What pass.cu knows of the losses: functors, each with host functions that launch its kernels. Every header of csrc/losses is
+// compiled by itself (loss.cu); losses.cu puts them in one table.
 #pragma once
+#include "cuda/pass.h"
 #include "cuda/rows.h"
-#include "cuda/step.h"
 
 DML_BEGIN
 
@@ -14,6 +15,11 @@ struct CudaEntry {
   void (*forward)(const CudaLoss&, const RowsView&, const RowsChunk&, const RowsLoss&, cudaStream_t);
   void (*close)(const CudaLoss&, const RowsView&, const RowsChunk&, const RowsLoss&, cudaStream_t);   // or nullptr
   void (*backward)(const CudaLoss&, const RowsView&, const RowsChunk&, const RowsLoss&, cudaStream_t);
+};
+
+struct CudaFunctors {                  // of one header
+  const CudaEntry* entries;
+  int count;
 };
 
 // Blocks and threads of a launch over the rows of a chunk, a few references for each thread; bytes of shared memory.

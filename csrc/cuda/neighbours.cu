@@ -20,12 +20,14 @@ constexpr int64_t chunk_of(int64_t row_tiles, int64_t column_tiles) {
 constexpr int64_t kMostRankRows = int64_t(1) << 30;  // the caller's limit; every launch fits up to there
 static_assert(chunk_of(kMostRankRows / 64, kMostRankRows / 64) < kMostRankRows / 64, "blocks of a count");
 static_assert(tiles_of(kMostRankRows, kRowWarps) <= kMostBlocks && kMostPositiveShares <= 65535, "blocks of the others");
-static_assert(sizeof(RankSearchMemory<float>) <= 99 << 10 && sizeof(RankSearchMemory<double>) <= 99 << 10, "shared memory of sm_86");
+static_assert(sizeof(RankSearchMemory<float>) <= 99 << 10 && sizeof(RankSearchMemory<double>) <= 99 << 10,
+              "shared memory of sm_86");
 
 template <class T, bool Searches>
 static const char* launch_count(const RankingProblem<T>& p, int row_tiles, int chunk, int64_t blocks, cudaStream_t stream) {
   constexpr int bytes = int(sizeof(typename RankMemory<T, Searches>::type));
-  const cudaError_t allowed = cudaFuncSetAttribute(count_kernel<T, Searches>, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes);
+  const cudaError_t allowed =
+      cudaFuncSetAttribute(count_kernel<T, Searches>, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes);
   if (allowed != cudaSuccess) return cudaGetErrorString(allowed);
   CU_LAUNCH((count_kernel<T, Searches>), unsigned(blocks), kRankThreads, bytes, stream, p, row_tiles, chunk);
   return launch_error();
@@ -41,8 +43,9 @@ template <class T>
 const char* ranking_arrange(const T* from, const int64_t* order, int64_t rows, int64_t width, bool normalise, T* to, T* halves,
                             void* stream) {
   if (rows == 0) return nullptr;
-  CU_LAUNCH((arrange_kernel<T>), unsigned(tiles_of(rows, kRowWarps)), kRowWarps * kRankWarp, 0, static_cast<cudaStream_t>(stream),
-            from, order, int(rows), int(width), int(ranking_stride(width)), normalise, to, halves);
+  CU_LAUNCH((arrange_kernel<T>), unsigned(tiles_of(rows, kRowWarps)), kRowWarps * kRankWarp, 0,
+            static_cast<cudaStream_t>(stream), from, order, int(rows), int(width), int(ranking_stride(width)), normalise, to,
+            halves);
   return launch_error();
 }
 
@@ -69,16 +72,17 @@ const char* ranking_conclude(const RankingProblem<T>& p, const int64_t* order, c
                              double* values, void* stream) {
   const int64_t rows = p.q1 - p.q0;
   if (rows == 0) return nullptr;
-  CU_LAUNCH((conclude_kernel<T>), unsigned(tiles_of(rows, kRowWarps)), kRowWarps * kRankWarp, 0, static_cast<cudaStream_t>(stream),
-            p, order, ks, k_count, columns, values);
+  CU_LAUNCH((conclude_kernel<T>), unsigned(tiles_of(rows, kRowWarps)), kRowWarps * kRankWarp, 0,
+            static_cast<cudaStream_t>(stream), p, order, ks, k_count, columns, values);
   return launch_error();
 }
 
-#define DML_RANKING(T)                                                                                                        \
-  template const char* ranking_arrange<T>(const T*, const int64_t*, int64_t, int64_t, bool, T*, T*, void*);                   \
-  template const char* ranking_positives<T>(const RankingProblem<T>&, void*);                                                 \
-  template const char* ranking_count<T>(const RankingProblem<T>&, void*);                                                     \
-  template const char* ranking_conclude<T>(const RankingProblem<T>&, const int64_t*, const int64_t*, int, int64_t, double*, void*);
+#define DML_RANKING(T)                                                                                                      \
+  template const char* ranking_arrange<T>(const T*, const int64_t*, int64_t, int64_t, bool, T*, T*, void*);                 \
+  template const char* ranking_positives<T>(const RankingProblem<T>&, void*);                                               \
+  template const char* ranking_count<T>(const RankingProblem<T>&, void*);                                                   \
+  template const char* ranking_conclude<T>(const RankingProblem<T>&, const int64_t*, const int64_t*, int, int64_t, double*, \
+                                           void*);
 DML_RANKING(float)
 DML_RANKING(double)
 #undef DML_RANKING

@@ -9,22 +9,22 @@
 namespace dml {
 
 template <class T> struct RankingProblem {
-  const T *queries, *references;           // arranged rows [.][stride] in class order; the same pointer in self mode
+  const T *queries, *references;  // arranged rows [.][stride] in class order; the same pointer in self mode
   const T *query_halves, *reference_halves;  // half the squared norms (euclidean), else nullptr
   int Q, N, stride;
-  bool self;                               // leave one out: no pair of a query with itself
-  const int64_t *first, *last;             // [Q]: the references of the query's class
-  const int64_t* starts;                   // [Q + 1]: where a query's positives lie among those of all queries
-  int q0, q1;                              // queries of this run
-  T* thresholds;                           // similarities of the run's positives, at starts[i] - starts[q0]
-  int* counts;                             // alike: negatives at least as similar, or in that interval (is_searched)
-  int few;                                 // up to so many positives each is compared, more are searched; at most kMostFew
-  bool searches;                           // some query has more than `few`
+  bool self;  // leave one out: no pair of a query with itself
+  const int64_t *first, *last;  // [Q]: the references of the query's class
+  const int64_t* starts;  // [Q + 1]: where a query's positives lie among those of all queries
+  int q0, q1;  // queries of this run
+  T* thresholds;  // similarities of the run's positives, at starts[i] - starts[q0]
+  int* counts;  // alike: negatives at least as similar, or in that interval (is_searched)
+  int few;  // up to so many positives each is compared, more are searched; at most kMostFew
+  bool searches;  // some query has more than `few`
 };
 
-constexpr int kMostFew = 16;               // thresholds per row in shared memory
+constexpr int kMostFew = 16;  // thresholds per row in shared memory
 
-int64_t ranking_stride(int64_t width);     // of arranged rows: zeros fill the last step of a product
+int64_t ranking_stride(int64_t width);  // of arranged rows: zeros fill the last step of a product
 
 // to[i] = from[order[i]], in the metric's form, and half its squared norm where `halves` is given.
 template <class T>

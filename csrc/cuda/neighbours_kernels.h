@@ -9,113 +9,9 @@
 // Equal vectors have equal similarities to the last bit, and s(i, j) = s(j, i): ties are exact.
 // Counts are whole numbers, so atomic additions in any order give the same result.
 #pragma once
-#include "cuda/launch.h"
-#include "cuda/neighbours.h"
-#include "dml/platform.h"
+#include "cuda/neighbours_product.h"
 
 DML_BEGIN
-
-constexpr int kRankThreads = 256;  // 16 x 16
-constexpr int kRankLanes = 16;
-constexpr int kRankDepth = 16;     // dimensions in shared memory at a time
-constexpr int kRankPad = 4;        // whole groups of four stay aligned
-constexpr int kRankWarp = 32;
-constexpr int kRowWarps = 8;       // warps of a block that works on rows
-
-template <class T> struct RankShape;                                   // rows of a tile = 16 x cells of a thread
-template <> struct RankShape<float> { static constexpr int cells = 8, tile = 128; };
-template <> struct RankShape<double> { static constexpr int cells = 4, tile = 64; };
-
-__device__ __forceinline__ float multiply_add(float a, float b, float c) { return ::fmaf(a, b, c); }
-__device__ __forceinline__ double multiply_add(double a, double b, double c) { return ::fma(a, b, c); }
-
-template <class T> struct alignas(16) Four { T v[4]; };
-
-// Cell r of thread t is row (or column) 4 t + r % 4 + 64 (r / 4): four neighbours are one load.
-__device__ __forceinline__ int rank_place(int thread, int cell) { return 4 * thread + (cell & 3) + (cell >> 2) * 64; }
-
-template <class T> struct RankPanels {
-  alignas(16) T rows[kRankDepth][RankShape<T>::tile + kRankPad];
-  alignas(16) T columns[kRankDepth][RankShape<T>::tile + kRankPad];
-};
-
-// A thread's share of the rows [first, first + tile) at some depth, the last row again beyond `end`: those cells are masked.
-template <class T> struct RankShare {
-  static constexpr int quads = kRankDepth / 4, steps = RankShape<T>::tile * quads / kRankThreads;
-  Four<T> x[steps];
-
-  __device__ __forceinline__ void fetch(const T* from, int first, int end, int stride, int depth) {
-#pragma unroll
-    for (int step = 0; step < steps; ++step) {
-      const int cell = step * kRankThreads + int(threadIdx.x), row = cell / quads, k = cell % quads * 4;
-      const int at = first + row < end ? first + row : end - 1;
-      x[step] = *reinterpret_cast<const Four<T>*>(from + size_t(at) * stride + depth + k);
-    }
-  }
-  __device__ __forceinline__ void put(T (*to)[RankShape<T>::tile + kRankPad]) const {
-#pragma unroll
-    for (int step = 0; step < steps; ++step) {
-      const int cell = step * kRankThreads + int(threadIdx.x), row = cell / quads, k = cell % quads * 4;
-#pragma unroll
-      for (int q = 0; q < 4; ++q) to[k + q][row] = x[step].v[q];
-    }
-  }
-};
-
-// s[r][c] = <queries[i0 + place(r)], references[j0 + place(c)]>. All threads must come.
-template <class T>
-__device__ __forceinline__ void rank_products(const RankingProblem<T>& p, int i0, int i1, int j0, int j1, RankPanels<T>& panels,
-                                              T (&s)[RankShape<T>::cells][RankShape<T>::cells]) {
-  constexpr int cells = RankShape<T>::cells;
-  const int ty = threadIdx.x / kRankLanes, tx = threadIdx.x % kRankLanes;
-#pragma unroll
-  for (int r = 0; r < cells; ++r)
-#pragma unroll
-    for (int c = 0; c < cells; ++c) s[r][c] = T(0);
-  RankShare<T> rows, columns;
-  rows.fetch(p.queries, i0, i1, p.stride, 0);
-  columns.fetch(p.references, j0, j1, p.stride, 0);
-  for (int depth = 0; depth < p.stride; depth += kRankDepth) {
-    __syncthreads();  // the last panels have been read
-    rows.put(panels.rows);
-    columns.put(panels.columns);
-    __syncthreads();
-    if (depth + kRankDepth < p.stride) {                               // on their way while these are multiplied
-      rows.fetch(p.queries, i0, i1, p.stride, depth + kRankDepth);
-      columns.fetch(p.references, j0, j1, p.stride, depth + kRankDepth);
-    }
-#pragma unroll 2
-    for (int k = 0; k < kRankDepth; ++k) {
-      T a[cells], b[cells];
-#pragma unroll
-      for (int q = 0; q < cells; q += 4) {
-        *reinterpret_cast<Four<T>*>(a + q) = *reinterpret_cast<const Four<T>*>(&panels.rows[k][rank_place(ty, q)]);
-        *reinterpret_cast<Four<T>*>(b + q) = *reinterpret_cast<const Four<T>*>(&panels.columns[k][rank_place(tx, q)]);
-      }
-#pragma unroll
-      for (int r = 0; r < cells; ++r)
-#pragma unroll
-        for (int c = 0; c < cells; ++c) s[r][c] = multiply_add(a[r], b[c], s[r][c]);
-    }
-  }
-  if (p.query_halves) {
-#pragma unroll
-    for (int r = 0; r < cells; ++r) {
-      const int i = i0 + rank_place(ty, r);
-      const T half = p.query_halves[i < i1 ? i : i1 - 1];
-#pragma unroll
-      for (int c = 0; c < cells; ++c) {
-        const int j = j0 + rank_place(tx, c);
-        s[r][c] -= half + p.reference_halves[j < j1 ? j : j1 - 1];
-      }
-    }
-  }
-}
-
-__device__ __forceinline__ double rank_warp_sum(double x) {            // in a fixed order, the same in every lane
-  for (int step = kRankWarp / 2; step > 0; step /= 2) x += __shfl_xor_sync(0xffffffffu, x, step);
-  return x;
-}
 
 template <class T>
 __global__ void __launch_bounds__(kRowWarps* kRankWarp)
@@ -127,7 +23,7 @@ __global__ void __launch_bounds__(kRowWarps* kRankWarp)
   double largest = 0;
   for (int k = lane; k < width; k += kRankWarp) largest = ::fmax(largest, ::fabs(double(x[k])));
   for (int step = kRankWarp / 2; step > 0; step /= 2) largest = ::fmax(largest, __shfl_xor_sync(0xffffffffu, largest, step));
-  const T scale = normalise && largest > 0 ? T(largest) : T(1);        // so that no square overflows or vanishes
+  const T scale = normalise && largest > 0 ? T(largest) : T(1);  // so that no square overflows or vanishes
   double square = 0;
   for (int k = lane; k < width; k += kRankWarp) square += double(x[k] / scale) * double(x[k] / scale);
   square = rank_warp_sum(square);
@@ -145,7 +41,7 @@ template <class T> __global__ void __launch_bounds__(kRankThreads, 1) positives_
   __shared__ RankPanels<T> panels;
   const int i0 = p.q0 + int(blockIdx.x) * tile, i1 = i0 + tile < p.q1 ? i0 + tile : p.q1;
   const int ty = threadIdx.x / kRankLanes, tx = threadIdx.x % kRankLanes;
-  const int from = int(p.first[i0]), to = int(p.last[i1 - 1]);         // ranges ascend with the queries
+  const int from = int(p.first[i0]), to = int(p.last[i1 - 1]);  // ranges ascend with the queries
   for (int64_t j0 = from + int64_t(blockIdx.y) * tile; j0 < to; j0 += int64_t(gridDim.y) * tile) {
     T s[cells][cells];
     rank_products(p, i0, i1, int(j0), to, panels, s);
@@ -172,7 +68,8 @@ struct RankTiles {
 
   template <class T> DML_FN static RankTiles of(const RankingProblem<T>& p) {
     const int tile = RankShape<T>::tile, from = p.self ? p.q0 : 0, to = p.self ? p.q1 : 0;
-    const int own = (to - from + tile - 1) / tile, before = (from + tile - 1) / tile, behind = int((int64_t(p.N) - to + tile - 1) / tile);
+    const int own = (to - from + tile - 1) / tile, before = (from + tile - 1) / tile,
+              behind = int((int64_t(p.N) - to + tile - 1) / tile);
     return {from, to, own, before, own + before + behind, tile, p.N};
   }
   DML_FN int begin_of(int t) const {
@@ -186,12 +83,13 @@ struct RankTiles {
 
 // What the queries of a tile's rows or columns are compared with.
 template <class T> struct RankSide {
-  T thresholds[kMostFew][RankShape<T>::tile];                          // infinity beyond a query's positives
-  T lowest[RankShape<T>::tile];                                        // of a query whose positives are searched, else infinity
-  int most;                                                            // thresholds of any query
+  T thresholds[kMostFew][RankShape<T>::tile];  // infinity beyond a query's positives
+  T lowest[RankShape<T>::tile];  // of a query whose positives are searched, else infinity
+  int most;  // thresholds of any query
 };
 
-template <class T> __device__ __forceinline__ void load_rank_side(const RankingProblem<T>& p, int from, int to, RankSide<T>& side) {
+template <class T> __device__ __forceinline__ void load_rank_side(const RankingProblem<T>& p, int from, int to,
+                                                                  RankSide<T>& side) {
   constexpr int tile = RankShape<T>::tile;
   const T infinity = T(__int_as_float(0x7f800000));
   if (threadIdx.x == 0) side.most = 0;
@@ -210,7 +108,7 @@ template <class T> __device__ __forceinline__ void load_rank_side(const RankingP
 // Adds a similarity that is not below all of a query's many thresholds to its interval: counts[k] counts t[k] <= s < t[k - 1].
 template <class T> __device__ __forceinline__ void search_rank(const RankingProblem<T>& p, int i, T s) {
   const int64_t at = p.starts[i] - p.starts[p.q0];
-  int from = 0, to = positives_of(p, i) - 1;                           // the answer is the first k with t[k] <= s
+  int from = 0, to = positives_of(p, i) - 1;  // the answer is the first k with t[k] <= s
   while (from < to) {
     const int middle = (from + to) / 2;
     if (p.thresholds[at + middle] <= s) to = middle;
@@ -230,7 +128,7 @@ template <class T> struct RankCountMemory {
   RankPanels<T> panels;
   RankSide<T> rows, columns;
   int row_counts[kMostFew][RankShape<T>::tile];
-  unsigned column_counts[kMostFew][RankShape<T>::tile / 4];            // packed, of one tile
+  unsigned column_counts[kMostFew][RankShape<T>::tile / 4];  // packed, of one tile
 };
 // Where the searching kernel's threads put a row of their similarities each, so that the search is compiled once and not per
 // register; a thread reads only what it wrote.
@@ -239,12 +137,12 @@ template <class T, bool Searches> struct RankMemory { using type = RankCountMemo
 template <class T> struct RankMemory<T, true> { using type = RankSearchMemory<T>; };
 
 template <class T, bool Searches> __global__ void __launch_bounds__(kRankThreads, 1)
-count_kernel(RankingProblem<T> p, int row_tiles, int chunk) {
+    count_kernel(RankingProblem<T> p, int row_tiles, int chunk) {
   constexpr int cells = RankShape<T>::cells, tile = RankShape<T>::tile;
   using Memory = typename RankMemory<T, Searches>::type;
   CU_DYN_SMEM(Memory, memory);
   Memory& m = *memory;
-  const T nothing = -T(__int_as_float(0x7f800000));                          // below every threshold
+  const T nothing = -T(__int_as_float(0x7f800000));  // below every threshold
   const RankTiles tiles = RankTiles::of(p);
   // neighbouring blocks take the same columns, which then come from the second-level cache
   const int row_tile = int(blockIdx.x % unsigned(row_tiles));
@@ -256,7 +154,8 @@ count_kernel(RankingProblem<T> p, int row_tiles, int chunk) {
   const int i0 = p.q0 + row_tile * tile, i1 = i0 + tile < p.q1 ? i0 + tile : p.q1;
   const int ty = threadIdx.x / kRankLanes, tx = threadIdx.x % kRankLanes;
   // all pairs within [class_from, class_to) are positives, none outside [any_from, any_to) is
-  const int any_from = int(p.first[i0]), any_to = int(p.last[i1 - 1]), class_from = int(p.first[i1 - 1]), class_to = int(p.last[i0]);
+  const int any_from = int(p.first[i0]), any_to = int(p.last[i1 - 1]), class_from = int(p.first[i1 - 1]),
+            class_to = int(p.last[i0]);
   load_rank_side(p, i0, i1, m.rows);
   for (int cell = threadIdx.x; cell < kMostFew * tile; cell += kRankThreads) m.row_counts[cell / tile][cell % tile] = 0;
   __syncthreads();
@@ -268,11 +167,12 @@ count_kernel(RankingProblem<T> p, int row_tiles, int chunk) {
     const bool both = t < tiles.own && t > row_tile;
     if (both) {
       __syncthreads();  // the last tile's columns have been read
-      for (int cell = threadIdx.x; cell < kMostFew * tile / 4; cell += kRankThreads) m.column_counts[cell / (tile / 4)][cell % (tile / 4)] = 0;
+      for (int cell = threadIdx.x; cell < kMostFew * tile / 4; cell += kRankThreads)
+        m.column_counts[cell / (tile / 4)][cell % (tile / 4)] = 0;
       load_rank_side(p, j0, j1, m.columns);
     }
     T s[cells][cells];
-    rank_products(p, i0, i1, j0, j1, m.panels, s);                     // its barriers also show the columns' side to all
+    rank_products(p, i0, i1, j0, j1, m.panels, s);  // its barriers also show the columns' side to all
     const int column_most = both ? m.columns.most : 0;
     if (j1 - j0 < tile || i1 - i0 < tile || (j0 < any_to && j1 > any_from)) {
 #pragma unroll
@@ -354,7 +254,8 @@ count_kernel(RankingProblem<T> p, int row_tiles, int chunk) {
 
 template <class T>
 __global__ void __launch_bounds__(kRowWarps* kRankWarp)
-    conclude_kernel(RankingProblem<T> p, const int64_t* order, const int64_t* ks, int k_count, int64_t columns, double* values) {
+    conclude_kernel(RankingProblem<T> p, const int64_t* order, const int64_t* ks, int k_count, int64_t columns,
+                    double* values) {
   const int lane = threadIdx.x % kRankWarp;
   const int64_t i = p.q0 + int64_t(blockIdx.x) * kRowWarps + threadIdx.x / kRankWarp;
   if (i >= p.q1) return;
@@ -363,13 +264,13 @@ __global__ void __launch_bounds__(kRowWarps* kRankWarp)
   const int* counts = p.counts + (p.starts[i] - p.starts[p.q0]);
   double* to = values + order[i];
   const bool searched = n > p.few;
-  int below = 0;                                                       // negatives of the intervals before these
+  int below = 0;  // negatives of the intervals before these
   long long within = 0;
   double cut = 0, average = 0;
   for (int k0 = 0; k0 < n; k0 += kRankWarp) {
     const int k = k0 + lane;
     int above = k < n ? counts[k] : 0;
-    if (searched) {                                                    // counts of intervals add up
+    if (searched) {  // counts of intervals add up
       for (int step = 1; step < kRankWarp; step *= 2) {
         const int other = __shfl_up_sync(0xffffffffu, above, step);
         above += lane >= step ? other : 0;

@@ -4,7 +4,6 @@
 //   rows_forward         lists the positives, opens, collects; with the last chunk of a row closes
 //   rows_close           closes functors with partners, when all rows are collected
 //   rows_backward        weighs with the first chunk of a row; turns similarities into slopes
-//   rows_tabulate, rows_table_slopes   the same for a table of the whole batch
 // Every kernel compiles for every functor; those that do not concern it are empty.
 // A loss that compares every positive with every negative needs whole rows. Its slots lie in the block's memory and are found
 // again in backward, so that none are kept per anchor.
@@ -13,12 +12,9 @@
 
 DML_BEGIN
 
-constexpr int kBlocksOfOne = 2;        // per multiprocessor at least: up to 128 registers a thread; left alone, ptxas spills at 48
-constexpr int kRun = 256;              // terms a thread adds one by one before they go to a total
-constexpr int kSlotsAtOnce = 4;        // positives compared with a negative that was read once
-constexpr int kFractionBits = 20;      // of a table's fractions
-constexpr int kPairShift = 42;         // pairs and fractions of a block's table in one number: up to 2^22 pairs at a time
-constexpr int kMostPairs = 1 << 21;
+constexpr int kBlocksOfOne = 2;  // per multiprocessor at least: up to 128 registers a thread; left alone, ptxas spills at 48
+constexpr int kRun = 256;  // terms a thread adds one by one before they go to a total
+constexpr int kSlotsAtOnce = 4;  // positives compared with a negative that was read once
 
 template <class F> struct RowParts {
   using Limits = typename F::template Limits<float>;
@@ -26,7 +22,9 @@ template <class F> struct RowParts {
   using Slopes = typename F::template Slopes<float>;
   using Slot = SlotTypes<F, float, float>;
   static constexpr int sums = field_count<Sums, float>(), slot_sums = field_count<typename Slot::Sums, float>();
-  static constexpr int merged = kMostWarps * (sums > slot_sums ? sums : slot_sums > 0 ? slot_sums : 1);   // shared memory of merge_block
+  static constexpr int merged = kMostWarps * (sums > slot_sums ? sums
+                                              : slot_sums > 0  ? slot_sums
+                                                               : 1);  // shared memory of merge_block
   static constexpr int values = F::kValues > 0 ? F::kValues : 1;
 };
 
@@ -175,34 +173,38 @@ __device__ __forceinline__ typename RowParts<F>::Sums collect_slots(const F& f, 
   return total;
 }
 
-template <class F> __global__ void __launch_bounds__(kMostThreads, kBlocksOfOne) rows_forward(F f, RowsView v, RowsChunk c, RowsLoss m) {
+template <class F> __global__ void __launch_bounds__(kMostThreads, kBlocksOfOne)
+    rows_forward(F f, RowsView v, RowsChunk c, RowsLoss m) {
   using P = RowParts<F>;
   __shared__ float shared[P::merged];
-  if constexpr (!HasTable<F>::value) visit_rows<F>(v, c, m, [&](const Row& row, const RowMemory<F>& memory) {
-    const bool closes = c.last && !HasPartners<F>::value;
-    Positives<float> p{memory.list, c.first || closes ? list_positives<F>(v, c, m, row, memory) : 0};
-    if (c.first) {
-      if (threadIdx.x == 0) open_row(f, v, m, row, p);
-      __syncthreads();
-    }
-    typename P::Sums part;
-    if constexpr (F::kSlots) part = collect_slots(f, c, row, memory, p, shared);
-    else part = collect_row(f, v, c, m, row);
-    auto merge = [&](const auto& a, auto& b) { f.merge(a, b); };
-    const auto sums = merge_block(part, shared, merge);
-    if (threadIdx.x != 0) return;
-    auto total = c.first ? f.nothing() : gather_fields<typename P::Sums, float>(m.sums + row.anchor, v.A);
-    merge(sums, total);
-    scatter_fields<float>(total, m.sums + row.anchor, v.A);
-    if (closes) report_row(f, v, m, row, memory, p);
-  });
+  if constexpr (!HasTable<F>::value)
+    visit_rows<F>(v, c, m, [&](const Row& row, const RowMemory<F>& memory) {
+      const bool closes = c.last && !HasPartners<F>::value;
+      Positives<float> p{memory.list, c.first || closes ? list_positives<F>(v, c, m, row, memory) : 0};
+      if (c.first) {
+        if (threadIdx.x == 0) open_row(f, v, m, row, p);
+        __syncthreads();
+      }
+      typename P::Sums part;
+      if constexpr (F::kSlots) part = collect_slots(f, c, row, memory, p, shared);
+      else part = collect_row(f, v, c, m, row);
+      auto merge = [&](const auto& a, auto& b) { f.merge(a, b); };
+      const auto sums = merge_block(part, shared, merge);
+      if (threadIdx.x != 0) return;
+      auto total = c.first ? f.nothing() : gather_fields<typename P::Sums, float>(m.sums + row.anchor, v.A);
+      merge(sums, total);
+      scatter_fields<float>(total, m.sums + row.anchor, v.A);
+      if (closes) report_row(f, v, m, row, memory, p);
+    });
 }
 
-template <class F> __global__ void __launch_bounds__(kMostThreads, kBlocksOfOne) rows_close(F f, RowsView v, RowsChunk c, RowsLoss m) {
-  if constexpr (!HasTable<F>::value) visit_rows<F>(v, c, m, [&](const Row& row, const RowMemory<F>& memory) {
-    const Positives<float> p{memory.list, list_positives<F>(v, c, m, row, memory)};
-    if (threadIdx.x == 0) report_row(f, v, m, row, memory, p);
-  });
+template <class F> __global__ void __launch_bounds__(kMostThreads, kBlocksOfOne)
+    rows_close(F f, RowsView v, RowsChunk c, RowsLoss m) {
+  if constexpr (!HasTable<F>::value)
+    visit_rows<F>(v, c, m, [&](const Row& row, const RowMemory<F>& memory) {
+      const Positives<float> p{memory.list, list_positives<F>(v, c, m, row, memory)};
+      if (threadIdx.x == 0) report_row(f, v, m, row, memory, p);
+    });
 }
 
 template <class F>
@@ -215,7 +217,7 @@ __device__ __forceinline__ void weigh_row(const F& f, const RowsView& v, const R
   for (int k = 0; k < F::kValues; ++k) cotangents[k] = m.cotangents[size_t(k) * v.A + v.caller(row.anchor)];
   typename P::Slopes w;
   if constexpr (F::kSlots) {
-    if constexpr (SlopesTogether<F>::value) {                          // what close leaves in the slots
+    if constexpr (SlopesTogether<F>::value) {  // what close leaves in the slots
       float values[P::values], counts[P::values];
       close_row(f, v, m, row, memory, p, values, counts);
     }
@@ -236,8 +238,7 @@ __device__ __forceinline__ void weigh_row(const F& f, const RowsView& v, const R
 // cotangent * d value / d similarity of the negatives of a row; 0 where there is none.
 template <class F>
 __device__ __forceinline__ void slope_negatives(const F& f, const RowsChunk& c, const RowsLoss& m, const Row& row,
-                                                const RowMemory<F>& memory, int count,
-                                                const typename RowParts<F>::Slopes& w) {
+                                                const RowMemory<F>& memory, int count, const typename RowParts<F>::Slopes& w) {
   auto put = [&](int k, float slope) { row.g[k] = m.adds ? row.g[k] + slope : slope; };
   if constexpr (HasCentres<F>::value) {
     const int centres = int(f.centres);
@@ -273,125 +274,33 @@ __device__ __forceinline__ float slope_of_positive(const F& f, const RowsView& v
   else return f.slope_positive(memory.list[q], w);
 }
 
-template <class F> __global__ void __launch_bounds__(kMostThreads, kBlocksOfOne) rows_backward(F f, RowsView v, RowsChunk c, RowsLoss m) {
+template <class F> __global__ void __launch_bounds__(kMostThreads, kBlocksOfOne)
+    rows_backward(F f, RowsView v, RowsChunk c, RowsLoss m) {
   using P = RowParts<F>;
   __shared__ float shared[P::merged];
-  if constexpr (!HasTable<F>::value) visit_rows<F>(v, c, m, [&](const Row& row, const RowMemory<F>& memory) {
-    const bool meets = v.lists || (row.first < c.column0 + c.columns && row.last > c.column0);
-    const Positives<float> p{memory.list, c.first || meets ? list_positives<F>(v, c, m, row, memory) : 0};
-    if constexpr (F::kSlots) collect_slots(f, c, row, memory, p, shared);
-    if (c.first) {
-      if (threadIdx.x == 0) weigh_row(f, v, m, row, memory, p);
-      __syncthreads();
-    }
-    const auto w = gather_fields<typename P::Slopes, float>(m.slopes + row.anchor, v.A);
-    if constexpr (Reweighs<F>::value) {
-      for (int k = threadIdx.x; k < int(p.count); k += blockDim.x)
-        memory.put_near(k, f.reweigh_slot(memory.near(k), memory(k), w, p[k]));
-      __syncthreads();
-    }
-    slope_negatives(f, c, m, row, memory, int(p.count), w);
-    if (!meets) return;
-    __syncthreads();
-    for (int q = threadIdx.x; q < int(p.count); q += blockDim.x) {
-      const int k = row.column(v, m.windows ? memory.which[q] : q) - c.column0;
-      if (k >= 0 && k < c.columns) row.g[k] += slope_of_positive(f, v, m, row, memory, q, w);
-    }
-  });
-}
-
-// A table. Pairs of a row: work(k, s, half), half 0 for positives and 1 for negatives.
-template <class F> __device__ __forceinline__ float place_in(const F& f, float s) {
-  return min(max(f.place(s), 0.0f), float(f.cells() - 1));
-}
-__device__ __forceinline__ bool in_window(const RowsView& v, const RowsLoss& m, const Row& row, float s, int half) {
-  if (!m.windows) return true;
-  const float* at = m.windows + size_t(2 * half) * v.A + v.caller(row.anchor);
-  return s >= at[0] && s <= at[v.A];
-}
-template <class Work>
-__device__ __forceinline__ void visit_pairs(const RowsView& v, const RowsChunk& c, const RowsLoss& m, const Row& row, int from,
-                                            int to, Work work) {
-  for (int k = from + threadIdx.x; k < to; k += blockDim.x) {
-    const int half = row.holds(c.column0 + k) ? 0 : 1;
-    const float s = row.s[k];
-    if (c.column0 + k != row.own && is_pair(s) && in_window(v, m, row, s, half)) work(k, s, half);
-  }
-  if (!v.lists) return;
-  for (int q = threadIdx.x / kWarp; q < row.all; q += blockDim.x / kWarp) {
-    const int k = row.column(v, q) - c.column0;
-    if (k < from || k >= to) continue;
-    const float s = pair_product(v, row.anchor, row.column(v, q));
-    if (threadIdx.x % kWarp == 0 && in_window(v, m, row, s, 0)) work(k, s, 0);
-  }
-}
-
-// A block counts in shared memory where its table fits there (`shared_cells`), else at once in global memory. Whole numbers: no
-// order of the additions changes the sums.
-template <class F>
-__global__ void __launch_bounds__(kMostThreads, kBlocksOfOne) rows_tabulate(F f, RowsView v, RowsChunk c, RowsLoss m, int shared_cells) {
-  if constexpr (HasTable<F>::value) {
-    CU_DYN_SMEM(unsigned long long, counted);
-    const int cells = f.cells();
-    for (int k = threadIdx.x; k < shared_cells; k += blockDim.x) counted[k] = 0;
-    __syncthreads();
-    auto hand_over = [&] {
-      __syncthreads();
-      for (int k = threadIdx.x; k < shared_cells; k += blockDim.x) {
-        const unsigned long long both = counted[k];
-        counted[k] = 0;
-        if (!both) continue;
-        unsigned long long* at = m.table + size_t(k / cells) * 2 * cells + k % cells;
-        atomicAdd(at, both >> kPairShift);
-        atomicAdd(at + cells, both & ((1ull << kPairShift) - 1));
-      }
-      __syncthreads();
-    };
-    int held = 0;
-    for (int r = blockIdx.x; r < c.rows; r += gridDim.x) {
-      const Row row = row_of(v, c, m, r);
-      for (int from = 0; from < c.columns; from += kMostPairs) {
-        const int to = c.columns - from > kMostPairs ? from + kMostPairs : c.columns;
-        if (shared_cells && held + (to - from) > kMostPairs) {
-          hand_over();
-          held = 0;
-        }
-        held += to - from;
-        visit_pairs(v, c, m, row, from, to, [&](int, float s, int half) {
-          const float x = place_in(f, s);
-          const int below = int(x);
-          const unsigned long long fraction = (unsigned long long)((x - float(below)) * float(1 << kFractionBits));
-          if (shared_cells) {
-            atomicAdd(counted + half * cells + below, (1ull << kPairShift) | fraction);
-          } else {
-            unsigned long long* at = m.table + size_t(half) * 2 * cells + below;
-            atomicAdd(at, 1ull);
-            atomicAdd(at + cells, fraction);
-          }
-        });
-      }
-    }
-    if (shared_cells) hand_over();
-  }
-}
-
-template <class F>
-__global__ void __launch_bounds__(kMostThreads, kBlocksOfOne) rows_table_slopes(F f, RowsView v, RowsChunk c, RowsLoss m) {
-  if constexpr (HasTable<F>::value) {
-    const int cells = f.cells();
-    for (int r = blockIdx.x; r < c.rows; r += gridDim.x) {
-      const Row row = row_of(v, c, m, r);
-      if (!m.adds) {
-        for (int k = threadIdx.x; k < c.columns; k += blockDim.x) row.g[k] = 0.0f;
+  if constexpr (!HasTable<F>::value)
+    visit_rows<F>(v, c, m, [&](const Row& row, const RowMemory<F>& memory) {
+      const bool meets = v.lists || (row.first < c.column0 + c.columns && row.last > c.column0);
+      const Positives<float> p{memory.list, c.first || meets ? list_positives<F>(v, c, m, row, memory) : 0};
+      if constexpr (F::kSlots) collect_slots(f, c, row, memory, p, shared);
+      if (c.first) {
+        if (threadIdx.x == 0) weigh_row(f, v, m, row, memory, p);
         __syncthreads();
       }
-      visit_pairs(v, c, m, row, 0, c.columns, [&](int k, float s, int half) {
-        const int below = int(place_in(f, s));
-        const float* at = m.table_cotangents + size_t(half) * cells + below;
-        if (below + 1 < cells) row.g[k] += (at[1] - at[0]) * f.place_slope(s);
-      });
-    }
-  }
+      const auto w = gather_fields<typename P::Slopes, float>(m.slopes + row.anchor, v.A);
+      if constexpr (Reweighs<F>::value) {
+        for (int k = threadIdx.x; k < int(p.count); k += blockDim.x)
+          memory.put_near(k, f.reweigh_slot(memory.near(k), memory(k), w, p[k]));
+        __syncthreads();
+      }
+      slope_negatives(f, c, m, row, memory, int(p.count), w);
+      if (!meets) return;
+      __syncthreads();
+      for (int q = threadIdx.x; q < int(p.count); q += blockDim.x) {
+        const int k = row.column(v, m.windows ? memory.which[q] : q) - c.column0;
+        if (k >= 0 && k < c.columns) row.g[k] += slope_of_positive(f, v, m, row, memory, q, w);
+      }
+    });
 }
 
 DML_END

@@ -8,18 +8,18 @@
 DML_BEGIN
 
 constexpr int kWarp = 32, kMostWarps = 8, kMostThreads = kWarp * kMostWarps;
-constexpr int kShortList = 256;        // positives of an anchor that are listed in shared memory
+constexpr int kShortList = 256;  // positives of an anchor that are listed in shared memory
 
-struct RowsView {                      // arrays over the anchors are in class order
-  const float *anchors, *references;   // [A, D], [N, D]
-  const int *first, *last;             // [A]: references of the anchor's class; nullptr with lists
-  const int* own;                      // [A]: the reference that is the anchor itself or -1; nullptr: `self` says
-  const long long *starts, *lists;     // positives of anchor i: lists[starts[i]..starts[i + 1]); nullptr: the class
-  const long long* order;              // [A]: index in the caller's order; nullptr: the same
-  const float* factors;                // [A]: NaN for an anchor that is not finite
-  const int* broken;                   // not 0: some reference is not finite
+struct RowsView {  // arrays over the anchors are in class order
+  const float *anchors, *references;  // [A, D], [N, D]
+  const int *first, *last;  // [A]: references of the anchor's class; nullptr with lists
+  const int* own;  // [A]: the reference that is the anchor itself or -1; nullptr: `self` says
+  const long long *starts, *lists;  // positives of anchor i: lists[starts[i]..starts[i + 1]); nullptr: the class
+  const long long* order;  // [A]: index in the caller's order; nullptr: the same
+  const float* factors;  // [A]: NaN for an anchor that is not finite
+  const int* broken;  // not 0: some reference is not finite
   int A, N, D;
-  bool self;                           // the references are the anchors
+  bool self;  // the references are the anchors
 
   __device__ long long caller(int anchor) const { return order ? order[anchor] : anchor; }
 };
@@ -27,21 +27,21 @@ struct RowsView {                      // arrays over the anchors are in class o
 // Similarities of the anchors [row0, row0 + rows) to the references [column0, column0 + columns), in memory. `whole`: all of
 // the references. With lists the listed positives are already marked as no pair.
 struct RowsChunk {
-  const float* products;               // [rows][columns]
-  float* slopes;                       // the same shape; backward only
+  const float* products;  // [rows][columns]
+  float* slopes;  // the same shape; backward only
   int row0, rows, column0, columns;
-  bool first, last, whole;             // of its rows
+  bool first, last, whole;  // of its rows
 };
 
-struct RowsLoss {                      // of one loss; fields are [field][A]
+struct RowsLoss {  // of one loss; fields are [field][A]
   float *limits, *sums, *slopes;
-  const float *given, *windows;        // [K][A], [4][A] in the caller's order, or nullptr
-  float *values, *counts;              // [values][A] in the caller's order; forward
-  const float* cotangents;             // the same; backward
-  unsigned long long* table;           // [2][2][cells]: pairs and fractions of positives, then of negatives
-  const float* table_cotangents;       // [2][cells]
-  bool adds;                           // to the slopes of the losses before
-  float* memory;                       // of long lists: [long_blocks][row_memory<F>() * width]
+  const float *given, *windows;  // [K][A], [4][A] in the caller's order, or nullptr
+  float *values, *counts;  // [values][A] in the caller's order; forward
+  const float* cotangents;  // the same; backward
+  unsigned long long* table;  // [2][2][cells]: pairs and fractions of positives, then of negatives
+  const float* table_cotangents;  // [2][cells]
+  bool adds;  // to the slopes of the losses before
+  float* memory;  // of long lists: [long_blocks][row_memory<F>() * width]
   int width, long_blocks, short_width;
 };
 
@@ -51,7 +51,7 @@ struct Row {
   long long start;
   const float* s;
   float* g;
-  float lowest, highest;               // of the window of negatives
+  float lowest, highest;  // of the window of negatives
 
   __device__ bool has_own() const { return own >= first && own < last; }
   __device__ int column(const RowsView& v, int k) const {
@@ -91,14 +91,15 @@ __device__ __forceinline__ float pair_product(const RowsView& v, int anchor, int
 }
 
 // What a block keeps of the row it works on: in shared memory, or in global memory where the list is long.
-template <class F> DML_FN constexpr int row_memory() {                 // floats per positive
+template <class F> DML_FN constexpr int row_memory() {  // floats per positive
   using S = SlotTypes<F, float, float>;
-  return 2 + field_count<typename S::Limits, float>() + field_count<typename S::Sums, float>() + (SlopesTogether<F>::value ? 1 : 0);
+  return 2 + field_count<typename S::Limits, float>() + field_count<typename S::Sums, float>() +
+         (SlopesTogether<F>::value ? 1 : 0);
 }
 template <class F> struct RowMemory {
   using S = SlotTypes<F, float, float>;
-  float* list;                         // similarities of the positives that count
-  int* which;                          // their places among all; only with windows
+  float* list;  // similarities of the positives that count
+  int* which;  // their places among all; only with windows
   float *slot_limits, *slot_sums, *to;
   int width;
 
@@ -110,7 +111,9 @@ template <class F> struct RowMemory {
   __device__ typename S::Limits near(int k) const { return gather_fields<typename S::Limits, float>(slot_limits + k, width); }
   __device__ void put_near(int k, const typename S::Limits& in) const { scatter_fields<float>(in, slot_limits + k, width); }
   // as a functor sees them
-  __device__ typename S::Sums operator()(long long k) const { return gather_fields<typename S::Sums, float>(slot_sums + k, width); }
+  __device__ typename S::Sums operator()(long long k) const {
+    return gather_fields<typename S::Sums, float>(slot_sums + k, width);
+  }
   __device__ void put(long long k, const typename S::Sums& in) const { scatter_fields<float>(in, slot_sums + k, width); }
 };
 
@@ -135,7 +138,7 @@ __device__ __forceinline__ int list_positives(const RowsView& v, const RowsChunk
   }
   __syncthreads();
   if (!m.windows) return row.all;
-  if (threadIdx.x < kWarp) {           // in place: what is written has been read
+  if (threadIdx.x < kWarp) {  // in place: what is written has been read
     const long long at = v.caller(row.anchor);
     const float lowest = m.windows[at], highest = m.windows[v.A + at];
     int count = 0;

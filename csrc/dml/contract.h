@@ -59,7 +59,7 @@
 
 DML_BEGIN
 
-DML_FN constexpr float no_pair() { return -1e18f; }                     // far below any dot product of vectors that are not scaled
+DML_FN constexpr float no_pair() { return -1e18f; }  // far below any dot product of vectors that are not scaled
 template <class V> DML_FN auto is_pair(V s) { return s > splat<V>(-1e17f); }
 
 // The similarities of an anchor to its positives. Scalar code: positives are few.
@@ -90,24 +90,27 @@ template <class T, class Exponent> DML_FN T log_sum(Positives<T> p, T floor, Exp
 }
 
 // A running log(sum(exp(x))) over the stream of negatives.
-template <class V, bool Wide> struct LogSum {                          // narrow: one shift for every anchor
+template <class V, bool Wide> struct LogSum {  // narrow: one shift for every anchor
   V sum;
 };
-template <class V> struct LogSum<V, true> {                            // wide: a running maximum of its own
+template <class V> struct LogSum<V, true> {  // wide: a running maximum of its own
   V sum, highest;
 };
 template <class T> DML_FN void log_sum_start(LogSum<T, false>& r) { r.sum = T(0); }
-template <class T> DML_FN void log_sum_start(LogSum<T, true>& r) { r.sum = T(0); r.highest = Limit<T>::lowest; }
+template <class T> DML_FN void log_sum_start(LogSum<T, true>& r) {
+  r.sum = T(0);
+  r.highest = Limit<T>::lowest;
+}
 template <class V> DML_FN void log_sum_add(V x, typename Scalar<V>::type shift, decltype(V{} > V{}) keep, LogSum<V, false>& r) {
   r.sum += select(keep, exp(x - shift), splat<V>(0));
 }
 template <class V> DML_FN void log_sum_add(V x, typename Scalar<V>::type, decltype(V{} > V{}) keep, LogSum<V, true>& r) {
 #if DML_VECTORS
-  const V above = x - r.highest, e = exp(min(above, -above));          // one of the two exponents is the maximum: one exponential
+  const V above = x - r.highest, e = exp(min(above, -above));  // one of the two exponents is the maximum: one exponential
   const auto grows = above > splat<V>(0);
   r.sum = select(keep, select(grows, r.sum * e + splat<V>(1), r.sum + e), r.sum);
   r.highest = select(keep & grows, x, r.highest);
-#else                                                                   // two exponentials need fewer registers of a GPU thread
+#else  // two exponentials need fewer registers of a GPU thread
   const V m = select(keep, max(x, r.highest), r.highest);
   r.sum = r.sum * exp(r.highest - m) + select(keep, exp(x - m), splat<V>(0));
   r.highest = m;
@@ -155,7 +158,7 @@ template <class V> DML_FN V distance(V s) {
   V q = T(2) - T(2) * s;
   return select(q > splat<V>(4 * Limit<T>::epsilon), q * reciprocal_sqrt(max(q, splat<V>(4 * Limit<T>::epsilon))), splat<V>(0));
 }
-template <class V> DML_FN V distance_slope(V s) {                      // d distance / d s
+template <class V> DML_FN V distance_slope(V s) {  // d distance / d s
   using T = typename Scalar<V>::type;
   V q = T(2) - T(2) * s;
   return select(q > splat<V>(4 * Limit<T>::epsilon), -reciprocal_sqrt(max(q, splat<V>(4 * Limit<T>::epsilon))), splat<V>(0));
@@ -171,15 +174,15 @@ template <DistanceKind Kind, class V> DML_FN V distance_of(V s) {
   else if constexpr (Kind == kCosineDistance) return T(1) - s;
   else return -s;
 }
-template <DistanceKind Kind, class V> DML_FN V distance_slope_of(V s) {   // d distance / d s
+template <DistanceKind Kind, class V> DML_FN V distance_slope_of(V s) {  // d distance / d s
   using T = typename Scalar<V>::type;
   if constexpr (Kind == kEuclidean) return distance_slope(s);
   else if constexpr (Kind == kSquaredEuclidean) return splat<V>(T(-2));
   else return splat<V>(T(-1));
 }
 
-template <class V> struct Nothing {};                                  // for a loss without limits or sums
-template <class T> struct Interval { T from, to; };                    // from <= m < to
+template <class V> struct Nothing {};  // for a loss without limits or sums
+template <class T> struct Interval { T from, to; };  // from <= m < to
 // The lower end of an interval that shall not hold x >= 0 itself. Above 0 a normal number, lest processors that flush others to 0.
 DML_FN float next_above(float x) { return max(::nextafterf(x, 8.0f), 1.2e-38f); }
 DML_FN double next_above(double x) { return max(::nextafter(x, 8.0), 2.3e-308); }

@@ -37,23 +37,39 @@ template <class To, class ToNumber, class FromNumber, class From> DML_FN To conv
 // The optional members of a functor.
 template <class...> struct MakeVoid { using type = void; };
 template <class F, class = void> struct GivenCount { static constexpr int value = 0; };
-template <class F> struct GivenCount<F, typename MakeVoid<decltype(F::kGiven)>::type> { static constexpr int value = F::kGiven; };
+template <class F> struct GivenCount<F, typename MakeVoid<decltype(F::kGiven)>::type> {
+  static constexpr int value = F::kGiven;
+};
 template <class F, class = void> struct HasPartners { static constexpr bool value = false; };
-template <class F> struct HasPartners<F, typename MakeVoid<decltype(F::kPartners)>::type> { static constexpr bool value = F::kPartners; };
+template <class F> struct HasPartners<F, typename MakeVoid<decltype(F::kPartners)>::type> {
+  static constexpr bool value = F::kPartners;
+};
 template <class F, class = void> struct HasTable { static constexpr bool value = false; };
-template <class F> struct HasTable<F, typename MakeVoid<decltype(F::kTable)>::type> { static constexpr bool value = F::kTable; };
+template <class F> struct HasTable<F, typename MakeVoid<decltype(F::kTable)>::type> {
+  static constexpr bool value = F::kTable;
+};
 template <class F, class = void> struct HasCentres { static constexpr bool value = false; };
-template <class F> struct HasCentres<F, typename MakeVoid<decltype(F::kCentres)>::type> { static constexpr bool value = F::kCentres; };
+template <class F> struct HasCentres<F, typename MakeVoid<decltype(F::kCentres)>::type> {
+  static constexpr bool value = F::kCentres;
+};
 template <class F, class = void> struct IsCpuOnly { static constexpr bool value = false; };
-template <class F> struct IsCpuOnly<F, typename MakeVoid<decltype(F::kCpuOnly)>::type> { static constexpr bool value = F::kCpuOnly; };
+template <class F> struct IsCpuOnly<F, typename MakeVoid<decltype(F::kCpuOnly)>::type> {
+  static constexpr bool value = F::kCpuOnly;
+};
 template <class F, class = void> struct SearchedEnds { static constexpr int value = 0; };
-template <class F> struct SearchedEnds<F, typename MakeVoid<decltype(F::kSearch)>::type> { static constexpr int value = F::kSearch; };
+template <class F> struct SearchedEnds<F, typename MakeVoid<decltype(F::kSearch)>::type> {
+  static constexpr int value = F::kSearch;
+};
 template <class F, class = void> struct HasOnce { static constexpr bool value = false; };
 template <class F> struct HasOnce<F, typename MakeVoid<decltype(F::kOnce)>::type> { static constexpr bool value = F::kOnce; };
 template <class F, class = void> struct SlopesTogether { static constexpr bool value = false; };
-template <class F> struct SlopesTogether<F, typename MakeVoid<decltype(F::kSlopesTogether)>::type> { static constexpr bool value = F::kSlopesTogether; };
+template <class F> struct SlopesTogether<F, typename MakeVoid<decltype(F::kSlopesTogether)>::type> {
+  static constexpr bool value = F::kSlopesTogether;
+};
 template <class F, class = void> struct Reweighs { static constexpr bool value = false; };
-template <class F> struct Reweighs<F, typename MakeVoid<decltype(F::kReweighs)>::type> { static constexpr bool value = F::kReweighs; };
+template <class F> struct Reweighs<F, typename MakeVoid<decltype(F::kReweighs)>::type> {
+  static constexpr bool value = F::kReweighs;
+};
 
 template <class F, class T, class V, bool Slots = F::kSlots> struct SlotTypes {
   using Limits = Nothing<T>;

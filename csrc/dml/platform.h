@@ -21,5 +21,9 @@
 #define __builtin_memcpy memcpy                                        // which it knows by that name only
 #endif
 
-#define DML_BEGIN namespace dml { inline namespace DML_LEVEL {
-#define DML_END } }
+#define DML_BEGIN \
+  namespace dml { \
+  inline namespace DML_LEVEL {
+#define DML_END \
+  }             \
+  }

@@ -12,8 +12,14 @@
 DML_BEGIN
 
 template <class T> struct Limit;                                       // bounds of a number type
-template <> struct Limit<float> { static constexpr float epsilon = 1.1920929e-7f; static constexpr float lowest = -1e30f; };
-template <> struct Limit<double> { static constexpr double epsilon = 2.220446049250313e-16; static constexpr double lowest = -1e300; };
+template <> struct Limit<float> {
+  static constexpr float epsilon = 1.1920929e-7f;
+  static constexpr float lowest = -1e30f;
+};
+template <> struct Limit<double> {
+  static constexpr double epsilon = 2.220446049250313e-16;
+  static constexpr double lowest = -1e300;
+};
 
 DML_FN float select(bool m, float a, float b) { return m ? a : b; }
 DML_FN double select(bool m, double a, double b) { return m ? a : b; }
@@ -52,8 +58,16 @@ typedef double VecD __attribute__((vector_size(DML_WIDTH)));
 typedef decltype(VecF{} < VecF{}) VecI;
 typedef decltype(VecD{} < VecD{}) VecL;
 template <class T> struct Native;                                      // the vector of a number type
-template <> struct Native<float> { using V = VecF; using M = VecI; static constexpr int lanes = DML_WIDTH / 4; };
-template <> struct Native<double> { using V = VecD; using M = VecL; static constexpr int lanes = DML_WIDTH / 8; };
+template <> struct Native<float> {
+  using V = VecF;
+  using M = VecI;
+  static constexpr int lanes = DML_WIDTH / 4;
+};
+template <> struct Native<double> {
+  using V = VecD;
+  using M = VecL;
+  static constexpr int lanes = DML_WIDTH / 8;
+};
 template <> struct Scalar<VecF> { using type = float; };
 template <> struct Scalar<VecD> { using type = double; };
 // x - 0 is x to the last bit, so this is a plain broadcast; 0 + x is not (x = -0) and would cost an addition.
@@ -116,7 +130,8 @@ DML_FN VecF softplus(VecF x) {
 }
 DML_FN VecD softplus(VecD x) {
   VecD y;
-  for (int k = 0; k < Native<double>::lanes; ++k) y[k] = (x[k] > 0 ? x[k] : 0) + __builtin_log1p(__builtin_exp(x[k] < 0 ? x[k] : -x[k]));
+  for (int k = 0; k < Native<double>::lanes; ++k)
+    y[k] = (x[k] > 0 ? x[k] : 0) + __builtin_log1p(__builtin_exp(x[k] < 0 ? x[k] : -x[k]));
   return y;
 }
 

@@ -38,7 +38,9 @@ template <class T, bool Wide> struct PairAgainstNegatives {
     return w;
   }
   DML_FN T slope_positive(T, const Slopes<T>&) const { return T(0); }
-  template <class V> DML_FN V slope_negative(V s, const Slopes<V>& w) const { return log_sum_slope_at(s, shift(), w.negatives); }
+  template <class V> DML_FN V slope_negative(V s, const Slopes<V>& w) const {
+    return log_sum_slope_at(s, shift(), w.negatives);
+  }
 };
 
 struct angular_functors {

@@ -7,7 +7,7 @@ DML_BEGIN
 template <class T> struct Deviance {
   static constexpr int kValues = 2;                                    // positives and negatives are averaged apart
   static constexpr bool kSlots = false;
-  static constexpr const char* kOptions = "positive negative beta";    // sharpness for positives and for negatives, threshold
+  static constexpr const char* kOptions = "positive negative beta";  // sharpness for positives and for negatives, threshold
   T positive, negative, beta;
   DML_FN bool fits() const { return true; }
 
@@ -18,7 +18,7 @@ template <class T> struct Deviance {
   DML_FN Limits<T> open(Positives<T>) const { return {}; }
   DML_FN Sums<T> nothing() const { return {T(0), T(0)}; }
   template <class V> DML_FN void collect(V s, const Limits<V>&, Sums<V>& r) const {
-    r.deviance += softplus(negative * (s - beta));                     // exactly 0 for no pair
+    r.deviance += softplus(negative * (s - beta));  // exactly 0 for no pair
     r.count += select(is_pair(s), splat<V>(1), splat<V>(0));
   }
   template <class A, class B> DML_FN void merge(const Sums<A>& a, Sums<B>& b) const {
@@ -35,10 +35,12 @@ template <class T> struct Deviance {
     return {cotangents[0] * positive, cotangents[1] * negative};
   }
   DML_FN T slope_positive(T s, const Slopes<T>& w) const { return -w.positive * sigmoid(positive * (beta - s)); }
-  template <class V> DML_FN V slope_negative(V s, const Slopes<V>& w) const { return w.negative * sigmoid(negative * (s - beta)); }
+  template <class V> DML_FN V slope_negative(V s, const Slopes<V>& w) const {
+    return w.negative * sigmoid(negative * (s - beta));
+  }
 };
 
-template <class T, bool> using BinomialDeviance = Deviance<T>;         // no sums of exponentials: one form
+template <class T, bool> using BinomialDeviance = Deviance<T>;  // no sums of exponentials: one form
 
 struct binomial_deviance_functors {
   template <class Table> static void list(Table& t) { t.template add<BinomialDeviance>("binomial_deviance"); }

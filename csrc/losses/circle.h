@@ -12,7 +12,7 @@ template <class T, bool Wide> struct Circle {
   DML_FN bool fits() const { return Wide || gamma <= 140; }            // negative exponents span gamma
   DML_FN T shift() const { return gamma * (1 - m * m) - T(70); }      // so that they lie in [70 - gamma, 70]
   template <class V> DML_FN V weight(V s) const { return gamma * max(s + m, splat<V>(0)); }
-  template <class V> DML_FN V exponent(V s) const {                    // the weight of no pair is 0: its exponent must not be
+  template <class V> DML_FN V exponent(V s) const {  // the weight of no pair is 0: its exponent must not be
     return select(is_pair(s), weight(s) * (s - m), splat<V>(no_pair()));
   }
   DML_FN T positive_weight(T s) const { return gamma * max(1 + m - s, T(0)); }
@@ -20,7 +20,10 @@ template <class T, bool Wide> struct Circle {
 
   template <class V> using Limits = Nothing<V>;
   template <class V> struct Sums { LogSum<V, Wide> negatives; };
-  template <class V> struct Slopes { LogSumSlope<V, Wide> negatives; V positive, log_positive; };
+  template <class V> struct Slopes {
+    LogSumSlope<V, Wide> negatives;
+    V positive, log_positive;
+  };
 
   DML_FN Limits<T> open(Positives<T>) const { return {}; }
   DML_FN Sums<T> nothing() const {

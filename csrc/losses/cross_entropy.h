@@ -1,6 +1,6 @@
 // A linear classifier: softmax cross-entropy over raw dot products, which have no bound, so only the wide form exists.
 #pragma once
-#include "losses/norm_softmax.h"
+#include "dml/softmax.h"
 
 DML_BEGIN
 

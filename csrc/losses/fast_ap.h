@@ -15,7 +15,7 @@ template <class T, int Bins> struct SoftHistogramPrecision {
 
   template <class V> using Limits = Nothing<V>;
   template <class V> struct Sums { V up_to[Bins + 1]; };
-  template <class V> struct Slopes { V negative[Bins], positive[Bins]; };   // d value / d s between cells c and c + 1
+  template <class V> struct Slopes { V negative[Bins], positive[Bins]; };  // d value / d s between cells c and c + 1
 
   template <class V> static DML_FN V place(V s) { return max((splat<V>(1) - s) * T(0.5 * Bins), splat<V>(0)); }
   template <class V> static DML_FN void add(V s, Sums<V>& r) {
@@ -50,7 +50,7 @@ template <class T, int Bins> struct SoftHistogramPrecision {
     const Sums<T> q = histogram(p);
     const T weight = p.count ? cotangents[0] * T(0.5 * Bins) / T(p.count) : T(0);
     Slopes<T> w;
-    for (int c = 0; c < Bins; ++c) {                                   // x grows: the histogram up to c falls
+    for (int c = 0; c < Bins; ++c) {  // x grows: the histogram up to c falls
       const T whole = q.up_to[c] + r.up_to[c], cell = q.up_to[c] - (c ? q.up_to[c - 1] : T(0));
       const T at = share(q.up_to[c], whole), next = share(q.up_to[c + 1], q.up_to[c + 1] + r.up_to[c + 1]);
       w.negative[c] = weight * cell * share(at, whole);

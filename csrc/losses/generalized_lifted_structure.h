@@ -14,7 +14,10 @@ template <class T> struct GeneralizedLifted {
 
   template <class V> using Limits = Nothing<V>;
   template <class V> struct Sums { LogSum<V, false> negatives; };
-  template <class V> struct Slopes { LogSumSlope<V, false> negatives; V positive, log_positive; };
+  template <class V> struct Slopes {
+    LogSumSlope<V, false> negatives;
+    V positive, log_positive;
+  };
 
   DML_FN Limits<T> open(Positives<T>) const { return {}; }
   DML_FN Sums<T> nothing() const {

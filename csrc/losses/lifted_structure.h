@@ -16,7 +16,10 @@ template <class T> struct LiftedPairs {
 
   template <class V> using Limits = Nothing<V>;
   template <class V> struct Sums { LogSum<V, false> negatives; };
-  template <class V> struct Slopes { LogSumSlope<V, false> negatives; V log_negative, positive; };
+  template <class V> struct Slopes {
+    LogSumSlope<V, false> negatives;
+    V log_negative, positive;
+  };
 
   DML_FN Limits<T> open(Positives<T>) const { return {}; }
   DML_FN Sums<T> nothing() const {
@@ -32,10 +35,9 @@ template <class T> struct LiftedPairs {
   DML_FN T joint(T a, T b) const {                                     // log(e^a + e^b)
     return max(a, b) <= Limit<T>::lowest ? Limit<T>::lowest : max(a, b) + softplus(min(a, b) - max(a, b));
   }
-  DML_FN T hinge(T s, T joint) const {
-    return joint <= Limit<T>::lowest ? T(0) : max(joint + distance(s) - pos_margin, T(0));
-  }
-  template <class Partner> DML_FN void close(Positives<T> p, const Limits<T>&, const Sums<T>& r, Partner partner, T* values, T* counts) const {
+  DML_FN T hinge(T s, T joint) const { return joint <= Limit<T>::lowest ? T(0) : max(joint + distance(s) - pos_margin, T(0)); }
+  template <class Partner> DML_FN void close(Positives<T> p, const Limits<T>&, const Sums<T>& r, Partner partner, T* values,
+                                             T* counts) const {
     const T own = log_negative(r);
     T sum = 0;
     for (long long k = 0; k < p.count; ++k) {
@@ -47,7 +49,8 @@ template <class T> struct LiftedPairs {
   }
   // This anchor's log-sum stands in the values of its own pairs and in those of its positives as anchors.
   template <class Partner, class Others>
-  DML_FN Slopes<T> weigh(Positives<T> p, const Limits<T>&, const Sums<T>& r, Partner partner, const T* cotangents, Others others) const {
+  DML_FN Slopes<T> weigh(Positives<T> p, const Limits<T>&, const Sums<T>& r, Partner partner, const T* cotangents,
+                         Others others) const {
     Slopes<T> w;
     w.log_negative = log_negative(r);
     w.positive = cotangents[0];

@@ -7,9 +7,9 @@
 DML_BEGIN
 
 template <class T> struct MarginHinges {
-  static constexpr int kValues = 3;                                    // positives, negatives, and the number of triplets
+  static constexpr int kValues = 3;  // positives, negatives, and the number of triplets
   static constexpr bool kSlots = false;
-  static constexpr int kGiven = 1;                                     // beta
+  static constexpr int kGiven = 1;  // beta
   static constexpr const char* kOptions = "margin";
   T margin;
   DML_FN bool fits() const { return true; }
@@ -53,7 +53,7 @@ template <class T> struct MarginHinges {
   }
 };
 
-template <class T, bool> using MarginBased = MarginHinges<T>;          // no exponentials: one form
+template <class T, bool> using MarginBased = MarginHinges<T>;  // no exponentials: one form
 
 struct margin_functors {
   template <class Table> static void list(Table& t) { t.template add<MarginBased>("margin"); }

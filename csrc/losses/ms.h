@@ -13,8 +13,14 @@ template <class T, bool Wide> struct MultiSimilarity {
   DML_FN T shift() const { return shift_beside_one(beta * (1 - base)); }
 
   template <class V> struct Limits { V floor; };
-  template <class V> struct Sums { LogSum<V, Wide> harder; V highest; };
-  template <class V> struct Slopes { LogSumSlope<V, Wide> harder; V floor, highest, positive, log_positive; };
+  template <class V> struct Sums {
+    LogSum<V, Wide> harder;
+    V highest;
+  };
+  template <class V> struct Slopes {
+    LogSumSlope<V, Wide> harder;
+    V floor, highest, positive, log_positive;
+  };
 
   DML_FN bool is_mining() const { return epsilon < T(1e8); }
   DML_FN Limits<T> open(Positives<T> p) const { return {is_mining() ? p.lowest() - epsilon : T(2) * T(no_pair())}; }

@@ -1,7 +1,7 @@
 // N-pair loss on raw dot products, whose exponents have no bounds: only the form with running maxima.
 // Sohn, NIPS 2016, section 3.2.
 #pragma once
-#include "losses/nt_xent.h"
+#include "dml/against_negatives.h"
 
 DML_BEGIN
 

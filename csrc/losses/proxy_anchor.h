@@ -14,7 +14,10 @@ template <class T, bool Wide> struct ProxyAnchor {
 
   template <class V> using Limits = Nothing<V>;
   template <class V> struct Sums { LogSum<V, Wide> negatives; };
-  template <class V> struct Slopes { LogSumSlope<V, Wide> negatives; V positive, log_positive; };
+  template <class V> struct Slopes {
+    LogSumSlope<V, Wide> negatives;
+    V positive, log_positive;
+  };
 
   DML_FN Limits<T> open(Positives<T>) const { return {}; }
   DML_FN Sums<T> nothing() const {

@@ -32,7 +32,7 @@ template <class T> struct RankedLists {
     b.weight += a.weight;
     b.count += a.count;
   }
-  DML_FN T guard(Positives<T> p, const Sums<T>& r) const { return T(1e-5) * (1 + T(p.count) + r.count); }   // of the divisors
+  DML_FN T guard(Positives<T> p, const Sums<T>& r) const { return T(1e-5) * (1 + T(p.count) + r.count); }  // of the divisors
   DML_FN T divisor(Positives<T> p, const Sums<T>& r) const { return r.weight + guard(p, r) * exp(-shift()); }
   DML_FN Average positives(Positives<T> p, const Sums<T>& r) const {
     T highest = 0, weighted = 0, weight = 0;
@@ -72,7 +72,7 @@ template <class T> struct RankedLists {
   }
 };
 
-template <class T, bool> using RankedList = RankedLists<T>;            // the exponents' range is bounded: one form
+template <class T, bool> using RankedList = RankedLists<T>;  // the exponents' range is bounded: one form
 
 struct ranked_list_functors {
   template <class Table> static void list(Table& t) { t.template add<RankedList>("ranked_list"); }

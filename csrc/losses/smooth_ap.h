@@ -14,10 +14,10 @@ template <class T> struct SmoothAveragePrecision {
   DML_FN bool fits() const { return true; }
 
   template <class V> struct Limits { V own; };
-  template <class V> struct Sums { V above_own; };                     // how many negatives lie above the anchor itself
+  template <class V> struct Sums { V above_own; };  // how many negatives lie above the anchor itself
   template <class V> struct Slopes { V weight, own; };
   template <class V> struct SlotLimits { V s, weight; };
-  template <class V> struct SlotSums { V above, slope, rank; };        // negatives above, d above / d x, the rank among positives
+  template <class V> struct SlotSums { V above, slope, rank; };  // negatives above, d above / d x, the rank among positives
 
   // e^-|x| gives sigmoid and derivative without overflow, and exactly 0 for no pair
   template <class V> DML_FN V scaled(V difference) const { return difference * (1 / temperature); }
@@ -53,7 +53,8 @@ template <class T> struct SmoothAveragePrecision {
     for (long long k = 0; k < p.count; ++k) rank += step_at(p[k] - 1);
     return rank;
   }
-  template <class Slots> DML_FN void close(Positives<T> p, const Limits<T>& l, const Sums<T>& r, Slots slots, T* values, T* counts) const {
+  template <class Slots> DML_FN void close(Positives<T> p, const Limits<T>& l, const Sums<T>& r, Slots slots, T* values,
+                                           T* counts) const {
     T precision = 0;
     if (l.own > 0) {
       const T rank = own_rank(p);
@@ -72,19 +73,21 @@ template <class T> struct SmoothAveragePrecision {
   // Derivatives of -a / (a + n), times the number of positives
   static DML_FN T by_above(T rank, T above) { return rank / ((rank + above) * (rank + above)); }
   static DML_FN T by_rank(T rank, T above) { return -above / ((rank + above) * (rank + above)); }
-  template <class Slots> DML_FN Slopes<T> weigh(Positives<T> p, const Limits<T>& l, const Sums<T>& r, Slots, const T* cotangents) const {
+  template <class Slots> DML_FN Slopes<T> weigh(Positives<T> p, const Limits<T>& l, const Sums<T>& r, Slots,
+                                                const T* cotangents) const {
     if (p.count == 0) return {T(0), T(0)};
     return {cotangents[0] / ((T(p.count) + l.own) * temperature), l.own > 0 ? by_above(own_rank(p), r.above_own) : T(0)};
   }
   template <class Slots>
-  DML_FN void slopes_positive(Positives<T> p, const Limits<T>& l, const Sums<T>& r, const Slopes<T>& w, Slots slots, T* to) const {
+  DML_FN void slopes_positive(Positives<T> p, const Limits<T>& l, const Sums<T>& r, const Slopes<T>& w, Slots slots,
+                              T* to) const {
     const T own = l.own > 0 ? by_rank(own_rank(p), r.above_own) : T(0);
     for (long long k = 0; k < p.count; ++k) {
       const auto slot = slots(k);
       const T by = by_rank(slot.rank, slot.above);
       T slope = -by_above(slot.rank, slot.above) * slot.slope;
       if (l.own > 0) slope += (own - by) * step_slope_at(1 - p[k]);
-      for (long long q = 0; q < p.count; ++q) {                        // k above q, and q above k: the derivatives are alike
+      for (long long q = 0; q < p.count; ++q) {  // k above q, and q above k: the derivatives are alike
         if (q == k) continue;
         const T both = by * step_slope_at(p[k] - p[q]);
         to[q] += w.weight * both;

@@ -1,13 +1,12 @@
 // SoftTriple: the similarity of a class is the mean of its centres' weighted by their softmax. Qian et al., ICCV 2019, eq. 5-7.
 #pragma once
-#include "losses/cosface.h"
-#include "losses/subcenter_arcface.h"
+#include "dml/centres.h"
 
 DML_BEGIN
 
 template <class T> struct SoftCentres {
   T centres, gamma;
-  template <class V> struct Fold { V similarity, highest, factor; };   // the weight of s is exp((s - highest) / gamma) * factor
+  template <class V> struct Fold { V similarity, highest, factor; };  // the weight of s is exp((s - highest) / gamma) * factor
   template <class V> DML_FN Fold<V> fold(const V* s, long long count) const {
     V highest = s[0], sum = splat<V>(0), weighted = splat<V>(0);
     for (long long k = 1; k < count; ++k) highest = max(s[k], highest);

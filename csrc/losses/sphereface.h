@@ -15,19 +15,22 @@ template <class T> struct SphereFaceSoftmax {
   static constexpr int kGiven = 1;
   static constexpr const char* kOptions = "scale margin";
   T scale, margin;
-  DML_FN bool fits() const { return true; }                            // norms have no bound: always running maxima
+  DML_FN bool fits() const { return true; }  // norms have no bound: always running maxima
 
   template <class V> struct Limits { V norm; };
   template <class V> struct Sums { LogSum<V, true> others; };
-  template <class V> struct Slopes { LogSumSlope<V, true> others; V result, positive, share, norm; };
+  template <class V> struct Slopes {
+    LogSumSlope<V, true> others;
+    V result, positive, share, norm;
+  };
 
-  struct Entry {                                                       // the target's logit and its derivatives
+  struct Entry {  // the target's logit and its derivatives
     T logit, by_similarity, by_norm;
   };
   DML_FN Entry entry(T s, T norm) const {
-    if (!(norm > T(1e-12))) return {scale * s, scale, T(0)};           // a zero vector has no angle to widen
+    if (!(norm > T(1e-12))) return {scale * s, scale, T(0)};  // a zero vector has no angle to widen
     const T c = min(max(s / norm, T(-1)), T(1));
-    T below = 1, here = c, slope_below = 0, slope = 1;                 // cos(n a) as a polynomial of cos(a), and its derivative
+    T below = 1, here = c, slope_below = 0, slope = 1;  // cos(n a) as a polynomial of cos(a), and its derivative
     for (T n = 1; n < margin; n += 1) {
       const T next = 2 * c * here - below, slope_next = 2 * here + 2 * c * slope - slope_below;
       below = here, here = next, slope_below = slope, slope = slope_next;
@@ -66,7 +69,7 @@ template <class T> struct SphereFaceSoftmax {
   }
   DML_FN Slopes<T> weigh(Positives<T> p, const Limits<T>& l, const Sums<T>& r, const T* cotangents) const {
     Slopes<T> w;
-    w.positive = p.count ? cotangents[0] : T(0);                       // the second value is a constant for the caller
+    w.positive = p.count ? cotangents[0] : T(0);  // the second value is a constant for the caller
     w.result = all(p, l.norm, r);
     w.share = p.count ? target(p, l.norm) : T(0);
     w.norm = l.norm;
@@ -77,7 +80,9 @@ template <class T> struct SphereFaceSoftmax {
     const Entry e = entry(s, w.norm);
     return w.positive * (exp(e.logit - w.result) - exp(e.logit - w.share)) * e.by_similarity;
   }
-  template <class V> DML_FN V slope_negative(V s, const Slopes<V>& w) const { return log_sum_slope_at(s * scale, T(0), w.others); }
+  template <class V> DML_FN V slope_negative(V s, const Slopes<V>& w) const {
+    return log_sum_slope_at(s * scale, T(0), w.others);
+  }
 };
 
 template <class T, bool> using SphereFace = SphereFaceSoftmax<T>;

@@ -14,7 +14,10 @@ template <class T, bool Wide> struct SupCon {
 
   template <class V> using Limits = Nothing<V>;
   template <class V> struct Sums { LogSum<V, Wide> others; };
-  template <class V> struct Slopes { LogSumSlope<V, Wide> others; V result, positive, share; };
+  template <class V> struct Slopes {
+    LogSumSlope<V, Wide> others;
+    V result, positive, share;
+  };
 
   DML_FN Limits<T> open(Positives<T>) const { return {}; }
   DML_FN Sums<T> nothing() const {

@@ -1,7 +1,7 @@
 // Tuplet margin loss: every positive, moved towards its anchor's opposite by an angle, against all negatives of the anchor.
 // Yu and Tao, ICCV 2019.
 #pragma once
-#include "losses/nt_xent.h"
+#include "dml/against_negatives.h"
 
 DML_BEGIN
 

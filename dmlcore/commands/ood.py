@@ -141,22 +141,22 @@ def _show(comparison: dict[str, Any], json: bool) -> int:
 
 def show_comparison(comparison: dict[str, Any]) -> None:
     """Configurations compared on splits of growing shift, and where the report lies."""
-    from dmlcore.protocols.shift.report import said, shots_of
+    from dmlcore.protocols.shift.report import percent, shots_of
 
     configurations = comparison["configurations"]
     rows = []
     for split in comparison["splits"]:
         results = (configuration["splits"][split["id"]] for configuration in configurations.values())
-        rows.append((split["id"], f"{split['fid']:.4g}", *(said(result.get("recall@1")) or "-" for result in results)))
+        rows.append((split["id"], f"{split['fid']:.4g}", *(percent(result.get("recall@1")) or "-" for result in results)))
     areas = [configuration["area"].get("recall@1") for configuration in configurations.values()]
     if any(areas):
-        rows.append(("area over FID", "", *(said(area) or "-" for area in areas)))
+        rows.append(("area over FID", "", *(percent(area) or "-" for area in areas)))
     console.show_table(["Recall@1, %", "FID", *configurations], rows, numbers=True)
     for k in shots_of(comparison):
         rows = []
         for split in comparison["splits"]:
             results = (configuration["splits"][split["id"]]["few_shot"].get(k, {}) for configuration in configurations.values())
-            gains = (said(result.get("gain"), signed=True) or "-" for result in results)
+            gains = (percent(result.get("gain"), signed=True) or "-" for result in results)
             rows.append((split["id"], f"{split['fid']:.4g}", *gains))
         console.show_table([f"gained by {k} shots", "FID", *configurations], rows, numbers=True)
     seeds = ", ".join(map(str, comparison["seeds"]))

@@ -20,8 +20,8 @@ def _warped(images: Tensor, matrices: Tensor) -> Tensor:
 
 
 def _flipped(images: Tensor, generator: torch.Generator) -> Tensor:
-    chosen = torch.rand(len(images), generator=generator) < 0.5
-    return torch.where(chosen[:, None, None, None], images.flip(3), images)
+    mirrored = torch.rand(len(images), generator=generator) < 0.5
+    return torch.where(mirrored[:, None, None, None], images.flip(3), images)
 
 
 @dataclass(frozen=True)
@@ -33,7 +33,7 @@ class ShiftAugmentation:
         turn: largest rotation, degrees.
         slant: largest horizontal shear, as a slope.
         scale: largest change of width and height, each on its own, as a factor above 1.
-        flip: mirror half of the images left to right; wrong for characters.
+        flip: mirror half of the images left to right. Wrong for characters.
     """
 
     shift: float = 0.08
@@ -64,7 +64,7 @@ class ShiftAugmentation:
 
 @dataclass(frozen=True)
 class CropAugmentation:
-    """A random part of the image, brought back to full size: for photographs (as RandomResizedCrop of torchvision).
+    """A random part of the image, resized to full size: for photographs (as RandomResizedCrop of torchvision).
 
     Attributes:
         area: smallest part, as a fraction of the image's area.

@@ -21,7 +21,7 @@ class LabelledDataset(torch.utils.data.Dataset):
         labels: int64 [n], their classes in the table.
         class_names: of the whole table.
         sample_shape: (C, H, W) or (F,).
-        augmentation: changes training batches; None for none.
+        augmentation: changes training batches. None for none.
 
     Attributes:
         labels: int64 [n], ids in the table's classes.
@@ -55,8 +55,8 @@ class LabelledDataset(torch.utils.data.Dataset):
 
     def spread(self, most: int) -> LabelledDataset:
         """At most `most` of the samples, evenly spread over the data set, without augmentation."""
-        chosen = np.unique(np.linspace(0, max(len(self) - 1, 0), min(most, len(self))).round().astype(np.int64))
-        return LabelledDataset(self.samples, self.rows[chosen], self.labels[chosen], self._table_names, self.sample_shape)
+        positions = np.unique(np.linspace(0, max(len(self) - 1, 0), min(most, len(self))).round().astype(np.int64))
+        return LabelledDataset(self.samples, self.rows[positions], self.labels[positions], self._table_names, self.sample_shape)
 
     @property
     def in_memory(self) -> bool:
@@ -87,7 +87,7 @@ class LabelledDataset(torch.utils.data.Dataset):
         Args:
             indices: positions in this part.
             augment: change them at random, if the data has an augmentation.
-            generator: of the random numbers, on the CPU; needed with `augment`.
+            generator: of the random numbers, on the CPU. Needed with `augment`.
         """
         batch = self.samples.fetch(self.rows[np.asarray(indices, dtype=np.int64)])
         if augment and self.augmentation is not None:

@@ -44,18 +44,19 @@ class ImageOptions:
 
 def choose_augmentation(options: ImageOptions, sample_shape: Sequence[int]) -> Augmentation | None:
     """What `options.augment` and `options.flip` mean for images of a shape (C, H, W)."""
-    chosen = options.augment
-    if chosen == "auto":
-        chosen = "crop" if sample_shape[0] == 3 and min(sample_shape[1:]) >= PHOTO_SIZE else "shift"
-    if chosen == "none":
+    change = options.augment
+    if change == "auto":  # a part of a small drawing may be another character, a part of a photograph is still the same thing
+        change = "crop" if sample_shape[0] == 3 and min(sample_shape[1:]) >= PHOTO_SIZE else "shift"
+    if change == "none":
         return None
-    if chosen == "crop":
+    if change == "crop":
         return CropAugmentation(flip=options.flip is not False)
     return ShiftAugmentation(flip=bool(options.flip))
 
 
 def choose_size(headers: Sequence[Header], image_size: int | None, default_image_size: int) -> tuple[int, int]:
-    """Height and width to bring image files to: the asked size, their own when it is one and small, else the default.
+    """Height and width that image files are resized to: the size asked for, else their own if all have the same small one, else
+    the default.
 
     Args:
         headers: of all readable files, at least one.
@@ -93,17 +94,18 @@ def _decode_all(paths: Sequence[str], size: tuple[int, int], channels: int) -> t
     return pixels, failed
 
 
-def _report(paths: Sequence[str], failed: dict[int, str], total: int, where: str) -> list[str]:
+def _report(paths: Sequence[str], failed: dict[int, str], where: str) -> list[str]:
     if not failed:
         return []
     shown = [f"'{os.path.relpath(paths[row], where)}' ({_brief(failed[row])})" for row in sorted(failed)[:_NAMED]]
-    more = ", ..." if len(failed) > _NAMED else ""
-    if 2 * len(failed) > total:
+    ellipsis = ", ..." if len(failed) > _NAMED else ""
+    if 2 * len(failed) > len(paths):
         raise DataError(
-            f"{len(failed)} of {total} images in '{where}' cannot be read: {', '.join(shown)}{more}. Is the path right?"
+            f"{len(failed)} of {len(paths)} images in '{where}' cannot be read: {', '.join(shown)}{ellipsis}."
+            f" Is the path right?"
         )
     verb = "image that cannot be read was" if len(failed) == 1 else "images that cannot be read were"
-    return [f"{len(failed)} {verb} skipped: {', '.join(shown)}{more}"]
+    return [f"{len(failed)} {verb} skipped: {', '.join(shown)}{ellipsis}"]
 
 
 def _brief(reason: str) -> str:
@@ -126,9 +128,9 @@ def image_table(
     Args:
         paths: of the files, at least one.
         labels: int64 [N], index into `class_names`.
-        class_names: a name per class; classes without any readable image are dropped.
+        class_names: a name per class. Classes without any readable image are dropped.
         options: of the source.
-        where: the folder for messages; paths are shown relative to it.
+        where: the folder for messages. Paths are shown relative to it.
         split: text [N] or None.
         image_size: side asked for by the user, pixels, or None.
         default_image_size: side for files of different sizes, pixels.
@@ -136,35 +138,44 @@ def image_table(
     Raises:
         DataError: more than half of the images cannot be read.
     """
-    total = len(paths)
-    found = [_try_header(path) for path in paths]
-    failed = {row: header for row, header in enumerate(found) if isinstance(header, str)}
-    _report(paths, failed, total, where)  # refuses a folder of rubbish before anything is decoded
-    headers = [header for header in found if isinstance(header, Header)]
-    size = choose_size(headers, image_size, default_image_size)
-    channels = 1 if all(header.is_grey for header in headers) else 3
-    kept = np.array([row for row in range(total) if row not in failed], dtype=np.int64)
-    kept_paths = [paths[row] for row in kept]
-    samples: ImageFiles | PixelStore = ImageFiles(kept_paths, size, channels)
-    if len(kept) * channels * size[0] * size[1] <= options.memory_mb * 2**20:
-        pixels, damaged = _decode_all(kept_paths, size, channels)
-        failed.update({int(kept[row]): reason for row, reason in damaged.items()})
-        good = np.array([row for row in range(len(kept)) if row not in damaged], dtype=np.int64)
-        samples, kept = PixelStore(pixels[good] if damaged else pixels), kept[good]
-    notes = _report(paths, failed, total, where)
-    present, dense = np.unique(labels[kept], return_inverse=True)
+    headers = [_try_header(path) for path in paths]
+    failed = {row: header for row, header in enumerate(headers) if isinstance(header, str)}
+    _report(paths, failed, where)  # refuses a folder of rubbish before anything is decoded
+    readable = [header for header in headers if isinstance(header, Header)]
+    size = choose_size(readable, image_size, default_image_size)
+    channels = 1 if all(header.is_grey for header in readable) else 3
+    samples, rows = _stored(paths, failed, size, channels, options.memory_mb * 2**20)
+    shape = (channels, *size)
+    notes = _report(paths, failed, where)
+    present, dense = np.unique(labels[rows], return_inverse=True)
     if len(present) < len(class_names):
         lost = len(class_names) - len(present)
         notes.append(f"{lost} of {len(class_names)} classes have no readable image and were left out")
-    shape = (channels, *size)
     return Table(
         kind="images",
         samples=samples,
         labels=dense.astype(np.int64),
         class_names=[class_names[label] for label in present],
         sample_shape=shape,
-        split=None if split is None else split[kept],
+        split=None if split is None else split[rows],
         skipped=notes,
         augmentation=choose_augmentation(options, shape),
-        sample_names=[os.path.relpath(paths[row], where) for row in kept],
+        sample_names=[os.path.relpath(paths[row], where) for row in rows],
     )
+
+
+def _stored(
+    paths: Sequence[str], failed: dict[int, str], size: tuple[int, int], channels: int, most_bytes: int
+) -> tuple[ImageFiles | PixelStore, np.ndarray]:
+    """The readable images, in memory if they fit, else as files, with their rows among the paths.
+
+    Images whose damage shows only when they are decoded are added to `failed`.
+    """
+    rows = np.array([row for row in range(len(paths)) if row not in failed], dtype=np.int64)
+    readable = [paths[int(row)] for row in rows]
+    if len(rows) * channels * size[0] * size[1] > most_bytes:
+        return ImageFiles(readable, size, channels), rows
+    pixels, damaged = _decode_all(readable, size, channels)
+    failed.update({int(rows[position]): reason for position, reason in damaged.items()})
+    whole = np.array([position for position in range(len(rows)) if position not in damaged], dtype=np.int64)
+    return PixelStore(pixels[whole] if damaged else pixels), rows[whole]

@@ -51,7 +51,7 @@ class Header:
 
 
 def read_header(path: str) -> Header:
-    """Size and colour of an image file without decoding it; also checks that JPEG and PNG files are not cut off.
+    """Size and colour of an image file without decoding it. Also checks that JPEG and PNG files are not cut off.
 
     Raises:
         one of UNREADABLE: the file is no image, or is incomplete.

@@ -46,9 +46,9 @@ class Batches(Iterator[tuple[Tensor, Tensor]]):
     Args:
         dataset: where samples come from.
         sampler: index lists.
-        workers: processes that decode image files; data in memory is fetched without any.
+        workers: processes that decode image files. Data in memory is fetched without any.
         augment: change the samples at random, if the data has an augmentation.
-        seed: of the augmentation; the n-th batch has a random stream of its own.
+        seed: of the augmentation. The n-th batch has a random stream of its own.
     """
 
     def __init__(
@@ -132,5 +132,5 @@ def batches(
     augment: bool = False,
     seed: int = 0,
 ) -> Batches:
-    """An iterator of batches; see `Batches`."""
+    """An iterator of batches. See `Batches`."""
     return Batches(dataset, sampler, workers=workers, augment=augment, seed=seed)

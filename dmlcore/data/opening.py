@@ -91,11 +91,11 @@ def open_data(
         data: a data set's name, or the path of a folder with a sub-folder per class, a .csv manifest (path,label[,split]) or
             an .npz file (x, y). A name wins over a folder of the same name; `./name` is always a path. None: the default.
         options: of the data set.
-        fractions: of the classes for train, validation and test, when the data gives no split; their sum is 1.
+        fractions: of the classes for train, validation and test, when the data gives no split. Their sum is 1.
         seed: of the split.
-        image_size: side to bring images to, pixels; None: images of one size up to 128 pixels stay as they are, image files
-            of different sizes become `default_image_size`.
-        default_image_size: see there, pixels; a model says what it needs by `dmlcore.models.default_image_size`.
+        image_size: side that images are resized to, pixels. None: images of one size up to 128 pixels stay as they are, and
+            image files of different sizes become `default_image_size`.
+        default_image_size: see there, pixels. A model says what it needs by `dmlcore.models.default_image_size`.
         class_split: says which classes are in which part, instead of the data or the seed.
 
     Raises:
@@ -148,7 +148,7 @@ def _split_by_source(
 def load_table(
     data: str, *, options: dict[str, Any] | None = None, image_size: int | None = None, default_image_size: int = 64
 ) -> tuple[DataSource, Table]:
-    """The source that a name or path means, and all its samples, checked; arguments and errors as of `open_data`."""
+    """The source that a name or path means, and all its samples, checked. Arguments and errors as of `open_data`."""
     check_range("image_size", image_size, least=8, most=4096)
     component, implied = find_source(data)
     built = build_options(component.Options, {**(options or {}), **implied}, component.name)

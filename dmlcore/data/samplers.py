@@ -30,7 +30,7 @@ class BatchSampler(Sampler[list[int]]):
         classes_per_batch: P, 2..number of classes.
         samples_per_class: K >= 1.
         seed: of the stream.
-        steps: batches until the iteration ends, counted from the very first one; None: it never ends.
+        steps: batches until the iteration ends, counted from the very first one. None: it never ends.
         options: an instance of `Options`, or None for the defaults.
 
     Attributes:
@@ -110,7 +110,7 @@ def create_sampler(
         classes_per_batch: P, 2..number of classes.
         samples_per_class: K >= 1.
         seed: of the stream.
-        steps: batches until the iteration ends; None: it never ends.
+        steps: batches until the iteration ends. None: it never ends.
         options: of the sampler.
 
     Raises:

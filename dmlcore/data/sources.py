@@ -27,13 +27,13 @@ class Table:
         labels: int64 [N], an index into `class_names`.
         class_names: a name per class.
         sample_shape: (C, H, W) or (F,).
-        split: text [N] of `train`, `validation`, `test` when the data brings one, else None.
+        split: text [N] of `train`, `validation`, `test` where the data has one, else None.
         skipped: what was left out or read in an unexpected way, as sentences for the user.
-        augmentation: changes a batch of training samples at random; None for none.
+        augmentation: changes a batch of training samples at random. None for none.
         sample_names: a name per sample, different within a class, that stays when samples are added, such as the path of its
-            file; None: samples go by their numbers.
+            file. None: samples go by their numbers.
         split_note: what the source's own split means, a sentence for the user where it is used.
-        class_groups: a group per class, such as the script of a character, by which classes can be parted; None for none.
+        class_groups: a group per class, such as the script of a character, by which classes can be parted. None for none.
     """
 
     kind: Literal["images", "features"]
@@ -60,15 +60,15 @@ class DataSource(ABC):
         options: an instance of `Options`.
         image_size: what the user asked for, pixels, or None. Images in memory are resized later, a source of files may
             use it at once.
-        default_image_size: the size a source should bring images of different sizes to, when `image_size` is None.
+        default_image_size: the size to which a source resizes images of different sizes, when `image_size` is None.
     """
 
     name: ClassVar[str]
     Options: ClassVar[type]
     is_default: ClassVar[bool] = False
-    """Whether it is the data where none is named; one source says so, and its subclasses do not inherit it."""
+    """Whether it is the data where none is named. One source says so, and its subclasses do not inherit it."""
     reads: ClassVar[str] = ""
-    """The paths it claims, in words for messages, such as `a .csv with path,label`; empty: it goes by its name only."""
+    """The paths it claims, in words for messages, such as `a .csv with path,label`. Empty: it goes by its name only."""
 
     def __init__(self, options: Any, *, image_size: int | None = None, default_image_size: int = 64) -> None:
         self.options = options

@@ -1,6 +1,6 @@
-"""Files of class splits: what `dmlcore splits` writes and `dmlcore ood run` trains on. How splits are found is not here.
+"""Files of class splits: what `dmlcore splits` writes and `--splits` reads. How splits are built is in `protocols/shift`.
 
-The file is JSON and holds names only, of classes and samples; `docs/ood.md` lists its keys.
+The file is JSON and holds names only, of classes and samples. `docs/guide/shift-and-few-shot.md` lists its keys.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ class ClassSplit:
     Attributes:
         id: unique in its file.
         fid: Fréchet distance between the class means of the two sides.
-        swapped: classes exchanged between the sides, counted from the default split; negative where made easier.
+        swapped: classes exchanged between the sides, counted from the default split. Negative where made easier.
         removed: classes left out of each side.
         train: names of the training classes.
         test: names of the test classes.
@@ -60,17 +60,17 @@ class ClassSplit:
         if len(number) < len(class_names):
             twice = next(name for label, name in enumerate(class_names) if number[name] != label)
             raise DataError(f"two classes of '{where}' are called '{twice}'; a split by names needs different ones")
-        found = np.full(len(class_names), "", dtype="<U10")
+        parts = np.full(len(class_names), "", dtype="<U10")
         missing: list[str] = []
         for part, names in (("train", self.train_part), ("validation", self.validation_part), ("test", self.test)):
             missing += [name for name in names if name not in number]
-            found[[number[name] for name in names if name in number]] = part
+            parts[[number[name] for name in names if name in number]] = part
         if missing:
             raise DataError(
                 f"split '{self.id}' names {len(missing)} classes that '{where}' lacks, the first is '{missing[0]}'."
                 f"{suggestion(missing[0], class_names[:1000])} Is --data what the splits were made for?"
             )
-        return found
+        return parts
 
 
 @dataclass(frozen=True)
@@ -94,19 +94,19 @@ class SplitFile:
     progress: tuple[dict[str, Any], ...] = ()
 
     def find(self, identity: str | None) -> ClassSplit:
-        """The split of an id; None: the default one.
+        """The split of an id. None: the default one.
 
         Raises:
             DataError: there is none.
         """
-        wanted = self.default if identity is None else identity
+        identity = self.default if identity is None else identity
         for split in self.splits:
-            if split.id == wanted:
+            if split.id == identity:
                 return split
-        raise DataError(f"there is no split '{wanted}'.{suggestion(wanted, [split.id for split in self.splits])}")
+        raise DataError(f"there is no split '{identity}'.{suggestion(identity, [split.id for split in self.splits])}")
 
     def to_json(self) -> bytes:
-        """The file's content; the same splits give the same bytes."""
+        """The file's content. The same splits give the same bytes."""
         return (json.dumps({"format": FORMAT, **asdict(self)}, ensure_ascii=False, separators=(",", ":")) + "\n").encode()
 
     @classmethod
@@ -133,12 +133,12 @@ class SplitFile:
     @classmethod
     def _checked(cls, content: Any) -> SplitFile:
         if not isinstance(content, dict) or content.get("format") != FORMAT:
-            found = content.get("format") if isinstance(content, dict) else type(content).__name__
-            raise DataError(f"its format is {found!r}, but must be '{FORMAT}'")
+            form = content.get("format") if isinstance(content, dict) else type(content).__name__
+            raise DataError(f"its format is {form!r}, but must be '{FORMAT}'")
         _keys(content, "the file", ("format", *cls.__dataclass_fields__))
-        splits = tuple(_split(one, number) for number, one in enumerate(_typed(content["splits"], list, "splits")))
+        splits = tuple(_split(entry, number) for number, entry in enumerate(_typed(content["splits"], list, "splits")))
         data, default = _typed(content["data"], str, "data"), _typed(content["default"], str, "default")
-        made = cls(
+        file = cls(
             data=data,
             options=_typed(content["options"], dict, "options"),
             default=default,
@@ -149,8 +149,8 @@ class SplitFile:
         identities = [split.id for split in splits]
         if len(set(identities)) < len(identities):
             raise DataError(f"two splits have the id '{next(i for i in identities if identities.count(i) > 1)}'")
-        made.find(None)
-        return made
+        file.find(None)
+        return file
 
 
 def _is_pickle(path: str | Path) -> bool:
@@ -164,9 +164,9 @@ def _typed(value: Any, kind: type, what: str) -> Any:
     return value
 
 
-def _keys(value: Any, what: str, wanted: Sequence[str]) -> None:
-    missing = [key for key in wanted if key not in _typed(value, dict, what)]
-    unknown = [key for key in value if key not in wanted]
+def _keys(value: Any, what: str, expected: Sequence[str]) -> None:
+    missing = [key for key in expected if key not in _typed(value, dict, what)]
+    unknown = [key for key in value if key not in expected]
     if missing or unknown:
         raise DataError(f"{what} has no '{missing[0]}'" if missing else f"{what} has an unknown key '{unknown[0]}'")
 
@@ -193,20 +193,21 @@ def _split(value: Any, number: int) -> ClassSplit:
     ):
         raise DataError(f"{name}: train_part and validation_part must divide the classes of train")
     episodes = {}
-    for shots, found in _typed(value["episodes"], dict, f"{name}: episodes").items():
+    for shots, drawn in _typed(value["episodes"], dict, f"{name}: episodes").items():
         if not shots.isdigit() or not int(shots):
             raise DataError(f"{name}: episodes has the key '{shots}', but must have numbers of shots")
-        episodes[int(shots)] = tuple(_episode(one, f"{name}: an episode of {shots} shots", int(shots), set(sides["test"]))
-                                     for one in _typed(found, list, f"{name}: episodes"))  # fmt: skip
+        test, where = set(sides["test"]), f"{name}: an episode of {shots} shots"
+        entries = _typed(drawn, list, f"{name}: episodes")
+        episodes[int(shots)] = tuple(_episode(entry, where, int(shots), test) for entry in entries)
     counts = (_typed(value[key], int, f"{name}: {key}") for key in ("swapped", "removed"))
     return ClassSplit(value["id"], float(fid), *counts, **sides, episodes=episodes)
 
 
 def _episode(value: Any, what: str, shots: int, test: set[str]) -> Episode:
-    found = {name: _names(support, f"{what}, class '{name}'") for name, support in _typed(value, dict, what).items()}
-    for name, support in found.items():
+    supports = {name: _names(support, f"{what}, class '{name}'") for name, support in _typed(value, dict, what).items()}
+    for name, support in supports.items():
         if name not in test:
             raise DataError(f"{what} has class '{name}', which is no test class")
         if len(support) > shots:
             raise DataError(f"{what} has {len(support)} samples of class '{name}'")
-    return found
+    return supports

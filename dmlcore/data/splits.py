@@ -25,7 +25,7 @@ SPLIT_WORDS = {
     "testing": "test",
     "2": "test",
 }
-_LEAST_CLASSES = 2  # of every part: fewer cannot be told apart
+_LEAST_CLASSES = 2  # of every part: with one class there is nothing to compare
 
 
 @dataclass
@@ -143,7 +143,7 @@ def _sizes(count: int, fractions: Sequence[float], least: int) -> list[int]:
 
 
 def complete_split(
-    labels: np.ndarray, given: np.ndarray, fractions: Sequence[float], seed: int
+    labels: np.ndarray, own_split: np.ndarray, fractions: Sequence[float], seed: int
 ) -> tuple[np.ndarray, list[str]]:
     """A split given by the data with its missing parts filled in.
 
@@ -152,7 +152,7 @@ def complete_split(
 
     Args:
         labels: int64 [N].
-        given: text [N] of `train`, `validation`, `test`.
+        own_split: of the data, text [N] of `train`, `validation`, `test`.
         fractions: of the classes for train, validation and test.
         seed: of the draw.
 
@@ -162,28 +162,28 @@ def complete_split(
     Raises:
         DataError: no training part, or only a training part, or too few training classes.
     """
-    present = set(given)
+    present = set(own_split)
     if "train" not in present or len(present) == 1:
         raise DataError(
             f"the split given by the data has only {' and '.join(sorted(present))}, but needs train and test."
             f" Leave the split out to have the classes split at random"
         )
     notes = ["split given by the data"]
-    split = given.astype("<U10")
+    split = own_split.astype("<U10")
     if "test" not in present:
         split[split == "validation"] = "test"
         notes.append("the data gives no test part: its validation part is the test part")
     if "validation" not in set(split):
         classes = np.random.default_rng((seed, 2)).permutation(np.unique(labels[split == "train"]))
-        wanted = max(_LEAST_CLASSES, round(len(classes) * fractions[1] / (fractions[0] + fractions[1])))
+        count = max(_LEAST_CLASSES, round(len(classes) * fractions[1] / (fractions[0] + fractions[1])))
         if len(classes) < 2 * _LEAST_CLASSES:
             raise DataError(
                 f"the split given by the data has no validation part and only {len(classes)} training classes, too"
                 f" few to take validation classes from. Give a validation part"
             )
-        wanted = min(wanted, len(classes) - _LEAST_CLASSES)
-        split[(split == "train") & np.isin(labels, classes[:wanted])] = "validation"
-        notes.append(f"the data gives no validation part: {wanted} of {len(classes)} training classes are held out for it")
+        count = min(count, len(classes) - _LEAST_CLASSES)
+        split[(split == "train") & np.isin(labels, classes[:count])] = "validation"
+        notes.append(f"the data gives no validation part: {count} of {len(classes)} training classes are held out for it")
     trained = np.unique(labels[split == "train"])
     for part in ("validation", "test"):
         held_out = np.unique(labels[split == part])
@@ -194,7 +194,7 @@ def complete_split(
 
 
 def check_part(dataset: LabelledDataset, part: str) -> list[str]:
-    """Refuse a part nothing can be learnt or measured on; mention classes with a single sample.
+    """Refuse a part on which nothing can be learnt or measured, and mention classes with a single sample.
 
     Raises:
         DataError: fewer than two classes, or no class with two samples.

@@ -14,14 +14,14 @@ from dmlcore.errors import DataError
 
 
 class Store(Protocol):
-    """Samples by number. `in_memory` tells whether fetching is cheap, so that no worker processes are used."""
+    """Samples by number. `in_memory` says whether fetching is cheap, so that no worker processes are used."""
 
     in_memory: bool
 
     def __len__(self) -> int: ...
 
     def fetch(self, indices: np.ndarray) -> Tensor:
-        """Samples as float32 [b, ...]; images as [b, C, H, W] in 0..1.
+        """Samples as float32 [b, ...], where images are [b, C, H, W] in 0..1.
 
         Args:
             indices: int64 [b], each in 0..len - 1.
@@ -65,7 +65,7 @@ class PixelStore:
 
 
 class FeatureStore:
-    """Feature vectors in memory; float16 tables stay float16 and are converted when fetched.
+    """Feature vectors in memory. A float16 table stays float16 and is converted when fetched.
 
     Args:
         values: float16 or float32 [N, F].

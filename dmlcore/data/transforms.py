@@ -1,5 +1,5 @@
-"""What a transform is: a random change of training batches, chosen by name. The built-in ones are plugins; the arithmetic of
-theirs is in `augmentation`.
+"""What a transform is: a random change of training batches, chosen by name. The built-in ones are plugins,
+and their arithmetic is in `augmentation`.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ class Transform(ABC):
 
     Args:
         options: an instance of `Options`, or None for the defaults.
-        given: options by name instead of `options`.
+        named: options by name instead of `options`.
     """
 
     name: ClassVar[str]
@@ -34,18 +34,18 @@ class Transform(ABC):
     accepts: ClassVar[frozenset[str]] = frozenset(("images",))
     """Kinds of data it can change: `images`, `features`."""
 
-    def __init__(self, options: Any = None, **given: Any) -> None:
-        if options is not None and given:
+    def __init__(self, options: Any = None, **named: Any) -> None:
+        if options is not None and named:
             raise ConfigError(f"{self.name}: give either an Options object or options by name, not both")
-        self.options: Any = options if options is not None else build_options(self.Options, given, self.name)
+        self.options: Any = options if options is not None else build_options(self.Options, named, self.name)
 
     @abstractmethod
     def __call__(self, samples: Tensor, generator: torch.Generator) -> Tensor:
-        """Changed samples; those given stay as they are.
+        """Changed samples. The argument stays as it is.
 
         Args:
             samples: `[B, C, H, W]` float32 in 0..1, or `[B, F]` float32.
-            generator: on the CPU; all random numbers come from it, so that a resumed run draws the same ones.
+            generator: on the CPU. All random numbers come from it, so that a resumed run draws the same ones.
 
         Returns:
             Samples of the same shape and dtype.

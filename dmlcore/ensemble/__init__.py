@@ -6,6 +6,8 @@ The search for members is `dmlcore.ensemble.search`.
 from dmlcore.ensemble.compressor import Compressor
 from dmlcore.ensemble.diversity import distance_diversity
 from dmlcore.ensemble.ensemble import LossEnsemble
+from dmlcore.ensemble.explain import explain
+from dmlcore.ensemble.explanation import Explanation
 from dmlcore.ensemble.matching import distance_matching, fit_by_distances
 from dmlcore.ensemble.principal import PrincipalAxes, principal_axes
 from dmlcore.ensemble.student import similarity_matching
@@ -13,11 +15,13 @@ from dmlcore.ensemble.weighting import Weighting
 
 __all__ = [
     "Compressor",
+    "Explanation",
     "LossEnsemble",
     "PrincipalAxes",
     "Weighting",
     "distance_diversity",
     "distance_matching",
+    "explain",
     "fit_by_distances",
     "principal_axes",
     "similarity_matching",

@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Unpack, cast
 
 import torch
 from torch import Tensor, nn
 
 from dmlcore.config import build_options, unique_names
-from dmlcore.ensemble.lookahead import alignments, gradients_at
-from dmlcore.ensemble.passes import FoundRows, found_rows, sides_of, terms_of
-from dmlcore.ensemble.views import Views, columns_checked
-from dmlcore.ensemble.weighting import Weighting, initial_weights
+from dmlcore.ensemble.columns import Heads, check_columns
+from dmlcore.ensemble.lookahead import alignments
+from dmlcore.ensemble.weighting import Weighting, gradients_at, initial_weights
 from dmlcore.errors import ConfigError, PluginError
-from dmlcore.losses import Loss, RowLoss, Rows, create
-from dmlcore.losses.relations import Relation
+from dmlcore.losses import Comparison, Loss, RowLoss, Rows, compare, create
+from dmlcore.losses.base import Against
+from dmlcore.losses.path import Outcome, compared, evaluate
+from dmlcore.losses.relations import Relation, share_a_label
 
 
 class LossEnsemble(nn.Module):
@@ -28,14 +29,11 @@ class LossEnsemble(nn.Module):
         weighting_options: options of the weighting by name.
         columns: per loss the columns `(first, last + 1)` of the embeddings that it sees: heads side by side; None: all columns
             for each. Losses of the same columns share a pass. A regulariser of norms with None in its place sees every head.
-        class_masks: `[L, C]` bool, the classes whose samples a loss sees; None: all.
         num_classes, embedding_dim: for names of losses that own proxies.
 
     Raises:
-        ConfigError: no losses, unknown names, wrong weights, wrong columns or masks, `reduction = "none"`.
+        ConfigError: no losses, unknown names, wrong weights, wrong columns, `reduction = "none"`.
     """
-
-    class_masks: Tensor | None
 
     def __init__(
         self,
@@ -45,35 +43,33 @@ class LossEnsemble(nn.Module):
         *,
         weighting_options: dict[str, Any] | None = None,
         columns: Sequence[tuple[int, int] | None] | None = None,
-        class_masks: Tensor | None = None,
         num_classes: int | None = None,
         embedding_dim: int | None = None,
     ) -> None:
         super().__init__()
         if not losses:
             raise ConfigError("an ensemble needs at least one loss")
-        made = [
+        members = [
             create(loss, num_classes=num_classes, embedding_dim=embedding_dim) if isinstance(loss, str) else loss
             for loss in losses
         ]
-        for loss in made:
+        for loss in members:
             if not isinstance(loss, Loss):
                 raise ConfigError(f"an ensemble is made of dmlcore losses or their names, got {type(loss).__name__}")
             if getattr(loss.options, "reduction", "default") == "none":
                 raise ConfigError(f"{loss.name}: reduction 'none' gives no term an ensemble could add")
-        self.losses = nn.ModuleList(made)
-        self.names = unique_names(loss.name for loss in made)
+        self.losses = nn.ModuleList(members)
+        self.names = unique_names(loss.name for loss in members)
         from dmlcore.plugins import find
 
         component = find("weighting", weighting).component
         options = build_options(component.Options, weighting_options or {}, weighting)
-        self.weighting: Weighting = component(initial_weights(weights, len(made)), options)
-        self.columns = columns_checked(columns, class_masks, made)
-        self.register_buffer("class_masks", class_masks)
+        self.weighting: Weighting = component(initial_weights(weights, len(members)), options)
+        self.columns = check_columns(columns, members)
         self.measures_gradients = False
         self._last_gradients: Tensor | None = None
         self._last_terms: Tensor | None = None
-        self._last_rows: FoundRows | None = None
+        self._last_outcome: Outcome | None = None
 
     @property
     def members(self) -> list[Loss]:
@@ -85,33 +81,14 @@ class LossEnsemble(nn.Module):
         """`[L]` the effective weights now, detached."""
         return self.weighting.weights
 
-    def rows(
-        self,
-        embeddings: Tensor,
-        labels: Tensor,
-        *,
-        references: Tensor | None = None,
-        reference_labels: Tensor | None = None,
-        own: Tensor | None = None,
-        relation: Relation | Tensor | None = None,
-    ) -> dict[int, Rows]:
-        """Values and counts of every member that is defined by rows, by its index. Arguments as `forward`; a miner with a seed
+    def rows(self, embeddings: Tensor, labels: Tensor, **against: Unpack[Against]) -> dict[int, Rows]:
+        """Values and counts of every member that is defined by rows, by its index. Arguments as `forward`. A miner with a seed
         repeats its last draw."""
-        views, members = self._views(embeddings, references, own, relation), self.members
-        sides = sides_of(members, embeddings, labels, references, reference_labels, own, relation, views, advance=False)
-        found = found_rows(members, sides, embeddings, views)
-        rows = {index: found.rows_of(index) for index in sides}
-        return {index: one for index, one in rows.items() if one is not None}
-
-    def _views(self, embeddings: Tensor, references: Tensor | None, own: Any, relation: Any) -> Views:
-        """What each member sees.
-
-        Raises:
-            ConfigError: columns beyond the embeddings; subsets of classes together with `own` or a relation.
-        """
-        if self.class_masks is not None and (own is not None or relation is not None):
-            raise ConfigError("losses that see some classes only take neither a relation nor a memory")
-        return Views(self.columns, self.class_masks, embeddings, references)
+        comparison, members = compare(embeddings, labels, **against), self.members
+        heads = None if self.columns is None else Heads(self.columns, comparison)
+        outcome = self._evaluate(comparison, members, heads, advance=False)
+        rows = {index: outcome.rows_of(index) for index in range(len(members))}
+        return {index: values for index, values in rows.items() if values is not None}
 
     def forward(
         self,
@@ -129,7 +106,7 @@ class LossEnsemble(nn.Module):
             embeddings: `[B, D]` floating point, raw.
             labels: `[B]` int64 (0..C-1 where a member owns proxies), or a binary matrix `[B, L]` as in `Loss.forward`.
             references, reference_labels: `[N, D]` and `[N]` (or `[N, L]`), for the members that compare samples with samples.
-            own: `[B]` int64, which reference is the sample itself (-1: none) and so no pair; needs references.
+            own: `[B]` int64, which reference is the sample itself (-1: none) and so no pair. Needs references.
             relation: which pairs are positives, as in `Loss.forward`, for members that compare samples with samples.
 
         Returns:
@@ -138,57 +115,59 @@ class LossEnsemble(nn.Module):
         Raises:
             PluginError: a member returns something else than a scalar.
         """
-        more = {name: given for name, given in (("own", own), ("relation", relation)) if given is not None}
-        learns = self.training and torch.is_grad_enabled() and isinstance(embeddings, Tensor) and embeddings.requires_grad
-        if learns and self.weighting.looks_ahead and self.weighting.due():
-            self.weighting.learn(alignments(self, embeddings.detach(), labels))
-        terms = self._terms(embeddings, labels, references, reference_labels, advance=True, **more)
-        self._last_terms = terms.detach()
-        if learns and (self.measures_gradients or self.weighting.reads_gradients):
-            gram = self._gradient_products(terms, embeddings)
-            self._last_gradients = gram
-            if self.weighting.reads_gradients:
-                self.weighting.observe(gram, terms.detach())
-        return self.weighting(terms)
+        comparison = compare(
+            embeddings,
+            labels,
+            references=references,
+            reference_labels=reference_labels,
+            own=own,
+            relation=relation,
+        )
+        weighting: Weighting = self.weighting
+        learns = self.training and torch.is_grad_enabled() and embeddings.requires_grad
+        if learns and weighting.looks_ahead and weighting.due():
+            weighting.learn(alignments(self, embeddings.detach(), labels))
+        terms = self.terms_of(comparison, advance=True)
+        detached = self._last_terms = terms.detach()
+        if learns and (self.measures_gradients or weighting.reads_gradients):
+            stacked = torch.stack(gradients_at(embeddings, terms)).flatten(1).double()  # [L, B D]
+            products = self._last_gradients = stacked @ stacked.T
+            if weighting.reads_gradients:
+                weighting.observe(products, detached)
+        return weighting(terms)
 
-    def _terms(
-        self,
-        embeddings: Tensor,
-        labels: Tensor,
-        references: Tensor | None,
-        reference_labels: Tensor | None,
-        *,
-        advance: bool,
-        **more: Any,
-    ) -> Tensor:
-        """`[L]` the members' values. The rows of the last call are kept for `active`."""
-        own, relation, members = more.get("own"), more.get("relation"), self.members
-        views = self._views(embeddings, references, own, relation)
-        sides = sides_of(members, embeddings, labels, references, reference_labels, own, relation, views, advance=advance)
-        found = found_rows(members, sides, embeddings, views)
-        others = {}
+    def terms_of(self, comparison: Comparison, *, advance: bool) -> Tensor:
+        """`[L]` the members' values, unweighted.
+
+        Args:
+            comparison: of whole embeddings.
+            advance: a new batch: its rows are kept for `active`, and miners with a seed draw anew.
+        """
+        members = self.members
+        heads = None if self.columns is None else Heads(self.columns, comparison)
+        outcome = self._evaluate(comparison, members, heads, advance=advance)
+        scalars = {}
         for index, loss in enumerate(members):
-            if index in found.averaged:
-                continue
-            if index in found.own:
-                assert isinstance(loss, RowLoss)
-                others[index] = loss.reduce(found.own[index])
-                continue
-            x, y, there, labels_there = views.of(index, labels, reference_labels)
-            told = {"references": there, "reference_labels": labels_there, **more} if loss.takes_references else {}
-            term = loss(x, y, **told)
-            if not isinstance(term, Tensor) or term.ndim != 0:
-                got = list(term.shape) if isinstance(term, Tensor) else type(term).__name__
-                raise PluginError(f"loss '{loss.name}' must return a scalar tensor, got {got}; see dmlcore.testing.check_loss")
-            others[index] = term
+            if not loss.by_rows:
+                scalars[index] = _called(loss, comparison if heads is None else heads.view(index))
+        terms = outcome.terms(members, scalars)
         if advance:
-            self._last_rows = found.detached()
-        return terms_of(found, others)
+            outcome.forget_history()
+            self._last_outcome = outcome
+        return terms
 
-    def _gradient_products(self, terms: Tensor, embeddings: Tensor) -> Tensor:
-        """`[L, L]` inner products of the terms' gradients at the embeddings, float64: as many backward passes as losses."""
-        stacked = torch.stack(gradients_at(embeddings, terms)).flatten(1).double()  # [L, B D]
-        return stacked @ stacked.T
+    def _evaluate(self, comparison: Comparison, members: list[Loss], heads: Heads | None, *, advance: bool) -> Outcome:
+        """Values of the members that are defined by rows."""
+        comparisons = []
+        for index, loss in enumerate(members):
+            if not loss.by_rows:
+                comparisons.append(None)
+                continue
+            view = comparison if heads is None else heads.view(index)
+            if not loss.takes_references:  # whatever the others are called with
+                view = Comparison(view.anchors, view.labels)
+            comparisons.append(compared(cast(RowLoss, loss), view, advance=advance))
+        return evaluate(members, comparisons, None if heads is None else heads.whole)
 
     @property
     def gradient_norms(self) -> dict[str, Tensor]:
@@ -217,14 +196,14 @@ class LossEnsemble(nn.Module):
     @property
     def active(self) -> dict[str, Tensor]:
         """The share of anchors with a non-zero value at the last call by name; NaN for losses without rows."""
-        if self._last_terms is None or self._last_rows is None:
+        if self._last_terms is None or self._last_outcome is None:
             return {}
         nothing = self._last_terms.new_full((), torch.nan)
-        rows = [self._last_rows.rows_of(index) for index in range(len(self.names))]
-        return {
-            name: nothing if one is None else (one.values > 0).any(0).float().mean()
-            for name, one in zip(self.names, rows, strict=True)
-        }
+        shares = {}
+        for index, name in enumerate(self.names):
+            rows = self._last_outcome.rows_of(index)
+            shares[name] = nothing if rows is None else (rows.values > 0).any(0).float().mean()
+        return shares
 
     def parameter_roles(self) -> dict[str, list[nn.Parameter]]:
         """Parameters by the optimiser group they belong to: `proxies`, `scalars`, `weights`."""
@@ -232,7 +211,7 @@ class LossEnsemble(nn.Module):
         for loss in self.members:
             for role, parameters in loss.parameter_roles().items():
                 group = roles.setdefault(role, [])
-                group.extend(parameter for parameter in parameters if not any(parameter is known for known in group))
+                group.extend(parameter for parameter in parameters if not any(parameter is member for member in group))
         return roles
 
     def describe(self) -> list[dict[str, Any]]:
@@ -260,15 +239,30 @@ class LossEnsemble(nn.Module):
             Members with such anchors only, counted among the samples a member sees. A member without rows has an empty list
             when its value is not finite.
         """
-        found = {}
-        rows = self.rows(embeddings, labels)
+        spoiled = {}
+        rows, comparison = self.rows(embeddings, labels), compare(embeddings, labels)
+        heads = None if self.columns is None else Heads(self.columns, comparison)
         for index, (name, loss) in enumerate(zip(self.names, self.members, strict=True)):
             if index in rows:
-                bad = ~torch.isfinite(rows[index].values).all(0)
-                if bool(bad.any()):
-                    found[name] = bad.nonzero().flatten().tolist()
-            else:
-                x, y, _, _ = self._views(embeddings, None, None, None).of(index, labels, None)
-                if not bool(torch.isfinite(loss(x, y)).all()):
-                    found[name] = []
-        return found
+                is_bad = ~torch.isfinite(rows[index].values).all(0)
+                if bool(is_bad.any()):
+                    spoiled[name] = is_bad.nonzero().flatten().tolist()
+            elif not bool(torch.isfinite(_called(loss, comparison if heads is None else heads.view(index))).all()):
+                spoiled[name] = []
+        return spoiled
+
+
+def _called(loss: Loss, comparison: Comparison) -> Tensor:
+    """The value of a member with a `forward` of its own, which is called with what it can take."""
+    arguments: dict[str, Any] = {}
+    if loss.takes_references:
+        arguments = {"references": comparison.references, "reference_labels": comparison.reference_labels}
+        if comparison.own is not None:
+            arguments["own"] = comparison.own
+        if comparison.relation not in (None, share_a_label):  # a label matrix says it by itself
+            arguments["relation"] = comparison.relation
+    term = loss(comparison.anchors, comparison.labels, **arguments)
+    if not isinstance(term, Tensor) or term.ndim != 0:
+        shape = list(term.shape) if isinstance(term, Tensor) else type(term).__name__
+        raise PluginError(f"loss '{loss.name}' must return a scalar tensor, got {shape}; see dmlcore.testing.check_loss")
+    return term

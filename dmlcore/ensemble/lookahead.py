@@ -7,23 +7,13 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from dmlcore.losses import create
+from dmlcore.ensemble.weighting import gradients_at
+from dmlcore.losses import compare, create
 
 if TYPE_CHECKING:
     from dmlcore.ensemble.ensemble import LossEnsemble
 
 STEP = 0.1  # of the lookahead, relative to the map that takes it
-
-
-def gradients_at(embeddings: Tensor, terms: Tensor) -> list[Tensor]:
-    """The gradient of each term `[L]` at the embeddings `[B, W]`, zero where it does not reach them; the graph is kept."""
-    found = []
-    for term in terms.unbind():
-        gradient = None
-        if term.requires_grad:
-            (gradient,) = torch.autograd.grad(term, embeddings, retain_graph=True, allow_unused=True)
-        found.append(torch.zeros_like(embeddings) if gradient is None else gradient)
-    return found
 
 
 def alignments(ensemble: LossEnsemble, embeddings: Tensor, labels: Tensor) -> Tensor:
@@ -61,7 +51,7 @@ def alignments(ensemble: LossEnsemble, embeddings: Tensor, labels: Tensor) -> Te
     blocks = _blocks(ensemble, embeddings.shape[1])
     with torch.enable_grad():
         x = embeddings[~away].requires_grad_()
-        gradients = gradients_at(x, ensemble._terms(x, labels[~away], None, None, advance=False))
+        gradients = gradients_at(x, ensemble.terms_of(compare(x, labels[~away]), advance=False))
     x = x.detach().float()
     by_loss = [[x[:, a:b].T @ g[:, a:b].float() for a, b in blocks] for g in gradients]  # [d, d] per head
     weights = ensemble.weights.tolist()
@@ -81,8 +71,8 @@ def alignments(ensemble: LossEnsemble, embeddings: Tensor, labels: Tensor) -> Te
         value = judge(torch.cat(heads, 1), labels[away])
         if not value.requires_grad:
             return nothing
-        wanted = torch.autograd.grad(value, maps)
-    direction = torch.cat([part.flatten() for part in wanted])
+        of_maps = torch.autograd.grad(value, maps)
+    direction = torch.cat([part.flatten() for part in of_maps])
     own = torch.stack([torch.cat([part.flatten() for part in parts]) for parts in by_loss])  # [L, sum d d]
     cosines = torch.nn.functional.cosine_similarity(own, direction[None], dim=1, eps=1e-30)
     return torch.nan_to_num(cosines, 0.0, 0.0, 0.0).detach()
@@ -92,11 +82,11 @@ def _blocks(ensemble: LossEnsemble, width: int) -> list[tuple[int, int]]:
     """The columns of each head; one for a shared embedding."""
     if ensemble.columns is None:
         return [(0, width)]
-    return sorted({one for one in ensemble.columns if one is not None})
+    return sorted({span for span in ensemble.columns if span is not None})
 
 
 def _per_block(ensemble: LossEnsemble, blocks: list[tuple[int, int]]) -> Tensor:
     """The share of each head in the concatenation: that of its losses."""
     assert ensemble.columns is not None
     shares = ensemble.weighting.importances
-    return torch.stack([shares[[one == block for one in ensemble.columns]].sum() for block in blocks])
+    return torch.stack([shares[[span == block for span in ensemble.columns]].sum() for block in blocks])

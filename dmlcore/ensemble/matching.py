@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable
 import torch
 from torch import Tensor
 
-from dmlcore.losses.geometry import squared_euclidean_distances
+from dmlcore.losses.distances import squared_euclidean_distances
 
 
 def shares_of_distances(points: Tensor) -> Tensor:

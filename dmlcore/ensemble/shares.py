@@ -1,10 +1,11 @@
-"""Shares of an ensemble: weights that sum to 1 above a floor, and the running means that put losses on one scale."""
+"""Shares of an ensemble: weights that sum to 1 above a floor, and factors that put losses on one scale."""
 
 from __future__ import annotations
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
+from dmlcore.ensemble.weighting import RunningMeans
 from dmlcore.errors import ConfigError
 
 
@@ -50,32 +51,6 @@ def floored_shares(prior: Tensor, floor: float | None) -> tuple[Tensor, float]:
                 f" floor {least:.4g}; give it more, leave the loss out, or lower the option floor"
             )
     return prior.clone(), least
-
-
-class RunningMeans(nn.Module):
-    """Means of `L` numbers over all steps so far, the current one included.
-
-    Args:
-        count: L.
-        horizon: None for the mean of all steps; otherwise the number of steps after which old ones fade: the mean is that of
-            all steps up to there, and moves by `1 / horizon` of the difference from then on.
-    """
-
-    mean: Tensor
-    steps: Tensor
-
-    def __init__(self, count: int, horizon: int | None = None) -> None:
-        super().__init__()
-        self.horizon = horizon
-        self.register_buffer("mean", torch.zeros(count))
-        self.register_buffer("steps", torch.zeros((), dtype=torch.int64))
-
-    @torch.no_grad()
-    def update(self, values: Tensor) -> None:
-        """Take in `[L]` values of one step."""
-        self.steps += 1
-        steps = self.steps if self.horizon is None else self.steps.clamp_max(self.horizon)
-        self.mean += (values.to(self.mean) - self.mean) / steps
 
 
 class Equaliser(RunningMeans):

@@ -8,7 +8,7 @@ from torch.nn import functional
 
 from dmlcore.config import check_range
 from dmlcore.errors import ConfigError
-from dmlcore.losses.geometry import cosine_similarities
+from dmlcore.losses.distances import cosine_similarities
 
 
 def _others(vectors: Tensor) -> Tensor:

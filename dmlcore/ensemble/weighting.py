@@ -1,4 +1,4 @@
-"""What a weighting is: terms of several losses in, one number out. The built-in ones are plugins."""
+"""What a weighting is, terms of several losses in, one number out, and what it may look at. The built-in ones are plugins."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class Weighting(nn.Module, abc.ABC):
     Args:
         initial: `[L]` the weights asked for, all >= 0 and not all 0; what they mean is the weighting's to say.
         options: an instance of `Options`, or None for the defaults.
-        given: options by name instead of `options`.
+        options_by_name: options by name instead of `options`.
     """
 
     name: ClassVar[str]
@@ -42,9 +42,9 @@ class Weighting(nn.Module, abc.ABC):
     """Whether `learn` is called in training when `due()`, which takes a look at classes outside the step."""
     initial: Tensor
 
-    def __init__(self, initial: Tensor, options: Any = None, **given: Any) -> None:
+    def __init__(self, initial: Tensor, options: Any = None, **options_by_name: Any) -> None:
         super().__init__()
-        self.options: Any = options if options is not None else build_options(self.Options, given, self.name)
+        self.options: Any = options if options is not None else build_options(self.Options, options_by_name, self.name)
         self.register_buffer("initial", initial.clone().float())
 
     @property
@@ -98,6 +98,43 @@ class Weighting(nn.Module, abc.ABC):
         return weights / weights.sum()
 
 
+class RunningMeans(nn.Module):
+    """Means of `L` numbers over all steps so far, the current one included.
+
+    Args:
+        count: L.
+        horizon: None for the mean of all steps; otherwise the number of steps after which old ones fade: the mean is that of
+            all steps up to there, and moves by `1 / horizon` of the difference from then on.
+    """
+
+    mean: Tensor
+    steps: Tensor
+
+    def __init__(self, count: int, horizon: int | None = None) -> None:
+        super().__init__()
+        self.horizon = horizon
+        self.register_buffer("mean", torch.zeros(count))
+        self.register_buffer("steps", torch.zeros((), dtype=torch.int64))
+
+    @torch.no_grad()
+    def update(self, values: Tensor) -> None:
+        """Take in `[L]` values of one step."""
+        self.steps += 1
+        steps = self.steps if self.horizon is None else self.steps.clamp_max(self.horizon)
+        self.mean += (values.to(self.mean) - self.mean) / steps
+
+
+def gradients_at(embeddings: Tensor, terms: Tensor) -> list[Tensor]:
+    """The gradient of each term `[L]` at the embeddings `[B, W]`, zero where it does not reach them; the graph is kept."""
+    gradients = []
+    for term in terms.unbind():
+        gradient = None
+        if term.requires_grad:
+            (gradient,) = torch.autograd.grad(term, embeddings, retain_graph=True, allow_unused=True)
+        gradients.append(torch.zeros_like(embeddings) if gradient is None else gradient)
+    return gradients
+
+
 def initial_weights(weights: Any, count: int) -> Tensor:
     """The weights asked for as a tensor `[count]`; None gives ones.
 
@@ -107,11 +144,11 @@ def initial_weights(weights: Any, count: int) -> Tensor:
     if weights is None:
         return torch.ones(count)
     try:
-        found = torch.as_tensor(weights, dtype=torch.float32).flatten()
+        values = torch.as_tensor(weights, dtype=torch.float32).flatten()
     except (TypeError, ValueError, RuntimeError):
         raise ConfigError(f"weights must be {count} numbers, got {weights!r}") from None
-    if len(found) != count:
-        raise ConfigError(f"weights has {len(found)} numbers for {count} losses")
-    if not bool(torch.isfinite(found).all()) or bool((found < 0).any()) or not bool((found > 0).any()):
-        raise ConfigError(f"weights must be finite, >= 0 and not all 0, got {found.tolist()}")
-    return found
+    if len(values) != count:
+        raise ConfigError(f"weights has {len(values)} numbers for {count} losses")
+    if not bool(torch.isfinite(values).all()) or bool((values < 0).any()) or not bool((values > 0).any()):
+        raise ConfigError(f"weights must be finite, >= 0 and not all 0, got {values.tolist()}")
+    return values

@@ -24,16 +24,16 @@ class Metric(ABC):
 
     Args:
         options: an instance of `Options`, or None for the defaults.
-        given: options by name instead of `options`.
+        values: options by name instead of `options`.
     """
 
     name: ClassVar[str]
     Options: ClassVar[type] = MetricOptions
 
-    def __init__(self, options: Any = None, **given: Any) -> None:
-        if options is not None and given:
+    def __init__(self, options: Any = None, **values: Any) -> None:
+        if options is not None and values:
             raise ConfigError(f"{self.name}: give either an Options object or options by name, not both")
-        self.options: Any = options if options is not None else build_options(self.Options, given, self.name)
+        self.options: Any = options if options is not None else build_options(self.Options, values, self.name)
 
     @abstractmethod
     def __call__(self, embeddings: Tensor, labels: Tensor) -> dict[str, float]:
@@ -54,12 +54,12 @@ def further(metrics: Iterable[Metric], embeddings: Tensor, labels: Tensor) -> di
     Raises:
         PluginError: one gives something else than numbers by name.
     """
-    found: dict[str, float | None] = {}
+    results: dict[str, float | None] = {}
     for metric in metrics:
         values = metric(embeddings, labels)
         try:
             numbers = {str(name): float(value) for name, value in values.items()}
         except (AttributeError, TypeError, ValueError):
             raise PluginError(f"the metric '{metric.name}' gave {values!r:.80}, but must give numbers by name") from None
-        found |= {f"{metric.name}.{name}": value if math.isfinite(value) else None for name, value in numbers.items()}
-    return found
+        results |= {f"{metric.name}.{name}": value if math.isfinite(value) else None for name, value in numbers.items()}
+    return results

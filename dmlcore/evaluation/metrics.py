@@ -54,53 +54,59 @@ def retrieval_metrics(
         raise ConfigError(f"unknown metric {metric!r}.{suggestion(str(metric), METRICS)}")
     x = _vectors(embeddings, "embeddings")
     y = _labels(labels, len(x), "labels", x.device)
-    others = other_labels = None
+    reference_vectors, reference_classes = None, None
     if references is not None or reference_labels is not None:
-        if references is None or reference_labels is None:
-            missing = "reference_labels" if reference_labels is None else "references"
-            raise ConfigError(f"{missing} are missing; pass references and reference_labels together, or neither")
-        others = _vectors(references, "references")
-        if others.shape[1] != x.shape[1]:
-            raise ConfigError(f"embeddings have {x.shape[1]} dimensions and references {others.shape[1]}; they must agree")
-        if others.device != x.device:
-            raise ConfigError(f"embeddings are on {x.device} and references on {others.device}; move them to one device")
-        other_labels = _labels(reference_labels, len(others), "reference_labels", x.device)
-        common = torch.promote_types(x.dtype, others.dtype)
-        x, others = x.to(common), others.to(common)
+        x, reference_vectors, reference_classes = _with_references(x, references, reference_labels)
     with torch.no_grad():
         rank = plain.rank_positives if neighbours.why_not(x) else neighbours.rank_positives
-        table = rank(x, y, others, other_labels, ks, metric).cpu().numpy()  # [5 + K, N]
-    return _means(table, ks)
+        results = rank(x, y, reference_vectors, reference_classes, ks, metric).cpu().numpy()  # [5 + K, N]
+    return _means(results, ks)
 
 
-def _means(table: np.ndarray, ks: list[int]) -> dict[str, float]:
-    counted = table[0] > 0
+def _with_references(x: Tensor, references: Any, reference_labels: Any) -> tuple[Tensor, Tensor, Tensor]:
+    """Queries and references of one type on one device, and the references' labels."""
+    if references is None or reference_labels is None:
+        missing = "reference_labels" if reference_labels is None else "references"
+        raise ConfigError(f"{missing} are missing; pass references and reference_labels together, or neither")
+    vectors = _vectors(references, "references")
+    if vectors.shape[1] != x.shape[1]:
+        raise ConfigError(f"embeddings have {x.shape[1]} dimensions and references {vectors.shape[1]}; they must agree")
+    if vectors.device != x.device:
+        raise ConfigError(f"embeddings are on {x.device} and references on {vectors.device}; move them to one device")
+    labels = _labels(reference_labels, len(vectors), "reference_labels", x.device)
+    dtype = torch.promote_types(x.dtype, vectors.dtype)
+    return x.to(dtype), vectors.to(dtype), labels
+
+
+def _means(results: np.ndarray, ks: list[int]) -> dict[str, float]:
+    """Means over the queries that have a positive, from the rows of `plain.rank_positives`: `[5 + K, N]`."""
+    counted = results[0] > 0
     queries = int(counted.sum())
     if queries == 0:
         raise ConfigError("no query has a positive: every label occurs once; pass at least two samples of some class")
     if queries < len(counted):
-        table = table[:, counted]
-    first = table[1]
+        results = results[:, counted]
+    first = results[1]
     out = {f"recall@{k}": float((first <= k).mean()) for k in ks}
-    out |= {f"precision@{k}": float(hits.mean() / k) for k, hits in zip(ks, table[5:], strict=True)}
-    out |= {"r_precision": float(table[2].mean()), "map@r": float(table[3].mean()), "map": float(table[4].mean())}
+    out |= {f"precision@{k}": float(hits.mean() / k) for k, hits in zip(ks, results[5:], strict=True)}
+    out |= {"r_precision": float(results[2].mean()), "map@r": float(results[3].mean()), "map": float(results[4].mean())}
     return out | {"mrr": float((1 / first).mean()), "queries": float(queries), "excluded": float(len(counted) - queries)}
 
 
 def _checked_ks(recall_at: Any) -> list[int]:
     try:
-        given = list(recall_at)
+        ks = list(recall_at)
     except TypeError:
         raise ConfigError(f"recall_at must be a list of whole numbers, got {recall_at!r}") from None
-    for k in given:
+    for k in ks:
         if isinstance(k, bool) or not isinstance(k, int | np.integer) or not 1 <= k < 2**62:
             raise ConfigError(f"recall_at must hold whole numbers of at least 1, got {k!r}")
-    return list(dict.fromkeys(int(k) for k in given))
+    return list(dict.fromkeys(int(k) for k in ks))
 
 
-def _vectors(given: Any, name: str) -> Tensor:
+def _vectors(values: Any, name: str) -> Tensor:
     try:
-        x = given if isinstance(given, Tensor) else torch.as_tensor(np.ascontiguousarray(given))
+        x = values if isinstance(values, Tensor) else torch.as_tensor(np.ascontiguousarray(values))
     except (TypeError, ValueError) as error:
         raise ConfigError(f"{name} must be a tensor or array of numbers: {str(error).splitlines()[0]}") from None
     x = x.detach()
@@ -120,9 +126,9 @@ def _vectors(given: Any, name: str) -> Tensor:
     return x
 
 
-def _labels(given: Any, count: int, name: str, device: torch.device) -> Tensor:
+def _labels(values: Any, count: int, name: str, device: torch.device) -> Tensor:
     try:
-        y = given if isinstance(given, Tensor) else torch.as_tensor(np.ascontiguousarray(given))
+        y = values if isinstance(values, Tensor) else torch.as_tensor(np.ascontiguousarray(values))
     except (TypeError, ValueError) as error:
         raise ConfigError(f"{name} must be whole numbers: {str(error).splitlines()[0]}") from None
     if y.ndim != 1 or len(y) != count:

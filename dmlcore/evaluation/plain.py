@@ -88,27 +88,42 @@ def rank_positives(
         if place is not None:
             s = s[:, place]
         positive = query_labels[part, None] == their_labels  # [c, N]
+        # A query is never its own negative: it is taken out of the positives only, after the negatives are set apart.
         negatives = s.masked_fill(positive, -torch.inf).sort(dim=1).values
         if own:
             index = torch.arange(part.start, part.stop, device=s.device)
             positive[index - part.start, index] = False
-        count = positive.sum(1)  # [c]
-        most = int(count.max())
-        if most == 0:
-            continue
-        t = s.masked_fill(~positive, -torch.inf).topk(most, dim=1).values  # [c, P] descending
-        held = torch.arange(1, most + 1, device=s.device)  # how many positives there are up to this one
-        real = held <= count[:, None]
-        above = s.shape[1] - torch.searchsorted(negatives, t.contiguous())  # negatives with s >= t
-        rank = held + above
-        precision = torch.where(real, held.double() / rank, 0.0)
-        within = real & (rank <= count[:, None])
-        size = count.clamp_min(1).double()
-        values[0, part] = count.double()
-        values[1, part] = torch.where(count > 0, rank[:, 0], 0).double()
-        values[2, part] = within.sum(1) / size
-        values[3, part] = torch.where(within, precision, 0.0).sum(1) / size
-        values[4, part] = precision.sum(1) / size
-        for row, k in enumerate(ks):
-            values[5 + row, part] = (real & (rank <= k)).sum(1).double()
+        values[:, part] = _results(s, positive, negatives, ks)
+    return values
+
+
+def _results(s: Tensor, positive: Tensor, negatives: Tensor, ks: Sequence[int]) -> Tensor:
+    """The rows of `rank_positives` for some queries.
+
+    Args:
+        s: [c, N] similarities to the references.
+        positive: [c, N], which references are positives.
+        negatives: [c, N] similarities in ascending order, -inf for all that are no negatives.
+        ks: as `rank_positives`.
+    """
+    values = torch.zeros(5 + len(ks), len(s), dtype=torch.float64, device=s.device)
+    count = positive.sum(1)  # [c]
+    most = int(count.max())
+    if most == 0:
+        return values
+    t = s.masked_fill(~positive, -torch.inf).topk(most, dim=1).values  # [c, P] descending
+    held = torch.arange(1, most + 1, device=s.device)  # how many positives there are up to this one
+    real = held <= count[:, None]
+    above = s.shape[1] - torch.searchsorted(negatives, t.contiguous())  # negatives with s >= t
+    rank = held + above
+    precision = torch.where(real, held.double() / rank, 0.0)
+    within = real & (rank <= count[:, None])
+    size = count.clamp_min(1).double()
+    values[0] = count.double()
+    values[1] = torch.where(count > 0, rank[:, 0], 0).double()
+    values[2] = within.sum(1) / size
+    values[3] = torch.where(within, precision, 0.0).sum(1) / size
+    values[4] = precision.sum(1) / size
+    for row, k in enumerate(ks):
+        values[5 + row] = (real & (rank <= k)).sum(1).double()
     return values

@@ -1,5 +1,5 @@
 """Evaluating a model on a data set: embedding it in batches, the baselines, and the rows of the table. The metrics
-themselves are in `retrieval`.
+themselves are in `metrics`.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from torch.nn import functional
 
 from dmlcore.errors import PluginError
 from dmlcore.evaluation.metric import Metric, further
+from dmlcore.evaluation.metrics import retrieval_metrics
 
 if TYPE_CHECKING:
     from dmlcore.data import LabelledDataset
@@ -92,8 +93,8 @@ def embed_named(
     with _evaluating(model):
         for inputs in samples(dataset, batch_size, workers):
             outputs = model(inputs.to(device))
-            found = {"whole": model.whole(outputs)} if only == "whole" else model.embeddings(outputs)
-            for name, rows in found.items():
+            embeddings = {"whole": model.whole(outputs)} if only == "whole" else model.embeddings(outputs)
+            for name, rows in embeddings.items():
                 if only in (None, name):
                     parts.setdefault(name, []).append(rows.float())
     return {name: torch.cat(rows) for name, rows in parts.items()}
@@ -127,8 +128,6 @@ def evaluate(embeddings: Tensor, dataset: LabelledDataset, metrics: Sequence[Met
         dataset: N labels.
         metrics: measures beside those of retrieval, by `METRIC.name` in what is returned.
     """
-    from dmlcore.evaluation import retrieval_metrics
-
     labels = torch.from_numpy(dataset.labels).to(embeddings.device)
     return {**retrieval_metrics(embeddings, labels), **further(metrics, embeddings, labels)}
 
@@ -168,13 +167,13 @@ def compare(
         Metrics by part, and metrics by baseline and part.
     """
     raw = "raw pixels" if kind == "images" else "raw features"
-    more: dict[str, Any] = {"workers": workers, "metrics": metrics}
-    found = {name: evaluate_model(model, part, **more) for name, part in parts.items()}
+    options: dict[str, Any] = {"workers": workers, "metrics": metrics}
+    results = {name: evaluate_model(model, part, **options) for name, part in parts.items()}
     baselines = {
-        raw: {name: evaluate_raw(part, **more) for name, part in parts.items()},
-        "untrained network": {name: evaluate_model(untrained, part, **more) for name, part in parts.items()},
+        raw: {name: evaluate_raw(part, **options) for name, part in parts.items()},
+        "untrained network": {name: evaluate_model(untrained, part, **options) for name, part in parts.items()},
     }
-    return found, baselines
+    return results, baselines
 
 
 def table_rows(

@@ -1,23 +1,24 @@
 """The only room that touches the compiled extensions: loading, dispatch, autograd, `torch.compile`, functors compiled at run
 time."""
 
-from dmlcore.kernels import operator  # noqa: F401  registers it
-from dmlcore.kernels.cpu import plan_options
-from dmlcore.kernels.explaining import Explanation, explain
-from dmlcore.kernels.extension import functors, info, partner_functors, reason_against
-from dmlcore.kernels.keeping import build_functors, clear_functors, kept_functors
-from dmlcore.kernels.rows import FunctorCall, Pass, Passed, Relations, fused_pass, fused_passes, fused_rows
-from dmlcore.kernels.runtime import why_missing
+from dmlcore.kernels import extension
+from dmlcore.kernels.extension import functors, partner_functors, why_not
+from dmlcore.kernels.facts import info
+from dmlcore.kernels.fused import Passed, fused_pass, fused_passes, fused_rows
+from dmlcore.kernels.jit.dispatch import why_missing
+from dmlcore.kernels.jit.upkeep import build_functors, clear_functors, kept_functors
+from dmlcore.kernels.operator import fused_rows_op  # noqa: F401  registers the operator
+from dmlcore.kernels.passes import FunctorCall, Pass, Relations
+from dmlcore.kernels.planning import plan_options, recorded_passes
 
 __all__ = [
-    "Explanation",
     "FunctorCall",
     "Pass",
     "Passed",
     "Relations",
     "build_functors",
     "clear_functors",
-    "explain",
+    "extension",
     "functors",
     "fused_pass",
     "fused_passes",
@@ -26,6 +27,7 @@ __all__ = [
     "kept_functors",
     "partner_functors",
     "plan_options",
-    "reason_against",
+    "recorded_passes",
     "why_missing",
+    "why_not",
 ]

@@ -11,8 +11,10 @@ import torch
 from torch import Tensor
 
 from dmlcore.errors import ConfigError
-from dmlcore.kernels import cpu, cuda_functors, extension
-from dmlcore.kernels.rows import FunctorCall, Relations
+from dmlcore.kernels import extension
+from dmlcore.kernels.jit import cuda_functors
+from dmlcore.kernels.passes import FunctorCall, Pass
+from dmlcore.kernels.planning import plan
 
 WORKSPACE = 16 << 20
 """Bytes of the similarities of a chunk, and in backward as many for its slopes: together they stay in the second-level cache of
@@ -28,74 +30,58 @@ class NotTaken(ConfigError):
     """The kernels do not take this problem, but the plain definition can: the text says why."""
 
 
-class CudaStep:
+class CudaPass:
     """The state of one pass on a CUDA device, between forward and backward.
 
     Everything runs in the current stream of the anchors' device, memory comes from torch's allocator, and the host never waits
-    (but see `MANY_REFERENCES`), so a step can be captured in a CUDA graph. `plan_options` may set `workspace` (bytes of a
+    (but see `MANY_REFERENCES`), so it can be captured in a CUDA graph. `plan_options` may set `workspace` (bytes of a
     chunk), `tile_rows` and `tile_columns` (its shape).
 
     Args:
-        anchors: `[A, D]` float32, float16 or bfloat16; computed in float32.
-        anchor_labels: `[A]` int64.
-        references: `[N, D]`, or None: the anchors themselves, without each anchor's pair with itself.
-        reference_labels: `[N]` int64, or None with `references`.
-        normalise: whether anchors and references are scaled to unit norm.
-        calls: the functors.
-        relations: pairs that labels do not say. Not checked: that would need the host.
-        module: the binding; another than `dmlcore._cuda` only in tests, where an emulator runs the kernels on CPU tensors.
+        one: the pass. Vectors are float32, float16 or bfloat16, computed in float32. Relations are not checked: that would need
+            the host.
+        module: the binding. Another than `dmlcore._cuda` only in tests, where an emulator runs the kernels on CPU tensors.
 
     Raises:
         ConfigError: no extension, tensors on different devices, float64.
         NotTaken: a functor that cannot take these references.
     """
 
-    def __init__(
-        self,
-        anchors: Tensor,
-        anchor_labels: Tensor,
-        references: Tensor | None,
-        reference_labels: Tensor | None,
-        normalise: tuple[bool, bool],
-        calls: tuple[FunctorCall, ...],
-        relations: Relations | None = None,
-        *,
-        module: ModuleType | None = None,
-    ) -> None:
+    def __init__(self, one: Pass, *, module: ModuleType | None = None) -> None:
         module = module or extension.cuda()
         if module is None:
-            raise ConfigError(extension.reason_against("cuda"))
-        relations = relations or Relations()
+            raise ConfigError(extension.why_not("cuda"))
+        anchors, references, relations, calls = one.anchors, one.references, one.relations, one.calls
         self.device = anchors.device
-        given: dict[str, Tensor | None] = {
+        tensors: dict[str, Any] = {
             "anchors": anchors,
-            "anchor_labels": anchor_labels,
+            "anchor_labels": one.anchor_labels,
             "references": references,
-            "reference_labels": reference_labels,
+            "reference_labels": one.reference_labels,
             **relations._asdict(),
         }
-        given |= {f"given of {call.functor}": call.given for call in calls}
-        given |= {f"windows of {call.functor}": call.windows for call in calls}
-        _check(given, self.device)
+        tensors |= {f"given of {call.functor}": call.given for call in calls}
+        tensors |= {f"windows of {call.functor}": call.windows for call in calls}
+        _check(tensors, self.device)
         self.dtypes = (anchors.dtype, None if references is None else references.dtype)
-        self.normalise, self.relations = normalise, relations
+        self.normalise, self.relations = one.normalise, relations
         self.calls = tuple(
             FunctorCall(call.functor, call.options, _numbers(call.given), _numbers(call.windows), call.cells) for call in calls
         )
         self.lists = relations.starts is not None and relations.positives is not None
         with self._on_device():
             self.raw = [_numbers(anchors), None if references is None else _numbers(references)]
-            self.labels = [anchor_labels, reference_labels]
+            self.labels = [one.anchor_labels, one.reference_labels]
             self.orders: list[Tensor | None] = [None, None]
             if not self.lists:
                 for side, labels in enumerate(self.labels):
                     if labels is not None:
                         self.labels[side], self.orders[side] = torch.sort(labels, stable=True)
             functors = [self._functor(call, module) for call in self.calls]
-            options = getattr(cpu._plan, "options", {})
+            options = getattr(plan, "options", {})
             self.workspace = options.get("workspace", WORKSPACE)
             try:
-                self.step: Any = module.Step(
+                self.step: Any = module.Pass(
                     anchors.shape[0],
                     None if references is None else references.shape[0],
                     anchors.shape[1],
@@ -248,8 +234,8 @@ class CudaStep:
 
     def _functor(self, call: FunctorCall, module: ModuleType) -> Any:
         """As the binding wants it: a name, or an `External` where it was compiled at run time."""
-        known = cuda_functors.joined.get(call.functor)
-        return call.functor if known is None else known.on(self.device, call.options, module)
+        compiled = cuda_functors.joined.get(call.functor)
+        return call.functor if compiled is None else compiled.on(self.device, call.options, module)
 
     def _on_device(self) -> Any:
         return torch.cuda.device(self.device) if self.device.type == "cuda" else nullcontext()
@@ -279,19 +265,19 @@ class _Sum:
         self.filled = True
 
 
-def _check(given: dict[str, Tensor | None], device: torch.device) -> None:
-    for name, tensor in given.items():
+def _check(tensors: dict[str, Tensor | None], device: torch.device) -> None:
+    for name, tensor in tensors.items():
         if tensor is not None and tensor.device != device:
             raise ConfigError(f"{name} are on {tensor.device}, but anchors are on {device}; move them to one device")
         if tensor is not None and tensor.dtype == torch.float64:
             raise ConfigError(f"{name} are float64, but the CUDA kernels compute in float32; use `.float()` or DML_FUSED=0")
 
 
-def _numbers(tensor: Tensor | None) -> Any:
+def _numbers(tensor: Any) -> Any:
     return None if tensor is None else tensor.detach().float().contiguous()
 
 
-def _pointer(tensor: Tensor | None) -> int:
+def _pointer(tensor: Any) -> int:
     return 0 if tensor is None else tensor.data_ptr()
 
 
@@ -299,5 +285,5 @@ def _shaped(flat: Tensor, rows: int, columns: int) -> Tensor:
     return flat[: rows * columns].view(rows, columns)
 
 
-def _pieces(count: int, each: int) -> list[Range]:
-    return [(first, min(first + each, count)) for first in range(0, count, max(each, 1))]
+def _pieces(count: int, size: int) -> list[Range]:
+    return [(first, min(first + size, count)) for first in range(0, count, max(size, 1))]

@@ -54,7 +54,7 @@ def rank_positives(
     """
     module = module or extension.cuda()
     if module is None:
-        raise ConfigError(extension.reason_against("cuda"))
+        raise ConfigError(extension.why_not("cuda"))
     if max(len(queries), 0 if references is None else len(references)) > MOST_ROWS:
         raise ConfigError("more than 2^30 rows cannot be ranked on a GPU; split the queries and the references")
     with torch.cuda.device(queries.device) if queries.device.type == "cuda" else nullcontext():

@@ -5,10 +5,10 @@ from __future__ import annotations
 import ctypes
 import importlib
 import os
+import sys
 import warnings
 from pathlib import Path
 from types import ModuleType
-from typing import Any
 
 import torch  # before the extensions: it brings the OpenMP runtime they share
 
@@ -19,7 +19,23 @@ def _load(name: str) -> tuple[ModuleType | None, str]:
     try:
         return importlib.import_module(f"dmlcore.{name}"), ""
     except ImportError as error:
-        return None, f"dmlcore.{name} cannot be loaded ({error}); a source folder needs `python setup.py build_ext --inplace`"
+        return None, _why_not_loaded(name, error)
+
+
+def _why_not_loaded(name: str, error: ImportError) -> str:
+    """What to do where an extension is missing: Python may have been started in the sources, which hide what is installed."""
+    if name == "_cuda":
+        return "dmlcore._cuda was not built"
+    package = Path(__file__).parents[1]
+    if next(package.glob(f"{name}.*"), None) is not None:  # it is there, but does not load: another Python, a missing library
+        return f"dmlcore.{name} cannot be loaded ({error}); install dmlcore again"
+    if not (package.parent / "csrc").is_dir():
+        return f"dmlcore was installed without {name}"
+    sources = f"Python runs in dmlcore's source folder {package.parent}, where {name} is not compiled"
+    others = (Path(entry, "dmlcore") for entry in sys.path if entry and Path(entry) != package.parent)
+    if installed := next((folder for folder in others if next(folder.glob(f"{name}.*"), None)), None):
+        return f"{sources}; leave that folder, or use `python -P`, to use the package in {installed.parent}"
+    return f"{sources}; run `pip install -e .` there, or `pip install .` and leave that folder"
 
 
 def _vendor_products() -> tuple[int, int, int]:
@@ -27,14 +43,14 @@ def _vendor_products() -> tuple[int, int, int]:
     for library in (Path(torch.__file__).parent / "lib").glob("libtorch_cpu.*"):
         try:
             loaded = ctypes.CDLL(str(library))
-            found = [ctypes.cast(getattr(loaded, name), ctypes.c_void_p).value or 0 for name in ("sgemm_", "dgemm_")]
+            products = [ctypes.cast(getattr(loaded, name), ctypes.c_void_p).value or 0 for name in ("sgemm_", "dgemm_")]
         except (OSError, AttributeError):
             continue
         try:
             threads = ctypes.cast(loaded.MKL_Set_Num_Threads_Local, ctypes.c_void_p).value or 0
         except AttributeError:
             threads = 0
-        return found[0], found[1], threads
+        return products[0], products[1], threads
     return 0, 0, 0
 
 
@@ -49,8 +65,8 @@ def use_blas(kind: str) -> None:
     """
     if kind not in ("vendor", "own"):
         raise ConfigError(f"DML_BLAS is '{kind}', but must be 'vendor' or 'own'")
-    if _CPU is not None:
-        _CPU.use_blas(*(_vendor_products() if kind == "vendor" else (0, 0, 0)))
+    if CPU is not None:
+        CPU.use_blas(*(_vendor_products() if kind == "vendor" else (0, 0, 0)))
 
 
 def use_level(level: str) -> None:
@@ -62,50 +78,55 @@ def use_level(level: str) -> None:
     Raises:
         ConfigError: this machine cannot run it.
     """
-    if _CPU is None:
+    if CPU is None:
         return
-    if level not in _CPU.levels():
-        raise ConfigError(f"DML_CPU_LEVEL is '{level}', which this machine cannot run.{suggestion(level, _CPU.levels())}")
-    _CPU.use_level(level)
+    if level not in CPU.levels():
+        raise ConfigError(f"DML_CPU_LEVEL is '{level}', which this machine cannot run.{suggestion(level, CPU.levels())}")
+    CPU.use_level(level)
     look_again()
 
 
 def look_again() -> None:
     """Ask the CPU extension which functors its instruction set has now: another one was chosen, or some were loaded."""
-    global FUNCTORS, PARTNERS
-    assert _CPU is not None
-    found = _CPU.functors()
-    FUNCTORS = {name: (tuple(options.split()), values) for name, (options, values, _) in found.items()}
-    PARTNERS = frozenset(name for name, (_, _, partners) in found.items() if partners)
+    global FUNCTORS, PARTNERS, generation
+    assert CPU is not None
+    functors = CPU.functors()
+    FUNCTORS = {name: (tuple(options.split()), values) for name, (options, values, _) in functors.items()}
+    PARTNERS = frozenset(name for name, (_, _, partners) in functors.items() if partners)
+    generation += 1
 
 
 # Loaded with the package, so that compiled code (torch.compile) sees plain constants.
-_CPU, _WHY_NO_CPU = _load("_cpu")
+CPU, _WHY_NO_CPU = _load("_cpu")
 _CUDA, _WHY_NO_CUDA = _load("_cuda")
 FUNCTORS: dict[str, tuple[tuple[str, ...], int]] = {}
 CUDA_FUNCTORS: dict[str, tuple[tuple[str, ...], int]] = {}
 PARTNERS: frozenset[str] = frozenset()
-if _CPU is not None:
+generation = 0
+"""Grows whenever the functors may be others than before: what was found out about a loss holds for one generation."""
+SWITCH = "DML_FUSED"
+"""The environment variable that asks for plain PyTorch everywhere, by `0`."""
+if CPU is not None:
     use_blas(os.environ.get("DML_BLAS", "vendor"))
     look_again()
     if os.environ.get("DML_CPU_LEVEL"):
         use_level(os.environ["DML_CPU_LEVEL"])
-elif os.environ.get("DML_FUSED", "1") != "0":
-    warnings.warn(f"losses run in plain PyTorch, many times slower: {_WHY_NO_CPU}, or use another working folder", stacklevel=2)
+elif os.environ.get(SWITCH, "1") != "0":
+    warnings.warn(f"losses run in plain PyTorch, many times slower: {_WHY_NO_CPU}", stacklevel=2)
 
 
 if _CUDA is not None:
-    CUDA_FUNCTORS = {name: found for name, found in FUNCTORS.items() if name in _CUDA.functors()}
+    CUDA_FUNCTORS = {name: layout for name, layout in FUNCTORS.items() if name in _CUDA.functors()}
 
 
 def cpu() -> ModuleType | None:
     """`dmlcore._cpu`, or None when it was not built."""
-    return _CPU
+    return CPU
 
 
 def level() -> str:
     """The instruction set the CPU kernels use, or an empty string."""
-    return "" if _CPU is None else _CPU.level()
+    return "" if CPU is None else CPU.level()
 
 
 def cuda() -> ModuleType | None:
@@ -115,11 +136,11 @@ def cuda() -> ModuleType | None:
 
 def fused_enabled() -> bool:
     """False when the environment asks for plain PyTorch everywhere (`DML_FUSED=0`)."""
-    return "DML_FUSED" not in os.environ or os.environ["DML_FUSED"] != "0"  # asked for every loss of every step: get() is slow
+    return os.environ.get(SWITCH) != "0"
 
 
 @torch.compiler.assume_constant_result
-def reason_against(device: str) -> str:
+def why_not(device: str) -> str:
     """Why fused losses cannot run on a device type, or an empty string.
 
     Args:
@@ -142,42 +163,3 @@ def functors(device: str = "cpu") -> dict[str, tuple[tuple[str, ...], int]]:
 def partner_functors() -> frozenset[str]:
     """The functors that couple an anchor with its positives, and so take no references."""
     return PARTNERS
-
-
-def info() -> dict[str, Any]:
-    """What is built, what is used, and why something is not.
-
-    Returns:
-        `cpu` (built, level, levels, blas, reason), `cuda` (built, archs, devices, reason), `threads`, `fused` (functor names by
-        device type, with their options), `enabled`, `runtime` (enabled, compiler, folder, functors with their headers, failed;
-            `cuda`: compiler, functors, failed).
-    """
-    from dmlcore.kernels import runtime
-
-    module, gpu = cpu(), cuda()
-    devices = [torch.cuda.get_device_name(k) for k in range(torch.cuda.device_count())]
-    reason = reason_against("cuda")
-    if not reason and not devices:
-        reason = "torch sees no CUDA device"
-    return {
-        "enabled": fused_enabled(),
-        "threads": torch.get_num_threads(),
-        "cpu": {
-            "built": module is not None,
-            "level": module.level() if module else None,
-            "levels": module.levels() if module else [],
-            "blas": ("vendor" if module.has_blas() else "own") if module else None,
-            "reason": reason_against("cpu"),
-        },
-        "cuda": {
-            "built": gpu is not None,
-            "archs": getattr(gpu, "archs", None),
-            "devices": devices,
-            "reason": reason,
-        },
-        "fused": {
-            "cpu": {name: list(options) for name, (options, _) in FUNCTORS.items()},
-            "cuda": sorted({*gpu.functors(), *CUDA_FUNCTORS}) if gpu else [],
-        },
-        "runtime": runtime.facts(),
-    }

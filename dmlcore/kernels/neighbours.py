@@ -14,7 +14,7 @@ NUMBER_TYPES = (torch.float32, torch.float64)
 
 def why_not(embeddings: Tensor) -> str:
     """Why these embeddings cannot be ranked by the extension; empty if they can."""
-    return extension.reason_against(embeddings.device.type)
+    return extension.why_not(embeddings.device.type)
 
 
 def rank_positives(

@@ -6,8 +6,9 @@ from typing import Any
 
 from dmlcore.config import build_options
 from dmlcore.errors import ConfigError
-from dmlcore.losses.base import Loss, LossOptions, PairLoss, PairOptions, ProxyLoss, RowLoss, Rows, Sides, pair_masks
-from dmlcore.losses.geometry import (
+from dmlcore.losses.base import Loss, LossOptions
+from dmlcore.losses.comparison import Comparison, compare
+from dmlcore.losses.distances import (
     Distance,
     check_margin,
     cosine_similarities,
@@ -35,11 +36,16 @@ from dmlcore.losses.mining import (
     slack,
 )
 from dmlcore.losses.norms import NormLoss
+from dmlcore.losses.pair import PairLoss, PairOptions
+from dmlcore.losses.path import Rows
+from dmlcore.losses.proxy import ProxyLoss
+from dmlcore.losses.rows import RowLoss
 from dmlcore.losses.softmax import CentresLoss, SoftmaxLoss, widened_cosines
 
 __all__ = [
     "CentresLoss",
     "Compared",
+    "Comparison",
     "CrossBatchMemory",
     "Distance",
     "Extremes",
@@ -56,12 +62,12 @@ __all__ = [
     "Rows",
     "SeededMiner",
     "SeededOptions",
-    "Sides",
     "SoftmaxLoss",
     "WindowMiner",
     "Windows",
     "build_miner",
     "check_margin",
+    "compare",
     "cosine_similarities",
     "create",
     "distances",
@@ -71,7 +77,6 @@ __all__ = [
     "listed_positives",
     "masked_logsumexp",
     "names",
-    "pair_masks",
     "slack",
     "squared_euclidean_distances",
     "unit",

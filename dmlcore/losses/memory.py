@@ -86,16 +86,16 @@ class CrossBatchMemory(nn.Module):
             labels, relation = relation, None
         if relation is None and labels.ndim > 1:
             labels = label_matrix(labels, "embeddings")
-        more: dict[str, Any] = {} if relation is None else {"relation": relation}
+        relations: dict[str, Any] = {} if relation is None else {"relation": relation}
         own = None
         if self.training:
             own = self._enqueue(embeddings, labels)
             self.calls += 1
         if self.filled == 0 or self.calls <= self.warmup:
-            return self.loss(embeddings, labels, **more)
+            return self.loss(embeddings, labels, **relations)
         # labels are copied: a part of the loss that is computed again in backward must meet those of now
-        entries, kept = self.queue[: self.filled], self.labels[: self.filled].clone()
-        return self.loss(embeddings, labels, references=entries, reference_labels=kept, own=own, **more)
+        entries, entry_labels = self.queue[: self.filled], self.labels[: self.filled].clone()
+        return self.loss(embeddings, labels, references=entries, reference_labels=entry_labels, own=own, **relations)
 
     @torch.no_grad()
     def _enqueue(self, embeddings: Tensor, labels: Tensor) -> Tensor:

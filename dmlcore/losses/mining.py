@@ -93,7 +93,7 @@ class Miner(nn.Module, abc.ABC):
 
     Args:
         options: an instance of `Options`, or None for the defaults.
-        given: options by name instead of `options`.
+        options_by_name: options by name instead of `options`.
 
     Raises:
         ConfigError: an unknown option or a value out of range.
@@ -104,11 +104,11 @@ class Miner(nn.Module, abc.ABC):
     by_row: ClassVar[bool] = True
     """Whether a row's choice depends on that row alone; else losses compute all rows together, whatever memory that takes."""
 
-    def __init__(self, options: Any = None, **given: Any) -> None:
+    def __init__(self, options: Any = None, **options_by_name: Any) -> None:
         super().__init__()
-        if options is not None and given:
+        if options is not None and options_by_name:
             raise ConfigError(f"{self.name}: give either an Options object or options by name, not both")
-        self.options: Any = options if options is not None else build_options(self.Options, given, self.name)
+        self.options: Any = options if options is not None else build_options(self.Options, options_by_name, self.name)
 
     @abc.abstractmethod
     def masks(self, similarities: Tensor, positive: Tensor, negative: Tensor, compared: Compared) -> tuple[Tensor, Tensor]:
@@ -135,12 +135,12 @@ class Miner(nn.Module, abc.ABC):
     @property
     def text(self) -> str:
         """The miner as `build_miner` reads it: `multi_similarity(epsilon=0.2)`."""
-        given = ", ".join(
+        changed = ", ".join(
             f"{field.name}={getattr(self.options, field.name)}"
             for field in fields(self.options)
             if getattr(self.options, field.name) != field.default
         )
-        return f"{self.name}({given})" if given else self.name
+        return f"{self.name}({changed})" if changed else self.name
 
     def extra_repr(self) -> str:
         return str(self.options)
@@ -160,8 +160,8 @@ class WindowMiner(Miner):
 
     def masks(self, similarities: Tensor, positive: Tensor, negative: Tensor, compared: Compared) -> tuple[Tensor, Tensor]:
         def extremes(windows: Windows | None) -> Extremes:
-            chosen = (positive, negative) if windows is None else within(similarities, positive, negative, windows)
-            return extremes_of(similarities, *chosen)
+            masks = (positive, negative) if windows is None else within(similarities, positive, negative, windows)
+            return extremes_of(similarities, *masks)
 
         return within(similarities, positive, negative, self.windows(extremes))
 
@@ -174,8 +174,8 @@ class SeededMiner(Miner):
     Options: ClassVar[type] = SeededOptions
     draws: Tensor
 
-    def __init__(self, options: Any = None, **given: Any) -> None:
-        super().__init__(options, **given)
+    def __init__(self, options: Any = None, **options_by_name: Any) -> None:
+        super().__init__(options, **options_by_name)
         self.register_buffer("draws", torch.zeros((), dtype=torch.int64))
 
     def next_draw(self, *, advance: bool) -> Tensor:
@@ -209,11 +209,11 @@ def extremes_of(similarities: Tensor, positive: Tensor, negative: Tensor) -> Ext
     if similarities.shape[1] == 0:
         far = similarities.new_full((len(similarities),), torch.inf)
         return Extremes(far, -far, far, -far)
-    found = []
+    ends = []
     for mask in (positive, negative):
-        found.append(torch.where(mask, similarities, torch.inf).amin(1))
-        found.append(torch.where(mask, similarities, -torch.inf).amax(1))
-    return Extremes(*found)
+        ends.append(torch.where(mask, similarities, torch.inf).amin(1))
+        ends.append(torch.where(mask, similarities, -torch.inf).amax(1))
+    return Extremes(*ends)
 
 
 def within(similarities: Tensor, positive: Tensor, negative: Tensor, windows: Windows) -> tuple[Tensor, Tensor]:
@@ -230,25 +230,25 @@ def slack(like: Tensor) -> float:
     return 4 * torch.finfo(like.dtype).eps
 
 
-def build_miner(given: Miner | str | None) -> Miner | None:
+def build_miner(miner: Miner | str | None) -> Miner | None:
     """A miner from its name, with options where wanted: `batch_hard`, `multi_similarity(epsilon=0.2)`.
 
     Args:
-        given: text; a `Miner` or None is returned as it is.
+        miner: text; a `Miner` or None is returned as it is.
 
     Raises:
         ConfigError: text of another form, an unknown name or option, a value out of range.
     """
-    if given is None or isinstance(given, Miner):
-        return given
-    match = re.fullmatch(r"\s*([\w./-]+)\s*(?:\((.*)\)\s*)?", given, re.DOTALL)
+    if miner is None or isinstance(miner, Miner):
+        return miner
+    match = re.fullmatch(r"\s*([\w./-]+)\s*(?:\((.*)\)\s*)?", miner, re.DOTALL)
     if not match:
-        raise ConfigError(f"miner is '{given}', but must be a name, or a name and options: multi_similarity(epsilon=0.2)")
+        raise ConfigError(f"miner is '{miner}', but must be a name, or a name and options: multi_similarity(epsilon=0.2)")
     options = {}
     for part in filter(None, (part.strip() for part in re.split(r",(?![^()]*\))", match[2] or ""))):  # not within (...)
         key, equals, value = (word.strip() for word in part.partition("="))
         if not equals or not key or key in options:
-            raise ConfigError(f"miner is '{given}': '{part}' is not of the form option=value, or given twice")
+            raise ConfigError(f"miner is '{miner}': '{part}' is not of the form option=value, or given twice")
         options[key] = value
     from dmlcore.plugins import find
 

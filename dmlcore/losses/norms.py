@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import abc
-from typing import Any
+from typing import Unpack
 
 import torch
 from torch import Tensor
 
-from dmlcore.losses.base import Loss, check_inputs
+from dmlcore.losses.base import Against, Loss
+from dmlcore.losses.comparison import Comparison, compare
 
 
 class NormLoss(Loss):
@@ -35,16 +36,15 @@ class NormLoss(Loss):
     def why_not_fused(self) -> str:
         return f"'{self.name}' depends on norms alone and takes no part in the pass over pairs"
 
-    def _reduced(self, embeddings: Tensor, labels: Tensor, update: bool, **others: Any) -> Tensor:
-        check_inputs(embeddings, labels, others.get("references"), others.get("reference_labels"), others.get("relation"))
+    def _reduced(self, embeddings: Tensor, update: bool) -> Tensor:
         with torch.autocast(embeddings.device.type, enabled=False):
             values = self.values(embeddings if embeddings.dtype == torch.float64 else embeddings.float(), update)
         if self.options.reduction == "none":
             return values
         return values.sum() if self.options.reduction == "sum" else values.sum() / max(len(values), 1)
 
-    def forward(self, embeddings: Tensor, labels: Tensor, **others: Any) -> Tensor:
-        return self._reduced(embeddings, labels, self.training, **others)
+    def value_of(self, comparison: Comparison) -> Tensor:
+        return self._reduced(comparison.anchors, self.training)
 
-    def reference(self, embeddings: Tensor, labels: Tensor, **others: Any) -> Tensor:
-        return self._reduced(embeddings, labels, False, **others)
+    def reference(self, embeddings: Tensor, labels: Tensor, **against: Unpack[Against]) -> Tensor:
+        return self._reduced(compare(embeddings, labels, **against).anchors, False)

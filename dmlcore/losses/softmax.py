@@ -12,8 +12,10 @@ import torch
 from torch import Tensor
 
 from dmlcore.kernels import FunctorCall
-from dmlcore.losses.base import ProxyLoss, Rows, Sides, pair_masks
-from dmlcore.losses.geometry import masked_logsumexp, unit
+from dmlcore.losses.comparison import Comparison
+from dmlcore.losses.distances import masked_logsumexp, unit
+from dmlcore.losses.path import Rows
+from dmlcore.losses.proxy import ProxyLoss
 
 CHUNK = 2**19
 """Similarities that the plain form of losses with several centres holds at a time; more are computed in chunks, and again for
@@ -50,26 +52,24 @@ class SoftmaxLoss(ProxyLoss):
 
     def row_values(self, similarities: Tensor, positive: Tensor, negative: Tensor) -> Rows:
         logits = torch.where(positive, self.target_logits(similarities), self.scale * similarities)  # [B, C]
-        found = positive.any(1)
+        has_proxy = positive.any(1)
         values = masked_logsumexp(logits, positive | negative)
         values = values - (1 - self.label_smoothing) * masked_logsumexp(logits, positive)
         if self.label_smoothing:
             values = values - self.label_smoothing * logits.mean(1)
-        values = torch.where(found, values, torch.zeros_like(values))[None]  # [1, B]
-        return Rows(values, found.to(values)[None])
+        values = torch.where(has_proxy, values, torch.zeros_like(values))[None]  # [1, B]
+        return Rows(values, has_proxy.to(values)[None])
 
     @property
-    def completes(self) -> bool:
-        return self.label_smoothing != 0 or type(self).complete is not SoftmaxLoss.complete
+    def completes(self) -> bool:  # type: ignore[override]
+        return self.label_smoothing != 0
 
-    def complete(self, rows: Rows, sides: Sides, given: Tensor | None) -> Rows:
+    def complete(self, rows: Rows, comparison: Comparison, context: Any) -> Rows:
         """The smoothed part of the target, which the kernel leaves out: one product with the proxies' mean."""
-        if not self.label_smoothing:
-            return rows
-        assert sides.references is not None
+        assert comparison.references is not None
         dtype = rows.values.dtype
         with torch.autocast(rows.values.device.type, enabled=False):
-            anchors, proxies = sides.anchors.to(dtype), sides.references.to(dtype)
+            anchors, proxies = comparison.anchors.to(dtype), comparison.references.to(dtype)
             logits = self.scale * (anchors @ (_lengths(proxies, self.normalise[1]) @ proxies / len(proxies)))  # [B]
             logits = logits * _lengths(anchors, self.normalise[0])
         smoothed = torch.where(rows.counts > 0, self.label_smoothing * logits, torch.zeros_like(rows.values))  # [1, B]
@@ -80,6 +80,8 @@ class CentresLoss(ProxyLoss):
     """Cross-entropy over one logit per class that has several centres: `proxies` is `[C * K, D]`, the centres of a class side
     by side. Subclasses say what the similarity to a class is; `scale` and `target_logits` are as in `SoftmaxLoss`.
     """
+
+    streams = False  # `dense_rows` bounds its memory by itself
 
     @property
     @abc.abstractmethod
@@ -110,40 +112,40 @@ class CentresLoss(ProxyLoss):
         logits = torch.where(positive, self.target_logits(classes), self.scale * classes)
         return masked_logsumexp(logits, positive | negative), masked_logsumexp(logits, positive)
 
-    def _as_rows(self, everything: Tensor, target: Tensor) -> Rows:
-        found = target > torch.finfo(target.dtype).min
-        values = torch.where(found, everything - target, torch.zeros_like(target))[None]  # [1, B]
-        return Rows(values, found.to(values)[None])
+    def _as_rows(self, total: Tensor, target: Tensor) -> Rows:
+        has_proxy = target > torch.finfo(target.dtype).min
+        values = torch.where(has_proxy, total - target, torch.zeros_like(target))[None]  # [1, B]
+        return Rows(values, has_proxy.to(values)[None])
 
     def row_values(self, similarities: Tensor, positive: Tensor, negative: Tensor) -> Rows:
         return self._as_rows(*self._log_sums(similarities, positive, negative))
 
-    def dense_rows(self, sides: Sides) -> Rows:
+    def dense_rows(self, comparison: Comparison) -> Rows:
         """Values and counts from chunks of classes; what a chunk needs is computed again for the gradient."""
-        proxies, labels = sides.references, sides.reference_labels
+        proxies, labels = comparison.references, comparison.reference_labels
         assert proxies is not None and labels is not None
-        if len(sides.anchors) * len(proxies) <= CHUNK or torch.compiler.is_compiling():
-            return super().dense_rows(sides)
+        if len(comparison.anchors) * len(proxies) <= CHUNK or torch.compiler.is_compiling():
+            return super().dense_rows(comparison)
 
         def part(anchors: Tensor, centres: Tensor, at: slice) -> tuple[Tensor, Tensor]:
-            masks = pair_masks(sides._replace(references=centres, reference_labels=labels[at]))
+            masks = comparison._replace(references=centres, reference_labels=labels[at]).masks()
             return self._log_sums(anchors @ unit(centres).T, *masks)
 
-        step = max(1, CHUNK // (len(sides.anchors) * self.centres)) * self.centres
-        return self._as_rows(*_InChunks.apply(unit(sides.anchors), proxies, part, step))
+        size = max(1, CHUNK // (len(comparison.anchors) * self.centres)) * self.centres
+        return self._as_rows(*_InChunks.apply(unit(comparison.anchors), proxies, part, size))
 
 
 class _InChunks(torch.autograd.Function):
     """Two log-sums over classes, chunk after chunk: what is kept for the gradient does not grow with their number."""
 
     @staticmethod
-    def forward(ctx: Any, anchors: Tensor, proxies: Tensor, part: Part, step: int) -> tuple[Tensor, ...]:
+    def forward(ctx: Any, anchors: Tensor, proxies: Tensor, part: Part, size: int) -> tuple[Tensor, ...]:
         totals = [anchors.new_full((len(anchors),), torch.finfo(anchors.dtype).min) for _ in range(2)]  # [B], [B]
-        for first in range(0, len(proxies), step):
-            at = slice(first, first + step)
+        for first in range(0, len(proxies), size):
+            at = slice(first, first + size)
             totals = [torch.logaddexp(*pair) for pair in zip(totals, part(anchors, proxies[at], at), strict=True)]
         ctx.save_for_backward(anchors, proxies, *totals)
-        ctx.part, ctx.step = part, step
+        ctx.part, ctx.size = part, size
         return tuple(totals)
 
     @staticmethod
@@ -152,16 +154,16 @@ class _InChunks(torch.autograd.Function):
         again = torch.is_grad_enabled()  # create_graph=True: then the graphs of all chunks stay
         total, parts = torch.zeros_like(anchors), []
         whole = None if again else torch.empty_like(proxies)  # filled in place: small pieces would scatter the heap
-        for first in range(0, len(proxies), ctx.step):
-            at = slice(first, first + ctx.step)
+        for first in range(0, len(proxies), ctx.size):
+            at = slice(first, first + ctx.size)
             with torch.enable_grad():
                 a, p = anchors, proxies[at]
                 if not again:
                     a, p = a.detach().requires_grad_(), p.detach().requires_grad_()
                 sums = ctx.part(a, p, at)
                 shares = [
-                    cotangent * torch.exp(torch.minimum(one, all_of_them) - all_of_them)
-                    for cotangent, one, all_of_them in zip(cotangents, sums, totals, strict=True)
+                    cotangent * torch.exp(torch.minimum(part_sum, total_sum) - total_sum)
+                    for cotangent, part_sum, total_sum in zip(cotangents, sums, totals, strict=True)
                 ]
                 if not again:
                     shares = [share.detach() for share in shares]

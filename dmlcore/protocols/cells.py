@@ -1,4 +1,4 @@
-"""The cells of a grid of experiments: run what is missing, in several processes, and keep each result in a file of its own.
+"""The cells of a grid, each a trained model: run what is missing, in several processes, and keep each result in its own file.
 
 A cell's file is written whole when the cell is done, so an interrupted grid goes on where it was, and several computers may
 share a folder. What a cell computes is not here.
@@ -26,7 +26,7 @@ from dmlcore.files import make_folder, plain, write_atomically
 
 DONE, WORK = "cells", "work"
 Function = Callable[[dict[str, Any], Path], dict[str, Any]]
-"""What computes a cell from its settings, with a folder for its own files; of a module, so that other processes find it."""
+"""What computes a cell from its settings, with a folder for its own files. It is of a module, where other processes find it."""
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,7 @@ class Cell:
     """One experiment.
 
     Attributes:
-        key: its name, of letters, digits and `_.+-`, with `/` between parts; names its file.
+        key: its name, of letters, digits and `_.+-`, with `/` between parts. Names its file.
         settings: everything its result depends on, as JSON holds it.
     """
 
@@ -54,7 +54,7 @@ def read_cell(
 
     Args:
         path: of its file.
-        is_whole: looks at what must be there; a KeyError, a TypeError or something false means that the file is damaged.
+        is_whole: looks at what must be there. A KeyError, a TypeError or something false means that the file is damaged.
 
     Raises:
         TrainingError: the file is damaged.
@@ -76,25 +76,25 @@ def finished(folder: Path, cells: Sequence[Cell]) -> dict[str, dict[str, Any]]:
         ConfigError: a result was made with other settings.
         TrainingError: a file is damaged.
     """
-    found = {}
+    results = {}
     for cell in cells:
         path = path_of(folder, cell.key)
         if not path.exists():
             continue
         settings, result = read_cell(path)
         if settings != plain(cell.settings):
-            other = _difference(settings, plain(cell.settings))
-            raise ConfigError(f"{path} holds {other}. Choose another --out, or remove it.")
-        found[cell.key] = result
-    return found
+            difference = _difference(settings, plain(cell.settings))
+            raise ConfigError(f"{path} holds {difference}. Choose another --out, or remove it.")
+        results[cell.key] = result
+    return results
 
 
-def _difference(stored: dict[str, Any], wanted: dict[str, Any]) -> str:
-    for key in {**stored, **wanted}:
-        if stored.get(key) != wanted.get(key):
-            if isinstance(stored.get(key), dict) and isinstance(wanted.get(key), dict):
-                return _difference(stored[key], wanted[key])
-            return f"a result with {key} = {_short(stored.get(key))} instead of {_short(wanted.get(key))}"
+def _difference(stored: dict[str, Any], expected: dict[str, Any]) -> str:
+    for key in {**stored, **expected}:
+        if stored.get(key) != expected.get(key):
+            if isinstance(stored.get(key), dict) and isinstance(expected.get(key), dict):
+                return _difference(stored[key], expected[key])
+            return f"a result with {key} = {_short(stored.get(key))} instead of {_short(expected.get(key))}"
     return "another result"
 
 
@@ -117,9 +117,9 @@ def run_cells(
     Each cell computes with one thread, so that its numbers do not depend on the number of processes or cores.
 
     Args:
-        folder: of the results: `cells/KEY.json`; `work/KEY` is the cell's own while it runs.
-        cells: in the order they are run; keys differ.
-        function: computes a cell; called in this process when `processes` is 1, else in fresh ones.
+        folder: of the results: `cells/KEY.json`. `work/KEY` is the cell's own while it runs.
+        cells: in the order they are run. Keys differ.
+        function: computes a cell. Called in this process when `processes` is 1, else in fresh ones.
         processes: at a time.
         tell: receives lines of progress.
         again: how the user goes on after an interruption.
@@ -129,7 +129,7 @@ def run_cells(
 
     Raises:
         ConfigError, TrainingError: as `finished` and `function`; the cells done before stay.
-        KeyboardInterrupt: an interrupt; its text says how to go on.
+        KeyboardInterrupt: an interrupt. Its text says how to go on.
     """
     assert len({cell.key for cell in cells}) == len(cells), "two cells share a key"
     results = finished(folder, cells)
@@ -137,15 +137,10 @@ def run_cells(
     if results and missing:
         tell(f"{len(results)} of {len(cells)} cells are there already")
     make_folder(folder / DONE)
-    done = _in_this_process(folder, missing, function) if processes == 1 else _in_others(folder, missing, function, processes)
     try:
-        with contextlib.closing(done):
+        with contextlib.closing(_computed(folder, missing, function, processes)) as done:
             for cell, result in done:
-                path = path_of(folder, cell.key)
-                path.parent.mkdir(parents=True, exist_ok=True)
-                text = json.dumps({"settings": plain(cell.settings), "result": plain(result)}, indent=1) + "\n"
-                write_atomically(path, text.encode())
-                results[cell.key] = json.loads(text)["result"]
+                results[cell.key] = _write_result(folder, cell, result)
                 tell(f"{len(results)} of {len(cells)}: {cell.key}{_headline(result)}")
     except KeyboardInterrupt:
         raise KeyboardInterrupt(
@@ -155,8 +150,26 @@ def run_cells(
     return {cell.key: results[cell.key] for cell in cells}
 
 
+def _write_result(folder: Path, cell: Cell, result: dict[str, Any]) -> dict[str, Any]:
+    """Write a cell's file and return the result as the file holds it, so that an interrupted grid gives the same numbers."""
+    path = path_of(folder, cell.key)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    text = json.dumps({"settings": plain(cell.settings), "result": plain(result)}, indent=1) + "\n"
+    write_atomically(path, text.encode())
+    return json.loads(text)["result"]
+
+
 def _headline(result: dict[str, Any]) -> str:
     return f"  {result['headline']}" if "headline" in result else ""
+
+
+def _computed(
+    folder: Path, cells: Sequence[Cell], function: Function, processes: int
+) -> Generator[tuple[Cell, dict[str, Any]]]:
+    """Every cell with its result as soon as that is there."""
+    if processes == 1:
+        return _in_this_process(folder, cells, function)
+    return _in_fresh_processes(folder, cells, function, processes)
 
 
 def _in_this_process(folder: Path, cells: Sequence[Cell], function: Function) -> Generator[tuple[Cell, dict[str, Any]]]:
@@ -171,7 +184,7 @@ def _in_this_process(folder: Path, cells: Sequence[Cell], function: Function) ->
         torch.set_num_threads(threads)
 
 
-def _in_others(
+def _in_fresh_processes(
     folder: Path, cells: Sequence[Cell], function: Function, processes: int
 ) -> Generator[tuple[Cell, dict[str, Any]]]:
     # Fresh interpreters: a forked one would inherit the threads' state of torch's libraries.
@@ -192,7 +205,7 @@ def _in_others(
                     result = future.result()
                 except BrokenProcessPool:
                     raise
-                except Exception as error:  # the others that run are kept before it is told
+                except Exception as error:  # the cells that run now are finished and kept before it is raised
                     failure = failure or error
                     continue
                 yield cell, result
@@ -219,7 +232,7 @@ def _begin() -> None:
 
 
 def _end_with_parent() -> None:
-    """A parent that is killed cannot tell its processes; without this they would wait for work for ever."""
+    """A parent that is killed cannot stop its processes. Without this they would wait for work for ever."""
     parent = multiprocessing.parent_process()
     assert parent is not None
     parent.join()

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from dmlcore.errors import ConfigError, DmlcoreError, PluginError
 from dmlcore.kernels import extension, why_missing
-from dmlcore.kernels.runtime import build
+from dmlcore.kernels.jit.cpu_functors import build
 from dmlcore.losses import CrossBatchMemory, Loss, ProxyLoss, RowLoss, create
 from dmlcore.testing import memory
 from dmlcore.testing.batches import CLASSES, WIDTH, batches, near
@@ -173,7 +173,7 @@ class _Checks:
             raise NotApplicable("torch sees no CUDA device")
         loss = self.create(torch.float32).cuda()
         call = loss.functor_call() if isinstance(loss, RowLoss) else ""
-        reason = loss.why_not_fused or extension.reason_against("cuda")
+        reason = loss.why_not_fused or extension.why_not("cuda")
         if not reason and isinstance(loss, RowLoss) and not isinstance(call, str):
             reason = why_missing(call.functor, loss.functor_header(), "cuda")
         if reason:

@@ -7,7 +7,7 @@ from typing import Any
 from dmlcore import plugins
 from dmlcore.training.settings import WIDER, Settings
 
-LENGTH = 64  # of what is served where nothing is said: docs/ensembles.md says why
+LENGTH = 64  # of what is served where nothing is said: docs/reports/ensembles.md says why
 
 
 def resolved(settings: Settings) -> Settings:
@@ -34,7 +34,7 @@ def resolved(settings: Settings) -> Settings:
 
 
 def _weighting(settings: Settings) -> str:
-    """The weighting that follows from the losses and the ensemble: docs/ensembles.md has the reasons."""
+    """The weighting that follows from the losses and the ensemble: docs/reports/ensembles.md has the reasons."""
     from dmlcore.losses import NormLoss
 
     names = settings.losses.names

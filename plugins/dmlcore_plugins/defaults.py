@@ -1,7 +1,7 @@
 """What a run uses where its settings name nothing: names of built-in components, in one table.
 
 `dmlcore.plugins.defaults` reads it, so that dmlcore itself names no plugin. Data and trunks say by themselves whether they are
-the default. `docs/ensembles.md` has the measurements behind the losses and the weighting.
+the default. `docs/reports/ensembles.md` has the measurements behind the losses and the weighting.
 """
 
 LOSSES = ("circle", "binomial_deviance", "norm_softmax")

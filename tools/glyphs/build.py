@@ -61,8 +61,8 @@ def inventory() -> list[Character]:
         return "".join(c for c in kana if not re.search("SMALL", unicodedata.name(c)))
 
     def legacy(codec: str, rows: range) -> str:
-        cells = (bytes((row, cell)) for row in rows for cell in range(0xA1, 0xFF))
-        return "".join(cell.decode(codec, "ignore") for cell in cells)
+        codes = (bytes((row, column)) for row in rows for column in range(0xA1, 0xFF))
+        return "".join(code.decode(codec, "ignore") for code in codes)
 
     scripts = {
         "Latin": span(0x41, 0x5A) + span(0x61, 0x7A) + span(0x30, 0x39),
@@ -127,7 +127,7 @@ def render_font(path: Path, face: int, characters: list[Character]) -> Glyphs:
 
 
 def blur(images: np.ndarray) -> np.ndarray:
-    """Gaussian of .8 pixels on `[N, 32, 32]` levels as an integer kernel; returns `[N, 1024]` float64, exact integers."""
+    """Gaussian of .8 pixels on `[N, 32, 32]` levels as an integer kernel. Returns `[N, 1024]` float64, exact integers."""
     kernel = (1, 15, 32, 15, 1)
     for axis in (1, 2):
         padding = [(0, 0)] * 3
@@ -138,7 +138,7 @@ def blur(images: np.ndarray) -> np.ndarray:
 
 
 def cosines(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    """`[N, D]`, `[M, D]` of integers in float64 -> `[N, M]`; exact up to the final division (sums stay below 2**53)."""
+    """`[N, D]`, `[M, D]` of integers in float64 -> `[N, M]`. Exact up to the final division (sums stay below 2**53)."""
     return (a @ b.T) / (np.sqrt((a * a).sum(1))[:, None] * np.sqrt((b * b).sum(1))[None, :])
 
 
@@ -267,7 +267,7 @@ def build(fonts: list[Font], recording: bool) -> tuple[bytes, list[Font]]:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """The command line; returns the exit status."""
+    """The command line. Returns the exit status."""
     parser = argparse.ArgumentParser(prog="python -m tools.glyphs.build", description=(__doc__ or "").split("\n")[0])
     folders = {"type": Path, "action": "extend", "nargs": "+", "default": [], "metavar": "DIR"}
     parser.add_argument("--fonts", **folders, help="where the fonts are, at any depth")
@@ -284,7 +284,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def run(options: argparse.Namespace) -> int:
-    """What the options ask for; returns the exit status."""
+    """What the options ask for. Returns the exit status."""
     rows = list(csv.DictReader(FONT_LIST.open(encoding="utf-8"))) if FONT_LIST.exists() else []
     if options.print_packages:
         print(*sorted({f"{row['package']}={row['version']}" for row in rows}), sep="\n")

@@ -57,7 +57,7 @@ def recorded(rows: list[dict[str, str]], folders: list[Path]) -> list[Font]:
 
 
 def survey(folders: list[Path]) -> Iterator[Font]:
-    """One upright face nearest weight 400 per family, freely licensed; needs fontTools. See `--record`."""
+    """One upright face nearest weight 400 per family, freely licensed. Needs fontTools. See `--record`."""
     from fontTools.ttLib import TTFont  # pyright: ignore[reportMissingImports]
 
     best: dict[str, tuple[tuple, Font]] = {}
@@ -105,7 +105,7 @@ def licence_of(field: str, copyright_file: str) -> tuple[str, str] | None:
 
     Args:
         field: the face's licence, licence URL and copyright strings (name table 13, 14 and 0). What they name decides.
-        copyright_file: the Debian package's; asked only when the face names no licence of any kind. Every stanza
+        copyright_file: the Debian package's. It is asked only when the face names no licence of any kind. Every stanza
             about fonts must then name an allowed licence.
     """
     refused = re.search(REFUSED, field, re.IGNORECASE) and not re.search(r"\beither\b.*\bor\b", field, re.IGNORECASE)
@@ -130,7 +130,7 @@ def licence_of(field: str, copyright_file: str) -> tuple[str, str] | None:
 
 
 def all_named(line: str) -> str:
-    """`OFL-1.1 and MIT` -> "OFL and MIT"; empty when any licence of the conjunction is not an allowed one."""
+    """`OFL-1.1 and MIT` -> "OFL and MIT". Empty when any licence of the conjunction is not an allowed one."""
     parts = [licences_named(part) for part in line.split(" and ")]
     return " and ".join(part[0] for part in parts) if all(parts) else ""
 

@@ -72,17 +72,19 @@ def arms_of(losses: Sequence[str] = (), options: dict[str, dict[str, Any]] | Non
     from dmlcore import plugins
     from dmlcore.config import build_options
 
-    found = list(PAPER)
-    known = {arm.name for arm in found}
+    arms = list(PAPER)
+    names_taken = {arm.name for arm in arms}
     for text in losses:
         names = tuple(text.split("+"))
         for name in names:
             component: Any = plugins.find("loss", name).component
             build_options(component.Options, (options or {}).get(name, {}), name)
-        mine = {name: dict((options or {})[name]) for name in names if name in (options or {})}
-        for arm in (Arm(text, "embedding", names, mine), Arm(ADAPTED + text, "embedding", names, mine, trains_on_target=True)):
-            if arm.name in known:
+        own_options = {name: dict((options or {})[name]) for name in names if name in (options or {})}
+        as_it_is = Arm(text, "embedding", names, own_options)
+        adapted = Arm(ADAPTED + text, "embedding", names, own_options, trains_on_target=True)
+        for arm in (as_it_is, adapted):
+            if arm.name in names_taken:
                 raise ConfigError(f"--losses: '{text}' is there already; each arm needs a name of its own")
-            known.add(arm.name)
-            found.append(arm)
-    return found
+            names_taken.add(arm.name)
+            arms.append(arm)
+    return arms

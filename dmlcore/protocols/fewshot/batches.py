@@ -25,9 +25,9 @@ def by_class(part: Part, batch: int, rng: np.random.Generator) -> Iterator[np.nd
     classes = [rng.permutation(positions) for positions in part.by_class()]
     share = max(batch // len(classes), 2)
     for start in range(0, max(map(len, classes)), share):
-        chosen = [positions[start : start + share] for positions in classes]
-        if sum(len(positions) > 0 for positions in chosen) > 1:
-            yield np.concatenate(chosen)
+        positions_by_class = [positions[start : start + share] for positions in classes]
+        if sum(len(positions) > 0 for positions in positions_by_class) > 1:
+            yield np.concatenate(positions_by_class)
 
 
 def episode(part: Part, support: int, queries: int, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
@@ -39,10 +39,10 @@ def episode(part: Part, support: int, queries: int, rng: np.random.Generator) ->
         queries: of each class at most; 0: all that are left.
         rng: draws them.
     """
-    chosen, asked = [], []
+    support_positions, query_positions = [], []
     for positions in part.by_class():
         order = rng.permutation(positions)
         first = min(support, len(order) - 1)
-        chosen.append(order[:first])
-        asked.append(order[first : first + queries if queries else None])
-    return np.concatenate(chosen), np.concatenate(asked)
+        support_positions.append(order[:first])
+        query_positions.append(order[first : first + queries if queries else None])
+    return np.concatenate(support_positions), np.concatenate(query_positions)

@@ -88,16 +88,16 @@ FEATURES = {"prototype_rate": 1e-4}
 episodes, and on features source validation is as good and the network stays nearer to where it began."""
 
 
-def budget_of(preset: str, given: dict[str, Any], kind: str = "images") -> Budget:
+def budget_of(preset: str, values: dict[str, Any], kind: str = "images") -> Budget:
     """A preset with some values replaced.
 
     Args:
         preset: a name in `PRESETS`.
-        given: values by name.
+        values: by name.
         kind: of the data, `images` or `features`.
 
     Raises:
         ConfigError: a value out of range.
     """
     of_kind = FEATURES if kind == "features" and preset != "paper" else {}
-    return Budget(**{**of_kind, **PRESETS[preset], **given})
+    return Budget(**{**of_kind, **PRESETS[preset], **values})

@@ -116,12 +116,12 @@ class Experiment:
             for k in self.plan.shots:
                 if arm.is_defined(k):
                     trained[arm.name, k] = self._train(arm, k)
-        found: dict[str, dict[str, Any]] = {arm.name: {} for arm in self.arms}
+        results: dict[str, dict[str, Any]] = {arm.name: {} for arm in self.arms}
         for arm in self.arms:
             for k in self.plan.shots:
                 if (arm.name, k) in trained:
                     state, about = trained[arm.name, k]
-                    found[arm.name][str(k)] = {"error": self._test_error(arm, k, state), **about}
+                    results[arm.name][str(k)] = {"error": self._test_error(arm, k, state), **about}
         sources = {
             f"{name}{f' {support} support' if support else ''}": {**_about(fitted), "seconds": seconds}
             for (name, support), (fitted, seconds) in self._sources.items()
@@ -131,7 +131,7 @@ class Experiment:
             "target": [self.samples.table.class_names[label] for label in self.task.target_classes],
             "tests": {str(k): len(self.task.test(k)) for k in self.plan.shots},
         }
-        return {"arms": found, "sources": sources, "task": task, "headline": _headline(found, max(self.plan.shots))}
+        return {"arms": results, "sources": sources, "task": task, "headline": _headline(results, max(self.plan.shots))}
 
     def _train(self, arm: Arm, k: int) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """State of the network an arm predicts with, and what is to be told about its training on the target samples."""
@@ -241,18 +241,18 @@ def _drawing(seed: int) -> Iterator[None]:
         yield
 
 
-def _rule(arm: Arm, budget: Budget, epochs: int, **more: bool) -> Rule:
+def _rule(arm: Arm, budget: Budget, epochs: int, **flags: bool) -> Rule:
     if arm.kind != "prototypes":
-        return Rule(epochs, budget.patience, **more)
+        return Rule(epochs, budget.patience, **flags)
     check = budget.episode_check
-    return Rule(max(budget.episodes // check, 1), max(budget.episode_patience // check, 1), **more)
+    return Rule(max(budget.episodes // check, 1), max(budget.episode_patience // check, 1), **flags)
 
 
 def _about(fitted: Fitted) -> dict[str, Any]:
     return {"epoch": fitted.round, "score": fitted.score, "epochs": fitted.rounds, "diverged": fitted.diverged}
 
 
-def _headline(found: dict[str, dict[str, Any]], k: int) -> str:
+def _headline(results: dict[str, dict[str, Any]], k: int) -> str:
     return f"error at k = {k}: " + ", ".join(
-        f"{name} {100 * ks[str(k)]['error']:.1f}" for name, ks in found.items() if str(k) in ks
+        f"{name} {100 * ks[str(k)]['error']:.1f}" for name, ks in results.items() if str(k) in ks
     )

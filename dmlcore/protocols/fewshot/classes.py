@@ -40,24 +40,24 @@ def choose_sides(table: Table, sizes: Sequence[int], source: str, target: str | 
         ConfigError: an unknown class, a class on both sides, a class with too few samples. A random choice leaves classes with
             too few samples out.
     """
-    everything = range(len(table.class_names))
+    all_classes = range(len(table.class_names))
     if source == RANDOM:
         if target is not None:
             raise ConfigError("--target-classes cannot be given with --source-classes random, which draws both sides")
         least = max(shots + 1, LEAST_SOURCE)
-        fitting = [label for label in everything if sizes[label] >= least]
-        left_out = len(everything) - len(fitting)
+        fitting = [label for label in all_classes if sizes[label] >= least]
+        left_out = len(all_classes) - len(fitting)
         notes = (f"{left_out} classes with fewer than {least} samples are left out",) if left_out else ()
         return Sides([], fitting, notes)
     sources = read_selection(table, source, "--source-classes")
-    targets = read_selection(table, target, "--target-classes") if target else [c for c in everything if c not in set(sources)]
+    targets = read_selection(table, target, "--target-classes") if target else [c for c in all_classes if c not in set(sources)]
     both = sorted(set(sources) & set(targets))
     if both:
         named = ", ".join(f"'{table.class_names[label]}'" for label in both[:3])
         raise ConfigError(f"{len(both)} classes are on both sides, source and target: {named}{', ...' if both[3:] else ''}")
     _check_sizes(table, sizes, sources, LEAST_SOURCE, "--source-classes", "two to train and two to validate are needed")
-    wanted = f"k = {shots} and one to test need {shots + 1}: lower --k, or choose --target-classes"
-    _check_sizes(table, sizes, targets, shots + 1, "the target classes", wanted)
+    reason = f"k = {shots} and one to test need {shots + 1}: lower --k, or choose --target-classes"
+    _check_sizes(table, sizes, targets, shots + 1, "the target classes", reason)
     return Sides(sources, targets)
 
 
@@ -67,8 +67,8 @@ LEAST_SOURCE = 4  # samples: two to train, two to validate by leaving one out
 def _check_sizes(table: Table, sizes: Sequence[int], labels: Sequence[int], least: int, where: str, why: str) -> None:
     small = [label for label in labels if sizes[label] < least]
     if small:
-        name, others = table.class_names[small[0]], f" ({len(small)} such classes)" if len(small) > 1 else ""
-        raise ConfigError(f"class '{name}' of {where} has {sizes[small[0]]} samples{others}, but {why}")
+        name, and_more = table.class_names[small[0]], f" ({len(small)} such classes)" if len(small) > 1 else ""
+        raise ConfigError(f"class '{name}' of {where} has {sizes[small[0]]} samples{and_more}, but {why}")
 
 
 def read_selection(table: Table, text: str, where: str) -> list[int]:
@@ -83,31 +83,31 @@ def read_selection(table: Table, text: str, where: str) -> list[int]:
         ConfigError: an unknown class or group, a range that runs backwards, nothing chosen.
     """
     number = {name: label for label, name in enumerate(table.class_names)}
-    found: set[int] = set()
+    selected: set[int] = set()
     for word in filter(None, (part.strip() for part in text.split(","))):
         first, dash, last = word.partition("-")
         if word in number:
-            found.add(number[word])
+            selected.add(number[word])
         elif word.startswith("@"):
-            found.update(_group(table, word[1:], where))
+            selected.update(_group(table, word[1:], where))
         elif dash and first in number and last in number:
             if number[first] > number[last]:
                 raise ConfigError(f"{where}: the range '{word}' runs backwards: '{last}' comes before '{first}'")
-            found.update(range(number[first], number[last] + 1))
+            selected.update(range(number[first], number[last] + 1))
         else:
             raise ConfigError(f"{where}: there is no class '{word}'.{_nearest(word, table.class_names)}")
-    if not found:
+    if not selected:
         raise ConfigError(f"{where} chooses no class: give names, ranges such as 0-4, or @GROUP, separated by commas")
-    return sorted(found)
+    return sorted(selected)
 
 
 def _group(table: Table, name: str, where: str) -> list[int]:
     if table.class_groups is None:
         raise ConfigError(f"{where}: '@{name}' is a group, but these data have no groups of classes")
-    found = [label for label, group in enumerate(table.class_groups) if group == name]
-    if not found:
+    members = [label for label, group in enumerate(table.class_groups) if group == name]
+    if not members:
         raise ConfigError(f"{where}: there is no group '{name}'.{suggestion(name, set(table.class_groups))}")
-    return found
+    return members
 
 
 def _nearest(word: str, names: Sequence[str]) -> str:

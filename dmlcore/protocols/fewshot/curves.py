@@ -18,12 +18,12 @@ def figure(grids: Sequence[tuple[str, Sequence[dict[str, Any]]]]) -> Any:
     """A figure with a row of panels per grid; adapted arms in the colour of their form without adaptation, but whole lines.
 
     Args:
-        grids: a title and the rows of `comparisons.means`.
+        grids: a title and the rows of `analysis.means`.
     """
     plt = pyplot()
     width = max(len({row["n"] for row in rows}) for _, rows in grids)
     height = 3.4 * len(grids) + LEGEND
-    made, axes = plt.subplots(len(grids), width, figsize=(max(4.2 * width, 7), height), squeeze=False)
+    picture, axes = plt.subplots(len(grids), width, figsize=(max(4.2 * width, 7), height), squeeze=False)
     colours: dict[str, str] = {}
     for (title, rows), line in zip(grids, axes, strict=True):
         numbers = sorted({row["n"] for row in rows})
@@ -41,9 +41,9 @@ def figure(grids: Sequence[tuple[str, Sequence[dict[str, Any]]]]) -> Any:
     for axis in axes.flat:
         for handle, label in zip(*axis.get_legend_handles_labels(), strict=True):
             labels.setdefault(label, handle)
-    made.legend(labels.values(), labels.keys(), loc="lower center", fontsize=8, ncols=2)
-    made.tight_layout(rect=(0, LEGEND / height, 1, 1))
-    return made
+    picture.legend(labels.values(), labels.keys(), loc="lower center", fontsize=8, ncols=2)
+    picture.tight_layout(rect=(0, LEGEND / height, 1, 1))
+    return picture
 
 
 def _curve(axis: Any, arm: str, rows: Sequence[dict[str, Any]], colours: dict[str, str]) -> None:

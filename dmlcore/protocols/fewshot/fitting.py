@@ -83,9 +83,9 @@ def fit(
             optimiser.zero_grad(set_to_none=True)
             loss.backward()
             optimiser.step()
-        found = score()
-        if found > best.score:
-            best = Fitted(copy_of(network), number, found, number)
+        current = score()
+        if current > best.score:
+            best = Fitted(copy_of(network), number, current, number)
         if best.score >= MOST or (rule.looks_back and number - best.round >= rule.patience):
             return Fitted(best.state, best.round, best.score, number)
         if not rule.looks_back and number % rule.patience == 0:

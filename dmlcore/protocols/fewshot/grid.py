@@ -1,4 +1,4 @@
-"""The cells of a comparison: every n and replication, checked before anything is trained."""
+"""The cells of a grid: every n and replication, checked before anything is trained."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from dmlcore.protocols.fewshot.tasks import check_counts
 
 @dataclasses.dataclass(frozen=True)
 class Grid:
-    """A comparison: a plan for all n and replications.
+    """A plan for all n and replications.
 
     Attributes:
         plan: of the first cell; the others differ in `n`, `source_n` and `replication`.

@@ -69,11 +69,14 @@ class Learner:
         if self.arm.kind == "prototypes":
             assert self.prototypical is not None
             for _ in range(self.budget.episode_check):
-                chosen, asked = batches.episode(self.part, support, queries, self.rng)
-                outputs = self.network(self.samples.fetch(self.part.rows[np.concatenate([chosen, asked])]))
-                references, embeddings = outputs.split([len(chosen), len(asked)])
+                support_rows, query_rows = batches.episode(self.part, support, queries, self.rng)
+                outputs = self.network(self.samples.fetch(self.part.rows[np.concatenate([support_rows, query_rows])]))
+                references, embeddings = outputs.split([len(support_rows), len(query_rows)])
                 yield self.prototypical(
-                    embeddings, self.labels[asked], references=references, reference_labels=self.labels[chosen]
+                    embeddings,
+                    self.labels[query_rows],
+                    references=references,
+                    reference_labels=self.labels[support_rows],
                 )
             return
         deal = batches.shuffled if self.arm.kind == "classifier" else batches.by_class
@@ -95,12 +98,12 @@ class Learner:
 
     def alone(self, part: Part) -> float:
         """The score of a part by itself, see `training_score`."""
-        found, labels = self.outputs(part), torch.from_numpy(part.labels)
+        outputs, labels = self.outputs(part), torch.from_numpy(part.labels)
         if self.arm.kind == "classifier":
-            return float((found.argmax(1) == labels).double().mean())
+            return float((outputs.argmax(1) == labels).double().mean())
         if self.arm.kind == "embedding":
-            return predicting.leave_one_out_recall(found, labels)
-        return predicting.leave_one_out_prototypes(found, labels, part.classes)
+            return predicting.leave_one_out_recall(outputs, labels)
+        return predicting.leave_one_out_prototypes(outputs, labels, part.classes)
 
     def source_score(self, validation: Part) -> float:
         """How well it does on validation samples of its own classes: accuracy, Recall@1 leaving one out, nearest prototype."""
@@ -122,18 +125,20 @@ PROXIES_FACTOR = 20.0  # as in training: proxies move far to follow their class
 
 def predict(arm: Arm, network: nn.Module, samples: Samples, support: Part, queries: Part) -> Tensor:
     """Labels of queries `[Q]` by an arm's rule; classifiers do not look at the support samples."""
-    found = predicting.in_batches(network, lambda piece: samples.fetch(queries.rows[piece]), len(queries))
+    outputs = predicting.in_batches(network, lambda piece: samples.fetch(queries.rows[piece]), len(queries))
     if arm.kind == "classifier":
-        return found.argmax(1)
-    known = predicting.in_batches(network, lambda piece: samples.fetch(support.rows[piece]), len(support))
+        return outputs.argmax(1)
+    references = predicting.in_batches(network, lambda piece: samples.fetch(support.rows[piece]), len(support))
     labels = torch.from_numpy(support.labels)
     if arm.kind == "embedding":
-        return predicting.nearest_support(found, known, labels)
-    return predicting.nearest_prototype(found, predicting.prototypes_of(known, labels, support.classes))
+        return predicting.nearest_support(outputs, references, labels)
+    return predicting.nearest_prototype(outputs, predicting.prototypes_of(references, labels, support.classes))
 
 
 def _ensemble(arm: Arm, classes: int, width: int) -> LossEnsemble:
     """The losses of an embedding; several are weighed as `dmlcore train` does by default, to equal norms of their gradients."""
-    made = [losses.create(name, num_classes=classes, embedding_dim=width, **arm.options.get(name, {})) for name in arm.losses]
-    can_equal = len(made) > 1 and not any(isinstance(loss, losses.NormLoss) for loss in made)
-    return LossEnsemble(list(made), "equal_gradient_norms" if can_equal else "fixed")
+    members = [
+        losses.create(name, num_classes=classes, embedding_dim=width, **arm.options.get(name, {})) for name in arm.losses
+    ]
+    can_equal = len(members) > 1 and not any(isinstance(loss, losses.NormLoss) for loss in members)
+    return LossEnsemble(list(members), "equal_gradient_norms" if can_equal else "fixed")

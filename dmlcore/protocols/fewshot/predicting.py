@@ -66,9 +66,9 @@ def leave_one_out_recall(embeddings: Tensor, labels: Tensor) -> float:
         cosines = units[start : start + ROWS] @ units.T  # [R, N]
         rows = torch.arange(len(cosines))
         cosines[rows, rows + start] = -torch.inf
-        mine = labels[start : start + ROWS]
-        counted = counts[mine] > 1
-        right += int((counted & (labels[cosines.argmax(1)] == mine)).sum())
+        own_labels = labels[start : start + ROWS]
+        counted = counts[own_labels] > 1
+        right += int((counted & (labels[cosines.argmax(1)] == own_labels)).sum())
         total += int(counted.sum())
     return right / total if total else 0.0
 
@@ -80,11 +80,11 @@ def leave_one_out_prototypes(embeddings: Tensor, labels: Tensor, classes: int) -
     counted = counts > 1
     right = 0
     for start in range(0, len(embeddings), ROWS):
-        part, mine = embeddings[start : start + ROWS], labels[start : start + ROWS]
+        part, own_labels = embeddings[start : start + ROWS], labels[start : start + ROWS]
         squares = torch.cdist(part, prototypes, compute_mode=_EXACT).square()
         # without the sample itself the mean moves away from it: |x - (n p - x) / (n - 1)| = n / (n - 1) |x - p|
         factor = (counts[start : start + ROWS] / (counts[start : start + ROWS] - 1).clamp_min(1)).square()
         rows = torch.arange(len(part))
-        squares[rows, mine] *= factor
-        right += int((counted[start : start + ROWS] & (squares.argmin(1) == mine)).sum())
+        squares[rows, own_labels] *= factor
+        right += int((counted[start : start + ROWS] & (squares.argmin(1) == own_labels)).sum())
     return right / max(int(counted.sum()), 1)

@@ -12,7 +12,7 @@ from dmlcore.errors import ConfigError
 from dmlcore.files import plain, write_atomically
 from dmlcore.protocols.cells import DONE, read_cell
 from dmlcore.protocols.fewshot import curves
-from dmlcore.protocols.fewshot.comparisons import (
+from dmlcore.protocols.fewshot.analysis import (
     UNADAPTED,
     Errors,
     means,
@@ -36,10 +36,10 @@ def read(folder: Path) -> list[tuple[dict[str, Any], dict[str, Any]]]:
         TrainingError: a file is damaged.
     """
     paths = sorted((folder / DONE).glob("n*/*.json"))
-    found = [read_cell(path, lambda settings, result: result["arms"] and settings["n"]) for path in paths]
-    if not found:
+    cells = [read_cell(path, lambda settings, result: result["arms"] and settings["n"]) for path in paths]
+    if not cells:
         raise ConfigError(f"there is no result of `dmlcore fewshot` in {folder}: it has no {DONE}/n*/*.json")
-    return found
+    return cells
 
 
 def summarise(cells: Sequence[tuple[dict[str, Any], dict[str, Any]]]) -> dict[str, Any]:
@@ -50,9 +50,10 @@ def summarise(cells: Sequence[tuple[dict[str, Any], dict[str, Any]]]) -> dict[st
     diverged = {}
     for _, result in cells:
         for arm, shots in result["arms"].items():
-            diverged[arm] = diverged.get(arm, 0) + sum(bool(one.get("diverged")) for one in shots.values())
-    seconds = sum(one.get("seconds", 0.0) for _, result in cells for one in result["sources"].values())
-    seconds += sum(one.get("seconds", 0.0) for _, r in cells for shots in r["arms"].values() for one in shots.values())
+            diverged[arm] = diverged.get(arm, 0) + sum(bool(measured.get("diverged")) for measured in shots.values())
+    seconds = sum(trained.get("seconds", 0.0) for _, result in cells for trained in result["sources"].values())
+    by_arm = [shots for _, result in cells for shots in result["arms"].values()]
+    seconds += sum(measured.get("seconds", 0.0) for shots in by_arm for measured in shots.values())
     return {
         "settings": settings,
         "cells": len(cells),
@@ -73,52 +74,52 @@ def write(folder: Path) -> dict[str, Any]:
     Raises:
         ConfigError, TrainingError: as `read`.
     """
-    found = plain(summarise(read(folder)))
-    write_atomically(folder / JSON, (json.dumps(found, indent=1) + "\n").encode())
+    summary = plain(summarise(read(folder)))
+    write_atomically(folder / JSON, (json.dumps(summary, indent=1) + "\n").encode())
     picture = pictures.can_draw()
     if picture:
-        pictures.save(curves.figure([("", found["means"])]), folder / PICTURE)
-    write_atomically(folder / MARKDOWN, as_markdown(found, picture=picture).encode())
-    return found
+        pictures.save(curves.figure([("", summary["means"])]), folder / PICTURE)
+    write_atomically(folder / MARKDOWN, as_markdown(summary, picture=picture).encode())
+    return summary
 
 
-def as_markdown(found: dict[str, Any], *, picture: bool) -> str:
+def as_markdown(summary: dict[str, Any], *, picture: bool) -> str:
     """The report as a page."""
-    settings = found["settings"]
+    settings = summary["settings"]
     target = settings["target_classes"] or ("drawn too" if settings["source_classes"] == "random" else "all others")
     lines = [
         "# Few-shot transfer",
         "",
         f"`{settings['data']}`: source classes {settings['source_classes']}, target classes {target};"
-        f" {found['cells']} cells, {found['training_seconds']:.0f} s of training. Network:"
+        f" {summary['cells']} cells, {summary['training_seconds']:.0f} s of training. Network:"
         f" {' '.join(str(part) for part in (settings['model'] or 'default', settings['model_options']) if part)},"
         f" {settings['embedding_dim']} numbers; {INITS[settings['init']]}; stopping:"
         f" {settings['stopping']}.",
         "",
         "Error in % ± standard error over replications; the smallest of a column in bold. At k = 1 no adaptation is defined.",
         "",
-        *errors_table(found["means"]),
+        *errors_table(summary["means"]),
         "",
     ]
     if picture:
         lines += [f"![accuracy against k]({PICTURE})", ""]
-    if found["diverged"]:
-        named = ", ".join(f"{arm} {count}" for arm, count in found["diverged"].items())
+    if summary["diverged"]:
+        named = ", ".join(f"{arm} {count}" for arm, count in summary["diverged"].items())
         lines += [f"Trainings ended by a loss that was not finite: {named}.", ""]
-    lines += ["## What adaptation gains", "", *said_reduction(found["reduction"]), ""]
-    for arm, one in found["reductions_of_losses"].items():
-        lines += [f"{arm} over the best of all arms without adaptation: {percent(one)}.", ""]
+    lines += ["## What adaptation gains", "", *describe_reduction(summary["reduction"]), ""]
+    for arm, reduction_of_loss in summary["reductions_of_losses"].items():
+        lines += [f"{arm} over the best of all arms without adaptation: {percent(reduction_of_loss)}.", ""]
     lines += [
         "Paired differences in points of error, with 95 % t-intervals over replications: above zero where the adapted arm errs"
         " less; bold where the interval leaves zero out.",
         "",
-        *paired_table(found["paired"]),
+        *paired_table(summary["paired"]),
         "",
         "## The paper's orderings",
         "",
-        *orderings_table(found["orderings"]),
+        *orderings_table(summary["orderings"]),
         "",
-        *said_regrets(found["regrets"]),
+        *describe_regrets(summary["regrets"]),
         "",
     ]
     return "\n".join(lines)
@@ -126,7 +127,7 @@ def as_markdown(found: dict[str, Any], *, picture: bool) -> str:
 
 def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
     """A Markdown table, a line per row."""
-    return ["| " + " | ".join(cells) + " |" for cells in [list(header), ["---"] * len(header), *rows]]
+    return ["| " + " | ".join(entries) + " |" for entries in [list(header), ["---"] * len(header), *rows]]
 
 
 def errors_table(rows: Sequence[dict[str, Any]]) -> list[str]:
@@ -136,16 +137,16 @@ def errors_table(rows: Sequence[dict[str, Any]]) -> list[str]:
     least = {place: min(row["error"] for row in rows if (row["n"], row["k"]) == place) for place in places}
     lines = []
     for arm in dict.fromkeys(row["arm"] for row in rows):
-        cells = [arm]
+        entries = [arm]
         for place in places:
             row = by_key.get((arm, *place))
             if row is None:
-                cells.append("")
+                entries.append("")
                 continue
             error = "" if _is_missing(row["standard_error"]) else f" ± {100 * row['standard_error']:.1f}"
             text = f"{100 * row['error']:.1f}"
-            cells.append((f"**{text}**" if row["error"] == least[place] else text) + error)
-        lines.append(cells)
+            entries.append((f"**{text}**" if row["error"] == least[place] else text) + error)
+        lines.append(entries)
     return table(["arm", *(f"n {n}, k {k}" for n, k in places)], lines)
 
 
@@ -155,12 +156,12 @@ def paired_table(rows: Sequence[dict[str, Any]]) -> list[str]:
     by_key = {(row["arm"], row["against"], row["n"], row["k"]): row for row in rows}
     lines = []
     for arm, other in dict.fromkeys((row["arm"], row["against"]) for row in rows):
-        found = [by_key.get((arm, other, *place)) for place in places]
-        lines.append([f"{arm} against {other}", *("" if row is None else said_difference(row) for row in found)])
+        rows_of_pair = [by_key.get((arm, other, *place)) for place in places]
+        lines.append([f"{arm} against {other}", *("" if row is None else describe_difference(row) for row in rows_of_pair)])
     return table(["", *(f"n {n}, k {k}" for n, k in places)], lines)
 
 
-def said_difference(row: dict[str, Any]) -> str:
+def describe_difference(row: dict[str, Any]) -> str:
     """A paired difference in points of error with its interval."""
     if _is_missing(row["half"]):
         return f"{100 * row['difference']:+.1f}"
@@ -168,22 +169,22 @@ def said_difference(row: dict[str, Any]) -> str:
     return text if row["verdict"] == "noise" else f"**{text}**"
 
 
-def said_reduction(found: dict[str, Any] | None) -> list[str]:
+def describe_reduction(reduction: dict[str, Any] | None) -> list[str]:
     """The mean reduction of the error as a sentence."""
-    if found is None:
+    if reduction is None:
         return ["No k with adapted arms, so no reduction of the error."]
-    by_arm = ", ".join(f"{arm} {percent(one)}" for arm, one in found["by_arm"].items())
-    left = f", {found['left_out']} left out, where the best method has no error" if found["left_out"] else ""
+    by_arm = ", ".join(f"{arm} {percent(of_arm)}" for arm, of_arm in reduction["by_arm"].items())
+    left = f", {reduction['left_out']} left out, where the best method has no error" if reduction["left_out"] else ""
     return [
-        f"Mean reduction of the error by the two hybrids over the best method without adaptation: **{percent(found)}**"
-        f" ({by_arm}; {found['places']} pairs of n and k{left}; the paper reports 34 %). The interval is over replications."
+        f"Mean reduction of the error by the two hybrids over the best method without adaptation: **{percent(reduction)}**"
+        f" ({by_arm}; {reduction['places']} pairs of n and k{left}; the paper reports 34 %). The interval is over replications."
     ]
 
 
-def percent(one: dict[str, Any]) -> str:
+def percent(reduction: dict[str, Any]) -> str:
     """A reduction with its interval."""
-    half = "" if _is_missing(one["half"]) else f" ± {100 * one['half']:.0f}"
-    return f"{100 * one['mean']:.0f}{half} %"
+    half = "" if _is_missing(reduction["half"]) else f" ± {100 * reduction['half']:.0f}"
+    return f"{100 * reduction['mean']:.0f}{half} %"
 
 
 def orderings_table(rows: Sequence[dict[str, Any]]) -> list[str]:
@@ -195,9 +196,9 @@ def orderings_table(rows: Sequence[dict[str, Any]]) -> list[str]:
     return table(["claim", "holds by means", "interval for it", "interval against it", "verdict"], lines)
 
 
-def said_regrets(found: dict[str, dict[str, float]]) -> list[str]:
+def describe_regrets(regrets: dict[str, dict[str, float]]) -> list[str]:
     """How robust the methods without adaptation are, as a sentence."""
-    named = [f"{arm} {100 * one['mean']:.1f} (worst {100 * one['worst']:.1f})" for arm, one in found.items()]
+    named = [f"{arm} {100 * regret['mean']:.1f} (worst {100 * regret['worst']:.1f})" for arm, regret in regrets.items()]
     return [f"Behind the best of them, mean over n and k, in points: {', '.join(named)}."] if named else []
 
 

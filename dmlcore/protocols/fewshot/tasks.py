@@ -81,8 +81,8 @@ class Task:
 
     def test(self, k: int) -> Part:
         """The other samples of the target classes."""
-        rest = self.target.without_first(k)
-        return rest.first(self.test_most) if self.test_most else rest
+        remaining = self.target.without_first(k)
+        return remaining.first(self.test_most) if self.test_most else remaining
 
 
 def draw_task(
@@ -145,9 +145,9 @@ def check_counts(sides: Sides, n: int, source_n: int | None) -> None:
     if n > len(sides.target):
         raise ConfigError(f"n is {n}, but there are {len(sides.target)} target classes")
     there = len(sides.source) if sides.source else len(sides.target) - n
-    wanted = 2 if source_n is None else source_n
-    if wanted > there:
+    needed = 2 if source_n is None else source_n
+    if needed > there:
         left = "" if sides.source else f" beside {n} target classes"
         raise ConfigError(
-            f"{wanted} source classes are needed, but there are {there}{left}: give a smaller --source-n (default: n) or --n"
+            f"{needed} source classes are needed, but there are {there}{left}: give a smaller --source-n (default: n) or --n"
         )

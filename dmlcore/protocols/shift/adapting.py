@@ -22,7 +22,7 @@ from dmlcore.evaluation import protocol, retrieval_metrics
 from dmlcore.models import EmbeddingModel
 from dmlcore.training.building import limited
 
-KEPT = ("recall@1", "recall@2", "recall@4", "map@r")  # measures of an episode
+REPORTED = ("recall@1", "recall@2", "recall@4", "map@r")  # measures of an episode
 CLASSES, SAMPLES = 56, 2  # of a batch, as published
 BOUNDARY_RATE = 5e-4  # of the margin loss's beta, as published
 
@@ -35,7 +35,7 @@ class Adaptation:
         shots: numbers of support samples of a class that are tried.
         steps: of Adam, for each number of shots.
         rate: of Adam.
-        episodes: of those stored with the split, the first so many; None: all.
+        episodes: of those stored with the split, the first so many. None: all.
     """
 
     shots: tuple[int, ...] = (2, 5)
@@ -79,12 +79,12 @@ class Tail(nn.Module):
 
     @property
     def layer(self) -> nn.Module:
-        """The last linear layer of what is served; a fitted compressor behind it stays."""
+        """The last linear layer of what is served. A fitted compressor behind it stays."""
         student = self.model.student
         return student if self.model.served == "student" and student is not None else self.model.head
 
     def forward(self, features: Tensor) -> Tensor:
-        """Embeddings [b, D] of trunk features [b, F]; unit norm, as retrieval by cosine sees them."""
+        """Embeddings [b, D] of trunk features [b, F], of unit norm as retrieval by cosine sees them."""
         return functional.normalize(self.model.serve(features).float(), dim=1)
 
 
@@ -97,14 +97,14 @@ def trunk_features(model: EmbeddingModel, dataset: LabelledDataset, *, workers: 
 
 
 def tune(tail: Tail, features: Tensor, labels: np.ndarray, steps: int, rate: float, seed: int) -> Tail:
-    """Tune the last layer on support samples by the margin loss with distance-weighted negatives; returns the same tail.
+    """Tune the last layer on support samples by the margin loss with distance-weighted negatives. Returns the same tail.
 
     Args:
         tail: changed in place.
         features: [n, F] of the support.
         labels: int64 [n], any ids.
         steps: of Adam.
-        rate: of Adam; the boundary of the loss has its own.
+        rate: of Adam. The boundary of the loss has its own.
         seed: of the batches and the negatives.
     """
     present, dense = np.unique(labels, return_inverse=True)
@@ -148,7 +148,7 @@ def adapt(
         `{"before": measures, "after": measures}` of every episode.
     """
     targets = torch.from_numpy(labels).to(features.device)
-    found = []
+    measures = []
     with torch.no_grad():
         before = Tail(model)(features)
     for number, support in enumerate(episodes):
@@ -156,13 +156,13 @@ def adapt(
         tail = tune(Tail(model), features[torch.from_numpy(support)], labels[support], steps, rate, seed + number)
         with torch.no_grad():
             after = tail(features[queries])
-        found.append({
+        measures.append({
             "before": _measures(before[queries], targets[queries]),
             "after": _measures(after, targets[queries]),
         })  # fmt: skip
-    return found
+    return measures
 
 
 def _measures(embeddings: Tensor, labels: Tensor) -> dict[str, float]:
     measured: dict[str, Any] = retrieval_metrics(embeddings, labels, recall_at=(1, 2, 4))
-    return {name: measured[name] for name in KEPT}
+    return {name: measured[name] for name in REPORTED}

@@ -14,13 +14,13 @@ def area_under_shift(fids: Sequence[float], values: Sequence[float]) -> float:
     shifts.
 
     Args:
-        fids: of the splits, in any order, two different ones at least; equal ones are averaged.
+        fids: of the splits, in any order, two different ones at least. Equal ones are averaged.
         values: such as Recall@1, one per split.
 
     Raises:
         ConfigError: fewer than two different distances, or numbers that are not finite.
 
-    Source: Milbich et al., NeurIPS 2021, AUC of Recall@1 over the min-max-scaled FID; averaging equal distances is ours.
+    Source: Milbich et al., NeurIPS 2021, AUC of Recall@1 over the min-max-scaled FID. Averaging equal distances is ours.
     """
     x, y = np.asarray(fids, dtype=np.float64), np.asarray(values, dtype=np.float64)
     if x.shape != y.shape or x.ndim != 1 or not (np.isfinite(x).all() and np.isfinite(y).all()):

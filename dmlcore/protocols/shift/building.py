@@ -16,14 +16,14 @@ from dmlcore.plugin_files import absolute
 from dmlcore.protocols.shift.class_features import AS_THEY_ARE, class_means, is_run
 from dmlcore.protocols.shift.episodes import supports_by_class, usable_shots
 from dmlcore.protocols.shift.options import BuildOptions
-from dmlcore.protocols.shift.split_choice import by_step, by_targets, evenly_spaced, identities
+from dmlcore.protocols.shift.split_choice import by_spacing, by_targets, evenly_spaced, identities
 from dmlcore.protocols.shift.swapping import (
     LEAST_SIDE,
     ByGroups,
     ByMeans,
+    Division,
     Driver,
-    Step,
-    default_step,
+    default_division,
     halved,
     isometric,
     remove,
@@ -76,23 +76,34 @@ def build_splits(
     tell(f"{len(table.labels):,} samples of {len(means):,} classes, described by {means.shape[1]:,} numbers each")
     if build.episodes:  # before the long part
         usable_shots(table.labels, table.class_names, np.arange(len(means)), build.shots)
-    (train, test), driver, notes = _start(source, table, data, build, vectors := isometric(means))
+    vectors = isometric(means)
+    (train, test), driver, notes = _start(source, table, data, build, vectors)
     smaller = min(len(train), len(test))
-    if smaller < LEAST_SIDE:
+    _check_sides(train, test, data)
+    pairs = build.pairs or _pairs(smaller)
+    divisions = _walk(vectors, default_division(vectors, train, test), driver, build, pairs, smaller, tell)
+    places, choice_notes = _choose(divisions, build)
+    splits, episode_notes = _as_splits([divisions[place] for place in places], table, build)
+    default = next(split.id for split, place in zip(splits, places, strict=True) if divisions[place].stage == "default")
+    made_by = {**_made_by(build, pairs, model_options), "number": len(splits)}
+    progress = tuple({"stage": d.stage, "swapped": d.swapped, "removed": d.removed, "fid": _rounded(d.fid)} for d in divisions)
+    file = SplitFile(_data_name(data), options, default, tuple(splits), made_by, progress)
+    return file, [*table.skipped, *notes, *choice_notes, *episode_notes]
+
+
+def _check_sides(train: np.ndarray, test: np.ndarray, data: str) -> None:
+    if min(len(train), len(test)) < LEAST_SIDE:
         raise DataError(
             f"the default split of '{data}' has {len(train)} training and {len(test)} test classes, but each side needs"
             f" at least {LEAST_SIDE}"
         )
-    steps = _walk(vectors, default_step(vectors, train, test), driver, build, build.pairs or _pairs(smaller), smaller, tell)
-    chosen, found = _choose(steps, build)
-    splits, more = _as_splits([steps[place] for place in chosen], table, build)
-    default = next(split.id for split, place in zip(splits, chosen, strict=True) if steps[place].stage == "default")
-    made_by = {"command": "splits ood", **asdict(build), "pairs": build.pairs or _pairs(smaller), "number": len(splits)}
-    made_by["model_options"] = dict(model_options or {})
-    made_by["model"] = build.model if build.model == AS_THEY_ARE else _place(build.model)
-    progress = tuple({"stage": s.stage, "swapped": s.swapped, "removed": s.removed, "fid": _rounded(s.fid)} for s in steps)
-    file = SplitFile(_data_name(data), options, default, tuple(splits), made_by, progress)
-    return file, [*table.skipped, *notes, *found, *more]
+
+
+def _made_by(build: BuildOptions, pairs: int, model_options: dict[str, Any] | None) -> dict[str, Any]:
+    """What the file says about how it was made."""
+    model = build.model if build.model == AS_THEY_ARE else _place(build.model)
+    settings = {**asdict(build), "pairs": pairs, "model": model}
+    return {"command": "splits ood", **settings, "model_options": dict(model_options or {})}
 
 
 def _rounded(fid: float) -> float:
@@ -135,7 +146,7 @@ def _start(
         return halved(parts, build.test_fraction, build.seed), ByGroups(np.isin(groups, build.test_groups), build.seed), notes
     if build.start == "random":
         return halved([everyone], build.test_fraction, build.seed), ByMeans(vectors), ["the default split is random"]
-    sides, reason = _given(source, table, build.seed)
+    sides, reason = _own_split(source, table, build.seed)
     if sides is None and build.start == "data":
         raise DataError(f"start is 'data', but {reason}. Say --start random")
     if sides is None:
@@ -144,7 +155,7 @@ def _start(
     return sides, ByMeans(vectors), ([f"in it {table.split_note}"] if table.split_note else []) + notes
 
 
-def _given(source: DataSource, table: Table, seed: int) -> tuple[Sides | None, str]:
+def _own_split(source: DataSource, table: Table, seed: int) -> tuple[Sides | None, str]:
     """The data's own split by classes, or why there is none."""
     split = source.split(table, seed)
     if split is None:
@@ -157,59 +168,59 @@ def _given(source: DataSource, table: Table, seed: int) -> tuple[Sides | None, s
     return ((train, test), "") if not shared else (None, f"the data's own split has {shared} classes on both sides")
 
 
-def _groups(table: Table, data: str, wanted: Sequence[str]) -> np.ndarray:
+def _groups(table: Table, data: str, test_groups: Sequence[str]) -> np.ndarray:
     if table.class_groups is None:
         raise ConfigError(
             f"'{data}' has no groups of classes, which the driver 'groups' needs; an .npz file gives them as 'class_group'"
         )
-    known = sorted(set(table.class_groups))
-    for group in wanted:
-        if group not in known:
-            raise ConfigError(f"test_groups has '{group}', but '{data}' has no such group.{suggestion(group, known)}")
-    if set(wanted) == set(known):
-        raise ConfigError(f"test_groups are all {len(known)} groups of '{data}'; leave some to train on")
+    groups = sorted(set(table.class_groups))
+    for group in test_groups:
+        if group not in groups:
+            raise ConfigError(f"test_groups has '{group}', but '{data}' has no such group.{suggestion(group, groups)}")
+    if set(test_groups) == set(groups):
+        raise ConfigError(f"test_groups are all {len(groups)} groups of '{data}'; leave some to train on")
     return np.array(table.class_groups)
 
 
 def _walk(
     vectors: np.ndarray,
-    start: Step,
+    start: Division,
     driver: Driver,
     build: BuildOptions,
     pairs: int,
     smaller: int,
     tell: Callable[[str], None],
-) -> list[Step]:
+) -> list[Division]:
     """Every division between the easiest and the hardest, the default among them."""
 
-    def step_told(step: Step) -> None:
-        tell(f"{step.stage}: {abs(step.swapped):,} swapped, {step.removed:,} removed, FID {step.fid:.4g}")
+    def tell_division(division: Division) -> None:
+        tell(f"{division.stage}: {abs(division.swapped):,} swapped, {division.removed:,} removed, FID {division.fid:.4g}")
 
     tell(f"default: FID {start.fid:.4g}")
-    common: dict[str, Any] = {"pairs": pairs, "patience": build.patience, "iterations": build.iterations, "tell": step_told}
+    common: dict[str, Any] = {"pairs": pairs, "patience": build.patience, "iterations": build.iterations, "tell": tell_division}
     goes_easier = build.driver == "means" if build.easier is None else build.easier
     easier = swap(vectors, start, driver, history=build.easier_history, easier=True, **common) if goes_easier else []
     harder = swap(vectors, start, driver, history=build.history, **common)
     most = int(build.removal * smaller)
     hardest = (harder or [start])[-1]
-    removals = remove(vectors, hardest, driver, count=pairs, most=most, patience=build.patience, tell=step_told)
+    removals = remove(vectors, hardest, driver, count=pairs, most=most, patience=build.patience, tell=tell_division)
     return [*reversed(easier), start, *harder, *removals]
 
 
-def _choose(steps: list[Step], build: BuildOptions) -> tuple[list[int], list[str]]:
+def _choose(divisions: list[Division], build: BuildOptions) -> tuple[list[int], list[str]]:
     if build.fids is not None:
-        return by_targets(steps, build.fids)
+        return by_targets(divisions, build.fids)
     if build.fid_step is not None:
-        return by_step(steps, build.fid_step)
-    return evenly_spaced(steps, build.number or DEFAULT_NUMBER)
+        return by_spacing(divisions, build.fid_step)
+    return evenly_spaced(divisions, build.number or DEFAULT_NUMBER)
 
 
-def _as_splits(steps: list[Step], table: Table, build: BuildOptions) -> tuple[list[ClassSplit], list[str]]:
+def _as_splits(divisions: list[Division], table: Table, build: BuildOptions) -> tuple[list[ClassSplit], list[str]]:
     names = table.class_names
     shots: list[int] = []
     notes: list[str] = []
     if build.episodes:
-        tested = np.unique(np.concatenate([step.test for step in steps]))
+        tested = np.unique(np.concatenate([division.test for division in divisions]))
         shots, notes = usable_shots(table.labels, names, tested, build.shots, build.short_classes)
     sample_names = table.names()
     supports = {
@@ -219,19 +230,20 @@ def _as_splits(steps: list[Step], table: Table, build: BuildOptions) -> tuple[li
     # One order for all splits, so that a class which stays on the training side keeps its part as far as possible.
     order = np.random.RandomState([build.seed, 17]).permutation(len(names))
     splits = []
-    for identity, step in zip(identities(steps), steps, strict=True):
-        train, test = np.sort(step.train), np.sort(step.test)
+    for identity, division in zip(identities(divisions), divisions, strict=True):
+        train, test = np.sort(division.train), np.sort(division.test)
         ranked = train[np.argsort(order[train])]
         trained = int(_TRAINED_SHARE * len(train))
         episodes: dict[int, tuple[Episode, ...]] = {
-            k: tuple({names[label]: found[label] for label in test} for found in drawn) for k, drawn in supports.items()
+            k: tuple({names[label]: supports_of[label] for label in test} for supports_of in drawn)
+            for k, drawn in supports.items()
         }
         splits.append(
             ClassSplit(
                 identity,
-                _rounded(step.fid),
-                step.swapped,
-                step.removed,
+                _rounded(division.fid),
+                division.swapped,
+                division.removed,
                 train=tuple(names[label] for label in train),
                 test=tuple(names[label] for label in test),
                 train_part=tuple(names[label] for label in np.sort(ranked[:trained])),

@@ -47,7 +47,7 @@ def class_means(
         image_size: pixels, or None.
         device: of a model.
         workers: processes that decode image files.
-        seed: of the weights of a trunk that brings none.
+        seed: of the weights of a trunk that has none of its own.
 
     Returns:
         The source, its table, and float64 [C, F], a row per class of the table.
@@ -82,10 +82,10 @@ def _means(table: Table, describe: Callable[[LabelledDataset], Tensor]) -> np.nd
         rows = np.arange(start, min(start + _CHUNK, len(table.labels)))
         labels = table.labels[rows]
         part = LabelledDataset(table.samples, rows, labels, table.class_names, table.sample_shape)
-        found = describe(part).double().cpu().numpy()  # [b, F]
+        vectors = describe(part).double().cpu().numpy()  # [b, F]
         if sums is None:
-            sums = np.zeros((len(table.class_names), found.shape[1]))
-        np.add.at(sums, labels, found)
+            sums = np.zeros((len(table.class_names), vectors.shape[1]))
+        np.add.at(sums, labels, vectors)
     assert sums is not None
     if not np.isfinite(sums).all():
         raise DataError("the model gives features that are NaN or infinite for this data")

@@ -27,7 +27,7 @@ def usable_shots(
         labels: int64 [N], an index into `class_names`.
         class_names: C names.
         test_classes: int64, every class that is a test class of some split.
-        shots: as asked for; None: 2, 5 and 10, as far as one class can give them.
+        shots: as asked for. None: 2, 5 and 10, as far as one class can give them.
         short_classes: what becomes of classes with fewer than k + 2 samples: they `lend` all but 2 of theirs, or are refused.
 
     Returns:
@@ -38,7 +38,6 @@ def usable_shots(
         DataError: a short class where these are refused.
     """
     sizes = np.bincount(labels, minlength=len(class_names))[test_classes]
-    largest = int(sizes.argmax())
     usable: list[int] = []
     notes: list[str] = []
     for k in DEFAULT_SHOTS if shots is None else shots:
@@ -46,11 +45,8 @@ def usable_shots(
             raise ConfigError(f"shots has {k}, but must be different whole numbers from 1 on")
         short = np.flatnonzero(sizes < k + LEFT)
         if len(short) == len(sizes):
-            works = f"at most {sizes[largest] - LEFT} shots work" if sizes[largest] > LEFT else "no number of shots works"
-            reason = (
-                f"{k} shots need a test class of {k + LEFT} samples or more, but the largest,"
-                f" '{class_names[test_classes[largest]]}', has {sizes[largest]}: {works}"
-            )
+            largest = int(sizes.argmax())
+            reason = _why_not_any(k, class_names[int(test_classes[largest])], int(sizes[largest]))
             if shots is not None:
                 raise ConfigError(reason)
             notes.append(f"episodes of {k} shots are left out: {reason}")
@@ -70,8 +66,14 @@ def usable_shots(
     return usable, notes
 
 
+def _why_not_any(shots: int, name: str, size: int) -> str:
+    """Why no class can give so many shots, of the largest class."""
+    works = f"at most {size - LEFT} shots work" if size > LEFT else "no number of shots works"
+    return f"{shots} shots need a test class of {shots + LEFT} samples or more, but the largest, '{name}', has {size}: {works}"
+
+
 def draw_supports(labels: np.ndarray, shots: int, episode: int, seed: int) -> np.ndarray:
-    """The support samples of every class in one episode; the same class lends the same ones to every split.
+    """The support samples of every class in one episode. The same class lends the same ones to every split.
 
     Args:
         labels: int64 [N].
@@ -94,11 +96,11 @@ def draw_supports(labels: np.ndarray, shots: int, episode: int, seed: int) -> np
 def supports_by_class(
     labels: np.ndarray, names: Sequence[str], class_names: Sequence[str], shots: int, episode: int, seed: int
 ) -> list[tuple[str, ...]]:
-    """Names of the support samples of every class; arguments as of `draw_supports`, with a name per sample and class."""
-    found: list[list[str]] = [[] for _ in class_names]
+    """Names of the support samples of every class. Arguments as of `draw_supports`, with a name per sample and class."""
+    supports: list[list[str]] = [[] for _ in class_names]
     for row in draw_supports(labels, shots, episode, seed):
-        found[int(labels[row])].append(names[int(row)])
-    return [tuple(support) for support in found]
+        supports[int(labels[row])].append(names[int(row)])
+    return [tuple(support) for support in supports]
 
 
 def support_rows(
@@ -110,7 +112,7 @@ def support_rows(
     class_names: Sequence[str],
     most: int | None = None,
 ) -> list[np.ndarray]:
-    """Where the support samples of every episode lie in the test part; all its other samples are queries.
+    """Where the support samples of every episode lie in the test part. All its other samples are queries.
 
     Args:
         split: with episodes.
@@ -119,7 +121,7 @@ def support_rows(
         names: of all samples of the table.
         classes: int64 [n], dense labels of the test part.
         class_names: by dense label.
-        most: episodes, the first so many; None: all.
+        most: episodes, the first so many. None: all.
 
     Returns:
         For each episode the positions in the test part, sorted int64.
@@ -128,12 +130,12 @@ def support_rows(
         DataError: no such episodes; samples that the data lack or that are of another class; a class without a query.
     """
     if shots not in split.episodes:
-        known = ", ".join(map(str, split.episodes)) or "none"
-        raise DataError(f"split '{split.id}' has no episodes of {shots} shots; it has: {known}")
+        available = ", ".join(map(str, split.episodes)) or "none"
+        raise DataError(f"split '{split.id}' has no episodes of {shots} shots; it has: {available}")
     sizes = np.bincount(classes, minlength=len(class_names))
     place = {(class_names[label], names[row]): at for at, (row, label) in enumerate(zip(table_rows, classes, strict=True))}
     label_of = {name: label for label, name in enumerate(class_names)}
-    found = []
+    positions = []
     for episode in split.episodes[shots][:most]:
         rows = []
         for name, support in episode.items():
@@ -149,5 +151,5 @@ def support_rows(
                     f" '{name}'; none is left to be searched"
                 )
             rows += [place[name, sample] for sample in support]
-        found.append(np.sort(np.array(rows, dtype=np.int64)))
-    return found
+        positions.append(np.sort(np.array(rows, dtype=np.int64)))
+    return positions

@@ -21,17 +21,17 @@ def frechet_distance(a: np.ndarray, b: np.ndarray) -> float:
     triangular factor, so that the cost is O(min(n, F)^2 max(n, F)) and no matrix is larger than F x F or n x n.
 
     Args:
-        a: [n_a, F] numbers, n_a >= 2; taken as float64.
+        a: [n_a, F] numbers, n_a >= 2. Taken as float64.
         b: [n_b, F], n_b >= 2.
 
     Returns:
-        At least 0; 0 for sets of the same mean and covariance, up to rounding (about 1e-15 of the variances).
+        At least 0, and 0 for sets of the same mean and covariance, up to rounding (about 1e-15 of the variances).
 
     Raises:
         DataError: fewer than two rows, no or different columns, numbers that are not finite.
 
     Source: Dowson and Landau, "The Fréchet Distance between Multivariate Normal Distributions", J. Multivariate Anal. 1982.
-    The published splits of ooDML add 1e-8 to both diagonals for their matrix root; without a root there is no need.
+    The published splits of ooDML add 1e-8 to both diagonals for their matrix root. Without a root there is no need.
     """
     a, b = _checked(a, "first"), _checked(b, "second")
     if a.shape[1] != b.shape[1]:

@@ -23,7 +23,7 @@ class Named:
 
 @dataclass
 class NumberType:
-    """A numpy type that the file describes; `order` comes with its state."""
+    """A numpy type that the file describes. `order` comes with its state."""
 
     code: str
     order: str = ""
@@ -69,8 +69,8 @@ def _number_type(arguments: tuple[Any, ...]) -> NumberType:
     """`numpy.dtype(code, align, copy)`."""
     flags = all(isinstance(flag, bool | int) for flag in arguments[1:])
     if not 1 <= len(arguments) <= 3 or not isinstance(arguments[0], str) or not _NUMBER.fullmatch(arguments[0]) or not flags:
-        given = shown(arguments[0]) if arguments else "nothing"
-        raise Refused(f"it has a numpy value of type {given}, but only numbers and text are read")
+        kind = shown(arguments[0]) if arguments else "nothing"
+        raise Refused(f"it has a numpy value of type {kind}, but only numbers and text are read")
     return NumberType(arguments[0])
 
 
@@ -109,7 +109,7 @@ def _decoded(content: bytes, encoding: str) -> str:
         raise Refused("a numpy text is no valid Unicode") from None
 
 
-MADE_BY: dict[str, Callable[[tuple[Any, ...]], Any]] = {
+RESULTS: dict[str, Callable[[tuple[Any, ...]], Any]] = {
     "dtype": _number_type,
     "scalar": _scalar,
     "encode": _encode,

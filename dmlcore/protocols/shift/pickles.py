@@ -1,6 +1,6 @@
 """Reading pickles that hold plain data, without executing them: nothing a file names is imported, looked up or called.
 
-The standard library only cuts the file into opcodes (`pickletools.genops`); the few that plain data needs are followed here.
+The standard library only cuts the file into opcodes (`pickletools.genops`). The few that plain data needs are followed here.
 A file can name four functions, which stay names: what they would make of plain arguments is written out in `pickled_values`.
 """
 
@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from dmlcore.errors import DataError
-from dmlcore.protocols.shift.pickled_values import MADE_BY, Bytes, Named, NumberType, Refused, printable, shown
+from dmlcore.protocols.shift.pickled_values import RESULTS, Bytes, Named, NumberType, Refused, printable, shown
 
 LARGEST_FILE = 2**30  # bytes: it is read as a whole
 _DEEPEST = 100  # containers within containers
@@ -49,7 +49,7 @@ def read_pickle(path: str | Path) -> Any:
         path: of the file.
 
     Returns:
-        The value; numpy scalars as Python's. Parts that the file shares are shared.
+        The value, with numpy scalars as Python's. Parts that the file shares are shared.
 
     Raises:
         DataError: no such file, anything else in it, a damaged or cut-off file.
@@ -91,7 +91,7 @@ def parse_pickle(content: bytes) -> Any:
 
 
 def _opcodes(content: bytes) -> Iterator[tuple[str, Any, int]]:
-    """Name, argument and position of every opcode up to STOP; an argument that lies beyond the end is an error."""
+    """Name, argument and position of every opcode up to STOP. An argument that lies beyond the end is an error."""
     try:
         for opcode, argument, position in pickletools.genops(content):
             yield opcode.name, argument, position or 0
@@ -202,16 +202,16 @@ class _Machine:
 
     def _name(self, parts: list[Any]) -> None:
         module, name = parts if len(parts) == 2 else ("", parts[0])
-        found = _GLOBALS.get((module, name)) if isinstance(module, str) and isinstance(name, str) else None
-        if found is None:
+        function = _GLOBALS.get((module, name)) if isinstance(module, str) and isinstance(name, str) else None
+        if function is None:
             raise Refused(f"it names {shown(module)}.{shown(name)}, which could run code")
-        self.stack.append(Named(found))
+        self.stack.append(Named(function))
 
     def _reduce(self) -> None:
         function, arguments = self._take(2)
         if not isinstance(function, Named) or not isinstance(arguments, tuple):
             raise Refused("it calls something that is no function of plain data")
-        self.stack.append(MADE_BY[function.name](arguments))
+        self.stack.append(RESULTS[function.name](arguments))
 
     def _build(self) -> None:
         target, state = self._take(2)
@@ -237,7 +237,7 @@ def _text(value: Any) -> str:
     return value
 
 
-def _fill(found: dict[Any, Any], values: list[Any]) -> dict[Any, Any]:
+def _fill(target: dict[Any, Any], values: list[Any]) -> dict[Any, Any]:
     if len(values) % 2:
         raise Refused("a dict has a key without a value")
     for key, value in zip(values[::2], values[1::2], strict=True):
@@ -245,8 +245,8 @@ def _fill(found: dict[Any, Any], values: list[Any]) -> dict[Any, Any]:
             raise Refused(f"a dict has a key of type {_kind(key)}, but must have text or numbers")
         if isinstance(key, int) and abs(key) >= _LARGEST_KEY:
             raise Refused("a dict has a key of more than 60 bits")
-        found[key] = value
-    return found
+        target[key] = value
+    return target
 
 
 def _kind(value: Any) -> str:
@@ -256,7 +256,7 @@ def _kind(value: Any) -> str:
 def _check(value: Any, most: int) -> None:
     """Refuse what is no plain data, contains itself, is nested too deep, or too large once shared parts are written out.
 
-    Each container is visited once; its size is kept, so that a small file that means much is refused in no time.
+    Each container is visited once, and its size remembered, so that a small file that means much is refused in no time.
     """
     sizes: dict[int, int] = {}
     open_now: set[int] = set()
@@ -268,7 +268,7 @@ def _check(value: Any, most: int) -> None:
         if len(path) == _DEEPEST:
             raise Refused(f"it is nested more than {_DEEPEST} deep")
         open_now.add(id(container))
-        inside = (one for pair in container.items() for one in pair) if isinstance(container, dict) else iter(container)
+        inside = (part for pair in container.items() for part in pair) if isinstance(container, dict) else iter(container)
         path.append((container, inside, [1]))
 
     total = _leaf(value)
@@ -276,14 +276,14 @@ def _check(value: Any, most: int) -> None:
         enter(value)
     while path:
         container, inside, size = path[-1]
-        for one in inside:
-            known = _leaf(one)
-            if known is None:
-                known = sizes.get(id(one))
-                if known is None:
-                    enter(one)
+        for part in inside:
+            part_size = _leaf(part)
+            if part_size is None:
+                part_size = sizes.get(id(part))
+                if part_size is None:
+                    enter(part)
                     break
-            size[0] += known
+            size[0] += part_size
             if size[0] > most:
                 raise Refused("it means far more than it holds: parts of it are repeated again and again")
         else:
@@ -295,7 +295,7 @@ def _check(value: Any, most: int) -> None:
 
 
 def _leaf(value: Any) -> int | None:
-    """The size of a value without parts; None for a container."""
+    """The size of a value without parts. None for a container."""
     if isinstance(value, str):
         return 1 + len(value)
     if value is None or isinstance(value, bool | int | float):

@@ -15,7 +15,7 @@ _LOOKS = {
 
 
 def draw_progress(file: SplitFile, path: Path) -> Path:
-    """Draw the steps of a file of splits; imported splits, whose steps are not known, are drawn alone.
+    """Draw the divisions of a file of splits. Imported splits, whose divisions are not known, are drawn alone.
 
     Args:
         file: with at least one split.

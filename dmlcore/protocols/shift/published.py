@@ -36,15 +36,16 @@ def import_published(
 ) -> tuple[SplitFile, list[str]]:
     """Read a published file and match its names to local data.
 
-    Classes are matched by name, then without regard to case, `_` against space, and a number in front; images by their path
-    below the data's folder, its last two parts, or the file's name, within their class. A name that fits several is no match.
+    Classes are matched by name, then without regard to case, `_` against space, and a number in front. Images are matched
+    within their class, by the path below the data's folder, its last two parts, or the file's name. A name that fits several is
+    no match.
 
     Args:
         path: of the pickle.
         data: what `--data` names.
         options: of the data.
         allows_missing: leave out classes and images that the data lack.
-        default: id of the default split; None: the split that trains on the first half of the classes by name, else the one
+        default: id of the default split. None: the split that trains on the first half of the classes by name, else the one
             of the smallest distance.
 
     Returns:
@@ -57,10 +58,9 @@ def import_published(
     _, table = load_table(data, options={**_undecoded(data), **(options or {})})
     matched = _Matched(table, data)
     sides = {identity: _sides(split, identity, matched) for identity, split in published.items()}
-    chosen, notes = _default(sides, published, default)
-    first = sides[chosen]
+    start, notes = _default(sides, published, default)
     splits = [
-        _split(identity, published[identity], side, first, float(published[chosen]["fid"]), matched)
+        _split(identity, published[identity], side, sides[start], float(published[start]["fid"]), matched)
         for identity, side in sides.items()
     ]
     matched.report(allows_missing)
@@ -73,7 +73,7 @@ def import_published(
     splits.sort(key=lambda split: split.fid)
     place = str(Path(data).expanduser().resolve()) if find_source(data)[1] else absolute(data)
     made_by = {"command": "splits import", "file": Path(path).name}
-    return SplitFile(place, dict(options or {}), chosen, tuple(splits), made_by), [*table.skipped, *notes, *matched.notes]
+    return SplitFile(place, dict(options or {}), start, tuple(splits), made_by), [*table.skipped, *notes, *matched.notes]
 
 
 def _undecoded(data: str) -> dict[str, Any]:
@@ -86,7 +86,7 @@ def _read(path: str | Path) -> dict[str, dict[Any, Any]]:
     content = read_pickle(path)
     if not isinstance(content, dict) or not content:
         raise DataError(f"'{path}' holds {type(content).__name__}, but a published file has a dict of splits")
-    found: dict[str, dict[Any, Any]] = {}
+    published: dict[str, dict[Any, Any]] = {}
     for identity, split in content.items():
         missing = [key for key in _KEYS if key not in split] if isinstance(split, dict) else list(_KEYS)
         if missing:
@@ -94,8 +94,8 @@ def _read(path: str | Path) -> dict[str, dict[Any, Any]]:
         fid = split["fid"]
         if isinstance(fid, bool) or not isinstance(fid, int | float) or not 0 <= fid < float("inf"):
             raise DataError(f"'{path}': split '{identity}' has the FID {fid!r}, but it must be a number >= 0")
-        found[str(identity)] = split
-    return found
+        published[str(identity)] = split
+    return published
 
 
 class _Matched:
@@ -123,30 +123,30 @@ class _Matched:
 
     def class_of(self, name: str) -> str | None:
         """The data's name of a class."""
-        found = self._classes.find(name)
-        if found is None:
+        match = self._classes.find(name)
+        if match is None:
             self.missing["classes"][name] = None
-        elif self._claimed.setdefault(found, name) != name:
+        elif self._claimed.setdefault(match, name) != name:
             raise DataError(
-                f"two classes of the file, '{self._claimed[found]}' and '{name}', fit class '{found}' of '{self.data}';"
+                f"two classes of the file, '{self._claimed[match]}' and '{name}', fit class '{match}' of '{self.data}';"
                 f" rename the data's classes as the file does"
             )
-        return found
+        return match
 
     def samples_of(self, class_name: str, names: Sequence[str]) -> list[str]:
-        """The data's names of samples of a class of the data; where they are all it has, all but two."""
+        """The data's names of samples of a class of the data. Where they are all it has, all but two."""
         finder = self._samples[class_name]
-        found = []
+        matches = []
         for name in names:
             match = finder.find(name)
             if match is None:
                 self.missing["images"][f"{class_name}/{_file_name(name)}"] = None
-            elif match not in found:
-                found.append(match)
-        if len(found) >= len(finder.names):
+            elif match not in matches:
+                matches.append(match)
+        if len(matches) >= len(finder.names):
             self.short.add(class_name)
-            return found[: max(0, len(finder.names) - LEFT)]
-        return found
+            return matches[: max(0, len(finder.names) - LEFT)]
+        return matches
 
     def report(self, allows_missing: bool) -> None:
         """Refuse what is missing, or note it."""
@@ -165,7 +165,7 @@ class _Matched:
 
 
 class _Finder:
-    """Finds names by forms of them, the strictest first; a form that two names share finds neither.
+    """Finds names by forms of them, the strictest first. A form that two names share finds neither.
 
     Args:
         names: of the data, different.
@@ -177,11 +177,11 @@ class _Finder:
         self.forms = forms
         self._by_form: list[dict[str, str | None]] = []
         for form in forms:
-            found: dict[str, str | None] = {}
+            name_of: dict[str, str | None] = {}
             for name in names:
                 key = form(name)
-                found[key] = None if key in found else name
-            self._by_form.append(found)
+                name_of[key] = None if key in name_of else name
+            self._by_form.append(name_of)
 
     def find(self, name: str) -> str | None:
         for form, names in zip(self.forms, self._by_form, strict=True):
@@ -217,21 +217,21 @@ Sides = dict[str, list[str]]
 
 def _sides(split: dict[Any, Any], identity: str, matched: _Matched) -> Sides:
     """The classes of both sides and of the parts of the training side, by the data's names."""
-    found: Sides = {}
+    sides: Sides = {}
     for key in ("train", "test", "split_train", "split_val"):
         if key in split:
             names = _names(split[key], f"split '{identity}': {key}")
-            found[key] = list(dict.fromkeys(match for name in names if (match := matched.class_of(name)) is not None))
-    both = set(found["train"]) & set(found["test"])
+            sides[key] = list(dict.fromkeys(match for name in names if (match := matched.class_of(name)) is not None))
+    both = set(sides["train"]) & set(sides["test"])
     if both:
         raise DataError(f"split '{identity}': class '{min(both)}' is on both sides, training and test ({len(both)} in all)")
-    if "split_train" not in found:
-        found["split_train"] = found["train"][: int(0.75 * len(found["train"]))]
+    if "split_train" not in sides:
+        sides["split_train"] = sides["train"][: int(0.75 * len(sides["train"]))]
     # What the file does not say to validate with is trained on, so that the parts divide the side.
-    validation = [name for name in found.get("split_val", found["train"]) if name not in set(found["split_train"])]
-    found["split_val"] = [name for name in validation if name in set(found["train"])]
-    found["split_train"] = [name for name in found["train"] if name not in set(found["split_val"])]
-    return found
+    validation = [name for name in sides.get("split_val", sides["train"]) if name not in set(sides["split_train"])]
+    sides["split_val"] = [name for name in validation if name in set(sides["train"])]
+    sides["split_train"] = [name for name in sides["train"] if name not in set(sides["split_val"])]
+    return sides
 
 
 def _names(value: Any, what: str) -> list[str]:
@@ -246,11 +246,12 @@ def _is_name(name: Any, what: str) -> bool:
     raise DataError(f"{what} has {type(name).__name__} where a name belongs")
 
 
-def _default(sides: dict[str, Sides], published: dict[str, dict[Any, Any]], wanted: str | None) -> tuple[str, list[str]]:
-    if wanted is not None:
-        if wanted not in sides:
-            raise DataError(f"there is no split '{wanted}' to be the default.{suggestion(wanted, sides)}")
-        return wanted, []
+def _default(sides: dict[str, Sides], published: dict[str, dict[Any, Any]], identity: str | None) -> tuple[str, list[str]]:
+    """The split that the swaps of all others are counted from, and a note where it had to be guessed."""
+    if identity is not None:
+        if identity not in sides:
+            raise DataError(f"there is no split '{identity}' to be the default.{suggestion(identity, sides)}")
+        return identity, []
     for identity, side in sides.items():
         ordered = sorted([*side["train"], *side["test"]])
         if sorted(side["train"]) == ordered[: len(side["train"])]:
@@ -283,12 +284,13 @@ def _episodes(
     what = f"split '{identity}': test_episodes"
     if not isinstance(value, dict):
         raise DataError(f"{what} is {type(value).__name__}, but must be a dict by numbers of shots")
-    found: dict[int, tuple[dict[str, tuple[str, ...]], ...]] = {}
+    by_shots: dict[int, tuple[dict[str, tuple[str, ...]], ...]] = {}
     for shots, episodes in value.items():
         if not str(shots).isdigit() or not int(shots):
             raise DataError(f"{what} has the key '{shots}', but must have numbers of shots")
-        found[int(shots)] = tuple(_episode(one, int(shots), what, test, matched) for one in _in_order(episodes, what))
-    return dict(sorted(found.items()))
+        drawn = _in_order(episodes, what)
+        by_shots[int(shots)] = tuple(_episode(episode, int(shots), what, test, matched) for episode in drawn)
+    return dict(sorted(by_shots.items()))
 
 
 def _in_order(value: Any, what: str) -> Iterable[Any]:
@@ -301,7 +303,7 @@ def _in_order(value: Any, what: str) -> Iterable[Any]:
 def _episode(value: Any, shots: int, what: str, test: set[str], matched: _Matched) -> dict[str, tuple[str, ...]]:
     if not isinstance(value, dict):
         raise DataError(f"{what} has {type(value).__name__} where an episode belongs")
-    found = {}
+    supports = {}
     for name, images in value.items():
         names = _names(images, f"{what}, class '{name}'")
         if len(set(names)) > shots:
@@ -311,5 +313,5 @@ def _episode(value: Any, shots: int, what: str, test: set[str], matched: _Matche
             continue
         if local not in test:
             raise DataError(f"{what}: class '{name}' is no test class of the split")
-        found[local] = tuple(matched.samples_of(local, names))
-    return found
+        supports[local] = tuple(matched.samples_of(local, names))
+    return supports

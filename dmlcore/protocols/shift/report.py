@@ -17,6 +17,7 @@ from dmlcore.reports import pictures
 from dmlcore.reports.intervals import mean_and_half
 
 MEASURES = {"recall@1": "R@1", "map@r": "MAP@R"}
+KEYS = ("name", "split", "seed", "adaptation")  # of the settings of a whole cell
 
 
 @dataclass
@@ -43,31 +44,31 @@ class Results:
 
         Args:
             folder: of `dmlcore ood run`.
-            names: of configurations; empty: all.
+            names: of configurations. Empty: all.
 
         Raises:
             ConfigError: there is nothing; or results of different splits under one id.
             TrainingError: a damaged file.
         """
-        found = cls()
+        results = cls()
         about: dict[str, dict[str, Any]] = {}
         for path in sorted(Path(folder).glob(f"{DONE}/*/*/seed*.json")):
-            settings, result = read_cell(path, lambda about, _: [about[key] for key in ("name", "split", "seed", "adaptation")])
+            settings, result = read_cell(path, lambda settings, _: [settings[key] for key in KEYS])
             name, split, seed = settings["name"], settings["split"], settings["seed"]
-            found.adaptation = settings["adaptation"] or found.adaptation
+            results.adaptation = settings["adaptation"] or results.adaptation
             if names and name not in names:
                 continue
             if about.setdefault(split["id"], split) != split:
                 raise ConfigError(
                     f"{folder} holds results of two different splits '{split['id']}'; keep one file of splits each"
                 )
-            found.cells[name, split["id"], seed] = result
-        if not found.cells:
+            results.cells[name, split["id"], seed] = result
+        if not results.cells:
             raise ConfigError(f"there are no results of `dmlcore ood run` in {folder}")
-        found.splits = sorted(about.values(), key=lambda split: split["fid"])
-        found.names = list(names) or sorted({name for name, _, _ in found.cells})
-        found.seeds = sorted({seed for _, _, seed in found.cells})
-        return found
+        results.splits = sorted(about.values(), key=lambda split: split["fid"])
+        results.names = list(names) or sorted({name for name, _, _ in results.cells})
+        results.seeds = sorted({seed for _, _, seed in results.cells})
+        return results
 
     def values(self, name: str, split: str, measure: str) -> list[float]:
         """A zero-shot measure for every seed that is there."""
@@ -99,13 +100,13 @@ class Results:
 
     def before(self, name: str, split: str, shots: str, measure: str = "recall@1") -> float:
         """Mean of a measure before adaptation, over seeds and episodes."""
-        found = [
+        values = [
             episode["before"][measure]
             for seed in self.seeds
             if (name, split, seed) in self.cells
             for episode in self.cells[name, split, seed]["few_shot"].get(shots, [])
         ]
-        return sum(found) / len(found) if found else math.nan
+        return sum(values) / len(values) if values else math.nan
 
     def shots(self) -> list[str]:
         """Numbers of shots that were adapted to."""
@@ -115,7 +116,7 @@ class Results:
 def summary(results: Results) -> dict[str, Any]:
     """Everything the report says, as plain numbers: means and halves of 95 % t-intervals (None below two values)."""
     wide = len(results.splits) > 1 and results.splits[0]["fid"] < results.splits[-1]["fid"]
-    found: dict[str, Any] = {
+    numbers: dict[str, Any] = {
         "splits": results.splits,
         "seeds": results.seeds,
         "adaptation": results.adaptation,
@@ -123,7 +124,7 @@ def summary(results: Results) -> dict[str, Any]:
         "area_differences": {},
     }
     for name in results.names:
-        one: dict[str, Any] = {"splits": {}, "area": {}}
+        configuration: dict[str, Any] = {"splits": {}, "area": {}}
         for split in results.splits:
             identity = split["id"]
             row: dict[str, Any] = {
@@ -136,10 +137,10 @@ def summary(results: Results) -> dict[str, Any]:
                 for shots in results.shots()
                 if (gains := results.gains(name, identity, shots))
             }
-            one["splits"][identity] = row
+            configuration["splits"][identity] = row
         if wide:
-            one["area"] = {m: _pair(areas) for m in MEASURES if (areas := results.areas(name, m))}
-        found["configurations"][name] = one
+            configuration["area"] = {m: _pair(areas) for m in MEASURES if (areas := results.areas(name, m))}
+        numbers["configurations"][name] = configuration
     if wide:
         for index, first in enumerate(results.names):
             for second in results.names[index + 1 :]:
@@ -147,8 +148,8 @@ def summary(results: Results) -> dict[str, Any]:
                 pairs = zip(results.areas(first, "recall@1", seeds), results.areas(second, "recall@1", seeds), strict=True)
                 differences = [a - b for a, b in pairs]
                 if differences:
-                    found["area_differences"][f"{first} - {second}"] = _pair(differences)
-    return plain(found)
+                    numbers["area_differences"][f"{first} - {second}"] = _pair(differences)
+    return plain(numbers)
 
 
 def _pair(values: Sequence[float]) -> dict[str, Any]:
@@ -156,37 +157,37 @@ def _pair(values: Sequence[float]) -> dict[str, Any]:
     return {"mean": mean, "half": half, "count": len(values)}
 
 
-def markdown(found: dict[str, Any]) -> str:
+def markdown(numbers: dict[str, Any]) -> str:
     """The report as text, from `summary`."""
     lines = [
         "# Retrieval under shift",
         "",
-        f"{len(found['configurations'])} configurations, {len(found['splits'])} splits, seeds "
-        f"{', '.join(map(str, found['seeds']))}. Numbers are percent, with 95 % t-intervals over seeds.",
+        f"{len(numbers['configurations'])} configurations, {len(numbers['splits'])} splits, seeds "
+        f"{', '.join(map(str, numbers['seeds']))}. Numbers are percent, with 95 % t-intervals over seeds.",
         "",
-        *tables(found),
+        *tables(numbers),
     ]
     return "\n".join(lines) + "\n"
 
 
-def tables(found: dict[str, Any]) -> list[str]:
+def tables(numbers: dict[str, Any]) -> list[str]:
     """The tables of the report, as lines of Markdown: areas, Recall@1 by split, gains of adaptation."""
-    names = list(found["configurations"])
+    names = list(numbers["configurations"])
     lines: list[str] = []
-    if any(one["area"] for one in found["configurations"].values()):
+    if any(numbers["configurations"][name]["area"] for name in names):
         lines += [
             "Area under the curve over FID scaled to [0, 1]:",
             "",
             "| configuration | R@1 | MAP@R |",
             "| --- | --- | --- |",
         ]
-        ranked = sorted(names, key=lambda name: -_mean(found["configurations"][name]["area"].get("recall@1")))
+        ranked = sorted(names, key=lambda name: -_mean(numbers["configurations"][name]["area"].get("recall@1")))
         for name in ranked:
-            area = found["configurations"][name]["area"]
-            lines.append(f"| {name} | {said(area.get('recall@1'))} | {said(area.get('map@r'))} |")
+            area = numbers["configurations"][name]["area"]
+            lines.append(f"| {name} | {percent(area.get('recall@1'))} | {percent(area.get('map@r'))} |")
         lines.append("")
-    lines += _by_split("R@1", found, lambda row: said(row.get("recall@1")))
-    shots = shots_of(found)
+    lines += _by_split("R@1", numbers, lambda row: percent(row.get("recall@1")))
+    shots = shots_of(numbers)
     for k in shots:
         lines += [
             "",
@@ -197,25 +198,25 @@ def tables(found: dict[str, Any]) -> list[str]:
 
         def gain(row: dict[str, Any], k: str = k) -> str:
             few = row["few_shot"].get(k)
-            return f"{100 * few['before']:.1f} {said(few['gain'], signed=True)}" if few else ""
+            return f"{100 * few['before']:.1f} {percent(few['gain'], signed=True)}" if few else ""
 
-        lines += _by_split("", found, gain)
+        lines += _by_split("", numbers, gain)
     return lines
 
 
-def shots_of(found: dict[str, Any]) -> list[str]:
+def shots_of(numbers: dict[str, Any]) -> list[str]:
     """Numbers of shots that a summary has gains of, ascending."""
-    rows = (row for one in found["configurations"].values() for row in one["splits"].values())
+    rows = (row for configuration in numbers["configurations"].values() for row in configuration["splits"].values())
     return sorted({shots for row in rows for shots in row["few_shot"]}, key=int)
 
 
-def _by_split(title: str, found: dict[str, Any], cell: Any) -> list[str]:
-    names = list(found["configurations"])
+def _by_split(title: str, numbers: dict[str, Any], text_of: Any) -> list[str]:
+    names = list(numbers["configurations"])
     lines = [f"{title} by split:", ""] if title else []
     lines += [f"| split | FID | {' | '.join(names)} |", f"| --- | --- |{' --- |' * len(names)}"]
-    for split in found["splits"]:
-        cells = (cell(found["configurations"][name]["splits"][split["id"]]) for name in names)
-        lines.append(f"| {split['id']} | {split['fid']:.4g} | {' | '.join(cells)} |")
+    for split in numbers["splits"]:
+        texts = (text_of(numbers["configurations"][name]["splits"][split["id"]]) for name in names)
+        lines.append(f"| {split['id']} | {split['fid']:.4g} | {' | '.join(texts)} |")
     return lines
 
 
@@ -223,24 +224,24 @@ def _mean(pair: dict[str, Any] | None) -> float:
     return pair["mean"] if pair else -math.inf
 
 
-def said(pair: dict[str, Any] | None, signed: bool = False) -> str:
-    """A mean in percent with half of its interval; empty where there is none."""
+def percent(pair: dict[str, Any] | None, signed: bool = False) -> str:
+    """A mean in percent with half of its interval. Empty where there is none."""
     if not pair:
         return ""
     half = f" ± {100 * pair['half']:.1f}" if pair["half"] is not None else ""
     return f"{100 * pair['mean']:{'+' if signed else ''}.1f}{half}"
 
 
-def draw(found: dict[str, Any], path: Path, title: str = "") -> Path:
+def draw(numbers: dict[str, Any], path: Path, title: str = "") -> Path:
     """The picture: Recall@1 against FID with bands, and the gains of adaptation where there are any."""
     pyplot = pictures.pyplot()
-    shots = shots_of(found)
+    shots = shots_of(numbers)
     figure, axes = pyplot.subplots(1, 1 + len(shots), figsize=(5.2 * (1 + len(shots)), 4), squeeze=False)
     panels = [("Recall@1, zero-shot", lambda row: row.get("recall@1"))]
     panels += [(f"Recall@1 gained by {k} shots", lambda row, k=k: row["few_shot"].get(k, {}).get("gain")) for k in shots]
     for axis, (label, of) in zip(axes[0], panels, strict=True):
-        for name, one in found["configurations"].items():
-            points = [(split["fid"], of(one["splits"][split["id"]])) for split in found["splits"]]
+        for name, configuration in numbers["configurations"].items():
+            points = [(split["fid"], of(configuration["splits"][split["id"]])) for split in numbers["splits"]]
             points = [(fid, pair) for fid, pair in points if pair]
             x, y = [fid for fid, _ in points], [100 * pair["mean"] for _, pair in points]
             half = [100 * (pair["half"] or 0) for _, pair in points]
@@ -255,14 +256,14 @@ def draw(found: dict[str, Any], path: Path, title: str = "") -> Path:
 
 
 def write(folder: str | Path, names: Sequence[str] = ()) -> dict[str, Any]:
-    """Write `report.json`, `report.md` and, where matplotlib is installed, `recall.svg`; returns the summary and the paths."""
+    """Write `report.json`, `report.md` and, where matplotlib is installed, `recall.svg`. Returns the summary and the paths."""
     folder = Path(folder)
-    found = summary(Results.read(folder, names))
-    write_atomically(folder / "report.json", (json.dumps(found, indent=1) + "\n").encode())
-    text = markdown(found)
+    numbers = summary(Results.read(folder, names))
+    write_atomically(folder / "report.json", (json.dumps(numbers, indent=1) + "\n").encode())
+    text = markdown(numbers)
     paths = {"json": str(folder / "report.json"), "markdown": str(folder / "report.md")}
     if pictures.can_draw():
-        paths["picture"] = str(draw(found, folder / "recall.svg"))
+        paths["picture"] = str(draw(numbers, folder / "recall.svg"))
         text += "\n![Recall@1 against FID](recall.svg)\n"
     write_atomically(folder / "report.md", text.encode())
-    return {**found, "files": paths}
+    return {**numbers, "files": paths}

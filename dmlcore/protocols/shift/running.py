@@ -57,11 +57,11 @@ def plan(
     Args:
         splits: a file of splits.
         configs: TOML files of `dmlcore train`, each a row of the report under the file's name. What they say of the data, the
-            split and the seed gives way to the protocol, which is told.
+            split and the seed is replaced by what the protocol says, and a note names it.
         data: in place of what the file of splits names.
         seeds: 0 .. seeds - 1, of weights and batches.
         adaptation: None: no few-shot adaptation.
-        only: ids of splits; empty: all.
+        only: ids of splits. Empty: all.
         tell: receives notes.
 
     Raises:
@@ -69,7 +69,7 @@ def plan(
     """
     check_range("seeds", seeds, least=1)
     file = SplitFile.read(splits)
-    chosen = [file.find(identity) for identity in only] or list(file.splits)
+    selected = [file.find(identity) for identity in only] or list(file.splits)
     if not configs:
         raise ConfigError("there is no configuration; give TOML files of `dmlcore train` by --config A.toml,B.toml")
     names = [Path(config).stem for config in configs]
@@ -77,30 +77,39 @@ def plan(
         raise ConfigError(f"two configurations are called '{next(n for n in names if names.count(n) > 1)}'; rename a file")
     where = data or file.data
     read = [_read(config, where, {} if data else file.options, tell) for config in configs]
-    for split in chosen:
-        for shots in adaptation.shots if adaptation else ():
-            if shots not in split.episodes:
-                known = ", ".join(map(str, split.episodes)) or "none"
-                raise ConfigError(f"split '{split.id}' has no episodes of {shots} shots; it has: {known}. Choose by --shots")
-            if adaptation and adaptation.episodes and adaptation.episodes > len(split.episodes[shots]):
-                stored = len(split.episodes[shots])
-                raise ConfigError(f"episodes is {adaptation.episodes}, but split '{split.id}' has {stored} of {shots} shots")
+    _check_episodes(selected, adaptation)
+    adapted = None if adaptation is None else plain(asdict(adaptation))
     cells = []
-    for split in chosen:
-        about = {"id": split.id, "fid": split.fid, "swapped": split.swapped, "removed": split.removed, "digest": _digest(split)}
+    for split in selected:
+        about = _about(split)
         for seed in range(seeds):
             for name, config in zip(names, read, strict=True):
-                settings = {
-                    "name": name,
-                    "config": config,
-                    "split": about,
-                    "seed": seed,
-                    "adaptation": None if adaptation is None else plain(asdict(adaptation)),
-                }
+                settings = {"name": name, "config": config, "split": about, "seed": seed, "adaptation": adapted}
                 cells.append(Cell(key_of(name, split.id, seed), settings))
     if len({cell.key for cell in cells}) < len(cells):
         raise ConfigError("two splits or configurations differ only in characters that file names lack; rename one")
     return cells, Places(str(Path(splits).resolve()), where)
+
+
+def _about(split: ClassSplit) -> dict[str, Any]:
+    """What the settings of a cell say of its split."""
+    return {"id": split.id, "fid": split.fid, "swapped": split.swapped, "removed": split.removed, "digest": _digest(split)}
+
+
+def _check_episodes(splits: Sequence[ClassSplit], adaptation: Adaptation | None) -> None:
+    """Refuse an adaptation to episodes that a split does not have."""
+    if adaptation is None:
+        return
+    for split in splits:
+        for shots in adaptation.shots:
+            if shots not in split.episodes:
+                available = ", ".join(map(str, split.episodes)) or "none"
+                raise ConfigError(
+                    f"split '{split.id}' has no episodes of {shots} shots; it has: {available}. Choose by --shots"
+                )
+            stored = len(split.episodes[shots])
+            if adaptation.episodes and adaptation.episodes > stored:
+                raise ConfigError(f"episodes is {adaptation.episodes}, but split '{split.id}' has {stored} of {shots} shots")
 
 
 def key_of(name: str, split: str, seed: int) -> str:
@@ -122,7 +131,7 @@ def run(
     Args:
         cells: of `plan`.
         places: of `plan`.
-        out: folder of the results; the same command goes on with what is missing.
+        out: folder of the results. The same command goes on with what is missing.
         processes: at a time, each with one thread.
         keeps_models: keep the run of every cell with its best checkpoint below `models`.
         tell: receives lines of progress.
@@ -131,12 +140,12 @@ def run(
     out = Path(out)
     if keeps_models:
         places = Places(places.splits, places.data, str((out / MODELS).resolve()))
-    found = run_cells(out, cells, functools.partial(train_and_measure, places=places), processes=processes, tell=tell)
+    results = run_cells(out, cells, functools.partial(train_and_measure, places=places), processes=processes, tell=tell)
     if keeps_models:
         without = sum(not (out / MODELS / cell.key).exists() for cell in cells)
         if without:
             tell(f"{without} cells were finished before without keeping their models; remove their files to have them again")
-    return found
+    return results
 
 
 def train_and_measure(settings: dict[str, Any], work: Path, places: Places) -> dict[str, Any]:
@@ -144,7 +153,7 @@ def train_and_measure(settings: dict[str, Any], work: Path, places: Places) -> d
 
     Args:
         settings: of the cell.
-        work: the cell's own folder; a training that was interrupted in it goes on.
+        work: the cell's own folder. A training that was interrupted in it goes on.
         places: of splits, data and models.
     """
     from dmlcore.serving import TrainedRun
@@ -156,7 +165,7 @@ def train_and_measure(settings: dict[str, Any], work: Path, places: Places) -> d
     adaptation = None
     if settings["adaptation"] is not None:
         adaptation = Adaptation(**{key: _tuple(value) for key, value in settings["adaptation"].items()})
-    supports = _supports(config, split, adaptation)  # first: data that lack a sample are told before the long part
+    supports = _supports(config, split, adaptation)  # first: data that lack a sample are refused before the long part
     result = _trained(config, work, settings)
     run = TrainedRun(work / "run")
     few_shot: dict[str, Any] = {}

@@ -1,10 +1,10 @@
 """Harder and easier divisions of classes into training and test: swapping classes between the sides, then leaving some out.
-Which steps become splits is `split_choice`'s, what the vectors of classes are is not here.
+Which divisions become splits is `split_choice`'s, what the vectors of classes are is not here.
 
 Source: Milbich, Roth, Sinha, Schmidt, Ghassemi, Ommer, "Characterizing Generalization under Out-Of-Distribution Shifts in Deep
-Metric Learning", NeurIPS 2021. Deviations: an iteration that does not move the distance the wanted way is undone, so that the
-recorded curve is monotone; removal leaves classes out only where that raises the distance (the published script deletes where
-it does not).
+Metric Learning", NeurIPS 2021. Deviations: an iteration that moves the distance the wrong way, or not at all, is undone, so
+that the recorded curve is monotone. Removal leaves classes out only where that raises the distance. The published script
+deletes where it does not.
 """
 
 from __future__ import annotations
@@ -23,13 +23,13 @@ LEAST_SIDE = 5  # classes: so many training classes give two for validation, as 
 
 
 @dataclass(frozen=True)
-class Step:
+class Division:
     """A division on the way.
 
     Attributes:
         stage: `easier`, `default`, `swap` or `removal`.
         fid: Fréchet distance between the two sides.
-        swapped: classes of each side that came from the other, counted from the default; negative where made easier.
+        swapped: classes of each side that came from the other, counted from the default. Negative where made easier.
         removed: classes left out of each side.
         train: int64 [n], classes of the training side.
         test: int64 [m].
@@ -85,7 +85,7 @@ class ByMeans:
 
 
 class ByGroups:
-    """Classes of chosen groups move to the test side and others to the training side, in an order drawn once.
+    """Classes of some groups move to the test side and those of all other groups to the training side, in an order drawn once.
 
     Args:
         is_test: bool [C], the classes that belong on the test side.
@@ -105,16 +105,16 @@ class ByGroups:
     def removals(self, train: np.ndarray, test: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         wrong, wrong_test = self.swaps(train, test, False)
         count = max(len(wrong), len(wrong_test))
-        rest, rest_test = self._positions(train, ~self.is_test[train]), self._positions(test, self.is_test[test])
-        return np.concatenate([wrong, rest])[:count], np.concatenate([wrong_test, rest_test])[:count]
+        fitting, fitting_test = self._positions(train, ~self.is_test[train]), self._positions(test, self.is_test[test])
+        return np.concatenate([wrong, fitting])[:count], np.concatenate([wrong_test, fitting_test])[:count]
 
-    def _positions(self, classes: np.ndarray, chosen: np.ndarray) -> np.ndarray:
-        positions = np.flatnonzero(chosen)
+    def _positions(self, classes: np.ndarray, is_meant: np.ndarray) -> np.ndarray:
+        positions = np.flatnonzero(is_meant)
         return positions[np.argsort(self.order[classes[positions]])]
 
 
 def isometric(vectors: np.ndarray) -> np.ndarray:
-    """Vectors with the same distances in at most as many columns as there are rows, so that every later step is cheaper.
+    """Vectors with the same distances in at most as many columns as there are rows, so that every distance is cheaper.
 
     Args:
         vectors: [C, F].
@@ -130,14 +130,14 @@ def isometric(vectors: np.ndarray) -> np.ndarray:
     return triangle.T.contiguous().numpy()
 
 
-def default_step(vectors: np.ndarray, train: np.ndarray, test: np.ndarray) -> Step:
+def default_division(vectors: np.ndarray, train: np.ndarray, test: np.ndarray) -> Division:
     """The division that everything starts from."""
-    return Step("default", frechet_distance(vectors[train], vectors[test]), 0, 0, train, test)
+    return Division("default", frechet_distance(vectors[train], vectors[test]), 0, 0, train, test)
 
 
 def swap(
     vectors: np.ndarray,
-    start: Step,
+    start: Division,
     driver: Driver,
     *,
     pairs: int,
@@ -145,8 +145,8 @@ def swap(
     patience: int,
     iterations: int,
     easier: bool = False,
-    tell: Callable[[Step], None] = lambda step: None,
-) -> list[Step]:
+    tell: Callable[[Division], None] = lambda division: None,
+) -> list[Division]:
     """Exchange classes until the distance rises (or, towards easier divisions, falls) no more.
 
     An iteration costs O(C F) for the ranking and O(min(C, F)^2 max(C, F)) for the distance, whatever the number of pairs.
@@ -156,29 +156,25 @@ def swap(
         start: the default division.
         driver: ranks the classes.
         pairs: exchanged per iteration, at least 1.
-        history: positions of the last so many pairs are not exchanged again; those of the last iteration never are.
+        history: positions of the last so many pairs are not exchanged again. Those of the last iteration never are.
         patience: iterations without success in a row that end it, at least 1.
         iterations: at most.
         easier: lower the distance instead.
-        tell: receives every step.
+        tell: receives every division.
 
     Returns:
-        The steps behind `start`, in their order.
+        The divisions behind `start`, in their order.
     """
     train, test = start.train.copy(), start.test.copy()
     from_test = np.zeros(len(vectors), dtype=bool)
     from_test[test] = True
     recent: deque[tuple[int, int]] = deque(maxlen=max(history, pairs))
-    steps: list[Step] = []
+    divisions: list[Division] = []
     fid, failures = start.fid, 0
     for _ in range(iterations):
-        left, right = driver.swaps(train, test, easier)
-        left = left[~np.isin(left, [pair[0] for pair in recent])][:pairs]
-        right = right[~np.isin(right, [pair[1] for pair in recent])][:pairs]
-        count = min(len(left), len(right))
-        if count == 0:
+        left, right = _next_pairs(*driver.swaps(train, test, easier), recent, pairs)
+        if len(left) == 0:
             break
-        left, right = left[:count], right[:count]
         train[left], test[right] = test[right], train[left]
         recent.extend(zip(left.tolist(), right.tolist(), strict=True))
         reached = frechet_distance(vectors[train], vectors[test])
@@ -190,21 +186,35 @@ def swap(
             continue
         failures, fid = 0, reached
         swapped = int(from_test[train].sum())
-        steps.append(Step("easier" if easier else "swap", fid, -swapped if easier else swapped, 0, train.copy(), test.copy()))
-        tell(steps[-1])
-    return steps
+        stage, signed = ("easier", -swapped) if easier else ("swap", swapped)
+        divisions.append(Division(stage, fid, signed, 0, train.copy(), test.copy()))
+        tell(divisions[-1])
+    return divisions
+
+
+def _next_pairs(
+    left: np.ndarray, right: np.ndarray, recent: deque[tuple[int, int]], pairs: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """The first positions on both sides, equally many, that are not of pairs exchanged recently.
+
+    Without that memory the ranking would exchange the same two classes to and fro, iteration after iteration.
+    """
+    left = left[~np.isin(left, [pair[0] for pair in recent])][:pairs]
+    right = right[~np.isin(right, [pair[1] for pair in recent])][:pairs]
+    count = min(len(left), len(right))
+    return left[:count], right[:count]
 
 
 def remove(
     vectors: np.ndarray,
-    start: Step,
+    start: Division,
     driver: Driver,
     *,
     count: int,
     most: int,
     patience: int,
-    tell: Callable[[Step], None] = lambda step: None,
-) -> list[Step]:
+    tell: Callable[[Division], None] = lambda division: None,
+) -> list[Division]:
     """Leave equally many classes out of both sides, as long as that raises the distance.
 
     Args:
@@ -212,22 +222,22 @@ def remove(
         start: the hardest division by swapping.
         driver: ranks the classes.
         count: left out of each side per iteration, at least 1.
-        most: left out of each side at most; `LEAST_SIDE` classes stay in any case.
-        patience: iterations without success in a row that end it; the classes tried stay where they are.
-        tell: receives every step.
+        most: left out of each side at most. `LEAST_SIDE` classes stay in any case.
+        patience: iterations without success in a row that end it. The classes tried stay where they are.
+        tell: receives every division.
 
     Returns:
-        The steps behind `start`, in their order.
+        The divisions behind `start`, in their order.
     """
     train, test = start.train, start.test
     most = min(most, len(train) - LEAST_SIDE, len(test) - LEAST_SIDE)
     stays = np.zeros(len(vectors), dtype=bool)
-    steps: list[Step] = []
+    divisions: list[Division] = []
     fid, removed, failures = start.fid, 0, 0
     while removed < most:
         left, right = driver.removals(train, test)
-        wanted = min(count, most - removed)
-        left, right = left[~stays[train[left]]][:wanted], right[~stays[test[right]]][:wanted]
+        each_side = min(count, most - removed)
+        left, right = left[~stays[train[left]]][:each_side], right[~stays[test[right]]][:each_side]
         both = min(len(left), len(right))
         if both == 0:
             break
@@ -241,9 +251,9 @@ def remove(
             continue
         failures, fid, removed = 0, reached, removed + both
         train, test = fewer, fewer_test
-        steps.append(Step("removal", fid, start.swapped, removed, train, test))
-        tell(steps[-1])
-    return steps
+        divisions.append(Division("removal", fid, start.swapped, removed, train, test))
+        tell(divisions[-1])
+    return divisions
 
 
 def halved(groups: Sequence[np.ndarray], test_fraction: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
@@ -251,7 +261,7 @@ def halved(groups: Sequence[np.ndarray], test_fraction: float, seed: int) -> tup
 
     Args:
         groups: int64 arrays of classes.
-        test_fraction: in (0, 1); what rounding a group takes away is made up for in the next.
+        test_fraction: in (0, 1). What rounding a group takes away is made up for in the next.
         seed: of the draw.
 
     Returns:

@@ -1,5 +1,5 @@
-"""Decoupled contrastive learning: the example of `docs/plugins.md`. Install it with `pip install ./plugins/dmlcore_example`,
-then `dmlcore train --plugins ms,dcl`.
+"""Decoupled contrastive learning: the example of `docs/guide/plugins.md`. Install it with `pip install
+./plugins/dmlcore_example`, then `dmlcore train --plugins ms,dcl`.
 """
 
 from __future__ import annotations

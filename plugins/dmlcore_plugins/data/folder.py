@@ -13,7 +13,7 @@ from dmlcore.errors import DataError
 
 
 class Folder(DataSource):
-    """Images in one sub-folder per class. Deeper folders count for the class above them; hidden ones are not read."""
+    """Images in one sub-folder per class. Deeper folders count for the class above them. Hidden ones are not read."""
 
     name = "folder"
     Options = ImageOptions
@@ -70,7 +70,7 @@ class Folder(DataSource):
         return table
 
     def _classes(self, root: Path, notes: list[str]) -> tuple[list[tuple[str, Path, str]], bool]:
-        """Name, folder and part of the split of every class; and whether there are parts."""
+        """Name, folder and part of the split of every class, and whether there are parts."""
         folders = _sub_folders(root)
         if not folders:
             raise DataError(

@@ -26,7 +26,7 @@ class IsoletOptions:
 
 
 class Isolet(DataSource):
-    """Letters spoken by 150 people, 617 features each; a class is a letter. Both files are pooled, as classes are split."""
+    """Letters spoken by 150 people, 617 features each. A class is a letter. Both files are pooled, as classes are split."""
 
     name = "isolet"
     Options = IsoletOptions

@@ -29,13 +29,13 @@ class MnistOptions:
 
 
 class Mnist(DataSource):
-    """Handwritten digits, 28 x 28 grey; the 60,000 of training and the 10,000 of test are pooled, as classes are split."""
+    """Handwritten digits, 28 x 28 grey. The 60,000 of training and the 10,000 of test are pooled, as classes are split."""
 
     name = "mnist"
     Options = MnistOptions
 
     def load(self) -> Table:
-        """Read the four files; nothing is downloaded.
+        """Read the four files. Nothing is downloaded.
 
         Raises:
             DataError: a missing or damaged file.
@@ -85,7 +85,7 @@ def read_idx(path: Path, dimensions: int) -> np.ndarray:
     """Bytes of a file in the idx format, read as it says on the site of MNIST: a magic number, sizes, then the bytes.
 
     Args:
-        path: the file; a name that ends in `.gz` is unpacked.
+        path: the file. A name that ends in `.gz` is unpacked.
         dimensions: expected.
 
     Returns:

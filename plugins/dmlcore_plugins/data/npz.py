@@ -17,8 +17,9 @@ _CHUNK = 65536  # rows looked at in one go, to keep temporary memory small
 
 
 class ArrayFile(DataSource):
-    """An `.npz` file with `x` (float [N, F] features, or uint8 [N, H, W] or [N, H, W, C] images) and `y` (labels [N]); also
-    `class_name` and `class_group` (text [C] for labels 0..C - 1) and `split` or `official_split` (text or 0, 1, 2 per sample).
+    """An `.npz` file with `x` (float [N, F] features, or uint8 [N, H, W] or [N, H, W, C] images) and `y` (labels [N]). It may
+    have `class_name` and `class_group` (text [C] for labels 0..C - 1), and `split` or `official_split` (text or 0, 1, 2 per
+    sample).
     """
 
     name = "npz"
@@ -139,7 +140,7 @@ def _features(x: np.ndarray, file: Path) -> np.ndarray:
 
 
 def _pixels(x: np.ndarray, file: Path) -> np.ndarray:
-    """uint8 [N, C, H, W] with one or three channels; transparency is laid on white."""
+    """uint8 [N, C, H, W] with one or three channels. Transparency is laid on white."""
     expected = "features [N, F], or uint8 images [N, H, W], [N, H, W, C] or [N, C, H, W] with C = 1, 3 or 4"
     if x.ndim not in (3, 4) or x.dtype != np.uint8:
         raise DataError(f"'x' in '{file}' is {x.dtype} of shape {x.shape}, but must be {expected}")

@@ -36,13 +36,13 @@ class OmniglotOptions:
 
 
 class Omniglot(DataSource):
-    """Drawings of characters, grey, ink white on black; a class is `alphabet/character`, a group an alphabet."""
+    """Drawings of characters, grey, ink white on black. A class is `alphabet/character`, a group an alphabet."""
 
     name = "omniglot"
     Options = OmniglotOptions
 
     def load(self) -> Table:
-        """Read all drawings into memory; nothing is downloaded.
+        """Read all drawings into memory. Nothing is downloaded.
 
         Raises:
             DataError: missing folders, a file that is no image.

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -13,8 +13,7 @@ from torch import Tensor
 import dmlcore
 from dmlcore.config import check_range
 from dmlcore.kernels import FunctorCall
-from dmlcore.losses import PairLoss, PairOptions, Rows, Sides, in_pieces, masked_logsumexp, pair_masks, unit
-from dmlcore.losses.base import run_together
+from dmlcore.losses import Comparison, PairLoss, PairOptions, Rows, in_pieces, masked_logsumexp, unit
 
 MOST_PAIRS = 8
 """Pairs of one class for each vector that is compared, up to which they are written as vectors of their own, which bounds the
@@ -36,27 +35,27 @@ class PairRanges(NamedTuple):
     number: Tensor
 
 
-def pair_ranges(sides: Sides) -> PairRanges:
+def pair_ranges(comparison: Comparison) -> PairRanges:
     """All pairs of an anchor and a reference with its label; of a batch with itself each unordered pair once."""
-    labels, ordered = sides.anchor_labels.sort(stable=True)
-    if sides.reference_labels is None:
+    labels, ordered = comparison.labels.sort(stable=True)
+    if comparison.reference_labels is None:
         first = torch.arange(1, len(labels) + 1, device=labels.device)
         return PairRanges(ordered, ordered, first, torch.searchsorted(labels, labels, right=True) - first)
-    other_labels, others = sides.reference_labels.sort(stable=True)
+    other_labels, others = comparison.reference_labels.sort(stable=True)
     first = torch.searchsorted(other_labels, labels)
     return PairRanges(ordered, others, first, torch.searchsorted(other_labels, labels, right=True) - first)
 
 
-def listed_pairs(sides: Sides) -> tuple[Tensor, Tensor]:
+def listed_pairs(comparison: Comparison) -> tuple[Tensor, Tensor]:
     """Anchors and references of the pairs of `pair_ranges`, `[Q]` each, ordered by label, without an anchor's own reference."""
-    ordered, others, first, number = pair_ranges(sides)
+    ordered, others, first, number = pair_ranges(comparison)
     place = torch.repeat_interleave(number)  # [Q]
     rank = torch.arange(len(place), device=place.device) - (number.cumsum(0) - number)[place]
     anchor, other = ordered[place], others[first[place] + rank]
-    if sides.own is None:
+    if comparison.own is None:
         return anchor, other
-    kept = sides.own[anchor] != other
-    return anchor[kept], other[kept]
+    is_pair = comparison.own[anchor] != other
+    return anchor[is_pair], other[is_pair]
 
 
 class Angular(PairLoss):
@@ -80,6 +79,10 @@ class Angular(PairLoss):
     aliases = ("AngularLoss", "angular_loss")
     streams = True
     fuses_miners = False  # a miner leaves each point of a pair negatives of its own
+    fuses_relations = False  # under a relation the points of a pair have different negatives
+    rearranges = True  # the kernels compare pairs
+    completes = True  # which add up to anchors
+    kernel_normalise = (False, False)
 
     @dataclass(frozen=True, kw_only=True)
     class Options(PairOptions):
@@ -113,48 +116,41 @@ class Angular(PairLoss):
         """As every loss's, where the references are the anchors."""
         return self._rows(similarities, positive, negative, lambda other: similarities.index_select(0, other))
 
-    def dense_rows(self, sides: Sides) -> Rows:
-        if sides.references is None:
-            return super().dense_rows(sides)
-        vectors = unit(sides.references)
+    def dense_rows(self, comparison: Comparison) -> Rows:
+        if comparison.references is None:
+            return super().dense_rows(comparison)
+        vectors = unit(comparison.references)
         return self._rows(
-            self.similarities(sides), *pair_masks(sides), lambda other: vectors.index_select(0, other) @ vectors.T
+            self.similarities(comparison), *comparison.masks(), lambda other: vectors.index_select(0, other) @ vectors.T
         )
 
     def functor_call(self) -> FunctorCall:
         t = self.slope
         return FunctorCall("angular", (8 * t + 2 * (1 + t),))
 
-    def call_for(self, embeddings: Tensor, sides: Sides) -> FunctorCall | None:
-        call = super().call_for(embeddings, sides)
-        if call is None or sides.relation is not None:
+    def rearranged(self, comparison: Comparison) -> tuple[Comparison, tuple[Tensor, Tensor]] | None:
+        """Pairs of anchor and positive against the references, and which points these are. None: there are too many pairs."""
+        vectors = len(comparison.anchors) + (0 if comparison.references is None else len(comparison.references))
+        if int(pair_ranges(comparison).number.sum()) > MOST_PAIRS * vectors:
             return None
-        vectors = len(sides.anchors) + (0 if sides.references is None else len(sides.references))
-        return call if int(pair_ranges(sides).number.sum()) <= MOST_PAIRS * vectors else None
-
-    def fused_rows(self, sides: Sides, call: FunctorCall) -> Rows:
-        t, (anchor, other) = self.slope, listed_pairs(sides)
-        labels = sides.anchor_labels
-        others = sides.anchors if sides.references is None else sides.references
-        dtype = torch.float64 if torch.float64 in (sides.anchors.dtype, others.dtype) else torch.float32
-        with torch.autocast(others.device.type, enabled=False):
-            references = unit(others.to(dtype))
-            anchors = references if sides.references is None else unit(sides.anchors.to(dtype))
+        t, (anchor, other) = self.slope, listed_pairs(comparison)
+        dtype, labels = comparison.dtype, comparison.labels
+        with torch.autocast(labels.device.type, enabled=False):
+            references = unit(comparison.other_vectors.to(dtype))
+            anchors = references if comparison.references is None else unit(comparison.anchors.to(dtype))
             x, y = anchors.index_select(0, anchor), references.index_select(0, other)  # [Q, D]
             pairs = torch.cat([4 * t * (x + y), 2 * (1 + t) * (x * y).sum(1, keepdim=True)], dim=1)  # [Q, D + 1]
             extended = torch.cat([references, -torch.ones_like(references[:, :1])], dim=1)  # [N, D + 1]
-            compared = Sides(
-                pairs,
-                labels[anchor],
-                extended,
-                labels if sides.reference_labels is None else sides.reference_labels,
-                None if sides.own is None else sides.own[anchor],
-            )
-            of_pairs = torch.stack(run_together(compared, (call,), (False, False))[:2])  # [2, 1, Q]: values, counts
-            rows = of_pairs.new_zeros(2, 1, len(labels)).index_add(2, anchor, of_pairs)
-            if sides.references is None:
-                rows = rows.index_add(2, other, of_pairs)
-        return Rows(*rows.unbind())
+        own = None if comparison.own is None else comparison.own[anchor]
+        return Comparison(pairs, labels[anchor], extended, comparison.other_labels, own), (anchor, other)
+
+    def complete(self, rows: Rows, comparison: Comparison, context: Any) -> Rows:
+        anchor, other = context
+        of_pairs = torch.stack(rows)  # [2, 1, Q]: values, counts
+        sums = of_pairs.new_zeros(2, 1, len(comparison.labels)).index_add(2, anchor, of_pairs)
+        if comparison.references is None:  # each unordered pair came once
+            sums = sums.index_add(2, other, of_pairs)
+        return Rows(*sums.unbind())
 
 
 @dmlcore.hookimpl

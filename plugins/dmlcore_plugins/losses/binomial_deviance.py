@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -11,7 +11,7 @@ from torch import Tensor
 import dmlcore
 from dmlcore.config import check_range
 from dmlcore.kernels import FunctorCall
-from dmlcore.losses import PairLoss, PairOptions, Rows, Sides
+from dmlcore.losses import Comparison, PairLoss, PairOptions, Rows
 
 
 class BinomialDeviance(PairLoss):
@@ -74,7 +74,9 @@ class BinomialDeviance(PairLoss):
     def functor_call(self) -> FunctorCall:
         return FunctorCall("binomial_deviance", (*self._sharpness, self.options.beta))
 
-    def complete(self, rows: Rows, sides: Sides, given: Tensor | None) -> Rows:
+    completes = True  # a mean per anchor with `wedl`; else the sums, divided by PyTorch
+
+    def complete(self, rows: Rows, comparison: Comparison, context: Any) -> Rows:
         return self._averaged(rows)
 
 

@@ -6,13 +6,13 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 import dmlcore
 from dmlcore.config import check_range
 from dmlcore.errors import ConfigError
 from dmlcore.kernels import FunctorCall
-from dmlcore.losses import LossOptions, Sides, SoftmaxLoss
+from dmlcore.losses import Comparison, LossOptions, SoftmaxLoss
 
 
 class CrossEntropy(SoftmaxLoss):
@@ -33,6 +33,7 @@ class CrossEntropy(SoftmaxLoss):
     needs_norms = True
     sees_features = True
     normalise = (False, False)
+    reshapes = True
 
     @dataclass(frozen=True, kw_only=True)
     class Options(LossOptions):
@@ -70,21 +71,22 @@ class CrossEntropy(SoftmaxLoss):
         hidden = [] if self.layer is None else list(self.layer.parameters())
         return {"proxies": [self.proxies, *([] if self.bias is None else [self.bias])], "scalars": hidden}
 
-    def sides(self, embeddings: Tensor, labels: Tensor, *arguments: Any) -> Sides:
+    def reshaped(self, comparison: Comparison) -> Comparison:
+        embeddings = comparison.anchors
         if self.layer is not None:
             if embeddings.shape[1] != self.layer.in_features:
                 raise ConfigError(
                     f"{self.name} has a layer for {self.layer.in_features} dimensions, but embeddings have {embeddings.size(1)}"
                 )
             embeddings = self.layer(embeddings.to(self.layer.weight.dtype)).relu()  # [B, hidden]
-        sides = super().sides(embeddings, labels, *arguments)
+        comparison = super().reshaped(comparison._replace(anchors=embeddings))
         if self.bias is None:
-            return sides
+            return comparison
         ones = embeddings.new_ones(len(embeddings), 1)
-        assert sides.references is not None
-        return sides._replace(
-            anchors=torch.cat([sides.anchors, ones], 1),  # [B, D + 1]
-            references=torch.cat([sides.references, self.bias[:, None]], 1),  # [C, D + 1]
+        assert comparison.references is not None
+        return comparison._replace(
+            anchors=torch.cat([comparison.anchors, ones], 1),  # [B, D + 1]
+            references=torch.cat([comparison.references, self.bias[:, None]], 1),  # [C, D + 1]
         )
 
     def functor_call(self) -> FunctorCall:

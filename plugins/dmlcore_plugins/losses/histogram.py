@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -11,7 +12,7 @@ import dmlcore
 from dmlcore.config import check_range
 from dmlcore.errors import ConfigError
 from dmlcore.kernels import FunctorCall
-from dmlcore.losses import PairLoss, PairOptions, Rows, Sides
+from dmlcore.losses import Comparison, PairLoss, PairOptions, Rows
 
 
 class Histogram(PairLoss):
@@ -34,6 +35,7 @@ class Histogram(PairLoss):
     paper = "Ustinova and Lempitsky, NIPS 2016"
     aliases = ("HistogramLoss", "histogram_loss")
     streams = False  # a row is a share of the whole batch
+    completes = True
 
     @dataclass(frozen=True, kw_only=True)
     class Options(PairOptions):
@@ -66,8 +68,8 @@ class Histogram(PairLoss):
     def row_values(self, similarities: Tensor, positive: Tensor, negative: Tensor) -> Rows:
         return self._rows(self._histogram(similarities[positive]), self._histogram(similarities[negative]), len(similarities))
 
-    def complete(self, rows: Rows, sides: Sides, given: Tensor | None) -> Rows:
-        return self._rows(rows.values[0], rows.values[1], len(sides.anchors))
+    def complete(self, rows: Rows, comparison: Comparison, context: Any) -> Rows:
+        return self._rows(rows.values[0], rows.values[1], len(comparison.anchors))
 
     def functor_call(self) -> FunctorCall:
         cells = self.options.n_bins + 1

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -10,7 +11,7 @@ from torch import Tensor
 import dmlcore
 from dmlcore.config import check_range
 from dmlcore.kernels import FunctorCall
-from dmlcore.losses import PairLoss, PairOptions, Rows, Sides, unit
+from dmlcore.losses import Comparison, PairLoss, PairOptions, Rows, unit
 
 
 class IntraPairVariance(PairLoss):
@@ -30,7 +31,9 @@ class IntraPairVariance(PairLoss):
     paper = "Yu and Tao, ICCV 2019"
     aliases = ("IntraPairVarianceLoss",)
     streams = False  # the means are those of the whole batch
+    completes = True
     fuses_miners = False  # the sums per class know nothing of mined pairs
+    fuses_relations = False  # they know equal labels only
 
     @dataclass(frozen=True, kw_only=True)
     class Options(PairOptions):
@@ -55,54 +58,47 @@ class IntraPairVariance(PairLoss):
         return Rows(values, torch.stack([positive.sum(1), negative.sum(1)]).to(values))
 
     def functor_call(self) -> FunctorCall:
-        return FunctorCall("intra_pair_variance", (self.options.pos_eps, self.options.neg_eps))
+        return FunctorCall("intra_pair_variance", (self.options.pos_eps, self.options.neg_eps), given=self.means)
 
-    def call_for(self, embeddings: Tensor, sides: Sides) -> FunctorCall | None:
-        call = super().call_for(embeddings, sides)
-        return None if sides.relation is not None else call  # the sums per class know equal labels only
-
-    def given(self, sides: Sides) -> Tensor:
+    def means(self, comparison: Comparison) -> Tensor:
         """`[2, A]`, the same for every anchor: the mean cosines of all positive and of all negative pairs."""
-        return torch.stack(mean_similarities(sides))[:, None].expand(2, len(sides.anchors))
+        return torch.stack(mean_similarities(comparison))[:, None].expand(2, len(comparison.anchors))
 
-    def complete(self, rows: Rows, sides: Sides, given: Tensor | None) -> Rows:
-        assert given is not None
+    def complete(self, rows: Rows, comparison: Comparison, context: Any) -> Rows:
         values, slopes = rows.values.split(2)
-        means = given.to(values.dtype)
+        means = context.to(values.dtype)
         return Rows(values + slopes.detach() * (means - means.detach()), rows.counts[:2])
 
 
-def mean_similarities(sides: Sides) -> tuple[Tensor, Tensor]:
+def mean_similarities(comparison: Comparison) -> tuple[Tensor, Tensor]:
     """The mean cosine of all positive pairs and of all negative pairs (0 where there are none), in O((A + N) D).
 
     The cosines of an anchor with all vectors of a class add up to its product with the sum of the class.
     """
-    others = sides.anchors if sides.references is None else sides.references
-    labels = sides.anchor_labels.contiguous()
-    other_labels = labels if sides.reference_labels is None else sides.reference_labels.contiguous()
-    dtype = torch.float64 if torch.float64 in (sides.anchors.dtype, others.dtype) else torch.float32
+    labels, other_labels = comparison.labels.contiguous(), comparison.other_labels.contiguous()
+    dtype = comparison.dtype
     if len(other_labels) == 0 or len(labels) == 0:
-        nothing = sides.anchors.to(dtype).sum() * 0
+        nothing = comparison.anchors.to(dtype).sum() * 0
         return nothing, nothing
-    anchors, references = unit(sides.anchors.to(dtype)), unit(others.to(dtype))
+    anchors, references = unit(comparison.anchors.to(dtype)), unit(comparison.other_vectors.to(dtype))
     ordered = other_labels.sort().values
     place = torch.searchsorted(ordered, other_labels)  # [N]: a class is known by the first place of its label
     sums = torch.zeros_like(references).index_add(0, place, references)
     sizes = references.new_zeros(len(references)).index_add(0, place, torch.ones_like(references[:, 0]))
     at = torch.searchsorted(ordered, labels).clamp_max(len(ordered) - 1)  # [A]
-    known = ordered[at] == labels
-    same = (anchors * sums[at]).sum(1) * known  # [A]
-    everything = (anchors * references.sum(0)).sum(1)
-    same_count, count = sizes[at] * known, torch.full_like(same, len(references))
-    own = torch.arange(len(labels), device=labels.device) if sides.references is None else sides.own
+    has_class = ordered[at] == labels
+    same = (anchors * sums[at]).sum(1) * has_class  # [A]
+    total = (anchors * references.sum(0)).sum(1)
+    same_count, count = sizes[at] * has_class, torch.full_like(same, len(references))
+    own = comparison.own_index
     if own is not None:
         is_own, own = own >= 0, own.clamp_min(0)
         with_itself = (anchors * references[own]).sum(1) * is_own
         is_same = (other_labels[own] == labels) & is_own
         same, same_count = same - with_itself * is_same, same_count - is_same.to(dtype)
-        everything, count = everything - with_itself, count - is_own.to(dtype)
+        total, count = total - with_itself, count - is_own.to(dtype)
     positives, negatives = same_count.sum(), (count - same_count).sum()
-    return same.sum() / positives.clamp_min(1), (everything - same).sum() / negatives.clamp_min(1)
+    return same.sum() / positives.clamp_min(1), (total - same).sum() / negatives.clamp_min(1)
 
 
 @dmlcore.hookimpl

@@ -10,7 +10,7 @@ from torch import Tensor
 import dmlcore
 from dmlcore.config import check_range
 from dmlcore.kernels import FunctorCall
-from dmlcore.losses import PairLoss, PairOptions, Rows, Sides, distances, masked_logsumexp, pair_masks
+from dmlcore.losses import Comparison, PairLoss, PairOptions, Rows, distances, masked_logsumexp
 
 
 class LiftedStructure(PairLoss):
@@ -31,6 +31,7 @@ class LiftedStructure(PairLoss):
     title = "Lifted structure loss"
     paper = "Song et al., CVPR 2016"
     aliases = ("LiftedStructureLoss", "lifted_structured")
+    streams = False  # the negatives of a reference are looked for among all references
 
     @dataclass(frozen=True, kw_only=True)
     class Options(PairOptions):
@@ -59,12 +60,12 @@ class LiftedStructure(PairLoss):
         own = self._log_negatives(similarities, negative)
         return self._pairs(similarities, positive, own, own)
 
-    def dense_rows(self, sides: Sides) -> Rows:
-        if sides.references is None or sides.reference_labels is None:
-            return super().dense_rows(sides)
-        among = Sides(sides.references, sides.reference_labels, None, None, relation=sides.relation)
-        theirs = self._log_negatives(self.similarities(among), pair_masks(among)[1])  # [N]
-        similarities, (positive, negative) = self.similarities(sides), pair_masks(sides)
+    def dense_rows(self, comparison: Comparison) -> Rows:
+        if comparison.references is None or comparison.reference_labels is None:
+            return super().dense_rows(comparison)
+        among = Comparison(comparison.references, comparison.reference_labels, relation=comparison.relation)
+        theirs = self._log_negatives(self.similarities(among), among.masks()[1])  # [N]
+        similarities, (positive, negative) = self.similarities(comparison), comparison.masks()
         return self._pairs(similarities, positive, self._log_negatives(similarities, negative), theirs)
 
     def functor_call(self) -> FunctorCall:

@@ -12,7 +12,7 @@ import dmlcore
 from dmlcore.config import check_range
 from dmlcore.errors import ConfigError
 from dmlcore.kernels import FunctorCall
-from dmlcore.losses import PairLoss, PairOptions, Rows, Sides, distances, pair_masks, unit
+from dmlcore.losses import Comparison, PairLoss, PairOptions, Rows, distances, unit
 
 
 class Margin(PairLoss):
@@ -41,6 +41,8 @@ class Margin(PairLoss):
     paper = "Wu et al., ICCV 2017"
     aliases = ("MarginLoss", "margin_loss")
     uses_classes = True
+    streams = False  # how many negatives are drawn depends on the batch
+    completes = True
 
     @dataclass(frozen=True, kw_only=True)
     class Options(PairOptions):
@@ -132,8 +134,12 @@ class Margin(PairLoss):
             values = torch.stack([values[0] + self.options.nu * beta * share, values[1]])
         return Rows(values, counts.expand(2, -1))
 
-    def dense_rows(self, sides: Sides) -> Rows:
-        similarities, (positive, negative), beta = self.similarities(sides), pair_masks(sides), self.betas(sides.anchor_labels)
+    def dense_rows(self, comparison: Comparison) -> Rows:
+        similarities, (positive, negative), beta = (
+            self.similarities(comparison),
+            comparison.masks(),
+            self.betas(comparison.labels),
+        )
         if self.options.sampling == "all":
             return self.row_values(similarities, positive, negative, beta)
         beta, d = beta.to(similarities.dtype), distances(similarities)
@@ -141,16 +147,15 @@ class Margin(PairLoss):
             return Rows(d.sum(1).expand(2, -1), torch.zeros_like(d.sum(1)).expand(2, -1))
         most = max(int(positive.sum(1).max()), 1)
         index = positive.float().topk(most, dim=1).indices  # [A, P]: each anchor's positives, then others
-        chosen = positive.gather(1, index) & negative.any(1, keepdim=True)
-        references = sides.anchors if sides.references is None else sides.references
-        draws = self.draws(unit(sides.anchors), unit(references), index)  # [A, P]
+        counted = positive.gather(1, index) & negative.any(1, keepdim=True)
+        draws = self.draws(unit(comparison.anchors), unit(comparison.other_vectors), index)  # [A, P]
         ordered = d.sort(1)  # drawn from the nearest on, whatever the order of the batch
-        weights = self.weights(ordered.values.detach(), negative.gather(1, ordered.indices), sides.anchors.shape[1])
+        weights = self.weights(ordered.values.detach(), negative.gather(1, ordered.indices), comparison.anchors.shape[1])
         drawn = ordered.values.gather(1, drawn_columns(weights, draws))  # [A, P]
-        pull = torch.relu(d.gather(1, index) - beta[:, None] + self.options.margin) * chosen
-        push = torch.relu(beta[:, None] - drawn + self.options.margin) * chosen
+        pull = torch.relu(d.gather(1, index) - beta[:, None] + self.options.margin) * counted
+        push = torch.relu(beta[:, None] - drawn + self.options.margin) * counted
         values, counts = torch.stack([pull.sum(1), push.sum(1)]), torch.stack([(pull > 0).sum(1), (push > 0).sum(1)])  # [2, A]
-        return self._finished(values, counts.to(d), chosen.sum(1).to(d), beta)
+        return self._finished(values, counts.to(d), counted.sum(1).to(d), beta)
 
     def weights(self, d: Tensor, negative: Tensor, width: int) -> Tensor:
         """The probabilities of negatives up to a factor per row.
@@ -167,10 +172,10 @@ class Margin(PairLoss):
         d = d.double().clamp(self.options.cutoff, 2 - 1e-6)
         logs = (2 - width) * torch.log(d) - (width - 3) / 2 * torch.log(1 - d.square() / 4)
         highest = torch.where(near, logs, torch.full_like(logs, -torch.inf)).amax(1, keepdim=True)  # [A, 1]
-        found = torch.isfinite(highest)
-        highest = torch.where(found, highest, torch.zeros_like(highest))
+        has_negative = torch.isfinite(highest)
+        highest = torch.where(has_negative, highest, torch.zeros_like(highest))
         weights = torch.exp(torch.where(near, logs - highest, torch.full_like(logs, -torch.inf)))
-        return torch.where(found, weights, negative.double())
+        return torch.where(has_negative, weights, negative.double())
 
     @torch.no_grad()
     def draws(self, anchors: Tensor, references: Tensor, index: Tensor) -> Tensor:
@@ -191,15 +196,14 @@ class Margin(PairLoss):
     def functor_call(self) -> FunctorCall | str:
         if self.options.sampling != "all":
             return f"margin with sampling '{self.options.sampling}' has no fused form"
-        return FunctorCall("margin", (self.options.margin,))
+        return FunctorCall("margin", (self.options.margin,), given=self.boundaries)
 
-    def given(self, sides: Sides) -> Tensor:
+    def boundaries(self, comparison: Comparison) -> Tensor:
         """`[1, A]` the boundary of each anchor."""
-        return self.betas(sides.anchor_labels)[None]
+        return self.betas(comparison.labels)[None]
 
-    def complete(self, rows: Rows, sides: Sides, given: Tensor | None) -> Rows:
-        assert given is not None
-        beta = given[0].to(rows.values.dtype)
+    def complete(self, rows: Rows, comparison: Comparison, context: Any) -> Rows:
+        beta = context[0].to(rows.values.dtype)
         moves = beta - beta.detach()  # a positive's hinge falls with beta, a negative's rises
         values = torch.stack([rows.values[0] - rows.counts[0] * moves, rows.values[1] + rows.counts[1] * moves])
         return self._finished(values, rows.counts[:2], rows.values[2].detach(), beta)

@@ -9,8 +9,7 @@ from torch import Tensor
 
 import dmlcore
 from dmlcore.errors import ConfigError
-from dmlcore.losses import LossOptions, RowLoss, Rows, Sides, squared_euclidean_distances
-from dmlcore.losses.relations import Relation
+from dmlcore.losses import Comparison, LossOptions, RowLoss, Rows, squared_euclidean_distances
 
 
 class Prototypical(RowLoss):
@@ -35,6 +34,7 @@ class Prototypical(RowLoss):
     aliases = ("PrototypicalLoss", "prototypical_networks")
     normalise = (False, False)
     needs_norms = True
+    reshapes = True
     streams = True  # a query's value depends on the prototypes alone
 
     @dataclass(frozen=True, kw_only=True)
@@ -44,36 +44,20 @@ class Prototypical(RowLoss):
     def functor_call(self) -> str:
         return "it compares with the means of classes, few columns that are no samples: there is no pass over pairs to fuse"
 
-    def plain_matrices(self, sides: Sides) -> int:
+    def plain_matrices(self, comparison: Comparison) -> int:
         return 6
 
-    def sides(self, embeddings: Tensor, labels: Tensor, references: Tensor | None, reference_labels: Tensor | None) -> Sides:
-        return Sides(embeddings, labels, references, reference_labels)
-
-    def sides_for(
-        self,
-        embeddings: Tensor,
-        labels: Tensor,
-        references: Tensor | None,
-        reference_labels: Tensor | None,
-        own: Tensor | None,
-        relation: Relation | None,
-        *,
-        advance: bool,
-    ) -> Sides:
-        if relation is not None:
+    def reshaped(self, comparison: Comparison) -> Comparison:
+        if comparison.relation is not None:
             raise ConfigError("prototypical compares with the mean of a class and needs one label per sample, no relation")
-        return super().sides_for(embeddings, labels, references, reference_labels, own, None, advance=advance)
+        return comparison
 
     def row_values(self, similarities: Tensor, positive: Tensor, negative: Tensor) -> Rows:
         raise NotImplementedError("the loss is not defined on pairs; `dense_rows` is its definition")
 
-    def dense_rows(self, sides: Sides) -> Rows:
-        queries, own = sides.anchors, sides.own
-        support = queries if sides.references is None else sides.references
-        support_labels = sides.anchor_labels if sides.reference_labels is None else sides.reference_labels
-        if sides.references is None:
-            own = torch.arange(len(queries), device=queries.device)
+    def dense_rows(self, comparison: Comparison) -> Rows:
+        queries, own = comparison.anchors, comparison.own_index
+        support, support_labels = comparison.other_vectors, comparison.other_labels
         if not len(support) or not len(queries):
             return Rows(*(queries.sum() * torch.zeros(2, 1, len(queries)).to(queries)))
         classes, dense = torch.unique(support_labels, return_inverse=True)  # [C], [N]
@@ -83,13 +67,13 @@ class Prototypical(RowLoss):
         there = torch.ones_like(squares, dtype=torch.bool)
         if own is not None:
             rows = torch.nonzero(own >= 0)[:, 0]
-            mine = own[rows]
-            column, left = dense[mine], counts[dense[mine]] - 1
-            others = (sums[column] - support[mine]) / left.clamp_min(1)[:, None]  # the mean without the query itself
-            squares = squares.index_put((rows, column), (queries[rows] - others).square().sum(1))
+            own_rows = own[rows]
+            column, left = dense[own_rows], counts[dense[own_rows]] - 1
+            means = (sums[column] - support[own_rows]) / left.clamp_min(1)[:, None]  # without the query itself
+            squares = squares.index_put((rows, column), (queries[rows] - means).square().sum(1))
             there = there.index_put((rows, column), left > 0)
-        place = torch.searchsorted(classes, sides.anchor_labels.contiguous()).clamp_max(len(classes) - 1)  # [A]
-        counted = (classes[place] == sides.anchor_labels) & there.gather(1, place[:, None])[:, 0]
+        place = torch.searchsorted(classes, comparison.labels.contiguous()).clamp_max(len(classes) - 1)  # [A]
+        counted = (classes[place] == comparison.labels) & there.gather(1, place[:, None])[:, 0]
         logits = torch.where(there, -squares, torch.finfo(squares.dtype).min)
         values = torch.logsumexp(logits, 1) - logits.gather(1, place[:, None])[:, 0]
         values = torch.where(counted, values, torch.zeros_like(values))

@@ -12,7 +12,7 @@ import dmlcore
 from dmlcore.config import check_range
 from dmlcore.errors import ConfigError
 from dmlcore.kernels import FunctorCall
-from dmlcore.losses import LossOptions, ProxyLoss, Rows, Sides, masked_logsumexp
+from dmlcore.losses import Comparison, LossOptions, ProxyLoss, Rows, masked_logsumexp
 
 
 class ProxyAnchor(ProxyLoss):
@@ -26,6 +26,7 @@ class ProxyAnchor(ProxyLoss):
     title = "Proxy-Anchor loss"
     paper = "Kim et al., CVPR 2020"
     aliases = ("ProxyAnchorLoss", "proxy_anchor_loss")
+    reshapes = True
     searched: ClassVar = {"alpha": (32.0, 8.0, 16.0, 64.0)}
 
     @dataclass(frozen=True, kw_only=True)
@@ -43,10 +44,10 @@ class ProxyAnchor(ProxyLoss):
             if self.reduction == "none":
                 raise ConfigError("reduction 'none' is not defined: the rows of proxy_anchor are proxies, not samples")
 
-    def sides(self, embeddings: Tensor, labels: Tensor, references: Tensor | None, reference_labels: Tensor | None) -> Sides:
-        anchors, anchor_labels, proxies, proxy_labels, *_ = super().sides(embeddings, labels, references, reference_labels)
-        assert proxies is not None and proxy_labels is not None
-        return Sides(proxies, proxy_labels, anchors, anchor_labels)
+    def reshaped(self, comparison: Comparison) -> Comparison:
+        """The proxies are the anchors."""
+        self.check(comparison)
+        return Comparison(self.proxies, self.proxy_labels, comparison.anchors, comparison.labels)
 
     def row_values(self, similarities: Tensor, positive: Tensor, negative: Tensor) -> Rows:
         alpha, margin = self.options.alpha, self.options.margin

@@ -10,7 +10,7 @@ from torch import Tensor
 import dmlcore
 from dmlcore.config import check_range
 from dmlcore.kernels import FunctorCall
-from dmlcore.losses import PairLoss, PairOptions, Rows, Sides, in_pieces, listed_positives, pair_masks
+from dmlcore.losses import Comparison, PairLoss, PairOptions, Rows, in_pieces, listed_positives
 
 
 class SmoothAP(PairLoss):
@@ -45,11 +45,11 @@ class SmoothAP(PairLoss):
         def __post_init__(self) -> None:
             check_range("temperature", self.temperature, above=0)
 
-    def given(self, sides: Sides) -> Tensor:
+    def own_shares(self, comparison: Comparison) -> Tensor:
         """`[1, A]`: 1 where the anchor is among the references."""
-        own = torch.full_like(sides.anchors[:, 0], float(sides.references is None))
-        if sides.own is not None:
-            own = (sides.own >= 0).to(own)
+        own = torch.full_like(comparison.anchors[:, 0], float(comparison.references is None))
+        if comparison.own is not None:
+            own = (comparison.own >= 0).to(own)
         return own[None]
 
     def _precision(self, s: Tensor, index: Tensor, real: Tensor, positive: Tensor, negative: Tensor, own: Tensor) -> Tensor:
@@ -58,9 +58,9 @@ class SmoothAP(PairLoss):
         thresholds = torch.cat([s.gather(1, index), torch.ones_like(s[:, :1])], dim=1)  # [a, P + 1]
         counted = torch.cat([real, own[:, None] > 0], dim=1)
         place = torch.cat([index, torch.full_like(index[:, :1], columns)], dim=1)
-        everything = torch.cat([s, torch.ones_like(s[:, :1])], dim=1)  # [a, N + 1]
+        extended = torch.cat([s, torch.ones_like(s[:, :1])], dim=1)  # [a, N + 1]
         mask = torch.cat([positive, own[:, None] > 0], dim=1)
-        above = torch.sigmoid((everything[:, None, :] - thresholds[:, :, None]) / self.options.temperature)  # [a, P + 1, N + 1]
+        above = torch.sigmoid((extended[:, None, :] - thresholds[:, :, None]) / self.options.temperature)  # [a, P + 1, N + 1]
         itself = torch.arange(columns + 1, device=s.device) == place[:, :, None]
         above = torch.where(itself, torch.zeros_like(above), above)
         rank = 1 + (above * mask[:, None, :]).sum(2)  # [a, P + 1]
@@ -79,11 +79,11 @@ class SmoothAP(PairLoss):
         precision = in_pieces(self._precision, width, similarities, index, real, positive, negative, own)
         return Rows(some * (1 - precision), some)
 
-    def dense_rows(self, sides: Sides) -> Rows:
-        return self.row_values(self.similarities(sides), *pair_masks(sides), self.given(sides)[0])
+    def dense_rows(self, comparison: Comparison) -> Rows:
+        return self.row_values(self.similarities(comparison), *comparison.masks(), self.own_shares(comparison)[0])
 
     def functor_call(self) -> FunctorCall:
-        return FunctorCall("smooth_ap", (self.options.temperature,))
+        return FunctorCall("smooth_ap", (self.options.temperature,), given=self.own_shares)
 
 
 @dmlcore.hookimpl

@@ -10,7 +10,7 @@ from torch import Tensor
 import dmlcore
 from dmlcore.config import check_range
 from dmlcore.kernels import FunctorCall
-from dmlcore.losses import PairLoss, PairOptions, Rows, Sides, unit
+from dmlcore.losses import Comparison, PairLoss, PairOptions, Rows, unit
 
 
 class SnrContrastive(PairLoss):
@@ -33,6 +33,7 @@ class SnrContrastive(PairLoss):
     paper = "Yuan et al., CVPR 2019"
     aliases = ("SignalToNoiseRatioContrastiveLoss", "signal_to_noise_ratio_contrastive")
     normalise = (False, False)
+    reshapes = True
 
     @dataclass(frozen=True, kw_only=True)
     class Options(PairOptions):
@@ -47,20 +48,24 @@ class SnrContrastive(PairLoss):
             check_range("pos_margin", self.pos_margin, least=0)
             check_range("neg_margin", self.neg_margin, least=0)
 
-    def sides(self, embeddings: Tensor, labels: Tensor, references: Tensor | None, reference_labels: Tensor | None) -> Sides:
+    def reshaped(self, comparison: Comparison) -> Comparison:
         """Extended vectors whose products are `1 - d`; the batch becomes its own references."""
+        embeddings, references = comparison.anchors, comparison.other_vectors
         dtype = embeddings.dtype if embeddings.dtype == torch.float64 else torch.float32
-        others = embeddings if references is None else references
         with torch.autocast(embeddings.device.type, enabled=False):
-            signal, noise = unit(embeddings.to(dtype)), unit(others.to(dtype))
+            signal, noise = unit(embeddings.to(dtype)), unit(references.to(dtype))
             signal, noise = signal - signal.mean(1, keepdim=True), noise - noise.mean(1, keepdim=True)
             power = signal.square().sum(1, keepdim=True)  # [A, 1]
             silent = power <= 16 * torch.finfo(dtype).eps ** 2  # rounding of the mean leaves no less
             inverse = torch.where(silent, torch.zeros_like(power), 1 / torch.where(silent, torch.ones_like(power), power))
             anchors = torch.cat([2 * signal * inverse, -inverse], dim=1)  # [A, D + 1]
             extended = torch.cat([noise, noise.square().sum(1, keepdim=True)], dim=1)  # [N, D + 1]
-        own = torch.arange(len(labels), device=labels.device) if references is None else None
-        return Sides(anchors, labels, extended, labels if reference_labels is None else reference_labels, own)
+        return comparison._replace(
+            anchors=anchors,
+            references=extended,
+            reference_labels=comparison.other_labels,
+            own=comparison.own_index,
+        )
 
     def row_values(self, similarities: Tensor, positive: Tensor, negative: Tensor) -> Rows:
         d = 1 - similarities

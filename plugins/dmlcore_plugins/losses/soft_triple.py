@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -10,7 +11,7 @@ from torch import Tensor
 import dmlcore
 from dmlcore.config import check_range
 from dmlcore.kernels import FunctorCall
-from dmlcore.losses import CentresLoss, LossOptions, Rows, Sides, distances, unit
+from dmlcore.losses import CentresLoss, Comparison, LossOptions, Rows, distances, unit
 
 
 class SoftTriple(CentresLoss):
@@ -30,6 +31,7 @@ class SoftTriple(CentresLoss):
     title = "SoftTriple loss"
     paper = "Qian et al., ICCV 2019"
     aliases = ("SoftTripleLoss", "softtriple")
+    streams = False  # `dense_rows` bounds its memory by itself
 
     @dataclass(frozen=True, kw_only=True)
     class Options(LossOptions):
@@ -72,21 +74,21 @@ class SoftTriple(CentresLoss):
         return FunctorCall("soft_triple", (float(self.centres), o.gamma, self.scale, o.margin))
 
     @property
-    def completes(self) -> bool:
-        return (self.options.tau != 0 and self.centres > 1) or type(self).complete is not SoftTriple.complete
+    def completes(self) -> bool:  # type: ignore[override]
+        return self.options.tau != 0 and self.centres > 1
 
-    def complete(self, rows: Rows, sides: Sides, given: Tensor | None) -> Rows:
+    def complete(self, rows: Rows, comparison: Comparison, context: Any) -> Rows:
         with torch.autocast(rows.values.device.type, enabled=False):
-            return self._with_regulariser(rows, sides)
+            return self._with_regulariser(rows, comparison)
 
-    def dense_rows(self, sides: Sides) -> Rows:
-        return self._with_regulariser(super().dense_rows(sides), sides)
+    def dense_rows(self, comparison: Comparison) -> Rows:
+        return self._with_regulariser(super().dense_rows(comparison), comparison)
 
-    def _with_regulariser(self, rows: Rows, sides: Sides) -> Rows:
+    def _with_regulariser(self, rows: Rows, comparison: Comparison) -> Rows:
         if not self.options.tau or self.centres == 1:
             return rows
-        assert sides.references is not None
-        centres = unit(sides.references.to(rows.values.dtype)).unflatten(0, (-1, self.centres))  # [C, K, D]
+        assert comparison.references is not None
+        centres = unit(comparison.references.to(rows.values.dtype)).unflatten(0, (-1, self.centres))  # [C, K, D]
         first, second = torch.triu_indices(self.centres, self.centres, 1, device=centres.device)
         cosines = (centres @ centres.mT)[:, first, second]  # [C, K (K - 1) / 2]
         mean = distances(cosines).sum() / (self.num_classes * self.centres * (self.centres - 1))

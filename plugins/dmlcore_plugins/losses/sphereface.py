@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -11,7 +12,7 @@ from torch import Tensor
 import dmlcore
 from dmlcore.config import check_range
 from dmlcore.kernels import FunctorCall
-from dmlcore.losses import LossOptions, Rows, Sides, SoftmaxLoss, pair_masks, unit
+from dmlcore.losses import Comparison, LossOptions, Rows, SoftmaxLoss, unit
 
 
 class SphereFace(SoftmaxLoss):
@@ -31,6 +32,8 @@ class SphereFace(SoftmaxLoss):
     aliases = ("SphereFaceLoss", "sphere_face", "ASoftmax")
     needs_norms = True
     normalise = (False, True)
+    streams = False  # polynomials of the whole matrix
+    completes = True  # type: ignore[assignment]
 
     @dataclass(frozen=True, kw_only=True)
     class Options(LossOptions):
@@ -49,17 +52,17 @@ class SphereFace(SoftmaxLoss):
     def scale(self) -> float:
         return self.options.scale
 
-    def given(self, sides: Sides) -> Tensor:
+    def norms(self, comparison: Comparison) -> Tensor:
         """Norms of the samples, `[1, B]`."""
-        with torch.autocast(sides.anchors.device.type, enabled=False):
-            anchors = sides.anchors if sides.anchors.dtype == torch.float64 else sides.anchors.float()
+        with torch.autocast(comparison.anchors.device.type, enabled=False):
+            anchors = comparison.anchors if comparison.anchors.dtype == torch.float64 else comparison.anchors.float()
             return torch.linalg.vector_norm(anchors, dim=1)[None]
 
-    def dense_rows(self, sides: Sides) -> Rows:
-        assert sides.references is not None
-        norms = self.given(sides)[0][:, None]  # [B, 1]
-        products = sides.anchors @ unit(sides.references).T  # [B, C]
-        positive, negative = pair_masks(sides)
+    def dense_rows(self, comparison: Comparison) -> Rows:
+        assert comparison.references is not None
+        norms = self.norms(comparison)[0][:, None]  # [B, 1]
+        products = comparison.anchors @ unit(comparison.references).T  # [B, C]
+        positive, negative = comparison.masks()
         cosines = products / torch.where(norms > 1e-12, norms, torch.ones_like(norms))
         cosines = cosines + (cosines.clamp(-1, 1) - cosines).detach()  # a rounding beyond 1 must not lose the gradient
         multiples = [torch.ones_like(cosines), cosines]  # cos(n a) as a polynomial of cos(a): no slope without bound
@@ -70,14 +73,13 @@ class SphereFace(SoftmaxLoss):
         entries = torch.where(positive & (norms > 1e-12), widened, products)
         return self.row_values(entries, positive, negative)
 
-    def complete(self, rows: Rows, sides: Sides, given: Tensor | None) -> Rows:
+    def complete(self, rows: Rows, comparison: Comparison, context: Any) -> Rows:
         """The kernel holds the norms constant and returns the derivative by them as a second value."""
-        assert given is not None
-        through_norms = rows.values[1:].detach() * (given - given.detach())
+        through_norms = rows.values[1:].detach() * (context - context.detach())
         return Rows(rows.values[:1] + through_norms, rows.counts[:1])
 
     def functor_call(self) -> FunctorCall:
-        return FunctorCall("sphereface", (self.scale, float(self.options.margin)))
+        return FunctorCall("sphereface", (self.scale, float(self.options.margin)), given=self.norms)
 
 
 @dmlcore.hookimpl

@@ -11,7 +11,7 @@ from torch import Tensor
 import dmlcore
 from dmlcore.config import check_range
 from dmlcore.kernels import FunctorCall
-from dmlcore.losses import CentresLoss, LossOptions, unit, widened_cosines
+from dmlcore.losses import CentresLoss, Comparison, LossOptions, unit, widened_cosines
 
 
 class SubCenterArcFace(CentresLoss):
@@ -81,7 +81,7 @@ class SubCenterArcFace(CentresLoss):
             Deviation: pytorch-metric-learning orders the outliers by class, returns the centres transposed and in any case,
             and leaves those of absent classes uninitialised.
         """
-        self.check_labels(embeddings, labels, None)
+        self.check(Comparison(embeddings, labels))
         count, centres = self.centres, unit(self.proxies).unflatten(0, (-1, self.centres))  # [C, K, D]
         cosines = torch.einsum("bd,bkd->bk", unit(embeddings.to(centres.dtype)), centres[labels])  # [B, K]
         nearest = torch.bincount(labels * count + cosines.argmax(1), minlength=self.num_classes * count)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -13,14 +13,13 @@ from dmlcore.config import check_range
 from dmlcore.errors import ConfigError
 from dmlcore.kernels import FunctorCall
 from dmlcore.losses import (
+    Comparison,
     PairLoss,
     PairOptions,
     Rows,
-    Sides,
     distances,
     in_pieces,
     listed_positives,
-    pair_masks,
     unit,
 )
 
@@ -88,22 +87,22 @@ class Triplet(PairLoss):
         """The largest `d_an - d_ap` of a triplet that counts."""
         return WEDL_REACH if self.options.variant == "wedl" else self.options.margin
 
-    def _triplets(self, positives: Tensor, negatives: Tensor, chosen: Tensor) -> Tensor:
+    def _triplets(self, positives: Tensor, negatives: Tensor, counted: Tensor) -> Tensor:
         violation = positives - negatives + (WEDL_MARGIN if self.options.variant == "wedl" else self.options.margin)
         hinge = torch.logaddexp(violation, torch.zeros_like(violation)) if self.options.smooth else torch.relu(violation)
-        loss = torch.where(chosen, hinge, torch.zeros_like(hinge)).flatten(1)
+        loss = torch.where(counted, hinge, torch.zeros_like(hinge)).flatten(1)
         return torch.stack([loss.sum(1), (loss > 0).sum(1).to(loss)])  # [2, A]: values and counts
 
     def _all_positives(self, d: Tensor, positives: Tensor, real: Tensor, negative: Tensor) -> Tensor:
         p, n = positives[:, :, None], d[:, None, :]  # [A, P, 1], [A, 1, N]
-        chosen = real[:, :, None] & negative[:, None, :]
+        counted = real[:, :, None] & negative[:, None, :]
         if self.mining != "all":
-            chosen = chosen & (n > p) & (n <= p + self.reach)
+            counted = counted & (n > p) & (n <= p + self.reach)
         if self.mining == "semihard_hardest":
-            n = torch.where(chosen, n, torch.full_like(n, torch.inf)).amin(2, keepdim=True)  # [A, P, 1]
-            chosen = torch.isfinite(n)
-            n = torch.where(chosen, n, torch.zeros_like(n))
-        return self._triplets(p, n, chosen)
+            n = torch.where(counted, n, torch.full_like(n, torch.inf)).amin(2, keepdim=True)  # [A, P, 1]
+            counted = torch.isfinite(n)
+            n = torch.where(counted, n, torch.zeros_like(n))
+        return self._triplets(p, n, counted)
 
     def row_values(self, similarities: Tensor, positive: Tensor, negative: Tensor) -> Rows:
         d, mining = distances(similarities), self.mining
@@ -120,20 +119,20 @@ class Triplet(PairLoss):
             p = torch.where(positive, d, far).amin(1)
             negative = negative & (d > p[:, None])
         n = torch.where(negative, d, far).amin(1)
-        found = positive.any(1) & negative.any(1)
-        p, n = torch.where(found, p, torch.zeros_like(p)), torch.where(found, n, torch.zeros_like(n))
-        both = self._triplets(p[:, None], n[:, None], found[:, None])
+        has_both = positive.any(1) & negative.any(1)
+        p, n = torch.where(has_both, p, torch.zeros_like(p)), torch.where(has_both, n, torch.zeros_like(n))
+        both = self._triplets(p[:, None], n[:, None], has_both[:, None])
         return Rows(both[:1], both[1:])
 
-    def dense_rows(self, sides: Sides) -> Rows:
+    def dense_rows(self, comparison: Comparison) -> Rows:
         if not self.options.swap:
-            return super().dense_rows(sides)
-        others = unit(sides.anchors if sides.references is None else sides.references)
-        d = distances(self.similarities(sides))  # [A, N]
-        positive, negative = pair_masks(sides)
+            return super().dense_rows(comparison)
+        vectors = unit(comparison.other_vectors)
+        d = distances(self.similarities(comparison))  # [A, N]
+        positive, negative = comparison.masks()
 
         def of_pairs(anchor: Tensor, other: Tensor) -> Tensor:  # pairs of anchor and positive, [Q] each
-            nearer = torch.minimum(d[anchor], distances(others[other] @ others.T))  # [Q, N]
+            nearer = torch.minimum(d[anchor], distances(vectors[other] @ vectors.T))  # [Q, N]
             return self._triplets(d[anchor, other][:, None], nearer, negative[anchor])
 
         anchor, other = positive.nonzero(as_tuple=True)  # [Q]
@@ -152,12 +151,10 @@ class Triplet(PairLoss):
         return FunctorCall(f"triplet_{self.mining}", (o.margin, float(o.smooth)))
 
     @property
-    def completes(self) -> bool:
-        return self.options.variant == "wedl" or type(self).complete is not Triplet.complete
+    def completes(self) -> bool:  # type: ignore[override]
+        return self.options.variant == "wedl"
 
-    def complete(self, rows: Rows, sides: Sides, given: Tensor | None) -> Rows:
-        if self.options.variant != "wedl":
-            return rows
+    def complete(self, rows: Rows, comparison: Comparison, context: Any) -> Rows:
         return Rows(rows.values + (WEDL_MARGIN - WEDL_REACH) * rows.counts, rows.counts)
 
 

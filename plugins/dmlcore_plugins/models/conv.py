@@ -31,7 +31,7 @@ class ConvOptions:
 
 
 class Conv(Trunk):
-    """Blocks of convolution, max pooling, batch normalisation and ReLU; then the mean and the maximum over the places.
+    """Blocks of convolution, max pooling, batch normalisation and ReLU, then the mean and the maximum over the places.
 
     Pooling before normalising makes a training step a third cheaper on a CPU than the usual order.
     """

@@ -37,7 +37,7 @@ class TorchvisionOptions:
 
 
 class TorchvisionTrunk(Trunk):
-    """A classification network of torchvision up to its last layer. Grey images are repeated in three channels; the
+    """A classification network of torchvision up to its last layer. Grey images are repeated in three channels. The
     normalisation its weights expect is part of it.
     """
 

@@ -26,7 +26,7 @@ class ClassBalancedSampler(BatchSampler):
         classes_per_batch: P, 2..number of classes.
         samples_per_class: K >= 1.
         seed: of the stream.
-        steps: batches until the iteration ends, counted from the very first one; None: it never ends.
+        steps: batches until the iteration ends, counted from the very first one. None: it never ends.
 
     Raises:
         ConfigError: P or K out of range.

@@ -13,7 +13,7 @@ from dmlcore.data import BatchSampler
 class ShuffledSampler(BatchSampler):
     """Passes over all samples in random order, `classes_per_batch * samples_per_class` at a time, whatever their classes.
 
-    For losses with proxies, which need no positives in the batch; losses between samples find few of them when there are many
+    For losses with proxies, which need no positives in the batch. Losses between samples find few of them when there are many
     classes. Every sample is seen once before any is seen again.
     """
 

@@ -13,7 +13,7 @@ from dmlcore.data import CropAugmentation, Transform
 
 
 class Crop(Transform):
-    """A random part of the image, brought back to full size: for photographs."""
+    """A random part of the image, resized to full size: for photographs."""
 
     name = "crop"
 

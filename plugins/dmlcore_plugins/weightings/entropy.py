@@ -11,7 +11,8 @@ from torch import Tensor
 import dmlcore
 from dmlcore.config import check_range
 from dmlcore.ensemble import Weighting
-from dmlcore.ensemble.shares import Equaliser, RunningMeans
+from dmlcore.ensemble.shares import Equaliser
+from dmlcore.ensemble.weighting import RunningMeans
 
 
 class Entropy(Weighting):

@@ -11,7 +11,7 @@ from torch import Tensor
 import dmlcore
 from dmlcore.config import check_range
 from dmlcore.ensemble import Weighting
-from dmlcore.ensemble.shares import RunningMeans
+from dmlcore.ensemble.weighting import RunningMeans
 
 
 class EqualGradientNorms(Weighting):

@@ -6,17 +6,16 @@ import inspect
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Unpack
 
 import torch
 from pytorch_metric_learning import losses as library_losses
 from torch import Tensor, nn
 
 from dmlcore.errors import ConfigError
-from dmlcore.losses import Loss, Miner, Sides, build_miner, pair_masks
-from dmlcore.losses.base import check_inputs
+from dmlcore.losses import Comparison, Loss, Miner, build_miner, compare
+from dmlcore.losses.base import Against
 from dmlcore.losses.mining import Mining
-from dmlcore.losses.relations import Relation
 from dmlcore_pml import LIBRARY, catalogue, library_version, parts
 from dmlcore_pml.miners import Indices, PmlMiner
 from dmlcore_pml.signatures import CLASSES, Signature
@@ -67,60 +66,31 @@ class PmlLoss(Loss):
             del self.inner.hist_
             self.inner.register_buffer("hist_", running)
 
-    def forward(
-        self,
-        embeddings: Tensor,
-        labels: Tensor,
-        *,
-        references: Tensor | None = None,
-        reference_labels: Tensor | None = None,
-        own: Tensor | None = None,
-        relation: Relation | Tensor | None = None,
-    ) -> Tensor:
-        return self._value(embeddings, labels, references, reference_labels, own, relation, advance=True)
+    def value_of(self, comparison: Comparison) -> Tensor:
+        return self._value(comparison, advance=True)
 
-    def reference(
-        self,
-        embeddings: Tensor,
-        labels: Tensor,
-        *,
-        references: Tensor | None = None,
-        reference_labels: Tensor | None = None,
-        own: Tensor | None = None,
-        relation: Relation | Tensor | None = None,
-    ) -> Tensor:
-        """As `forward`; a miner that draws repeats its last draws."""
-        return self._value(embeddings, labels, references, reference_labels, own, relation, advance=False)
+    def reference(self, embeddings: Tensor, labels: Tensor, **against: Unpack[Against]) -> Tensor:
+        """As `forward`. A miner that draws repeats its last draws."""
+        return self._value(compare(embeddings, labels, **against), advance=False)
 
-    def _value(
-        self,
-        embeddings: Tensor,
-        labels: Tensor,
-        references: Tensor | None,
-        reference_labels: Tensor | None,
-        own: Tensor | None,
-        relation: Any,
-        *,
-        advance: bool,
-    ) -> Tensor:
-        labels, reference_labels, relation = check_inputs(embeddings, labels, references, reference_labels, relation)
-        if references is not None and not self.takes_references:
+    def _value(self, comparison: Comparison, *, advance: bool) -> Tensor:
+        if comparison.references is not None and not self.takes_references:
             raise ConfigError(f"{self.name} takes no references")
-        if relation is not None and not self.takes_relations():
+        if comparison.relation is not None and not self.takes_relations():
             raise ConfigError(f"{self.name} takes one label per sample, neither label matrices nor relations")
-        if own is not None and not self.is_told_pairs():
+        if comparison.own is not None and not self.is_told_pairs():
             raise ConfigError(f"{self.name} cannot leave single references out, so it takes no memory of the batch itself")
+        labels, reference_labels, embeddings = comparison.labels, comparison.reference_labels, comparison.anchors
         self._check_labels(labels)
         dtype = next((p.dtype for p in self.inner.parameters()), torch.promote_types(embeddings.dtype, torch.float32))
         with torch.autocast(embeddings.device.type, enabled=False):
             x = embeddings.to(dtype)
-            others = None if references is None else references.to(dtype)
-            sides = Sides(x, labels, others, reference_labels, own, relation)
-            pairs = self.pairs(sides, advance=advance)
-            if relation is not None:  # the pairs say it all
+            references = None if comparison.references is None else comparison.references.to(dtype)
+            pairs = self.pairs(comparison._replace(anchors=x, references=references), advance=advance)
+            if comparison.relation is not None:  # the pairs say it all
                 labels, reference_labels = None, None  # type: ignore[assignment]
             try:
-                value = self.inner(x, labels, pairs, others, reference_labels)
+                value = self.inner(x, labels, pairs, references, reference_labels)
             except ValueError as error:  # what the library does not take
                 raise ConfigError(f"{self.name}: {' '.join(str(error).split())}") from error
         if isinstance(getattr(self.inner, "hist_", None), Tensor):
@@ -130,11 +100,11 @@ class PmlLoss(Loss):
             raise ConfigError(f"{self.name}: its reducer must give one number, got {got}")
         return value.reshape(())
 
-    def pairs(self, sides: Sides, *, advance: bool) -> Indices | None:
+    def pairs(self, comparison: Comparison, *, advance: bool) -> Indices | None:
         """The pairs that count as the library wants them, or None: all by equal labels."""
-        if sides.own is None and sides.relation is None:
+        if comparison.own is None and comparison.relation is None:
             return None
-        return _listed(sides)
+        return _listed(comparison)
 
     @classmethod
     def is_told_pairs(cls) -> bool:
@@ -201,18 +171,17 @@ class MinedPmlLoss(PmlLoss):
         """Mine from now on with this one."""
         self.miner = build_miner(miner)
 
-    def pairs(self, sides: Sides, *, advance: bool) -> Indices | None:
+    def pairs(self, comparison: Comparison, *, advance: bool) -> Indices | None:
         if self.miner is None:
-            return super().pairs(sides, advance=advance)
+            return super().pairs(comparison, advance=advance)
         draw = self.miner.next_draw(advance=advance)
         if isinstance(self.miner, PmlMiner):
-            if sides.relation is not None:
+            if comparison.relation is not None:
                 raise ConfigError(f"{self.miner.name} takes one label per sample, neither label matrices nor relations")
-            found = self.miner.choose(sides.anchors, sides.anchor_labels, sides.references, sides.reference_labels, draw)
-            return found if sides.own is None else _without_own(found, sides.own)
-        others = sides.anchors if sides.references is None else sides.references
-        mined = sides._replace(mining=Mining(self.miner, draw, sides.anchors.detach(), others.detach()))
-        return _listed(mined)
+            pairs = self.miner.choose(*comparison[:4], draw)
+            return pairs if comparison.own is None else _without_own(pairs, comparison.own)
+        mining = Mining(self.miner, draw, comparison.anchors.detach(), comparison.other_vectors.detach())
+        return _listed(comparison._replace(mining=mining))
 
 
 class Unavailable(Loss):
@@ -228,17 +197,17 @@ class Unavailable(Loss):
         raise NotImplementedError(self.reason)
 
 
-def _listed(sides: Sides) -> Indices:
-    positive, negative = pair_masks(sides)
+def _listed(comparison: Comparison) -> Indices:
+    positive, negative = comparison.masks()
     return (*positive.nonzero(as_tuple=True), *negative.nonzero(as_tuple=True))
 
 
 def _without_own(pairs: Indices, own: Tensor) -> Indices:
     """Pairs or triplets without those whose positive is the anchor itself."""
-    kept = pairs[1] != own[pairs[0]]
+    is_pair = pairs[1] != own[pairs[0]]
     if len(pairs) == 3:
-        return tuple(index[kept] for index in pairs)
-    return (pairs[0][kept], pairs[1][kept], *pairs[2:])
+        return tuple(index[is_pair] for index in pairs)
+    return (pairs[0][is_pair], pairs[1][is_pair], *pairs[2:])
 
 
 @cache

@@ -45,7 +45,7 @@ class Glyphs:
 
 @cache
 def load() -> Glyphs:
-    """Reads the embedded file; the second call returns the same object."""
+    """Reads the embedded file. The second call returns the same object."""
     path = resources.files("dmlcore_plugins.data.glyphs").joinpath("glyphs.npz")
     with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
         packed = arrays["images"]  # [N, 512], two pixels a byte, the left one in the high half
@@ -64,7 +64,7 @@ def unseen_characters(seed: int = 0) -> dict[str, np.ndarray]:
     """New characters of known scripts: 50 % of every script's classes to train, 15 % to validate, 35 % to test.
 
     Args:
-        seed: of the random choice; 0 is the split that reported figures use.
+        seed: of the random choice. 0 is the split that reported figures use.
 
     Returns:
         Sorted class ids, int64, under `train`, `validation` and `test`.

@@ -31,7 +31,7 @@ class GlyphOptions:
 
 
 class EmbeddedGlyphs(DataSource):
-    """Characters in many font designs, 32 x 32 grey; a class is a character."""
+    """Characters in many font designs, 32 x 32 grey. A class is a character."""
 
     name = "glyphs"
     Options = GlyphOptions

@@ -1,0 +1,32 @@
+// What this machine offers: instruction sets with their kernels and functors, and the vendor's matrix products.
+#pragma once
+#include <cstdint>
+#include <string>
+#include <vector>
+
+#include "cpu/problem.h"
+
+namespace dml {
+
+struct Functor {
+  std::string name, options;
+  int values;
+  bool partners;
+};
+std::vector<Functor> functors();       // of the level in use
+std::vector<std::string> functor_names(const FunctorModule&);
+void register_functors(const FunctorModule&);   // of the level in use. Throws std::invalid_argument where they do not fit.
+std::string headers();                 // the hash of the headers this was built with
+std::string flags(const std::string& level);   // the compiler's
+std::vector<std::string> levels();     // those this CPU can run, best last
+std::string level();
+void use_level(const std::string& name);
+void use_blas(void* sgemm, void* dgemm, void* set_threads_local);   // nullptr: the levels' own product
+bool has_blas();
+
+template <class T> const Kernels<T>& current_kernels();                // of the level in use; they stay where they are
+template <class T> BlasGemm<T> current_gemm();
+using BlasThreads = void (*)(int);
+BlasThreads current_blas_threads();
+
+}  // namespace dml

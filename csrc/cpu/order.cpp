@@ -1,0 +1,107 @@
+#include "cpu/order.h"
+
+#include <algorithm>
+#include <numeric>
+#include <stdexcept>
+#include <string>
+
+namespace dml {
+
+namespace {
+
+constexpr int64_t kStoredPositives = int64_t(1) << 20;                 // cells of positives kept between the phases
+constexpr int64_t kBlockCells = int64_t(1) << 20;                      // cells of one block of a large class
+constexpr int64_t kBlockRows = 128;
+
+// A block's similarities are kept as long as there is room: the first ones, so that it does not depend on the threads.
+void add_block(Classes& classes, int64_t a0, int64_t a1, int64_t r0, int64_t r1, int owner, int64_t cells) {
+  const bool fits = classes.stored_positives + cells <= kStoredPositives;
+  classes.blocks.push_back({a0, a1, r0, r1, owner, fits ? classes.stored_positives : -1});
+  if (fits) classes.stored_positives += cells;
+}
+
+}  // namespace
+
+std::shared_ptr<const Order> order_of(const int64_t* labels, int64_t rows, bool by_label, Orders& orders) {
+  std::shared_ptr<const Order>& entry = orders[{labels, rows, by_label}];
+  if (entry) return entry;
+  auto order = std::make_shared<Order>();
+  order->order.resize(rows);
+  std::iota(order->order.begin(), order->order.end(), int64_t(0));
+  if (by_label && !std::is_sorted(labels, labels + rows))
+    std::stable_sort(order->order.begin(), order->order.end(), [&](int64_t a, int64_t b) { return labels[a] < labels[b]; });
+  order->labels.resize(rows);
+  for (int64_t i = 0; i < rows && by_label; ++i) order->labels[i] = labels[order->order[i]];
+  return entry = order;
+}
+
+std::vector<int64_t> own_of(const Relations& relations, const Order& anchors, const Order* references) {
+  const int64_t rows = int64_t(anchors.order.size());
+  std::vector<int64_t> own(rows, -1);
+  if (!references) {
+    std::iota(own.begin(), own.end(), int64_t(0));
+  } else if (relations.own) {
+    const int64_t count = int64_t(references->order.size());
+    std::vector<int64_t> place(count);
+    for (int64_t j = 0; j < count; ++j) place[references->order[j]] = j;
+    for (int64_t i = 0; i < rows; ++i) {
+      const int64_t reference = relations.own[anchors.order[i]];
+      if (reference < -1 || reference >= count)
+        throw std::invalid_argument("own must be -1 or the index of a reference, got " + std::to_string(reference));
+      if (reference >= 0) own[i] = place[reference];
+    }
+  }
+  return own;
+}
+
+Classes classes_of_lists(const Relations& relations, const std::vector<int64_t>& own, int64_t references, int64_t stride,
+                         int threads) {
+  const int64_t rows = int64_t(own.size()), *starts = relations.starts, *lists = relations.lists;
+  Classes out;
+  out.row_first.assign(rows, 0), out.row_last.assign(rows, 0), out.positives.assign(stride, 0);
+  for (int64_t i = 0; i < rows; ++i) {
+    out.positives[i] = starts[i + 1] - starts[i];
+    for (int64_t k = starts[i]; k < starts[i + 1]; ++k)
+      if (lists[k] < 0 || lists[k] >= references || lists[k] == own[i] || (k > starts[i] && lists[k] <= lists[k - 1]))
+        throw std::invalid_argument("positives of an anchor must be ascending references other than the anchor itself");
+  }
+  int owner = 0;
+  for (int64_t a = 0; a < rows;) {
+    int64_t last = a + 1;
+    while (last < rows && last - a < kBlockRows && starts[last + 1] - starts[a] <= kBlockCells) ++last;
+    add_block(out, a, last, 0, 0, owner, starts[last] - starts[a]);
+    owner = (owner + 1) % threads;
+    a = last;
+  }
+  return out;
+}
+
+Classes classes_of(const Order& anchors, const Order& references, const std::vector<int64_t>& own, int64_t stride,
+                   int threads) {
+  const std::vector<int64_t>&labels = anchors.labels, &theirs = references.labels;
+  const int64_t rows = int64_t(labels.size());
+  Classes out;
+  out.row_first.resize(rows), out.row_last.resize(rows), out.positives.assign(stride, 0);
+  int owner = 0;
+  for (int64_t a0 = 0, r0 = 0; a0 < rows;) {
+    const int64_t label = labels[a0];
+    const int64_t a1 = std::upper_bound(labels.begin() + a0, labels.end(), label) - labels.begin();
+    r0 = std::lower_bound(theirs.begin() + r0, theirs.end(), label) - theirs.begin();
+    const int64_t r1 = std::upper_bound(theirs.begin() + r0, theirs.end(), label) - theirs.begin();
+    for (int64_t i = a0; i < a1; ++i) {
+      out.row_first[i] = r0, out.row_last[i] = r1;
+      out.positives[i] = r1 - r0 - (own[i] >= r0 && own[i] < r1 ? 1 : 0);
+    }
+    const int64_t columns = r1 - r0;
+    const int64_t step = columns ? std::max<int64_t>(1, std::min(kBlockRows, kBlockCells / columns)) : a1 - a0;
+    for (int64_t a = a0; a < a1; a += step) {
+      const int64_t last = std::min(a1, a + step);
+      add_block(out, a, last, r0, r1, owner, (last - a) * columns);
+    }
+    owner = (owner + 1) % threads;
+    a0 = a1;
+  }
+  return out;
+}
+
+}  // namespace dml

@@ -1,0 +1,244 @@
+#include "cpu/pass.h"
+
+#include <algorithm>
+#include <cstring>
+
+#include "cpu/levels.h"
+#include "cpu/memory.h"
+
+namespace dml {
+
+namespace {
+
+Rows rows_of(const Input& in) { return {in.labels, in.rows}; }
+
+template <class T> struct Side {                                       // anchors or references in class order
+  const int64_t* order = nullptr;
+  Buffer<T> unit, norms;
+  Buffer<bool> broken;
+
+  void fill(const Kernels<T>& kernels, const Input& in, const Order& by_label, int64_t width, int threads) {
+    order = by_label.order.data();
+    unit.resize(in.rows * width);
+    norms.resize(in.rows);
+    broken.resize(in.rows);
+    kernels.gather(static_cast<const T*>(in.data), in.stride, order, in.rows, width, in.normalise, unit.data(), norms.data(),
+                   broken.data(), threads);
+  }
+};
+
+template <class T> class Pass final : public PassBase {
+ public:
+  Pass(const Input& anchors, const Input* references, int64_t width, const std::vector<FunctorCall>& calls,
+       const Relations& relations, const PlanRequest& request, Orders& orders)
+      : kernels_(current_kernels<T>()), outline_(outlined(anchors, references, width, calls, relations, request, orders)),
+        normalise_anchors_(anchors.normalise), normalise_references_(references ? references->normalise : anchors.normalise),
+        p_(problem_of<T>(outline_)) {
+    anchors_.fill(kernels_, anchors, *outline_.anchors, width, outline_.threads);
+    if (references) {
+      references_.fill(kernels_, *references, *outline_.references, width, outline_.threads);
+      bool* broken = anchors_.broken.data();                           // every anchor is compared with every reference
+      if (std::any_of(references_.broken.data(), references_.broken.data() + p_.N, [](bool b) { return b; }))
+        std::fill(broken, broken + p_.A, true);
+    }
+    p_.anchors = anchors_.unit.data();
+    p_.references = references ? references_.unit.data() : p_.anchors;
+    p_.broken = anchors_.broken.data();
+    copy_given(calls);
+  }
+
+  const Outline& outline() const override { return outline_; }
+  std::vector<std::pair<std::string, int64_t>> plan() const override { return summary<T>(outline_); }
+
+  void forward(void* values, void* counts, void* tables) override {
+    Buffer<T> sorted;
+    const int64_t numbers = int64_t(p_.value_count) * p_.A;
+    T *v = sorted.resize(2 * numbers), *c = v + numbers;
+    allocate();
+    std::memset(p_.table_totals, 0, size_t(2 * p_.table_cells * p_.threads) * sizeof(int64_t));
+    for (const Chunk& chunk : outline_.plan.chunks) {
+      enter(chunk);
+      kernels_.forward(p_, v, c);
+    }
+    T *to = static_cast<T*>(values), *to_counts = static_cast<T*>(counts);
+    for (int row = 0; row < p_.value_count; ++row)
+      for (int64_t i = 0; i < p_.A; ++i) {
+        to[row * p_.A + anchors_.order[i]] = v[row * p_.A + i];
+        to_counts[row * p_.A + anchors_.order[i]] = c[row * p_.A + i];
+      }
+    read_tables(static_cast<T*>(tables));
+    leave();
+  }
+
+  void differentiate(const void* cotangents, const double* shift, const void* table_cotangents, bool with_references) override {
+    const bool several = outline_.plan.chunks.size() > 1;
+    Buffer<T> sorted, private_grads, unused;
+    T* w = sorted.resize(int64_t(p_.value_count) * p_.A);
+    const T* from = static_cast<const T*>(cotangents);
+    for (int row = 0; row < p_.value_count; ++row)
+      for (int64_t i = 0; i < p_.A; ++i) w[row * p_.A + i] = T((from ? from[row * p_.A + anchors_.order[i]] : 0) + shift[row]);
+    T *ga = zeros(anchor_grads_, p_.A * p_.D), *gr = nullptr;
+    if (!p_.self && with_references) gr = zeros(reference_grads_, p_.N * p_.D);
+    allocate();
+    p_.cotangents = w;
+    p_.table_slopes = slopes_of_tables(static_cast<const T*>(table_cotangents));
+    T* slope = zeros(slopes_, outline_.slope_cells);
+    for (FunctorState& f : outline_.functors) f.slopes_at = slope, slope += f.slopes * p_.stride;
+    // Threads own the larger side and add to private copies of the other one.
+    const int64_t private_rows = p_.self ? p_.A : p_.row_owner_backward ? p_.N : p_.A;
+    T* copies = p_.threads > 1 ? private_grads.resize((p_.threads - 1) * private_rows * p_.D) : nullptr;
+    if (several) unused.resize(2 * int64_t(p_.value_count) * p_.A);
+    for (const Chunk& chunk : outline_.plan.chunks) {
+      enter(chunk);
+      if (several) kernels_.forward(p_, unused.data(), unused.data() + int64_t(p_.value_count) * p_.A);   // its slots again
+      kernels_.backward(p_, w, ga, gr, copies);
+    }
+    leave();
+  }
+
+  void deliver(const Gradient& anchors, const Gradient& references) override {
+    const auto put = [&](Buffer<T>& grads, const Side<T>& side, int64_t rows, bool normalise, const Gradient& to) {
+      if (to.data && rows > 0)
+        kernels_.scatter(grads.data(), side.unit.data(), side.norms.data(), side.order, rows, p_.D, normalise,
+                         static_cast<T*>(to.data), to.stride, to.adds, p_.threads);
+      grads.reset();
+    };
+    put(anchor_grads_, anchors_, p_.A, normalise_anchors_, anchors);
+    if (!p_.self) put(reference_grads_, references_, p_.N, normalise_references_, references);
+  }
+
+ private:
+  static Outline outlined(const Input& anchors, const Input* references, int64_t width, const std::vector<FunctorCall>& calls,
+                          const Relations& relations, const PlanRequest& request, Orders& orders) {
+    const Rows others = references ? rows_of(*references) : Rows{};
+    return outline_of<T>(rows_of(anchors), references ? &others : nullptr, width, calls, relations, request, orders);
+  }
+
+  template <class Number> static Number* zeros(Buffer<Number>& buffer, int64_t count) {
+    Number* at = buffer.resize(count);
+    std::fill_n(at, count, Number(0));                                 // of nothing there is no address
+    return at;
+  }
+
+  // Numbers and windows of the anchors, in class order: the caller's may be gone at backward.
+  void copy_given(const std::vector<FunctorCall>& calls) {
+    T* at = given_.resize(outline_.given_fields * p_.stride);
+    const auto copy = [&](const void* from, int fields) {
+      for (int k = 0; from && k < fields; ++k, at += p_.stride)
+        for (int64_t i = 0; i < p_.A; ++i) at[i] = static_cast<const T*>(from)[k * p_.A + anchors_.order[i]];
+    };
+    for (size_t l = 0; l < calls.size(); ++l) {
+      FunctorState& f = outline_.functors[l];
+      f.given_at = at;
+      copy(calls[l].given, f.given_count);
+      f.windows_at = calls[l].windows ? at : nullptr;
+      copy(calls[l].windows, 4);
+    }
+  }
+
+  // The whole numbers of all threads, whose sums do not depend on the order, as cells of the soft histograms.
+  void read_tables(T* tables) const {
+    const double unit = kernels_.fraction_unit;
+    for (const FunctorState& f : outline_.functors)
+      for (int64_t half = 0; half < 2; ++half) {
+        double carried = 0;
+        for (int64_t c = 0; c < f.cells; ++c) {
+          int64_t pairs = 0, fractions = 0;
+          for (int t = 0; t < p_.threads; ++t) {
+            const int64_t* at = p_.table_totals + t * 2 * p_.table_cells + 2 * f.table_first + 2 * half * f.cells;
+            pairs += at[c], fractions += at[f.cells + c];
+          }
+          const double part = double(fractions) / unit;
+          tables[f.table_first + half * f.cells + c] = T(double(pairs) - part + carried);
+          carried = part;
+        }
+      }
+  }
+
+  // The difference of neighbouring cells' cotangents; beyond the last cell nothing moves.
+  const T* slopes_of_tables(const T* cotangents) {
+    T* slopes = table_slopes_.resize(p_.table_cells + 1);
+    for (const FunctorState& f : outline_.functors)
+      for (int64_t half = 0; half < 2; ++half)
+        for (int64_t c = 0; c < f.cells; ++c) {
+          const int64_t at = f.table_first + half * f.cells + c;
+          slopes[at] = cotangents && c + 1 < f.cells ? cotangents[at + 1] - cotangents[at] : T(0);
+        }
+    return slopes;
+  }
+
+  // Memory that lives from forward to backward is kept; what one phase needs alone is given back by leave().
+  void allocate() {
+    const Plan& plan = outline_.plan;
+    p_.most_positives = plan.most_positives;                           // scratch memory for the largest chunk
+    for (FunctorState& f : outline_.functors) f.search_cells = search_cells_of<T>(f, plan.most_positives);
+    p_.blocks = outline_.classes.blocks.data(), p_.block_count = int64_t(outline_.classes.blocks.size());
+    p_.tiles = plan.tiles.data(), p_.tile_count = int64_t(plan.tiles.size());
+    p_.table_totals = table_totals_.resize(2 * p_.table_cells * p_.threads + 1);
+    p_.scratch_bytes = kernels_.scratch_bytes(p_);
+    p_.scratch = scratch_.resize(p_.scratch_bytes * p_.threads);
+    const int totals = p_.triangle ? p_.threads : 1;
+    int64_t stat_fields = 0, total_fields = 0;
+    for (const FunctorState& f : outline_.functors) stat_fields += f.limits + f.sums, total_fields += f.sums;
+    if (!stats_.data()) zeros(stats_, stat_fields * p_.stride);
+    if (!stored_.data()) stored_.resize(plan.stored_cells);
+    if (!stored_positives_.data()) stored_positives_.resize(outline_.classes.stored_positives);
+    if (!slots_.data()) slots_.resize(plan.slot_cells);
+    totals_.resize(total_fields * totals * p_.stride);
+    p_.stored = stored_.data(), p_.stored_positives = stored_positives_.data();
+    T* stat = stats_.data();
+    double* total = totals_.data();
+    for (FunctorState& f : outline_.functors) {
+      f.limits_at = stat, stat += f.limits * p_.stride;
+      f.sums_at = stat, stat += f.sums * p_.stride;
+      f.totals_at = total, total += int64_t(f.sums) * totals * p_.stride;
+    }
+  }
+
+  void enter(const Chunk& chunk) {
+    p_.row0 = chunk.row0, p_.row1 = chunk.row1;
+    p_.tiles = outline_.plan.tiles.data() + chunk.tile0, p_.tile_count = chunk.tile1 - chunk.tile0;
+    p_.blocks = outline_.classes.blocks.data() + chunk.block0, p_.block_count = chunk.block1 - chunk.block0;
+    p_.slot_first = chunk.row0, p_.slot_stride = rounded(chunk.row1 - chunk.row0, 16) + 16,
+    p_.most_positives = chunk.most_positives;
+    const int64_t field = p_.most_positives * p_.slot_stride;
+    T* at = slots_.data();
+    for (FunctorState& f : outline_.functors) {
+      f.slot_limits_at = at, at += f.slot_limits * field;
+      f.slot_sums_at = f.slot_totals_at = at, at += f.slot_sums * field * (p_.triangle ? p_.threads : 1);
+      f.search_cells = search_cells_of<T>(f, p_.most_positives);
+      f.breaks_at = at, at += f.search_cells * p_.slot_stride;
+      f.bins_at = at, at += f.search_cells * p_.slot_stride;
+    }
+  }
+
+  void leave() {
+    scratch_.reset();
+    totals_.reset();
+    slopes_.reset();
+    table_totals_.reset();
+    table_slopes_.reset();
+  }
+
+  const Kernels<T>& kernels_;
+  Outline outline_;
+  bool normalise_anchors_, normalise_references_;
+  Problem<T> p_;
+  Side<T> anchors_, references_;
+  Buffer<int64_t> table_totals_;
+  Buffer<T> anchor_grads_, reference_grads_;                          // from differentiate() to deliver()
+  Buffer<T> given_, table_slopes_, stats_, slopes_, stored_, stored_positives_, slots_;
+  Buffer<double> totals_;
+  Buffer<unsigned char> scratch_;
+};
+
+}  // namespace
+
+std::unique_ptr<PassBase> make_pass(bool is_double, const Input& anchors, const Input* references, int64_t width,
+                                    const std::vector<FunctorCall>& calls, const Relations& relations,
+                                    const PlanRequest& request, Orders& orders) {
+  if (is_double) return std::make_unique<Pass<double>>(anchors, references, width, calls, relations, request, orders);
+  return std::make_unique<Pass<float>>(anchors, references, width, calls, relations, request, orders);
+}
+
+}  // namespace dml

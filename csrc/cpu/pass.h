@@ -1,0 +1,40 @@
+// One pass: one sweep over the similarities of anchors and references by several functors, forward and backward. It orders, keeps
+// memory and calls the kernels of the instruction set in use. Compiled for any CPU; the arithmetic is in level.cpp.
+#pragma once
+#include <memory>
+
+#include "cpu/outline.h"
+
+namespace dml {
+
+struct Input {  // rows of T (float or double), `stride` numbers apart, in any order of labels
+  const void* data = nullptr;
+  const int64_t* labels = nullptr;
+  int64_t rows = 0, stride = 0;
+  bool normalise = false;
+};
+
+struct Gradient {  // where the gradient of an input goes: rows of T, `stride` numbers apart
+  void* data = nullptr;  // nullptr: nobody wants it
+  int64_t stride = 0;
+  bool adds = false;  // to what is there
+};
+
+class PassBase {
+ public:
+  virtual ~PassBase() = default;
+  virtual const Outline& outline() const = 0;
+  virtual void forward(void* values, void* counts, void* tables) = 0;  // T [V, A], in the caller's order; T [cells]
+  // The gradients under T [V, A] cotangents (nullptr: 0) plus `shift` [V] for all anchors, kept until deliver().
+  virtual void differentiate(const void* cotangents, const double* shift, const void* table_cotangents,
+                             bool with_references) = 0;
+  virtual void deliver(const Gradient& anchors, const Gradient& references) = 0;
+  virtual std::vector<std::pair<std::string, int64_t>> plan() const = 0;
+};
+
+// Throws std::invalid_argument as outline_of does. Not for two threads at a time.
+std::unique_ptr<PassBase> make_pass(bool is_double, const Input& anchors, const Input* references, int64_t width,
+                                    const std::vector<FunctorCall>& calls, const Relations& relations,
+                                    const PlanRequest& request, Orders& orders);
+
+}  // namespace dml

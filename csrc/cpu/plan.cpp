@@ -1,0 +1,156 @@
+#include "cpu/plan.h"
+
+#include <omp.h>
+
+#include <algorithm>
+
+namespace dml {
+
+namespace {
+
+constexpr double kThreadWork = 1e7;  // multiplications that a further thread is worth its barriers for
+constexpr int64_t kSlotBytes = int64_t(32) << 20, kRowSlotBytes = int64_t(2)
+                                                                  << 20;  // of a chunk; of a tile, which stays in the cache
+constexpr int64_t kWorkspace = int64_t(24) << 20, kWorkspaceOfReferences = int64_t(64) << 20;
+// Positives that a negative is compared with one by one: with more, searching is faster. It works on rows only, so a batch compared
+// with itself first has to lose half as much again in products (measured equal at 31 positives and 128 dimensions).
+constexpr int64_t kMostCompared = 12, kMostComparedTwice = 32;
+
+class Planner {
+ public:
+  Planner(const PlanInput& input, const PlanRequest& request) : in_(input), request_(request) {}
+
+  Plan plan() {
+    choose_methods();
+    choose_tile();
+    cut_into_chunks();
+    choose_what_is_stored();
+    for (const Chunk& c : out_.chunks)
+      out_.slot_cells = std::max(out_.slot_cells, slot_cells(rounded(c.row1 - c.row0, 16) + 16, c.most_positives, totals()));
+    return std::move(out_);
+  }
+
+ private:
+  int totals() const { return out_.triangle ? in_.threads : 1; }  // a triangle's threads add to the same anchors
+
+  int64_t search_cells(const FunctorState& f, int64_t most) const {
+    return out_.searches && f.search ? in_.search_cells(f.search * most) : 0;
+  }
+  int64_t slot_cells(int64_t rows, int64_t most, int totals) const {
+    int64_t cells = 0;
+    for (const FunctorState& f : in_.functors)
+      cells += (f.slot_limits + f.slot_sums * totals) * most + 2 * search_cells(f, most);
+    return cells * rows;
+  }
+  int64_t most_of(int64_t first, int64_t last) const {
+    return *std::max_element(in_.classes.positives.begin() + first, in_.classes.positives.begin() + last);
+  }
+
+  // Compare or search; rows and columns of a tile at once, or rows alone.
+  void choose_methods() {
+    const bool slots = std::any_of(in_.functors.begin(), in_.functors.end(), [](const FunctorState& f) { return f.has_slots; });
+    out_.most_positives = slots && in_.anchors ? most_of(0, in_.anchors) : 0;
+    const bool symmetric = in_.self && !in_.has_lists && !in_.has_windows && request_.triangle != 0;
+    const bool large = out_.most_positives > (symmetric ? kMostComparedTwice : kMostCompared);
+    const bool may_search = out_.most_positives > 0 && (request_.search >= 0 ? request_.search != 0 : large);
+    out_.searches =
+        may_search && std::any_of(in_.functors.begin(), in_.functors.end(), [](const FunctorState& f) { return f.search > 0; });
+    budget_ = (request_.slot_bytes > 0 ? request_.slot_bytes : kSlotBytes) / in_.number_bytes;
+    slots_fit_ = slot_cells(in_.stride, out_.most_positives, in_.threads) <= budget_;
+    out_.triangle = symmetric && slots_fit_ && !out_.searches;
+  }
+
+  // A triangle wants narrow tiles at its diagonal. Against references larger tiles save the products' packing; the columns of a
+  // strip should stay in the first-level cache only while more than one loss passes over it.
+  void choose_tile() {
+    const int64_t most_rows = std::max<int64_t>(in_.anchors, 1), most_columns = std::max<int64_t>(in_.references, 1);
+    int64_t rows = request_.tile_rows > 0 ? request_.tile_rows : (!in_.self ? 256 : in_.anchors >= 1024 ? 128 : 64);
+    int64_t columns = request_.tile_columns > 0 ? request_.tile_columns : (!in_.self && in_.functors.size() == 1 ? 1024 : 512);
+    if (!out_.triangle && in_.threads > 1) {  // every thread should find rows, and columns, to own
+      rows = std::min(rows, rounded((in_.anchors + in_.threads - 1) / in_.threads, 8));
+      columns = std::min(columns, rounded((in_.references + in_.threads - 1) / in_.threads, 64));
+    }
+    int64_t row_bytes = 1;  // of a row's slots or bins: those of a tile stay in the cache
+    for (const FunctorState& f : in_.functors) {
+      const bool searched = out_.searches && f.search;
+      row_bytes = std::max(row_bytes, searched      ? 16 * search_cells(f, out_.most_positives)
+                                      : f.has_slots ? 64 * out_.most_positives
+                                                    : 1);
+    }
+    rows = std::min(rows, std::max<int64_t>(8, kRowSlotBytes / row_bytes));
+    out_.tile_rows = std::max<int64_t>(1, std::min(rows, most_rows));
+    out_.tile_columns = rounded(std::max<int64_t>(1, std::min(columns, most_columns)), 16 * in_.centres);
+  }
+
+  // Anchors are taken in chunks only when the slots of all of them would not fit. A chunk ends with a block, and where anchors
+  // are coupled with their positives with a class.
+  void cut_into_chunks() {
+    const std::vector<Block>& blocks = in_.classes.blocks;
+    size_t block = 0;
+    for (int64_t row = 0; row < in_.anchors || out_.chunks.empty();) {
+      int64_t last = in_.anchors, widest = out_.most_positives;
+      if (slots_fit_) {
+        block = blocks.size();
+      } else {
+        widest = 0;
+        const size_t first = block;
+        for (last = row; block < blocks.size(); ++block) {
+          const int64_t wider = std::max(widest, most_of(blocks[block].a0, blocks[block].a1));
+          const bool divides = in_.has_partners && block > first && blocks[block].r0 == blocks[block - 1].r0;
+          if (block > first && !divides && slot_cells(rounded(blocks[block].a1 - row, 16), wider, 1) > budget_) break;
+          widest = wider, last = blocks[block].a1;
+        }
+      }
+      const int64_t first_block = out_.chunks.empty() ? 0 : out_.chunks.back().block1, first_tile = int64_t(out_.tiles.size());
+      add_tiles(row, last);
+      out_.chunks.push_back({row, last, first_tile, int64_t(out_.tiles.size()), first_block, int64_t(block), widest});
+      row = last;
+      if (in_.anchors == 0) break;
+    }
+  }
+
+  void add_tiles(int64_t row, int64_t last) {
+    const std::vector<int64_t>&first_of = in_.classes.row_first, &last_of = in_.classes.row_last;
+    for (int64_t i0 = row; i0 < last; i0 += out_.tile_rows) {
+      const int64_t i1 = std::min(i0 + out_.tile_rows, last);
+      for (int64_t j0 = out_.triangle ? i0 : 0; j0 < in_.references; j0 += out_.tile_columns) {
+        const int64_t j1 = std::min(j0 + out_.tile_columns, in_.references);
+        const bool same = first_of[i0] <= j0 && j1 <= last_of[i0] && first_of[i1 - 1] <= j0 && j1 <= last_of[i1 - 1];
+        if (out_.triangle ? j1 <= last_of[i0] : same) continue;  // no negative in it
+        out_.tiles.push_back({i0, i1, j0, j1, -1});
+      }
+    }
+  }
+
+  // A batch with itself keeps all tiles or none (a part would cost its memory and save little); against references every tile
+  // that fits is one product less.
+  void choose_what_is_stored() {
+    const int64_t workspace = request_.workspace >= 0 ? request_.workspace : in_.self ? kWorkspace : kWorkspaceOfReferences;
+    const auto cells_of = [](const Tile& t) { return (t.i1 - t.i0) * rounded(t.j1 - t.j0, 16); };
+    for (const Tile& t : out_.tiles) out_.tile_cells += cells_of(t);
+    if (out_.chunks.size() > 1 || (in_.self && out_.tile_cells * in_.number_bytes > workspace)) return;
+    for (Tile& t : out_.tiles) {
+      if ((out_.stored_cells + cells_of(t)) * in_.number_bytes > workspace) break;
+      t.stored = out_.stored_cells;
+      out_.stored_cells += cells_of(t);
+    }
+  }
+
+  const PlanInput& in_;
+  const PlanRequest& request_;
+  Plan out_;
+  int64_t budget_ = 0;  // numbers that a chunk's slots may be
+  bool slots_fit_ = true;
+};
+
+}  // namespace
+
+Plan make_plan(const PlanInput& input, const PlanRequest& request) { return Planner(input, request).plan(); }
+
+int threads_for(double work, const PlanRequest& request) {
+  const double worth = request.thread_work > 0 ? double(request.thread_work) : kThreadWork;
+  const int busy = int(std::min(work / worth, 1e6)) + 1;
+  return omp_in_parallel() ? 1 : std::max(1, std::min({request.threads, omp_get_thread_limit(), busy}));
+}
+
+}  // namespace dml

@@ -1,0 +1,83 @@
+"""Passes as flat lists, as custom operators take them: `layout` tells what the passes are, by numbers and by places in the lists
+of tensors."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from torch import Tensor
+
+from dmlcore.kernels.passes import FunctorCall, Pass, Relations, Target
+
+Encoded = tuple[list[Tensor], str, list[float], list[int]]
+
+
+def encoded(passes: Sequence[Pass], targets: Sequence[tuple[Target, Target]]) -> Encoded:
+    """Constant tensors, functors, options and layout."""
+    constants: list[Tensor] = []
+    functors: list[str] = []
+    options: list[float] = []
+    layout: list[int] = []
+
+    def place(tensor: Tensor | None) -> int:
+        if tensor is None:
+            return -1
+        for index, placed in enumerate(constants):
+            if placed is tensor:
+                return index
+        constants.append(tensor)
+        return len(constants) - 1
+
+    for one, ((source, first), (other, other_first)) in zip(passes, targets, strict=True):
+        # a width that is not told is that of the tensor, which may change from call to call
+        whole = one.anchors_in is None and one.references_in is None
+        layout += [source, first, -1 if whole else one.anchors.shape[1], place(one.anchor_labels)]
+        layout += [other, other_first, place(one.reference_labels), *map(int, one.normalise), *map(place, one.relations)]
+        layout += [len(one.calls), -1 if one.owners is None else len(one.owners), *(one.owners or ())]
+        for call in one.calls:
+            functors.append(call.functor)
+            options += call.options
+            assert call.given is None or isinstance(call.given, Tensor)
+            layout += [len(call.options), place(call.given), place(call.windows), call.cells]
+    return constants, ",".join(functors), options, layout
+
+
+def decoded(
+    sources: Sequence[Tensor], constants: list[Tensor], functors: str, options: list[float], layout: list[int]
+) -> tuple[list[Pass], list[tuple[Target, Target]]]:
+    names, numbers, values = iter(functors.split(",")), iter(layout), iter(options)
+    passes: list[Pass] = []
+    targets: list[tuple[Target, Target]] = []
+
+    def take(count: int) -> list[int]:
+        return [next(numbers) for _ in range(count)]
+
+    def constant(index: int) -> Tensor | None:
+        return None if index < 0 else constants[index]
+
+    def columns(source: int, first: int, width: int) -> Tensor:
+        return sources[source] if width < 0 else sources[source].narrow(1, first, width)
+
+    while (source := next(numbers, None)) is not None:
+        first, width, labels, other, other_first, other_labels, *normalise = take(8)
+        own, starts, positives, count, owned = take(5)
+        owners = None if owned < 0 else tuple(take(owned))
+        calls = []
+        for _ in range(count):
+            number, given, windows, cells = take(4)
+            call_options = tuple(next(values) for _ in range(number))
+            calls.append(FunctorCall(next(names), call_options, constant(given), constant(windows), cells))
+        passes.append(
+            Pass(
+                columns(source, first, width),
+                constants[labels],
+                None if other < 0 else columns(other, other_first, width),
+                constant(other_labels),
+                tuple(calls),
+                (bool(normalise[0]), bool(normalise[1])),
+                Relations(constant(own), constant(starts), constant(positives)),
+                owners=owners,
+            )
+        )
+        targets.append(((source, first), (other, other_first)))
+    return passes, targets

@@ -1,0 +1,372 @@
+"""Passes of several losses over the similarities of anchors and references, as differentiable PyTorch functions.
+
+The kernels return unreduced values and counts per anchor, `[V, A]`, and, on request, their averages. All passes of a call on
+the CPU are one call of the extension and one node of autograd. Under `torch.compile` they are the custom operator
+`dmlcore::fused_rows`. On other devices every pass is a node of its own. The arithmetic of the CPU is in `csrc/cpu`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from dmlcore.errors import ConfigError
+from dmlcore.kernels import extension
+from dmlcore.kernels.cuda import CudaPass
+from dmlcore.kernels.encoding import encoded
+from dmlcore.kernels.passes import FunctorCall, Pass, Relations, Target
+from dmlcore.kernels.planning import plan
+
+
+class Passed(NamedTuple):
+    """What passes gave, float32 or (for float64 input) float64.
+
+    Attributes:
+        terms: `[terms]`, or a scalar.
+        parts: values and counts, `[V, A]`, and histograms of each pass; or one such entry for all, one after the other.
+        sizes: of each pass, as `Pass.size`.
+    """
+
+    terms: Tensor
+    parts: tuple[tuple[Tensor, Tensor, Tensor], ...]
+    sizes: tuple[tuple[int, int, int], ...]
+
+    def of(self, index: int) -> tuple[Tensor, Tensor, Tensor]:
+        """Values and counts `[V, A]` of one pass, with the functors' values in order, and its histograms: for every functor
+        that makes some that of positive, then that of negative pairs, `[cells]`."""
+        if self.parts[0][0].ndim == 2:  # an entry for each pass
+            return self.parts[index]
+        (values, counts, tables), (number, anchors, cells) = self.parts[0], self.sizes[index]
+        if len(self.sizes) > 1:
+            first = first_cell = 0
+            for earlier_number, earlier_anchors, earlier_cells in self.sizes[:index]:
+                first += earlier_number * earlier_anchors
+                first_cell += earlier_cells
+            values, counts = values[first : first + number * anchors], counts[first : first + number * anchors]
+            if cells:
+                tables = tables[first_cell : first_cell + cells]
+        return values.view(number, anchors), counts.view(number, anchors), tables
+
+
+class CpuPasses:
+    """The state of the passes of one call on the CPU, between forward and backward.
+
+    Args:
+        passes: with everything but the vectors as the kernels want it. All are float32, or all float64.
+        terms: how many numbers the values are reduced to.
+        targets: per pass where the gradients of its anchors and of its references go. None: a tensor for each, pass after pass.
+
+    Raises:
+        ConfigError: the extension is missing, or a tensor is on another device.
+        ValueError: an unknown functor, or a wrong number of options for it.
+    """
+
+    __slots__ = ("__weakref__", "alive", "like", "passes", "terms")
+
+    def __init__(self, passes: Sequence[Pass], terms: int = 0, targets: Sequence[tuple[Target, Target]] | None = None) -> None:
+        module = extension.CPU
+        if module is None:
+            raise ConfigError(extension.why_not("cpu"))
+        requests = []
+        for k, one in enumerate(passes):
+            anchors_to, references_to = ((2 * k, 0), (2 * k + 1, 0)) if targets is None else targets[k]
+            requests.append(_request(one, anchors_to, references_to))
+        self.like = passes[0].anchors.new_empty(0)
+        self.terms = terms
+        self.alive = [one.relations for one in passes]  # the kernels copy everything else
+        options = getattr(plan, "options", None)
+        is_double = self.like.dtype == torch.float64
+        if options:
+            self.passes = module.Passes(is_double, requests, terms, **{"threads": torch.get_num_threads(), **options})
+        else:
+            self.passes = module.Passes(is_double, requests, terms, threads=torch.get_num_threads())
+        if (recorded := getattr(plan, "recorded", None)) is not None:
+            recorded.extend(passes)
+
+    def forward(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Terms; values and counts of pass after pass, `[sum V A]`; histograms of pass after pass."""
+        count, cells = self.passes.sizes
+        like = self.like
+        values, counts, terms = like.new_empty(count), like.new_empty(count), like.new_empty(self.terms)
+        tables = like.new_empty(cells) if cells else like
+        self.passes.forward(values.data_ptr(), counts.data_ptr(), tables.data_ptr(), terms.data_ptr())
+        return terms, values, counts, tables
+
+    def backward(self, terms: Tensor | None, values: Tensor | None, tables: Tensor | None, to: Sequence[Tensor | None]) -> None:
+        """Fill the contiguous tensors `to` with gradients, under cotangents of what `forward` returned. None: they are 0."""
+        self.passes.backward(
+            0 if terms is None else terms.data_ptr(),
+            0 if values is None else values.data_ptr(),
+            0 if tables is None else tables.data_ptr(),
+            [(0, 0, 0) if gradient is None else (gradient.data_ptr(), *gradient.shape) for gradient in to],
+        )
+
+    def plan(self, index: int = 0) -> dict[str, int]:
+        """What the planner chose for a pass."""
+        return self.passes.plan(index)
+
+
+def _request(one: Pass, anchors_to: Target, references_to: Target) -> tuple[Any, ...]:
+    """What the binding is told of a pass. The tensors must live until it has begun, those of `relations` as long as it."""
+    anchors, labels, references, reference_labels = one.anchors, one.anchor_labels, one.references, one.reference_labels
+    own, starts, positives = one.relations
+    if not (anchors.is_cpu and labels.is_cpu):
+        _refuse_other_device(anchors if labels.is_cpu else labels)
+    there = None
+    if references is not None and reference_labels is not None:
+        if not (references.is_cpu and reference_labels.is_cpu):
+            _refuse_other_device(references if reference_labels.is_cpu else reference_labels)
+        shape, stride = references.shape, references.stride(0)
+        there = (references.data_ptr(), reference_labels.data_ptr(), shape[0], stride, one.normalise[1])
+    calls = []
+    for call in one.calls:
+        given, windows = call.given, call.windows
+        assert not callable(given) or isinstance(given, Tensor)
+        pointers = 0 if given is None else given.data_ptr(), 0 if windows is None else windows.data_ptr()
+        calls.append((call.functor, call.options, *pointers))
+    return (
+        (anchors.data_ptr(), labels.data_ptr(), anchors.shape[0], anchors.stride(0), one.normalise[0]),
+        there,
+        anchors.shape[1],
+        calls,
+        (
+            0 if own is None else own.data_ptr(),
+            0 if starts is None else starts.data_ptr(),
+            0 if positives is None else positives.data_ptr(),
+        ),
+        (-1,) * one.size[0] if one.owners is None else one.owners,
+        anchors_to,
+        references_to,
+    )
+
+
+def _refuse_other_device(tensor: Tensor) -> None:
+    raise ConfigError(f"embeddings, references, proxies and labels are on {tensor.device} and cpu; move them to one")
+
+
+class _FusedPasses(torch.autograd.Function):
+    """All passes on the CPU as one node. `sources` are the tensors whose columns they compare."""
+
+    @staticmethod
+    def forward(ctx: Any, passes: CpuPasses, scalar: bool, *sources: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        ctx.passes = passes
+        ctx.shapes = [source.shape for source in sources]
+        terms, values, counts, tables = passes.forward()
+        ctx.set_materialize_grads(False)
+        ctx.mark_non_differentiable(counts)
+        return terms.view(()) if scalar else terms, values, counts, tables
+
+    @staticmethod
+    def backward(
+        ctx: Any, terms: Tensor | None, values: Tensor | None, _: Tensor | None, tables: Tensor | None
+    ) -> tuple[Tensor | None, ...]:
+        passes: CpuPasses = _state(ctx.passes)
+        like = passes.like
+        gradients = []
+        for shape, is_needed in zip(ctx.shapes, ctx.needs_input_grad[2:], strict=True):
+            gradients.append(like.new_empty(shape) if is_needed else None)
+        passes.backward(
+            None if terms is None else terms.contiguous(),
+            None if values is None else values.contiguous(),
+            None if tables is None else tables.contiguous(),
+            gradients,
+        )
+        if not _keeps_graph():  # kept loss values must not keep the tiles, as autograd frees its saved tensors
+            ctx.passes = None
+        return None, None, *gradients
+
+
+class _FusedRows(torch.autograd.Function):
+    """One pass on another device."""
+
+    @staticmethod
+    def forward(ctx: Any, state: Any, anchors: Tensor, references: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+        ctx.state = state
+        values, counts, tables = state.forward()
+        ctx.mark_non_differentiable(counts)
+        return values, counts, tables
+
+    @staticmethod
+    def backward(ctx: Any, cotangents: Tensor, _: Tensor, table_cotangents: Tensor) -> tuple[Tensor | None, ...]:
+        state = _state(ctx.state)
+        anchors, references = state.backward(cotangents.contiguous(), table_cotangents.contiguous(), ctx.needs_input_grad[2])
+        if not _keeps_graph():
+            ctx.state = None
+        return None, anchors if ctx.needs_input_grad[1] else None, references
+
+
+def _state(state: Any) -> Any:
+    """The state that a backward pass needs, after checking that the kernels can give what is asked for."""
+    if torch.is_grad_enabled():  # create_graph=True: without this the second derivative would silently be left out
+        raise ConfigError("fused losses are differentiable once; for second derivatives use loss.reference or set DML_FUSED=0")
+    if state is None:
+        raise RuntimeError("this loss was differentiated once and its state is freed; pass retain_graph=True to repeat it")
+    return state
+
+
+def _keeps_graph() -> bool:
+    """Whether the running backward pass was asked to keep the graph. True where this torch cannot say."""
+    engine = getattr(torch._C, "_autograd", None)  # private, so every torch may lack it
+    query = getattr(engine, "_get_current_graph_task_keep_graph", None)
+    return True if query is None else query()
+
+
+def _ready(one: Pass, dtype: torch.dtype) -> Pass:
+    """The pass with everything but its vectors as the kernels want it."""
+    relations, calls = one.relations, one.calls
+    if relations != (None, None, None):
+        relations = Relations(*(None if tensor is None else tensor.contiguous() for tensor in relations))
+        if relations.positives is not None and not len(relations.positives):  # no address would mean no lists
+            relations = relations._replace(positives=relations.positives.new_zeros(1))
+    for call in calls:
+        if call.given is not None or call.windows is not None:
+            calls = tuple(_with_constants(call, dtype) for call in calls)
+            break
+    labels, reference_labels = one.anchor_labels, one.reference_labels
+    return one._replace(
+        anchor_labels=labels.contiguous(),
+        reference_labels=None if reference_labels is None else reference_labels.contiguous(),
+        calls=calls,
+        relations=relations,
+    )
+
+
+def _with_constants(call: FunctorCall, dtype: torch.dtype) -> FunctorCall:
+    given, windows = (
+        numbers.detach().to(dtype).contiguous() if isinstance(numbers, Tensor) else None
+        for numbers in (call.given, call.windows)
+    )
+    return replace(call, given=given, windows=windows)
+
+
+class _Sources:
+    """The distinct tensors whose columns passes compare, as the kernels want them."""
+
+    __slots__ = ("dtype", "real", "sources")
+
+    def __init__(self, dtype: torch.dtype) -> None:
+        self.dtype = dtype
+        self.sources: list[Tensor] = []
+        self.real: list[Tensor] = []
+
+    def place(self, part: Tensor, whole: tuple[Tensor, int] | None) -> tuple[Tensor, Target]:
+        """The part in the kernels' precision, and where its gradient goes."""
+        source, first = (part, 0) if whole is None else whole
+        for index, placed in enumerate(self.sources):  # noqa: B007  used behind the loop
+            if placed is source:
+                break
+        else:
+            index = len(self.sources)  # a tensor that was not met before
+            real = source.to(self.dtype)
+            if real.shape[1] > 1 and real.stride(1) != 1:
+                real = real.contiguous()
+            self.sources.append(source)
+            self.real.append(real)
+        real = self.real[index]
+        if real is source:
+            return part, (index, first)
+        return real if whole is None else real.narrow(1, first, part.shape[1]), (index, first)
+
+
+def fused_passes(passes: Sequence[Pass], terms: int | None = 0) -> Passed:
+    """Values, counts, histograms and averaged terms of all passes of a call.
+
+    Args:
+        passes: at least one, all on one device. Passes of the same labels are ordered once. Small ones are spread over the
+            threads.
+        terms: how many terms the owners of the passes add to. None: one, as a scalar.
+
+    Returns:
+        Differentiable once in anchors and references, the counts not at all. An anchor with a component that is not finite has
+        NaN values. What no cotangent but zero reaches gets a zero gradient, where there are several passes, whatever it holds.
+
+    Raises:
+        ConfigError: the extension for the anchors' device is missing.
+    """
+    dtype = torch.float32
+    for one in passes:
+        if one.anchors.dtype == torch.float64 or (one.references is not None and one.references.dtype == torch.float64):
+            dtype = torch.float64
+    sources = _Sources(dtype)
+    ready, targets, sizes = [], [], []
+    for one in passes:
+        anchors, anchors_to = sources.place(one.anchors, one.anchors_in)
+        references, references_to = one.references, (-1, 0)
+        if references is not None:
+            references, references_to = sources.place(references, one.references_in)
+        one = _ready(one, dtype)._replace(anchors=anchors, references=references)
+        ready.append(one)
+        targets.append((anchors_to, references_to))
+        cells = 0
+        for call in one.calls:
+            cells += call.cells
+        sizes.append((one.size[0] if one.owners is None else len(one.owners), anchors.shape[0], cells))
+    if torch.compiler.is_compiling():
+        total, *rows = _by_operator(ready, sources.real, targets, 1 if terms is None else terms)
+        return Passed(total.view(()) if terms is None else total, ((rows[0], rows[1], rows[2]),), tuple(sizes))
+    states = [device_pass(one) for one in ready]
+    if states[0] is None:
+        state = CpuPasses(ready, 1 if terms is None else terms, targets)
+        total, values, counts, tables = _FusedPasses.apply(state, terms is None, *sources.real)
+        return Passed(total, ((values, counts, tables),), tuple(sizes))
+    parts = tuple(_FusedRows.apply(state, one.anchors, one.references) for state, one in zip(states, ready, strict=True))
+    return Passed(averaged(ready, parts, terms), parts, tuple(sizes))
+
+
+def device_pass(one: Pass) -> Any | None:
+    """The state of a pass on a device that computes each pass by itself, or None: on the CPU they are computed together."""
+    if not one.anchors.is_cuda:
+        return None
+    references = None if one.references is None else one.references.contiguous()  # its kernels read no columns of others
+    return CudaPass(one._replace(anchors=one.anchors.contiguous(), references=references))
+
+
+def averaged(passes: Sequence[Pass], parts: Sequence[tuple[Tensor, Tensor, Tensor]], terms: int | None) -> Tensor:
+    """The terms by a few operations of PyTorch: for devices whose kernels do not average."""
+    averages, owners = [], []
+    for one, (values, counts, _) in zip(passes, parts, strict=True):
+        if one.owners is not None:
+            averages.append(values.sum(1) / counts.sum(1).clamp_min(1))
+            owners += one.owners
+    total = parts[0][0].new_zeros(1 if terms is None else terms)
+    if averages:
+        values = averages[0] if len(averages) == 1 else torch.cat(averages)  # [sum V]
+        if owners == list(range(len(total))):
+            total = values
+        else:  # no index from the host: its copy would make the host wait, and end the capture of a CUDA graph
+            scalars, sums = values.unbind(), []
+            for term in range(len(total)):
+                summands = [scalars[k] for k, owner in enumerate(owners) if owner == term]
+                sums.append(sum(summands[1:], summands[0]) if summands else total[term])
+            total = torch.stack(sums)
+    return total.view(()) if terms is None else total
+
+
+def fused_pass(
+    anchors: Tensor,
+    anchor_labels: Tensor,
+    references: Tensor | None,
+    reference_labels: Tensor | None,
+    calls: tuple[FunctorCall, ...],
+    **details: Any,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Values and counts per anchor, `[V, A]`, and histograms of one pass. Arguments as `Pass`, the rest as `fused_passes`."""
+    return fused_passes([Pass(anchors, anchor_labels, references, reference_labels, calls, **details)]).of(0)
+
+
+def fused_rows(*arguments: Any, **details: Any) -> tuple[Tensor, Tensor]:
+    """`fused_pass` for functors without histograms: values and counts."""
+    return fused_pass(*arguments, **details)[:2]
+
+
+def _by_operator(
+    passes: Sequence[Pass], sources: list[Tensor], targets: Sequence[tuple[Target, Target]], terms: int
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Terms, values, counts and histograms as `CpuPasses.forward`, differentiable in the sources, by the custom operator of
+    `operator.py`. That module is named by no import here: it builds on this one."""
+    totals, values, counts, tables = torch.ops.dmlcore.fused_rows(sources, *encoded(passes, targets), terms)
+    return totals, values, counts.detach(), tables

@@ -1,0 +1,112 @@
+"""Which source or trunk a name or path means: what classes claim, two that claim the same, and the defaults."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from data_files import feature_file
+from dmlcore_plugins.data.npz import ArrayFile
+from dmlcore_plugins.models.conv import Conv
+
+from dmlcore import plugins
+from dmlcore.data import DataSource, FeatureStore, Table, default_source, find_source, open_data
+from dmlcore.errors import ConfigError, DataError, PluginError
+from dmlcore.models import default_trunk, find_trunk
+
+
+@dataclass(frozen=True)
+class PathOptions:
+    """Options of the toy."""
+
+    path: str = ""
+    """Where the data lies."""
+
+
+class Toy(DataSource):
+    """Reads files that end in .toy."""
+
+    name = "toy"
+    Options = PathOptions
+    reads = "a .toy"
+    suffixes = (".toy",)
+
+    @classmethod
+    def claims(cls, path: Path) -> bool:
+        return path.suffix in cls.suffixes
+
+    def load(self) -> Table:
+        labels = np.repeat(np.arange(9), 3)
+        values = np.full((27, 4), len(self.options.path), np.float32)
+        return Table("features", FeatureStore(values), labels, [f"c{label}" for label in range(9)], (4,))
+
+
+def install(monkeypatch: pytest.MonkeyPatch, kind: str, *components: type) -> None:
+    """Have further components of a kind."""
+    entries = dict(plugins.registry(kind))
+    for component in components:
+        name: Any = component.__dict__.get("name")
+        entries[name] = plugins.Entry(kind, name, component, "here", "")
+    original = plugins.registry
+    monkeypatch.setattr(plugins, "registry", lambda asked: entries if asked == kind else original(asked))
+
+
+def test_a_plugin_reads_paths_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "features.toy"
+    path.touch()
+    install(monkeypatch, "data", Toy)
+    assert find_source(str(path)) == (Toy, {"path": str(path)})
+    assert open_data(path).train.batch([0]).tolist() == [[len(str(path))] * 4]
+
+
+def test_two_sources_that_claim_one_path_are_both_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = feature_file(tmp_path / "f.npz")
+    install(
+        monkeypatch, "data", type("Greedy", (Toy,), {"name": "greedy", "claims": Toy.__dict__["claims"], "suffixes": (".npz",)})
+    )
+    with pytest.raises(DataError, match=r"two sources claim '.*f.npz': 'npz' of dmlcore and 'greedy' of here") as caught:
+        find_source(str(file))
+    assert f"--data npz --npz.path {file}" in str(caught.value) and "\n" not in str(caught.value)
+    assert open_data("npz", options={"path": str(file)}).kind == "features"
+
+
+def test_a_subclass_does_not_inherit_claims(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    install(monkeypatch, "data", type("Traced", (ArrayFile,), {"name": "traced"}))
+    assert find_source(str(feature_file(tmp_path / "f.npz")))[0] is ArrayFile
+
+
+def test_a_path_that_nothing_claims_is_one_line(tmp_path: Path) -> None:
+    (tmp_path / "a.parquet").touch()
+    with pytest.raises(DataError) as caught:
+        find_source(str(tmp_path / "a.parquet"))
+    assert str(caught.value) == (
+        f"'{tmp_path}/a.parquet' cannot be read as data: give a .csv with path,label, a folder with a sub-folder per class or"
+        f" an .npz with x, y."
+    )
+
+
+def test_defaults_are_said_by_the_classes(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert default_source() == "glyphs"
+    assert (default_trunk("images"), default_trunk("features")) == ("conv", "mlp")
+    wide = type("Wide", (Conv,), {"name": "wide"})
+    install(monkeypatch, "model", wide)
+    assert default_trunk("images") == "conv"  # not inherited
+    wide.default_for = frozenset(("images",))
+    with pytest.raises(PluginError, match="the default model for images must be one trunk, but conv and wide says it is"):
+        default_trunk("images")
+
+
+def test_two_trunks_that_claim_one_name_are_both_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    def claiming(name: str) -> type:
+        return type(name, (Conv,), {"name": name, "claims": classmethod(lambda cls, text: {} if text == "small" else None)})
+
+    install(monkeypatch, "model", first := claiming("first"))
+    assert find_trunk("small", "images") == (first, {})
+    install(monkeypatch, "model", claiming("second"))
+    with pytest.raises(PluginError, match="two trunks claim the name 'small': 'first' of here and 'second' of here"):
+        find_trunk("small", "images")
+    with pytest.raises(ConfigError, match="there is no model 'smalll'"):
+        find_trunk("smalll", "images")
