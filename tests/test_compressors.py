@@ -129,8 +129,8 @@ def test_learns_under_inference_mode(name: str) -> None:
 @pytest.mark.parametrize("factor", [1e-6, 0.03, 1000.0])
 def test_rescaling_changes_no_similarity(name: str, factor: float) -> None:
     z = embeddings()
-    one, other = (unit(fitted(name, scaled)(scaled)) for scaled in (z, factor * z))
-    torch.testing.assert_close(one @ one.T, other @ other.T, rtol=0, atol=1e-5)  # a few hundred roundings of float32
+    first, second = (unit(fitted(name, scaled)(scaled)) for scaled in (z, factor * z))
+    torch.testing.assert_close(first @ first.T, second @ second.T, rtol=0, atol=1e-5)  # a few hundred roundings of float32
 
 
 @pytest.mark.parametrize("factor", [1e-25, 0.03, 1e15])
@@ -170,13 +170,13 @@ def test_only_what_is_compressed_gets_a_gradient() -> None:
 
 def test_axes_are_those_of_the_covariance_whatever_the_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
     z = embeddings(500)
-    found = principal_axes(z)
+    principal = principal_axes(z)
     _, size, directions = torch.linalg.svd(z.double() - z.double().mean(0), full_matrices=False)
-    torch.testing.assert_close(found.variances, size.square() / 500)
-    torch.testing.assert_close((found.axes * directions).sum(1).abs(), torch.ones(WIDTH, dtype=torch.float64))
-    torch.testing.assert_close(found.axes @ found.axes.T, torch.eye(WIDTH, dtype=torch.float64))
+    torch.testing.assert_close(principal.variances, size.square() / 500)
+    torch.testing.assert_close((principal.axes * directions).sum(1).abs(), torch.ones(WIDTH, dtype=torch.float64))
+    torch.testing.assert_close(principal.axes @ principal.axes.T, torch.eye(WIDTH, dtype=torch.float64))
     monkeypatch.setattr(principal_module, "PIECE_ROWS", 37)
-    torch.testing.assert_close(principal_axes(z).axes, found.axes)
+    torch.testing.assert_close(principal_axes(z).axes, principal.axes)
 
 
 def test_small_spread_beside_a_large_mean_keeps_its_axes() -> None:
@@ -200,16 +200,16 @@ def test_whitening_gives_equal_variances_and_shrinkage_bounds_them() -> None:
     torch.testing.assert_close(unit(plain), unit(shrunk))
     flat = z.clone()
     flat[:, 0] = flat[:, 1:].sum(1) * 1e-4  # a direction that hardly varies
-    found = fitted("whitened_pca", flat, out=WIDTH, shrinkage=0.1)
-    norms = found.axes.norm(dim=1)
+    compressor = fitted("whitened_pca", flat, out=WIDTH, shrinkage=0.1)
+    norms = compressor.axes.norm(dim=1)
     assert norms.max() / norms.min() < ((0.9 * WIDTH + 0.1) / 0.1) ** 0.5 + 1e-3
 
 
 def test_whitening_leaves_out_directions_without_variance() -> None:
     z = embeddings(300)
     z[:, 7:] = 0
-    found = fitted("whitened_pca", z, out=10, shrinkage=0.0)
-    assert (found.axes.norm(dim=1) > 0).tolist() == [True] * 7 + [False] * 3
+    compressor = fitted("whitened_pca", z, out=10, shrinkage=0.0)
+    assert (compressor.axes.norm(dim=1) > 0).tolist() == [True] * 7 + [False] * 3
 
 
 def test_training_lowers_the_mismatch() -> None:
@@ -253,5 +253,5 @@ def test_many_embeddings_need_no_matrix_of_all_pairs(name: str) -> None:
 def test_autocast_does_not_reach_the_objective() -> None:
     z, g = embeddings(30), embeddings(30, seed=1)[:, :OUT]
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        found = distance_matching(g, z)
-    assert found.dtype == torch.float32 and torch.equal(found, distance_matching(g, z))
+        matching = distance_matching(g, z)
+    assert matching.dtype == torch.float32 and torch.equal(matching, distance_matching(g, z))

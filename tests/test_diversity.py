@@ -78,8 +78,8 @@ def test_student_matching_by_loops() -> None:
     student, teacher, t = heads(5, 1)[:, 0], heads(5, 1, 7, seed=1)[:, 0], 0.3
     expected = 0.0
     for b in range(5):
-        others = [k for k in range(5) if k != b]
-        p, q = (torch.softmax((x[others] @ x[b]) / t, dim=0) for x in (teacher, student))
+        rest_of_batch = [k for k in range(5) if k != b]
+        p, q = (torch.softmax((x[rest_of_batch] @ x[b]) / t, dim=0) for x in (teacher, student))
         expected += float((p * (p / q).log()).sum()) * t * t / 5
     assert float(similarity_matching(3 * student, 0.2 * teacher, temperature=t)) == pytest.approx(expected)
 
@@ -135,6 +135,6 @@ def test_student_refuses_other_shapes() -> None:
 def test_autocast_does_not_reach_the_terms() -> None:
     x, y = heads().float(), heads(9, 1, 6, seed=1)[:, 0].float()
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        found = [distance_diversity(x), similarity_matching(x[:, 0], y)]
+        terms = [distance_diversity(x), similarity_matching(x[:, 0], y)]
     expected = [distance_diversity(x), similarity_matching(x[:, 0], y)]
-    assert all(torch.equal(*pair) and pair[0].dtype == torch.float32 for pair in zip(found, expected, strict=True))
+    assert all(torch.equal(*pair) and pair[0].dtype == torch.float32 for pair in zip(terms, expected, strict=True))

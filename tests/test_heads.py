@@ -79,16 +79,16 @@ def test_a_regulariser_sees_every_head() -> None:
 
 
 @pytest.mark.parametrize(
-    ("given", "message"),
+    ("values", "message"),
     [
         ({"columns": [(0, 4)]}, "columns has 1 ranges for 2 losses"),
         ({"columns": [(0, 4), None]}, "columns has no range for triplet"),
         ({"columns": [(0, 4), (4, 4)]}, "columns of triplet are"),
     ],
 )
-def test_wrong_views_are_refused(given: dict[str, Any], message: str) -> None:
+def test_wrong_views_are_refused(values: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
-        LossEnsemble(["ms", "triplet"], **given)
+        LossEnsemble(["ms", "triplet"], **values)
 
 
 def test_columns_beyond_the_embeddings_are_refused() -> None:
@@ -112,8 +112,8 @@ def test_gradients_of_the_losses_are_measured_on_request() -> None:
     torch.testing.assert_close(gradient(total, leaf), apart.sum(0).view_as(X))
 
 
-def model_of(**more: Any) -> EmbeddingModel:
-    return build_model("mlp", sample_shape=(12,), kind="features", embedding_dim=5, **more)
+def model_of(**head: Any) -> EmbeddingModel:
+    return build_model("mlp", sample_shape=(12,), kind="features", embedding_dim=5, **head)
 
 
 def test_squared_distances_of_heads_add_up() -> None:
@@ -152,7 +152,7 @@ def test_lookahead_tells_which_loss_helps_unseen_classes(columns: Any, monkeypat
     x = (torch.randn(64, 8, generator=generator) + 2 * torch.randn(16, 8, generator=generator)[y]).double()
     ensemble = LossEnsemble(["contrastive", "triplet"], "held_out", weighting_options={"loss": "sup_con"}, columns=columns)
     torch.manual_seed(3)
-    found = lookahead.alignments(ensemble, x, y)
+    alignments = lookahead.alignments(ensemble, x, y)
     torch.manual_seed(3)
     away = torch.isin(y, torch.randperm(16)[:4])
     blocks = columns or [(0, 8)]
@@ -173,8 +173,8 @@ def test_lookahead_tells_which_loss_helps_unseen_classes(columns: Any, monkeypat
         decreases.append(float(judge(eye) - judge(moved)) / 1e-5)
     assert min(map(abs, decreases)) > 1e-3
     ratio = decreases[0] / decreases[1]
-    assert float(found[0] / found[1]) == pytest.approx(ratio, rel=0.02)
-    assert (float(found[0]) > 0) == (decreases[0] > 0) and bool((found.abs() <= 1).all())
+    assert float(alignments[0] / alignments[1]) == pytest.approx(ratio, rel=0.02)
+    assert (float(alignments[0]) > 0) == (decreases[0] > 0) and bool((alignments.abs() <= 1).all())
     assert torch.equal(lookahead.alignments(ensemble, x, torch.arange(64)), torch.zeros(2))  # no class has two samples
 
 
@@ -207,10 +207,10 @@ def records(folder: Path) -> list[dict[str, Any]]:
 
 @pytest.mark.parametrize("arm", ARMS)
 def test_runs_resume_exactly_and_report_every_embedding(features: str, tmp_path: Path, arm: str) -> None:
-    given = {"data": features, **SMALL, **ARMS[arm]}
-    straight = train(out=tmp_path / "straight", **given)
+    values = {"data": features, **SMALL, **ARMS[arm]}
+    straight = train(out=tmp_path / "straight", **values)
     with pytest.raises(KeyboardInterrupt):
-        train(out=tmp_path / "parts", loggers=[Stop(8)], **given)
+        train(out=tmp_path / "parts", loggers=[Stop(8)], **values)
     resumed = train(resume=tmp_path / "parts")
     assert records(tmp_path / "parts") == records(tmp_path / "straight")
     assert resumed["metrics"] == straight["metrics"] and resumed.get("embeddings") == straight.get("embeddings")
@@ -219,8 +219,8 @@ def test_runs_resume_exactly_and_report_every_embedding(features: str, tmp_path:
         return
     named = straight["embeddings"]
     heads = [name for name in named if name.startswith("head ")]
-    assert len(heads) == (0 if arm in ("wel", "wide") else len([p for p in given["plugins"].split(",") if p != "sec"]))
-    served = "compressed" if "compress" in given else "student" if "student" in given else "whole"
+    assert len(heads) == (0 if arm in ("wel", "wide") else len([p for p in values["plugins"].split(",") if p != "sec"]))
+    served = "compressed" if "compress" in values else "student" if "student" in values else "whole"
     assert named[served]["test"]["map@r"] == straight["metrics"]["test"]["map@r"]
     again = TrainedRun(tmp_path / "straight")
     assert again.evaluate()["embeddings"] == named
@@ -242,7 +242,7 @@ def test_the_published_methods_are_settings(features: str, tmp_path: Path) -> No
 
 
 @pytest.mark.parametrize(
-    ("given", "expected"),
+    ("values", "expected"),
     [
         ({"plugins": "ms,triplet"}, "equal_gradient_norms"),
         ({"plugins": "ms"}, "fixed"),
@@ -253,13 +253,13 @@ def test_the_published_methods_are_settings(features: str, tmp_path: Path) -> No
         ({"plugins": "ms,triplet", "weighting": "pcgrad", "weights": [1, 2]}, "pcgrad"),
     ],
 )
-def test_the_weighting_left_open_follows_from_the_losses(given: dict[str, Any], expected: str) -> None:
-    config = RunConfig.create(**given)
+def test_the_weighting_left_open_follows_from_the_losses(values: dict[str, Any], expected: str) -> None:
+    config = RunConfig.create(**values)
     assert config.completed("images", 10).settings.ensemble.weighting == expected and expected in config.components
 
 
 @pytest.mark.parametrize(
-    ("given", "expected"),
+    ("values", "expected"),
     [
         ({}, (256, 64, "compressed")),
         ({"ensemble": "heads"}, (256, 64, "compressed")),
@@ -272,8 +272,8 @@ def test_the_weighting_left_open_follows_from_the_losses(given: dict[str, Any], 
         ({"ensemble": "wedl", "compress": 128}, (64, 128, "compressed")),
     ],
 )
-def test_lengths_left_open_follow_from_the_others(given: dict[str, Any], expected: tuple[int, int, str]) -> None:
-    config = RunConfig.create(**given)
+def test_lengths_left_open_follow_from_the_others(values: dict[str, Any], expected: tuple[int, int, str]) -> None:
+    config = RunConfig.create(**values)
     settings = config.completed("images", 10).settings
     model = settings.model
     assert (model.embedding_dim, model.compress, model.serve) == expected
@@ -282,7 +282,7 @@ def test_lengths_left_open_follow_from_the_others(given: dict[str, Any], expecte
 
 
 @pytest.mark.parametrize(
-    ("given", "message"),
+    ("values", "message"),
     [
         ({"serve": "student"}, "serve is 'student', but student is 0"),
         ({"diversity": "distance"}, "diversity needs a head per loss"),
@@ -294,9 +294,9 @@ def test_lengths_left_open_follow_from_the_others(given: dict[str, Any], expecte
         ({"ensemble": "head"}, "must be one of shared, heads, wel, wedl"),
     ],
 )
-def test_wrong_settings_are_refused(features: str, tmp_path: Path, given: dict[str, Any], message: str) -> None:
+def test_wrong_settings_are_refused(features: str, tmp_path: Path, values: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
-        train(out=tmp_path / "run", data=features, **{**SMALL, "plugins": "ms", **given})
+        train(out=tmp_path / "run", data=features, **{**SMALL, "plugins": "ms", **values})
 
 
 def test_the_command_line_trains_compresses_and_reports(
@@ -336,13 +336,13 @@ def test_members_are_chosen_on_validation_classes(
     result = json.loads(capsys.readouterr().out)
     trials = json.loads((tmp_path / "run" / "search.json").read_text())["trials"]
     best = {name: max(t["score"] for t in trials if t["loss"] == name) for name in ("ms", "triplet", "sup_con")}
-    wanted = sorted(best, key=lambda name: -best[name])[:2]
-    assert [loss["loss"] for loss in result["losses"]] == wanted
+    best_names = sorted(best, key=lambda name: -best[name])[:2]
+    assert [loss["loss"] for loss in result["losses"]] == best_names
     for loss in result["losses"]:
-        chosen = max((t for t in trials if t["loss"] == loss["loss"]), key=lambda t: t["score"])
-        assert all(loss["options"][key] == value for key, value in chosen["options"].items())
+        best_trial = max((t for t in trials if t["loss"] == loss["loss"]), key=lambda t: t["score"])
+        assert all(loss["options"][key] == value for key, value in best_trial["options"].items())
     assert "| ms |" in (tmp_path / "run" / "search.md").read_text()
-    assert TrainedRun(tmp_path / "run").config.settings.losses.names == tuple(wanted)
+    assert TrainedRun(tmp_path / "run").config.settings.losses.names == tuple(best_names)
     with pytest.raises(ConfigError, match="holds the trials of another search"):
         (tmp_path / "other").mkdir()
         (tmp_path / "other" / "search.json").write_text((tmp_path / "run" / "search.json").read_text())
@@ -350,7 +350,7 @@ def test_members_are_chosen_on_validation_classes(
 
 
 @pytest.mark.parametrize(
-    ("given", "message"),
+    ("values", "message"),
     [
         ({"plugins": "auto,ms"}, "give it alone"),
         ({"plugins": "auto", "weights": (1,)}, "how many losses there will be is not known"),
@@ -358,6 +358,6 @@ def test_members_are_chosen_on_validation_classes(
         ({"plugins": "auto", "auto_trials": 99}, "trials is 99"),
     ],
 )
-def test_wrong_searches_are_refused(features: str, tmp_path: Path, given: dict[str, Any], message: str) -> None:
+def test_wrong_searches_are_refused(features: str, tmp_path: Path, values: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
-        train(out=tmp_path / "run", data=features, **{**SMALL, **given})
+        train(out=tmp_path / "run", data=features, **{**SMALL, **values})

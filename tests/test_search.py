@@ -38,12 +38,12 @@ def test_searched_values_start_at_the_default_and_are_allowed(name: str) -> None
 
 
 def test_every_loss_gets_equal_trials() -> None:
-    found = candidates(["triplet", "ms", "sec", "triplet"], 3)
-    assert found[:3] == [("triplet", {"margin": value}) for value in (0.05, 0.1, 0.2)]
-    assert [loss for loss, _ in found] == ["triplet"] * 3 + ["ms"] * 3
+    tried = candidates(["triplet", "ms", "sec", "triplet"], 3)
+    assert tried[:3] == [("triplet", {"margin": value}) for value in (0.05, 0.1, 0.2)]
+    assert [loss for loss, _ in tried] == ["triplet"] * 3 + ["ms"] * 3
     assert left_out(["triplet", "ms", "sec"]) == ["sec"]
-    everything = candidates(None, 4)
-    assert sorted({loss for loss, _ in everything}) == sorted(BENCH) and len(everything) == 4 * len(BENCH)
+    all_tried = candidates(None, 4)
+    assert sorted({loss for loss, _ in all_tried}) == sorted(BENCH) and len(all_tried) == 4 * len(BENCH)
     assert set(left_out()) == set(registry("loss")) - set(BENCH)
 
 
@@ -96,13 +96,13 @@ def test_search_runs_all_and_one_failure_fails_one() -> None:
             raise TrainingError("the loss is not\n finite")
         return 0.25
 
-    wanted = [("a", {"t": 1}), ("a", {"t": 2}), ("b", {})]
-    trials = search(wanted, run)
-    assert asked == wanted == [(t.loss, t.options) for t in trials]
+    tried = [("a", {"t": 1}), ("a", {"t": 2}), ("b", {})]
+    trials = search(tried, run)
+    assert asked == tried == [(t.loss, t.options) for t in trials]
     assert [t.score for t in trials if not t.failure] == [0.25, 0.25] and math.isnan(trials[1].score)
     assert trials[1].failure == "the loss is not finite" and all(t.seconds >= 0 for t in trials)
     with pytest.raises(ZeroDivisionError):  # a mistake in the program is not a failed trial
-        search(wanted, lambda loss, options: 1 / 0)
+        search(tried, lambda loss, options: 1 / 0)
 
 
 def test_report_is_a_table_of_all_trials() -> None:

@@ -81,15 +81,15 @@ def state(path: Path, name: str = "last") -> dict[str, Any]:
     return checkpoints.load(path / "checkpoints", name)
 
 
-def same(one: Any, other: Any) -> bool:
+def same(first: Any, second: Any) -> bool:
     """Equal bit by bit, through nested containers."""
-    if isinstance(one, torch.Tensor):
-        return torch.equal(one, other)
-    if isinstance(one, dict):
-        return one.keys() == other.keys() and all(same(one[key], other[key]) for key in one)
-    if isinstance(one, list | tuple):
-        return len(one) == len(other) and all(map(same, one, other))
-    return one == other
+    if isinstance(first, torch.Tensor):
+        return torch.equal(first, second)
+    if isinstance(first, dict):
+        return first.keys() == second.keys() and all(same(first[key], second[key]) for key in first)
+    if isinstance(first, list | tuple):
+        return len(first) == len(second) and all(map(same, first, second))
+    return first == second
 
 
 def without_time(saved: dict[str, Any]) -> dict[str, Any]:
@@ -116,13 +116,13 @@ MEMORY = {
 
 @pytest.mark.parametrize("stop", [10, 13])
 @pytest.mark.parametrize(
-    "more", [{"weighting": "fixed"}, {"weighting": "uncertainty"}, MEMORY], ids=["fixed", "uncertainty", "memory"]
+    "settings", [{"weighting": "fixed"}, {"weighting": "uncertainty"}, MEMORY], ids=["fixed", "uncertainty", "memory"]
 )
-def test_interrupted_and_resumed_is_the_same_as_straight_on(features: str, tmp_path: Path, more: Any, stop: int) -> None:
-    given = {"data": features, "steps": 20, **SMALL, **more}
-    straight = train(out=tmp_path / "straight", **given)
+def test_interrupted_and_resumed_is_the_same_as_straight_on(features: str, tmp_path: Path, settings: Any, stop: int) -> None:
+    values = {"data": features, "steps": 20, **SMALL, **settings}
+    straight = train(out=tmp_path / "straight", **values)
     with pytest.raises(KeyboardInterrupt, match=f"after step {stop} of 20.*--resume"):
-        train(out=tmp_path / "parts", loggers=[Stop(stop)], **given)
+        train(out=tmp_path / "parts", loggers=[Stop(stop)], **values)
     assert state(tmp_path / "parts")["step"] == stop
     torch.rand(11)
     resumed = train(resume=tmp_path / "parts")
@@ -145,18 +145,18 @@ def test_an_interrupt_during_an_evaluation_loses_nothing(features: str, tmp_path
             if self.event == "final evaluation":
                 raise KeyboardInterrupt
 
-    given = {"data": features, "steps": 10, **SMALL}
-    straight = train(out=tmp_path / "straight", **given)
+    values = {"data": features, "steps": 10, **SMALL}
+    straight = train(out=tmp_path / "straight", **values)
     for number, event in enumerate(("evaluation 0", "evaluation 5", "evaluation 10", "final evaluation")):
         out = tmp_path / str(number)
         with pytest.raises(KeyboardInterrupt, match="is saved"):
-            train(out=out, loggers=[Impatient(event)], **given)
+            train(out=out, loggers=[Impatient(event)], **values)
         assert train(resume=out)["metrics"] == straight["metrics"], event
         assert records(out) == records(tmp_path / "straight"), event
 
 
 def test_resuming_is_exact_with_worker_processes_and_augmentation(pictures: str, tmp_path: Path) -> None:
-    given: dict[str, Any] = {
+    values: dict[str, Any] = {
         "data": pictures,
         "steps": 6,
         "workers": 1,
@@ -166,9 +166,9 @@ def test_resuming_is_exact_with_worker_processes_and_augmentation(pictures: str,
         "eval_every": 100,
         "conv": {"channels": (4, 4)},
     }
-    train(out=tmp_path / "straight", **given)
+    train(out=tmp_path / "straight", **values)
     with pytest.raises(KeyboardInterrupt):
-        train(out=tmp_path / "parts", loggers=[Stop(3)], **given)
+        train(out=tmp_path / "parts", loggers=[Stop(3)], **values)
     train(resume=tmp_path / "parts")
     assert records(tmp_path / "parts") == records(tmp_path / "straight")
 
@@ -179,9 +179,9 @@ def test_resuming_after_a_crash_drops_what_the_checkpoint_does_not_know(features
             if record["step"] == 8:
                 raise TrainingError("power cut")
 
-    given = {"data": features, "steps": 10, "loggers": ["spreadsheet"], **SMALL}
+    values = {"data": features, "steps": 10, "loggers": ["spreadsheet"], **SMALL}
     with pytest.raises(TrainingError, match="power cut"):
-        _train_with(Crash(), out=tmp_path / "run", **given)
+        _train_with(Crash(), out=tmp_path / "run", **values)
     with open(tmp_path / "run" / "metrics.jsonl", "a") as file:
         file.write('{"kind": "st')
     assert state(tmp_path / "run")["step"] == 5
@@ -193,8 +193,8 @@ def test_resuming_after_a_crash_drops_what_the_checkpoint_does_not_know(features
     assert [int(row.split(",")[place]) for row in rows[1:]] == list(range(1, 11))
 
 
-def _train_with(logger: Logger, *, out: Path, loggers: list[str], **given: Any) -> dict[str, Any]:
-    return train(RunConfig.create(loggers=loggers, **given), out=out, loggers=[logger])
+def _train_with(logger: Logger, *, out: Path, loggers: list[str], **values: Any) -> dict[str, Any]:
+    return train(RunConfig.create(loggers=loggers, **values), out=out, loggers=[logger])
 
 
 def test_the_configuration_of_a_run_gives_the_same_run(features: str, tmp_path: Path) -> None:
@@ -250,16 +250,16 @@ def test_a_step_record_has_every_number_a_reader_needs(features: str, tmp_path: 
 
 
 def test_parameters_are_grouped_by_role(features: str, tmp_path: Path) -> None:
-    given = {"plugins": "ms,proxy_anchor", "weighting": "uncertainty", "learning_rate": 0.01, "proxies_factor": 5, **SMALL}
-    config = RunConfig.create(data=features, **given)
+    values = {"plugins": "ms,proxy_anchor", "weighting": "uncertainty", "learning_rate": 0.01, "proxies_factor": 5, **SMALL}
+    config = RunConfig.create(data=features, **values)
     run = Run(config, RunFolder(tmp_path))
     groups = {group["role"]: group for group in run.optimiser.param_groups}
     assert {"trunk", "head", "proxies", "weights"} <= set(groups)
     assert groups["proxies"]["lr"] == pytest.approx(0.05) and groups["trunk"]["lr"] == pytest.approx(0.01)
     assert groups["proxies"]["weight_decay"] == groups["weights"]["weight_decay"] == 0
     grouped = [id(p) for group in groups.values() for p in group["params"]]
-    wanted = {id(p) for p in [*run.model.parameters(), *run.ensemble.parameters()] if p.requires_grad}
-    assert len(grouped) == len(set(grouped)) and set(grouped) == wanted
+    learnable = {id(p) for p in [*run.model.parameters(), *run.ensemble.parameters()] if p.requires_grad}
+    assert len(grouped) == len(set(grouped)) and set(grouped) == learnable
     rates = optimiser.set_rates(run.optimiser, 0.5)
     assert rates["proxies"] == pytest.approx(0.025)
 
@@ -355,8 +355,8 @@ def test_plugins_hear_of_every_event(features: str, tmp_path: Path) -> None:
         train(out=tmp_path / "run", data=features, steps=3, **{**SMALL, "eval_every": 2})
     finally:
         plugins.manager().unregister(recorder)
-    kept = [event for event in recorder.events if event[0] != "best"]
-    assert kept == [
+    events = [event for event in recorder.events if event[0] != "best"]
+    assert events == [
         ("started", 0),
         ("last", 0),
         ("evaluated", 0),
@@ -469,7 +469,7 @@ def test_writing_is_all_or_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 
 
 @pytest.mark.parametrize(
-    ("given", "message"),
+    ("values", "message"),
     [
         ({"plugins": "ms,triplit"}, "no loss 'triplit'. Did you mean 'triplet'"),
         ({"plugins": "ms", "triplet": {"margin": 1}}, "'triplet' are given, but that loss is not selected"),
@@ -488,9 +488,9 @@ def test_writing_is_all_or_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPat
         ({"nonsense": {"a": 1}}, "nothing called 'nonsense'"),
     ],
 )
-def test_wrong_settings_are_refused(given: dict[str, Any], message: str, features: str) -> None:
+def test_wrong_settings_are_refused(values: dict[str, Any], message: str, features: str) -> None:
     with pytest.raises(ConfigError, match=message.replace(".", r"\.")):
-        RunConfig.create(**{"data": features, **given})
+        RunConfig.create(**{"data": features, **values})
 
 
 def test_settings_stand_in_the_tables_of_their_groups_or_without(features: str, tmp_path: Path) -> None:
@@ -634,12 +634,12 @@ def test_a_memory_takes_part_and_must_hold_a_batch(features: str, tmp_path: Path
     train(out=tmp_path / "with", data=features, steps=4, memory=200, **SMALL)
     train(out=tmp_path / "without", data=features, steps=4, **SMALL)
     with_memory, without = records(tmp_path / "with"), records(tmp_path / "without")
-    steps = [[r["terms"] for r in found if r["kind"] == "step"] for found in (with_memory, without)]
+    steps = [[r["terms"] for r in lines if r["kind"] == "step"] for lines in (with_memory, without)]
     assert steps[0][0] == pytest.approx(steps[1][0], rel=1e-4)  # only the batch is there yet
     assert steps[0][2] != pytest.approx(steps[1][2], rel=1e-4)
-    kept = state(tmp_path / "with")["memory"]
-    size = kept["filled"].item() // 4
-    assert kept["queue"].shape[0] == 200 and kept["pointer"] == 4 * size and kept["calls"] == 4
+    memory = state(tmp_path / "with")["memory"]
+    size = memory["filled"].item() // 4
+    assert memory["queue"].shape[0] == 200 and memory["pointer"] == 4 * size and memory["calls"] == 4
     with pytest.raises(ConfigError, match="memory is 5, but must hold at least a batch"):
         train(out=tmp_path / "small", data=features, steps=4, memory=5, **SMALL)
 
