@@ -59,5 +59,6 @@ def test_the_page_has_a_place_for_every_family_and_says_what_is_stored() -> None
     assert set(stored) == {family.name for family in ood.FAMILIES}
     for name, results in stored.items():
         block = text.partition(f"<!-- results: {name} -->\n")[2].partition("<!-- end -->")[0]
-        assert block.strip() == "\n".join(ood.tables(results)).strip(), f"docs/reports/ood.md lacks the stored results of {name}"
+        expected = "\n".join(ood.tables(results)).strip()
+        assert block.strip() == expected, f"docs/reports/ood.md lacks the stored results of {name}"
         assert len(results["splits"]) >= 6 and len(results["seeds"]) >= 3 and len(results["configurations"]) == 6
