@@ -44,13 +44,6 @@ FLOORS = {
     "__init__": -1,
 }
 SOURCES = sorted(PACKAGE.rglob("*.py"))
-# Imports up the house, and rings, that are known and to be removed: "importer imports imported".
-PENDING: set[str] = set()
-PENDING_RINGS: list[set[str]] = [
-    {f"dmlcore.kernels.{name}" for name in ("cubins", "cuda_functors", "extension", "runtime")},
-    {f"dmlcore.kernels.{name}" for name in ("cuda", "fused", "operator")},
-    {f"dmlcore.ensemble.{name}" for name in ("ensemble", "lookahead")},
-]
 
 
 def room(path: Path) -> str:
@@ -111,8 +104,7 @@ def test_imports_run_one_way() -> None:
             other = room(modules()[name])
             if room(path) != "__init__" and other != room(path) and FLOORS[other] >= FLOORS[room(path)]:
                 wrong.add(f"{path.relative_to(PACKAGE)} imports {name}")
-    assert wrong <= PENDING, sorted(wrong - PENDING)
-    assert wrong == PENDING, f"no longer wrong, so remove from PENDING: {sorted(PENDING - wrong)}"
+    assert not wrong, sorted(wrong)
 
 
 def rings(graph: dict[str, set[str]]) -> list[set[str]]:
@@ -149,8 +141,8 @@ def test_the_search_for_rings() -> None:
 
 def test_imports_make_no_rings() -> None:
     graph = {name: set(imports(path)) for name, path in modules().items() if name != "dmlcore"}
-    wrong = [group for group in rings(graph) if not any(group <= pending for pending in PENDING_RINGS)]
-    assert not wrong, [sorted(group) for group in wrong]
+    wrong = [sorted(group) for group in rings(graph)]
+    assert not wrong, wrong
 
 
 def test_only_the_console_prints_only_the_cli_exits_only_kernels_name_extensions() -> None:

@@ -2,21 +2,31 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
 from dmlcore.ensemble.weighting import gradients_at
-from dmlcore.losses import compare, create
-
-if TYPE_CHECKING:
-    from dmlcore.ensemble.ensemble import LossEnsemble
+from dmlcore.losses import Comparison, compare, create
 
 STEP = 0.1  # of the lookahead, relative to the map that takes it
 
 
-def alignments(ensemble: LossEnsemble, embeddings: Tensor, labels: Tensor) -> Tensor:
+class Ensemble(Protocol):
+    """What is looked at of an ensemble. `LossEnsemble` says what each is."""
+
+    weighting: Any
+    columns: tuple[tuple[int, int] | None, ...] | None
+
+    @property
+    def members(self) -> list[Any]: ...
+    @property
+    def weights(self) -> Tensor: ...
+    def terms_of(self, comparison: Comparison, *, advance: bool) -> Tensor: ...
+
+
+def alignments(ensemble: Ensemble, embeddings: Tensor, labels: Tensor) -> Tensor:
     """How much a step on each loss helps classes it has not seen.
 
     A linear map behind the embedding (the identity, one per head) takes a step of relative length `STEP` on the weighted losses
@@ -78,14 +88,14 @@ def alignments(ensemble: LossEnsemble, embeddings: Tensor, labels: Tensor) -> Te
     return torch.nan_to_num(cosines, 0.0, 0.0, 0.0).detach()
 
 
-def _blocks(ensemble: LossEnsemble, width: int) -> list[tuple[int, int]]:
+def _blocks(ensemble: Ensemble, width: int) -> list[tuple[int, int]]:
     """The columns of each head; one for a shared embedding."""
     if ensemble.columns is None:
         return [(0, width)]
     return sorted({span for span in ensemble.columns if span is not None})
 
 
-def _per_block(ensemble: LossEnsemble, blocks: list[tuple[int, int]]) -> Tensor:
+def _per_block(ensemble: Ensemble, blocks: list[tuple[int, int]]) -> Tensor:
     """The share of each head in the concatenation: that of its losses."""
     assert ensemble.columns is not None
     shares = ensemble.weighting.importances

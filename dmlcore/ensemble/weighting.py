@@ -35,6 +35,12 @@ class Weighting(nn.Module, abc.ABC):
     """
 
     name: ClassVar[str]
+    title: ClassVar[str]
+    """The full name, as in `Dynamic weight averaging`."""
+    paper: ClassVar[str]
+    """Who published it where, as in `Liu et al., CVPR 2019`."""
+    aliases: ClassVar[tuple[str, ...]]
+    """Further names it is found by, those of other libraries among them."""
     Options: ClassVar[type] = NoOptions
     reads_gradients: ClassVar[bool] = False
     """Whether `observe` is called in training, which takes one backward pass per loss to the embedding."""

@@ -1,5 +1,5 @@
-"""Passes as flat lists, as custom operators take them: `layout` tells what the passes are, by numbers and by places in the lists
-of tensors."""
+"""Passes as flat lists, as custom operators take them: `layout` tells what the passes are, by numbers and by places in the
+lists of tensors."""
 
 from __future__ import annotations
 

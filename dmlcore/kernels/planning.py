@@ -1,4 +1,4 @@
-"""What overrides the planner of the kernels, and what records the passes that begin: for tests, measurements and explanations."""
+"""What overrides the planner of the kernels, and what records the passes that begin, for tests, measurements and `explain`."""
 
 from __future__ import annotations
 

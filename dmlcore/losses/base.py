@@ -48,6 +48,12 @@ class Loss(nn.Module, abc.ABC):
     """
 
     name: ClassVar[str]
+    title: ClassVar[str]
+    """The full name, as in `Multi-Similarity loss`."""
+    paper: ClassVar[str]
+    """Who published it where, as in `Wang et al., CVPR 2019`."""
+    aliases: ClassVar[tuple[str, ...]]
+    """Further names it is found by, those of other libraries among them."""
     Options: ClassVar[type] = LossOptions
     needs_classes: ClassVar[bool] = False
     uses_classes: ClassVar[bool] = False

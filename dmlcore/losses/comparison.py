@@ -1,5 +1,5 @@
 """The comparison: what a loss compares with what. It is made and checked once, where a loss or an ensemble is called, and
-handed on whole from there to the kernels. What a loss makes of it stands in `rows.py`, and how passes are shared in `path.py`."""
+handed on whole from there to the kernels. What a loss makes of it stands in `rows.py`, how passes are shared in `path.py`."""
 
 from __future__ import annotations
 

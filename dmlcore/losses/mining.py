@@ -100,6 +100,12 @@ class Miner(nn.Module, abc.ABC):
     """
 
     name: ClassVar[str]
+    title: ClassVar[str]
+    """The full name, as in `Multi-Similarity miner`."""
+    paper: ClassVar[str]
+    """Who published it where, as in `Wang et al., CVPR 2019`."""
+    aliases: ClassVar[tuple[str, ...]]
+    """Further names it is found by, those of other libraries among them."""
     Options: ClassVar[type] = MinerOptions
     by_row: ClassVar[bool] = True
     """Whether a row's choice depends on that row alone; else losses compute all rows together, whatever memory that takes."""

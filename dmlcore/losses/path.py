@@ -123,7 +123,7 @@ def compared(loss: ByRows, comparison: Comparison, *, advance: bool) -> Comparis
 
 def fusion_of(loss: ByRows, device: str) -> Fusion | None:
     """The fused form of a loss on a type of device, or None. It is asked for once per options object."""
-    if extension.SWITCH in os.environ and extension.why_not(device):  # the second look costs more than the first
+    if extension.SWITCH in os.environ and extension.why_not(device):  # asked for every loss of every step: cheap first
         return None
     is_compiling = torch.compiler.is_compiling()
     if not is_compiling:
@@ -136,7 +136,8 @@ def fusion_of(loss: ByRows, device: str) -> Fusion | None:
     values = extension.functors(device)[call.functor][1]
     is_averaged = loss.options.reduction == "default" and not loss.completes and not loss.reduces
     couples = call.functor in extension.partner_functors()
-    fusion = Fusion(loss.options, extension.generation, call, values, loss.kernel_normalise or loss.normalise, is_averaged, couples)
+    normalise = loss.kernel_normalise or loss.normalise
+    fusion = Fusion(loss.options, extension.generation, call, values, normalise, is_averaged, couples)
     if not is_compiling:
         loss.fusions[device] = fusion
     return fusion
