@@ -16,6 +16,7 @@ from torch import Tensor
 from dmlcore.errors import ConfigError
 from dmlcore.kernels import extension
 from dmlcore.kernels.cpu import CpuPasses, CpuStep, plan_options, recorded_steps
+from dmlcore.kernels.facts import info
 from dmlcore.kernels.rows import FunctorCall, Relations
 
 CALIBRATED = (
@@ -348,7 +349,7 @@ def explain(
         [members[k] for k in range(len(members)) if k not in plain], dimension, samples_per_class, classes, dtype
     )
     against = "itself" if references is None else f"{references} references"
-    cpu = extension.info()["cpu"]
+    cpu = info()["cpu"]
     title = (
         f"a batch of {batch} x {dimension} against {against}, {samples_per_class} samples per class, {str(dtype)[6:]}; "
         f"threads: {threads}; {cpu['level']}, products by {cpu['blas']}"
