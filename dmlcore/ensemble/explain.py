@@ -17,7 +17,7 @@ from dmlcore.config import unique_names
 from dmlcore.ensemble.ensemble import LossEnsemble
 from dmlcore.ensemble.explanation import Explanation, PlainLoss, PlannedPass
 from dmlcore.errors import ConfigError
-from dmlcore.kernels import FunctorCall, Pass, extension, plan_options, recorded_passes
+from dmlcore.kernels import FunctorCall, Pass, extension, info, plan_options, recorded_passes
 from dmlcore.kernels.fused import CpuPasses
 from dmlcore.losses import Loss, RowLoss, create
 
@@ -222,7 +222,7 @@ def explain(
     expected = [_plain(names[k], members[k], batch, references, sample) for k in plain]
     overhead = _overhead([members[k] for k in range(len(members)) if k not in plain], sample)
     against = "itself" if references is None else f"{references} references"
-    cpu = extension.info()["cpu"]
+    cpu = info()["cpu"]
     title = (
         f"a batch of {batch} x {dimension} against {against}, {samples_per_class} samples per class, {str(dtype)[6:]}; "
         f"threads: {threads}; {cpu['level']}, products by {cpu['blas']}"

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from dmlcore.errors import ConfigError, DmlcoreError, PluginError
-from dmlcore.kernels import extension, why_missing
+from dmlcore.kernels import extension, info, why_missing
 from dmlcore.kernels.jit.cpu_functors import build
 from dmlcore.losses import CrossBatchMemory, Loss, ProxyLoss, RowLoss, create
 from dmlcore.testing import memory
@@ -100,7 +100,7 @@ class _Checks:
             check(f"finite value and gradient: {name}", lambda x=x, y=y: self.is_finite(x, y))
         check("the header compiles", self.header_compiles)
         check("fused = plain, value and gradient", lambda: self.fused_is_plain(self.x.device))
-        for level in extension.info()["cpu"]["levels"]:
+        for level in info()["cpu"]["levels"]:
             check(f"fused = plain on the CPU, {level}", lambda level=level: self.fused_at(level))
         check("fused = plain on CUDA", self.fused_on_cuda)
         check("order of the batch", self.order)
@@ -159,7 +159,7 @@ class _Checks:
         loss = self.create()
         if not loss.is_fused:
             raise NotApplicable(loss.why_not_fused)
-        before = extension.info()["cpu"]["level"]
+        before = info()["cpu"]["level"]
         try:
             extension.use_level(level)
             if not loss.is_fused:
