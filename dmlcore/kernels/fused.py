@@ -215,8 +215,8 @@ def _keeps_graph() -> bool:
     return True if query is None else query()
 
 
-def _ready(one: Pass, dtype: torch.dtype) -> Pass:
-    """The pass with everything but its vectors as the kernels want it."""
+def _ready(one: Pass, anchors: Tensor, references: Tensor | None, dtype: torch.dtype) -> Pass:
+    """The pass as the kernels want it, with these vectors. One new tuple: this is on the way of every small batch."""
     relations, calls = one.relations, one.calls
     if relations != (None, None, None):
         relations = Relations(*(None if tensor is None else tensor.contiguous() for tensor in relations))
@@ -227,11 +227,17 @@ def _ready(one: Pass, dtype: torch.dtype) -> Pass:
             calls = tuple(_with_constants(call, dtype) for call in calls)
             break
     labels, reference_labels = one.anchor_labels, one.reference_labels
-    return one._replace(
-        anchor_labels=labels.contiguous(),
-        reference_labels=None if reference_labels is None else reference_labels.contiguous(),
-        calls=calls,
-        relations=relations,
+    return Pass(
+        anchors,
+        labels.contiguous(),
+        references,
+        None if reference_labels is None else reference_labels.contiguous(),
+        calls,
+        one.normalise,
+        relations,
+        one.anchors_in,
+        one.references_in,
+        one.owners,
     )
 
 
@@ -261,7 +267,7 @@ class _Sources:
                 break
         else:
             index = len(self.sources)  # a tensor that was not met before
-            real = source.to(self.dtype)
+            real = source if source.dtype == self.dtype else source.to(self.dtype)
             if real.shape[1] > 1 and real.stride(1) != 1:
                 real = real.contiguous()
             self.sources.append(source)
@@ -298,8 +304,7 @@ def fused_passes(passes: Sequence[Pass], terms: int | None = 0) -> Passed:
         references, references_to = one.references, (-1, 0)
         if references is not None:
             references, references_to = sources.place(references, one.references_in)
-        one = _ready(one, dtype)._replace(anchors=anchors, references=references)
-        ready.append(one)
+        ready.append(_ready(one, anchors, references, dtype))
         targets.append((anchors_to, references_to))
         cells = 0
         for call in one.calls:

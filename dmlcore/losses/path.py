@@ -198,7 +198,7 @@ class Outcome:
             terms, parts, sizes = self.passed
             detached = []
             for values, counts, tables in parts:
-                detached.append((values.detach(), counts.detach(), tables.detach()))
+                detached.append((values.detach(), counts, tables.detach() if len(tables) else tables))  # counts have none
             self.passed = Passed(terms.detach(), tuple(detached), sizes)
         for index, rows in self.completed.items():
             self.completed[index] = Rows(rows.values.detach(), rows.counts.detach())
