@@ -62,8 +62,8 @@ def _columns(numbers: Tensor | None, count: int) -> Tensor | None:
 
 def _for_anchors(call: FunctorCall, count: int) -> FunctorCall:
     """A recorded functor for another number of anchors."""
-    given = call.given if isinstance(call.given, Tensor) else None
-    return replace(call, given=_columns(given, count), windows=_columns(call.windows, count))
+    per_anchor = call.given if isinstance(call.given, Tensor) else None
+    return replace(call, given=_columns(per_anchor, count), windows=_columns(call.windows, count))
 
 
 def _in_pass(count: int, per_class: int, other_per_class: int, call: FunctorCall, dtype: torch.dtype) -> tuple[float, int]:
@@ -254,17 +254,17 @@ def _at_size(recorded: Pass, sizes: dict[int, int], proxies: set[int], growth: f
     return Pass(anchors, labels, references, reference_labels, calls, recorded.normalise, relations)
 
 
-def _planned(names: tuple[str, ...], one: Pass, threads: int, sample: _Sample) -> PlannedPass:
+def _planned(names: tuple[str, ...], pass_: Pass, threads: int, sample: _Sample) -> PlannedPass:
     """What the planner does with a pass, and what that will cost."""
     with plan_options(threads=threads):
-        plan = CpuPasses([one]).plan()
+        plan = CpuPasses([pass_]).plan()
     rate = _product_rate(plan["tile_rows"], plan["tile_columns"], sample.width, sample.dtype)
     products = (3 if plan["stored_bytes"] else 4) * 2 * plan["cells"] * sample.width / rate / plan["threads"]
     count, alike = None, 0
-    if one.references is not None and one.reference_labels is not None:
-        count, alike = len(one.references), int(torch.unique(one.reference_labels, return_counts=True)[1].max())
-    costs = [_loss_rate(call, sample.per_class, alike, sample.dtype) * plan["cells"] / plan["threads"] for call in one.calls]
-    return PlannedPass(names, len(one.anchors), count, plan, rate / 1e9, products, tuple(costs))
+    if pass_.references is not None and pass_.reference_labels is not None:
+        count, alike = len(pass_.references), int(torch.unique(pass_.reference_labels, return_counts=True)[1].max())
+    costs = [_loss_rate(call, sample.per_class, alike, sample.dtype) * plan["cells"] / plan["threads"] for call in pass_.calls]
+    return PlannedPass(names, len(pass_.anchors), count, plan, rate / 1e9, products, tuple(costs))
 
 
 def _trace(

@@ -50,6 +50,6 @@ def similarity_matching(student: Tensor, teacher: Tensor, *, temperature: float 
         return student.sum() * 0
     with torch.autocast(student.device.type, enabled=False):
         dtype = torch.promote_types(student.dtype, torch.float32)
-        asked = functional.log_softmax(_others(teacher.detach().to(dtype)) / temperature, dim=1)
-        found = functional.log_softmax(_others(student.to(dtype)) / temperature, dim=1)
-        return temperature**2 * functional.kl_div(found, asked, reduction="batchmean", log_target=True)
+        of_teacher = functional.log_softmax(_others(teacher.detach().to(dtype)) / temperature, dim=1)
+        of_student = functional.log_softmax(_others(student.to(dtype)) / temperature, dim=1)
+        return temperature**2 * functional.kl_div(of_student, of_teacher, reduction="batchmean", log_target=True)

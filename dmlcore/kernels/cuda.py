@@ -47,31 +47,31 @@ class CudaPass:
         NotTaken: a functor that cannot take these references.
     """
 
-    def __init__(self, one: Pass, *, module: ModuleType | None = None) -> None:
+    def __init__(self, pass_: Pass, *, module: ModuleType | None = None) -> None:
         module = module or extension.cuda()
         if module is None:
             raise ConfigError(extension.why_not("cuda"))
-        anchors, references, relations, calls = one.anchors, one.references, one.relations, one.calls
+        anchors, references, relations, calls = pass_.anchors, pass_.references, pass_.relations, pass_.calls
         self.device = anchors.device
         tensors: dict[str, Any] = {
             "anchors": anchors,
-            "anchor_labels": one.anchor_labels,
+            "anchor_labels": pass_.anchor_labels,
             "references": references,
-            "reference_labels": one.reference_labels,
+            "reference_labels": pass_.reference_labels,
             **relations._asdict(),
         }
         tensors |= {f"given of {call.functor}": call.given for call in calls}
         tensors |= {f"windows of {call.functor}": call.windows for call in calls}
         _check(tensors, self.device)
         self.dtypes = (anchors.dtype, None if references is None else references.dtype)
-        self.normalise, self.relations = one.normalise, relations
+        self.normalise, self.relations = pass_.normalise, relations
         self.calls = tuple(
             FunctorCall(call.functor, call.options, _numbers(call.given), _numbers(call.windows), call.cells) for call in calls
         )
         self.lists = relations.starts is not None and relations.positives is not None
         with self._on_device():
             self.raw = [_numbers(anchors), None if references is None else _numbers(references)]
-            self.labels = [one.anchor_labels, one.reference_labels]
+            self.labels = [pass_.anchor_labels, pass_.reference_labels]
             self.orders: list[Tensor | None] = [None, None]
             if not self.lists:
                 for side, labels in enumerate(self.labels):
@@ -103,7 +103,7 @@ class CudaPass:
             self.plan: dict[str, Any] = self.step.plan
             self.unit = [None if side is None else torch.empty_like(side) for side in self.raw]
             self.factors = [None if side is None else side.new_empty(side.shape[0]) for side in self.raw]
-            self.kept = self._bytes(self.plan["kept"])
+            self.state_bytes = self._bytes(self.plan["kept"])
         self.stored: Tensor | None = None
 
     @property
@@ -197,7 +197,7 @@ class CudaPass:
             starts = positives = 0
         elif not positives:  # no pair at all: no address would mean no lists
             positives = starts
-        self.step.prepare(sides[0], sides[1], own, starts, positives, self.kept.data_ptr(), stream)
+        self.step.prepare(sides[0], sides[1], own, starts, positives, self.state_bytes.data_ptr(), stream)
 
     def _scattered(self, side: int, grad: _Sum, stream: int) -> Tensor:
         out = torch.empty_like(grad.total)

@@ -72,12 +72,12 @@ class CpuPasses:
         if module is None:
             raise ConfigError(extension.why_not("cpu"))
         requests = []
-        for k, one in enumerate(passes):
+        for k, pass_ in enumerate(passes):
             anchors_to, references_to = ((2 * k, 0), (2 * k + 1, 0)) if targets is None else targets[k]
-            requests.append(_request(one, anchors_to, references_to))
+            requests.append(_request(pass_, anchors_to, references_to))
         self.like = passes[0].anchors.new_empty(0)
         self.terms = terms
-        self.alive = [one.relations for one in passes]  # the kernels copy everything else
+        self.alive = [pass_.relations for pass_ in passes]  # the kernels copy everything else
         options = getattr(plan, "options", None)
         is_double = self.like.dtype == torch.float64
         if options:
@@ -110,10 +110,10 @@ class CpuPasses:
         return self.passes.plan(index)
 
 
-def _request(one: Pass, anchors_to: Target, references_to: Target) -> tuple[Any, ...]:
+def _request(pass_: Pass, anchors_to: Target, references_to: Target) -> tuple[Any, ...]:
     """What the binding is told of a pass. The tensors must live until it has begun, those of `relations` as long as it."""
-    anchors, labels, references, reference_labels = one.anchors, one.anchor_labels, one.references, one.reference_labels
-    own, starts, positives = one.relations
+    anchors, labels, references, reference_labels = pass_.anchors, pass_.anchor_labels, pass_.references, pass_.reference_labels
+    own, starts, positives = pass_.relations
     if not (anchors.is_cpu and labels.is_cpu):
         _refuse_other_device(anchors if labels.is_cpu else labels)
     there = None
@@ -121,15 +121,15 @@ def _request(one: Pass, anchors_to: Target, references_to: Target) -> tuple[Any,
         if not (references.is_cpu and reference_labels.is_cpu):
             _refuse_other_device(references if reference_labels.is_cpu else reference_labels)
         shape, stride = references.shape, references.stride(0)
-        there = (references.data_ptr(), reference_labels.data_ptr(), shape[0], stride, one.normalise[1])
+        there = (references.data_ptr(), reference_labels.data_ptr(), shape[0], stride, pass_.normalise[1])
     calls = []
-    for call in one.calls:
-        given, windows = call.given, call.windows
-        assert not callable(given) or isinstance(given, Tensor)
-        pointers = 0 if given is None else given.data_ptr(), 0 if windows is None else windows.data_ptr()
+    for call in pass_.calls:
+        per_anchor, windows = call.given, call.windows
+        assert not callable(per_anchor) or isinstance(per_anchor, Tensor)
+        pointers = 0 if per_anchor is None else per_anchor.data_ptr(), 0 if windows is None else windows.data_ptr()
         calls.append((call.functor, call.options, *pointers))
     return (
-        (anchors.data_ptr(), labels.data_ptr(), anchors.shape[0], anchors.stride(0), one.normalise[0]),
+        (anchors.data_ptr(), labels.data_ptr(), anchors.shape[0], anchors.stride(0), pass_.normalise[0]),
         there,
         anchors.shape[1],
         calls,
@@ -138,7 +138,7 @@ def _request(one: Pass, anchors_to: Target, references_to: Target) -> tuple[Any,
             0 if starts is None else starts.data_ptr(),
             0 if positives is None else positives.data_ptr(),
         ),
-        (-1,) * one.size[0] if one.owners is None else one.owners,
+        (-1,) * pass_.size[0] if pass_.owners is None else pass_.owners,
         anchors_to,
         references_to,
     )
@@ -215,9 +215,9 @@ def _keeps_graph() -> bool:
     return True if query is None else query()
 
 
-def _ready(one: Pass, dtype: torch.dtype) -> Pass:
+def _ready(pass_: Pass, dtype: torch.dtype) -> Pass:
     """The pass with everything but its vectors as the kernels want it."""
-    relations, calls = one.relations, one.calls
+    relations, calls = pass_.relations, pass_.calls
     if relations != (None, None, None):
         relations = Relations(*(None if tensor is None else tensor.contiguous() for tensor in relations))
         if relations.positives is not None and not len(relations.positives):  # no address would mean no lists
@@ -226,8 +226,8 @@ def _ready(one: Pass, dtype: torch.dtype) -> Pass:
         if call.given is not None or call.windows is not None:
             calls = tuple(_with_constants(call, dtype) for call in calls)
             break
-    labels, reference_labels = one.anchor_labels, one.reference_labels
-    return one._replace(
+    labels, reference_labels = pass_.anchor_labels, pass_.reference_labels
+    return pass_._replace(
         anchor_labels=labels.contiguous(),
         reference_labels=None if reference_labels is None else reference_labels.contiguous(),
         calls=calls,
@@ -236,11 +236,11 @@ def _ready(one: Pass, dtype: torch.dtype) -> Pass:
 
 
 def _with_constants(call: FunctorCall, dtype: torch.dtype) -> FunctorCall:
-    given, windows = (
+    per_anchor, windows = (
         numbers.detach().to(dtype).contiguous() if isinstance(numbers, Tensor) else None
         for numbers in (call.given, call.windows)
     )
-    return replace(call, given=given, windows=windows)
+    return replace(call, given=per_anchor, windows=windows)
 
 
 class _Sources:
@@ -288,50 +288,50 @@ def fused_passes(passes: Sequence[Pass], terms: int | None = 0) -> Passed:
         ConfigError: the extension for the anchors' device is missing.
     """
     dtype = torch.float32
-    for one in passes:
-        if one.anchors.dtype == torch.float64 or (one.references is not None and one.references.dtype == torch.float64):
+    for pass_ in passes:
+        if pass_.anchors.dtype == torch.float64 or (pass_.references is not None and pass_.references.dtype == torch.float64):
             dtype = torch.float64
     sources = _Sources(dtype)
     ready, targets, sizes = [], [], []
-    for one in passes:
-        anchors, anchors_to = sources.place(one.anchors, one.anchors_in)
-        references, references_to = one.references, (-1, 0)
+    for pass_ in passes:
+        anchors, anchors_to = sources.place(pass_.anchors, pass_.anchors_in)
+        references, references_to = pass_.references, (-1, 0)
         if references is not None:
-            references, references_to = sources.place(references, one.references_in)
-        one = _ready(one, dtype)._replace(anchors=anchors, references=references)
-        ready.append(one)
+            references, references_to = sources.place(references, pass_.references_in)
+        pass_ = _ready(pass_, dtype)._replace(anchors=anchors, references=references)
+        ready.append(pass_)
         targets.append((anchors_to, references_to))
         cells = 0
-        for call in one.calls:
+        for call in pass_.calls:
             cells += call.cells
-        sizes.append((one.size[0] if one.owners is None else len(one.owners), anchors.shape[0], cells))
+        sizes.append((pass_.size[0] if pass_.owners is None else len(pass_.owners), anchors.shape[0], cells))
     if torch.compiler.is_compiling():
         total, *rows = _by_operator(ready, sources.real, targets, 1 if terms is None else terms)
         return Passed(total.view(()) if terms is None else total, ((rows[0], rows[1], rows[2]),), tuple(sizes))
-    states = [device_pass(one) for one in ready]
+    states = [device_pass(pass_) for pass_ in ready]
     if states[0] is None:
         state = CpuPasses(ready, 1 if terms is None else terms, targets)
         total, values, counts, tables = _FusedPasses.apply(state, terms is None, *sources.real)
         return Passed(total, ((values, counts, tables),), tuple(sizes))
-    parts = tuple(_FusedRows.apply(state, one.anchors, one.references) for state, one in zip(states, ready, strict=True))
+    parts = tuple(_FusedRows.apply(state, pass_.anchors, pass_.references) for state, pass_ in zip(states, ready, strict=True))
     return Passed(averaged(ready, parts, terms), parts, tuple(sizes))
 
 
-def device_pass(one: Pass) -> Any | None:
+def device_pass(pass_: Pass) -> Any | None:
     """The state of a pass on a device that computes each pass by itself, or None: on the CPU they are computed together."""
-    if not one.anchors.is_cuda:
+    if not pass_.anchors.is_cuda:
         return None
-    references = None if one.references is None else one.references.contiguous()  # its kernels read no columns of others
-    return CudaPass(one._replace(anchors=one.anchors.contiguous(), references=references))
+    references = None if pass_.references is None else pass_.references.contiguous()  # its kernels read no columns of others
+    return CudaPass(pass_._replace(anchors=pass_.anchors.contiguous(), references=references))
 
 
 def averaged(passes: Sequence[Pass], parts: Sequence[tuple[Tensor, Tensor, Tensor]], terms: int | None) -> Tensor:
     """The terms by a few operations of PyTorch: for devices whose kernels do not average."""
     averages, owners = [], []
-    for one, (values, counts, _) in zip(passes, parts, strict=True):
-        if one.owners is not None:
+    for pass_, (values, counts, _) in zip(passes, parts, strict=True):
+        if pass_.owners is not None:
             averages.append(values.sum(1) / counts.sum(1).clamp_min(1))
-            owners += one.owners
+            owners += pass_.owners
     total = parts[0][0].new_zeros(1 if terms is None else terms)
     if averages:
         values = averages[0] if len(averages) == 1 else torch.cat(averages)  # [sum V]

@@ -19,7 +19,7 @@ def _begun(
     """The passes, where their gradients go, and their states: one each, or one for all on the CPU."""
     sources = [tensor.contiguous() for tensor in sources]
     passes, targets = decoded(sources, [tensor.contiguous() for tensor in constants], functors, options, layout)
-    states = [device_pass(one) for one in passes]
+    states = [device_pass(pass_) for pass_ in passes]
     if states[0] is None:
         return passes, targets, [], CpuPasses(passes, terms, targets)
     return passes, targets, states, None
@@ -51,7 +51,7 @@ def _(
     layout: list[int],
     terms: int,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    sizes = [one.size for one in decoded(sources, constants, functors, options, layout)[0]]
+    sizes = [pass_.size for pass_ in decoded(sources, constants, functors, options, layout)[0]]
     values = sources[0].new_empty(sum(number * anchors for number, anchors, _ in sizes))
     cells = sources[0].new_empty(sum(cells for _, _, cells in sizes))
     return sources[0].new_empty(terms), values, torch.empty_like(values), cells
@@ -76,15 +76,15 @@ def fused_rows_backward_op(
         return gradients
     gradients = [torch.zeros(source.shape, dtype=source.dtype, device=source.device) for source in sources]
     at, first_cell = 0, 0
-    for one, (anchors_to, references_to), state in zip(passes, targets, states, strict=True):
-        number, anchors, cells = one.size
+    for pass_, (anchors_to, references_to), state in zip(passes, targets, states, strict=True):
+        number, anchors, cells = pass_.size
         _, counts, _ = state.forward()
         cotangents = of_values[at : at + number * anchors].view(number, anchors)
-        if one.owners is not None:
-            shares = torch.cat([of_terms, of_terms.new_zeros(1)])[list(one.owners)] / counts.sum(1).clamp_min(1)  # [V]
+        if pass_.owners is not None:
+            shares = torch.cat([of_terms, of_terms.new_zeros(1)])[list(pass_.owners)] / counts.sum(1).clamp_min(1)  # [V]
             cotangents = cotangents + shares[:, None]
         tables = of_tables[first_cell : first_cell + cells]
-        both = state.backward(cotangents.contiguous(), tables.contiguous(), one.references is not None)
+        both = state.backward(cotangents.contiguous(), tables.contiguous(), pass_.references is not None)
         for gradient, (source, first) in zip(both, (anchors_to, references_to), strict=True):
             if gradient is not None:
                 gradients[source].narrow(1, first, gradient.shape[1]).add_(gradient)

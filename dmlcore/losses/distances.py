@@ -116,20 +116,20 @@ def check_margin(name: str, margin: float, kind: Distance) -> None:
         check_range(name, margin, least=0, most=4 if kind == "squared_euclidean" else 2)
 
 
-def masked_logsumexp(exponents: Tensor, mask: Tensor, *, one: bool = False) -> Tensor:
+def masked_logsumexp(exponents: Tensor, mask: Tensor, *, plus_one: bool = False) -> Tensor:
     """`log(sum(exp(x)))` of each row over the entries of a mask.
 
     Args:
         exponents: `[A, N]`.
         mask: `[A, N]` bool.
-        one: add 1 to the sum, so that a row without entries gives 0.
+        plus_one: add 1 to the sum, so that a row without entries gives 0.
 
     Returns:
-        `[A]`; rows without entries give the dtype's lowest number if `one` is False. Their gradient is zero.
+        `[A]`; rows without entries give the dtype's lowest number if `plus_one` is False. Their gradient is zero.
     """
     lowest = torch.finfo(exponents.dtype).min
     masked = torch.where(mask, exponents, torch.full_like(exponents, lowest))
-    if one:
+    if plus_one:
         masked = torch.cat([masked, masked.new_zeros(masked.shape[0], 1)], dim=1)  # [A, N + 1]
         return torch.logsumexp(masked, dim=1)
     if masked.shape[1] == 0:

@@ -75,7 +75,7 @@ def test_every_object_can_be_named() -> None:
     for option in parts.KINDS:
         module, _ = parts.KINDS[option]
         exported = {name for name in vars(module) if name[0].isupper() and not name.startswith("Base")}
-        assert {kind.__name__ for kind in parts.known(option).values()} == exported - parts.LEFT_OUT
+        assert {kind.__name__ for kind in parts.choices_of(option).values()} == exported - parts.LEFT_OUT
     assert parts.build("distance", "lp(p=1, power=2)", "x").power == 2
 
 
