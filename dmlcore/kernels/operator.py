@@ -38,8 +38,8 @@ def fused_rows_op(
     if together is not None:
         return together.forward()
     parts = [state.forward() for state in states]
-    values, counts, tables = (torch.cat([tensor.flatten() for tensor in kind]) for kind in zip(*parts, strict=True))
-    return averaged(passes, parts, terms), values, counts, tables
+    values, counts, histograms = (torch.cat([tensor.flatten() for tensor in kind]) for kind in zip(*parts, strict=True))
+    return averaged(passes, parts, terms), values, counts, histograms
 
 
 @fused_rows_op.register_fake
@@ -61,7 +61,7 @@ def _(
 def fused_rows_backward_op(
     of_terms: Tensor,
     of_values: Tensor,
-    of_tables: Tensor,
+    of_histograms: Tensor,
     sources: list[Tensor],
     constants: list[Tensor],
     functors: str,
@@ -72,7 +72,7 @@ def fused_rows_backward_op(
     if together is not None:
         gradients = [torch.empty(source.shape, dtype=source.dtype) for source in sources]
         together.forward()
-        together.backward(of_terms.contiguous(), of_values.contiguous(), of_tables.contiguous(), gradients)
+        together.backward(of_terms.contiguous(), of_values.contiguous(), of_histograms.contiguous(), gradients)
         return gradients
     gradients = [torch.zeros(source.shape, dtype=source.dtype, device=source.device) for source in sources]
     at, first_cell = 0, 0
@@ -83,8 +83,8 @@ def fused_rows_backward_op(
         if pass_.owners is not None:
             shares = torch.cat([of_terms, of_terms.new_zeros(1)])[list(pass_.owners)] / counts.sum(1).clamp_min(1)  # [V]
             cotangents = cotangents + shares[:, None]
-        tables = of_tables[first_cell : first_cell + cells]
-        both = state.backward(cotangents.contiguous(), tables.contiguous(), pass_.references is not None)
+        histograms = of_histograms[first_cell : first_cell + cells]
+        both = state.backward(cotangents.contiguous(), histograms.contiguous(), pass_.references is not None)
         for gradient, (source, first) in zip(both, (anchors_to, references_to), strict=True):
             if gradient is not None:
                 gradients[source].narrow(1, first, gradient.shape[1]).add_(gradient)
@@ -96,7 +96,7 @@ def fused_rows_backward_op(
 def _(
     of_terms: Tensor,
     of_values: Tensor,
-    of_tables: Tensor,
+    of_histograms: Tensor,
     sources: list[Tensor],
     constants: list[Tensor],
     functors: str,
@@ -113,11 +113,11 @@ def _keep_inputs(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
     ctx.set_materialize_grads(True)
 
 
-def _op_backward(ctx: Any, of_terms: Tensor, of_values: Tensor, _: Tensor, of_tables: Tensor) -> tuple[Any, ...]:
+def _op_backward(ctx: Any, of_terms: Tensor, of_values: Tensor, _: Tensor, of_histograms: Tensor) -> tuple[Any, ...]:
     saved = list(ctx.saved_tensors)
     sources, constants = saved[: ctx.sources], saved[ctx.sources :]
     gradients = torch.ops.dmlcore.fused_rows_backward(
-        of_terms, of_values, of_tables, sources, constants, ctx.functors, ctx.options, ctx.layout
+        of_terms, of_values, of_histograms, sources, constants, ctx.functors, ctx.options, ctx.layout
     )
     return gradients, [None] * ctx.constants, None, None, None, None
 

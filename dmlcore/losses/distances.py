@@ -62,10 +62,19 @@ def squared_euclidean_distances(anchors: Tensor, references: Tensor, *, normalis
 
 
 def euclidean_distances(anchors: Tensor, references: Tensor, *, normalise: bool = True) -> Tensor:
-    """`|x - y|`; arguments as `squared_euclidean_distances`.
+    """`|x - y|` of all anchors `[A, D]` with all references `[N, D]`.
 
-    Points count as one, with distance and gradient 0, where `|x - y|^2 <= 2 eps (|x|^2 + |y|^2)`, `eps` that of the dtype (and
-    the norms those of the moved vectors): there the square is rounding error, and its root has no finite derivative.
+    Two vectors count as equal if `|x - y|^2 <= 2 eps (|x|^2 + |y|^2)`, with `eps` of the dtype. Their distance and its gradient
+    are then 0. So small a square is nothing but rounding error, and the derivative of its root would not be finite.
+
+    Args:
+        anchors: `[A, D]`.
+        references: `[N, D]`.
+        normalise: scale the vectors to unit norm first. Raw vectors are moved by the references' mean, and the bound above uses
+            the norms of the moved vectors.
+
+    Returns:
+        `[A, N]`, never below 0.
     """
     if normalise:
         return distances(cosine_similarities(anchors, references))
@@ -151,10 +160,10 @@ def in_pieces(compute: Callable[..., Tensor], width: int, *rows: Tensor) -> Tens
     Returns:
         `[V, A]`.
     """
-    step = max(PIECE_CELLS // max(width, 1), 1)
-    if len(rows[0]) <= step:
+    rows_at_once = max(PIECE_CELLS // max(width, 1), 1)
+    if len(rows[0]) <= rows_at_once:
         return compute(*rows)
-    pieces = zip(*(tensor.split(step) for tensor in rows), strict=True)
+    pieces = zip(*(tensor.split(rows_at_once) for tensor in rows), strict=True)
     return torch.cat([checkpoint(compute, *piece, use_reentrant=False, preserve_rng_state=False) for piece in pieces], dim=1)
 
 
