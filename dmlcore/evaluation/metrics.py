@@ -40,17 +40,14 @@ def retrieval_metrics(
         metric: `cosine` (a zero vector stays zero), `dot` or `euclidean`.
 
     Returns:
-        Numbers by name. All but the last two are means over the queries that have a positive. R is the number of positives of a
-        query.
+        Numbers by name: means over the queries that have positives, and two counts. R is a query's number of positives.
 
         - `recall@k`: share of queries with a positive among their k nearest.
-        - `precision@k`: share of positives among the k nearest.
-        - `r_precision`: share of positives among the R nearest.
+        - `precision@k`, `r_precision`: share of positives among the k nearest, and among the R nearest.
         - `map@r`: average precision, cut after rank R.
         - `map`: average precision.
         - `mrr`: 1 / rank of the first positive.
-        - `queries`: how many queries the means are over.
-        - `excluded`: how many queries have no positive.
+        - `queries`, `excluded`: how many queries have a positive, and how many have none.
 
     Raises:
         ConfigError: a wrong shape, type or option, a value that is not finite, or no query with a positive.

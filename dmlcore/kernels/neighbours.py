@@ -57,19 +57,11 @@ def rank_positives(
 
     query_side = pointers(queries, query_labels)
     reference_side = None if references is None or reference_labels is None else pointers(references, reference_labels)
+    sides = query_side, reference_side
     module = extension.cpu()
     assert module is not None
     is_double = queries.dtype == torch.float64
     module.rank_positives(
-        is_double,
-        query_side,
-        reference_side,
-        queries.shape[1],
-        metric,
-        list(ks),
-        values.data_ptr(),
-        torch.get_num_threads(),
-        memory,
-        few,
+        is_double, *sides, queries.shape[1], metric, list(ks), values.data_ptr(), torch.get_num_threads(), memory, few
     )
     return values
