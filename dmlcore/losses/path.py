@@ -201,7 +201,7 @@ class Outcome:
         values, counts, _ = self.passed.of(place.number)
         return Rows(values[place.row : place.row + count], counts[place.row : place.row + count])
 
-    def forget_history(self) -> None:
+    def detach(self) -> None:
         """Keep the numbers only: what autograd keeps for a backward pass goes with the terms."""
         if self.passed is not None:
             terms, parts, sizes = self.passed

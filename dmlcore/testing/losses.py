@@ -60,11 +60,11 @@ def report_loss(loss_class: type[Loss], *, measures_memory: bool = False, **opti
     if measures_memory:
         report.check("memory", lambda: ":" + memory.growth(loss_class, options))
     else:
-        report.check("memory", lambda: _leave("measured by `dmlcore plugins check` only"))
+        report.check("memory", lambda: _not_applicable("measured by `dmlcore plugins check` only"))
     return report
 
 
-def _leave(reason: str) -> str | None:
+def _not_applicable(reason: str) -> str | None:
     raise NotApplicable(reason)
 
 
