@@ -12,17 +12,17 @@ RATE = 3e-3
 
 
 def main() -> None:
-    given = arguments("dmlcore's losses with accelerate")
-    accelerator = Accelerator(cpu=not torch.cuda.is_available(), mixed_precision="bf16" if given.bf16 else "no")
+    flags = arguments("dmlcore's losses with accelerate")
+    accelerator = Accelerator(cpu=not torch.cuda.is_available(), mixed_precision="bf16" if flags.bf16 else "no")
     torch.manual_seed(0)
-    table = feature_table(given.data)
+    table = feature_table(flags.data)
     network = torch.nn.Linear(table.x.shape[1], 32)
     ensemble = dmlcore.LossEnsemble(["ms", "proxy_anchor", "triplet"], num_classes=table.num_classes, embedding_dim=32)
     owned = ensemble.parameter_roles()  # proxies want a higher rate than the network
     optimiser = torch.optim.AdamW([{"params": network.parameters()}, {"params": owned["proxies"], "lr": 20 * RATE}], lr=RATE)
     before, total = held_out(network, table), torch.tensor(torch.nan)
 
-    model, loss, optimiser, loader = accelerator.prepare(network, ensemble, optimiser, batches(table, given.steps))
+    model, loss, optimiser, loader = accelerator.prepare(network, ensemble, optimiser, batches(table, flags.steps))
     for x, labels in loader:
         with accelerator.autocast():
             total = loss(model(x), labels)
@@ -32,7 +32,7 @@ def main() -> None:
         optimiser.step()
 
     after = held_out(accelerator.unwrap_model(model, keep_fp32_wrapper=False).cpu(), table)
-    report(given.steps, total.item(), before, after)
+    report(flags.steps, total.item(), before, after)
 
 
 if __name__ == "__main__":

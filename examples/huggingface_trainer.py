@@ -47,9 +47,9 @@ class ClassBalancedTrainer(Trainer):
 
 
 def main() -> None:
-    given = arguments("dmlcore's losses in the Trainer of transformers")
+    flags = arguments("dmlcore's losses in the Trainer of transformers")
     torch.manual_seed(0)
-    table = feature_table(given.data)
+    table = feature_table(flags.data)
     model = Embedding(table.x.shape[1], table.num_classes)
     owned = model.ensemble.parameter_roles()  # proxies want a higher rate than the network
     groups = [{"params": model.network.parameters()}, {"params": owned["proxies"], "lr": 20 * RATE}]
@@ -60,9 +60,9 @@ def main() -> None:
             model,
             TrainingArguments(
                 folder,
-                max_steps=given.steps,
+                max_steps=flags.steps,
                 logging_steps=1,
-                bf16=given.bf16,
+                bf16=flags.bf16,
                 use_cpu=not torch.cuda.is_available(),
                 save_strategy="no",
                 report_to=[],

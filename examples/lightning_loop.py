@@ -40,15 +40,15 @@ class Embedding(lightning.LightningModule):
 
 
 def main() -> None:
-    given = arguments("dmlcore's losses in Lightning")
+    flags = arguments("dmlcore's losses in Lightning")
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
     lightning.seed_everything(0, verbose=False)
-    table = feature_table(given.data)
+    table = feature_table(flags.data)
     model = Embedding(table.x.shape[1], table.num_classes)
     before = held_out(model, table)
     trainer = lightning.Trainer(
-        max_steps=given.steps,
-        precision="bf16-mixed" if given.bf16 else "32-true",
+        max_steps=flags.steps,
+        precision="bf16-mixed" if flags.bf16 else "32-true",
         accelerator="auto" if torch.cuda.is_available() else "cpu",
         devices=1,
         logger=False,
@@ -56,7 +56,7 @@ def main() -> None:
         enable_progress_bar=False,
         enable_model_summary=False,
     )
-    trainer.fit(model, batches(table, given.steps))
+    trainer.fit(model, batches(table, flags.steps))
     report(trainer.global_step, model.last, before, held_out(model.cpu(), table))
 
 

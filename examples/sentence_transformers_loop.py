@@ -40,10 +40,10 @@ def made_up_sentences() -> tuple[list[str], np.ndarray]:
 
 
 def main() -> None:
-    given = arguments("dmlcore's losses as losses of sentence-transformers")
+    flags = arguments("dmlcore's losses as losses of sentence-transformers")
     torch.manual_seed(0)
-    if given.data:
-        table = feature_table(given.data)
+    if flags.data:
+        table = feature_table(flags.data)
         vectors = torch.cat([table.x, table.held_out_x])
         labels = torch.cat([table.y, table.held_out_y + table.num_classes]).numpy()
         modules = [Dense(vectors.shape[1], 64)]
@@ -55,7 +55,7 @@ def main() -> None:
     seen, held_out = (np.flatnonzero((labels < (labels.max() + 1) // 2) == side) for side in (True, False))
 
     def features(rows: np.ndarray) -> dict[str, Tensor]:
-        return {"sentence_embedding": vectors[rows]} if given.data else model.preprocess([sentences[row] for row in rows])
+        return {"sentence_embedding": vectors[rows]} if flags.data else model.preprocess([sentences[row] for row in rows])
 
     @torch.no_grad()
     def map_at_r() -> float:
@@ -65,14 +65,14 @@ def main() -> None:
     loss = LabelledLoss(model, dmlcore.LossEnsemble(["ms", "sup_con", "triplet"]))
     optimiser = torch.optim.AdamW(loss.parameters(), lr=3e-3)
     before, value = map_at_r(), torch.tensor(torch.nan)
-    for batch in dmlcore.data.create_sampler("class_balanced", labels[seen], 8, 4, seed=0, steps=given.steps):
+    for batch in dmlcore.data.create_sampler("class_balanced", labels[seen], 8, 4, seed=0, steps=flags.steps):
         rows = seen[batch]
-        with torch.autocast("cpu", torch.bfloat16, enabled=given.bf16):
+        with torch.autocast("cpu", torch.bfloat16, enabled=flags.bf16):
             value = loss([features(rows)], torch.tensor(labels[rows]))
         optimiser.zero_grad()
         value.backward()
         optimiser.step()
-    report(given.steps, value.item(), before, map_at_r())
+    report(flags.steps, value.item(), before, map_at_r())
 
 
 if __name__ == "__main__":

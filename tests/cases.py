@@ -55,12 +55,12 @@ def _mined(loss: str, miner: str | None = None, miner_options: dict[str, Any] | 
     def peer(pml: Any, _: Any, x: Tensor, y: Tensor) -> Tensor:
         distance = options.get("distance")
         if distance is not None:  # PML's inverted distances take their margins as similarities
-            found = {
+            distances = {
                 "squared": pml.distances.LpDistance(power=2),
                 "cosine": pml.distances.CosineSimilarity(),
                 "dot": pml.distances.DotProductSimilarity(normalize_embeddings=False),
             }
-            return getattr(pml.losses, loss)(**{**options, "distance": found[distance]})(x, y)
+            return getattr(pml.losses, loss)(**{**options, "distance": distances[distance]})(x, y)
         pairs = getattr(pml.miners, miner)(**(miner_options or {}))(x, y) if miner else None
         return getattr(pml.losses, loss)(**options)(x, y, pairs)
 
@@ -307,7 +307,7 @@ def _random(count: int, seed: int) -> Tensor:
 
 def batches() -> dict[str, tuple[Tensor, Tensor]]:
     """Name to (embeddings `[B, 11]` float64, labels `[B]`). Labels lie in 0..6, so that proxy losses take them too."""
-    made: dict[str, tuple[Tensor, Tensor]] = {}
+    by_name: dict[str, tuple[Tensor, Tensor]] = {}
     for name, labels in {
         "odd": _random(37, 1),
         "sorted": _random(64, 2).sort().values,
@@ -319,16 +319,16 @@ def batches() -> dict[str, tuple[Tensor, Tensor]]:
         "one class": torch.full((19,), 2),
         "all different": torch.arange(CLASSES),
     }.items():
-        made[name] = (embeddings_of(labels), labels)
-    x, y = made["odd"]
-    made["duplicates"] = (torch.cat([x[:9], x[:9], x[9:12]]), torch.cat([y[:9], y[:9], y[9:12]]))
-    made["duplicates of other classes"] = (torch.cat([x[:9], x[:9]]), torch.cat([y[:9], (y[:9] + 1) % CLASSES]))
-    made["collapsed"] = (x[:1].repeat(15, 1), y[:15])
-    made["zero vectors"] = (torch.cat([x[:10], torch.zeros(3, WIDTH, dtype=x.dtype)]), y[:13])
-    made["opposite"] = (torch.cat([x[:10], -x[:10]]), torch.cat([y[:10], y[:10]]))
-    made["tiny and huge norms"] = (x * torch.logspace(-8, 8, len(x), dtype=x.dtype)[:, None], y)
-    made["non-contiguous"] = (torch.stack([x, x], 2)[:, :, 0], torch.stack([y, y], 1)[:, 0])
-    return made
+        by_name[name] = (embeddings_of(labels), labels)
+    x, y = by_name["odd"]
+    by_name["duplicates"] = (torch.cat([x[:9], x[:9], x[9:12]]), torch.cat([y[:9], y[:9], y[9:12]]))
+    by_name["duplicates of other classes"] = (torch.cat([x[:9], x[:9]]), torch.cat([y[:9], (y[:9] + 1) % CLASSES]))
+    by_name["collapsed"] = (x[:1].repeat(15, 1), y[:15])
+    by_name["zero vectors"] = (torch.cat([x[:10], torch.zeros(3, WIDTH, dtype=x.dtype)]), y[:13])
+    by_name["opposite"] = (torch.cat([x[:10], -x[:10]]), torch.cat([y[:10], y[:10]]))
+    by_name["tiny and huge norms"] = (x * torch.logspace(-8, 8, len(x), dtype=x.dtype)[:, None], y)
+    by_name["non-contiguous"] = (torch.stack([x, x], 2)[:, :, 0], torch.stack([y, y], 1)[:, 0])
+    return by_name
 
 
 BATCHES = batches()
@@ -368,14 +368,14 @@ def value_and_gradients(
 
 
 def assert_close(
-    mine: tuple[Tensor, list[Tensor]], other: tuple[Tensor, list[Tensor]], tolerance: float, by_row: bool = True
+    result: tuple[Tensor, list[Tensor]], other: tuple[Tensor, list[Tensor]], tolerance: float, by_row: bool = True
 ) -> None:
     """Value and gradients agree; gradients relative to the largest component of their row, since norms may differ by 10^16.
 
     In float32 a row whose parts cancel has no digits of its own: `by_row = False` compares with the whole gradient.
     """
-    torch.testing.assert_close(mine[0].double(), other[0].double(), rtol=tolerance, atol=tolerance)
-    for a, b in zip(mine[1], other[1], strict=True):
+    torch.testing.assert_close(result[0].double(), other[0].double(), rtol=tolerance, atol=tolerance)
+    for a, b in zip(result[1], other[1], strict=True):
         if a.numel():
             scale = b.double().abs().amax(-1, keepdim=True) if by_row else b.double().abs().max()
             error = (a.double() - b.double()).abs()

@@ -152,18 +152,18 @@ def _run_all(path: str) -> None:
                 x, y = BATCHES[name][0].to(dtype), BATCHES[name][1]
                 for plan in PLANS_RUN if name == "odd" else PLANS_RUN[:1]:
                     with plan_options(**plan):
-                        mine = value_and_gradients(loss, x, y, loss)
+                        result = value_and_gradients(loss, x, y, loss)
                 if dtype == torch.float64:
-                    assert_close(mine, value_and_gradients(loss, x, y, loss.reference), tolerance)
+                    assert_close(result, value_and_gradients(loss, x, y, loss.reference), tolerance)
             if case not in PAIRS:
                 continue
             for plan in PLANS_RUN[:3]:
                 x, y = BATCHES["odd"][0].to(dtype), BATCHES["odd"][1]
-                others = embeddings_of(y[:21], dtype=dtype, seed=8).requires_grad_()
+                references = embeddings_of(y[:21], dtype=dtype, seed=8).requires_grad_()
                 with plan_options(**plan):
-                    loss(x.clone().requires_grad_(), y, references=others, reference_labels=y[:21]).backward()
+                    loss(x.clone().requires_grad_(), y, references=references, reference_labels=y[:21]).backward()
                     own = torch.arange(len(y)) % 22 - 1
-                    loss(x.clone().requires_grad_(), y, references=others, reference_labels=y[:21], own=own).backward()
+                    loss(x.clone().requires_grad_(), y, references=references, reference_labels=y[:21], own=own).backward()
                     loss(x.clone().requires_grad_(), y, relation=lambda a, b: a[:, None] % 3 == b[None] % 3).backward()
     heads = [case.create(torch.float32) for case in PAIRS if case.id.replace(" ", "") in checked][:3]
     ensemble = dmlcore.LossEnsemble(heads, columns=[(11 * k, 11 * k + 11) for k in range(len(heads))])
@@ -190,8 +190,8 @@ def _run_planted(path: str, *planted: str) -> None:
     torch.set_num_threads(1)
     x, y = BATCHES["one class"]
     for functor, against in zip(planted[::2], planted[1::2], strict=True):
-        others = (x, y) if against == "references" else (None, None)
-        values, _ = fused_rows(x.clone().requires_grad_(), y, *others, (FunctorCall(functor, (0.3,)),))
+        references = (x, y) if against == "references" else (None, None)
+        values, _ = fused_rows(x.clone().requires_grad_(), y, *references, (FunctorCall(functor, (0.3,)),))
         values.sum().backward()
         print("clean:", functor, flush=True)
 

@@ -24,13 +24,13 @@ def compare(case: Case, x: Tensor, y: Tensor, device: str = "cpu", **keywords: T
     x, y = x.to(device), y.to(device)
     single = {name: (tensor.float() if tensor.is_floating_point() else tensor).to(device) for name, tensor in keywords.items()}
     double = {name: tensor.double() if tensor.is_floating_point() else tensor for name, tensor in single.items()}
-    mine = value_and_gradients(low, x.float(), y, low, **single)
+    result = value_and_gradients(low, x.float(), y, low, **single)
     own = value_and_gradients(low, x.float(), y, low.reference, **single)
     truth = value_and_gradients(exact, x.float().double(), y, exact.reference, **double)
     # beside twice torch's error: a few roundings, because at this size torch is often exactly right by luck
-    assert abs(mine[0].double() - truth[0]) <= 2 * abs(own[0].double() - truth[0]) + 1e-5 * abs(truth[0]) + 1e-6
+    assert abs(result[0].double() - truth[0]) <= 2 * abs(own[0].double() - truth[0]) + 1e-5 * abs(truth[0]) + 1e-6
     inputs = [x, *low.parameters()]
-    for vectors, *gradients in zip(inputs, mine[1], own[1], truth[1], strict=True):
+    for vectors, *gradients in zip(inputs, result[1], own[1], truth[1], strict=True):
         norms = vectors.detach().double()
         norms = norms.norm(dim=1, keepdim=True) if norms.ndim > 1 else torch.ones_like(norms)
         # a gradient goes with 1 / norm, and the norms differ by 10^16: compare what does not
@@ -109,5 +109,5 @@ def compiled_rows(x: Tensor, y: Tensor, **options: Any) -> None:
         values, counts = compiled(leaf, y)
         values.sum().backward()
         assert leaf.grad is not None
-        found = (values.detach(), counts, leaf.grad)
-        assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
+        results = (values.detach(), counts, leaf.grad)
+        assert all(torch.equal(a, b) for a, b in zip(results, expected, strict=True))

@@ -38,13 +38,13 @@ def missing() -> str:
 
 def sanitizers() -> list[str]:
     """The sanitizers' runtime libraries, to be loaded before everything else; empty where they are not installed."""
-    found = []
+    libraries = []
     for name in ("libasan.so", "libubsan.so"):
         path = subprocess.run([COMPILER, f"-print-file-name={name}"], capture_output=True, text=True).stdout.strip()
         if not os.path.isabs(path):
             return []
-        found.append(os.path.realpath(path))
-    return found
+        libraries.append(os.path.realpath(path))
+    return libraries
 
 
 def pybind_headers() -> str:
@@ -152,10 +152,10 @@ def _run_all(path: str) -> None:
     module = load(Path(path))
 
     def check(
-        x: Tensor, labels: Tensor, r: Tensor | None, others: Tensor | None, calls: Any, *, relations: Any = None, **plan: int
+        x: Tensor, labels: Tensor, r: Tensor | None, ry: Tensor | None, calls: Any, *, relations: Any = None, **plan: int
     ) -> None:
         with plan_options(**plan):
-            state = CudaPass(Pass(x, labels, r, others, tuple(calls), (True, True), relations or Relations()), module=module)
+            state = CudaPass(Pass(x, labels, r, ry, tuple(calls), (True, True), relations or Relations()), module=module)
             values, _, tables = state.forward()
             grad, _ = state.backward(torch.ones_like(values), torch.ones_like(tables))
         assert torch.isfinite(values).all() and torch.isfinite(grad).all()
@@ -167,7 +167,7 @@ def _run_all(path: str) -> None:
         torch.manual_seed(0)
         x, labels = torch.randn(anchors, width), torch.randint(4, (anchors,))
         r = None if references is None else torch.randn(references, width)
-        others = None if references is None else torch.randint(4, (references,))
+        ry = None if references is None else torch.randint(4, (references,))
         calls = [
             FunctorCall("ms", (2.0, 50.0, 0.5, 0.1)),
             FunctorCall("ms", (2.0, 500.0, 0.5, 1e9)),
@@ -177,12 +177,12 @@ def _run_all(path: str) -> None:
             FunctorCall("smooth_ap", (0.1,), torch.ones(1, anchors)),
             FunctorCall("histogram", (9.0,), cells=18),
         ]
-        check(x, labels, r, others, calls + ([FunctorCall("lifted_structure", (1.0, 0.0))] if r is None else []))
-        check(x, labels, r, others, [replace(call, windows=windows(anchors)) for call in calls], tile_rows=7, tile_columns=5)
+        check(x, labels, r, ry, calls + ([FunctorCall("lifted_structure", (1.0, 0.0))] if r is None else []))
+        check(x, labels, r, ry, [replace(call, windows=windows(anchors)) for call in calls], tile_rows=7, tile_columns=5)
         starts = torch.arange(anchors + 1) * min(2, references or 0)
         lists = torch.arange(min(2, references or 0)).repeat(anchors)
         if r is not None:
-            check(x, labels, r, others, calls, relations=Relations(torch.full((anchors,), -1), starts, lists), tile_columns=3)
+            check(x, labels, r, ry, calls, relations=Relations(torch.full((anchors,), -1), starts, lists), tile_columns=3)
     labels = torch.cat([torch.zeros(258, dtype=torch.int64), torch.arange(3)])  # beyond what fits shared memory
     check(
         torch.randn(5, 2), labels[:5], torch.randn(261, 2), labels, [calls[0], calls[2]], relations=Relations(torch.arange(5))
@@ -209,8 +209,8 @@ def rankings() -> list[Callable[[ModuleType], Tensor]]:
         generator = torch.Generator().manual_seed(n + m)
         x, r = (torch.randn(rows, d, generator=generator).to(dtype) for rows in (n, m))
         y, ry = (torch.randint(classes, (rows,), generator=generator) for rows in (n, m))
-        others, labels = (r, ry) if m else (None, None)
-        return lambda module: rank_positives(x, y, others, labels, (1, 8), metric, memory=memory, few=few, module=module)
+        vectors, labels = (r, ry) if m else (None, None)
+        return lambda module: rank_positives(x, y, vectors, labels, (1, 8), metric, memory=memory, few=few, module=module)
 
     single, double = torch.float32, torch.float64
     return [

@@ -20,10 +20,10 @@ def test_operator_is_registered_well(references: bool, heads: bool) -> None:
     other = x[:9].clone()
     calls = (FunctorCall("ms", (2.0, 50.0, 0.5, 0.1)), FunctorCall("contrastive", (0.0, 1.0)))
     against = (other, y[:9]) if references else (None, None)
-    one = Pass(x, y, *against, calls, owners=(0, 1, -1))
-    passes, targets = [one], [((0, 0), (1, 0) if references else (-1, 0))]
+    pass_ = Pass(x, y, *against, calls, owners=(0, 1, -1))
+    passes, targets = [pass_], [((0, 0), (1, 0) if references else (-1, 0))]
     if heads:
-        first = one._replace(anchors=x[:, :4], references=other[:, :4] if references else None, anchors_in=(x, 0))
+        first = pass_._replace(anchors=x[:, :4], references=other[:, :4] if references else None, anchors_in=(x, 0))
         table = FunctorCall("histogram", (5.0,), cells=10)
         passes = [first, Pass(x[:, 4:], y, None, None, (table, calls[0]), anchors_in=(x, 4), owners=(1,))]
         targets.append(((0, 4), (-1, 0)))
@@ -35,13 +35,13 @@ def test_operator_is_registered_well(references: bool, heads: bool) -> None:
 def test_compiled_equals_eager(case) -> None:
     torch.compiler.reset()
     loss, (x, y) = case.create(torch.float32), BATCHES["odd"]
-    found = []
+    results = []
     whole = case.name != "angular"  # how many pairs there are, only the labels tell: its graph breaks
     for compute in (loss, torch.compile(lambda a, b: loss(a, b), fullgraph=whole, backend="aot_eager")):
         leaf = x.float().requires_grad_()
         value = compute(leaf, y)
-        found.append([value.detach(), *torch.autograd.grad(value, [leaf, *loss.parameters()])])
-    for eager, compiled in zip(*found, strict=True):
+        results.append([value.detach(), *torch.autograd.grad(value, [leaf, *loss.parameters()])])
+    for eager, compiled in zip(*results, strict=True):
         torch.testing.assert_close(compiled, eager, rtol=1e-6, atol=1e-7)
 
 
@@ -49,10 +49,10 @@ def test_an_ensemble_compiles_whole_with_inductor() -> None:
     torch.compiler.reset()
     x, y = BATCHES["odd"]
     ensemble = LossEnsemble(["ms", "triplet", "proxy_anchor"], weighting="uncertainty", num_classes=7, embedding_dim=11)
-    found = []
+    results = []
     for compute in (ensemble, torch.compile(lambda a, b: ensemble(a, b), fullgraph=True)):
         leaf = x.float().requires_grad_()
         value = compute(leaf, y)
-        found.append([value.detach(), *torch.autograd.grad(value, [leaf, *ensemble.parameters()])])
-    for eager, compiled in zip(*found, strict=True):
+        results.append([value.detach(), *torch.autograd.grad(value, [leaf, *ensemble.parameters()])])
+    for eager, compiled in zip(*results, strict=True):
         torch.testing.assert_close(compiled, eager, rtol=1e-5, atol=1e-6)

@@ -30,12 +30,12 @@ def labels(count: int) -> Tensor:
     return torch.arange(count) // 4
 
 
-def made(name: str, out: int = OUT, **options: Any) -> Compressor:
+def create(name: str, out: int = OUT, **options: Any) -> Compressor:
     return registry("compressor")[name].component(WIDTH, out, **{**QUICK.get(name, {}), **options})
 
 
 def fitted(name: str, z: Tensor, seed: int = 0, out: int = OUT, **options: Any) -> Compressor:
-    compressor = made(name, out, **options)
+    compressor = create(name, out, **options)
     compressor.fit(z, labels(len(z)), seed=seed)
     return compressor
 
@@ -62,7 +62,7 @@ def test_is_documented_and_checks_its_sizes(name: str) -> None:
 
 @pytest.mark.parametrize("name", NAMES)
 def test_refuses_bad_embeddings_and_use_before_fit(name: str) -> None:
-    compressor, z = made(name), embeddings(20)
+    compressor, z = create(name), embeddings(20)
     with pytest.raises(ConfigError, match="is not fitted"):
         compressor(z)
     with pytest.raises(ConfigError, match=r"matrix \[N, 12\], got \[20, 11\]"):
@@ -78,7 +78,7 @@ def test_refuses_bad_embeddings_and_use_before_fit(name: str) -> None:
 def test_same_seed_same_bits_and_global_random_state_is_left_alone(name: str) -> None:
     z = embeddings()
     torch.manual_seed(1)
-    compressor, other = made(name), made(name)
+    compressor, other = create(name), create(name)
     state = torch.get_rng_state()
     compressor.fit(z, labels(len(z)), seed=4)
     assert torch.equal(torch.get_rng_state(), state)
@@ -92,7 +92,7 @@ def test_same_seed_same_bits_and_global_random_state_is_left_alone(name: str) ->
 @pytest.mark.parametrize("name", NAMES)
 def test_a_state_dict_restores_it(name: str) -> None:
     z = embeddings()
-    compressor, other = fitted(name, z), made(name)
+    compressor, other = fitted(name, z), create(name)
     shapes = {key: tensor.shape for key, tensor in other.state_dict().items()}
     other.load_state_dict(compressor.state_dict())
     assert torch.equal(compressor(z), other(z)) and compressor(z).shape == (200, OUT)
@@ -118,7 +118,7 @@ def test_degenerate_embeddings_give_finite_maps(name: str, kind: str) -> None:
 
 @pytest.mark.parametrize("name", NAMES)
 def test_learns_under_inference_mode(name: str) -> None:
-    compressor = made(name)
+    compressor = create(name)
     with torch.inference_mode():
         z = embeddings()
         compressor.fit(z, labels(len(z)), seed=4)
@@ -163,7 +163,7 @@ def test_objective_is_differentiable_and_finite_at_coincident_points() -> None:
 
 def test_only_what_is_compressed_gets_a_gradient() -> None:
     z = embeddings(10).requires_grad_()
-    compressor = made("lin_tanh_lin", online=True)
+    compressor = create("lin_tanh_lin", online=True)
     compressor.online_loss(z).backward()
     assert z.grad is None and all(parameter.grad is not None for parameter in compressor.parameters())
 
@@ -222,10 +222,10 @@ def test_training_lowers_the_mismatch() -> None:
 
 
 def test_published_shape_and_online_training() -> None:
-    compressor = made("lin_tanh_lin", online=True)
-    assert compressor.is_online and not made("lin_tanh_lin").is_online and not made("pca").is_online
+    compressor = create("lin_tanh_lin", online=True)
+    assert compressor.is_online and not create("lin_tanh_lin").is_online and not create("pca").is_online
     assert [tuple(p.shape) for p in compressor.parameters()] == [(2 * OUT, WIDTH), (2 * OUT,), (OUT, 2 * OUT), (OUT,)]
-    assert made("lin_tanh_lin", hidden=3).layers[0].weight.shape == (3, WIDTH)
+    assert create("lin_tanh_lin", hidden=3).layers[0].weight.shape == (3, WIDTH)
     z = embeddings(64)
     before = [parameter.clone() for parameter in compressor.parameters()]
     compressor.fit(z, labels(64))

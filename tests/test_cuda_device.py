@@ -36,11 +36,11 @@ def test_equals_the_definition(case: Case, batch: str) -> None:
     ("anchors", "references", "width"), [(33, 70, 130), (67, 1, 5), (1, 66, 1), (5, 0, 8), (3, 4, 257), (1000, 3000, 64)]
 )
 def test_references(case: Case, anchors: int, references: int, width: int) -> None:
-    labels, others = torch.arange(anchors) * 5 % CLASSES, torch.arange(references) * 3 % CLASSES
+    labels, other_labels = torch.arange(anchors) * 5 % CLASSES, torch.arange(references) * 3 % CLASSES
     if case.name == "triplet" and anchors > 100:
-        labels, others = torch.arange(anchors) % 300, torch.arange(references) % 300  # the definition holds all triplets
-    x, r = embeddings_of(labels, width), embeddings_of(others, width, seed=1)
-    compare(case, x, labels, "cuda", references=r, reference_labels=others)
+        labels, other_labels = torch.arange(anchors) % 300, torch.arange(references) % 300  # the definition holds all triplets
+    x, r = embeddings_of(labels, width), embeddings_of(other_labels, width, seed=1)
+    compare(case, x, labels, "cuda", references=r, reference_labels=other_labels)
 
 
 def _batch(count: int, width: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -66,9 +66,9 @@ def test_another_stream() -> None:
     stream = torch.cuda.Stream()
     stream.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(stream):
-        found = five_rows(x, y)
+        result = five_rows(x, y)
     torch.cuda.current_stream().wait_stream(stream)
-    assert all(torch.equal(a, b) for a, b in zip(expected, found, strict=True))
+    assert all(torch.equal(a, b) for a, b in zip(expected, result, strict=True))
 
 
 def test_memory_is_linear() -> None:
@@ -143,8 +143,8 @@ def test_graph(count: int) -> None:
             y.copy_(labels)
         graph.replay()
         assert leaf.grad is not None
-        for mine, right in zip((values.detach(), counts, leaf.grad), five_rows(batch, labels), strict=True):
-            torch.testing.assert_close(mine, right, rtol=1e-5, atol=1e-6)
+        for result, right in zip((values.detach(), counts, leaf.grad), five_rows(batch, labels), strict=True):
+            torch.testing.assert_close(result, right, rtol=1e-5, atol=1e-6)
 
 
 def test_compiled() -> None:
@@ -153,16 +153,16 @@ def test_compiled() -> None:
 
 def test_many_proxies_and_a_large_memory() -> None:
     x, y = torch.randn(64, 16, device="cuda"), torch.arange(64, device="cuda") % 8
-    others = torch.randn(300_000, 16, device="cuda")  # streamed: more than 65,536
+    memory = torch.randn(300_000, 16, device="cuda")  # streamed: more than 65,536
     labels = torch.arange(300_000, device="cuda") % 70_000
     for name in ("sup_con", "ms"):
         case = Case(name)
-        compare(case, x.cpu(), y.cpu(), "cuda", references=others.cpu(), reference_labels=labels.cpu())
+        compare(case, x.cpu(), y.cpu(), "cuda", references=memory.cpu(), reference_labels=labels.cpu())
 
 
 @pytest.mark.skipif(torch.cuda.device_count() < 2, reason="there is one CUDA device, or none")
 def test_a_device_that_is_not_current() -> None:
     x, y = _batch(256, 48)
     expected = five_rows(x, y)
-    found = five_rows(x.to("cuda:1"), y.to("cuda:1"))
-    assert all(torch.allclose(a, b.to("cuda:0"), rtol=1e-5, atol=1e-6) for a, b in zip(expected, found, strict=True))
+    result = five_rows(x.to("cuda:1"), y.to("cuda:1"))
+    assert all(torch.allclose(a, b.to("cuda:0"), rtol=1e-5, atol=1e-6) for a, b in zip(expected, result, strict=True))

@@ -43,7 +43,7 @@ ANCHOR = FunctorCall("proxy_anchor", (0.1, 32.0))
 @pytest.fixture
 def on_emulator(emulated: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
     """Fused losses of CPU tensors run the CUDA kernels, through the code that CUDA tensors take."""
-    monkeypatch.setattr(fused, "device_pass", lambda one: CudaPass(one, module=emulated))
+    monkeypatch.setattr(fused, "device_pass", lambda pass_: CudaPass(pass_, module=emulated))
 
 
 def test_lists_every_functor(emulated: ModuleType) -> None:
@@ -63,9 +63,9 @@ def test_equals_the_definition(case: Case, batch: str) -> None:
 @pytest.mark.parametrize(("anchors", "references", "width"), [(33, 70, 130), (67, 1, 5), (1, 66, 1), (5, 0, 8), (3, 4, 257)])
 @pytest.mark.usefixtures("on_emulator")
 def test_references(case: Case, anchors: int, references: int, width: int) -> None:
-    labels, others = torch.arange(anchors) * 5 % CLASSES, torch.arange(references) * 3 % CLASSES
-    x, r = embeddings_of(labels, width), embeddings_of(others, width, torch.float32, seed=1)
-    compare(case, x, labels, references=r, reference_labels=others)
+    labels, reference_labels = torch.arange(anchors) * 5 % CLASSES, torch.arange(references) * 3 % CLASSES
+    x, r = embeddings_of(labels, width), embeddings_of(reference_labels, width, torch.float32, seed=1)
+    compare(case, x, labels, references=r, reference_labels=reference_labels)
 
 
 @pytest.mark.usefixtures("on_emulator")
@@ -123,8 +123,8 @@ def test_no_order_of_the_threads_matters(emulated: ModuleType, monkeypatch: pyte
         with plan_options(**plan):
             results.append(run(emulated, tuple(calls), x, y, r, other))
     for result in results[1:]:
-        for mine, first in zip(result, results[0], strict=True):
-            assert torch.equal(mine, first)
+        for tensor, first in zip(result, results[0], strict=True):
+            assert torch.equal(tensor, first)
 
 
 def test_an_ensemble_equals_its_members(emulated: ModuleType) -> None:
@@ -233,8 +233,10 @@ class HostAsked(TorchDispatchMode):
 def test_the_host_is_never_asked() -> None:
     x, y = BATCHES["odd"][0].float(), BATCHES["odd"][1]
     # the number of angular's pairs is a shape; a boundary per class looks at labels, but only of CPU tensors
-    chosen = [case for case in ON_CUDA if case.name != "angular" and not case.options.get("per_class") and case not in PROXIES]
-    losses = {case.id: case.create(torch.float32) for case in chosen}
+    selected = [
+        case for case in ON_CUDA if case.name != "angular" and not case.options.get("per_class") and case not in PROXIES
+    ]
+    losses = {case.id: case.create(torch.float32) for case in selected}
     losses["mined"] = dmlcore.losses.create("contrastive", miner="multi_similarity")
     for name, loss in losses.items():
         with HostAsked():

@@ -49,7 +49,7 @@ class Emulated(cuda_functors.Driver):
     def __init__(self, launcher: int = 0) -> None:
         self.launcher = launcher
         self.loaded: list[bytes] = []
-        self.found: list[str] = []
+        self.asked_for: list[str] = []
 
     def capability(self, device: torch.device | None) -> int:
         return 90
@@ -60,7 +60,7 @@ class Emulated(cuda_functors.Driver):
 
     def kernel(self, library: int, symbol: str) -> int:
         assert symbol.encode() in self.loaded[library - 1]
-        self.found.append(symbol)
+        self.asked_for.append(symbol)
         return {"forward": 1, "close": 7, "backward": 2, "fits": 3}[re.sub(r".*rows_(\w+?)I.*", r"\1", symbol)]
 
 
@@ -79,9 +79,9 @@ def driver(cache: Path, monkeypatch: pytest.MonkeyPatch) -> Emulated:
     monkeypatch.setattr(extension, "CUDA_FUNCTORS", {})
     for name in ("_compiled", "_archs", "_outcomes", "_refused", "joined"):
         monkeypatch.setattr(cuda_functors, name, {})
-    made = Emulated()
-    monkeypatch.setattr(cuda_functors, "driver", lambda: made)
-    return made
+    emulated = Emulated()
+    monkeypatch.setattr(cuda_functors, "driver", lambda: emulated)
+    return emulated
 
 
 @pytest.mark.parametrize(
@@ -95,9 +95,9 @@ def driver(cache: Path, monkeypatch: pytest.MonkeyPatch) -> Emulated:
 )
 def test_machine_code(name: str, arch: int, functor: str, numbers: Any, tmp_path: Path) -> None:
     path = header(tmp_path, "toy_copy") if name == "toy" else again(tmp_path, name)
-    made = cubins.cubin_of(path, arch)
-    assert made.arch == arch and made.compiled
-    code, forms = made.file.read_bytes(), made.forms[functor]
+    cubin = cubins.cubin_of(path, arch)
+    assert cubin.arch == arch and cubin.compiled
+    code, forms = cubin.file.read_bytes(), cubin.forms[functor]
     assert code[:4] == b"\x7fELF"
     for form in forms:
         assert set(form.symbols) == set(cubins.KERNELS)
@@ -105,8 +105,8 @@ def test_machine_code(name: str, arch: int, functor: str, numbers: Any, tmp_path
     assert numbers is None or [form.numbers for form in forms] == numbers
     assert forms[0].numbers[8] == (name == "lifted_structure")  # partners
     assert not cubins.cubin_of(path, arch).compiled
-    (kept,) = [one for one in kept_functors()["kernels"] if one["header"] == str(path)]
-    assert (kept["level"], kept["state"]) == (f"sm_{arch}", "current")
+    (entry,) = [entry for entry in kept_functors()["kernels"] if entry["header"] == str(path)]
+    assert (entry["level"], entry["state"]) == (f"sm_{arch}", "current")
 
 
 CHILD = """
@@ -188,10 +188,10 @@ def test_what_may_be_missing(driver: Emulated, tmp_path: Path, monkeypatch: pyte
 
 
 def test_the_nearest_processor() -> None:
-    known: Any = SimpleNamespace(archs=[80, 86, 90, 100, 103], version="13.0")
-    assert [cubins.nearest(known, arch) for arch in (80, 89, 90, 101, 103)] == [80, 86, 90, 100, 103]
+    compiler: Any = SimpleNamespace(archs=[80, 86, 90, 100, 103], version="13.0")
+    assert [cubins.nearest(compiler, arch) for arch in (80, 89, 90, 101, 103)] == [80, 86, 90, 100, 103]
     with pytest.raises(DmlcoreError, match="does not know the processor sm_75"):
-        cubins.nearest(known, 75)
+        cubins.nearest(compiler, 75)
 
 
 def test_a_driver_that_is_missing_or_refuses(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -228,17 +228,17 @@ def test_it_joins_a_pass_on_the_emulator(
         return CudaPass(Pass(x, y, None, None, calls, (True, True)), module=emulated)
 
     for margin, form in ((0.2, "Lb0"), (0.7, "Lb1")):
-        driver.found.clear()
+        driver.asked_for.clear()
         value, gradient = value_and_gradient(plain(margin=margin).reference, x, y)
-        one = step(margin)
-        values, counts, _ = one.forward()
+        pass_ = step(margin)
+        values, counts, _ = pass_.forward()
         cotangents = torch.tensor([[0.0], [1.0 / len(y)], [0.0]]).expand(3, len(y))
         torch.testing.assert_close(values[1].sum() / counts[1].sum(), value, rtol=1e-5, atol=1e-5)
-        torch.testing.assert_close(one.backward(cotangents)[0], gradient, rtol=1e-4, atol=1e-5)
-        asked = [re.sub(r".*rows_(\w+?)I.*(Lb\d).*", r"\1 \2", symbol) for symbol in driver.found]
+        torch.testing.assert_close(pass_.backward(cotangents)[0], gradient, rtol=1e-4, atol=1e-5)
+        asked = [re.sub(r".*rows_(\w+?)I.*(Lb\d).*", r"\1 \2", symbol) for symbol in driver.asked_for]
         assert asked == ["fits Lb0", f"forward {form}", f"close {form}", f"backward {form}"]
         step(margin)
-        assert len(driver.found) == 4 and len(driver.loaded) == 1  # the answer, the handles and the code are kept
+        assert len(driver.asked_for) == 4 and len(driver.loaded) == 1  # the answer, the handles and the code are kept
     with pytest.raises(NotTaken, match="takes 1 options, got 2"):
         step(0.2, 1.0)
     assert "toy_joined.h lists no functor 'toy_absent'" in dispatch.why_missing("toy_absent", path, "cuda")

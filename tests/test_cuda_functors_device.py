@@ -15,12 +15,12 @@ from dmlcore.kernels import FunctorCall, extension, fused_rows
 from dmlcore.kernels.jit import cuda_functors, dispatch, nvrtc
 
 WHY_NOT = extension.why_not("cuda") or ("" if torch.cuda.is_available() else "torch sees no CUDA device")
-WHY_NOT = WHY_NOT or (found if isinstance(found := nvrtc.compiler(), str) else "")
+WHY_NOT = WHY_NOT or (reason if isinstance(reason := nvrtc.compiler(), str) else "")
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(bool(WHY_NOT), reason=WHY_NOT)]
 
 
 @pytest.fixture(scope="module")
-def mine(tmp_path_factory: pytest.TempPathFactory) -> Any:
+def toy(tmp_path_factory: pytest.TempPathFactory) -> Any:
     return loss_class(header(tmp_path_factory.mktemp("plugin"), "toy_device", TWO_FORMS))
 
 
@@ -34,27 +34,27 @@ def joined(loss: Any, name: str) -> None:
 
 
 @pytest.mark.parametrize("margin", [0.1, 0.7])
-def test_equals_its_plain_form(mine: Any, margin: float) -> None:
-    joined(mine, "toy_device")
-    loss, (x, y) = mine(margin=margin), batch()
-    r, others = torch.randn(300, 48, device="cuda"), torch.arange(300, device="cuda") % 128
-    for more in ({}, {"references": r, "reference_labels": others}):
-        found = value_and_gradient(loss, x, y, **more)
-        torch.testing.assert_close(found, value_and_gradient(loss.reference, x, y, **more), rtol=1e-4, atol=1e-6)
-        assert torch.equal(found[1], value_and_gradient(loss, x, y, **more)[1])  # the same bits
+def test_equals_its_plain_form(toy: Any, margin: float) -> None:
+    joined(toy, "toy_device")
+    loss, (x, y) = toy(margin=margin), batch()
+    r, reference_labels = torch.randn(300, 48, device="cuda"), torch.arange(300, device="cuda") % 128
+    for against in ({}, {"references": r, "reference_labels": reference_labels}):
+        result = value_and_gradient(loss, x, y, **against)
+        torch.testing.assert_close(result, value_and_gradient(loss.reference, x, y, **against), rtol=1e-4, atol=1e-6)
+        assert torch.equal(result[1], value_and_gradient(loss, x, y, **against)[1])  # the same bits
 
 
-def test_in_an_ensemble(mine: Any) -> None:
-    joined(mine, "toy_device")
+def test_in_an_ensemble(toy: Any) -> None:
+    joined(toy, "toy_device")
     x, y = batch()
-    ensemble = dmlcore.LossEnsemble(["ms", mine(margin=0.1), "triplet"], weights=[1.0, 2.0, 0.5])
+    ensemble = dmlcore.LossEnsemble(["ms", toy(margin=0.1), "triplet"], weights=[1.0, 2.0, 0.5])
 
     def alone(embeddings: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
         parts = zip([1.0, 2.0, 0.5], ensemble.members, strict=True)
         return torch.stack([weight * loss.reference(embeddings, labels) for weight, loss in parts]).sum()
 
-    found = value_and_gradient(ensemble, x, y)
-    torch.testing.assert_close(found, value_and_gradient(alone, x, y), rtol=1e-4, atol=1e-6)
+    result = value_and_gradient(ensemble, x, y)
+    torch.testing.assert_close(result, value_and_gradient(alone, x, y), rtol=1e-4, atol=1e-6)
 
 
 @pytest.mark.parametrize(
@@ -62,32 +62,32 @@ def test_in_an_ensemble(mine: Any) -> None:
 )
 def test_a_copy_of_a_built_in_functor(name: str, options: tuple[float, ...], tmp_path_factory: pytest.TempPathFactory) -> None:
     stem = name.split("_")[0]
-    known = cuda_functors.joined.get(f"again_{name}")
-    path = known.header if known else again(tmp_path_factory.mktemp("again"), stem)
+    entry = cuda_functors.joined.get(f"again_{name}")
+    path = entry.header if entry else again(tmp_path_factory.mktemp("again"), stem)
     assert dispatch.why_missing(f"again_{name}", path, "cuda") == ""
     x, y = batch()
-    found = []
+    results = []
     for functor in (name, f"again_{name}"):
         leaf = x.clone().requires_grad_()
         values, counts = fused_rows(leaf, y, None, None, (FunctorCall(functor, options),))
         values.sum().backward()
-        found.append((values.detach(), counts, leaf.grad))
-    torch.testing.assert_close(found[0], found[1], rtol=1e-5, atol=1e-6)  # two compilers may order a sum differently
+        results.append((values.detach(), counts, leaf.grad))
+    torch.testing.assert_close(results[0], results[1], rtol=1e-5, atol=1e-6)  # two compilers may order a sum differently
 
 
-def test_streams_and_graphs(mine: Any) -> None:
-    joined(mine, "toy_device")
-    loss, (x, y) = mine(margin=0.1), batch()
+def test_streams_and_graphs(toy: Any) -> None:
+    joined(toy, "toy_device")
+    loss, (x, y) = toy(margin=0.1), batch()
     expected = value_and_gradient(loss, x, y)
     leaf, stream = x.clone().requires_grad_(), torch.cuda.Stream()
     stream.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(stream):
         for _ in range(3):
-            found = value_and_gradient(loss, x, y)
+            result = value_and_gradient(loss, x, y)
             loss(leaf, y).backward()
             leaf.grad = None
     torch.cuda.current_stream().wait_stream(stream)
-    torch.testing.assert_close(found, expected)
+    torch.testing.assert_close(result, expected)
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
         value = loss(leaf, y)
@@ -101,9 +101,9 @@ def test_streams_and_graphs(mine: Any) -> None:
         torch.testing.assert_close((value.detach(), leaf.grad), value_and_gradient(loss, other, y), rtol=1e-5, atol=1e-6)
 
 
-def test_the_folder_is_used(mine: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_folder_is_used(toy: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from dmlcore.kernels.jit import cubins
 
     monkeypatch.setenv("DML_CACHE", str(tmp_path))
     arch = cuda_functors.driver().capability(None)
-    assert cubins.cubin_of(mine.functor_header(), arch).compiled and not cubins.cubin_of(mine.functor_header(), arch).compiled
+    assert cubins.cubin_of(toy.functor_header(), arch).compiled and not cubins.cubin_of(toy.functor_header(), arch).compiled

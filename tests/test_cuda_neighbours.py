@@ -26,7 +26,7 @@ def rank(request: pytest.FixtureRequest):
     if request.param == "emulator":
         module = request.getfixturevalue("emulated")
         return lambda *arguments, **options: cuda_neighbours.rank_positives(*arguments, **options, module=module)
-    moved = lambda each: each.cuda() if isinstance(each, Tensor) else each  # noqa: E731
+    moved = lambda argument: argument.cuda() if isinstance(argument, Tensor) else argument  # noqa: E731
     return lambda *arguments, **options: cuda_neighbours.rank_positives(*map(moved, arguments), **options).cpu()
 
 
@@ -42,8 +42,8 @@ def points(n: int, d: int, classes: int, seed: int = 0) -> tuple[Tensor, Tensor]
     return torch.randn(n, d, generator=generator) + torch.randn(classes, d, generator=generator)[labels], labels
 
 
-def equal(found: Tensor, expected: Tensor) -> None:
-    torch.testing.assert_close(found, expected, rtol=0, atol=1e-13)
+def equal(result: Tensor, expected: Tensor) -> None:
+    torch.testing.assert_close(result, expected, rtol=0, atol=1e-13)
 
 
 @pytest.mark.parametrize(
@@ -126,7 +126,7 @@ def test_no_order_of_the_threads_matters(emulated: ModuleType, monkeypatch: pyte
         monkeypatch.setenv("CUEMU_ORDER", str(order))
         results.append([ranked(emulated) for ranked in cuda_emulation.rankings()])
     for result in results[1:]:
-        assert all(torch.equal(mine, first) for mine, first in zip(result, results[0], strict=True))
+        assert all(torch.equal(values, first) for values, first in zip(result, results[0], strict=True))
 
 
 @emulator
@@ -140,10 +140,10 @@ def test_the_public_measures_take_the_kernels(emulated: ModuleType, monkeypatch:
         return cuda_neighbours.rank_positives(*arguments, module=emulated)
 
     monkeypatch.setattr(metrics.neighbours, "rank_positives", ranked)
-    found = retrieval_metrics(x, y), retrieval_metrics(x[:20], y[:20], x[20:], y[20:], metric="euclidean")
+    results = retrieval_metrics(x, y), retrieval_metrics(x[:20], y[:20], x[20:], y[20:], metric="euclidean")
     assert taken == [80, 20]
-    for mine, truth in zip(found, expected, strict=True):
-        assert mine == pytest.approx(truth, abs=1e-12)
+    for measures, truth in zip(results, expected, strict=True):
+        assert measures == pytest.approx(truth, abs=1e-12)
 
 
 def test_cuda_tensors_go_to_the_cuda_kernels(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -68,10 +68,10 @@ def outcome(
         leaves = [leaf] if other is None else [leaf, other]
         gradients = torch.autograd.grad(total, leaves, allow_unused=True)
     halves = [half / half.sum().clamp_min(1) for half in tables.view(2, -1)] if len(tables) else []  # pairs may count twice
-    found = [values, counts, *halves]
+    tensors = [values, counts, *halves]
     if not len(tables):
-        found += [torch.zeros_like(x) if g is None else g for g, x in zip(gradients, leaves, strict=True)]
-    return [x.detach().double() for x in found]
+        tensors += [torch.zeros_like(x) if g is None else g for g, x in zip(gradients, leaves, strict=True)]
+    return [x.detach().double() for x in tensors]
 
 
 @pytest.fixture
@@ -85,11 +85,11 @@ def agree(emulated: ModuleType, monkeypatch: pytest.MonkeyPatch) -> Any:
         truth = outcome(torch.float64, calls, comparison, normalise, relations, {})
         calls, normalise = make(torch.float32)
         with monkeypatch.context() as patch:
-            patch.setattr(fused, "device_pass", lambda one: CudaPass(one, module=emulated))
-            found = outcome(torch.float32, calls, comparison, normalise, relations, CHUNKS[plan])
-        for mine, right in zip(found, truth, strict=True):
+            patch.setattr(fused, "device_pass", lambda pass_: CudaPass(pass_, module=emulated))
+            results = outcome(torch.float32, calls, comparison, normalise, relations, CHUNKS[plan])
+        for tensor, right in zip(results, truth, strict=True):
             torch.testing.assert_close(
-                mine, right, rtol=2e-4 * loose, atol=2e-5 * loose * float(right.abs().max() if right.numel() else 0) + 1e-6
+                tensor, right, rtol=2e-4 * loose, atol=2e-5 * loose * float(right.abs().max() if right.numel() else 0) + 1e-6
             )
 
     return check
@@ -120,16 +120,16 @@ def test_chunks(agree: Any, case: Case, plan: str, references: bool) -> None:
 @pytest.mark.parametrize("plan", ["rows in chunks", "rows and columns in chunks"])
 def test_proxies_in_chunks(emulated: ModuleType, monkeypatch: pytest.MonkeyPatch, case: Case, plan: str) -> None:
     x, y = BATCHES["odd"]
-    found = []
+    results = []
     for dtype in (torch.float64, torch.float32):
         loss, leaf = case.create(dtype), x.to(dtype, copy=True).requires_grad_()
         with monkeypatch.context() as patch, plan_options(**(CHUNKS[plan] if dtype == torch.float32 else {})):
             if dtype == torch.float32:
-                patch.setattr(fused, "device_pass", lambda one: CudaPass(one, module=emulated))
+                patch.setattr(fused, "device_pass", lambda pass_: CudaPass(pass_, module=emulated))
             value = loss(leaf, y)
-            found.append([value, *torch.autograd.grad(value, [leaf, *loss.parameters()])])
-    for right, mine in zip(*found, strict=True):
-        torch.testing.assert_close(mine.double(), right, rtol=2e-4, atol=2e-5 * float(right.detach().abs().max()))
+            results.append([value, *torch.autograd.grad(value, [leaf, *loss.parameters()])])
+    for right, tensor in zip(*results, strict=True):
+        torch.testing.assert_close(tensor.double(), right, rtol=2e-4, atol=2e-5 * float(right.detach().abs().max()))
 
 
 @functors
@@ -153,16 +153,16 @@ def test_windows(agree: Any, case: Case, plan: str, references: bool) -> None:
     agree(make, comparison, None, plan)
 
 
-def random_lists(count: int, others: int, own: Tensor | None) -> tuple[Tensor, Tensor]:
+def random_lists(count: int, reference_count: int, own: Tensor | None) -> tuple[Tensor, Tensor]:
     """`starts` and `positives` of relations, no partition into classes, some anchors without any; symmetric without `own`."""
     generator = torch.Generator().manual_seed(2)
-    sets, theirs = torch.rand(count, 9, generator=generator) < 0.2, torch.rand(others, 9, generator=generator) < 0.2
+    sets, theirs = torch.rand(count, 9, generator=generator) < 0.2, torch.rand(reference_count, 9, generator=generator) < 0.2
     positive = (sets[:, None, :] & (sets if own is None else theirs)[None]).any(2)
     if own is None:
         positive.fill_diagonal_(False)
     else:
-        known = own >= 0
-        positive[known.nonzero()[:, 0], own[known]] = False
+        has_own = own >= 0
+        positive[has_own.nonzero()[:, 0], own[has_own]] = False
     return torch.cat([torch.zeros(1, dtype=torch.int64), positive.sum(1).cumsum(0)]), positive.nonzero()[:, 1].contiguous()
 
 
@@ -201,10 +201,10 @@ def test_own_reference_is_no_pair(agree: Any, case: Case, plan: str) -> None:
         pytest.skip("takes no references, or jumps where an anchor meets itself under another index")
     x, y = BATCHES["odd"]
     shuffle = torch.randperm(len(y), generator=torch.Generator().manual_seed(3))
-    others, labels = torch.cat([embeddings_of(y[:5], seed=5), x[shuffle]]), torch.cat([y[:5], y[shuffle]])
+    references, labels = torch.cat([embeddings_of(y[:5], seed=5), x[shuffle]]), torch.cat([y[:5], y[shuffle]])
     own = 5 + shuffle.argsort()
     own[::4] = -1
-    comparison = Comparison(x, y, others, labels, own)
+    comparison = Comparison(x, y, references, labels, own)
 
     def make(dtype: torch.dtype) -> Any:
         call, normalise = ready(case, comparison, dtype)
@@ -220,11 +220,11 @@ def test_lists_beyond_shared_memory(agree: Any, name: str) -> None:
     y = torch.cat([torch.zeros(262, dtype=torch.int64), torch.arange(1, 12) // 3])
     x = embeddings_of(y, 8, spread=2.0)
     options = {"ms": (2.0, 50.0, 0.5, 0.1), "smooth_ap": (0.1,)}.get(name, (0.1,))
-    chosen = torch.arange(0, len(y), 6)  # some anchors with long lists, some with short ones
-    ones = None if name != "smooth_ap" else torch.zeros(1, len(chosen))
-    windows = None if name != "triplet_semihard" else torch.tensor([[-0.2], [0.8], [-1.0], [0.9]]).repeat(1, len(chosen))
+    anchors = torch.arange(0, len(y), 6)  # some anchors with long lists, some with short ones
+    ones = None if name != "smooth_ap" else torch.zeros(1, len(anchors))
+    windows = None if name != "triplet_semihard" else torch.tensor([[-0.2], [0.8], [-1.0], [0.9]]).repeat(1, len(anchors))
     call = FunctorCall(name, options, ones, windows)
-    agree(lambda _: ((call,), (True, True)), Comparison(x[chosen], y[chosen], x, y), Relations(chosen), loose=2.0)
+    agree(lambda _: ((call,), (True, True)), Comparison(x[anchors], y[anchors], x, y), Relations(anchors), loose=2.0)
 
 
 def test_members_share_products(emulated: ModuleType) -> None:

@@ -47,7 +47,7 @@ def test_fused_members_share_one_pass() -> None:
     ensemble = LossEnsemble(["ms", "contrastive", "proxy_anchor", "sup_con", "circle", "triplet"], **SIZES)
     with recorded_passes() as passes:
         ensemble(X.float(), Y)
-    assert sorted(len(one.calls) for one in passes) == [1, 5]
+    assert sorted(len(pass_.calls) for pass_ in passes) == [1, 5]
 
 
 def test_mixes_fused_plain_and_foreign_members() -> None:
@@ -113,8 +113,8 @@ def test_non_finite_rows_are_found() -> None:
 def test_parameters_have_roles() -> None:
     ensemble = LossEnsemble(["ms", "proxy_anchor", "norm_softmax"], weighting="uncertainty", **SIZES)
     roles = ensemble.parameter_roles()
-    assert {role: len(found) for role, found in roles.items()} == {"proxies": 2, "scalars": 0, "weights": 1}
-    assert {id(p) for found in roles.values() for p in found} == {id(p) for p in ensemble.parameters()}
+    assert {role: len(parameters) for role, parameters in roles.items()} == {"proxies": 2, "scalars": 0, "weights": 1}
+    assert {id(p) for parameters in roles.values() for p in parameters} == {id(p) for p in ensemble.parameters()}
     twice = create("proxy_anchor", **SIZES)
     assert len(LossEnsemble([twice, twice]).parameter_roles()["proxies"]) == 1
 

@@ -38,9 +38,9 @@ def table(tmp_path: Path) -> Path:
 
 
 def test_every_script_is_run_and_short() -> None:
-    found = {path.name for path in EXAMPLES.glob("*.py")}
-    assert found == {*SCRIPTS, "feature_table.py"}
-    assert all(len((EXAMPLES / name).read_text().splitlines()) < 90 for name in found)
+    names = {path.name for path in EXAMPLES.glob("*.py")}
+    assert names == {*SCRIPTS, "feature_table.py"}
+    assert all(len((EXAMPLES / name).read_text().splitlines()) < 90 for name in names)
 
 
 @pytest.mark.parametrize("script", SCRIPTS)

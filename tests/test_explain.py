@@ -27,15 +27,15 @@ def allocated(
 ) -> int:
     """The most bytes the kernels' buffers hold at a time in a step of these sizes."""
     module = extension.cpu()
-    y, more = torch.arange(batch) // per_class, {}
+    y, against = torch.arange(batch) // per_class, {}
     y = y % classes if classes else y
     if references is not None:
-        more = {"references": torch.randn(references, width, requires_grad=True)}
-        more["reference_labels"] = torch.arange(references) // per_class
+        against = {"references": torch.randn(references, width, requires_grad=True)}
+        against["reference_labels"] = torch.arange(references) // per_class
     module.release_workspaces()
     module.highest_workspace()
     with plan_options(threads=threads):
-        loss(torch.randn(batch, width, requires_grad=True), y, **more).backward()
+        loss(torch.randn(batch, width, requires_grad=True), y, **against).backward()
     return module.highest_workspace()
 
 
@@ -70,8 +70,8 @@ def test_memory_of_many_shapes(
     said = explain(ensemble(*names), batch, width, references, threads, samples_per_class=per_class)
     assert said.passes[0].losses == names and len(said.passes) == 1
     classes = 50 if any(loss.needs_classes for loss in ensemble(*names).members) else 0
-    found = allocated(ensemble(*names), batch, width, references, threads, per_class, classes)
-    assert 0.5 < said.bytes / found < 2, (said.bytes, found)
+    measured = allocated(ensemble(*names), batch, width, references, threads, per_class, classes)
+    assert 0.5 < said.bytes / measured < 2, (said.bytes, measured)
 
 
 def test_the_text_names_every_loss_and_what_is_chosen() -> None:
@@ -80,14 +80,14 @@ def test_the_text_names_every_loss_and_what_is_chosen() -> None:
     text = str(said)
     for name in ("ms", "contrastive", "ms_2", "proxy_anchor", "norm_softmax", "triplet", "l2_norm"):
         assert name in text
-    assert [one.losses for one in said.passes] == [("ms", "contrastive", "ms_2"), ("proxy_anchor",), ("norm_softmax",)]
-    assert [one.name for one in said.plain] == ["triplet", "l2_norm"] and "swap" in said.plain[0].reason
+    assert [planned.losses for planned in said.passes] == [("ms", "contrastive", "ms_2"), ("proxy_anchor",), ("norm_softmax",)]
+    assert [planned.name for planned in said.plain] == ["triplet", "l2_norm"] and "swap" in said.plain[0].reason
     together, anchors, samples = said.passes
     assert (together.anchors, together.references) == (1024, None) and together.plan["triangle"] == 1
     assert (anchors.anchors, anchors.references) == (1000, 1024)  # every proxy looks at the batch
     assert (samples.anchors, samples.references) == (1024, 1000)
     assert "stored from forward to backward" in text and "threads: 2" in text and "predicted" in text
-    assert all(seconds >= 0 for one in said.passes for seconds in one.loss_seconds) and said.seconds > 0
+    assert all(seconds >= 0 for planned in said.passes for seconds in planned.loss_seconds) and said.seconds > 0
     assert said.plain[0].bytes > said.plain[1].bytes > 0  # the distances of all pairs, and one norm per sample
 
 
@@ -106,9 +106,9 @@ def test_choices_follow_the_sizes() -> None:
 def test_every_row_of_the_table_can_be_explained() -> None:
     losses = [case.create(torch.float32, classes=20, width=16) for case in LOSSES]
     said = explain(losses, 256, 16)
-    found = [name for one in said.passes for name in one.losses] + [one.name for one in said.plain]
-    assert len(found) == len(set(found)) == len(losses)
-    assert {case.name for case in LOSSES} <= set(found)
+    names = [name for planned in said.passes for name in planned.losses] + [planned.name for planned in said.plain]
+    assert len(names) == len(set(names)) == len(losses)
+    assert {case.name for case in LOSSES} <= set(names)
 
 
 def test_a_loss_is_left_as_it_is() -> None:

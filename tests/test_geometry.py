@@ -39,16 +39,16 @@ def by_loops(kind: str, a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
 def test_distances_by_loops(kind: str) -> None:
     generator = torch.Generator().manual_seed(0)
     a, b = (torch.randn(n, 5, generator=generator, dtype=torch.float64) * 3 for n in (4, 6))
-    found, gradients = [], []
+    values, gradients = [], []
     for compute in (KINDS[kind], lambda x, y: by_loops(kind, x, y)):
         x, y = a.clone().requires_grad_(), b.clone().requires_grad_()
         out = compute(x, y)
         weights = torch.randn(out.shape, generator=torch.Generator().manual_seed(1), dtype=out.dtype)
-        found.append(out.detach())
+        values.append(out.detach())
         gradients.append(torch.autograd.grad((out * weights).sum(), [x, y]))
-    torch.testing.assert_close(*found, rtol=1e-12, atol=1e-12)
-    for mine, other in zip(*gradients, strict=True):
-        torch.testing.assert_close(mine, other, rtol=1e-10, atol=1e-10)
+    torch.testing.assert_close(*values, rtol=1e-12, atol=1e-12)
+    for result, other in zip(*gradients, strict=True):
+        torch.testing.assert_close(result, other, rtol=1e-10, atol=1e-10)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -82,7 +82,7 @@ def test_contrastive_with_every_distance(kind: str, batch: str) -> None:
     pos_margin, neg_margin = (-2.0, 1.5) if kind == "dot" else (0.1, 0.9)
     loss = create("contrastive", distance=kind, pos_margin=pos_margin, neg_margin=neg_margin)
     assert loss.is_fused
-    mine = value_and_gradients(loss, x, y, loss)
+    result = value_and_gradients(loss, x, y, loss)
 
     def by_pairs(e: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
         unit = e if kind == "dot" else e / e.norm(dim=1, keepdim=True).clamp_min(1e-12)
@@ -97,12 +97,12 @@ def test_contrastive_with_every_distance(kind: str, batch: str) -> None:
         return sum((torch.stack(side).mean() for side in (pull, push) if side), start=0 * e.sum())
 
     if batch == "zero vectors" and kind != "dot":  # the norm has no derivative there: compare the others
-        mine[1][0][-3:] = 0
+        result[1][0][-3:] = 0
         other = value_and_gradients(loss, x, y, loss.reference)
         other[1][0][-3:] = 0
     else:
         other = value_and_gradients(loss, x, y, by_pairs)
-    assert_close(mine, other, 1e-9)
+    assert_close(result, other, 1e-9)
 
 
 def test_margins_are_checked_against_the_distance() -> None:

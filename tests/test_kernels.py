@@ -71,15 +71,15 @@ def test_fused_equals_plain(case: Case, batch: str) -> None:
         pytest.skip("positives at the margin exactly: the last bit of a product decides which of them count")
     loss, (x, y) = case.create(), BATCHES[batch]
     assert loss.is_fused, loss.why_not_fused
-    mine, plain = value_and_gradients(loss, x, y, loss), value_and_gradients(loss, x, y, loss.reference)
+    result, plain = value_and_gradients(loss, x, y, loss), value_and_gradients(loss, x, y, loss.reference)
     if case.takes_nearest and "duplicates" in batch:
         # Which of two coincident points is the nearest is decided by the last bit of a matrix product. Only the gradient of
         # the place they share is defined: add it up over coincident points.
         _, place = torch.unique(x, dim=0, return_inverse=True)
-        for _, gradients in (mine, plain):
+        for _, gradients in (result, plain):
             gradients[0] = torch.zeros_like(x).index_add_(0, place, gradients[0])
     with naming_both(loss):
-        assert_close(mine, plain, 1e-9)
+        assert_close(result, plain, 1e-9)
 
 
 # A loss's first row meets every plan, its further options those that share least.
@@ -97,20 +97,20 @@ def given_to(loss: Any, comparison: Comparison) -> torch.Tensor | None:
     return call.given(comparison) if callable(call.given) else None
 
 
-def completed(loss: Any, call: FunctorCall, passed: Any, comparison: Comparison, given: torch.Tensor | None) -> Rows:
+def completed(loss: Any, call: FunctorCall, passed: Any, comparison: Comparison, context: torch.Tensor | None) -> Rows:
     """What a loss makes of the values, counts and histograms of its functor."""
     values, counts, table = passed
     rows = Rows(table.view(2, -1), table.new_zeros(2, 0)) if call.cells else Rows(values, counts)
-    return loss.complete(rows, comparison, given) if loss.completes else rows
+    return loss.complete(rows, comparison, context) if loss.completes else rows
 
 
 @pytest.mark.parametrize(("case", "plan"), PLANNED)
 def test_plans_agree(case: Case, plan: str) -> None:
     loss, (x, y) = case.create(), BATCHES["large"]
     with plan_options(**PLANS[plan]):
-        mine = value_and_gradients(loss, x, y, loss)
+        result = value_and_gradients(loss, x, y, loss)
     with naming_both(loss):
-        assert_close(mine, value_and_gradients(loss, x, y, loss.reference), 1e-9)
+        assert_close(result, value_and_gradients(loss, x, y, loss.reference), 1e-9)
 
 
 @cases
@@ -122,11 +122,11 @@ def test_instruction_sets_and_products_agree(case: Case, level: str, blas: str) 
     for dtype, tolerance in ((torch.float64, 1e-9), (torch.float32, 2e-4)):  # float32: a loose net, the budget is tested below
         loss = case.create(dtype)
         x, y = BATCHES["unbalanced"]
-        mine = value_and_gradients(loss, x.to(dtype), y, loss)
+        result = value_and_gradients(loss, x.to(dtype), y, loss)
         with torch.no_grad():
             exact = case.create()
         with naming_both(loss):
-            assert_close(mine, value_and_gradients(exact, x, y, exact.reference), tolerance, by_row=dtype == torch.float64)
+            assert_close(result, value_and_gradients(exact, x, y, exact.reference), tolerance, by_row=dtype == torch.float64)
 
 
 @cases
@@ -138,10 +138,10 @@ def test_error_is_within_twice_torchs_own(case: Case, dtype: torch.dtype) -> Non
     exact.load_state_dict(low.state_dict())
     truth, truth_gradients = value_and_gradients(exact, x.double(), y, exact.reference)
     own, own_gradients = value_and_gradients(low, x.float(), y, low.reference)
-    mine, mine_gradients = value_and_gradients(low, x, y, low)
+    value, gradients = value_and_gradients(low, x, y, low)
     # beside twice torch's error: a few roundings of the result, because at this size torch is often exactly right by luck
-    assert abs(mine.double() - truth) <= 2 * abs(own.double() - truth) + 2e-6 * abs(truth) + 1e-7
-    for g, reference, t in zip(mine_gradients, own_gradients, truth_gradients, strict=True):
+    assert abs(value.double() - truth) <= 2 * abs(own.double() - truth) + 2e-6 * abs(truth) + 1e-7
+    for g, reference, t in zip(gradients, own_gradients, truth_gradients, strict=True):
         if g.dtype != torch.float32:
             assert (g.double() - t).abs().max() <= 2 * torch.finfo(dtype).eps * t.abs().max()  # the result itself is rounded
         else:
@@ -212,18 +212,18 @@ def test_labels_may_be_any_int64(case: Case) -> None:
 def test_references(case: Case, plan: str) -> None:
     loss, (x, y) = case.create(), BATCHES["odd"]
     labels = torch.tensor([0, 1, 1, 1, 9, 3, 0, 0, 5, 5, 6, 8] * 4)
-    others = embeddings_of(labels, seed=8)
-    found = []
+    vectors = embeddings_of(labels, seed=8)
+    results = []
     for compute in (loss, loss.reference):
-        leaf, other = x.clone().requires_grad_(), others.clone().requires_grad_()
+        leaf, other = x.clone().requires_grad_(), vectors.clone().requires_grad_()
         with plan_options(**PLANS[plan]):
             value = compute(leaf, y, references=other, reference_labels=labels)
-            found.append((value.detach(), list(torch.autograd.grad(value, [leaf, other]))))
-    assert_close(*found, 1e-9)
+            results.append((value.detach(), list(torch.autograd.grad(value, [leaf, other]))))
+    assert_close(*results, 1e-9)
     with plan_options(**PLANS[plan]):  # a memory that takes no gradient
         leaf = x.clone().requires_grad_()
-        only = torch.autograd.grad(loss(leaf, y, references=others, reference_labels=labels), leaf)[0]
-    torch.testing.assert_close(only, found[0][1][0])
+        only = torch.autograd.grad(loss(leaf, y, references=vectors, reference_labels=labels), leaf)[0]
+    torch.testing.assert_close(only, results[0][1][0])
 
 
 @pytest.mark.parametrize("case", [case for case in FUSED if case in PAIRS], ids=lambda case: case.id)
@@ -275,8 +275,8 @@ def test_threads_may_differentiate_one_graph() -> None:
     value = loss(leaf, y)
     expected = torch.autograd.grad(value, leaf, retain_graph=True)[0]
     with ThreadPoolExecutor(2) as pool:
-        found = list(pool.map(lambda _: torch.autograd.grad(value, leaf, retain_graph=True)[0], range(60)))
-    assert all(torch.equal(gradient, expected) for gradient in found)
+        gradients = list(pool.map(lambda _: torch.autograd.grad(value, leaf, retain_graph=True)[0], range(60)))
+    assert all(torch.equal(gradient, expected) for gradient in gradients)
 
 
 @pytest.mark.parametrize(
@@ -313,16 +313,16 @@ def test_circle_in_float32_at_extreme_options(m: float, gamma: float) -> None:
     apart[1::4] = -apart[::4] + 0.5 * torch.randn(16, 64, generator=generator)  # positives on opposite sides
     loss = Case("circle", {"m": m, "gamma": gamma}).create(torch.float32)
     for x in (torch.randn(64, 512, generator=generator), apart):
-        mine = value_and_gradients(loss, x, y, loss)
-        assert_close(mine, value_and_gradients(loss, x.double(), y, loss.reference), 1e-4, by_row=False)
+        result = value_and_gradients(loss, x, y, loss)
+        assert_close(result, value_and_gradients(loss, x.double(), y, loss.reference), 1e-4, by_row=False)
 
 
 @pytest.mark.parametrize("name", ["sup_con", "ms", "circle", "triplet"])
 def test_a_broken_reference_shows_in_every_row(name: str) -> None:
     x, y = BATCHES["odd"]
-    others = x.clone()
-    others[3] = torch.nan
-    assert torch.isnan(Case(name).create().rows(x, y, references=others, reference_labels=y + 100).values).all()
+    vectors = x.clone()
+    vectors[3] = torch.nan
+    assert torch.isnan(Case(name).create().rows(x, y, references=vectors, reference_labels=y + 100).values).all()
 
 
 def test_double_differentiation_is_refused() -> None:
@@ -375,7 +375,7 @@ def test_unknown_functor_and_wrong_options() -> None:
 
 
 def test_every_functor_belongs_to_a_case() -> None:
-    loaded = {name for one in cpu_functors.loaded() for name in one.functors}  # by other tests of this process
+    loaded = {name for entry in cpu_functors.loaded() for name in entry.functors}  # by other tests of this process
     assert set(functors()) - loaded - {"row_extremes"} == {case.create().functor_call().functor for case in FUSED}
 
 
@@ -403,8 +403,8 @@ def test_any_class_sizes(sizes: list[int], case: Case, seed: int, tile: tuple[in
     x = embeddings_of(labels, seed=seed)  # continuous in float64: ties have probability zero
     loss = case.create(classes=max(len(sizes), CLASSES))
     with plan_options(tile_rows=tile[0], tile_columns=tile[1], workspace=workspace, threads=threads, thread_work=1):
-        mine = value_and_gradients(loss, x, labels, loss)
-    assert_close(mine, value_and_gradients(loss, x, labels, loss.reference), 1e-8)
+        result = value_and_gradients(loss, x, labels, loss)
+    assert_close(result, value_and_gradients(loss, x, labels, loss.reference), 1e-8)
 
 
 @cases
@@ -437,17 +437,17 @@ def test_own_reference_is_no_pair(case: Case, plan: str) -> None:
     loss, (x, y) = case.create(), BATCHES["odd"]
     loss_of_batch = value_and_gradients(loss, x, y, loss.reference)[0]
     shuffle = torch.randperm(len(y), generator=torch.Generator().manual_seed(3))
-    others, labels = torch.cat([embeddings_of(y[:5], seed=5), x[shuffle]]), torch.cat([y[:5], y[shuffle]])
+    vectors, labels = torch.cat([embeddings_of(y[:5], seed=5), x[shuffle]]), torch.cat([y[:5], y[shuffle]])
     own = 5 + shuffle.argsort()
     own[::4] = -1
-    found = []
+    results = []
     for compute in (loss, loss.reference):
-        leaf, other = x.clone().requires_grad_(), others.clone().requires_grad_()
+        leaf, other = x.clone().requires_grad_(), vectors.clone().requires_grad_()
         with plan_options(**PLANS[plan]):
             value = compute(leaf, y, references=other, reference_labels=labels, own=own)
-            found.append((value.detach(), list(torch.autograd.grad(value, [leaf, other]))))
+            results.append((value.detach(), list(torch.autograd.grad(value, [leaf, other]))))
     if not case.mines_beyond:  # an anchor is exactly as far as itself where it is its own reference
-        assert_close(*found, 1e-9)
+        assert_close(*results, 1e-9)
     only = value_and_gradients(loss, x, y, loss, references=x[shuffle], reference_labels=y[shuffle], own=shuffle.argsort())[0]
     torch.testing.assert_close(only, loss_of_batch, rtol=1e-9, atol=1e-9)
 
@@ -467,36 +467,36 @@ def test_windows_leave_pairs_out(case: Case, plan: str, references: bool) -> Non
     if case.name == "intra_pair_variance":
         pytest.skip("the means that it is given know all pairs only: it runs in plain PyTorch where some are left out")
     labels = y[torch.randperm(len(y), generator=torch.Generator().manual_seed(6))]
-    others = embeddings_of(labels, seed=9)
+    vectors = embeddings_of(labels, seed=9)
     generator = torch.Generator().manual_seed(7)
     low, high = (0.5 * torch.rand(2, len(y), generator=generator, dtype=x.dtype) for _ in range(2))
     windows = torch.stack([low[0] - 0.6, high[0] + 0.2, low[1] - 0.7, high[1]])  # [4, A]
     windows[:, 3] = torch.tensor([2.0, 3.0, 2.0, 3.0])  # nothing is left
-    found = []
+    results = []
     for plain in (False, True):
-        leaf, other = x.clone().requires_grad_(), others.clone().requires_grad_()
+        leaf, other = x.clone().requires_grad_(), vectors.clone().requires_grad_()
         comparison = Comparison(leaf, y, other, labels) if references else Comparison(leaf, y)
         if plain:
             s = loss.similarities(comparison)
             positive, negative = comparison.masks()
             near = (s.detach() >= windows[0, :, None]) & (s.detach() <= windows[1, :, None])
             far = (s.detach() >= windows[2, :, None]) & (s.detach() <= windows[3, :, None])
-            more = [loss.betas(y)] if case.name == "margin" else []  # its rows know their labels by the boundary
+            extra = [loss.betas(y)] if case.name == "margin" else []  # its rows know their labels by the boundary
             if case.name == "smooth_ap":
-                more = [given_to(loss, comparison)[0]]  # whether the anchor takes part itself
-            rows = Rows(*loss.row_values(s, positive & near, negative & far, *more))
+                extra = [given_to(loss, comparison)[0]]  # whether the anchor takes part itself
+            rows = Rows(*loss.row_values(s, positive & near, negative & far, *extra))
         else:
             with plan_options(**PLANS[plan]):
-                call, given = loss.functor_call(), given_to(loss, comparison)
-                calls = [replace(call, windows=windows, given=given)]
+                call, context = loss.functor_call(), given_to(loss, comparison)
+                calls = [replace(call, windows=windows, given=context)]
                 rows = completed(
-                    loss, call, fused_passes([pass_of(comparison, calls, loss.normalise)]).of(0), comparison, given
+                    loss, call, fused_passes([pass_of(comparison, calls, loss.normalise)]).of(0), comparison, context
                 )
         with plan_options(**PLANS[plan]):
             value = reduced(rows, loss.options.reduction)
             gradients = torch.autograd.grad(value, [leaf, other] if references else [leaf])
-        found.append((value.detach(), list(gradients)))
-    assert_close(*found, 1e-9)
+        results.append((value.detach(), list(gradients)))
+    assert_close(*results, 1e-9)
 
 
 @pytest.mark.parametrize("case", [case for case in FUSED if case in PAIRS], ids=lambda case: case.id)
@@ -512,16 +512,16 @@ def test_positives_may_be_listed(case: Case, plan: str, references: bool) -> Non
         pytest.skip("sums per class, or numbers per class, need one label per sample")
     generator = torch.Generator().manual_seed(2)
     sets, other_sets = torch.rand(len(x), 9, generator=generator) < 0.2, torch.rand(41, 9, generator=generator) < 0.2
-    others = embeddings_of(torch.arange(41) % 5, seed=4)
+    vectors = embeddings_of(torch.arange(41) % 5, seed=4)
     own = torch.full((len(x),), -1)
     own[3] = 17
 
     def shares(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
         return (a[:, None, :] & b[None, :, :]).any(2)
 
-    found = []
+    results = []
     for plain in (False, True):
-        leaf, other = x.clone().requires_grad_(), others.clone().requires_grad_()
+        leaf, other = x.clone().requires_grad_(), vectors.clone().requires_grad_()
         comparison = Comparison(leaf, sets, relation=shares)
         if references:
             comparison = Comparison(leaf, sets, other, other_sets, own, shares)
@@ -531,18 +531,18 @@ def test_positives_may_be_listed(case: Case, plan: str, references: bool) -> Non
             positive, _ = comparison.masks()
             starts = torch.cat([positive.new_zeros(1, dtype=torch.int64), positive.sum(1).cumsum(0)])
             relations = Relations(own if references else None, starts, positive.nonzero()[:, 1])
-            given = given_to(loss, comparison)
-            call = replace(loss.functor_call(), given=given)
+            context = given_to(loss, comparison)
+            call = replace(loss.functor_call(), given=context)
             with plan_options(**PLANS[plan]):
                 passed = fused_pass(
                     leaf, own, comparison.references, other_sets, (call,), normalise=loss.normalise, relations=relations
                 )
-            rows = completed(loss, call, passed, comparison, given)
+            rows = completed(loss, call, passed, comparison, context)
         with plan_options(**PLANS[plan]):
             value = reduced(rows, loss.options.reduction)
             gradients = torch.autograd.grad(value, [leaf, other] if references else [leaf])
-        found.append((value.detach(), list(gradients)))
-    assert_close(*found, 1e-9)
+        results.append((value.detach(), list(gradients)))
+    assert_close(*results, 1e-9)
 
 
 def test_lists_of_positives_are_checked() -> None:

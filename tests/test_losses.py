@@ -53,8 +53,8 @@ def test_ms_by_hand() -> None:
         pull = math.log(1 + sum(math.exp(-2 * (s - 0.5)) for s in positives)) / 2
         return pull + math.log(1 + sum(math.exp(10 * (s - 0.5)) for s in negatives)) / 10
 
-    everything = (row([C01], [C02]) + row([C01], [C12]) + row([], [C02, C12])) / 3
-    assert create("ms", beta=10.0, epsilon=None).reference(POINTS, IDS).item() == pytest.approx(everything, abs=1e-12)
+    mean = (row([C01], [C02]) + row([C01], [C12]) + row([], [C02, C12])) / 3
+    assert create("ms", beta=10.0, epsilon=None).reference(POINTS, IDS).item() == pytest.approx(mean, abs=1e-12)
     mined = row([C01], [C12]) / 3  # anchor 0: 0.5 - 0.1 > 0 on both sides; anchor 2 has no positive
     assert create("ms", beta=10.0).reference(POINTS, IDS).item() == pytest.approx(mined, abs=1e-12)
 
@@ -159,12 +159,12 @@ def test_smooth_ap_by_nested_loops() -> None:
 
 
 def test_smooth_ap_among_references_by_hand() -> None:
-    others = torch.tensor([[0.5, math.sqrt(0.75)], [0.0, 1.0]], dtype=torch.float64)  # cosines 0.5 and 0 with the anchor
+    references = torch.tensor([[0.5, math.sqrt(0.75)], [0.0, 1.0]], dtype=torch.float64)  # cosines 0.5 and 0 with the anchor
     loss, ids = create("smooth_ap", temperature=0.5), torch.tensor([0, 1])
     step = sigmoid((0 - 0.5) / 0.5)
-    value = loss.reference(POINTS[:1], IDS[:1], references=others, reference_labels=ids)
+    value = loss.reference(POINTS[:1], IDS[:1], references=references, reference_labels=ids)
     assert value.item() == pytest.approx(1 - 1 / (1 + step), abs=1e-12)
-    with_itself = torch.cat([others, POINTS[:1]])  # rank 1 among positives, the other one has it above
+    with_itself = torch.cat([references, POINTS[:1]])  # rank 1 among positives, the other one has it above
     own = torch.tensor([2])
     first = 1 / (1 + sigmoid((0 - 1) / 0.5) / (1 + sigmoid((0.5 - 1) / 0.5)))
     second = (1 + sigmoid((1 - 0.5) / 0.5)) / (1 + sigmoid((1 - 0.5) / 0.5) + step)
@@ -203,17 +203,17 @@ def test_fast_ap_by_nested_loops(bins: int) -> None:
 def test_angular_by_nested_loops(references: bool) -> None:
     x, y = BATCHES["odd"]
     r, other = (embeddings_of(y[:20], seed=6), y[:20]) if references else (x, y)
-    unit, others = x / x.norm(dim=1, keepdim=True), r / r.norm(dim=1, keepdim=True)
+    unit, other_unit = x / x.norm(dim=1, keepdim=True), r / r.norm(dim=1, keepdim=True)
     t, losses = math.tan(math.radians(35)) ** 2, []
     for a in range(len(y)):
         for p in range(len(other)):
             if y[a] != other[p] or (a == p and not references):
                 continue
-            pull = 2 * (1 + t) * float(unit[a] @ others[p])
-            terms = [4 * t * float((unit[a] + others[p]) @ others[n]) for n in range(len(other)) if other[n] != y[a]]
+            pull = 2 * (1 + t) * float(unit[a] @ other_unit[p])
+            terms = [4 * t * float((unit[a] + other_unit[p]) @ other_unit[n]) for n in range(len(other)) if other[n] != y[a]]
             losses.append(math.log(1 + sum(math.exp(term - pull) for term in terms)))
-    given = {"references": r, "reference_labels": other} if references else {}
-    value = create("angular", alpha=35.0).reference(x, y, **given)
+    against = {"references": r, "reference_labels": other} if references else {}
+    value = create("angular", alpha=35.0).reference(x, y, **against)
     assert value.item() == pytest.approx(sum(losses) / len(losses), rel=1e-9)
 
 
@@ -228,14 +228,14 @@ PIECEMEAL = [
 @pytest.mark.parametrize("case", PIECEMEAL, ids=lambda case: case.id)
 def test_pieces_do_not_change_a_definition(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
     loss, (x, y) = case.create(), BATCHES["odd"]
-    found, second = [], []
+    results, second = [], []
     for cells in (DISTANCES.PIECE_CELLS, 5000):  # everything at once; a few rows at a time
         monkeypatch.setattr(DISTANCES, "PIECE_CELLS", cells)
-        found.append(value_and_gradients(loss, x, y, loss.reference))
+        results.append(value_and_gradients(loss, x, y, loss.reference))
         leaf = x.clone().requires_grad_()
         gradient = torch.autograd.grad(loss.reference(leaf, y), leaf, create_graph=True)[0]
         second.append(torch.autograd.grad(gradient.square().sum(), leaf)[0])
-    assert_close(found[1], found[0], 1e-12)
+    assert_close(results[1], results[0], 1e-12)
     torch.testing.assert_close(second[1], second[0])
 
 
@@ -579,8 +579,8 @@ def test_many_classes_equal_the_definition(name: str, workspace: int) -> None:
     loss = create(name, num_classes=50_000, embedding_dim=4, **OF_MANY_CLASSES[name]).double()
     x, y = embeddings_of(torch.arange(8), 4), torch.arange(8) * 6000
     with dmlcore.kernels.plan_options(workspace=workspace):
-        mine = value_and_gradients(loss, x, y, loss)
-    assert_close(mine, value_and_gradients(loss, x, y, loss.reference), 1e-9)
+        result = value_and_gradients(loss, x, y, loss)
+    assert_close(result, value_and_gradients(loss, x, y, loss.reference), 1e-9)
 
 
 def test_too_many_centres_say_why() -> None:

@@ -37,13 +37,13 @@ def stream(steps: int = 6, size: int = 12, seed: int = 0):
 
 def by_hand(size: int):
     """Entries oldest first, as two deques; a call gives the references, their labels, and where the newest batch is."""
-    entries, kept = deque(maxlen=size), deque(maxlen=size)
+    entries, entry_labels = deque(maxlen=size), deque(maxlen=size)
 
     def put(x: torch.Tensor, y: torch.Tensor):
         entries.extend(x.detach().clone())
-        kept.extend(y.clone())
+        entry_labels.extend(y.clone())
         own = torch.arange(len(entries) - len(x), len(entries))
-        return torch.stack(tuple(entries)), torch.stack(tuple(kept)), own
+        return torch.stack(tuple(entries)), torch.stack(tuple(entry_labels)), own
 
     return put
 
@@ -58,10 +58,10 @@ def value_and_gradient(compute, x: torch.Tensor, *arguments, **keywords) -> tupl
 def check_against_hand(memory: CrossBatchMemory, definition, size: int) -> None:
     put = by_hand(size)
     for x, y in stream():
-        others, labels, own = put(x, y)
-        mine = value_and_gradient(memory, x, y)
-        expected = value_and_gradient(definition, x, y, references=others, reference_labels=labels, own=own)
-        for a, b in zip(mine, expected, strict=True):
+        entries, labels, own = put(x, y)
+        result = value_and_gradient(memory, x, y)
+        expected = value_and_gradient(definition, x, y, references=entries, reference_labels=labels, own=own)
+        for a, b in zip(result, expected, strict=True):
             torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-11)
     assert memory.filled == min(size, 72) and memory.pointer == 72 % size
 
@@ -138,10 +138,10 @@ def test_an_ensemble_with_miners_and_proxies() -> None:
     memory = CrossBatchMemory(ensemble, 31, WIDTH, dtype=torch.float64)
     put = by_hand(31)
     for x, y in stream():
-        others, labels, own = put(x, y)
+        entries, labels, own = put(x, y)
         apart = torch.stack(
             [
-                m.reference(x, y) if m is proxy else m.reference(x, y, references=others, reference_labels=labels, own=own)
+                m.reference(x, y) if m is proxy else m.reference(x, y, references=entries, reference_labels=labels, own=own)
                 for m in members
             ]
         )
@@ -155,9 +155,9 @@ def test_warm_up_compares_the_batch_with_itself() -> None:
     memory = CrossBatchMemory(loss, 31, WIDTH, warmup=3, dtype=torch.float64)
     put = by_hand(31)
     for step, (x, y) in enumerate(stream()):
-        others, labels, own = put(x, y)
+        entries, labels, own = put(x, y)
         alone = loss.reference(x, y)
-        expected = alone if step < 3 else loss.reference(x, y, references=others, reference_labels=labels, own=own)
+        expected = alone if step < 3 else loss.reference(x, y, references=entries, reference_labels=labels, own=own)
         torch.testing.assert_close(memory(x, y), expected)
         assert memory.filled == min(31, 12 * (step + 1))  # it fills meanwhile
 
@@ -176,8 +176,8 @@ def test_evaluation_leaves_the_memory_alone() -> None:
     memory(*batches[2])
     memory.eval()
     before = copy.deepcopy(memory.state_dict())
-    others, labels = memory.queue[:24].clone(), memory.labels[:24].clone()
-    torch.testing.assert_close(memory(x, y), loss.reference(x, y, references=others, reference_labels=labels))
+    entries, labels = memory.queue[:24].clone(), memory.labels[:24].clone()
+    torch.testing.assert_close(memory(x, y), loss.reference(x, y, references=entries, reference_labels=labels))
     assert all(torch.equal(before[key], value) for key, value in memory.state_dict().items())
 
 
@@ -195,11 +195,11 @@ def test_relations(kind: str) -> None:
     memory = CrossBatchMemory(loss, 31, WIDTH, dtype=torch.float64)
     put = by_hand(31)
     for x, y in stream():
-        y, more = labels_of(kind, y)
-        others, labels, own = put(x, y)
-        mine = value_and_gradient(memory, x, y, **more)
-        expected = value_and_gradient(loss.reference, x, y, references=others, reference_labels=labels, own=own, **more)
-        for a, b in zip(mine, expected, strict=True):
+        y, keywords = labels_of(kind, y)
+        entries, labels, own = put(x, y)
+        result = value_and_gradient(memory, x, y, **keywords)
+        expected = value_and_gradient(loss.reference, x, y, references=entries, reference_labels=labels, own=own, **keywords)
+        for a, b in zip(result, expected, strict=True):
             torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-11)
     assert memory.labels.dtype == {"classes": torch.int64, "matrix": torch.bool, "function": torch.float64}[kind]
 
@@ -214,8 +214,8 @@ def test_state_is_restored_exactly(kind: str, steps: int) -> None:
     batches = list(stream())
     memory = create_memory()
     for x, y in batches[:steps]:
-        y, more = labels_of(kind, y)
-        memory(x, y, **more)
+        y, keywords = labels_of(kind, y)
+        memory(x, y, **keywords)
     file = io.BytesIO()
     torch.save(memory.state_dict(), file)
     file.seek(0)
@@ -225,19 +225,19 @@ def test_state_is_restored_exactly(kind: str, steps: int) -> None:
     other = create_memory()
     other.load_state_dict(state)
     for x, y in batches[steps:]:
-        y, more = labels_of(kind, y)
-        assert torch.equal(memory(x, y, **more), other(x, y, **more))
+        y, keywords = labels_of(kind, y)
+        assert torch.equal(memory(x, y, **keywords), other(x, y, **keywords))
     # across number types: the entries of a float32 memory, exactly, in one of float64, and after a move
     small, wide = create_memory(torch.float32), create_memory()
     for x, y in batches[:steps]:
-        y, more = labels_of(kind, y)
-        small(x.float(), y, **more)
+        y, keywords = labels_of(kind, y)
+        small(x.float(), y, **keywords)
     wide.load_state_dict(small.state_dict())
     assert wide.queue.dtype == torch.float64 and torch.equal(wide.queue.float(), small.queue)
     moved = small.double()
     x, y = batches[steps]
-    y, more = labels_of(kind, y)
-    assert torch.equal(moved(x, y, **more), wide(x, y, **more))
+    y, keywords = labels_of(kind, y)
+    assert torch.equal(moved(x, y, **keywords), wide(x, y, **keywords))
     # the memory alone, as a run keeps it beside its ensemble
     alone = create_memory()
     alone.load_memory_state(memory.memory_state())

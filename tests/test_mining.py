@@ -50,14 +50,14 @@ def masks_of(text: str, *arguments, **keywords) -> tuple[torch.Tensor, torch.Ten
 def pairs_of_peer(text: str, x, y, references=None, reference_labels=None) -> tuple[torch.Tensor, torch.Tensor]:
     miners = pytest.importorskip("pytorch_metric_learning.miners", reason="the test extra is not installed")
     name, options = PEERS[text]
-    more = () if references is None else (references, reference_labels)
-    found = getattr(miners, name)(**options)(x, y, *more)
-    if len(found) == 3:
-        found = (found[0], found[1], found[0], found[2])
+    against = () if references is None else (references, reference_labels)
+    indices = getattr(miners, name)(**options)(x, y, *against)
+    if len(indices) == 3:
+        indices = (indices[0], indices[1], indices[0], indices[2])
     shape = (len(y), len(y) if references is None else len(references))
     positive, negative = torch.zeros(shape, dtype=torch.bool), torch.zeros(shape, dtype=torch.bool)
-    positive[found[0], found[1]] = True
-    negative[found[2], found[3]] = True
+    positive[indices[0], indices[1]] = True
+    negative[indices[2], indices[3]] = True
     return positive, negative
 
 
@@ -65,19 +65,19 @@ def pairs_of_peer(text: str, x, y, references=None, reference_labels=None) -> tu
 @pytest.mark.parametrize("batch", ["odd", "sorted", "large", "unbalanced", "one class", "all different", "two of a class"])
 def test_pairs_are_those_of_pytorch_metric_learning(text: str, batch: str) -> None:
     x, y = BATCHES[batch]
-    for mine, other in zip(masks_of(text, x, y), pairs_of_peer(text, torch.nn.functional.normalize(x), y), strict=True):
-        assert torch.equal(mine, other)
+    for mask, other in zip(masks_of(text, x, y), pairs_of_peer(text, torch.nn.functional.normalize(x), y), strict=True):
+        assert torch.equal(mask, other)
 
 
 @pytest.mark.parametrize("text", PEERS)
 def test_pairs_against_references(text: str) -> None:
     x, y = BATCHES["odd"]
     labels = torch.tensor([0, 1, 1, 1, 9, 3, 0, 0, 5, 5, 6, 8] * 4)
-    others = embeddings_of(labels, seed=8)
+    references = embeddings_of(labels, seed=8)
     unit = torch.nn.functional.normalize
-    peer = pairs_of_peer(text, unit(x), y, unit(others), labels)
-    for mine, other in zip(masks_of(text, x, y, others, labels), peer, strict=True):
-        assert torch.equal(mine, other)
+    peer = pairs_of_peer(text, unit(x), y, unit(references), labels)
+    for mask, other in zip(masks_of(text, x, y, references, labels), peer, strict=True):
+        assert torch.equal(mask, other)
 
 
 def test_hardness_by_loops() -> None:
@@ -117,16 +117,16 @@ def test_ties_count_together() -> None:
 @pytest.mark.parametrize("batch", BATCHES)
 def test_choices_are_subsets_and_rows_stand_alone(text: str, batch: str) -> None:
     x, y = BATCHES[batch]
-    everything = Comparison(x, y).masks()
-    chosen = masks_of(text, x, y)
-    for whole, part in zip(everything, chosen, strict=True):
+    all_pairs = Comparison(x, y).masks()
+    mined = masks_of(text, x, y)
+    for whole, part in zip(all_pairs, mined, strict=True):
         assert not (part & ~whole).any()
     own = torch.arange(len(y))
     for start in range(0, len(y), 5):
         if "duplicates" in batch or batch in ("collapsed", "opposite"):
             break  # which of coincident points is nearer is decided by the last bit of a product
         some = masks_of(text, x[start : start + 5], y[start : start + 5], x, y, own[start : start + 5], first=start)
-        for whole, part in zip(chosen, some, strict=True):
+        for whole, part in zip(mined, some, strict=True):
             assert torch.equal(whole[start : start + 5], part)
 
 
@@ -158,8 +158,8 @@ def test_every_pair_loss_mines(text: str, case: Case) -> None:
         patch.setenv("DML_FUSED", "0")
         assert_close(value_and_gradients(loss, x, y, loss), whole, 1e-9)
     labels = torch.tensor([0, 1, 1, 1, 9, 3, 0, 0, 5, 5, 6, 8] * 3 + [0])
-    others, own = embeddings_of(labels, seed=8), torch.where(y == labels, torch.arange(37), -1)
-    keywords = {"references": others, "reference_labels": labels, "own": own}
+    references, own = embeddings_of(labels, seed=8), torch.where(y == labels, torch.arange(37), -1)
+    keywords = {"references": references, "reference_labels": labels, "own": own}
     assert_close(
         value_and_gradients(loss, x, y, loss, **keywords), value_and_gradients(loss, x, y, loss.reference, **keywords), 1e-9
     )
@@ -194,15 +194,15 @@ def test_extremes_of_rows_by_the_kernels(batch: str, plan: dict) -> None:
     low, high = torch.rand(2, 2, len(y), generator=generator, dtype=torch.float64).sub(0.5).sort(0).values
     windows = torch.stack([low[0], high[0], low[1], high[1]])
     with plan_options(**plan):
-        for given in (None, windows):
+        for bounds in (None, windows):
             s = unit @ unit.T
             narrowed = masks
-            if given is not None:
+            if bounds is not None:
                 narrowed = tuple(
-                    mask & (s >= given[2 * k][:, None]) & (s <= given[2 * k + 1][:, None]) for k, mask in enumerate(masks)
+                    mask & (s >= bounds[2 * k][:, None]) & (s <= bounds[2 * k + 1][:, None]) for k, mask in enumerate(masks)
                 )
-            for mine, other in zip(measure(given), extremes_of(s, *narrowed), strict=True):
-                torch.testing.assert_close(mine, other, rtol=1e-12, atol=1e-12)
+            for extremes, other in zip(measure(bounds), extremes_of(s, *narrowed), strict=True):
+                torch.testing.assert_close(extremes, other, rtol=1e-12, atol=1e-12)
 
 
 def test_members_of_an_ensemble_mine_each_for_itself() -> None:

@@ -22,14 +22,14 @@ KERNEL = re.compile(r"template <class F>\s*__global__ void (?:__launch_bounds__\
 
 def kernels() -> dict[str, list[str]]:
     """The kernels of one functor by header."""
-    found = {path.name: KERNEL.findall(path.read_text()) for path in sorted((CSRC / "cuda").glob("*.h"))}
-    return {header: names for header, names in found.items() if names}
+    by_header = {path.name: KERNEL.findall(path.read_text()) for path in sorted((CSRC / "cuda").glob("*.h"))}
+    return {header: names for header, names in by_header.items() if names}
 
 
 def losses_source(headers: list[str]) -> str:
     """Every kernel instantiated for every functor of some headers, by taking its address."""
     lines = [f'#include "cuda/{header}"' for header in kernels()] + [f'#include "losses/{stem}.h"' for stem in headers]
-    names = [name for found in kernels().values() for name in found]
+    names = [name for listed in kernels().values() for name in listed]
     lines += ["DML_BEGIN", "template <class F> __device__ void keep(void** to) {"]
     lines += [f"  to[{k}] = reinterpret_cast<void*>(&{name}<F>);" for k, name in enumerate(names)]
     lines += [
@@ -66,9 +66,9 @@ DML_END
 
 @pytest.fixture(scope="module")
 def compiler() -> nvrtc.Compiler:
-    found = nvrtc.compiler()
-    assert isinstance(found, nvrtc.Compiler)
-    return found
+    library = nvrtc.compiler()
+    assert isinstance(library, nvrtc.Compiler)
+    return library
 
 
 def cubin(compiler: nvrtc.Compiler, source: str, arch: int) -> bytes:
@@ -85,7 +85,7 @@ def test_a_loss_with_every_kernel(compiler: nvrtc.Compiler, stem: str, arch: int
 
 
 def test_the_kernels_are_found_and_instantiated(compiler: nvrtc.Compiler) -> None:
-    names = [name for found in kernels().values() for name in found]
+    names = [name for listed in kernels().values() for name in listed]
     assert names, "no kernel of one functor in csrc/cuda: this test has to learn how they look"
     code = cubin(compiler, losses_source(["ms"]), 90)
     for name in names:

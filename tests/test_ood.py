@@ -19,7 +19,7 @@ from ood_files import CLASSES, PER_CLASS, make_features, make_splits, only
 from dmlcore.cli import main
 from dmlcore.data import SplitFile
 from dmlcore.errors import ConfigError
-from dmlcore.evaluation import protocol
+from dmlcore.evaluation import evaluating
 from dmlcore.protocols.cells import Cell, path_of
 from dmlcore.protocols.shift import running
 from dmlcore.protocols.shift.adapting import Adaptation
@@ -60,13 +60,13 @@ def test_a_cell_measures_the_weights_that_validation_chose(place: Path) -> None:
     trained = TrainedRun(run_folder)
     test = trained.open().test
     assert trained.step == result["chosen_step"] and test.num_classes == 12
-    embeddings = protocol.embed(trained.model, test)
-    assert protocol.evaluate(embeddings, test)["map@r"] == pytest.approx(result["zero_shot"]["map@r"])
+    embeddings = evaluating.embed(trained.model, test)
+    assert evaluating.evaluate(embeddings, test)["map@r"] == pytest.approx(result["zero_shot"]["map@r"])
     names = [str(row) for row in range(CLASSES * PER_CLASS)]
     split = SplitFile.read(places.splits).find("swap1")
     support = running.support_rows(split, 2, test.rows, names, test.dense_labels, test.class_names)
     queries = np.setdiff1d(np.arange(len(test)), support[0])
-    measured = protocol.evaluate(embeddings[queries], only(test, queries))
+    measured = evaluating.evaluate(embeddings[queries], only(test, queries))
     assert measured["map@r"] == pytest.approx(result["few_shot"]["2"][0]["before"]["map@r"])
     assert not (run_folder / "checkpoints" / "last.pt").exists() and not (place / "out" / "work").exists()
 

@@ -12,7 +12,7 @@ from ood_files import PER_CLASS, make_features, only
 
 from dmlcore.data import open_data
 from dmlcore.errors import ConfigError
-from dmlcore.evaluation import protocol
+from dmlcore.evaluation import evaluating
 from dmlcore.models import build_model
 from dmlcore.protocols.shift import adapting
 from dmlcore.protocols.shift.adapting import Adaptation, Tail, adapt, trunk_features, tune
@@ -33,7 +33,7 @@ def test_a_tail_is_the_model_behind_its_trunk_and_tunes_its_last_layeronly(setti
     model.train()
     before = {name: value.clone() for name, value in model.state_dict().items()}
     features = trunk_features(model, splits.test)
-    expected = torch.nn.functional.normalize(protocol.embed(model, splits.test), dim=1)
+    expected = torch.nn.functional.normalize(evaluating.embed(model, splits.test), dim=1)
     tail = Tail(model)
     assert torch.allclose(tail(features), expected, atol=1e-6) and model.training
     tune(tail, features, splits.test.dense_labels, 3, 1e-2, 0)
@@ -68,7 +68,7 @@ def test_episodes_start_from_the_same_weights_and_see_their_supportonly(
     queries = np.setdiff1d(np.arange(len(test)), support[1])
     again = adapt(model, features, test.dense_labels, support[1:], 20, 1e-2, 1)  # the second episode on its own
     assert again[0] == measures[1] and measures[1]["before"] != measures[1]["after"]
-    measured = protocol.evaluate(Tail(model)(features[queries]).detach(), only(test, queries))
+    measured = evaluating.evaluate(Tail(model)(features[queries]).detach(), only(test, queries))
     assert measured["map@r"] == pytest.approx(measures[1]["before"]["map@r"])
 
 

@@ -49,10 +49,10 @@ def test_binomial_deviance_of_the_ensemble_of_losses_by_nested_loops() -> None:
 
 
 def test_n_pair_by_nested_loops() -> None:
-    s, found = (X @ X.T).tolist(), []
+    s, values = (X @ X.T).tolist(), []
     for a, p in pairs(LABELS)[0]:
-        found.append(math.log1p(sum(math.exp(s[a][n] - s[a][p]) for n in range(len(LABELS)) if LABELS[n] != LABELS[a])))
-    assert create("n_pair").reference(X, Y).item() == pytest.approx(sum(found) / len(found), rel=1e-9)
+        values.append(math.log1p(sum(math.exp(s[a][n] - s[a][p]) for n in range(len(LABELS)) if LABELS[n] != LABELS[a])))
+    assert create("n_pair").reference(X, Y).item() == pytest.approx(sum(values) / len(values), rel=1e-9)
 
 
 def test_n_pair_against_the_positives_is_the_papers() -> None:
@@ -73,30 +73,30 @@ def test_n_pair_against_the_positives_is_the_papers() -> None:
 
 def test_lifted_structure_with_references_by_nested_loops() -> None:
     labels = [0, 3, 3, 1, 2, 2, 5, 0, 9]
-    others = embeddings_of(torch.tensor(labels), seed=8)
-    d = [[math.sqrt(2 - 2 * s) for s in row] for row in cosines(X, others)]
-    among = [[math.sqrt(max(2 - 2 * s, 0)) for s in row] for row in cosines(others, others)]
-    found = []
+    references = embeddings_of(torch.tensor(labels), seed=8)
+    d = [[math.sqrt(2 - 2 * s) for s in row] for row in cosines(X, references)]
+    among = [[math.sqrt(max(2 - 2 * s, 0)) for s in row] for row in cosines(references, references)]
+    values = []
     for a in range(len(LABELS)):
         for p in range(len(labels)):
             if labels[p] != LABELS[a]:
                 continue
             pushes = [1.2 - x[n] for x in (d[a], among[p]) for n in range(len(labels)) if labels[n] != labels[p]]
-            found.append(max(math.log(sum(map(math.exp, pushes))) + d[a][p] - 0.1, 0) ** 2 / 2)
+            values.append(max(math.log(sum(map(math.exp, pushes))) + d[a][p] - 0.1, 0) ** 2 / 2)
     loss = create("lifted_structure", neg_margin=1.2, pos_margin=0.1)
     for compute in (loss, loss.reference):
-        value = compute(X, Y, references=others, reference_labels=torch.tensor(labels))
-        assert value.item() == pytest.approx(sum(found) / len(found), rel=1e-9)
+        value = compute(X, Y, references=references, reference_labels=torch.tensor(labels))
+        assert value.item() == pytest.approx(sum(values) / len(values), rel=1e-9)
 
 
 def test_lifted_structure_with_asymmetric_weights() -> None:
     loss = create("lifted_structure")
-    weights, found = torch.linspace(0.1, 2, len(Y), dtype=torch.float64), []
+    weights, gradients = torch.linspace(0.1, 2, len(Y), dtype=torch.float64), []
     for plain in (False, True):  # a pair's two directions have different cotangents
         leaf = X.clone().requires_grad_()
         (loss.rows(leaf, Y, plain=plain).values * weights).sum().backward()
-        found.append(leaf.grad)
-    torch.testing.assert_close(*found, rtol=1e-9, atol=1e-10)
+        gradients.append(leaf.grad)
+    torch.testing.assert_close(*gradients, rtol=1e-9, atol=1e-10)
 
 
 @pytest.mark.parametrize("per_class", [False, True])
@@ -117,8 +117,8 @@ def test_gradient_of_the_boundary(per_class: bool) -> None:
             too_near = label_beta[at] - math.sqrt(2 - 2 * s[a][n]) + 0.15 > 0
             expected[at] += too_near - too_far
             active += too_near + too_far
-    found = torch.autograd.grad(loss(X, Y), loss.beta)[0]
-    torch.testing.assert_close(found, torch.tensor(expected, dtype=torch.float64) / active)
+    gradient = torch.autograd.grad(loss(X, Y), loss.beta)[0]
+    torch.testing.assert_close(gradient, torch.tensor(expected, dtype=torch.float64) / active)
 
 
 def test_boundary_is_regularised_where_no_triplet_is_active() -> None:
@@ -203,14 +203,14 @@ def test_one_negative_is_drawn_per_pair() -> None:
 @pytest.mark.parametrize("references", [False, True])
 def test_means_of_pairs_from_sums_per_class(references: bool) -> None:
     if references:
-        others, labels = torch.cat([embeddings_of(Y[:6], seed=4), X]), torch.cat([Y[:6] + 1, Y])
+        vectors, labels = torch.cat([embeddings_of(Y[:6], seed=4), X]), torch.cat([Y[:6] + 1, Y])
         own = torch.arange(len(Y)) + 6
         own[::3] = -1
         own[1] = 2  # of another class
-        comparison = Comparison(X, Y, others, labels, own)
+        comparison = Comparison(X, Y, vectors, labels, own)
     else:
-        others, comparison = X, Comparison(X, Y)
-    s = torch.tensor(cosines(X, others), dtype=torch.float64)
+        vectors, comparison = X, Comparison(X, Y)
+    s = torch.tensor(cosines(X, vectors), dtype=torch.float64)
     for mean, mask in zip(mean_similarities(comparison), comparison.masks(), strict=True):
         torch.testing.assert_close(mean, s[mask].mean())
 
@@ -236,8 +236,8 @@ def test_extreme_options_in_float32(case: Case) -> None:
     tight = apart[::4].repeat_interleave(4, 0) + 0.05 * torch.randn(64, 64, generator=generator)
     loss = case.create(torch.float32)
     for x in (torch.randn(64, 512, generator=generator), apart, tight, tight[:1] + 0.05 * apart):
-        mine = value_and_gradients(loss, x, y, loss)
-        assert_close(mine, value_and_gradients(loss, x.double(), y, loss.reference), 1e-3, by_row=False)
+        result = value_and_gradients(loss, x, y, loss)
+        assert_close(result, value_and_gradients(loss, x.double(), y, loss.reference), 1e-3, by_row=False)
 
 
 @pytest.mark.parametrize("name", ["nt_xent", "tuplet_margin", "n_pair", "nca", "lifted_structure", "margin"])
@@ -255,11 +255,11 @@ def test_angular_takes_each_pair_once(references: bool) -> None:
     x, y = BATCHES["odd"]
     loss = create("angular")
     labels = y[torch.randperm(len(y), generator=torch.Generator().manual_seed(1))] if references else y
-    more = {"references": embeddings_of(labels, seed=4), "reference_labels": labels} if references else {}
+    against = {"references": embeddings_of(labels, seed=4), "reference_labels": labels} if references else {}
     with recorded_passes() as recorded:
-        loss(x, y, **more)
+        loss(x, y, **against)
     expected = (y[:, None] == labels[None, :]).sum() if references else ((y[:, None] == y[None, :]).sum() - len(y)) // 2
-    assert [len(one.anchors) for one in recorded] == [expected]
+    assert [len(pass_.anchors) for pass_ in recorded] == [expected]
 
 
 def test_angular_is_plain_beside_large_classes_and_relations() -> None:
@@ -268,9 +268,9 @@ def test_angular_is_plain_beside_large_classes_and_relations() -> None:
     few, many = torch.arange(18) // 17, torch.arange(24) // 20  # 136 pairs of 18 samples, 196 of 24
     for embeddings, labels, passes in ((x[:18], few, 1), (x[:24], many, 0), (x, y, 1), (x, matrix, 0)):
         with recorded_passes() as recorded:
-            mine = value_and_gradients(loss, embeddings, labels, loss)
+            result = value_and_gradients(loss, embeddings, labels, loss)
         assert len(recorded) == passes
-        assert_close(mine, value_and_gradients(loss, embeddings, labels, loss.reference), 1e-9)
+        assert_close(result, value_and_gradients(loss, embeddings, labels, loss.reference), 1e-9)
 
 
 def test_angular_in_an_ensemble_has_a_pass_of_its_own() -> None:
@@ -278,7 +278,7 @@ def test_angular_in_an_ensemble_has_a_pass_of_its_own() -> None:
     members = [create(name) for name in ("ms", "angular", "contrastive")]
     ensemble = dmlcore.LossEnsemble(members)
     with recorded_passes() as recorded:
-        mine = value_and_gradients(ensemble, x, y, ensemble)
-    assert [[call.functor for call in one.calls] for one in recorded] == [["ms", "contrastive"], ["angular"]]
-    assert_close(mine, value_and_gradients(ensemble, x, y, lambda *a: sum(one.reference(*a) for one in members)), 1e-9)
+        result = value_and_gradients(ensemble, x, y, ensemble)
+    assert [[call.functor for call in pass_.calls] for pass_ in recorded] == [["ms", "contrastive"], ["angular"]]
+    assert_close(result, value_and_gradients(ensemble, x, y, lambda *a: sum(loss.reference(*a) for loss in members)), 1e-9)
     assert ensemble.active["angular"] == (members[1].rows(x, y, plain=True).values > 0).float().mean()

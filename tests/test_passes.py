@@ -39,15 +39,15 @@ def heads_of(case: Case, dtype: torch.dtype) -> list[Any]:
     return [case.create(dtype, width=last - first, seed=first) for first, last in HEADS]
 
 
-def apart(losses: list[Any], weights: Tensor, x: Tensor, y: Tensor, columns: Any, **more: Any) -> Tensor:
+def apart(losses: list[Any], weights: Tensor, x: Tensor, y: Tensor, columns: Any, **keywords: Any) -> Tensor:
     """The weighted sum, each loss called alone on its columns."""
-    references = more.pop("references", None)
+    references = keywords.pop("references", None)
     parts = []
     for loss, weight, (first, last) in zip(losses, weights.unbind(), columns, strict=True):
-        told = {} if loss.needs_classes else dict(more)
+        own_keywords = {} if loss.needs_classes else dict(keywords)
         if references is not None and not loss.needs_classes:
-            told["references"] = references[:, first:last]
-        parts.append(weight * loss(x[:, first:last], y, **told))
+            own_keywords["references"] = references[:, first:last]
+        parts.append(weight * loss(x[:, first:last], y, **own_keywords))
     return torch.stack(parts).sum()
 
 
@@ -91,31 +91,31 @@ def test_mixed_members_equal_losses_called_alone(members: str, heads: bool) -> N
 def test_heads_with_references_and_relations(relation: str) -> None:
     losses = [create("ms"), create("triplet"), create("sup_con")]
     weights = torch.ones(3, dtype=torch.float64)
-    labels, more = Y, {}
+    labels, keywords = Y, {}
     if relation in ("references", "own"):
         order = torch.randperm(len(Y), generator=torch.Generator().manual_seed(1))
-        more = {"references": WIDE[order].clone().requires_grad_(), "reference_labels": Y[order]}
+        keywords = {"references": WIDE[order].clone().requires_grad_(), "reference_labels": Y[order]}
         if relation == "own":
-            more["own"] = torch.argsort(order)
+            keywords["own"] = torch.argsort(order)
     elif relation == "matrix":
         labels = torch.nn.functional.one_hot(torch.stack([Y, Y.roll(1)]), CLASSES).amax(0)
     else:
-        more = {"relation": lambda a, b: a[:, None] % 3 == b[None] % 3}
+        keywords = {"relation": lambda a, b: a[:, None] % 3 == b[None] % 3}
     ensemble = LossEnsemble(losses, columns=HEADS).double()
-    found = []
-    for compute in (lambda x: apart(losses, weights, x, labels, HEADS, **more), lambda x: ensemble(x, labels, **more)):
+    results = []
+    for compute in (lambda x: apart(losses, weights, x, labels, HEADS, **keywords), lambda x: ensemble(x, labels, **keywords)):
         leaf = WIDE.clone().requires_grad_()
-        inputs = [leaf, *([more["references"]] if "references" in more else [])]
+        inputs = [leaf, *([keywords["references"]] if "references" in keywords else [])]
         value = compute(leaf)
-        found.append((value.detach(), list(torch.autograd.grad(value, inputs))))
-    assert_close(found[1], found[0], 1e-9)
+        results.append((value.detach(), list(torch.autograd.grad(value, inputs))))
+    assert_close(results[1], results[0], 1e-9)
 
 
 def head_passes(x: Tensor) -> list[Pass]:
     calls = ((MS, CONTRASTIVE), (SUP_CON,), (MS,))
     return [
-        Pass(x[:, a:b], Y, None, None, chosen, anchors_in=(x, a), owners=tuple(range(1 + 2 * (k == 0))))
-        for k, ((a, b), chosen) in enumerate(zip(HEADS, calls, strict=True))
+        Pass(x[:, a:b], Y, None, None, functors, anchors_in=(x, a), owners=tuple(range(1 + 2 * (k == 0))))
+        for k, ((a, b), functors) in enumerate(zip(HEADS, calls, strict=True))
     ]
 
 
@@ -129,16 +129,16 @@ def test_the_bits_are_those_of_single_passes(threads: int) -> None:
             cotangents = [torch.randn(values.shape) for values, _, _ in map(passed.of, range(3))]
             total = torch.stack([(passed.of(k)[0] * cotangent).sum() for k, cotangent in enumerate(cotangents)]).sum()
             (gradient,) = torch.autograd.grad(total, leaf)
-            for k, (one, cotangent) in enumerate(zip(head_passes(x), cotangents, strict=True)):
-                alone = one.anchors.clone().requires_grad_()
-                values, counts = fused_rows(alone, Y, None, None, one.calls)
+            for k, (pass_, cotangent) in enumerate(zip(head_passes(x), cotangents, strict=True)):
+                alone = pass_.anchors.clone().requires_grad_()
+                values, counts = fused_rows(alone, Y, None, None, pass_.calls)
                 assert torch.equal(values, passed.of(k)[0]) and torch.equal(counts, passed.of(k)[1])
                 (single,) = torch.autograd.grad((values * cotangent).sum(), alone)
                 assert torch.equal(single, gradient[:, slice(*HEADS[k])])
 
 
 def test_small_passes_are_spread_over_threads() -> None:
-    passes = [one._replace(owners=None) for one in head_passes(WIDE.contiguous())]
+    passes = [pass_._replace(owners=None) for pass_ in head_passes(WIDE.contiguous())]
     with plan_options(threads=2, thread_work=20_000):
         assert CpuPasses(passes).passes.team == 2 and CpuPasses(passes[:1]).passes.team == 0
     with plan_options(threads=2, thread_work=1):
@@ -153,9 +153,9 @@ def test_columns_that_overlap_or_are_left_out() -> None:
     losses.append(create("triplet"))
     weights = torch.ones(4, dtype=torch.float64)
     ensemble = LossEnsemble(losses, columns=columns).double()
-    mine = value_and_gradients(ensemble, WIDE, Y, ensemble)
-    assert_close(mine, value_and_gradients(ensemble, WIDE, Y, lambda x, y: apart(losses, weights, x, y, columns)), 1e-9)
-    assert not mine[1][0][:, 12].any() and not mine[1][0][:, 20:].any()
+    result = value_and_gradients(ensemble, WIDE, Y, ensemble)
+    assert_close(result, value_and_gradients(ensemble, WIDE, Y, lambda x, y: apart(losses, weights, x, y, columns)), 1e-9)
+    assert not result[1][0][:, 12].any() and not result[1][0][:, 20:].any()
 
 
 def test_a_term_reaches_its_own_head_only() -> None:
@@ -191,8 +191,8 @@ def test_half_precisions_are_computed_in_float32(dtype: torch.dtype) -> None:
     half, single = low.clone().requires_grad_(), low.float().requires_grad_()
     value, exact = ensemble(half, Y), ensemble(single, Y)
     assert value.dtype == torch.float32 and torch.equal(value, exact)
-    (mine,), (expected,) = torch.autograd.grad(value, half), torch.autograd.grad(exact, single)
-    assert mine.dtype == dtype and torch.equal(mine, expected.to(dtype))
+    (gradient,), (expected,) = torch.autograd.grad(value, half), torch.autograd.grad(exact, single)
+    assert gradient.dtype == dtype and torch.equal(gradient, expected.to(dtype))
 
 
 def test_derivatives_are_taken_once_and_state_is_freed() -> None:
@@ -263,10 +263,10 @@ def test_compiled_heads_equal_eager_ones() -> None:
     torch.compiler.reset()
     proxies = create("proxy_anchor", num_classes=CLASSES, embedding_dim=WIDTH)
     ensemble = LossEnsemble(["ms", proxies, "contrastive"], columns=HEADS)
-    found = []
+    results = []
     for compute in (ensemble, torch.compile(lambda a, b: ensemble(a, b), fullgraph=True, backend="aot_eager")):
         leaf = WIDE.float().requires_grad_()
         value = compute(leaf, Y)
-        found.append([value.detach(), *torch.autograd.grad(value, [leaf, *ensemble.parameters()])])
-    for eager, compiled in zip(*found, strict=True):
+        results.append([value.detach(), *torch.autograd.grad(value, [leaf, *ensemble.parameters()])])
+    for eager, compiled in zip(*results, strict=True):
         torch.testing.assert_close(compiled, eager, rtol=1e-6, atol=1e-7)

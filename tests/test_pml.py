@@ -59,7 +59,7 @@ def test_training_beside_fused_losses(site: Path) -> None:
     (site / "settings.toml").write_text(settings)
     flags = ["--data", "features.npz", "--steps", "2", "--memory", "40", "--classes-per-batch", "4"]
     plugins = "ms,pml/contrastive_loss,pml/arc_face_loss"
-    given = [
+    loss_flags = [
         "--pml/contrastive_loss.pos_margin",
         "0.2",
         "--pml/contrastive_loss.miner",
@@ -70,7 +70,7 @@ def test_training_beside_fused_losses(site: Path) -> None:
     assert len(commands) == 2
     done = dmlcore(
         site,
-        ["train", "--config", "settings.toml", "--plugins", plugins, *given, *flags, "--out", "first"],
+        ["train", "--config", "settings.toml", "--plugins", plugins, *loss_flags, *flags, "--out", "first"],
         ["train", "--config", "first/config.toml", "--out", "again"],
         ["eval", "first"],
         ["train", "--plugins", "pml/ranked_list_loss,contrastive", "--contrastive.miner", "pml/batch_hard_miner", *flags[:4]],
@@ -87,8 +87,8 @@ def test_training_beside_fused_losses(site: Path) -> None:
     config = (site / "first" / "config.toml").read_text()
     assert '["pml/contrastive_loss"]' in config and 'distance = "lp(p=2, power=2)"' in config and "pos_margin = 0.2" in config
     assert first_terms(site / "again") == terms
-    (made,) = (site / "runs").iterdir()  # a folder, not one inside another
-    assert made.name.endswith("-pml-ranked_list_loss+contrastive") and (made / "result.json").exists()
+    (folder,) = (site / "runs").iterdir()  # a folder, not one inside another
+    assert folder.name.endswith("-pml-ranked_list_loss+contrastive") and (folder / "result.json").exists()
 
 
 def test_help_and_listing(site: Path) -> None:

@@ -63,13 +63,13 @@ def members(cases: list[Case], most: int = 5) -> Any:
     return st.lists(st.sampled_from(cases), min_size=1, max_size=most, unique_by=lambda case: case.id)
 
 
-def drawn(class_sizes: list[int], width: int, seed: int, others: int = 0) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def drawn(class_sizes: list[int], width: int, seed: int, reference_count: int = 0) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Points, labels in random order, and as many references as `others`; the similarities of a point are apart from each other
     and from the ends."""
     generator = torch.Generator().manual_seed(seed)
     labels = torch.repeat_interleave(torch.arange(len(class_sizes)), torch.tensor(class_sizes))
     labels = labels[torch.randperm(len(labels), generator=generator)]
-    other_labels = torch.randint(len(class_sizes) + 1, (others,), generator=generator)  # one class nobody has
+    other_labels = torch.randint(len(class_sizes) + 1, (reference_count,), generator=generator)  # one class nobody has
     for attempt in range(seed, seed + 1000):
         x = embeddings_of(torch.cat([labels, other_labels]), width, seed=attempt)
         s = (unit(x) @ unit(x).T).sort(1).values  # [B + N, B + N], the last column a point with itself
@@ -92,8 +92,8 @@ def is_settled(loss: Any, x: Tensor, y: Tensor, **keywords: Any) -> bool:
     return True
 
 
-def created(chosen: list[Case], class_sizes: list[int], width: int) -> list[Any]:
-    return [case.create(classes=len(class_sizes) + 1, width=width, seed=k) for k, case in enumerate(chosen)]
+def created(cases: list[Case], class_sizes: list[int], width: int) -> list[Any]:
+    return [case.create(classes=len(class_sizes) + 1, width=width, seed=k) for k, case in enumerate(cases)]
 
 
 def weights_of(count: int) -> list[float]:
@@ -101,13 +101,13 @@ def weights_of(count: int) -> list[float]:
 
 
 @counted(150)
-@given(chosen=members(FUSED), class_sizes=sizes, width=widths, seed=seeds, plan=plans)
-@example(chosen=list(FUSED[:6]), class_sizes=[64, 2, 1], width=11, seed=0, plan={"threads": 2, "workspace": 0})
+@given(cases=members(FUSED), class_sizes=sizes, width=widths, seed=seeds, plan=plans)
+@example(cases=list(FUSED[:6]), class_sizes=[64, 2, 1], width=11, seed=0, plan={"threads": 2, "workspace": 0})
 def test_an_ensemble_is_the_sum_of_its_members_definitions(
-    chosen: list[Case], class_sizes: list[int], width: int, seed: int, plan: dict[str, int]
+    cases: list[Case], class_sizes: list[int], width: int, seed: int, plan: dict[str, int]
 ) -> None:
     x, y, _, _ = drawn(class_sizes, width, seed)
-    losses = created(chosen, class_sizes, width)
+    losses = created(cases, class_sizes, width)
     assume(all(is_settled(loss, x, y) for loss in losses))
     weights = weights_of(len(losses))
     ensemble = dmlcore.LossEnsemble(losses, weights=weights)
@@ -116,30 +116,30 @@ def test_an_ensemble_is_the_sum_of_its_members_definitions(
         return torch.stack([w * loss.reference(embeddings, labels) for w, loss in zip(weights, losses, strict=True)]).sum()
 
     with plan_options(**plan):
-        mine = value_and_gradients(ensemble, x, y, ensemble)
-    assert_close(mine, value_and_gradients(ensemble, x, y, definition), TOLERANCE)
+        result = value_and_gradients(ensemble, x, y, ensemble)
+    assert_close(result, value_and_gradients(ensemble, x, y, definition), TOLERANCE)
     terms = torch.stack([loss.reference(x, y) for loss in losses]).detach()
     torch.testing.assert_close(torch.stack(list(ensemble.terms.values())), terms, rtol=TOLERANCE, atol=TOLERANCE)
 
 
 @counted(80)
 @given(
-    chosen=members([case for case in FUSED if not case.create().needs_classes], 3),
+    cases=members([case for case in FUSED if not case.create().needs_classes], 3),
     class_sizes=sizes,
     width=widths,
     seed=seeds,
     plan=plans,
-    others=st.integers(1, 50),
+    reference_count=st.integers(1, 50),
 )
 def test_against_references(
-    chosen: list[Case], class_sizes: list[int], width: int, seed: int, plan: dict[str, int], others: int
+    cases: list[Case], class_sizes: list[int], width: int, seed: int, plan: dict[str, int], reference_count: int
 ) -> None:
-    x, y, references, reference_labels = drawn(class_sizes, width, seed, others)
-    losses = created(chosen, class_sizes, width)
+    x, y, references, reference_labels = drawn(class_sizes, width, seed, reference_count)
+    losses = created(cases, class_sizes, width)
     keywords = {"references": references, "reference_labels": reference_labels}
     assume(all(is_settled(loss, x, y, **keywords) for loss in losses))
     ensemble = dmlcore.LossEnsemble(losses, weights=weights_of(len(losses)))
-    found = []
+    results = []
     for plain in (False, True):
         leaves = [x.clone().requires_grad_(), references.clone().requires_grad_()]
         keywords = {"references": leaves[1], "reference_labels": reference_labels}
@@ -154,24 +154,24 @@ def test_against_references(
                 value.backward()
         if plain and value.requires_grad:
             value.backward()
-        found.append((value.detach(), [torch.zeros_like(leaf) if leaf.grad is None else leaf.grad for leaf in leaves]))
-    assert_close(*found, TOLERANCE)
+        results.append((value.detach(), [torch.zeros_like(leaf) if leaf.grad is None else leaf.grad for leaf in leaves]))
+    assert_close(*results, TOLERANCE)
 
 
 @counted(100)
-@given(chosen=members(LOSSES, 3), class_sizes=sizes, width=widths, seed=seeds)
-def test_directions_and_order(chosen: list[Case], class_sizes: list[int], width: int, seed: int) -> None:
+@given(cases=members(LOSSES, 3), class_sizes=sizes, width=widths, seed=seeds)
+def test_directions_and_order(cases: list[Case], class_sizes: list[int], width: int, seed: int) -> None:
     x, y, _, _ = drawn(class_sizes, width, seed)
-    losses = created(chosen, class_sizes, width)
+    losses = created(cases, class_sizes, width)
     assume(all(is_settled(loss, x, y) for loss in losses))
     ensemble = dmlcore.LossEnsemble(losses, weights=weights_of(len(losses)))
-    value, (gradient, *others) = value_and_gradients(ensemble, x, y, ensemble)
+    value, (gradient, *gradients) = value_and_gradients(ensemble, x, y, ensemble)
 
     order = torch.randperm(len(y), generator=torch.Generator().manual_seed(seed))
-    shuffled, (shuffled_gradient, *shuffled_others) = value_and_gradients(ensemble, x[order], y[order], ensemble)
-    assert_close((shuffled, [shuffled_gradient, *shuffled_others]), (value, [gradient[order], *others]), TOLERANCE)
+    shuffled, (shuffled_gradient, *shuffled_gradients) = value_and_gradients(ensemble, x[order], y[order], ensemble)
+    assert_close((shuffled, [shuffled_gradient, *shuffled_gradients]), (value, [gradient[order], *gradients]), TOLERANCE)
 
-    if all(case.scale_free for case in chosen):
+    if all(case.scale_free for case in cases):
         radial = (gradient * unit(x)).sum(1).abs()
         assert bool((radial <= TOLERANCE * gradient.abs().amax(1) + 1e-13).all()), "the gradient has a part along the embedding"
         factors = torch.logspace(-2, 2, len(x), dtype=x.dtype)[:, None]

@@ -50,14 +50,14 @@ def test_leave_one_out_by_hand() -> None:
 @pytest.mark.parametrize("batch", ["odd", "unbalanced"])
 def test_equals_nested_loops(batch: str) -> None:
     x, y = BATCHES[batch]
-    found = value_and_gradients(LOSS, x, y, LOSS)
-    assert_close(found, value_and_gradients(LOSS, x, y, lambda a, b: by_loops(a, b, a, b, list(range(len(b))))), 1e-9)
+    result = value_and_gradients(LOSS, x, y, LOSS)
+    assert_close(result, value_and_gradients(LOSS, x, y, lambda a, b: by_loops(a, b, a, b, list(range(len(b))))), 1e-9)
     leaf, support = x[:20].clone().requires_grad_(), x[20:35].clone().requires_grad_()
     own = torch.full((20,), -1)
-    mine = LOSS(leaf, y[:20], references=support, reference_labels=y[20:35], own=own)
+    fused = LOSS(leaf, y[:20], references=support, reference_labels=y[20:35], own=own)
     loops = by_loops(leaf, y[:20], support, y[20:35], [-1] * 20)
-    gradients = [torch.autograd.grad(value, (leaf, support)) for value in (mine, loops)]
-    torch.testing.assert_close(mine, loops, rtol=1e-10, atol=1e-10)
+    gradients = [torch.autograd.grad(value, (leaf, support)) for value in (fused, loops)]
+    torch.testing.assert_close(fused, loops, rtol=1e-10, atol=1e-10)
     torch.testing.assert_close(gradients[0], gradients[1], rtol=1e-8, atol=1e-10)
 
 
@@ -77,11 +77,13 @@ def test_parts_of_the_queries_give_the_same() -> None:
 
 def test_queries_without_a_prototype_do_not_count() -> None:
     x, y = BATCHES["odd"]
-    rest = y != 0
-    some = LOSS(x, y, references=x[rest], reference_labels=y[rest])
-    only = LOSS(x[rest], y[rest], references=x[rest], reference_labels=y[rest])
+    has_prototype = y != 0
+    some = LOSS(x, y, references=x[has_prototype], reference_labels=y[has_prototype])
+    only = LOSS(x[has_prototype], y[has_prototype], references=x[has_prototype], reference_labels=y[has_prototype])
     assert some.item() == pytest.approx(only.item(), abs=1e-12)
-    nobody = LOSS(x[~rest].requires_grad_(), y[~rest], references=x[rest], reference_labels=y[rest])
+    nobody = LOSS(
+        x[~has_prototype].requires_grad_(), y[~has_prototype], references=x[has_prototype], reference_labels=y[has_prototype]
+    )
     assert nobody.item() == 0
     assert LOSS(x, y, references=x[:0], reference_labels=y[:0]).item() == 0
 

@@ -22,11 +22,11 @@ def several(count: int, seed: int = 0, labels: int = 9) -> torch.Tensor:
     return torch.rand(count, labels, generator=generator) < 0.2
 
 
-def expected(case: Case, positive: torch.Tensor, x: torch.Tensor, others: torch.Tensor | None = None):
+def expected(case: Case, positive: torch.Tensor, x: torch.Tensor, references: torch.Tensor | None = None):
     """The definition on masks given outright: value and gradients of both sides."""
     loss = case.create()
     leaf = x.clone().requires_grad_()
-    other = None if others is None else others.clone().requires_grad_()
+    other = None if references is None else references.clone().requires_grad_()
     nothing = torch.zeros(10**4, dtype=torch.int64)
     comparison = Comparison(leaf, nothing[: len(x)], other, None if other is None else nothing[: len(other)])
     if loss.reshapes:
@@ -53,14 +53,14 @@ plain_rows = pytest.mark.parametrize("case", [case for case in PAIRS if _by_row(
 @pytest.mark.parametrize("with_references", [False, True])
 def test_fused_and_in_parts_is_the_definition(case: Case, with_references: bool) -> None:
     x, matrix = BATCHES["odd"][0], several(37)
-    more = {"references": embeddings_of(torch.arange(50) % 7, seed=8), "reference_labels": several(50, 1)}
-    more = more if with_references else {}
+    against = {"references": embeddings_of(torch.arange(50) % 7, seed=8), "reference_labels": several(50, 1)}
+    against = against if with_references else {}
     loss = case.create()
-    whole = value_and_gradients(loss, x, matrix, loss.reference, **more)
-    assert_close(value_and_gradients(loss, x, matrix, loss, **more), whole, 1e-9)
+    whole = value_and_gradients(loss, x, matrix, loss.reference, **against)
+    assert_close(value_and_gradients(loss, x, matrix, loss, **against), whole, 1e-9)
     with pytest.MonkeyPatch.context() as patch, stream_budget(20_000):
         patch.setenv("DML_FUSED", "0")
-        assert_close(value_and_gradients(loss, x, matrix, loss, **more), whole, 1e-9)
+        assert_close(value_and_gradients(loss, x, matrix, loss, **against), whole, 1e-9)
 
 
 @plain_rows
@@ -70,12 +70,12 @@ def test_label_matrices(case: Case, how: str) -> None:
     positive = (matrix[:, None] & matrix[None]).any(2)
     loss = case.create()
 
-    def compute(leaf: torch.Tensor, _: torch.Tensor, **more) -> torch.Tensor:
+    def compute(leaf: torch.Tensor, _: torch.Tensor, **keywords) -> torch.Tensor:
         if how == "labels":
-            return loss(leaf, matrix.long(), **more)
+            return loss(leaf, matrix.long(), **keywords)
         if how == "relation":
-            return loss(leaf, torch.arange(37), relation=matrix.float(), **more)
-        return loss(leaf, matrix.double(), relation=lambda a, b: (a[:, None] * b[None]).sum(2) > 0, **more)
+            return loss(leaf, torch.arange(37), relation=matrix.float(), **keywords)
+        return loss(leaf, matrix.double(), relation=lambda a, b: (a[:, None] * b[None]).sum(2) > 0, **keywords)
 
     assert_close(value_and_gradients(loss, x, matrix, compute), expected(case, positive, x), 1e-9)
 
@@ -86,23 +86,23 @@ def test_label_matrices(case: Case, how: str) -> None:
 def test_label_matrices_with_references(case: Case) -> None:
     x, matrix = BATCHES["odd"][0], several(37)
     other_matrix = several(50, 1)
-    others = embeddings_of(torch.arange(50) % 7, seed=8)
+    references = embeddings_of(torch.arange(50) % 7, seed=8)
     positive = (matrix[:, None] & other_matrix[None]).any(2)
-    loss, found = case.create(), []
+    loss, results = case.create(), []
     for compute in (loss, loss.reference):
-        leaf, other = x.clone().requires_grad_(), others.clone().requires_grad_()
+        leaf, other = x.clone().requires_grad_(), references.clone().requires_grad_()
         value = compute(leaf, matrix, references=other, reference_labels=other_matrix)
-        found.append((value.detach(), list(torch.autograd.grad(value, [leaf, other]))))
-    for one in found:
-        assert_close(one, expected(case, positive, x, others), 1e-9)
+        results.append((value.detach(), list(torch.autograd.grad(value, [leaf, other]))))
+    for result in results:
+        assert_close(result, expected(case, positive, x, references), 1e-9)
 
 
 @pairs
 def test_a_function_of_equal_labels_changes_nothing(case: Case) -> None:
     x, y = BATCHES["odd"]
     loss = case.create()
-    mine = value_and_gradients(loss, x, y, loss, relation=lambda a, b: a[:, None] == b[None])
-    assert_close(mine, value_and_gradients(loss, x, y, loss.reference), 1e-9)
+    result = value_and_gradients(loss, x, y, loss, relation=lambda a, b: a[:, None] == b[None])
+    assert_close(result, value_and_gradients(loss, x, y, loss.reference), 1e-9)
 
 
 def test_any_labels_with_a_function(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -129,12 +129,12 @@ def test_any_labels_with_a_function(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_lists_of_positives(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(relations, "BLOCK", (5, 8))
     matrix, other = several(37), several(50, 1)
-    x, others = torch.zeros(37, 2), torch.zeros(50, 2)
+    x, references = torch.zeros(37, 2), torch.zeros(50, 2)
     own = torch.arange(37) - 1  # the first has none
     cases = [
         (Comparison(x, matrix, relation=share_a_label), (matrix[:, None] & matrix[None]).any(2), torch.arange(37)),
-        (Comparison(x, matrix, others, other, own, share_a_label), (matrix[:, None] & other[None]).any(2), own),
-        (Comparison(x, matrix, others, other, None, share_a_label), (matrix[:, None] & other[None]).any(2), None),
+        (Comparison(x, matrix, references, other, own, share_a_label), (matrix[:, None] & other[None]).any(2), own),
+        (Comparison(x, matrix, references, other, None, share_a_label), (matrix[:, None] & other[None]).any(2), None),
     ]
     for comparison, positive, without in cases:
         assert most_positives(share_a_label, comparison.labels, comparison.other_labels) == positive.sum(1).max()
@@ -143,10 +143,10 @@ def test_lists_of_positives(monkeypatch: pytest.MonkeyPatch) -> None:
         start, index = comparison.with_positives().positives
         for i in range(37):
             assert index[start[i] : start[i + 1]].tolist() == positive[i].nonzero().flatten().tolist()
-    nothing = Comparison(x[:0], matrix[:0], relation=share_a_label).with_positives().positives
-    assert nothing.start.tolist() == [0] and nothing.index.tolist() == []
-    nothing = Comparison(x, matrix, others[:0], other[:0], None, share_a_label).with_positives().positives
-    assert nothing.start.tolist() == [0] * 38 and nothing.index.tolist() == []
+    positives = Comparison(x[:0], matrix[:0], relation=share_a_label).with_positives().positives
+    assert positives.start.tolist() == [0] and positives.index.tolist() == []
+    positives = Comparison(x, matrix, references[:0], other[:0], None, share_a_label).with_positives().positives
+    assert positives.start.tolist() == [0] * 38 and positives.index.tolist() == []
     assert related(share_a_label, matrix, other[:0]).shape == (37, 0)
     assert related(share_a_label, matrix[:0], other).shape == (0, 50)
     assert most_positives(None, torch.arange(37) // 5, torch.arange(37) // 5) == 5
@@ -157,9 +157,9 @@ def test_samples_without_labels_and_with_all(name: str) -> None:
     x = BATCHES["odd"][0]
     loss = create(name)
     for matrix in (torch.zeros(37, 3, dtype=torch.bool), torch.ones(37, 3, dtype=torch.bool), several(37)[:, :0]):
-        mine = value_and_gradients(loss, x, matrix, loss)
+        result = value_and_gradients(loss, x, matrix, loss)
         positive = (matrix[:, None] & matrix[None]).any(2)
-        assert_close(mine, expected(Case(name), positive, x), 1e-9)
+        assert_close(result, expected(Case(name), positive, x), 1e-9)
 
 
 def test_in_an_ensemble_with_proxies() -> None:
@@ -174,10 +174,10 @@ def test_in_an_ensemble_with_proxies() -> None:
 
     leaf = x.clone().requires_grad_()
     total = ensemble(leaf, y, relation=same_kind)
-    mine = torch.autograd.grad(total, leaf)[0]
+    result = torch.autograd.grad(total, leaf)[0]
     apart = [m.reference(leaf, y) if m is proxy else m.reference(leaf, pairs_of_classes[y]) for m in members]
     torch.testing.assert_close(total, sum(apart))
-    torch.testing.assert_close(mine, torch.autograd.grad(sum(apart), leaf)[0], rtol=1e-9, atol=1e-11)
+    torch.testing.assert_close(result, torch.autograd.grad(sum(apart), leaf)[0], rtol=1e-9, atol=1e-11)
     with pytest.raises(ConfigError, match="takes no label matrix"):
         ensemble(x, several(37))
 
@@ -188,8 +188,8 @@ def test_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
     for case in (Case("ms"), Case("triplet", {"margin": 0.3})):
         loss = case.create()
         with stream_budget(0):
-            mine = value_and_gradients(loss, x, matrix, loss)
-        assert_close(mine, expected(case, (matrix[:, None] & matrix[None]).any(2), x), 1e-9)
+            result = value_and_gradients(loss, x, matrix, loss)
+        assert_close(result, expected(case, (matrix[:, None] & matrix[None]).any(2), x), 1e-9)
 
 
 def test_mistakes() -> None:

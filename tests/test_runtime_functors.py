@@ -95,7 +95,7 @@ def own_cache(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture(scope="module")
-def mine(tmp_path_factory: pytest.TempPathFactory) -> Any:
+def toy(tmp_path_factory: pytest.TempPathFactory) -> Any:
     return loss_class(header(tmp_path_factory.mktemp("plugin"), "toy_mine"))
 
 
@@ -104,90 +104,90 @@ def batch(count: int = 90, width: int = 8, classes: int = 13) -> tuple[torch.Ten
     return torch.randn(count, width, dtype=torch.float64), torch.arange(count) % classes
 
 
-def value_and_gradient(loss: Any, x: torch.Tensor, *arguments: Any, **more: Any) -> tuple[torch.Tensor, torch.Tensor]:
+def value_and_gradient(loss: Any, x: torch.Tensor, *arguments: Any, **keywords: Any) -> tuple[torch.Tensor, torch.Tensor]:
     leaf = x.clone().requires_grad_()
-    value = loss(leaf, *arguments, **more)
+    value = loss(leaf, *arguments, **keywords)
     return value, torch.autograd.grad(value, leaf)[0]
 
 
-def test_a_functor_of_a_plugin_is_like_any_other(mine: Any) -> None:
-    loss, (x, y) = mine(margin=0.1), batch()
+def test_a_functor_of_a_plugin_is_like_any_other(toy: Any) -> None:
+    loss, (x, y) = toy(margin=0.1), batch()
     assert loss.is_fused, loss.why_not_fused
-    assert info()["runtime"]["functors"]["toy_mine"] == str(mine.functor_header())
+    assert info()["runtime"]["functors"]["toy_mine"] == str(toy.functor_header())
     assert info()["fused"]["cpu"]["toy_mine"] == ["margin"]
     references = {"references": torch.randn(40, 8, dtype=torch.float64), "reference_labels": torch.arange(40) % 13}
     related = {"relation": lambda a, b: (a[:, None] - b[None, :]).abs() < 2}
-    for more in ({}, references, related):
+    for against in ({}, references, related):
         for options in ({}, {"threads": 2}, {"workspace": 0, "tile_rows": 16, "tile_columns": 32}):
             with plan_options(**options), recorded_passes() as passes:
-                found = value_and_gradient(loss, x, y, **more)
+                outcome = value_and_gradient(loss, x, y, **against)
             assert len(passes) == 1  # the kernels ran
-            torch.testing.assert_close(found, value_and_gradient(loss.reference, x, y, **more), rtol=1e-10, atol=1e-12)
-    mined = mine(margin=-0.5, miner="multi_similarity")
+            torch.testing.assert_close(outcome, value_and_gradient(loss.reference, x, y, **against), rtol=1e-10, atol=1e-12)
+    mined = toy(margin=-0.5, miner="multi_similarity")
     with recorded_passes() as passes:
-        found = value_and_gradient(mined, x, y)
+        outcome = value_and_gradient(mined, x, y)
     assert passes and passes[-1].calls[0].windows is not None
-    torch.testing.assert_close(found, value_and_gradient(mined.reference, x, y), rtol=1e-10, atol=1e-12)
-    check_loss(mine)
+    torch.testing.assert_close(outcome, value_and_gradient(mined.reference, x, y), rtol=1e-10, atol=1e-12)
+    check_loss(toy)
 
 
-def test_it_shares_the_pass_of_an_ensemble(mine: Any) -> None:
+def test_it_shares_the_pass_of_an_ensemble(toy: Any) -> None:
     x, y = batch()
-    ensemble = dmlcore.LossEnsemble([mine(margin=0.1), "ms", "triplet", mine(margin=-0.5)], weights=[1.0, 2.0, 0.5, 3.0])
+    ensemble = dmlcore.LossEnsemble([toy(margin=0.1), "ms", "triplet", toy(margin=-0.5)], weights=[1.0, 2.0, 0.5, 3.0])
     assert all(row["fused"] for row in ensemble.describe())
     with recorded_passes() as passes:
-        found = value_and_gradient(ensemble, x, y)
-    assert [[call.functor for call in one.calls] for one in passes] == [["toy_mine", "ms", "triplet_all", "toy_mine"]]
+        outcome = value_and_gradient(ensemble, x, y)
+    assert [[call.functor for call in pass_.calls] for pass_ in passes] == [["toy_mine", "ms", "triplet_all", "toy_mine"]]
 
     def alone(embeddings: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
         parts = zip([1.0, 2.0, 0.5, 3.0], ensemble.members, strict=True)
         return torch.stack([weight * loss.reference(embeddings, labels) for weight, loss in parts]).sum()
 
-    torch.testing.assert_close(found, value_and_gradient(alone, x, y), rtol=1e-10, atol=1e-12)
-    said = explain([mine(), "ms"], 512, 16)
+    torch.testing.assert_close(outcome, value_and_gradient(alone, x, y), rtol=1e-10, atol=1e-12)
+    said = explain([toy(), "ms"], 512, 16)
     assert len(said.passes) == 1 and not said.plain and "toy" in str(said)
 
 
-def test_it_takes_a_memory_and_half_precision(mine: Any) -> None:
+def test_it_takes_a_memory_and_half_precision(toy: Any) -> None:
     x, y = batch()
-    plain, fused = (CrossBatchMemory(mine(), size=200, embedding_dim=8) for _ in range(2))
+    plain, fused = (CrossBatchMemory(toy(), size=200, embedding_dim=8) for _ in range(2))
     plain.loss.forward = plain.loss.reference
     for k in range(3):
-        more = x.roll(k, 0)
+        rolled = x.roll(k, 0)
         torch.testing.assert_close(
-            value_and_gradient(fused, more, y), value_and_gradient(plain, more, y), rtol=1e-9, atol=1e-12
+            value_and_gradient(fused, rolled, y), value_and_gradient(plain, rolled, y), rtol=1e-9, atol=1e-12
         )
-    half = mine()(x.bfloat16(), y)
-    torch.testing.assert_close(half, mine()(x.bfloat16().float(), y))
+    half = toy()(x.bfloat16(), y)
+    torch.testing.assert_close(half, toy()(x.bfloat16().float(), y))
 
 
-def test_on_another_device_the_plain_form_runs(mine: Any) -> None:
-    assert "no form for mps" in dispatch.why_missing("toy_mine", mine.functor_header(), "mps")
+def test_on_another_device_the_plain_form_runs(toy: Any) -> None:
+    assert "no form for mps" in dispatch.why_missing("toy_mine", toy.functor_header(), "mps")
 
 
 def test_it_may_be_first_used_under_compilation(tmp_path: Path) -> None:
     x, y = batch()
     path = header(tmp_path, "toy_traced")
     ensemble = dmlcore.LossEnsemble([loss_class(path)(), "ms"])
-    assert path not in [one.header for one in cpu_functors.loaded()]
+    assert path not in [library.header for library in cpu_functors.loaded()]
     compiled = torch.compile(ensemble, fullgraph=True, backend="aot_eager")
     torch.testing.assert_close(value_and_gradient(compiled, x, y), value_and_gradient(ensemble, x, y))
-    assert path in [one.header for one in cpu_functors.loaded()]
+    assert path in [library.header for library in cpu_functors.loaded()]
 
 
-def test_every_instruction_set_has_its_own(mine: Any) -> None:
+def test_every_instruction_set_has_its_own(toy: Any) -> None:
     x, y = batch(40)
     before = extension.level()
     try:
         for level in extension.cpu().levels():
             extension.use_level(level)
-            loss = mine()
-            assert loss.is_fused and any(one.level == level for one in cpu_functors.loaded())
-            found = value_and_gradient(loss, x.float(), y)
-            torch.testing.assert_close(found, value_and_gradient(loss.reference, x.float(), y))
+            loss = toy()
+            assert loss.is_fused and any(entry.level == level for entry in cpu_functors.loaded())
+            outcome = value_and_gradient(loss, x.float(), y)
+            torch.testing.assert_close(outcome, value_and_gradient(loss.reference, x.float(), y))
     finally:
         extension.use_level(before)
-    assert mine().is_fused
+    assert toy().is_fused
 
 
 @pytest.mark.slow
@@ -197,7 +197,7 @@ def test_built_in_headers_give_the_same_bits(name: str, tmp_path: Path) -> None:
     path = tmp_path / f"again_{name}.h"
     path.write_text(re.sub(r'(add<\w+>\(")', r"\1again_", text))
     names = cpu_functors.build(path).functors
-    assert names and all(one.startswith("again_") for one in names)
+    assert names and all(name.startswith("again_") for name in names)
     x, y = batch(200)
     for again in names:
         options, _ = extension.functors()[again]
@@ -208,11 +208,13 @@ def test_built_in_headers_give_the_same_bits(name: str, tmp_path: Path) -> None:
         built_in = FunctorCall(again.removeprefix("again_"), call.options, call.given)
         for values in (x, x.float()):
             leaves = [values.clone().requires_grad_() for _ in range(2)]
-            passes = [fused_pass(leaf, y, None, None, (one,)) for leaf, one in zip(leaves, (call, built_in), strict=True)]
+            passes = [
+                fused_pass(leaf, y, None, None, (functor,)) for leaf, functor in zip(leaves, (call, built_in), strict=True)
+            ]
             assert all(torch.equal(*pair) for pair in zip(*passes, strict=True))
             gradients = [
-                torch.autograd.grad(found[0].sum() + found[2].square().sum(), leaf)[0]
-                for found, leaf in zip(passes, leaves, strict=True)
+                torch.autograd.grad(passed[0].sum() + passed[2].square().sum(), leaf)[0]
+                for passed, leaf in zip(passes, leaves, strict=True)
             ]
             assert torch.equal(*gradients)
 
@@ -260,9 +262,9 @@ def test_processes_share_what_one_of_them_compiled(tmp_path: Path, monkeypatch: 
     assert calls.read_text().split() == ["called"]
     assert not result(child(path, **environment))[0]  # a third process, later
     assert calls.read_text().split() == ["called"]
-    kept = tmp_path / "kept" / "kernels"
-    assert stat.S_IMODE(kept.stat().st_mode) == 0o700
-    assert sorted(file.suffix for file in kept.iterdir()) == ["", ".json", ".so"]  # the lock, and no leftovers
+    folder = tmp_path / "kept" / "kernels"
+    assert stat.S_IMODE(folder.stat().st_mode) == 0o700
+    assert sorted(file.suffix for file in folder.iterdir()) == ["", ".json", ".so"]  # the lock, and no leftovers
 
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
@@ -304,7 +306,7 @@ def test_a_broken_header_is_one_message_and_the_plain_form(
         cpu_functors.build(path)
 
 
-def test_a_name_that_is_not_there(tmp_path: Path, mine: Any) -> None:
+def test_a_name_that_is_not_there(tmp_path: Path, toy: Any) -> None:
     path = header(tmp_path, "toy_named", ('add<Toy>("toy_named")', 'add<Toy>("toy_other_name")'))
     assert "toy_named.h lists no functor 'toy_named', but toy_other_name" in loss_class(path)().why_not_fused
     with pytest.warns(UserWarning, match="there is no header"):
@@ -313,7 +315,7 @@ def test_a_name_that_is_not_there(tmp_path: Path, mine: Any) -> None:
     with pytest.raises(PluginError, match="such characters"):
         cpu_functors.build(header(tmp_path / 'a"b', "toy_quoted"))
     other = loss_class(header(tmp_path, "toy_mine"))()  # of another folder
-    assert "has the name of one of" in other.why_not_fused and str(mine.functor_header()) in other.why_not_fused
+    assert "has the name of one of" in other.why_not_fused and str(toy.functor_header()) in other.why_not_fused
 
 
 @pytest.mark.parametrize(
@@ -346,8 +348,8 @@ def test_nothing_is_loaded_from_where_others_write(tmp_path: Path, monkeypatch: 
     place = tmp_path / "open"
     monkeypatch.setenv("DML_CACHE", str(place))
     path = header(tmp_path, "toy_unsafe")
-    kept = opened()
-    for unsafe, mode, words in ((kept, 0o777, "can be written by others"), (place, 0o777, "can be written by everybody")):
+    folder = opened()
+    for unsafe, mode, words in ((folder, 0o777, "can be written by others"), (place, 0o777, "can be written by everybody")):
         before = stat.S_IMODE(unsafe.stat().st_mode)
         unsafe.chmod(mode)
         with pytest.raises(ConfigError, match=words):
@@ -363,11 +365,11 @@ def test_nothing_is_loaded_from_where_others_write(tmp_path: Path, monkeypatch: 
     path.chmod(0o644)
     with monkeypatch.context() as other:
         other.setattr(os, "getuid", lambda: 12345)
-        kept_by_root = kept.stat().st_uid == 0
-        os.chown(kept, 23456, -1) if kept_by_root else None
+        kept_by_root = folder.stat().st_uid == 0
+        os.chown(folder, 23456, -1) if kept_by_root else None
         with pytest.raises(ConfigError, match="belongs to user"):
             opened()
-        os.chown(kept, 0, -1) if kept_by_root else None
+        os.chown(folder, 0, -1) if kept_by_root else None
 
     compiler = find_compiler()
     assert isinstance(compiler, Compiler)
@@ -391,8 +393,8 @@ def test_the_commands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: p
     (built,) = json.loads(capsys.readouterr().out)["built"]
     assert built["functors"] == ["toy_listed"] and built["compiled"] and built["level"] == extension.level()
     assert main(["kernels", "list", "--json"]) == 0
-    (kept,) = json.loads(capsys.readouterr().out)["kernels"]
-    assert kept["header"] == str(path) and kept["state"] == "current" and kept["functors"] == ["toy_listed"]
+    (entry,) = json.loads(capsys.readouterr().out)["kernels"]
+    assert entry["header"] == str(path) and entry["state"] == "current" and entry["functors"] == ["toy_listed"]
     path.write_text(path.read_text() + "// changed\n")
     assert main(["kernels", "list"]) == 0 and "changed" in capsys.readouterr().out
     broken = header(tmp_path, "toy_refused", ("T margin;", "T margin"))

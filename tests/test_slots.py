@@ -54,8 +54,8 @@ def test_search_equals_the_definition(case: Case, sizes: str, plan: str) -> None
     y = labels_of(SIZES[sizes])
     x, loss = embeddings_of(y, seed=len(sizes)), case.create()
     with plan_options(search=1, **PLANS[plan]):
-        mine = value_and_gradients(loss, x, y, loss)
-    assert_close(mine, value_and_gradients(loss, x, y, loss.reference), 1e-9)
+        result = value_and_gradients(loss, x, y, loss)
+    assert_close(result, value_and_gradients(loss, x, y, loss.reference), 1e-9)
 
 
 @searched
@@ -93,22 +93,22 @@ def test_search_on_every_batch(case: Case, batch: str) -> None:
 @pytest.mark.parametrize("plan", PLANS)
 def test_search_among_references(case: Case, plan: str) -> None:
     y, other_labels = labels_of([9, 30, 1, 4]), torch.cat([labels_of([61, 44, 13], seed=2), torch.tensor([7, 7, 3])])
-    x, others, loss = embeddings_of(y), embeddings_of(other_labels, seed=3), case.create()
+    x, references, loss = embeddings_of(y), embeddings_of(other_labels, seed=3), case.create()
     own = torch.full((len(y),), -1)
     own[3] = int((other_labels == y[3]).nonzero()[0])
-    found = []
+    results = []
     for compute in (loss, loss.reference):
-        leaf, other = x.clone().requires_grad_(), others.clone().requires_grad_()
+        leaf, other = x.clone().requires_grad_(), references.clone().requires_grad_()
         with plan_options(search=1, **PLANS[plan]):
             value = compute(leaf, y, references=other, reference_labels=other_labels, own=own)
-            found.append((value.detach(), list(torch.autograd.grad(value, [leaf, other]))))
-    assert_close(*found, 1e-9)
+            results.append((value.detach(), list(torch.autograd.grad(value, [leaf, other]))))
+    assert_close(*results, 1e-9)
 
 
 def planned(case: Case, y: torch.Tensor, references: bool = False) -> dict[str, int]:
     x = embeddings_of(y, dtype=torch.float32)
-    others = (x.clone(), y) if references else (None, None)
-    return CpuPasses([Pass(x, y, *others, (case.create().functor_call(),))]).plan()
+    against = (x.clone(), y) if references else (None, None)
+    return CpuPasses([Pass(x, y, *against, (case.create().functor_call(),))]).plan()
 
 
 def test_the_planner_searches_in_large_classes_only() -> None:
@@ -139,12 +139,12 @@ def test_weights_known_after_the_stream_serve_every_backward_pass(case: Case, pl
     with plan_options(**plan):
         values = loss.rows(leaf, y).values
         cotangents = [torch.rand(values.shape, generator=torch.Generator().manual_seed(k), dtype=x.dtype) for k in range(2)]
-        mine = [torch.autograd.grad(values, leaf, c, retain_graph=True)[0] for c in (*cotangents, cotangents[0])]
+        gradients = [torch.autograd.grad(values, leaf, c, retain_graph=True)[0] for c in (*cotangents, cotangents[0])]
     plain = loss.rows(leaf, y, plain=True).values
-    for gradient, cotangent in zip(mine, (*cotangents, cotangents[0]), strict=True):
+    for gradient, cotangent in zip(gradients, (*cotangents, cotangents[0]), strict=True):
         expected = torch.autograd.grad(plain, leaf, cotangent, retain_graph=True)[0]
         torch.testing.assert_close(gradient, expected, rtol=1e-9, atol=1e-10)
-    torch.testing.assert_close(mine[0], mine[2], rtol=0, atol=0)
+    torch.testing.assert_close(gradients[0], gradients[2], rtol=0, atol=0)
 
 
 @pytest.mark.parametrize("case", [*AFTERWARDS, Case("triplet", {"smooth": True})], ids=lambda case: case.id)
@@ -165,8 +165,8 @@ def test_softplus_and_sigmoid_are_as_exact_as_stated() -> None:
         extension.use_level(level)
         try:
             loss = Case("triplet", {"margin": 2.0, "smooth": True}).create(torch.float32)
-            mine = loss.rows(anchor, y, references=references, reference_labels=labels).values
+            values = loss.rows(anchor, y, references=references, reference_labels=labels).values
         finally:
             extension.use_level(before)
         exact = loss.rows(anchor.double(), y, references=references.double(), reference_labels=labels, plain=True).values
-        torch.testing.assert_close(mine.double(), exact, rtol=1e-6, atol=0)
+        torch.testing.assert_close(values.double(), exact, rtol=1e-6, atol=0)

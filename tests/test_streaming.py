@@ -20,8 +20,8 @@ class Unfused(PairLoss):
 
     name = "unfused"
 
-    def __init__(self, options=None, **given) -> None:
-        super().__init__(options, **given)
+    def __init__(self, options=None, **options_by_name) -> None:
+        super().__init__(options, **options_by_name)
         self.scale = torch.nn.Parameter(torch.tensor(0.7, dtype=torch.float64))
 
     def row_values(self, similarities, positive, negative) -> Rows:
@@ -39,8 +39,8 @@ def test_parts_give_what_the_whole_gives(case: Case, budget: int, monkeypatch: p
     with stream_budget(budget):
         parts = value_and_gradients(loss, x, y, loss)
     torch.testing.assert_close(parts[0], dense[0], rtol=1e-12, atol=1e-12)
-    for mine, other in zip(parts[1], dense[1], strict=True):
-        torch.testing.assert_close(mine, other, rtol=1e-10, atol=1e-12)
+    for tensor, other in zip(parts[1], dense[1], strict=True):
+        torch.testing.assert_close(tensor, other, rtol=1e-10, atol=1e-12)
 
 
 @pytest.mark.parametrize("case", PAIRS, ids=lambda case: case.id)
@@ -49,27 +49,27 @@ def test_parts_against_references(case: Case, monkeypatch: pytest.MonkeyPatch) -
     loss, (x, y) = case.create(), BATCHES["odd"]
     labels = torch.tensor([0, 1, 1, 1, 9, 3, 0, 0, 5, 5, 6, 8] * 3 + [0])
     own = torch.where(y == labels, torch.arange(37), -1)
-    found = []
+    results = []
     for budget in (10**9, 30_000):
         leaf, other = x.clone().requires_grad_(), embeddings_of(labels, seed=8).requires_grad_()
         with stream_budget(budget):
             value = loss(leaf, y, references=other, reference_labels=labels, own=own)
-            found.append([value.detach(), *torch.autograd.grad(value, [leaf, other])])
-    for mine, whole in zip(*found, strict=True):
-        torch.testing.assert_close(mine, whole, rtol=1e-10, atol=1e-12)
+            results.append([value.detach(), *torch.autograd.grad(value, [leaf, other])])
+    for tensor, whole in zip(*results, strict=True):
+        torch.testing.assert_close(tensor, whole, rtol=1e-10, atol=1e-12)
 
 
 def test_parameters_take_their_gradient() -> None:
     loss, (x, y) = Unfused(), BATCHES["odd"]
-    found = []
+    results = []
     for budget in (10**9, 20_000):
         with stream_budget(budget):
             leaf = x.clone().requires_grad_()
             value = loss(leaf, y)
             only = torch.autograd.grad(loss(x, y), loss.scale)[0]  # of the parameter alone
-            found.append([value, only, *torch.autograd.grad(value, [leaf, loss.scale])])
-    for mine, whole in zip(*found, strict=True):
-        torch.testing.assert_close(mine, whole, rtol=1e-10, atol=1e-11)
+            results.append([value, only, *torch.autograd.grad(value, [leaf, loss.scale])])
+    for tensor, whole in zip(*results, strict=True):
+        torch.testing.assert_close(tensor, whole, rtol=1e-10, atol=1e-11)
 
 
 def test_second_derivatives_are_refused_in_parts_only() -> None:

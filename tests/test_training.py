@@ -19,7 +19,7 @@ from PIL import Image
 
 from dmlcore import plugins
 from dmlcore.errors import ConfigError, TrainingError
-from dmlcore.evaluation import protocol
+from dmlcore.evaluation import evaluating
 from dmlcore.files import write_atomically
 from dmlcore.serving import TrainedRun
 from dmlcore.training import Logger, RunConfig, checkpoints, optimiser, schedule, train
@@ -599,7 +599,7 @@ def test_a_trained_run_embeds_and_evaluates(features: str, tmp_path: Path) -> No
     trained = TrainedRun(tmp_path / "run")
     assert trained.evaluate()["metrics"] == result["metrics"]
     splits = trained.open()
-    embeddings = protocol.embed(trained.model, splits.test, batch_size=7)
+    embeddings = evaluating.embed(trained.model, splits.test, batch_size=7)
     assert embeddings.shape == (len(splits.test), 8)
     torch.testing.assert_close(embeddings, trained(splits.test.batch(range(len(splits.test)))))
 
@@ -608,11 +608,11 @@ def test_raw_pixels_are_averaged_down_and_embedding_leaves_the_mode_alone(pictur
     from dmlcore.data import open_data
 
     test = open_data(pictures, image_size=64).test
-    raw = protocol.raw_features(test)
+    raw = evaluating.raw_features(test)
     assert raw.shape == (len(test), 32 * 32)
     torch.testing.assert_close(raw[0], torch.nn.functional.avg_pool2d(test[0][0], 2).flatten())
     model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Dropout(0.9))
-    assert torch.equal(protocol.embed(model, test), test.batch(range(len(test))).flatten(1)) and model.training
+    assert torch.equal(evaluating.embed(model, test), test.batch(range(len(test))).flatten(1)) and model.training
 
 
 def test_the_step_limit_of_the_environment(features: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -71,9 +71,9 @@ def test_projection_is_the_nearest_point(seed: int) -> None:
     count = 1 + seed % 5
     values = draw(seed, count) * (0.2 if seed % 2 else 3)
     for floor in ([0.0] * count, [1 / (4 * count)] * count, (draw(seed + 50, count).abs() / (9 * count)).tolist()):
-        found = project_simplex(values, torch.tensor(floor, dtype=torch.float64))
-        torch.testing.assert_close(found, torch.tensor(nearest_by_enumeration(values.tolist(), floor), dtype=torch.float64))
-        torch.testing.assert_close(project_simplex(found, torch.tensor(floor)), found)
+        projected = project_simplex(values, torch.tensor(floor, dtype=torch.float64))
+        torch.testing.assert_close(projected, torch.tensor(nearest_by_enumeration(values.tolist(), floor), dtype=torch.float64))
+        torch.testing.assert_close(project_simplex(projected, torch.tensor(floor)), projected)
     torch.testing.assert_close(project_simplex(torch.tensor([0.5, 0.5])), torch.tensor([0.5, 0.5]))
 
 
@@ -219,8 +219,8 @@ def test_grad_norm_against_autograd() -> None:
         again = losses(at)
         norms = torch.stack([torch.autograd.grad(w[i] * again[i], at, create_graph=True)[0].norm() for i in range(3)])
         ratios = (again / first).detach()
-        wanted = (norms.mean() * (ratios / ratios.mean()) ** alpha).detach()
-        (slope,) = torch.autograd.grad((norms - wanted).abs().sum(), w)
+        target_norms = (norms.mean() * (ratios / ratios.mean()) ** alpha).detach()
+        (slope,) = torch.autograd.grad((norms - target_norms).abs().sum(), w)
         # the buffers of first values and the prior are set up in float32
         torch.testing.assert_close(weighting.shares.grad, slope, rtol=1e-6, atol=1e-6)
         torch.testing.assert_close(total, (w * terms).sum())
@@ -255,9 +255,9 @@ def test_dynamic_average_by_hand() -> None:
 def surgery_on_vectors(gradients: Tensor, prior: Tensor, order: list[list[int]]) -> Tensor:
     """Algorithm 1 of the paper, on the vectors themselves."""
     total = torch.zeros_like(gradients[0])
-    for i, others in enumerate(order):
+    for i, sequence in enumerate(order):
         projected = gradients[i].clone()
-        for j in others:
+        for j in sequence:
             dot = projected @ gradients[j]
             if dot < 0:
                 projected -= dot / gradients[j].square().sum() * gradients[j]
@@ -271,8 +271,8 @@ class TestPCGrad:
         gradients = draw(seed, 4, 3) * torch.tensor([[1.0], [30.0], [0.1], [1.0]])
         weighting = make("pcgrad", PRIOR, order="given").double()
         weighting.observe(gradients @ gradients.T, torch.ones(4))
-        given = [[j for j in range(4) if j != i] for i in range(4)]
-        expected = surgery_on_vectors(gradients, weighting.prior, given)
+        order = [[j for j in range(4) if j != i] for i in range(4)]
+        expected = surgery_on_vectors(gradients, weighting.prior, order)
         torch.testing.assert_close(weighting.weights @ gradients, expected)
         assert not torch.allclose(weighting.weights, weighting.prior)  # four vectors in three dimensions: some oppose
 

@@ -136,10 +136,10 @@ def test_every_weighting_is_in_the_table() -> None:
 class TestEveryWeighting:
     def test_starts_at_the_weights_asked_for(self, name: str) -> None:
         weighting = make(name, prior_of(name))
-        wanted = torch.tensor(prior_of(name))
-        shares = wanted if name in ("fixed", "uncertainty") else wanted / wanted.sum()
+        prior = torch.tensor(prior_of(name))
+        shares = prior if name in ("fixed", "uncertainty") else prior / prior.sum()
         torch.testing.assert_close(weighting.weights, shares)
-        torch.testing.assert_close(weighting.importances, wanted / wanted.sum())
+        torch.testing.assert_close(weighting.importances, prior / prior.sum())
         weighting.eval()
         terms = torch.tensor([1.0, 2.0, 3.0, 4.0], requires_grad=True)
         torch.testing.assert_close(torch.autograd.grad(weighting(terms), terms)[0], shares)
@@ -167,11 +167,11 @@ class TestEveryWeighting:
 
     def test_scale_of_a_loss(self, name: str) -> None:
         scales = [1.0, 100.0, 0.01, 7.0]
-        one, other = Training(make(name, prior_of(name))), Training(make(name, prior_of(name)), scales)
+        plain, scaled = Training(make(name, prior_of(name))), Training(make(name, prior_of(name)), scales)
         for _ in range(60):
-            one.step(), other.step()
-        found = [(t.weighting.importances, t.weighting.weights * t.scales) for t in (one, other)]
-        (importances, pull), (scaled_importances, scaled_pull) = found
+            plain.step(), scaled.step()
+        results = [(t.weighting.importances, t.weighting.weights * t.scales) for t in (plain, scaled)]
+        (importances, pull), (scaled_importances, scaled_pull) = results
         assert torch.allclose(importances, scaled_importances, rtol=1e-3) == ("importances" in CLAIMS[name].scale)
         same_pull = torch.allclose(pull / pull.sum(), scaled_pull / scaled_pull.sum(), rtol=1e-3)
         assert same_pull == ("pull" in CLAIMS[name].scale)

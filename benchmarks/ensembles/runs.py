@@ -100,7 +100,7 @@ def _train_nets(job: Job, file: str, out: Path) -> dict[str, Any]:
     import torch
 
     from dmlcore.ensemble.principal import principal_axes
-    from dmlcore.evaluation import protocol
+    from dmlcore.evaluation import evaluating
     from dmlcore.serving import TrainedRun
 
     trained: list[dict[str, Any]] = []
@@ -113,7 +113,7 @@ def _train_nets(job: Job, file: str, out: Path) -> dict[str, Any]:
         run = TrainedRun(out / str(number), device="cpu")
         splits = splits or run.open()
         for part, rows in embedded.items():
-            rows.append(protocol.embed(run.model, getattr(splits, part)))
+            rows.append(evaluating.embed(run.model, getattr(splits, part)))
     assert splits is not None
     whole = {part: torch.cat(rows, 1) / len(rows) ** 0.5 for part, rows in embedded.items()}  # [N, m 64] of unit norm
     axes = principal_axes(whole["train"])
@@ -121,7 +121,7 @@ def _train_nets(job: Job, file: str, out: Path) -> dict[str, Any]:
     short = {part: torch.nn.functional.normalize((rows - mean) @ axes.T) for part, rows in whole.items()}
     parts = {part: getattr(splits, part) for part in ("validation", "test")}
     embeddings = {
-        name: _rounded({part: protocol.evaluate(rows[part], dataset) for part, dataset in parts.items()})
+        name: _rounded({part: evaluating.evaluate(rows[part], dataset) for part, dataset in parts.items()})
         for name, rows in (("whole", whole), ("compressed", short))
     }
     return {

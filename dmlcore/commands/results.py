@@ -9,7 +9,7 @@ from dmlcore import console
 
 def show_metrics(metrics: dict[str, Any], baselines: dict[str, Any], title: str = "") -> None:
     """The table of results: the model and what it is compared with, a row for each part of the data."""
-    from dmlcore.evaluation.protocol import COLUMNS, table_rows
+    from dmlcore.evaluation.evaluating import COLUMNS, table_rows
 
     rows = [(label, *map(_three_digits, values)) for label, values in table_rows(metrics, baselines)]
     console.show_table([title, *COLUMNS], rows, numbers=True)
@@ -17,7 +17,7 @@ def show_metrics(metrics: dict[str, Any], baselines: dict[str, Any], title: str 
 
 def show_embeddings(embeddings: dict[str, Any]) -> None:
     """Everything the model could serve as its embedding: the whole, each head, the compressed, the student's."""
-    from dmlcore.evaluation.protocol import COLUMNS
+    from dmlcore.evaluation.evaluating import COLUMNS
 
     for part in next(iter(embeddings.values()), {}):
         rows = [

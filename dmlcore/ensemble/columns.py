@@ -32,6 +32,7 @@ def check_columns(columns: Sequence[tuple[int, int] | None] | None, losses: Sequ
             raise ConfigError(f"columns has no range for {loss.name}; only regularisers of norms see every head")
         if span is not None and not 0 <= span[0] < span[1]:
             raise ConfigError(f"columns of {loss.name} are {span}, but must be (first, last + 1)")
+    # the vectors of all heads become rows of one matrix
     widths = {span[1] - span[0] for span in ranges if span is not None}
     if None in ranges and len(widths) != 1:
         raise ConfigError(f"a regulariser of norms sees heads of one length, got {sorted(widths)}")
@@ -62,8 +63,9 @@ class Heads:
         span, whole = self.columns[index], self.comparison
         if span is None:
             return self._every_head()
-        if span not in self._views:
+        if span not in self._views:  # the same tensors for the same columns: passes are shared by the identity of tensors
             first, last = span
+            # columns that are everything stay the tensor itself, so that losses share its pass with losses without columns
             is_whole = span == (0, whole.anchors.shape[1])
             self._views[span] = whole._replace(
                 anchors=whole.anchors if is_whole else whole.anchors.narrow(1, first, last - first),
@@ -80,6 +82,7 @@ class Heads:
 
     def whole(self, part: Tensor | None) -> tuple[Tensor, int] | None:
         """The tensor that `part`, as `view` returns it, is columns of and the first of them. None: it is no such part."""
+        # with it the kernels write the gradients of all heads into one tensor, without a copy for each head
         for (first, _), view in self._views.items():
             if part is view.anchors:
                 return None if part is self.comparison.anchors else (self.comparison.anchors, first)

@@ -39,14 +39,14 @@ class Compressor(nn.Module, abc.ABC):
     Options: ClassVar[type] = NoOptions
     is_fitted: Tensor
 
-    def __init__(self, width: int, out: int, options: Any = None, **given: Any) -> None:
+    def __init__(self, width: int, out: int, options: Any = None, **options_by_name: Any) -> None:
         super().__init__()
         if not 1 <= out <= width:
             raise ConfigError(f"{self.name}: cannot compress {width} dimensions to {out}; give a number from 1 to {width}")
-        if options is not None and given:
+        if options is not None and options_by_name:
             raise ConfigError(f"{self.name}: give either an Options object or options by name, not both")
         self.width, self.out = width, out
-        self.options: Any = options if options is not None else build_options(self.Options, given, self.name)
+        self.options: Any = options if options is not None else build_options(self.Options, options_by_name, self.name)
         self.register_buffer("is_fitted", torch.tensor(False))
 
     @property

@@ -152,7 +152,7 @@ class LossEnsemble(nn.Module):
                 scalars[index] = _called(loss, comparison if heads is None else heads.view(index))
         terms = outcome.terms(members, scalars)
         if advance:
-            outcome.forget_history()
+            outcome.detach()
             self._last_outcome = outcome
         return terms
 

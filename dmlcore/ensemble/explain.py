@@ -62,8 +62,8 @@ def _columns(numbers: Tensor | None, count: int) -> Tensor | None:
 
 def _for_anchors(call: FunctorCall, count: int) -> FunctorCall:
     """A recorded functor for another number of anchors."""
-    given = call.given if isinstance(call.given, Tensor) else None
-    return replace(call, given=_columns(given, count), windows=_columns(call.windows, count))
+    per_anchor = call.given if isinstance(call.given, Tensor) else None
+    return replace(call, given=_columns(per_anchor, count), windows=_columns(call.windows, count))
 
 
 def _in_pass(count: int, per_class: int, other_per_class: int, call: FunctorCall, dtype: torch.dtype) -> tuple[float, int]:
@@ -81,8 +81,8 @@ def _in_pass(count: int, per_class: int, other_per_class: int, call: FunctorCall
 
         def run() -> CpuPasses:
             passes = CpuPasses([alone])
-            _, values, _, tables = passes.forward()
-            passes.backward(None, torch.ones_like(values), torch.ones_like(tables), gradients)
+            _, values, _, histograms = passes.forward()
+            passes.backward(None, torch.ones_like(values), torch.ones_like(histograms), gradients)
             return passes
 
         cells = run().plan()["cells"]
@@ -179,28 +179,30 @@ def explain(
     num_classes: int = 1000,
     dtype: torch.dtype = torch.float32,
 ) -> Explanation:
-    """What the CPU kernels would do with a batch: which losses share a pass, its tiles, whether similarities are stored or
-    computed again, threads, memory and time.
+    """What the CPU kernels would do with a batch.
 
-    The choices and the bytes are the planner's own. The times are predictions: the products by the rate of products of a
-    tile's shape, each loss by its cost per similarity at small batches, both measured on one thread (some milliseconds each,
-    once per process) and divided by the threads. Members in plain PyTorch are measured at two small sizes and extrapolated.
+    It says which losses share a pass, how large the tiles are, whether similarities are stored or computed again, and how many
+    threads, how much memory and how much time this takes. Choices and bytes come from the planner itself.
+
+    Times are predictions. The rate of the products of a tile and the cost of a loss per similarity are measured on small
+    batches with one thread, then divided by the threads. Each measurement takes some milliseconds, once per process. Members in
+    plain PyTorch are measured at two small sizes, and their time is extrapolated.
 
     Args:
         losses: a loss, an ensemble, a name, or a list of losses and names.
         batch: number of samples B.
-        dimension: of the embeddings.
-        references: number of references that the batch is compared with; None: the batch itself.
-        threads: None: as many as PyTorch uses.
-        samples_per_class: of batch and references.
-        num_classes: of losses given by name that own proxies.
-        dtype: of the embeddings; half precisions are computed in float32.
+        dimension: numbers of an embedding D.
+        references: number of references N that the batch is compared with. None: the batch itself.
+        threads: number of threads. None: as many as PyTorch uses.
+        samples_per_class: how many samples of a class the batch and the references hold.
+        num_classes: for losses that are named and own proxies.
+        dtype: of the embeddings. Half precisions are computed in float32.
 
     Returns:
-        The explanation, to be printed or read.
+        An `Explanation`. `print` shows it as text.
 
     Raises:
-        ConfigError: numbers below 1, no losses, no extension.
+        ConfigError: a number is below 1, there are no losses, or the CPU extension is missing.
     """
     _check_sizes(batch, dimension, references, samples_per_class)
     threads = threads or torch.get_num_threads()
@@ -254,17 +256,17 @@ def _at_size(recorded: Pass, sizes: dict[int, int], proxies: set[int], growth: f
     return Pass(anchors, labels, references, reference_labels, calls, recorded.normalise, relations)
 
 
-def _planned(names: tuple[str, ...], one: Pass, threads: int, sample: _Sample) -> PlannedPass:
+def _planned(names: tuple[str, ...], pass_: Pass, threads: int, sample: _Sample) -> PlannedPass:
     """What the planner does with a pass, and what that will cost."""
     with plan_options(threads=threads):
-        plan = CpuPasses([one]).plan()
+        plan = CpuPasses([pass_]).plan()
     rate = _product_rate(plan["tile_rows"], plan["tile_columns"], sample.width, sample.dtype)
     products = (3 if plan["stored_bytes"] else 4) * 2 * plan["cells"] * sample.width / rate / plan["threads"]
     count, alike = None, 0
-    if one.references is not None and one.reference_labels is not None:
-        count, alike = len(one.references), int(torch.unique(one.reference_labels, return_counts=True)[1].max())
-    costs = [_loss_rate(call, sample.per_class, alike, sample.dtype) * plan["cells"] / plan["threads"] for call in one.calls]
-    return PlannedPass(names, len(one.anchors), count, plan, rate / 1e9, products, tuple(costs))
+    if pass_.references is not None and pass_.reference_labels is not None:
+        count, alike = len(pass_.references), int(torch.unique(pass_.reference_labels, return_counts=True)[1].max())
+    costs = [_loss_rate(call, sample.per_class, alike, sample.dtype) * plan["cells"] / plan["threads"] for call in pass_.calls]
+    return PlannedPass(names, len(pass_.anchors), count, plan, rate / 1e9, products, tuple(costs))
 
 
 def _trace(

@@ -68,10 +68,10 @@ def alignments(ensemble: Ensemble, embeddings: Tensor, labels: Tensor) -> Tensor
     unseen = embeddings[away].float()
     maps = []
     for k, (first, last) in enumerate(blocks):
-        step = sum((w * parts[k] for w, parts in zip(weights, by_loss, strict=True)), start=torch.zeros_like(by_loss[0][k]))
-        size = step.norm()
+        update = sum((w * parts[k] for w, parts in zip(weights, by_loss, strict=True)), start=torch.zeros_like(by_loss[0][k]))
+        size = update.norm()
         eye = torch.eye(last - first, device=x.device)
-        maps.append((eye - STEP * eye.norm() / size * step if size > 0 else eye).requires_grad_())
+        maps.append((eye - STEP * eye.norm() / size * update if size > 0 else eye).requires_grad_())
     judge = create(options.loss)
     with torch.enable_grad():
         heads = [unseen[:, a:b] @ m for (a, b), m in zip(blocks, maps, strict=True)]

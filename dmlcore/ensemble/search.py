@@ -41,10 +41,10 @@ def _searched(loss: str) -> dict[str, tuple[Any, ...]]:
 
 def _values(loss: str) -> list[dict[str, Any]]:
     """Every option setting of a loss, its defaults first, then each option by itself."""
-    found: list[dict[str, Any]] = []
+    settings: list[dict[str, Any]] = []
     for option, values in _searched(loss).items():
-        found += [{option: value} for value in (values if not found else values[1:])]
-    return found
+        settings += [{option: value} for value in (values if not settings else values[1:])]
+    return settings
 
 
 def left_out(losses: Sequence[str] | None = None) -> list[str]:
@@ -78,16 +78,16 @@ def candidates(losses: Sequence[str] | None, trials: int) -> list[tuple[str, dic
     """
     check_range("trials", trials, least=1)
     names = list(dict.fromkeys(registry("loss") if losses is None else losses))
-    values = {loss: found for loss in names if (found := _values(loss))}
+    values = {loss: settings for loss in names if (settings := _values(loss))}
     if not values:
-        given = f": {', '.join(names)} declare no 'searched' values" if names else ""
-        raise ConfigError(f"there is no loss to search{given}")
+        undeclared = f": {', '.join(names)} declare no 'searched' values" if names else ""
+        raise ConfigError(f"there is no loss to search{undeclared}")
     fewest = min(values, key=lambda loss: len(values[loss]))
     if trials > len(values[fewest]):
         raise ConfigError(
             f"trials is {trials}, but '{fewest}' has {len(values[fewest])} values to try; every loss gets equally many trials"
         )
-    return [(loss, options) for loss, found in values.items() for options in found[:trials]]
+    return [(loss, options) for loss, settings in values.items() for options in settings[:trials]]
 
 
 def search(candidates: Iterable[tuple[str, dict[str, Any]]], run: Callable[[str, dict[str, Any]], float]) -> list[Trial]:
@@ -132,8 +132,8 @@ def choose(trials: Sequence[Trial], within: float = 0.02, most: int = 4) -> list
     check_range("most", most, least=1)
     best: dict[str, Trial] = {}
     for trial in trials:
-        known = best.get(trial.loss)
-        if math.isfinite(trial.score) and (known is None or trial.score > known.score):
+        best_so_far = best.get(trial.loss)
+        if math.isfinite(trial.score) and (best_so_far is None or trial.score > best_so_far.score):
             best[trial.loss] = trial
     if not best:
         why = "; ".join(sorted({trial.failure for trial in trials if trial.failure})) or "there are none"

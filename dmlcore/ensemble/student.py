@@ -19,28 +19,29 @@ def _others(vectors: Tensor) -> Tensor:
 
 
 def similarity_matching(student: Tensor, teacher: Tensor, *, temperature: float = 0.1) -> Tensor:
-    """`t^2 mean_b KL(softmax(T_b / t) || softmax(S_b / t))` with `S_b` and `T_b` the cosines of sample `b` with the others of
-    the batch in the student and in the teacher.
+    """`t^2 mean_b KL(softmax(T_b / t) || softmax(S_b / t))`. `S_b` and `T_b` are the cosines of sample `b` with the other
+    samples of the batch, in the student and in the teacher.
 
-    Retrieval asks which samples are nearest. The softmax weighs a pair by its closeness in the teacher, so neighbourhoods count
-    and far pairs hardly do, and an offset common to a sample's similarities, which changes no ranking, costs nothing. Matching
-    distances or whole matrices evenly would spend a narrow student on the many pairs that are far apart anyway. Only
-    similarities are compared, so the widths may differ and the teacher may be turned at will.
+    Retrieval needs to know which samples are nearest. The softmax gives pairs that are close in the teacher a large weight, and
+    pairs that are far apart a small one. A constant added to all similarities of a sample changes no ranking, and it costs
+    nothing here. If all pairs counted alike, a narrow student would use most of its numbers for pairs that are far apart. Only
+    similarities are compared, so the two widths may differ, and a rotation of the teacher changes nothing.
 
     Args:
         student: `[B, d]` floating point, any norm.
         teacher: `[B, W]` floating point, any norm; detached.
-        temperature: how far down the neighbours count, > 0: large ones match all differences of a row alike.
+        temperature: > 0. A small one counts the nearest neighbours only, a large one counts all pairs alike.
 
     Returns:
-        Scalar >= 0, float32 at least; 0 where the similarities agree, and below 3 samples, where there is nothing to rank.
+        Scalar >= 0, float32 or float64. It is 0 if the similarities agree, and for fewer than 3 samples, which have no ranking.
 
     Raises:
-        ConfigError: not two matrices of as many rows, or `temperature <= 0`.
+        ConfigError: the arguments are not two matrices with the same number of rows, or `temperature <= 0`.
 
     Source: Roth, Milbich, Ommer, Cohen, Ghassemi, "Simultaneous Similarity-based Self-Distillation for Deep Metric Learning"
-    (S2SD), ICML 2021, as in the authors' code. Deviations: without the diagonal, which at low temperature would outweigh the
-    neighbours; a default temperature of 0.1 (there 1), so that neighbours do count more; the teacher is whatever is given.
+    (S2SD), ICML 2021, as in the authors' code. Deviations: the similarity of a sample with itself is left out, because at a low
+    temperature it would outweigh the neighbours. The default temperature is 0.1 instead of 1, so that neighbours count more.
+    The teacher may be any embedding.
     """
     check_range("temperature", temperature, above=0)
     if student.ndim != 2 or teacher.ndim != 2 or len(student) != len(teacher):
@@ -50,6 +51,6 @@ def similarity_matching(student: Tensor, teacher: Tensor, *, temperature: float 
         return student.sum() * 0
     with torch.autocast(student.device.type, enabled=False):
         dtype = torch.promote_types(student.dtype, torch.float32)
-        asked = functional.log_softmax(_others(teacher.detach().to(dtype)) / temperature, dim=1)
-        found = functional.log_softmax(_others(student.to(dtype)) / temperature, dim=1)
-        return temperature**2 * functional.kl_div(found, asked, reduction="batchmean", log_target=True)
+        of_teacher = functional.log_softmax(_others(teacher.detach().to(dtype)) / temperature, dim=1)
+        of_student = functional.log_softmax(_others(student.to(dtype)) / temperature, dim=1)
+        return temperature**2 * functional.kl_div(of_student, of_teacher, reduction="batchmean", log_target=True)

@@ -1,4 +1,4 @@
-"""Retrieval metrics of embeddings, and the protocol that applies them to a model and a data set."""
+"""Retrieval metrics of embeddings, and how they are applied to a model and a data set."""
 
 from __future__ import annotations
 

@@ -25,27 +25,32 @@ def retrieval_metrics(
     *,
     metric: str = "cosine",
 ) -> dict[str, float]:
-    """How well nearest neighbours share the label: exact, over the full ranking, in bounded memory.
+    """How often the nearest neighbours of a sample have its label.
 
-    Without `references` every sample is a query against all others. References with the label of the query are its
-    positives. Ties: a negative exactly as similar as a positive comes before it, so collapsed embeddings score lowest.
-    Queries without a positive are counted in `excluded` and enter no mean.
+    Without `references` every sample is a query against all others. The references with a query's label are its positives. The
+    results are exact: the whole ranking counts, and memory stays bounded. If a negative is exactly as similar as a positive,
+    the negative comes first, so collapsed embeddings score lowest.
 
     Args:
-        embeddings: [N, D] numbers, finite; float16 and bfloat16 are compared in float32.
-        labels: [N] integers of any size that int64 holds.
-        references: [M, D]; a query that is among them finds itself.
-        reference_labels: [M] integers.
-        recall_at: each k >= 1; at most the number of references is meaningful.
-        metric: "cosine" (zero vectors stay zero), "dot" or "euclidean".
+        embeddings: `[N, D]` finite numbers. float16 and bfloat16 are compared in float32.
+        labels: `[N]` integers within int64.
+        references: `[M, D]`, or None: the other samples. A query that is among the references finds itself.
+        reference_labels: `[M]` integers, or None with `references`.
+        recall_at: the values of k, each >= 1. Values above the number of references have no meaning.
+        metric: `cosine` (a zero vector stays zero), `dot` or `euclidean`.
 
     Returns:
-        For R = number of positives of a query: `recall@k` (share of queries with a positive among the k nearest),
-        `precision@k` (share of positives among the k nearest), `r_precision` (share among the R nearest), `map@r` (average
-        precision cut at R), `map` (average precision), `mrr` (mean of 1 / rank of the first positive), `queries`, `excluded`.
+        Numbers by name: means over the queries that have positives, and two counts. R is a query's number of positives.
+
+        - `recall@k`: share of queries with a positive among their k nearest.
+        - `precision@k`, `r_precision`: share of positives among the k nearest, and among the R nearest.
+        - `map@r`: average precision, cut after rank R.
+        - `map`: average precision.
+        - `mrr`: 1 / rank of the first positive.
+        - `queries`, `excluded`: how many queries have a positive, and how many have none.
 
     Raises:
-        ConfigError: wrong shapes, types or options, values that are not finite, or no query with a positive.
+        ConfigError: a wrong shape, type or option, a value that is not finite, or no query with a positive.
 
     Source: R-precision and MAP@R as in Musgrave, Belongie and Lim, "A Metric Learning Reality Check", ECCV 2020, section 3.2.
     """

@@ -47,31 +47,31 @@ class CudaPass:
         NotTaken: a functor that cannot take these references.
     """
 
-    def __init__(self, one: Pass, *, module: ModuleType | None = None) -> None:
+    def __init__(self, pass_: Pass, *, module: ModuleType | None = None) -> None:
         module = module or extension.cuda()
         if module is None:
             raise ConfigError(extension.why_not("cuda"))
-        anchors, references, relations, calls = one.anchors, one.references, one.relations, one.calls
+        anchors, references, relations, calls = pass_.anchors, pass_.references, pass_.relations, pass_.calls
         self.device = anchors.device
         tensors: dict[str, Any] = {
             "anchors": anchors,
-            "anchor_labels": one.anchor_labels,
+            "anchor_labels": pass_.anchor_labels,
             "references": references,
-            "reference_labels": one.reference_labels,
+            "reference_labels": pass_.reference_labels,
             **relations._asdict(),
         }
         tensors |= {f"given of {call.functor}": call.given for call in calls}
         tensors |= {f"windows of {call.functor}": call.windows for call in calls}
         _check(tensors, self.device)
         self.dtypes = (anchors.dtype, None if references is None else references.dtype)
-        self.normalise, self.relations = one.normalise, relations
+        self.normalise, self.relations = pass_.normalise, relations
         self.calls = tuple(
             FunctorCall(call.functor, call.options, _numbers(call.given), _numbers(call.windows), call.cells) for call in calls
         )
         self.lists = relations.starts is not None and relations.positives is not None
         with self._on_device():
             self.raw = [_numbers(anchors), None if references is None else _numbers(references)]
-            self.labels = [one.anchor_labels, one.reference_labels]
+            self.labels = [pass_.anchor_labels, pass_.reference_labels]
             self.orders: list[Tensor | None] = [None, None]
             if not self.lists:
                 for side, labels in enumerate(self.labels):
@@ -81,7 +81,7 @@ class CudaPass:
             options = getattr(plan, "options", {})
             self.workspace = options.get("workspace", WORKSPACE)
             try:
-                self.step: Any = module.Pass(
+                self.native: Any = module.Pass(
                     anchors.shape[0],
                     None if references is None else references.shape[0],
                     anchors.shape[1],
@@ -100,10 +100,10 @@ class CudaPass:
                 if any(call.functor not in (*module.functors(), *cuda_functors.joined) for call in calls):
                     raise
                 raise NotTaken(f"{error}; DML_FUSED=0 runs the definition") from None
-            self.plan: dict[str, Any] = self.step.plan
+            self.plan: dict[str, Any] = self.native.plan
             self.unit = [None if side is None else torch.empty_like(side) for side in self.raw]
             self.factors = [None if side is None else side.new_empty(side.shape[0]) for side in self.raw]
-            self.kept = self._bytes(self.plan["kept"])
+            self.state_bytes = self._bytes(self.plan["kept"])
         self.stored: Tensor | None = None
 
     @property
@@ -118,19 +118,19 @@ class CudaPass:
         return self.anchors if self.unit[1] is None else self.unit[1]
 
     def forward(self) -> tuple[Tensor, Tensor, Tensor]:
-        """Values and counts, both `[V, A]` float32 in the anchors' order, and the tables `[cells]`."""
+        """Values and counts, both `[V, A]` float32 in the anchors' order, and the histograms `[cells]`."""
         with self._on_device():
-            stream, step = self._stream(), self.step
+            stream, native = self._stream(), self.native
             self._prepare(stream)
-            both = self.anchors.new_empty(2, step.value_count, self.anchors.shape[0])  # [2, V, A]
+            both = self.anchors.new_empty(2, native.value_count, self.anchors.shape[0])  # [2, V, A]
             values, counts = both[0], both[1]
-            tables = self.anchors.new_empty(step.table_cells)
+            histograms = self.anchors.new_empty(native.table_cells)
             scratch = self._bytes(self.plan["forward"])
             products, single = self._chunk(), len(self._rows()) * len(self._columns()) == 1
             for r0, r1 in self._rows():
                 for c0, c1 in self._columns():
                     self._multiply(products, (r0, r1), (c0, c1))
-                    step.forward(
+                    native.forward(
                         products.data_ptr(),
                         r0,
                         r1 - r0,
@@ -141,18 +141,20 @@ class CudaPass:
                         counts.data_ptr(),
                         stream,
                     )
-            step.finish(scratch.data_ptr(), values.data_ptr(), counts.data_ptr(), tables.data_ptr(), stream)
+            native.finish(scratch.data_ptr(), values.data_ptr(), counts.data_ptr(), histograms.data_ptr(), stream)
             self.stored = products if single and products.numel() * 4 <= self.workspace else None
-        return values, counts, tables
+        return values, counts, histograms
 
     def backward(
-        self, cotangents: Tensor, table_cotangents: Tensor | None = None, with_references: bool = True
+        self, cotangents: Tensor, histogram_cotangents: Tensor | None = None, with_references: bool = True
     ) -> tuple[Tensor, Tensor | None]:
-        """Gradients of anchors and references under the cotangents `[V, A]` of the values and `[cells]` of the tables."""
+        """Gradients of anchors and references under the cotangents `[V, A]` of the values and `[cells]` of the histograms."""
         with self._on_device():
-            stream, step = self._stream(), self.step
+            stream, native = self._stream(), self.native
             cotangents = cotangents.float().contiguous()
-            tables = self.anchors.new_empty(0) if table_cotangents is None else table_cotangents.float().contiguous()
+            histograms = (
+                self.anchors.new_empty(0) if histogram_cotangents is None else histogram_cotangents.float().contiguous()
+            )
             scratch = self._bytes(self.plan["backward"])
             slopes, products = self._chunk(), self._chunk() if self.stored is None else self.stored
             on_anchors = _Sum(torch.empty_like(self.anchors))
@@ -165,7 +167,7 @@ class CudaPass:
                 for c0, c1 in self._columns():
                     if self.stored is None:
                         self._multiply(products, (r0, r1), (c0, c1))
-                    step.backward(
+                    native.backward(
                         products.data_ptr(),
                         slopes.data_ptr(),
                         r0,
@@ -175,7 +177,7 @@ class CudaPass:
                         self.stored is None,
                         scratch.data_ptr(),
                         cotangents.data_ptr(),
-                        tables.data_ptr(),
+                        histograms.data_ptr(),
                         stream,
                     )
                     chunk = _shaped(slopes, r1 - r0, c1 - c0)
@@ -197,12 +199,12 @@ class CudaPass:
             starts = positives = 0
         elif not positives:  # no pair at all: no address would mean no lists
             positives = starts
-        self.step.prepare(sides[0], sides[1], own, starts, positives, self.kept.data_ptr(), stream)
+        self.native.prepare(sides[0], sides[1], own, starts, positives, self.state_bytes.data_ptr(), stream)
 
     def _scattered(self, side: int, grad: _Sum, stream: int) -> Tensor:
         out = torch.empty_like(grad.total)
         total = grad.total if grad.total.numel() == 0 or grad.filled else grad.total.zero_()
-        self.step.scatter(side == 1, total.data_ptr(), out.data_ptr(), stream)
+        self.native.scatter(side == 1, total.data_ptr(), out.data_ptr(), stream)
         dtype = self.dtypes[side]
         return out if dtype is None else out.to(dtype)
 

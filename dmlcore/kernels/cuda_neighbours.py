@@ -113,7 +113,7 @@ class _Ranker:
 
     def run(self, ks: Sequence[int]) -> Tensor:
         values = torch.zeros(5 + len(ks), self.columns, dtype=torch.float64, device=self.device)
-        wanted = torch.tensor(list(ks), dtype=torch.int64, device=self.device)
+        ks_there = torch.tensor(list(ks), dtype=torch.int64, device=self.device)
         for q0, q1, cells in self.runs:
             thresholds = torch.empty(cells, dtype=self.dtype, device=self.device)
             counts = torch.zeros(cells, dtype=torch.int32, device=self.device)
@@ -122,7 +122,7 @@ class _Ranker:
             thresholds.copy_(self._sorted(thresholds, q0, q1))
             self.ranking.count(self._stream())
             self.ranking.conclude(
-                self.order.data_ptr(), wanted.data_ptr(), len(ks), self.columns, values.data_ptr(), self._stream()
+                self.order.data_ptr(), ks_there.data_ptr(), len(ks), self.columns, values.data_ptr(), self._stream()
             )
         return values
 

@@ -28,13 +28,13 @@ def encoded(passes: Sequence[Pass], targets: Sequence[tuple[Target, Target]]) ->
         constants.append(tensor)
         return len(constants) - 1
 
-    for one, ((source, first), (other, other_first)) in zip(passes, targets, strict=True):
+    for pass_, ((source, first), (other, other_first)) in zip(passes, targets, strict=True):
         # a width that is not told is that of the tensor, which may change from call to call
-        whole = one.anchors_in is None and one.references_in is None
-        layout += [source, first, -1 if whole else one.anchors.shape[1], place(one.anchor_labels)]
-        layout += [other, other_first, place(one.reference_labels), *map(int, one.normalise), *map(place, one.relations)]
-        layout += [len(one.calls), -1 if one.owners is None else len(one.owners), *(one.owners or ())]
-        for call in one.calls:
+        whole = pass_.anchors_in is None and pass_.references_in is None
+        layout += [source, first, -1 if whole else pass_.anchors.shape[1], place(pass_.anchor_labels)]
+        layout += [other, other_first, place(pass_.reference_labels), *map(int, pass_.normalise), *map(place, pass_.relations)]
+        layout += [len(pass_.calls), -1 if pass_.owners is None else len(pass_.owners), *(pass_.owners or ())]
+        for call in pass_.calls:
             functors.append(call.functor)
             options += call.options
             assert call.given is None or isinstance(call.given, Tensor)
@@ -64,9 +64,9 @@ def decoded(
         owners = None if owned < 0 else tuple(take(owned))
         calls = []
         for _ in range(count):
-            number, given, windows, cells = take(4)
+            number, per_anchor, windows, cells = take(4)
             call_options = tuple(next(values) for _ in range(number))
-            calls.append(FunctorCall(next(names), call_options, constant(given), constant(windows), cells))
+            calls.append(FunctorCall(next(names), call_options, constant(per_anchor), constant(windows), cells))
         passes.append(
             Pass(
                 columns(source, first, width),

@@ -32,8 +32,8 @@ def _why_not_loaded(name: str, error: ImportError) -> str:
     if not (package.parent / "csrc").is_dir():
         return f"dmlcore was installed without {name}"
     sources = f"Python runs in dmlcore's source folder {package.parent}, where {name} is not compiled"
-    others = (Path(entry, "dmlcore") for entry in sys.path if entry and Path(entry) != package.parent)
-    if installed := next((folder for folder in others if next(folder.glob(f"{name}.*"), None)), None):
+    elsewhere = (Path(entry, "dmlcore") for entry in sys.path if entry and Path(entry) != package.parent)
+    if installed := next((folder for folder in elsewhere if next(folder.glob(f"{name}.*"), None)), None):
         return f"{sources}; leave that folder, or use `python -P`, to use the package in {installed.parent}"
     return f"{sources}; run `pip install -e .` there, or `pip install .` and leave that folder"
 

@@ -11,12 +11,19 @@ from dmlcore.kernels.jit import dispatch
 
 
 def info() -> dict[str, Any]:
-    """What is built, what is used, and why something is not.
+    """What of the kernels is built, what is used, and why something is not.
 
     Returns:
-        `cpu` (built, level, levels, blas, reason), `cuda` (built, archs, devices, reason), `threads`, `fused` (functor names by
-        device type, with their options), `enabled`, `runtime` (enabled, compiler, folder, functors with their headers, failed;
-            `cuda`: compiler, functors, failed).
+        Facts by name.
+
+        - `enabled`: whether fused forms are used at all (`DML_FUSED`).
+        - `threads`: how many PyTorch uses.
+        - `cpu`: `built`, the instruction set in use (`level`) and those that could be (`levels`), whose matrix products it uses
+          (`blas`: `vendor` or `own`), and `reason`, why it is missing.
+        - `cuda`: `built`, the architectures it was compiled for (`archs`), the `devices` of this machine, and `reason`.
+        - `fused`: the functors, for `cpu` with the names of their options, for `cuda` as a list.
+        - `runtime`: compilation of plugins' functors: `enabled`, `compiler`, `folder`, `functors` with their headers, and
+          `failed` with the reasons. Its entry `cuda` holds `compiler`, `functors` and `failed` for GPUs.
     """
     module, gpu = extension.cpu(), extension.cuda()
     devices = [torch.cuda.get_device_name(k) for k in range(torch.cuda.device_count())]

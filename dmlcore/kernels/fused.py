@@ -40,7 +40,7 @@ class Passed(NamedTuple):
         that makes some that of positive, then that of negative pairs, `[cells]`."""
         if self.parts[0][0].ndim == 2:  # an entry for each pass
             return self.parts[index]
-        (values, counts, tables), (number, anchors, cells) = self.parts[0], self.sizes[index]
+        (values, counts, histograms), (number, anchors, cells) = self.parts[0], self.sizes[index]
         if len(self.sizes) > 1:
             first = first_cell = 0
             for earlier_number, earlier_anchors, earlier_cells in self.sizes[:index]:
@@ -48,8 +48,8 @@ class Passed(NamedTuple):
                 first_cell += earlier_cells
             values, counts = values[first : first + number * anchors], counts[first : first + number * anchors]
             if cells:
-                tables = tables[first_cell : first_cell + cells]
-        return values.view(number, anchors), counts.view(number, anchors), tables
+                histograms = histograms[first_cell : first_cell + cells]
+        return values.view(number, anchors), counts.view(number, anchors), histograms
 
 
 class CpuPasses:
@@ -72,19 +72,19 @@ class CpuPasses:
         if module is None:
             raise ConfigError(extension.why_not("cpu"))
         requests = []
-        for k, one in enumerate(passes):
+        for k, pass_ in enumerate(passes):
             anchors_to, references_to = ((2 * k, 0), (2 * k + 1, 0)) if targets is None else targets[k]
-            requests.append(_request(one, anchors_to, references_to))
+            requests.append(_request(pass_, anchors_to, references_to))
         self.like = passes[0].anchors.new_empty(0)
         self.terms = terms
-        self.alive = [one.relations for one in passes]  # the kernels copy everything else
-        options = getattr(plan, "options", None)
+        self.alive = [pass_.relations for pass_ in passes]  # the kernels copy everything else
+        options = getattr(plan, "options", None)  # of tests and measurements: an overridden `threads` wins over PyTorch's
         is_double = self.like.dtype == torch.float64
         if options:
             self.passes = module.Passes(is_double, requests, terms, **{"threads": torch.get_num_threads(), **options})
         else:
             self.passes = module.Passes(is_double, requests, terms, threads=torch.get_num_threads())
-        if (recorded := getattr(plan, "recorded", None)) is not None:
+        if (recorded := getattr(plan, "recorded", None)) is not None:  # `explain` wants to see what runs together
             recorded.extend(passes)
 
     def forward(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -92,16 +92,18 @@ class CpuPasses:
         count, cells = self.passes.sizes
         like = self.like
         values, counts, terms = like.new_empty(count), like.new_empty(count), like.new_empty(self.terms)
-        tables = like.new_empty(cells) if cells else like
-        self.passes.forward(values.data_ptr(), counts.data_ptr(), tables.data_ptr(), terms.data_ptr())
-        return terms, values, counts, tables
+        histograms = like.new_empty(cells)
+        self.passes.forward(values.data_ptr(), counts.data_ptr(), histograms.data_ptr(), terms.data_ptr())
+        return terms, values, counts, histograms
 
-    def backward(self, terms: Tensor | None, values: Tensor | None, tables: Tensor | None, to: Sequence[Tensor | None]) -> None:
+    def backward(
+        self, terms: Tensor | None, values: Tensor | None, histograms: Tensor | None, to: Sequence[Tensor | None]
+    ) -> None:
         """Fill the contiguous tensors `to` with gradients, under cotangents of what `forward` returned. None: they are 0."""
         self.passes.backward(
             0 if terms is None else terms.data_ptr(),
             0 if values is None else values.data_ptr(),
-            0 if tables is None else tables.data_ptr(),
+            0 if histograms is None else histograms.data_ptr(),
             [(0, 0, 0) if gradient is None else (gradient.data_ptr(), *gradient.shape) for gradient in to],
         )
 
@@ -110,10 +112,11 @@ class CpuPasses:
         return self.passes.plan(index)
 
 
-def _request(one: Pass, anchors_to: Target, references_to: Target) -> tuple[Any, ...]:
+def _request(pass_: Pass, anchors_to: Target, references_to: Target) -> tuple[Any, ...]:
     """What the binding is told of a pass. The tensors must live until it has begun, those of `relations` as long as it."""
-    anchors, labels, references, reference_labels = one.anchors, one.anchor_labels, one.references, one.reference_labels
-    own, starts, positives = one.relations
+    anchors, labels, references, reference_labels = pass_.anchors, pass_.anchor_labels, pass_.references, pass_.reference_labels
+    own, starts, positives = pass_.relations
+    # addresses and strides instead of tensors: columns of a wider tensor need no copy, and the binding needs no PyTorch
     if not (anchors.is_cpu and labels.is_cpu):
         _refuse_other_device(anchors if labels.is_cpu else labels)
     there = None
@@ -121,15 +124,15 @@ def _request(one: Pass, anchors_to: Target, references_to: Target) -> tuple[Any,
         if not (references.is_cpu and reference_labels.is_cpu):
             _refuse_other_device(references if reference_labels.is_cpu else reference_labels)
         shape, stride = references.shape, references.stride(0)
-        there = (references.data_ptr(), reference_labels.data_ptr(), shape[0], stride, one.normalise[1])
+        there = (references.data_ptr(), reference_labels.data_ptr(), shape[0], stride, pass_.normalise[1])
     calls = []
-    for call in one.calls:
-        given, windows = call.given, call.windows
-        assert not callable(given) or isinstance(given, Tensor)
-        pointers = 0 if given is None else given.data_ptr(), 0 if windows is None else windows.data_ptr()
+    for call in pass_.calls:
+        per_anchor, windows = call.given, call.windows
+        assert not callable(per_anchor) or isinstance(per_anchor, Tensor)
+        pointers = 0 if per_anchor is None else per_anchor.data_ptr(), 0 if windows is None else windows.data_ptr()
         calls.append((call.functor, call.options, *pointers))
     return (
-        (anchors.data_ptr(), labels.data_ptr(), anchors.shape[0], anchors.stride(0), one.normalise[0]),
+        (anchors.data_ptr(), labels.data_ptr(), anchors.shape[0], anchors.stride(0), pass_.normalise[0]),
         there,
         anchors.shape[1],
         calls,
@@ -138,7 +141,7 @@ def _request(one: Pass, anchors_to: Target, references_to: Target) -> tuple[Any,
             0 if starts is None else starts.data_ptr(),
             0 if positives is None else positives.data_ptr(),
         ),
-        (-1,) * one.size[0] if one.owners is None else one.owners,
+        (-1,) * pass_.size[0] if pass_.owners is None else pass_.owners,
         anchors_to,
         references_to,
     )
@@ -155,14 +158,14 @@ class _FusedPasses(torch.autograd.Function):
     def forward(ctx: Any, passes: CpuPasses, scalar: bool, *sources: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         ctx.passes = passes
         ctx.shapes = [source.shape for source in sources]
-        terms, values, counts, tables = passes.forward()
-        ctx.set_materialize_grads(False)
+        terms, values, counts, histograms = passes.forward()
+        ctx.set_materialize_grads(False)  # usually only the terms have a cotangent; zeros for the others would cost time
         ctx.mark_non_differentiable(counts)
-        return terms.view(()) if scalar else terms, values, counts, tables
+        return terms.view(()) if scalar else terms, values, counts, histograms
 
     @staticmethod
     def backward(
-        ctx: Any, terms: Tensor | None, values: Tensor | None, _: Tensor | None, tables: Tensor | None
+        ctx: Any, terms: Tensor | None, values: Tensor | None, _: Tensor | None, histograms: Tensor | None
     ) -> tuple[Tensor | None, ...]:
         passes: CpuPasses = _state(ctx.passes)
         like = passes.like
@@ -172,7 +175,7 @@ class _FusedPasses(torch.autograd.Function):
         passes.backward(
             None if terms is None else terms.contiguous(),
             None if values is None else values.contiguous(),
-            None if tables is None else tables.contiguous(),
+            None if histograms is None else histograms.contiguous(),
             gradients,
         )
         if not _keeps_graph():  # kept loss values must not keep the tiles, as autograd frees its saved tensors
@@ -186,14 +189,16 @@ class _FusedRows(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, state: Any, anchors: Tensor, references: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
         ctx.state = state
-        values, counts, tables = state.forward()
+        values, counts, histograms = state.forward()
         ctx.mark_non_differentiable(counts)
-        return values, counts, tables
+        return values, counts, histograms
 
     @staticmethod
-    def backward(ctx: Any, cotangents: Tensor, _: Tensor, table_cotangents: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, cotangents: Tensor, _: Tensor, histogram_cotangents: Tensor) -> tuple[Tensor | None, ...]:
         state = _state(ctx.state)
-        anchors, references = state.backward(cotangents.contiguous(), table_cotangents.contiguous(), ctx.needs_input_grad[2])
+        anchors, references = state.backward(
+            cotangents.contiguous(), histogram_cotangents.contiguous(), ctx.needs_input_grad[2]
+        )
         if not _keeps_graph():
             ctx.state = None
         return None, anchors if ctx.needs_input_grad[1] else None, references
@@ -215,38 +220,38 @@ def _keeps_graph() -> bool:
     return True if query is None else query()
 
 
-def _ready(one: Pass, anchors: Tensor, references: Tensor | None, dtype: torch.dtype) -> Pass:
+def _ready(pass_: Pass, anchors: Tensor, references: Tensor | None, dtype: torch.dtype) -> Pass:
     """The pass as the kernels want it, with these vectors. One new tuple: this is on the way of every small batch."""
-    relations, calls = one.relations, one.calls
+    relations, calls = pass_.relations, pass_.calls
     if relations != (None, None, None):
         relations = Relations(*(None if tensor is None else tensor.contiguous() for tensor in relations))
         if relations.positives is not None and not len(relations.positives):  # no address would mean no lists
             relations = relations._replace(positives=relations.positives.new_zeros(1))
-    for call in calls:
+    for call in calls:  # most have no constants, and copying the calls costs more than looking
         if call.given is not None or call.windows is not None:
             calls = tuple(_with_constants(call, dtype) for call in calls)
             break
-    labels, reference_labels = one.anchor_labels, one.reference_labels
+    labels, reference_labels = pass_.anchor_labels, pass_.reference_labels
     return Pass(
         anchors,
         labels.contiguous(),
         references,
         None if reference_labels is None else reference_labels.contiguous(),
         calls,
-        one.normalise,
+        pass_.normalise,
         relations,
-        one.anchors_in,
-        one.references_in,
-        one.owners,
+        pass_.anchors_in,
+        pass_.references_in,
+        pass_.owners,
     )
 
 
 def _with_constants(call: FunctorCall, dtype: torch.dtype) -> FunctorCall:
-    given, windows = (
+    per_anchor, windows = (
         numbers.detach().to(dtype).contiguous() if isinstance(numbers, Tensor) else None
         for numbers in (call.given, call.windows)
     )
-    return replace(call, given=given, windows=windows)
+    return replace(call, given=per_anchor, windows=windows)
 
 
 class _Sources:
@@ -262,6 +267,7 @@ class _Sources:
     def place(self, part: Tensor, whole: tuple[Tensor, int] | None) -> tuple[Tensor, Target]:
         """The part in the kernels' precision, and where its gradient goes."""
         source, first = (part, 0) if whole is None else whole
+        # by identity: all passes add to one gradient of a tensor, instead of autograd adding one gradient per pass
         for index, placed in enumerate(self.sources):  # noqa: B007  used behind the loop
             if placed is source:
                 break
@@ -293,50 +299,50 @@ def fused_passes(passes: Sequence[Pass], terms: int | None = 0) -> Passed:
     Raises:
         ConfigError: the extension for the anchors' device is missing.
     """
-    dtype = torch.float32
-    for one in passes:
-        if one.anchors.dtype == torch.float64 or (one.references is not None and one.references.dtype == torch.float64):
+    dtype = torch.float32  # one for all: a call of the extension has one number type, and one float64 tensor decides it
+    for pass_ in passes:
+        if pass_.anchors.dtype == torch.float64 or (pass_.references is not None and pass_.references.dtype == torch.float64):
             dtype = torch.float64
     sources = _Sources(dtype)
     ready, targets, sizes = [], [], []
-    for one in passes:
-        anchors, anchors_to = sources.place(one.anchors, one.anchors_in)
-        references, references_to = one.references, (-1, 0)
+    for pass_ in passes:
+        anchors, anchors_to = sources.place(pass_.anchors, pass_.anchors_in)
+        references, references_to = pass_.references, (-1, 0)
         if references is not None:
-            references, references_to = sources.place(references, one.references_in)
-        ready.append(_ready(one, anchors, references, dtype))
+            references, references_to = sources.place(references, pass_.references_in)
+        ready.append(_ready(pass_, anchors, references, dtype))
         targets.append((anchors_to, references_to))
         cells = 0
-        for call in one.calls:
+        for call in pass_.calls:
             cells += call.cells
-        sizes.append((one.size[0] if one.owners is None else len(one.owners), anchors.shape[0], cells))
+        sizes.append((pass_.size[0] if pass_.owners is None else len(pass_.owners), anchors.shape[0], cells))
     if torch.compiler.is_compiling():
         total, *rows = _by_operator(ready, sources.real, targets, 1 if terms is None else terms)
         return Passed(total.view(()) if terms is None else total, ((rows[0], rows[1], rows[2]),), tuple(sizes))
-    states = [device_pass(one) for one in ready]
-    if states[0] is None:
+    states = [device_pass(pass_) for pass_ in ready]
+    if states[0] is None:  # all are on the CPU
         state = CpuPasses(ready, 1 if terms is None else terms, targets)
-        total, values, counts, tables = _FusedPasses.apply(state, terms is None, *sources.real)
-        return Passed(total, ((values, counts, tables),), tuple(sizes))
-    parts = tuple(_FusedRows.apply(state, one.anchors, one.references) for state, one in zip(states, ready, strict=True))
+        total, values, counts, histograms = _FusedPasses.apply(state, terms is None, *sources.real)
+        return Passed(total, ((values, counts, histograms),), tuple(sizes))
+    parts = tuple(_FusedRows.apply(state, pass_.anchors, pass_.references) for state, pass_ in zip(states, ready, strict=True))
     return Passed(averaged(ready, parts, terms), parts, tuple(sizes))
 
 
-def device_pass(one: Pass) -> Any | None:
+def device_pass(pass_: Pass) -> Any | None:
     """The state of a pass on a device that computes each pass by itself, or None: on the CPU they are computed together."""
-    if not one.anchors.is_cuda:
+    if not pass_.anchors.is_cuda:
         return None
-    references = None if one.references is None else one.references.contiguous()  # its kernels read no columns of others
-    return CudaPass(one._replace(anchors=one.anchors.contiguous(), references=references))
+    references = None if pass_.references is None else pass_.references.contiguous()  # its kernels read no columns of others
+    return CudaPass(pass_._replace(anchors=pass_.anchors.contiguous(), references=references))
 
 
 def averaged(passes: Sequence[Pass], parts: Sequence[tuple[Tensor, Tensor, Tensor]], terms: int | None) -> Tensor:
     """The terms by a few operations of PyTorch: for devices whose kernels do not average."""
     averages, owners = [], []
-    for one, (values, counts, _) in zip(passes, parts, strict=True):
-        if one.owners is not None:
+    for pass_, (values, counts, _) in zip(passes, parts, strict=True):
+        if pass_.owners is not None:
             averages.append(values.sum(1) / counts.sum(1).clamp_min(1))
-            owners += one.owners
+            owners += pass_.owners
     total = parts[0][0].new_zeros(1 if terms is None else terms)
     if averages:
         values = averages[0] if len(averages) == 1 else torch.cat(averages)  # [sum V]
@@ -373,5 +379,5 @@ def _by_operator(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Terms, values, counts and histograms as `CpuPasses.forward`, differentiable in the sources, by the custom operator of
     `operator.py`. That module is named by no import here: it builds on this one."""
-    totals, values, counts, tables = torch.ops.dmlcore.fused_rows(sources, *encoded(passes, targets), terms)
-    return totals, values, counts.detach(), tables
+    totals, values, counts, histograms = torch.ops.dmlcore.fused_rows(sources, *encoded(passes, targets), terms)
+    return totals, values, counts.detach(), histograms

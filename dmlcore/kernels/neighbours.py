@@ -49,18 +49,19 @@ def rank_positives(
             queries, query_labels, references, reference_labels, ks, metric, memory=memory, few=few
         )
     values = torch.empty(5 + len(ks), len(queries), dtype=torch.float64)
-    kept = []  # what the pointers below point into
+    tensors = []  # what the pointers below point into
 
     def pointers(vectors: Tensor, labels: Tensor) -> tuple[int, int, int]:
-        kept.extend((vectors.detach().contiguous(), labels.contiguous()))
-        return kept[-2].data_ptr(), kept[-1].data_ptr(), len(vectors)
+        tensors.extend((vectors.detach().contiguous(), labels.contiguous()))
+        return tensors[-2].data_ptr(), tensors[-1].data_ptr(), len(vectors)
 
-    mine = pointers(queries, query_labels)
-    theirs = None if references is None or reference_labels is None else pointers(references, reference_labels)
+    query_side = pointers(queries, query_labels)
+    reference_side = None if references is None or reference_labels is None else pointers(references, reference_labels)
+    sides = query_side, reference_side
     module = extension.cpu()
     assert module is not None
     is_double = queries.dtype == torch.float64
     module.rank_positives(
-        is_double, mine, theirs, queries.shape[1], metric, list(ks), values.data_ptr(), torch.get_num_threads(), memory, few
+        is_double, *sides, queries.shape[1], metric, list(ks), values.data_ptr(), torch.get_num_threads(), memory, few
     )
     return values

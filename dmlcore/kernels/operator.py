@@ -19,7 +19,7 @@ def _begun(
     """The passes, where their gradients go, and their states: one each, or one for all on the CPU."""
     sources = [tensor.contiguous() for tensor in sources]
     passes, targets = decoded(sources, [tensor.contiguous() for tensor in constants], functors, options, layout)
-    states = [device_pass(one) for one in passes]
+    states = [device_pass(pass_) for pass_ in passes]
     if states[0] is None:
         return passes, targets, [], CpuPasses(passes, terms, targets)
     return passes, targets, states, None
@@ -38,8 +38,8 @@ def fused_rows_op(
     if together is not None:
         return together.forward()
     parts = [state.forward() for state in states]
-    values, counts, tables = (torch.cat([tensor.flatten() for tensor in kind]) for kind in zip(*parts, strict=True))
-    return averaged(passes, parts, terms), values, counts, tables
+    values, counts, histograms = (torch.cat([tensor.flatten() for tensor in kind]) for kind in zip(*parts, strict=True))
+    return averaged(passes, parts, terms), values, counts, histograms
 
 
 @fused_rows_op.register_fake
@@ -51,7 +51,7 @@ def _(
     layout: list[int],
     terms: int,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    sizes = [one.size for one in decoded(sources, constants, functors, options, layout)[0]]
+    sizes = [pass_.size for pass_ in decoded(sources, constants, functors, options, layout)[0]]
     values = sources[0].new_empty(sum(number * anchors for number, anchors, _ in sizes))
     cells = sources[0].new_empty(sum(cells for _, _, cells in sizes))
     return sources[0].new_empty(terms), values, torch.empty_like(values), cells
@@ -61,7 +61,7 @@ def _(
 def fused_rows_backward_op(
     of_terms: Tensor,
     of_values: Tensor,
-    of_tables: Tensor,
+    of_histograms: Tensor,
     sources: list[Tensor],
     constants: list[Tensor],
     functors: str,
@@ -72,19 +72,19 @@ def fused_rows_backward_op(
     if together is not None:
         gradients = [torch.empty(source.shape, dtype=source.dtype) for source in sources]
         together.forward()
-        together.backward(of_terms.contiguous(), of_values.contiguous(), of_tables.contiguous(), gradients)
+        together.backward(of_terms.contiguous(), of_values.contiguous(), of_histograms.contiguous(), gradients)
         return gradients
     gradients = [torch.zeros(source.shape, dtype=source.dtype, device=source.device) for source in sources]
     at, first_cell = 0, 0
-    for one, (anchors_to, references_to), state in zip(passes, targets, states, strict=True):
-        number, anchors, cells = one.size
+    for pass_, (anchors_to, references_to), state in zip(passes, targets, states, strict=True):
+        number, anchors, cells = pass_.size
         _, counts, _ = state.forward()
         cotangents = of_values[at : at + number * anchors].view(number, anchors)
-        if one.owners is not None:
-            shares = torch.cat([of_terms, of_terms.new_zeros(1)])[list(one.owners)] / counts.sum(1).clamp_min(1)  # [V]
+        if pass_.owners is not None:
+            shares = torch.cat([of_terms, of_terms.new_zeros(1)])[list(pass_.owners)] / counts.sum(1).clamp_min(1)  # [V]
             cotangents = cotangents + shares[:, None]
-        tables = of_tables[first_cell : first_cell + cells]
-        both = state.backward(cotangents.contiguous(), tables.contiguous(), one.references is not None)
+        histograms = of_histograms[first_cell : first_cell + cells]
+        both = state.backward(cotangents.contiguous(), histograms.contiguous(), pass_.references is not None)
         for gradient, (source, first) in zip(both, (anchors_to, references_to), strict=True):
             if gradient is not None:
                 gradients[source].narrow(1, first, gradient.shape[1]).add_(gradient)
@@ -96,7 +96,7 @@ def fused_rows_backward_op(
 def _(
     of_terms: Tensor,
     of_values: Tensor,
-    of_tables: Tensor,
+    of_histograms: Tensor,
     sources: list[Tensor],
     constants: list[Tensor],
     functors: str,
@@ -113,11 +113,11 @@ def _keep_inputs(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
     ctx.set_materialize_grads(True)
 
 
-def _op_backward(ctx: Any, of_terms: Tensor, of_values: Tensor, _: Tensor, of_tables: Tensor) -> tuple[Any, ...]:
+def _op_backward(ctx: Any, of_terms: Tensor, of_values: Tensor, _: Tensor, of_histograms: Tensor) -> tuple[Any, ...]:
     saved = list(ctx.saved_tensors)
     sources, constants = saved[: ctx.sources], saved[ctx.sources :]
     gradients = torch.ops.dmlcore.fused_rows_backward(
-        of_terms, of_values, of_tables, sources, constants, ctx.functors, ctx.options, ctx.layout
+        of_terms, of_values, of_histograms, sources, constants, ctx.functors, ctx.options, ctx.layout
     )
     return gradients, [None] * ctx.constants, None, None, None, None
 

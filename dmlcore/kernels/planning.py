@@ -14,14 +14,23 @@ plan = threading.local()
 
 @contextmanager
 def plan_options(**options: int) -> Iterator[None]:
-    """Override the planner of the CPU kernels inside a `with` block, for tests and measurements.
+    """Override the planner of the kernels inside a `with` block, for tests and measurements.
+
+    It holds for this thread. Blocks can be nested: an inner block keeps what it does not set itself.
 
     Args:
-        options: `threads` (at most), `thread_work` (multiplications from which on a further thread is used), `workspace`
-            (bytes of similarities kept between forward and backward; 0 recomputes them), `tile_rows`, `tile_columns`,
-            `slot_bytes`, `search` (1: look negatives up among the thresholds of an anchor's positives whatever their number,
-            0: never), `triangle` (0: do not use the symmetry of a batch with itself). CUDA passes look at `workspace`
-            (bytes of a chunk's products), `tile_rows` and `tile_columns` (its shape).
+        options: integers by name. What is left out is planned as usual.
+
+            - `threads`: the largest number of threads.
+            - `thread_work`: multiplications for each thread. A smaller pass uses fewer threads.
+            - `workspace`: bytes of similarities that may be kept from forward to backward. 0 computes them again.
+            - `tile_rows`, `tile_columns`: anchors and references of one tile of similarities.
+            - `slot_bytes`: memory for the positives of the anchors in work.
+            - `search`: 1 sorts the positives of every anchor and looks each negative up among them, 0 never does so.
+            - `triangle`: 0 computes all pairs of a batch with itself, without use of the symmetry.
+
+            Passes on CUDA use three of them: `workspace` for the bytes of the products of one chunk, and `tile_rows` and
+            `tile_columns` for its shape.
     """
     before = getattr(plan, "options", {})
     plan.options = {**before, **options}

@@ -62,10 +62,19 @@ def squared_euclidean_distances(anchors: Tensor, references: Tensor, *, normalis
 
 
 def euclidean_distances(anchors: Tensor, references: Tensor, *, normalise: bool = True) -> Tensor:
-    """`|x - y|`; arguments as `squared_euclidean_distances`.
+    """`|x - y|` of all anchors `[A, D]` with all references `[N, D]`.
 
-    Points count as one, with distance and gradient 0, where `|x - y|^2 <= 2 eps (|x|^2 + |y|^2)`, `eps` that of the dtype (and
-    the norms those of the moved vectors): there the square is rounding error, and its root has no finite derivative.
+    Two vectors count as equal if `|x - y|^2 <= 2 eps (|x|^2 + |y|^2)`, with `eps` of the dtype. Their distance and its gradient
+    are then 0. So small a square is nothing but rounding error, and the derivative of its root would not be finite.
+
+    Args:
+        anchors: `[A, D]`.
+        references: `[N, D]`.
+        normalise: scale the vectors to unit norm first. Raw vectors are moved by the references' mean, and the bound above uses
+            the norms of the moved vectors.
+
+    Returns:
+        `[A, N]`, never below 0.
     """
     if normalise:
         return distances(cosine_similarities(anchors, references))
@@ -116,20 +125,20 @@ def check_margin(name: str, margin: float, kind: Distance) -> None:
         check_range(name, margin, least=0, most=4 if kind == "squared_euclidean" else 2)
 
 
-def masked_logsumexp(exponents: Tensor, mask: Tensor, *, one: bool = False) -> Tensor:
+def masked_logsumexp(exponents: Tensor, mask: Tensor, *, plus_one: bool = False) -> Tensor:
     """`log(sum(exp(x)))` of each row over the entries of a mask.
 
     Args:
         exponents: `[A, N]`.
         mask: `[A, N]` bool.
-        one: add 1 to the sum, so that a row without entries gives 0.
+        plus_one: add 1 to the sum, so that a row without entries gives 0.
 
     Returns:
-        `[A]`; rows without entries give the dtype's lowest number if `one` is False. Their gradient is zero.
+        `[A]`; rows without entries give the dtype's lowest number if `plus_one` is False. Their gradient is zero.
     """
     lowest = torch.finfo(exponents.dtype).min
     masked = torch.where(mask, exponents, torch.full_like(exponents, lowest))
-    if one:
+    if plus_one:
         masked = torch.cat([masked, masked.new_zeros(masked.shape[0], 1)], dim=1)  # [A, N + 1]
         return torch.logsumexp(masked, dim=1)
     if masked.shape[1] == 0:
@@ -151,10 +160,10 @@ def in_pieces(compute: Callable[..., Tensor], width: int, *rows: Tensor) -> Tens
     Returns:
         `[V, A]`.
     """
-    step = max(PIECE_CELLS // max(width, 1), 1)
-    if len(rows[0]) <= step:
+    rows_at_once = max(PIECE_CELLS // max(width, 1), 1)
+    if len(rows[0]) <= rows_at_once:
         return compute(*rows)
-    pieces = zip(*(tensor.split(step) for tensor in rows), strict=True)
+    pieces = zip(*(tensor.split(rows_at_once) for tensor in rows), strict=True)
     return torch.cat([checkpoint(compute, *piece, use_reentrant=False, preserve_rng_state=False) for piece in pieces], dim=1)
 
 

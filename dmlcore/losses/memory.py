@@ -13,29 +13,30 @@ from dmlcore.losses.relations import Relation, label_matrix
 
 
 class CrossBatchMemory(nn.Module):
-    """A loss against a memory of the newest embeddings, as a module called like the loss.
+    """Compare each batch with a memory of the newest embeddings. The module is called like the loss it holds.
 
-    In training each batch is put into the memory first, the oldest entries give way, and the loss compares the batch with all
-    that is there; an embedding is never compared with its own entry, and entries take no gradient. Miners and relations of the
-    loss work on the memory as they do on a batch, with the labels kept beside the entries. For the first `warmup` calls the
-    batch is compared with itself while the memory fills.
+    In training mode a call first stores the batch in the memory, where it replaces the oldest entries. Then the loss compares
+    the batch with all entries. An embedding is never compared with its own entry. Entries take no gradient. During the first
+    `warmup` calls the memory fills, and the batch is compared with itself. Miners and relations of the loss work with a memory
+    as they do with a batch.
 
-    In evaluation mode the memory stays as it is: the batch is compared with it, or with itself while it is empty or warming up.
+    In evaluation mode the memory does not change. The batch is compared with the memory. It is compared with itself as long as
+    the memory is empty or warming up.
 
-    A call changes the memory in place: take the gradient of a loss before calling again. Where a plain PyTorch loss still needs
-    what was changed, autograd says so; nothing is computed from the wrong entries.
+    A call changes the memory in place, so call `backward` before the next call. If a plain PyTorch loss still needs entries
+    that were replaced, autograd raises an error.
 
     Args:
-        loss: a `Loss` or a `LossEnsemble` whose members compare samples with samples (in an ensemble, members with proxies keep
-            comparing with those).
-        size: number of embeddings kept, >= 1.
+        loss: a `Loss` that compares samples with samples, or a `LossEnsemble`. Members of an ensemble that own proxies still
+            compare the batch with their proxies.
+        size: number of embeddings in the memory, >= 1.
         embedding_dim: their length, >= 1.
         warmup: calls in training before the memory is used, >= 0.
         dtype: of the entries.
 
     Attributes:
         queue: `[size, D]` entries; the first `filled` are in use.
-        labels: `[size]` int64, or `[size, ...]` as the labels given.
+        labels: `[size]` int64, or `[size, ...]` with the shape and dtype of the batch's labels.
         pointer: where the next entry goes.
         filled: how many entries there are.
         calls: calls in training.

@@ -21,8 +21,11 @@ from dmlcore.config import build_options, check_range
 from dmlcore.errors import ConfigError
 
 Windows = Tensor
-"""`[4, A]` similarities: the lowest and highest of the positives that count, then of the negatives, inclusive. An interval
-whose lowest is above its highest holds none."""
+"""Two intervals of similarity for each anchor, `[4, A]`.
+
+A positive of anchor `a` counts if its similarity lies in `[windows[0, a], windows[1, a]]`, a negative if its similarity lies in
+`[windows[2, a], windows[3, a]]`. Both ends belong to an interval. An interval is empty if its lower end is above its upper end.
+"""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -160,8 +163,8 @@ class WindowMiner(Miner):
         """The intervals, `[4, A]`.
 
         Args:
-            extremes: gives the extremes of all pairs, `extremes(None)`, or of those within windows. Each call costs a pass
-                over the similarities.
+            extremes: a function. `extremes(None)` returns the extremes of all pairs, and `extremes(windows)` those of the pairs
+                inside windows. Each call costs a pass over the similarities.
         """
 
     def masks(self, similarities: Tensor, positive: Tensor, negative: Tensor, compared: Compared) -> tuple[Tensor, Tensor]:
@@ -173,8 +176,14 @@ class WindowMiner(Miner):
 
 
 class SeededMiner(Miner):
-    """A miner that draws. Its draws depend on the seed, a counter kept in the state, and the row's number: not on how many rows
-    are computed together. In training every batch has its own draws; in evaluation, and in `reference`, the last are repeated.
+    """A miner that chooses at random.
+
+    A draw depends on the option `seed`, on a counter of batches, and on the anchor's place in the batch. It does not depend on
+    how many anchors are computed together. The counter is part of the state, so a resumed run draws what it would have drawn.
+    In training mode every batch gets new draws. In evaluation mode, and in `reference`, the last draws are repeated.
+
+    Attributes:
+        draws: scalar int64, how many batches were drawn for.
     """
 
     Options: ClassVar[type] = SeededOptions
@@ -190,7 +199,7 @@ class SeededMiner(Miner):
         return self.draws.clone()
 
     def uniform(self, compared: Compared, count: int) -> Tensor:
-        """`[A, count]` float64 in [0, 1), of the rows' own."""
+        """Random numbers, `[A, count]` float64 in [0, 1). Each anchor has numbers of its own."""
         device = compared.rows.device
         key = _mixed(torch.full((), self.options.seed, dtype=torch.int64, device=device), compared.draw.to(device))
         rows = _mixed(key, compared.rows)[:, None]  # [A, 1]

@@ -139,14 +139,16 @@ def fusion_of(loss: ByRows, device: str) -> Fusion | None:
 def is_fusable(loss: ByRows, fusion: Fusion, comparison: Comparison) -> bool:
     """Whether the fused form of a loss is right for what is compared."""
     relation, mining = comparison.relation, comparison.mining
-    if comparison.anchors.is_cuda and comparison.anchors.dtype == torch.float64:
+    if comparison.anchors.is_cuda and comparison.anchors.dtype == torch.float64:  # CUDA kernels compute in float32
         return False
+    # coupled pairs are found from both sides, which only a batch with itself and equal labels guarantee
     if fusion.couples and not (comparison.references is None and mining is None and relation in (None, share_a_label)):
         return False
     if relation is not None and not loss.fuses_relations:
         return False
     if mining is None:
         return True
+    # windows are intervals of cosines, so the loss must compare cosines, too
     return isinstance(mining.miner, WindowMiner) and loss.normalise == (True, True) and loss.fuses_miners
 
 
@@ -192,13 +194,13 @@ class Outcome:
         values, counts, _ = self.passed.of(place.number)
         return Rows(values[place.row : place.row + count], counts[place.row : place.row + count])
 
-    def forget_history(self) -> None:
+    def detach(self) -> None:
         """Keep the numbers only: what autograd keeps for a backward pass goes with the terms."""
         if self.passed is not None:
             terms, parts, sizes = self.passed
             detached = []
-            for values, counts, tables in parts:
-                detached.append((values.detach(), counts, tables.detach() if len(tables) else tables))  # counts have none
+            for values, counts, histograms in parts:  # counts have no history, nor has what is empty
+                detached.append((values.detach(), counts, histograms.detach() if len(histograms) else histograms))
             self.passed = Passed(terms.detach(), tuple(detached), sizes)
         for index, rows in self.completed.items():
             self.completed[index] = Rows(rows.values.detach(), rows.counts.detach())
@@ -208,8 +210,8 @@ class Outcome:
         place, call = self.places[member.index], member.call
         assert self.passed is not None
         if call.cells:  # histograms of positive and negative pairs, `[2, cells]`, and no counts
-            table = self.passed.of(place.number)[2][place.cell : place.cell + call.cells]
-            rows = Rows(table.view(2, -1), table.new_zeros(2, 0))
+            histograms = self.passed.of(place.number)[2][place.cell : place.cell + call.cells]
+            rows = Rows(histograms.view(2, -1), histograms.new_zeros(2, 0))
         else:
             rows = self._placed(place, member.fusion.values)
         if loss.completes:
@@ -223,7 +225,7 @@ class Outcome:
             members: all.
             scalars: the values of those that are not defined by rows, by index.
         """
-        for index, rows in self.completed.items():
+        for index, rows in self.completed.items():  # the kernels left these terms at 0
             loss = members[index]
             scalars[index] = loss.reduce(rows) if loss.reduces else reduced(rows, loss.options.reduction)
         if self.passed is not None and not scalars:
@@ -269,10 +271,12 @@ class Sharing:
         member = Member(index, comparison, fused, call, context, fusion)
         for group in self.groups:
             first = group[0]
+            # identity, not equality: comparing contents would cost more than a pass saves, and make a GPU wait
             if (
                 fused.anchors is first.fused.anchors
                 and fused.references is first.fused.references
                 and fusion.normalise == first.fusion.normalise
+                # windows rule out the symmetry of a batch with itself, which halves the work of losses without a miner
                 and (call.windows is None) == (first.call.windows is None)
             ):
                 group.append(member)
@@ -331,12 +335,13 @@ def evaluate(
             for member in group:
                 index, fusion = member.index, member.fusion
                 outcome.places[index], outcome.sizes[index] = Place(number, len(owners), cell), fusion.values
-                owners += [index if fusion.is_averaged else -1] * fusion.values
+                owners += [index if fusion.is_averaged else -1] * fusion.values  # -1: see `Outcome.terms`
                 calls.append(member.call)
                 cell += member.call.cells
                 if fusion.is_averaged:
                     outcome.averaged.append(index)
             passes.append(pass_of(group[0].fused, calls, group[0].fusion.normalise, owners, wholes))
+        # one call for all: the kernels order equal labels once, and spread small passes over the threads
         outcome.passed = fused_passes(passes, None if scalar else len(members))
         for group in sharing.groups:
             for member in group:
@@ -364,18 +369,9 @@ def pass_of(
     anchors_in = references_in = None
     if wholes is not None:
         anchors_in, references_in = wholes(comparison.anchors), wholes(comparison.references)
-    return Pass(
-        comparison.anchors,
-        labels,
-        comparison.references,
-        reference_labels,
-        tuple(calls),
-        normalise,
-        relations,
-        anchors_in,
-        references_in,
-        None if owners is None else tuple(owners),
-    )
+    sides = (comparison.anchors, labels, comparison.references, reference_labels)
+    terms = None if owners is None else tuple(owners)
+    return Pass(*sides, tuple(calls), normalise, relations, anchors_in, references_in, terms)
 
 
 class RowMeasure:

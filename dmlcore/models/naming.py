@@ -27,15 +27,20 @@ def default_trunk(kind: str) -> str:
 
 
 def find_trunk(name: str | None, kind: str) -> tuple[type[Trunk], dict[str, Any]]:
-    """The trunk class a name means, and the options that follow from it.
+    """Find the trunk that a name means.
+
+    A name has one of three forms: the name of a trunk, such as `conv`; a class in a file, `FILE.py:CLASS`; or a name that a
+    trunk claims, such as that of a network of another library, which the trunk wraps.
 
     Args:
-        name: a trunk's name; `FILE.py:CLASS`; a name that a trunk claims, such as that of a network it wraps; None for the
-            default of the kind of data.
-        kind: `images` or `features`.
+        name: the name. None: the default trunk for the kind of data.
+        kind: the kind of data, `images` or `features`.
+
+    Returns:
+        The class of the trunk, and the options that the name stands for.
 
     Raises:
-        ConfigError: no such trunk; or it may be one that a trunk wraps, whose library is not installed.
+        ConfigError: there is no such trunk, or the library that may have it is not installed.
         PluginError: two trunks claim the name.
     """
     entries = plugins.registry("model")

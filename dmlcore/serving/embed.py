@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from dmlcore.errors import ConfigError
-from dmlcore.evaluation import protocol
+from dmlcore.evaluation import evaluating
 from dmlcore.files import make_folder, write_atomically
 from dmlcore.serving.load import PARTS, TrainedRun
 
@@ -42,7 +42,7 @@ def write_embeddings(
     splits = run.open(data, options)
     parts = {part: getattr(splits, part) for part in PARTS if len(getattr(splits, part))}
     workers = run.config.settings.data.workers
-    x = np.concatenate([protocol.embed(run.model, part, workers=workers).cpu().numpy() for part in parts.values()])
+    x = np.concatenate([evaluating.embed(run.model, part, workers=workers).cpu().numpy() for part in parts.values()])
     buffer = io.BytesIO()
     np.savez(
         buffer,

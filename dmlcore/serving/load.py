@@ -11,7 +11,7 @@ from torch import Tensor
 
 from dmlcore.data import LabelledDataset, Splits, Table, open_data
 from dmlcore.errors import ConfigError, DataError
-from dmlcore.evaluation import protocol
+from dmlcore.evaluation import evaluating
 from dmlcore.models import EmbeddingModel
 from dmlcore.training import checkpoints
 from dmlcore.training.building import build_components, build_run_model, choose_device, open_splits
@@ -106,7 +106,7 @@ class TrainedRun:
         untrained.served = "whole"
         workers = self.config.settings.data.workers
         measures = build_components(self.config, "metric")
-        metrics, baselines = protocol.compare(self.model, untrained, parts, kind=self.kind, workers=workers, metrics=measures)
+        metrics, baselines = evaluating.compare(self.model, untrained, parts, kind=self.kind, workers=workers, metrics=measures)
         return {
             "run": str(self.folder.path),
             "step": self.step,

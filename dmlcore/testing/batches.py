@@ -23,15 +23,15 @@ def batches() -> dict[str, tuple[Tensor, Tensor]]:
     """Embeddings `[B, 6]` float64 and labels 0..4 by name, the same every time."""
     generator = torch.Generator().manual_seed(1)
     centres = torch.randn(CLASSES, WIDTH, generator=generator, dtype=torch.float64)
-    made = {
+    by_name = {
         name: (centres[y] + 0.8 * torch.randn(len(y), WIDTH, generator=generator, dtype=torch.float64), y)
         for name, y in labels().items()
     }
-    x, y = made["random"]
-    made["duplicates"] = (torch.cat([x[:4], x[:4]]), torch.cat([y[:4], y[:4]]))
-    made["collapsed"] = (x[:1].repeat(8, 1), y[:8])
-    made["zero vectors"] = (torch.cat([x[:5], torch.zeros_like(x[:2])]), y[:7])
-    return made
+    x, y = by_name["random"]
+    by_name["duplicates"] = (torch.cat([x[:4], x[:4]]), torch.cat([y[:4], y[:4]]))
+    by_name["collapsed"] = (x[:1].repeat(8, 1), y[:8])
+    by_name["zero vectors"] = (torch.cat([x[:5], torch.zeros_like(x[:2])]), y[:7])
+    return by_name
 
 
 def near(a: Tensor, b: Tensor, tolerance: float = 1e-7) -> bool:

@@ -85,7 +85,7 @@ def _has_words(component: type) -> str | None:
     return None if component.__doc__ else "the class needs a docstring: `dmlcore plugins` shows its first sentence"
 
 
-def _has_options(component: type, kind: str, given: dict[str, Any]) -> str | None:
+def _has_options(component: type, kind: str, arguments: dict[str, Any]) -> str | None:
     options: Any = getattr(component, "Options", None)
     if options is None:
         return None if kind == "logger" else "the class needs `Options`, a dataclass; it may inherit it"
@@ -96,7 +96,7 @@ def _has_options(component: type, kind: str, given: dict[str, Any]) -> str | Non
     if silent:
         return f"options without a docstring, which is their help: {', '.join(silent)}"
     try:
-        build_options(options, {name: value for name, value in given.items() if name in names}, "options")
+        build_options(options, {name: value for name, value in arguments.items() if name in names}, "options")
     except TypeError as error:
         return f"options must all have defaults: {error}"
     return None

@@ -14,7 +14,7 @@ from dmlcore.testing.report import NotApplicable, Report
 
 def check_miner(component: type[Miner], options: dict[str, Any], report: Report) -> None:
     """Subsets of the pairs, rows on their own, degenerate batches, windows = masks, losses with it."""
-    made = batches()
+    inputs = batches()
 
     def masks(miner: Miner, x: Tensor, y: Tensor, rows: slice = slice(None)) -> tuple[Tensor, ...]:
         u = unit(x)
@@ -22,22 +22,22 @@ def check_miner(component: type[Miner], options: dict[str, Any], report: Report)
         positive = (y[:, None] == y) & (index[:, None] != index)
         negative = y[:, None] != y
         compared = Compared(u[rows], u, index[rows], miner.next_draw(advance=False))
-        found = miner.masks(u[rows] @ u.T, positive[rows], negative[rows], compared)
-        return (*found, positive[rows], negative[rows])
+        selected = miner.masks(u[rows] @ u.T, positive[rows], negative[rows], compared)
+        return (*selected, positive[rows], negative[rows])
 
     def subsets(x: Tensor, y: Tensor) -> str | None:
         kept_positive, kept_negative, positive, negative = masks(component(**options), x, y)
-        for kept, all_of, noun in ((kept_positive, positive, "positives"), (kept_negative, negative, "negatives")):
-            if kept.dtype != torch.bool or kept.shape != all_of.shape:
-                return f"the {noun} it keeps are {kept.dtype} {list(kept.shape)}, but must be bool {list(all_of.shape)}"
-            if bool((kept & ~all_of).any()):
+        for mask, all_of, noun in ((kept_positive, positive, "positives"), (kept_negative, negative, "negatives")):
+            if mask.dtype != torch.bool or mask.shape != all_of.shape:
+                return f"the {noun} it keeps are {mask.dtype} {list(mask.shape)}, but must be bool {list(all_of.shape)}"
+            if bool((mask & ~all_of).any()):
                 return f"it keeps {noun} that were none"
         return None
 
-    for name, (x, y) in made.items():
+    for name, (x, y) in inputs.items():
         report.check(f"subsets of the pairs: {name}", lambda x=x, y=y: subsets(x, y))
 
-    x, y = made["random"]
+    x, y = inputs["random"]
 
     def rows_on_their_own() -> str | None:
         miner = component(**options)
@@ -50,8 +50,8 @@ def check_miner(component: type[Miner], options: dict[str, Any], report: Report)
         if isinstance(miner, SeededMiner):
             raise NotApplicable("it draws, and its draws belong to the places in the batch")
         shuffle = torch.randperm(len(x), generator=torch.Generator().manual_seed(0))
-        found, other = masks(miner, x, y), masks(miner, x[shuffle], y[shuffle])
-        same = all(torch.equal(a[shuffle][:, shuffle], b) for a, b in zip(found, other, strict=True))
+        in_order, shuffled = masks(miner, x, y), masks(miner, x[shuffle], y[shuffle])
+        same = all(torch.equal(a[shuffle][:, shuffle], b) for a, b in zip(in_order, shuffled, strict=True))
         return None if same else "what it keeps depends on the order of the batch"
 
     def with_a_loss() -> str | None:
@@ -103,9 +103,9 @@ def check_weighting(component: type, options: dict[str, Any], report: Report) ->
         if value.ndim:
             return f"forward must return a scalar, got {list(value.shape)}"
         weights, importances = weighting.weights, weighting.importances
-        for found, noun in ((value, "value"), (slope, "derivative"), (weights, "weights"), (importances, "importances")):
-            if not bool(torch.isfinite(found).all()):
-                return f"the {noun} is not finite: {found.tolist()}"
+        for numbers, noun in ((value, "value"), (slope, "derivative"), (weights, "weights"), (importances, "importances")):
+            if not bool(torch.isfinite(numbers).all()):
+                return f"the {noun} is not finite: {numbers.tolist()}"
         if weights.shape != terms.shape or weights.requires_grad:
             return f"weights must be [{len(terms)}] and detached"
         if bool((importances < 0).any()) or not near(importances.sum(), torch.ones(()), 1e-5):

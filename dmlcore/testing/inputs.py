@@ -18,19 +18,19 @@ SHAPES = {"images": (3, 16, 12), "features": (10,)}
 def check_data(component: type[DataSource], options: dict[str, Any], report: Report) -> None:
     """What `load` gives, and that it gives the same again."""
     source = component(build_options(component.Options, options, component.name))
-    found: list[Table] = []
+    loaded: list[Table] = []
 
     def loads() -> str | None:
         table = source.load()
-        found.append(table)
+        loaded.append(table)
         if table.kind not in SHAPES:
             return f"kind is '{table.kind}', but must be one of {', '.join(SHAPES)}"
         return f": {len(table.samples):,} {table.kind} of {len(table.class_names):,} classes"
 
     def table() -> Table:
-        if not found:
+        if not loaded:
             raise NotApplicable("it does not load")
-        return found[0]
+        return loaded[0]
 
     def labels() -> str | None:
         t = table()
@@ -60,8 +60,8 @@ def check_data(component: type[DataSource], options: dict[str, Any], report: Rep
         parts = source.split(t, 0)
         if parts is None:
             return ": classes are divided at random"
-        known = {"train", "validation", "test", ""}
-        if len(parts) != len(t.samples) or not set(np.unique(parts)) <= known:
+        names = {"train", "validation", "test", ""}
+        if len(parts) != len(t.samples) or not set(np.unique(parts)) <= names:
             return f"split must be {len(t.samples)} words of train, validation, test"
         return None if np.array_equal(parts, np.asarray(source.split(t, 0))) else "the same seed gives another split"
 

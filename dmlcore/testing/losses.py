@@ -60,11 +60,11 @@ def report_loss(loss_class: type[Loss], *, measures_memory: bool = False, **opti
     if measures_memory:
         report.check("memory", lambda: ":" + memory.growth(loss_class, options))
     else:
-        report.check("memory", lambda: _leave("measured by `dmlcore plugins check` only"))
+        report.check("memory", lambda: _not_applicable("measured by `dmlcore plugins check` only"))
     return report
 
 
-def _leave(reason: str) -> str | None:
+def _not_applicable(reason: str) -> str | None:
     raise NotApplicable(reason)
 
 
@@ -147,11 +147,11 @@ class _Checks:
         loss = self.create(dtype).to(device)
         for name in ("random", "one class", "all different", "pairs"):
             x, y = (tensor.to(device) for tensor in self.batches[name])
-            mine, plain = _gradients(loss, x.to(dtype), y), _gradients(loss.reference, x.to(dtype), y)
-            if not near(mine[0], plain[0], tolerance):
-                values = f"{mine[0].item()} and {plain[0].item()}"
+            fused, plain = _gradients(loss, x.to(dtype), y), _gradients(loss.reference, x.to(dtype), y)
+            if not near(fused[0], plain[0], tolerance):
+                values = f"{fused[0].item()} and {plain[0].item()}"
                 return f"forward and reference differ on the batch '{name}': {values}. {where_both_stand(loss)}".rstrip()
-            if not near(mine[1], plain[1], tolerance):
+            if not near(fused[1], plain[1], tolerance):
                 return f"the gradients of forward and reference differ on the batch '{name}'. {where_both_stand(loss)}".rstrip()
         return None
 
@@ -242,17 +242,17 @@ class _Checks:
     def _takes(self, loss: Loss, *names: str) -> None:
         if not loss.takes_references:
             raise NotApplicable("it compares with its own proxies" if isinstance(loss, ProxyLoss) else "it takes no references")
-        known = inspect.signature(loss.forward).parameters
+        parameters = inspect.signature(loss.forward).parameters
         for name in names:
-            if name not in known and not any(p.kind is p.VAR_KEYWORD for p in known.values()):
+            if name not in parameters and not any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
                 raise NotApplicable(f"its forward takes no {name}")
 
     def references(self) -> str | None:
         loss = self.create()
         self._takes(loss, "references", "reference_labels")
-        others, labels = self.batches["pairs"]
+        vectors, labels = self.batches["pairs"]
         try:
-            value, gradient = _gradients(lambda x, y: loss(x, y, references=others, reference_labels=labels), self.x, self.y)
+            value, gradient = _gradients(lambda x, y: loss(x, y, references=vectors, reference_labels=labels), self.x, self.y)
         except ConfigError as error:
             raise NotApplicable(str(error)) from None
         return None if bool(torch.isfinite(value)) and bool(torch.isfinite(gradient).all()) else "not finite against references"
@@ -260,16 +260,16 @@ class _Checks:
     def memory(self) -> str | None:
         loss = self.create()
         self._takes(loss, "references", "reference_labels", "own")
-        kept = CrossBatchMemory(loss, 32, WIDTH, dtype=torch.float64)
-        kept.eval()
-        _gradients(kept, self.x, self.y)  # an empty memory
-        kept.train()
+        with_memory = CrossBatchMemory(loss, 32, WIDTH, dtype=torch.float64)
+        with_memory.eval()
+        _gradients(with_memory, self.x, self.y)  # an empty memory
+        with_memory.train()
         alone, _ = _gradients(self.create(), self.x, self.y)
-        found = [_gradients(kept, x, self.y) for x in (self.x, 0.9 * self.x + 0.1, self.x)]
-        if not all(bool(torch.isfinite(value)) and bool(torch.isfinite(gradient).all()) for value, gradient in found):
+        results = [_gradients(with_memory, x, self.y) for x in (self.x, 0.9 * self.x + 0.1, self.x)]
+        if not all(bool(torch.isfinite(value)) and bool(torch.isfinite(gradient).all()) for value, gradient in results):
             return "value or gradient against a memory is not finite"
-        same = near(found[0][0], alone)
-        return None if same else f"a memory that holds the batch alone gives {found[0][0].item()}, without it {alone.item()}"
+        same = near(results[0][0], alone)
+        return None if same else f"a memory that holds the batch alone gives {results[0][0].item()}, without it {alone.item()}"
 
     def state(self) -> str | None:
         loss, other = self.create(), self.create()
@@ -284,8 +284,8 @@ class _Checks:
 
         ensemble = LossEnsemble([self.create(), create("contrastive").double()], weights=[2.0, 1.0])
         alone, beside = self.create(), create("contrastive").double()
-        mine = _gradients(ensemble, self.x, self.y)
+        together = _gradients(ensemble, self.x, self.y)
         sums = _gradients(lambda x, y: 2 * alone(x, y) + beside(x, y), self.x, self.y)
-        if not near(mine[0], sums[0]):
-            return f"2 x this + contrastive is {sums[0].item()}, but an ensemble of both gives {mine[0].item()}"
-        return None if near(mine[1], sums[1]) else "the gradient of an ensemble is not that of its members"
+        if not near(together[0], sums[0]):
+            return f"2 x this + contrastive is {sums[0].item()}, but an ensemble of both gives {together[0].item()}"
+        return None if near(together[1], sums[1]) else "the gradient of an ensemble is not that of its members"

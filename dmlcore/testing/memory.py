@@ -40,10 +40,10 @@ def growth(loss_class: type, options: dict[str, Any]) -> str:
     module = sys.modules.get(loss_class.__module__)
     if getattr(module, loss_class.__qualname__, None) is not loss_class:
         raise NotApplicable("the class is not at the top of a module, so no other process can find it")
-    file = next((one for _, one, known in plugin_files.loaded() if known is loss_class), "")
+    file = next((path for _, path, loaded in plugin_files.loaded() if loaded is loss_class), "")
     with tempfile.TemporaryDirectory() as folder:
         answer = Path(folder) / "peaks.json"
-        told = {
+        request = {
             "path": sys.path,
             "module": loss_class.__module__,
             "name": loss_class.__qualname__,
@@ -54,7 +54,9 @@ def growth(loss_class: type, options: dict[str, Any]) -> str:
         variables = {**os.environ, "MALLOC_MMAP_THRESHOLD_": "65536", "OMP_NUM_THREADS": "1"}
         command = [sys.executable, "-P", "-c", "import sys; from dmlcore.testing import memory; memory.measure(sys.argv[1])"]
         try:
-            done = subprocess.run([*command, json.dumps(told)], capture_output=True, text=True, env=variables, timeout=SECONDS)
+            done = subprocess.run(
+                [*command, json.dumps(request)], capture_output=True, text=True, env=variables, timeout=SECONDS
+            )
         except subprocess.TimeoutExpired:
             raise NotApplicable(f"measuring took more than {SECONDS} s") from None
         if done.returncode or not answer.exists():
@@ -78,18 +80,18 @@ def describe(peaks: dict[int, float]) -> str:
     return f"{'O(B^2)' if exponent > 1.5 else 'O(B)'} ({listed})"
 
 
-def measure(told: str) -> None:
+def measure(text: str) -> None:
     """What the process of its own does: writes the peaks by size to the file it is told."""
-    given = json.loads(told)
-    sys.path[:] = given["path"]
-    if given["file"]:
-        loss_class = plugin_files.load(given["file"], "loss", "dmlcore.losses.Loss")
+    request = json.loads(text)
+    sys.path[:] = request["path"]
+    if request["file"]:
+        loss_class = plugin_files.load(request["file"], "loss", "dmlcore.losses.Loss")
     else:
-        loss_class = getattr(importlib.import_module(given["module"]), given["name"])
+        loss_class = getattr(importlib.import_module(request["module"]), request["name"])
     peaks: dict[int, float] = {}
     for size in SIZES:
         labels = torch.arange(size) // 4
-        loss = loss_class(num_classes=size // 4, embedding_dim=WIDTH, **given["options"])
+        loss = loss_class(num_classes=size // 4, embedding_dim=WIDTH, **request["options"])
         x = torch.randn(size, WIDTH, generator=torch.Generator().manual_seed(0), requires_grad=True)
         if not peaks:
             loss(x[:64], labels[:64]).backward()  # what is loaded on first use is no growth
@@ -99,7 +101,7 @@ def measure(told: str) -> None:
         peaks[size] = _resident("VmHWM") - before
         if peaks[size] > MOST / 4:  # four times that is what O(B^2) would take next
             break
-    Path(given["answer"]).write_text(json.dumps(peaks))
+    Path(request["answer"]).write_text(json.dumps(peaks))
 
 
 def _resident(what: str) -> float:

@@ -103,10 +103,10 @@ def check_compressor(component: type[Compressor], options: dict[str, Any], repor
             compressor = learnt(data, narrow)
         except ConfigError as error:
             return f": refused, {error}"
-        found = compressor(z)
-        if tuple(found.shape) != (96, narrow):
-            return f"96 embeddings give {list(found.shape)}, but must give [96, {narrow}]"
-        return None if bool(torch.isfinite(found).all()) else "what it gives is not finite"
+        compressed = compressor(z)
+        if tuple(compressed.shape) != (96, narrow):
+            return f"96 embeddings give {list(compressed.shape)}, but must give [96, {narrow}]"
+        return None if bool(torch.isfinite(compressed).all()) else "what it gives is not finite"
 
     def repeats() -> str | None:
         before = torch.get_rng_state()
@@ -144,13 +144,13 @@ def check_metric(component: type[Metric], options: dict[str, Any], report: Repor
     """Numbers by name, whatever the data; order and arguments left alone."""
 
     def values(x: Tensor, y: Tensor) -> dict[str, float]:
-        found = component(**options)(x, y)
-        assert isinstance(found, dict) and found, f"it must return numbers by name, got {found!r:.60}"
-        return {str(name): float(value) for name, value in found.items()}
+        measured = component(**options)(x, y)
+        assert isinstance(measured, dict) and measured, f"it must return numbers by name, got {measured!r:.60}"
+        return {str(name): float(value) for name, value in measured.items()}
 
     def numbers(x: Tensor, y: Tensor) -> str | None:
-        found = values(x, y)
-        return f": {', '.join(f'{name} {value:.3g}' for name, value in found.items())}"
+        measured = values(x, y)
+        return f": {', '.join(f'{name} {value:.3g}' for name, value in measured.items())}"
 
     for name, (x, y) in batches().items():
         report.check(f"numbers by name: {name}", lambda x=x, y=y: numbers(x.float(), y))

@@ -68,13 +68,13 @@ class Report:
                 `NotApplicable`; any other exception is a failure.
         """
         try:
-            found = run() or ":"
+            remark = run() or ":"
         except NotApplicable as reason:
             self.checks.append(Check(name, True, str(reason), applies=False))
             return
         except Exception as error:
-            found = f"{type(error).__name__}: {error}"
-        self.checks.append(Check(name, found.startswith(":"), _shortened(found.removeprefix(":"))))
+            remark = f"{type(error).__name__}: {error}"
+        self.checks.append(Check(name, remark.startswith(":"), _shortened(remark.removeprefix(":"))))
 
     def raise_failures(self) -> None:
         """Raise where a check failed.

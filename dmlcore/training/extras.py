@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from dmlcore.ensemble import distance_diversity, similarity_matching
-from dmlcore.evaluation import protocol
+from dmlcore.evaluation import evaluating
 from dmlcore.training.settings import Settings
 
 if TYPE_CHECKING:
@@ -78,7 +78,7 @@ class Compression:
         if compressor is None or self.optimiser is not None:
             return
         part = dataset.spread(FITTED)
-        whole = protocol.embed_named(self.model, part, workers=workers, only="whole")["whole"]
+        whole = evaluating.embed_named(self.model, part, workers=workers, only="whole")["whole"]
         z = self.model.compressible(whole)
         compressor.fit(z, torch.from_numpy(part.labels).to(z.device), seed=self.seed)
 

@@ -12,7 +12,7 @@ from typing import Any
 from torch import Tensor
 
 from dmlcore import plugins
-from dmlcore.evaluation import protocol
+from dmlcore.evaluation import evaluating
 from dmlcore.training.events import Events
 from dmlcore.training.interruption import Interruption
 from dmlcore.training.loggers import Logger
@@ -107,7 +107,7 @@ class Training:
             return
         began = time.perf_counter()
         run.prepare_to_serve()
-        metrics = protocol.evaluate_model(
+        metrics = evaluating.evaluate_model(
             run.model, run.splits.validation, workers=run.config.settings.data.workers, metrics=run.metrics
         )
         # The record, the checkpoints and the position belong together: an interrupt waits until all are written.

@@ -13,7 +13,7 @@ from typing import Any
 
 import dmlcore
 from dmlcore.data import LabelledDataset
-from dmlcore.evaluation import Metric, protocol
+from dmlcore.evaluation import Metric, evaluating
 from dmlcore.models import EmbeddingModel
 from dmlcore.training import checkpoints
 from dmlcore.training.building import build_run_model
@@ -32,7 +32,7 @@ def final_result(run: Run) -> dict[str, Any]:
     untrained.served = "whole"  # what it could be compressed to was never fitted
     parts = {part: getattr(run.splits, part) for part in ("validation", "test")}
     workers = run.config.settings.data.workers
-    metrics, baselines = protocol.compare(
+    metrics, baselines = evaluating.compare(
         run.model, untrained, parts, kind=run.splits.kind, workers=workers, metrics=run.metrics
     )
     return {
@@ -61,7 +61,7 @@ def named_metrics(
         return {}
     embeddings: dict[str, dict[str, dict[str, float]]] = {}
     for part, dataset in parts.items():
-        for name, values in protocol.evaluate_named(model, dataset, workers=workers, metrics=metrics).items():
+        for name, values in evaluating.evaluate_named(model, dataset, workers=workers, metrics=metrics).items():
             embeddings.setdefault(name, {})[part] = values
     return {"embeddings": embeddings}
 

@@ -104,10 +104,10 @@ def read_selection(table: Table, text: str, where: str) -> list[int]:
 def _group(table: Table, name: str, where: str) -> list[int]:
     if table.class_groups is None:
         raise ConfigError(f"{where}: '@{name}' is a group, but these data have no groups of classes")
-    members = [label for label, group in enumerate(table.class_groups) if group == name]
-    if not members:
+    labels = [label for label, group in enumerate(table.class_groups) if group == name]
+    if not labels:
         raise ConfigError(f"{where}: there is no group '{name}'.{suggestion(name, set(table.class_groups))}")
-    return members
+    return labels
 
 
 def _nearest(word: str, names: Sequence[str]) -> str:

@@ -18,7 +18,7 @@ from dmlcore import losses
 from dmlcore.config import check_range
 from dmlcore.data import LabelledDataset, create_sampler
 from dmlcore.errors import ConfigError
-from dmlcore.evaluation import protocol, retrieval_metrics
+from dmlcore.evaluation import evaluating, retrieval_metrics
 from dmlcore.models import EmbeddingModel
 from dmlcore.training.building import limited
 
@@ -93,7 +93,7 @@ def trunk_features(model: EmbeddingModel, dataset: LabelledDataset, *, workers: 
 
     They are all kept: 10^6 samples of 2,048 numbers are 8 GB.
     """
-    return protocol.embed(model.trunk, dataset, workers=workers).clone()  # the clone may take part in gradients
+    return evaluating.embed(model.trunk, dataset, workers=workers).clone()  # the clone may take part in gradients
 
 
 def tune(tail: Tail, features: Tensor, labels: np.ndarray, steps: int, rate: float, seed: int) -> Tail:

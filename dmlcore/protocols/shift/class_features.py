@@ -12,7 +12,7 @@ from torch import Tensor
 from dmlcore.data import LabelledDataset, Table, load_table
 from dmlcore.data.sources import DataSource
 from dmlcore.errors import DataError
-from dmlcore.evaluation.protocol import embed, raw_features
+from dmlcore.evaluation.evaluating import embed, raw_features
 from dmlcore.models import build_model, default_image_size
 from dmlcore.serving import TrainedRun
 from dmlcore.training.building import choose_device

@@ -26,6 +26,6 @@ def test_the_value_by_hand() -> None:
 
 def test_nt_xent_is_the_softplus_of_it() -> None:
     x, labels = torch.randn(6, 4), torch.tensor([0, 0, 1, 1, 2, 2])  # one positive per anchor: a value is a pair
-    mine = Dcl(reduction="none")(x, labels)
+    dcl = Dcl(reduction="none")(x, labels)
     other = dmlcore.losses.create("nt_xent", temperature=0.1, reduction="none")(x, labels)
-    assert other.tolist() == pytest.approx([math.log1p(math.exp(value)) for value in mine.tolist()], rel=1e-4)
+    assert other.tolist() == pytest.approx([math.log1p(math.exp(value)) for value in dcl.tolist()], rel=1e-4)

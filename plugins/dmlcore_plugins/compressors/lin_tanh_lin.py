@@ -49,8 +49,8 @@ class LinTanhLin(Compressor):
             check_range("batch", self.batch, least=2)
             check_range("learning_rate", self.learning_rate, above=0)
 
-    def __init__(self, width: int, out: int, options: Any = None, **given: Any) -> None:
-        super().__init__(width, out, options, **given)
+    def __init__(self, width: int, out: int, options: Any = None, **options_by_name: Any) -> None:
+        super().__init__(width, out, options, **options_by_name)
         hidden = self.options.hidden or 2 * out
         self.layers = nn.Sequential(nn.Linear(width, hidden), nn.Tanh(), nn.Linear(hidden, out))
 

@@ -45,15 +45,15 @@ class Linear(Compressor):
     mean: Tensor
     weight: Tensor
 
-    def __init__(self, width: int, out: int, options: Any = None, **given: Any) -> None:
-        super().__init__(width, out, options, **given)
+    def __init__(self, width: int, out: int, options: Any = None, **options_by_name: Any) -> None:
+        super().__init__(width, out, options, **options_by_name)
         self.register_buffer("mean", torch.zeros(width))
         self.register_buffer("weight", torch.zeros(out, width))  # a buffer: no optimiser of the model's moves it
 
     def learn(self, embeddings: Tensor, labels: Tensor, seed: int) -> None:
-        found = principal_axes(embeddings)
-        self.mean.copy_(found.mean)
-        self.weight.copy_(found.axes[: self.out])
+        principal = principal_axes(embeddings)
+        self.mean.copy_(principal.mean)
+        self.weight.copy_(principal.axes[: self.out])
         weight = self.weight.clone().requires_grad_()
         fit_by_distances(lambda z: (z - self.mean) @ weight.T, [weight], embeddings, seed=seed, **vars(self.options))
         self.weight.copy_(weight)

@@ -36,15 +36,15 @@ class Pca(Compressor):
     mean: Tensor
     axes: Tensor
 
-    def __init__(self, width: int, out: int, options: Any = None, **given: Any) -> None:
-        super().__init__(width, out, options, **given)
+    def __init__(self, width: int, out: int, options: Any = None, **options_by_name: Any) -> None:
+        super().__init__(width, out, options, **options_by_name)
         self.register_buffer("mean", torch.zeros(width))
         self.register_buffer("axes", torch.zeros(out, width))
 
     def learn(self, embeddings: Tensor, labels: Tensor, seed: int) -> None:
-        found = principal_axes(embeddings, centre=self.options.centre)
-        self.mean.copy_(found.mean)
-        self.axes.copy_(found.axes[: self.out])
+        principal = principal_axes(embeddings, centre=self.options.centre)
+        self.mean.copy_(principal.mean)
+        self.axes.copy_(principal.axes[: self.out])
 
     def forward(self, z: Tensor) -> Tensor:
         self.check_fitted()

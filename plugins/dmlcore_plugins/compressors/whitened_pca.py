@@ -41,8 +41,8 @@ class WhitenedPca(Compressor):
     mean: Tensor
     axes: Tensor
 
-    def __init__(self, width: int, out: int, options: Any = None, **given: Any) -> None:
-        super().__init__(width, out, options, **given)
+    def __init__(self, width: int, out: int, options: Any = None, **options_by_name: Any) -> None:
+        super().__init__(width, out, options, **options_by_name)
         self.register_buffer("mean", torch.zeros(width))
         self.register_buffer("axes", torch.zeros(out, width))
 

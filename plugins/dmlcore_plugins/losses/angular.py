@@ -25,12 +25,12 @@ class PairRanges(NamedTuple):
 
     Attributes:
         ordered: `[A]` int64, anchors in the order of their labels.
-        others: `[N]` int64, references in the order of theirs.
+        other_ordered: `[N]` int64, references in the order of theirs.
         first, number: `[A]` int64.
     """
 
     ordered: Tensor
-    others: Tensor
+    other_ordered: Tensor
     first: Tensor
     number: Tensor
 
@@ -41,17 +41,17 @@ def pair_ranges(comparison: Comparison) -> PairRanges:
     if comparison.reference_labels is None:
         first = torch.arange(1, len(labels) + 1, device=labels.device)
         return PairRanges(ordered, ordered, first, torch.searchsorted(labels, labels, right=True) - first)
-    other_labels, others = comparison.reference_labels.sort(stable=True)
+    other_labels, other_ordered = comparison.reference_labels.sort(stable=True)
     first = torch.searchsorted(other_labels, labels)
-    return PairRanges(ordered, others, first, torch.searchsorted(other_labels, labels, right=True) - first)
+    return PairRanges(ordered, other_ordered, first, torch.searchsorted(other_labels, labels, right=True) - first)
 
 
 def listed_pairs(comparison: Comparison) -> tuple[Tensor, Tensor]:
     """Anchors and references of the pairs of `pair_ranges`, `[Q]` each, ordered by label, without an anchor's own reference."""
-    ordered, others, first, number = pair_ranges(comparison)
+    ordered, other_ordered, first, number = pair_ranges(comparison)
     place = torch.repeat_interleave(number)  # [Q]
     rank = torch.arange(len(place), device=place.device) - (number.cumsum(0) - number)[place]
-    anchor, other = ordered[place], others[first[place] + rank]
+    anchor, other = ordered[place], other_ordered[first[place] + rank]
     if comparison.own is None:
         return anchor, other
     is_pair = comparison.own[anchor] != other
@@ -106,7 +106,7 @@ class Angular(PairLoss):
         # index_select sums its gradients in a fixed order on every number of threads
         def of_pairs(anchor: Tensor, other: Tensor) -> Tensor:  # pairs of anchor and positive, [Q] each
             exponents = 4 * t * (s.index_select(0, anchor) + rows_of(other)) - 2 * (1 + t) * s[anchor, other][:, None]  # [Q, N]
-            return masked_logsumexp(exponents, negative[anchor], one=True)[None]
+            return masked_logsumexp(exponents, negative[anchor], plus_one=True)[None]
 
         anchor, other = positive.nonzero(as_tuple=True)  # [Q]
         values = s.new_zeros(1, len(s)).index_add(1, anchor, in_pieces(of_pairs, s.shape[1], anchor, other))

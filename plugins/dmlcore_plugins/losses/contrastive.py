@@ -44,8 +44,8 @@ class Contrastive(PairLoss):
             check_margin("pos_margin", self.pos_margin, self.distance)
             check_margin("neg_margin", self.neg_margin, self.distance)
 
-    def __init__(self, options: Any = None, **given: Any) -> None:
-        super().__init__(options, **given)
+    def __init__(self, options: Any = None, **options_by_name: Any) -> None:
+        super().__init__(options, **options_by_name)
         if self.options.distance == "dot":
             self.normalise = (False, False)
 

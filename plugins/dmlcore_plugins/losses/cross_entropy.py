@@ -51,10 +51,10 @@ class CrossEntropy(SoftmaxLoss):
             check_range("hidden", self.hidden, least=0)
 
     def __init__(
-        self, options: Any = None, *, num_classes: int | None = None, embedding_dim: int | None = None, **given: Any
+        self, options: Any = None, *, num_classes: int | None = None, embedding_dim: int | None = None, **options_by_name: Any
     ) -> None:
-        hidden = (options.hidden if options is not None else given.get("hidden", 0)) if embedding_dim else 0
-        super().__init__(options, num_classes=num_classes, embedding_dim=hidden or embedding_dim, **given)
+        hidden = (options.hidden if options is not None else options_by_name.get("hidden", 0)) if embedding_dim else 0
+        super().__init__(options, num_classes=num_classes, embedding_dim=hidden or embedding_dim, **options_by_name)
         self.layer = nn.Linear(embedding_dim, hidden) if hidden and embedding_dim else None
         self.bias = nn.Parameter(torch.zeros(len(self.proxies))) if self.options.bias else None
 

@@ -50,11 +50,11 @@ class FastAP(PairLoss):
     def row_values(self, similarities: Tensor, positive: Tensor, negative: Tensor) -> Rows:
         x = ((1 - similarities) * (self.options.num_bins / 2)).clamp_min(0)
         width = (self.options.num_bins + 1) * x.shape[1]
-        ours, others = in_pieces(self._histograms, width, x, positive, negative).chunk(2)  # [C, A]
-        below = ours.cumsum(0)
-        everything = below + others.cumsum(0)
-        used = everything > 0
-        precision = (ours * below / torch.where(used, everything, torch.ones_like(everything))).sum(0)
+        of_positives, of_negatives = in_pieces(self._histograms, width, x, positive, negative).chunk(2)  # [C, A]
+        below = of_positives.cumsum(0)
+        nearer = below + of_negatives.cumsum(0)
+        used = nearer > 0
+        precision = (of_positives * below / torch.where(used, nearer, torch.ones_like(nearer))).sum(0)
         count = positive.sum(1)
         some = (count > 0).to(x)[None]  # [1, A]
         return Rows(some * (1 - precision / count.clamp_min(1)), some)

@@ -75,9 +75,9 @@ class Margin(PairLoss):
             check_range("nonzero_loss_cutoff", self.nonzero_loss_cutoff, above=0, most=2)
 
     def __init__(
-        self, options: Any = None, *, num_classes: int | None = None, embedding_dim: int | None = None, **given: Any
+        self, options: Any = None, *, num_classes: int | None = None, embedding_dim: int | None = None, **options_by_name: Any
     ) -> None:
-        super().__init__(options, **given)
+        super().__init__(options, **options_by_name)
         if self.options.per_class and (num_classes is None or num_classes < 1):
             raise ConfigError(f"margin with per_class has a beta per class and needs num_classes >= 1, got {num_classes}")
         beta = torch.full((num_classes or 1 if self.options.per_class else 1,), self.options.beta)

@@ -56,8 +56,8 @@ class MultiSimilarity(PairLoss):
             highest_negative = similarities.masked_fill(~negative, -far).amax(1, keepdim=True)
             positive = positive & (similarities - o.epsilon < highest_negative)
             negative = negative & (similarities > lowest_positive - o.epsilon)
-        pull = masked_logsumexp(-o.alpha * (similarities - o.base), positive, one=True) / o.alpha
-        push = masked_logsumexp(o.beta * (similarities - o.base), negative, one=True) / o.beta
+        pull = masked_logsumexp(-o.alpha * (similarities - o.base), positive, plus_one=True) / o.alpha
+        push = masked_logsumexp(o.beta * (similarities - o.base), negative, plus_one=True) / o.beta
         values = (pull + push)[None]  # [1, A]
         return Rows(values, torch.ones_like(values))
 

@@ -41,10 +41,10 @@ class Nca(PairLoss):
 
     def row_values(self, similarities: Tensor, positive: Tensor, negative: Tensor) -> Rows:
         logits = 2 * self.options.softmax_scale * similarities  # -c d^2 = 2 c s - 2 c
-        found = positive.any(1)
+        has_positives = positive.any(1)
         missed = masked_logsumexp(logits, positive | negative) - masked_logsumexp(logits, positive)
-        values = torch.where(found, missed, torch.zeros_like(missed))[None]  # [1, A]
-        return Rows(values, found.to(values)[None])
+        values = torch.where(has_positives, missed, torch.zeros_like(missed))[None]  # [1, A]
+        return Rows(values, has_positives.to(values)[None])
 
     def functor_call(self) -> FunctorCall:
         return FunctorCall("nca", (2 * self.options.softmax_scale, 0.0))

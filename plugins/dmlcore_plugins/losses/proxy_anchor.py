@@ -51,8 +51,8 @@ class ProxyAnchor(ProxyLoss):
 
     def row_values(self, similarities: Tensor, positive: Tensor, negative: Tensor) -> Rows:
         alpha, margin = self.options.alpha, self.options.margin
-        pull = masked_logsumexp(-alpha * (similarities - margin), positive, one=True)  # [C]
-        push = masked_logsumexp(alpha * (similarities + margin), negative, one=True)
+        pull = masked_logsumexp(-alpha * (similarities - margin), positive, plus_one=True)  # [C]
+        push = masked_logsumexp(alpha * (similarities + margin), negative, plus_one=True)
         values = torch.stack([pull, push])  # [2, C]
         return Rows(values, torch.stack([positive.any(1).to(values), torch.ones_like(push)]))
 

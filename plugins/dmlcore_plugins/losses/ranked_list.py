@@ -60,12 +60,12 @@ class RankedList(PairLoss):
         return alpha, alpha - o.margin
 
     @staticmethod
-    def _mean(hinges: Tensor, sharpness: float, chosen: Tensor, guard: Tensor) -> Tensor:
+    def _mean(hinges: Tensor, sharpness: float, counted: Tensor, guard: Tensor) -> Tensor:
         """`[A]` weighted means; the shift of the exponents divides out."""
-        chosen = chosen & (hinges > 0)
-        exponents = sharpness * torch.where(chosen, hinges, torch.zeros_like(hinges))
+        counted = counted & (hinges > 0)
+        exponents = sharpness * torch.where(counted, hinges, torch.zeros_like(hinges))
         shift = exponents.detach().amax(1, keepdim=True)  # [A, 1]
-        weights = torch.where(chosen, torch.exp(exponents - shift), torch.zeros_like(exponents))
+        weights = torch.where(counted, torch.exp(exponents - shift), torch.zeros_like(exponents))
         return (weights * hinges).sum(1) / (weights.sum(1) + guard * torch.exp(-shift[:, 0]))
 
     def row_values(self, similarities: Tensor, positive: Tensor, negative: Tensor) -> Rows:

@@ -45,8 +45,8 @@ class Sec(NormLoss):
             check_range("weight", self.weight, least=0)
             check_range("rho", self.rho, above=0, most=1)
 
-    def __init__(self, options: Any = None, **given: Any) -> None:
-        super().__init__(options, **given)
+    def __init__(self, options: Any = None, **options_by_name: Any) -> None:
+        super().__init__(options, **options_by_name)
         if self.options.rho < 1:
             self.register_buffer("mu", torch.tensor(torch.nan))  # until the first batch
 
@@ -54,12 +54,14 @@ class Sec(NormLoss):
         norms = torch.linalg.vector_norm(embeddings, dim=1)  # [B]
         centre = norms.detach().mean()
         if self.options.rho < 1:
-            known = self.mu.to(centre)
+            running_mean = self.mu.to(centre)
             if update and len(norms):
-                moved = torch.where(torch.isnan(known), centre, known + self.options.rho * (centre - known))
-                known = torch.where(torch.isfinite(centre), moved, known)
-                self.mu.copy_(known)
-            centre = torch.where(torch.isnan(known), centre, known)
+                moved = torch.where(
+                    torch.isnan(running_mean), centre, running_mean + self.options.rho * (centre - running_mean)
+                )
+                running_mean = torch.where(torch.isfinite(centre), moved, running_mean)
+                self.mu.copy_(running_mean)
+            centre = torch.where(torch.isnan(running_mean), centre, running_mean)
         return self.options.weight * (norms - centre).square()
 
 

@@ -90,9 +90,11 @@ class SubCenterArcFace(CentresLoss):
         outliers = angles_beyond.nonzero()[:, 0]  # [M]
         if not return_dominant_centers:
             return outliers
-        chosen = self.proxies.unflatten(0, (-1, count))[torch.arange(self.num_classes, device=labels.device), dominant]
+        dominant_centres = self.proxies.unflatten(0, (-1, count))[
+            torch.arange(self.num_classes, device=labels.device), dominant
+        ]
         absent = torch.bincount(labels, minlength=self.num_classes) == 0
-        return outliers, torch.where(absent[:, None], torch.zeros_like(chosen), chosen)
+        return outliers, torch.where(absent[:, None], torch.zeros_like(dominant_centres), dominant_centres)
 
 
 @dmlcore.hookimpl

@@ -40,10 +40,10 @@ class SupCon(PairLoss):
 
     def row_values(self, similarities: Tensor, positive: Tensor, negative: Tensor) -> Rows:
         logits = similarities / self.options.temperature
-        everything = masked_logsumexp(logits, positive | negative)
+        of_pairs = masked_logsumexp(logits, positive | negative)
         mean = (logits * positive).sum(1) / positive.sum(1).clamp_min(1)
         useful = positive.any(1) & negative.any(1)
-        values = torch.where(useful, everything - mean, torch.zeros_like(mean))[None]  # [1, A]
+        values = torch.where(useful, of_pairs - mean, torch.zeros_like(mean))[None]  # [1, A]
         return Rows(values, (values > 0).to(values))
 
     def functor_call(self) -> FunctorCall:

@@ -43,9 +43,9 @@ class Angular(Miner):
         row, column = positive.nonzero(as_tuple=True)
         for rows, columns in zip(row.split(256), column.split(256), strict=True):  # pairs of anchor and positive
             together = similarities[rows, columns][:, None]  # [b, 1]
-            others = compared.references[columns] @ compared.references.T  # [b, N]
+            of_positives = compared.references[columns] @ compared.references.T  # [b, N]
             # |n - c|^2 = |c|^2 - 2 n.c + |n|^2 with |c|^2 = (1 + s_ap) / 2 and 2 n.c = s_an + s_pn
-            to_centre = ((1 + together) / 2 - similarities[rows] - others + 1).clamp_min(0)
+            to_centre = ((1 + together) / 2 - similarities[rows] - of_positives + 1).clamp_min(0)
             wide = negative[rows] & ((2 - 2 * together).clamp_min(0) > tangent**2 * to_centre)
             chosen_positive[rows, columns] = wide.any(1)
             hits.index_add_(0, rows, wide.int())

@@ -49,16 +49,16 @@ class DistanceWeighted(SeededMiner):
         log_weights = (2.0 - width) * d.log() - (width - 3) / 2 * (1 - d.square() / 4).clamp_min(1e-12).log()
         candidate = negative & (d < self.options.nonzero_loss_cutoff)
         log_weights = torch.where(candidate, log_weights, -torch.inf)
-        found = candidate.any(1) & positive.any(1)
-        heaviest = torch.where(found, log_weights.amax(1), torch.zeros_like(d[:, 0]))
+        can_draw = candidate.any(1) & positive.any(1)
+        heaviest = torch.where(can_draw, log_weights.amax(1), torch.zeros_like(d[:, 0]))
         sums = (log_weights - heaviest[:, None]).exp().cumsum(1)  # [A, N]
         count = positive.sum(1)
         most = int(count.max()) if len(count) else 0
         drawn = self.uniform(compared, most) * sums[:, -1:]  # [A, P], below the sum of all
         index = torch.searchsorted(sums, drawn, right=True).clamp_max(d.shape[1] - 1)  # the first sum above: weight > 0
-        wanted = (torch.arange(most, device=d.device)[None, :] < count[:, None]) & found[:, None]
-        hits = torch.zeros_like(count[:, None].expand_as(negative)).scatter_add(1, index, wanted.long())
-        return positive & found[:, None], candidate & (hits > 0)
+        is_draw = (torch.arange(most, device=d.device)[None, :] < count[:, None]) & can_draw[:, None]
+        hits = torch.zeros_like(count[:, None].expand_as(negative)).scatter_add(1, index, is_draw.long())
+        return positive & can_draw[:, None], candidate & (hits > 0)
 
 
 @dmlcore.hookimpl

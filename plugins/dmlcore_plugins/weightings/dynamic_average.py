@@ -52,8 +52,8 @@ class DynamicAverage(Weighting):
     means: Tensor
     steps: Tensor
 
-    def __init__(self, initial: Tensor, options: Any = None, **given: Any) -> None:
-        super().__init__(initial, options, **given)
+    def __init__(self, initial: Tensor, options: Any = None, **options_by_name: Any) -> None:
+        super().__init__(initial, options, **options_by_name)
         self.register_buffer("sums", torch.zeros(len(initial)))  # over the current window
         self.register_buffer("means", torch.zeros(2, len(initial)))  # of the last window but one, and the last
         self.register_buffer("steps", torch.zeros((), dtype=torch.int64))

@@ -50,8 +50,8 @@ class Entropy(Weighting):
             check_range("window", self.window, least=1)
             check_range("floor", self.floor, least=0, below=1)
 
-    def __init__(self, initial: Tensor, options: Any = None, **given: Any) -> None:
-        super().__init__(initial, options, **given)
+    def __init__(self, initial: Tensor, options: Any = None, **options_by_name: Any) -> None:
+        super().__init__(initial, options, **options_by_name)
         self.equaliser = Equaliser(len(initial))
         self.recent = RunningMeans(len(initial), self.options.window)
 
@@ -68,8 +68,8 @@ class Entropy(Weighting):
     @property
     def importances(self) -> Tensor:
         relative = self.equaliser.relative(self.recent.mean)  # [L]
-        found = torch.softmax(self.prior.log() - relative / self.options.tau, 0)
-        return (1 - self.options.floor) * found + self.options.floor * self.prior
+        shares = torch.softmax(self.prior.log() - relative / self.options.tau, 0)
+        return (1 - self.options.floor) * shares + self.options.floor * self.prior
 
 
 @dmlcore.hookimpl

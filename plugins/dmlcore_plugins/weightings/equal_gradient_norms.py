@@ -52,8 +52,8 @@ class EqualGradientNorms(Weighting):
 
     factors: Tensor
 
-    def __init__(self, initial: Tensor, options: Any = None, **given: Any) -> None:
-        super().__init__(initial, options, **given)
+    def __init__(self, initial: Tensor, options: Any = None, **options_by_name: Any) -> None:
+        super().__init__(initial, options, **options_by_name)
         self.norms = RunningMeans(len(initial), self.options.horizon)
         self.register_buffer("factors", self.prior.clone())
 

@@ -47,8 +47,8 @@ class FloorSimplex(Weighting):
         def __post_init__(self) -> None:
             check_range("floor", self.floor, least=0, below=1)
 
-    def __init__(self, initial: Tensor, options: Any = None, **given: Any) -> None:
-        super().__init__(initial, options, **given)
+    def __init__(self, initial: Tensor, options: Any = None, **options_by_name: Any) -> None:
+        super().__init__(initial, options, **options_by_name)
         shares, self.floor = floored_shares(self.prior, self.options.floor)
         self.shares = nn.Parameter(shares)
         self.equaliser = Equaliser(len(initial))

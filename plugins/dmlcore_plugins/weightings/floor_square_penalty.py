@@ -50,8 +50,8 @@ class FloorSquarePenalty(Weighting):
             check_range("penalty", self.penalty, least=0)
             check_range("floor", self.floor, least=0, below=1)
 
-    def __init__(self, initial: Tensor, options: Any = None, **given: Any) -> None:
-        super().__init__(initial, options, **given)
+    def __init__(self, initial: Tensor, options: Any = None, **options_by_name: Any) -> None:
+        super().__init__(initial, options, **options_by_name)
         shares, self.floor = floored_shares(self.prior, self.options.floor)
         self.roots = nn.Parameter((shares - self.floor).sqrt())
         self.equaliser = Equaliser(len(initial))

@@ -56,8 +56,8 @@ class GradNorm(Weighting):
     norms: Tensor
     rates: Tensor
 
-    def __init__(self, initial: Tensor, options: Any = None, **given: Any) -> None:
-        super().__init__(initial, options, **given)
+    def __init__(self, initial: Tensor, options: Any = None, **options_by_name: Any) -> None:
+        super().__init__(initial, options, **options_by_name)
         self.shares = nn.Parameter(self.prior.clone())
         self.register_buffer("first", torch.zeros(len(initial)))
         self.register_buffer("norms", torch.zeros(len(initial)))
@@ -80,8 +80,8 @@ class GradNorm(Weighting):
             with torch.no_grad():
                 self.shares.copy_(weights)
         lengths = self.shares * self.norms  # [L]
-        wanted = self.prior * lengths.detach().sum() * self.rates**self.options.alpha
-        objective = (lengths - wanted).abs().sum()
+        targets = self.prior * lengths.detach().sum() * self.rates**self.options.alpha
+        objective = (lengths - targets).abs().sum()
         return (weights.to(terms) * terms).sum() + gradient_only(objective).to(terms)
 
     @property

@@ -64,8 +64,8 @@ class HeldOut(Weighting):
     shares: Tensor
     steps: Tensor
 
-    def __init__(self, initial: Tensor, options: Any = None, **given: Any) -> None:
-        super().__init__(initial, options, **given)
+    def __init__(self, initial: Tensor, options: Any = None, **options_by_name: Any) -> None:
+        super().__init__(initial, options, **options_by_name)
         shares, self.floor = floored_shares(self.prior, self.options.floor)
         self.register_buffer("shares", shares)
         self.register_buffer("steps", torch.zeros((), dtype=torch.int64))

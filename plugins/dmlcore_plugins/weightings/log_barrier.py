@@ -46,8 +46,8 @@ class LogBarrier(Weighting):
             check_range("tau", self.tau, above=0)
             check_range("bound", self.bound, above=0, most=20)
 
-    def __init__(self, initial: Tensor, options: Any = None, **given: Any) -> None:
-        super().__init__(initial, options, **given)
+    def __init__(self, initial: Tensor, options: Any = None, **options_by_name: Any) -> None:
+        super().__init__(initial, options, **options_by_name)
         self.logits = nn.Parameter(torch.zeros(len(initial)))
         self.equaliser = Equaliser(len(initial))
 

@@ -24,15 +24,15 @@ def surgery(gram: list[list[float]], order: list[list[int]]) -> list[list[float]
         `L` rows of coefficients >= 0: gradient i becomes `sum_j coefficients[i][j] g_j`, and its own coefficient stays 1.
     """
     negligible = 1e-12 * max(row[i] for i, row in enumerate(gram))
-    found = []
-    for i, others in enumerate(order):
+    rows = []
+    for i, sequence in enumerate(order):
         coefficients = [float(i == j) for j in range(len(gram))]
-        for j in others:
+        for j in sequence:
             opposing = sum(coefficient * gram[k][j] for k, coefficient in enumerate(coefficients))
             if opposing < 0 and gram[j][j] > negligible:
                 coefficients[j] -= opposing / gram[j][j]
-        found.append(coefficients)
-    return found
+        rows.append(coefficients)
+    return rows
 
 
 class PCGrad(Weighting):
@@ -74,8 +74,8 @@ class PCGrad(Weighting):
     factors: Tensor
     state: Tensor
 
-    def __init__(self, initial: Tensor, options: Any = None, **given: Any) -> None:
-        super().__init__(initial, options, **given)
+    def __init__(self, initial: Tensor, options: Any = None, **options_by_name: Any) -> None:
+        super().__init__(initial, options, **options_by_name)
         self.register_buffer("factors", self.prior.clone())
         self.register_buffer("state", torch.Generator().manual_seed(self.options.seed).get_state())  # uint8
 

@@ -44,8 +44,8 @@ class Uncertainty(Weighting):
         def __post_init__(self) -> None:
             check_range("bound", self.bound, above=0, most=20)
 
-    def __init__(self, initial: Tensor, options: Any = None, **given: Any) -> None:
-        super().__init__(initial, options, **given)
+    def __init__(self, initial: Tensor, options: Any = None, **options_by_name: Any) -> None:
+        super().__init__(initial, options, **options_by_name)
         self.log_variances = nn.Parameter(torch.zeros(len(initial)))
 
     def _bounded(self) -> Tensor:

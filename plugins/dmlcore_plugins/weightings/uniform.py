@@ -23,8 +23,8 @@ class Uniform(Weighting):
     title = "The mean of the losses"
     aliases = ("EW", "equal_weighting")
 
-    def __init__(self, initial: Tensor, options: Any = None, **given: Any) -> None:
-        super().__init__(initial, options, **given)
+    def __init__(self, initial: Tensor, options: Any = None, **options_by_name: Any) -> None:
+        super().__init__(initial, options, **options_by_name)
         if bool((initial != initial[0]).any()):
             raise ConfigError(f"uniform weighs all losses alike, got weights {initial.tolist()}; 'fixed' takes them as given")
 

@@ -20,17 +20,17 @@ def library_version() -> str:
     Raises:
         PluginError: there is none, or one before 2.9.
     """
-    wanted = ".".join(map(str, OLDEST))
+    oldest = ".".join(map(str, OLDEST))
     try:
-        found = metadata.version(LIBRARY)
+        version = metadata.version(LIBRARY)
     except metadata.PackageNotFoundError:
         raise PluginError(
-            f"dmlcore-pml needs {LIBRARY} >= {wanted}, which is not installed: pip install '{LIBRARY}>={wanted}'"
+            f"dmlcore-pml needs {LIBRARY} >= {oldest}, which is not installed: pip install '{LIBRARY}>={oldest}'"
         ) from None
-    numbers = re.match(r"(\d+)\.(\d+)", found)
+    numbers = re.match(r"(\d+)\.(\d+)", version)
     if not numbers or tuple(map(int, numbers.groups())) < OLDEST:
-        raise PluginError(f"dmlcore-pml needs {LIBRARY} >= {wanted}, but {found} is installed: pip install -U {LIBRARY}")
-    return found
+        raise PluginError(f"dmlcore-pml needs {LIBRARY} >= {oldest}, but {version} is installed: pip install -U {LIBRARY}")
+    return version
 
 
 library_version()

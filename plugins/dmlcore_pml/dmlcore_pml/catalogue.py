@@ -206,10 +206,10 @@ def help_text(library: str, version: str, lines: list[str]) -> str:
         lines: sentences.
     """
     own, defects = OWN.get(library), DEFECTS.get(library, ())
-    known = ", with known defects" if defects else ""
+    remark = ", with known defects" if defects else ""
     cost = COSTS.get(library)
     paragraphs = [
-        f"`{library}` of pytorch-metric-learning {version}{known}.",
+        f"`{library}` of pytorch-metric-learning {version}{remark}.",
         " ".join([*lines, *([cost] if cost else [])]),
         f"dmlcore's own form, from the same paper, is `{own}`." if own else "",
         f"Known defects: {' '.join(defects)}" if defects else "",

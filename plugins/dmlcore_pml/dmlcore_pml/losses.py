@@ -49,17 +49,17 @@ class PmlLoss(Loss):
     Options: ClassVar[type] = PmlOptions
 
     def __init__(
-        self, options: Any = None, *, num_classes: int | None = None, embedding_dim: int | None = None, **given: Any
+        self, options: Any = None, *, num_classes: int | None = None, embedding_dim: int | None = None, **options_by_name: Any
     ) -> None:
-        super().__init__(options, **given)
-        wanted = self.needs_classes or getattr(self.options, "per_class", False)
+        super().__init__(options, **options_by_name)
+        has_classes = self.needs_classes or getattr(self.options, "per_class", False)
         for noun, number, needed in (
-            (CLASSES, num_classes, wanted),
+            (CLASSES, num_classes, has_classes),
             ("embedding_dim", embedding_dim, self.needs_classes),
         ):
             if needed and (number is None or number < 1):
                 raise ConfigError(f"{self.name} owns numbers of each class and needs {noun} >= 1, got {number}")
-        self.num_classes = num_classes if wanted else None
+        self.num_classes = num_classes if has_classes else None
         self.inner = self.signature.create(self.options, self.name, num_classes, embedding_dim)
         if "hist_" in vars(self.inner):  # a running histogram is state: it is saved and moves with the loss
             running = self.inner.hist_
@@ -162,9 +162,9 @@ class MinedPmlLoss(PmlLoss):
 
     Options: ClassVar[type] = MinedOptions
 
-    def __init__(self, options: Any = None, **given: Any) -> None:
-        miner = given.pop("miner") if isinstance(given.get("miner"), Miner) else None
-        super().__init__(options, **given)
+    def __init__(self, options: Any = None, **options_by_name: Any) -> None:
+        miner = options_by_name.pop("miner") if isinstance(options_by_name.get("miner"), Miner) else None
+        super().__init__(options, **options_by_name)
         self.use_miner(self.options.miner if miner is None else miner)
 
     def use_miner(self, miner: Miner | str | None) -> None:
@@ -190,10 +190,10 @@ class Unavailable(Loss):
     Options: ClassVar[type] = PmlOptions
     reason: ClassVar[str]
 
-    def __init__(self, options: Any = None, **given: Any) -> None:
+    def __init__(self, options: Any = None, **options_by_name: Any) -> None:
         raise ConfigError(f"{self.name} is not offered: {self.reason}")
 
-    def forward(self, embeddings: Tensor, labels: Tensor, **more: Any) -> Tensor:
+    def forward(self, embeddings: Tensor, labels: Tensor, **arguments: Any) -> Tensor:
         raise NotImplementedError(self.reason)
 
 
@@ -213,14 +213,14 @@ def _without_own(pairs: Indices, own: Tensor) -> Indices:
 @cache
 def _called(library: type) -> frozenset[str]:
     """Names that the methods of a class and its bases use; the library's base class for all losses is left out."""
-    found: set[str] = set()
+    names: set[str] = set()
     for base in library.__mro__:
         if base is library_losses.BaseMetricLossFunction:
             break
         for method in vars(base).values():
             if inspect.isfunction(method):
-                found.update(method.__code__.co_names)
-    return frozenset(found)
+                names.update(method.__code__.co_names)
+    return frozenset(names)
 
 
 def _compute_calls(library: type) -> frozenset[str]:
@@ -256,7 +256,7 @@ def _adapted(name: str, library: type) -> type[Loss]:
         if is_mined and "convert_to_weights" in _called(library)
         else "",
     ]
-    made: Any = type(
+    adapted: Any = type(
         name,
         (base,),
         {
@@ -269,7 +269,7 @@ def _adapted(name: str, library: type) -> type[Loss]:
             "takes_references": takes_references,
         },
     )
-    return made
+    return adapted
 
 
 @cache

@@ -44,8 +44,8 @@ class PmlMiner(Miner):
     signature: ClassVar[Signature]
     Options: ClassVar[type] = PmlMinerOptions
 
-    def __init__(self, options: Any = None, **given: Any) -> None:
-        super().__init__(options, **given)
+    def __init__(self, options: Any = None, **options_by_name: Any) -> None:
+        super().__init__(options, **options_by_name)
         self.inner = self.signature.create(self.options, self.name)
 
     def choose(
@@ -59,12 +59,12 @@ class PmlMiner(Miner):
             references, reference_labels: `[N, D]` and `[N]`, or None: the batch itself.
             draw: which draw of a miner that draws, scalar int64.
         """
-        others = labels if reference_labels is None else reference_labels
-        if not len(labels) or not len(others):
+        other_labels = labels if reference_labels is None else reference_labels
+        if not len(labels) or not len(other_labels):
             return (labels[:0],) * 4
         if self.signature.library.__name__ not in catalogue.DRAWS:
             return self.inner(embeddings, labels, references, reference_labels)
-        if bool((labels[:, None] == others).all()):  # there is nothing to draw from
+        if bool((labels[:, None] == other_labels).all()):  # there is nothing to draw from
             return (labels[:0],) * 4
         devices = [embeddings.device] if embeddings.is_cuda else []
         with torch.random.fork_rng(devices):  # as often as wanted, without a trace in torch's own generator
@@ -79,16 +79,16 @@ class PmlMiner(Miner):
             raise ConfigError(f"{self.name} takes one label per sample, neither label matrices nor relations")
         rows = compared.rows
         if _is_batch_itself(positive | negative, compared):
-            found = self.choose(compared.references, reference_labels, None, None, compared.draw)
+            mined = self.choose(compared.references, reference_labels, None, None, compared.draw)
         else:
-            found = self.choose(compared.anchors, labels, compared.references, reference_labels, compared.draw)
+            mined = self.choose(compared.anchors, labels, compared.references, reference_labels, compared.draw)
             rows = rows - rows[0]
-        first, positives, second, negatives = found if len(found) == 4 else (found[0], found[1], found[0], found[2])
-        chosen = [torch.zeros_like(positive) for _ in range(2)]
-        for mask, anchors, others in ((chosen[0], first, positives), (chosen[1], second, negatives)):
+        first, positives, second, negatives = mined if len(mined) == 4 else (mined[0], mined[1], mined[0], mined[2])
+        selected = [torch.zeros_like(positive) for _ in range(2)]
+        for mask, anchors, references in ((selected[0], first, positives), (selected[1], second, negatives)):
             here = (anchors >= rows[0]) & (anchors <= rows[-1])
-            mask[anchors[here] - rows[0], others[here]] = True
-        return positive & chosen[0], negative & chosen[1]
+            mask[anchors[here] - rows[0], references[here]] = True
+        return positive & selected[0], negative & selected[1]
 
 
 class DrawingMiner(PmlMiner, SeededMiner):
@@ -102,7 +102,7 @@ class Unavailable(Miner):
 
     reason: ClassVar[str]
 
-    def __init__(self, options: Any = None, **given: Any) -> None:
+    def __init__(self, options: Any = None, **options_by_name: Any) -> None:
         raise ConfigError(f"{self.name} is not offered: {self.reason}")
 
     def masks(self, similarities: Tensor, positive: Tensor, negative: Tensor, compared: Compared) -> tuple[Tensor, Tensor]:
@@ -145,13 +145,13 @@ def _adapted(name: str, library: type) -> type[Miner]:
     except Exception as error:  # a class that is not understood must not hide the others
         reason = f"its constructor fails: {type(error).__name__}: {' '.join(str(error).split())}"
     if signature is not None and (signature.missing or signature.filled):
-        wanted = ", ".join((*signature.missing, *signature.filled))
-        reason = f"its constructor wants {wanted}, which dmlcore does not know"
+        names = ", ".join((*signature.missing, *signature.filled))
+        reason = f"its constructor wants {names}, which dmlcore does not know"
     about = {"name": called, "__module__": __name__, "__qualname__": name}
     if reason is not None or signature is None:
         return type(name, (Unavailable,), {**about, "reason": reason, "__doc__": f"Not offered: {reason}."})
     draws = name in catalogue.DRAWS
-    made: Any = type(
+    adapted: Any = type(
         name,
         (DrawingMiner if draws else PmlMiner,),
         {
@@ -162,7 +162,7 @@ def _adapted(name: str, library: type) -> type[Miner]:
             "by_row": not draws and name not in catalogue.WHOLE_BATCH,
         },
     )
-    return made
+    return adapted
 
 
 @cache

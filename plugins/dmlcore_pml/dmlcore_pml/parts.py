@@ -35,7 +35,7 @@ def snake(name: str) -> str:
 
 
 @cache
-def known(option: str) -> dict[str, Any]:
+def choices_of(option: str) -> dict[str, Any]:
     """What an option may name, by the short name: `lp`, `cosine`, `avg_non_zero`."""
     if option == "weight_init_func":
         return {
@@ -44,14 +44,14 @@ def known(option: str) -> dict[str, Any]:
             if name.endswith("_") and not name.startswith("_") and inspect.isfunction(function)
         }
     module, _ = KINDS[option]
-    found = {}
+    components = {}
     for name, component in vars(module).items():
         if inspect.isclass(component) and not name.startswith("Base") and name not in LEFT_OUT:
             short = snake(name)
             for suffix in SUFFIXES:
                 short = short.removesuffix(suffix)
-            found[short.removesuffix("_reducers")] = component
-    return found
+            components[short.removesuffix("_reducers")] = component
+    return components
 
 
 def build(option: str, text: str, where: str, **filled: Any) -> Any:
@@ -93,7 +93,7 @@ def _built(tree: ast.expr, option: str, text: str, where: str, filled: dict[str,
     name, keywords = (tree.func, tree.keywords) if isinstance(tree, ast.Call) else (tree, [])
     if not isinstance(name, ast.Name) or (isinstance(tree, ast.Call) and tree.args):
         raise _malformed(where, text)
-    choices = known(option)
+    choices = choices_of(option)
     short = name.id
     for suffix in SUFFIXES:
         short = short.removesuffix(suffix)
@@ -107,9 +107,9 @@ def _built(tree: ast.expr, option: str, text: str, where: str, filled: dict[str,
     component = choices[short]
     if option == "weight_init_func":
         return _initialiser(component, arguments, where)
-    for given, value in filled.items():
-        if value is not None and given in inspect.signature(component).parameters:
-            arguments.setdefault(given, value)
+    for argument, value in filled.items():
+        if value is not None and argument in inspect.signature(component).parameters:
+            arguments.setdefault(argument, value)
     try:
         return component(**arguments)
     except (TypeError, ValueError, AssertionError) as error:
@@ -117,12 +117,12 @@ def _built(tree: ast.expr, option: str, text: str, where: str, filled: dict[str,
 
 
 def _initialiser(function: Any, arguments: dict[str, Any], where: str) -> TorchInitWrapper:
-    made = TorchInitWrapper(function, **arguments)
+    initialiser = TorchInitWrapper(function, **arguments)
     try:
-        made(torch.empty(2, 2))
+        initialiser(torch.empty(2, 2))
     except (TypeError, ValueError, RuntimeError) as error:
         raise ConfigError(f"{where}: torch.nn.init.{function.__name__} refuses its arguments: {_reason(error)}") from error
-    return made
+    return initialiser
 
 
 def _value(tree: ast.expr, option: str, text: str, where: str, filled: dict[str, Any]) -> Any:

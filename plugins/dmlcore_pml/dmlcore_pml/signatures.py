@@ -26,14 +26,14 @@ PROBE = 2  # classes and dimensions of objects that are made to find out what a 
 
 def parameters(library: type) -> dict[str, inspect.Parameter]:
     """What the constructors of a class and of its bases take by name, the class's own first."""
-    found: dict[str, inspect.Parameter] = {}
+    by_name: dict[str, inspect.Parameter] = {}
     for base in library.__mro__:
         if base in (torch.nn.Module, object):
             break
         for name, parameter in inspect.signature(vars(base).get("__init__", object.__init__)).parameters.items():
             if parameter.kind in (parameter.POSITIONAL_OR_KEYWORD, parameter.KEYWORD_ONLY) and name != "self":
-                found.setdefault(name, parameter)
-    return found
+                by_name.setdefault(name, parameter)
+    return by_name
 
 
 @dataclass(frozen=True)
@@ -57,12 +57,12 @@ class Signature:
     @classmethod
     def read(cls, library: type) -> Signature:
         """Read the constructors. A parameter of a base that the class fixes itself is no option."""
-        known = parameters(library)
-        filled = tuple(name for name in known if name in FILLED)
-        given = catalogue.DEFAULTS.get(library.__name__, {})
-        defaults = {name: given.get(name, p.default) for name, p in known.items() if name not in filled}
+        taken = parameters(library)
+        filled = tuple(name for name in taken if name in FILLED)
+        fixed = catalogue.DEFAULTS.get(library.__name__, {})
+        defaults = {name: fixed.get(name, p.default) for name, p in taken.items() if name not in filled}
         # A parameter without a default may be one that a subclass passes on itself; only the class knows, so it is asked.
-        required = {name: PROBE for name in filled if known[name].default is inspect.Parameter.empty} | given
+        required = {name: PROBE for name in filled if taken[name].default is inspect.Parameter.empty} | fixed
         accepted = {}
         with _trying():
             try:
@@ -96,21 +96,21 @@ class Signature:
             name: of the component, for messages.
             base: the dataclass it derives from.
         """
-        made = []
+        fields = []
         for option, default in {**self.defaults, **({"per_class": False} if self.may_have_classes else {})}.items():
             kind = _kind(option, default, parameters(self.library).get(option))
             if kind is not None:
                 owned = f"{self.library.__name__}.{option}"
                 text = catalogue.HELP.get(owned, catalogue.HELP.get(option, f"As in {self.library.__name__}."))
-                made.append((option, kind, dataclasses.field(default=default, metadata={"help": text})))
+                fields.append((option, kind, dataclasses.field(default=default, metadata={"help": text})))
 
-        def check(given: Any) -> None:
-            getattr(base, "__post_init__", lambda _: None)(given)
+        def check(instance: Any) -> None:
+            getattr(base, "__post_init__", lambda _: None)(instance)
             with _trying():
-                self.create(given, name, PROBE, PROBE)
+                self.create(instance, name, PROBE, PROBE)
 
         namespace = {"__post_init__": check}
-        options = dataclasses.make_dataclass("Options", made, bases=(base,), namespace=namespace, frozen=True, kw_only=True)
+        options = dataclasses.make_dataclass("Options", fields, bases=(base,), namespace=namespace, frozen=True, kw_only=True)
         options.__doc__ = f"Options of `{name}`."
         options.__module__, options.__qualname__ = base.__module__, f"{self.library.__name__}.Options"
         return options

@@ -89,7 +89,7 @@ def batch(seed: int = 0, count: int = 16) -> tuple[Tensor, Tensor]:
     return torch.randn(count, WIDTH, generator=generator, dtype=torch.float64) + 0.5 * labels[:, None], labels
 
 
-def made(name: str, **options: object) -> losses.PmlLoss:
+def create(name: str, **options: object) -> losses.PmlLoss:
     torch.manual_seed(1)
     loss = dmlcore.losses.create(OFFERED[name].name, num_classes=CLASSES, embedding_dim=WIDTH, **options).double()
     assert isinstance(loss, losses.PmlLoss)
@@ -110,18 +110,18 @@ def gradients(value: Tensor, x: Tensor, module: torch.nn.Module) -> list[Tensor]
     return list(torch.autograd.grad(value, [x, *module.parameters()], allow_unused=True, materialize_grads=True))
 
 
-def assert_same(name: str, loss: losses.PmlLoss, direct: torch.nn.Module, *given: Tensor | None, **told: Tensor) -> None:
-    x, labels, references, reference_labels = [*given, None, None][:4]
+def assert_same(name: str, loss: losses.PmlLoss, direct: torch.nn.Module, *arguments: Tensor | None, **options: Tensor) -> None:
+    x, labels, references, reference_labels = [*arguments, None, None][:4]
     assert x is not None and labels is not None
     leaf, other = (x.clone().requires_grad_() for _ in range(2))
     torch.manual_seed(2)
     value = loss(leaf, labels, references=references, reference_labels=reference_labels)
     torch.manual_seed(2)
-    wanted = direct(other, labels, None, references, reference_labels)
+    expected = direct(other, labels, None, references, reference_labels)
     assert value.ndim == 0 and value.item() != 0
-    torch.testing.assert_close(value, wanted.reshape(()), rtol=1e-12, atol=1e-12)
-    for mine, its in zip(gradients(value, leaf, loss), gradients(wanted.sum(), other, direct), strict=True):
-        torch.testing.assert_close(mine, its, rtol=1e-10, atol=1e-12)
+    torch.testing.assert_close(value, expected.reshape(()), rtol=1e-12, atol=1e-12)
+    for gradient, its in zip(gradients(value, leaf, loss), gradients(expected.sum(), other, direct), strict=True):
+        torch.testing.assert_close(gradient, its, rtol=1e-10, atol=1e-12)
 
 
 def test_every_class_is_offered_or_says_why_not() -> None:
@@ -137,17 +137,17 @@ def test_every_class_is_offered_or_says_why_not() -> None:
 @pytest.mark.parametrize("changed", [False, True], ids=["defaults", "options"])
 def test_value_and_gradient_are_the_librarys(name: str, changed: bool) -> None:
     options = OPTIONS.get(name, {}) if changed else {}
-    assert_same(name, made(name, **options), original(name, **options), *batch())
+    assert_same(name, create(name, **options), original(name, **options), *batch())
 
 
 @pytest.mark.parametrize("name", OFFERED)
 def test_references_are_compared_or_refused(name: str) -> None:
-    loss, (x, labels), (others, other_labels) = made(name), batch(), batch(3, 12)
+    loss, (x, labels), (references, other_labels) = create(name), batch(), batch(3, 12)
     if loss.takes_references:
-        assert_same(name, loss, original(name), x, labels, others, other_labels)
+        assert_same(name, loss, original(name), x, labels, references, other_labels)
         return
     with pytest.raises(ConfigError, match="takes no references"):
-        loss(x, labels, references=others, reference_labels=other_labels)
+        loss(x, labels, references=references, reference_labels=other_labels)
     with pytest.raises(ConfigError, match="a memory has nothing to add"):
         dmlcore.CrossBatchMemory(loss, 32, WIDTH)
 
@@ -161,7 +161,7 @@ def test_the_contract(name: str) -> None:
 
 @pytest.mark.parametrize("name", ["ContrastiveLoss", "TripletMarginLoss", "AngularLoss", "MultiSimilarityLoss", "NTXentLoss"])
 def test_a_memory_is_the_librarys(name: str) -> None:
-    memory = dmlcore.CrossBatchMemory(made(name), 40, WIDTH, dtype=torch.float64)
+    memory = dmlcore.CrossBatchMemory(create(name), 40, WIDTH, dtype=torch.float64)
     theirs = library.CrossBatchMemory(original(name), WIDTH, 40)
     for step in range(4):
         x, labels = batch(step)
@@ -170,46 +170,46 @@ def test_a_memory_is_the_librarys(name: str) -> None:
 
 def test_what_a_memory_cannot_leave_out_is_refused() -> None:
     with pytest.raises(ConfigError, match="cannot leave single references out"):
-        dmlcore.CrossBatchMemory(made("NCALoss"), 40, WIDTH, dtype=torch.float64)(*batch())
+        dmlcore.CrossBatchMemory(create("NCALoss"), 40, WIDTH, dtype=torch.float64)(*batch())
 
 
 def test_relations_where_pairs_say_it_all() -> None:
     x, labels = batch()
     tags = torch.nn.functional.one_hot(labels, CLASSES)
-    torch.testing.assert_close(made("ContrastiveLoss")(x, tags), made("ContrastiveLoss")(x, labels))
+    torch.testing.assert_close(create("ContrastiveLoss")(x, tags), create("ContrastiveLoss")(x, labels))
     for name in ("AngularLoss", "ArcFaceLoss", "FastAPLoss"):
         with pytest.raises(ConfigError, match="takes one label per sample"):
-            made(name)(x, tags)
+            create(name)(x, tags)
 
 
 def test_an_ensemble_beside_fused_losses_and_references() -> None:
-    (x, labels), (others, other_labels) = batch(), batch(3, 12)
+    (x, labels), (references, other_labels) = batch(), batch(3, 12)
     members = ["ms", "pml/contrastive_loss", "pml/proxy_anchor_loss"]
     ensemble = dmlcore.LossEnsemble(members, weights=[1, 2, 3], num_classes=CLASSES, embedding_dim=WIDTH).double()
-    total = ensemble(x, labels, references=others, reference_labels=other_labels)
+    total = ensemble(x, labels, references=references, reference_labels=other_labels)
     assert list(ensemble.terms) == members
     alone = [
-        ensemble.members[0](x, labels, references=others, reference_labels=other_labels),
-        ensemble.members[1](x, labels, references=others, reference_labels=other_labels),
+        ensemble.members[0](x, labels, references=references, reference_labels=other_labels),
+        ensemble.members[1](x, labels, references=references, reference_labels=other_labels),
         ensemble.members[2](x, labels),  # it compares with its proxies
     ]
     torch.testing.assert_close(total, sum(w * term for w, term in zip([1, 2, 3], alone, strict=True)))
-    assert [len(found) for found in ensemble.parameter_roles().values()] == [1, 0, 0]
+    assert [len(parameters) for parameters in ensemble.parameter_roles().values()] == [1, 0, 0]
 
 
 def test_numbers_of_classes_are_proxies_and_other_numbers_scalars() -> None:
     for name, loss in OFFERED.items():
-        roles = made(name).parameter_roles()
+        roles = create(name).parameter_roles()
         assert bool(roles["proxies"]) == loss.needs_classes and not roles["scalars"]
-        proxies = made(name).proxies
+        proxies = create(name).proxies
         assert (proxies is None) == (not loss.needs_classes)
         if proxies is not None:
             assert proxies.shape[1] == WIDTH and proxies.shape[0] % CLASSES == 0
             with pytest.raises(ConfigError, match=r"knows labels 0\.\.3, got labels 0\.\.9"):
-                made(name)(torch.randn(2, WIDTH), torch.tensor([0, 9]))
+                create(name)(torch.randn(2, WIDTH), torch.tensor([0, 9]))
             with pytest.raises(ConfigError, match="create it with num_classes"):
                 dmlcore.losses.create(loss.name)
-    margin = made("MarginLoss", learn_beta=True, per_class=True)
+    margin = create("MarginLoss", learn_beta=True, per_class=True)
     assert [p.shape for p in margin.parameter_roles()["scalars"]] == [(CLASSES,)]
     direct = library.MarginLoss(learn_beta=True, num_classes=CLASSES).double()
     assert_same("MarginLoss", margin, direct, *batch())
@@ -217,7 +217,7 @@ def test_numbers_of_classes_are_proxies_and_other_numbers_scalars() -> None:
 
 def test_what_reads_norms() -> None:
     def reads(name: str, **options: object) -> bool:
-        return OFFERED[name].reads_norms(made(name, **options).options)
+        return OFFERED[name].reads_norms(create(name, **options).options)
 
     assert reads("LargeMarginSoftmaxLoss") and reads("SphereFaceLoss") and reads("AngularLoss")
     assert not reads("ContrastiveLoss") and not reads("ArcFaceLoss")
@@ -228,7 +228,7 @@ def test_what_reads_norms() -> None:
 def test_autocast_does_not_reach_its_weights() -> None:
     x, labels = batch()
     for name in ("ArcFaceLoss", "PNPLoss", "ContrastiveLoss"):
-        loss = made(name).float()
+        loss = create(name).float()
         with torch.autocast("cpu", torch.bfloat16):
             value = loss((x.float() @ torch.eye(WIDTH)), labels)
         assert value.dtype == torch.float32
@@ -239,12 +239,12 @@ def test_autocast_does_not_reach_its_weights() -> None:
 
 
 def test_the_running_histogram_lasts() -> None:
-    loss, (x, labels) = made("DynamicSoftMarginLoss"), batch()
+    loss, (x, labels) = create("DynamicSoftMarginLoss"), batch()
     x.requires_grad_()
     for _ in range(2):  # the library's own loss fails at the second step
         loss(x, labels).backward()
     assert loss.inner.hist_.sum() > 0
-    other = made("DynamicSoftMarginLoss")
+    other = create("DynamicSoftMarginLoss")
     other.load_state_dict(loss.state_dict())
     assert torch.equal(other(x, labels), loss(x, labels))
 
@@ -252,7 +252,7 @@ def test_the_running_histogram_lasts() -> None:
 def test_objects_can_be_copied_and_pickled() -> None:
     x, labels = batch()
     for name in ("ArcFaceLoss", "ContrastiveLoss"):
-        loss = made(name)
+        loss = create(name)
         for twin in (copy.deepcopy(loss), pickle.loads(pickle.dumps(loss))):
             assert torch.equal(twin(x, labels), loss(x, labels)) and twin.options == loss.options
 
@@ -264,17 +264,20 @@ def test_help_says_what_is_known() -> None:
         assert all(defect in loss.__doc__ for defect in catalogue.DEFECTS.get(name, ()))
         own = catalogue.OWN.get(name)
         assert own is None or (own in dmlcore.losses.names() and f"`{own}`" in loss.__doc__)
-        assert not made(name).is_fused and "pytorch-metric-learning computes it" in made(name).why_not_fused
+        assert not create(name).is_fused and "pytorch-metric-learning computes it" in create(name).why_not_fused
 
 
 @pytest.mark.parametrize(
-    "found, words", [(None, "which is not installed: pip install"), ("2.8.1", "but 2.8.1 is installed"), ("weird", "but weird")]
+    "version_found, words",
+    [(None, "which is not installed: pip install"), ("2.8.1", "but 2.8.1 is installed"), ("weird", "but weird")],
 )
-def test_a_missing_or_old_library_is_one_clear_line(found: str | None, words: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_or_old_library_is_one_clear_line(
+    version_found: str | None, words: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def version(name: str) -> str:
-        if found is None:
+        if version_found is None:
             raise dmlcore_pml.metadata.PackageNotFoundError(name)
-        return found
+        return version_found
 
     monkeypatch.setattr(dmlcore_pml.metadata, "version", version)
     with pytest.raises(PluginError, match=words) as error:

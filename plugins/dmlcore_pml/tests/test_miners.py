@@ -48,24 +48,25 @@ def test_inside_the_librarys_losses(name: str, loss: str) -> None:
     filled = {"num_classes": 5, "embedding_dim": WIDTH}
     torch.manual_seed(1)
     called = f"pml/{miners.parts.snake(loss)}"
-    mine = dmlcore.losses.create(called, **filled, miner=OFFERED[name].name).double()
+    ours = dmlcore.losses.create(called, **filled, miner=OFFERED[name].name).double()
     torch.manual_seed(1)
     classes = {"num_classes": 5, "embedding_size": WIDTH} if loss == "NormalizedSoftmaxLoss" else {}
-    theirs = getattr(library_losses, loss)(**classes).double()
-    torch.testing.assert_close(mine(x, labels), theirs(x, labels, getattr(library, name)()(x, labels)))
+    original = getattr(library_losses, loss)(**classes).double()
+    torch.testing.assert_close(ours(x, labels), original(x, labels, getattr(library, name)()(x, labels)))
     if classes:
         return
-    others, other_labels = batch(4, 11)
-    pairs = getattr(library, name)()(x, labels, others, other_labels)
+    references, other_labels = batch(4, 11)
+    pairs = getattr(library, name)()(x, labels, references, other_labels)
     torch.testing.assert_close(
-        mine(x, labels, references=others, reference_labels=other_labels), theirs(x, labels, pairs, others, other_labels)
+        ours(x, labels, references=references, reference_labels=other_labels),
+        original(x, labels, pairs, references, other_labels),
     )
 
 
 def mask_of(name: str, x: Tensor, labels: Tensor, *references: Tensor) -> tuple[Tensor, Tensor]:
     """What the library's miner chooses, as masks."""
-    found = getattr(library, name)()(x, labels, *references)
-    a1, p, a2, n = found if len(found) == 4 else (found[0], found[1], found[0], found[2])
+    indices = getattr(library, name)()(x, labels, *references)
+    a1, p, a2, n = indices if len(indices) == 4 else (indices[0], indices[1], indices[0], indices[2])
     width = len(references[0]) if references else len(x)
     positive, negative = (torch.zeros(len(x), width, dtype=torch.bool) for _ in range(2))
     positive[a1, p], negative[a2, n] = True, True
@@ -88,7 +89,7 @@ seen: list[tuple[Tensor, Tensor]] = []
 
 @pytest.mark.parametrize("name", SINGLE)
 def test_inside_dmlcores_losses(name: str) -> None:
-    (x, labels), (others, other_labels) = batch(), batch(4, 11)
+    (x, labels), (references, other_labels) = batch(), batch(4, 11)
     loss = Pairs(miner=OFFERED[name].name)
     seen.clear()
     value = loss(x, labels)
@@ -98,26 +99,26 @@ def test_inside_dmlcores_losses(name: str) -> None:
         torch.testing.assert_close(loss(x, labels), value)
     assert len(seen) == (len(x) if OFFERED[name].by_row else 1)
     seen.clear()
-    loss(x, labels, references=others, reference_labels=other_labels)
-    wanted = mask_of(name, unit(x), labels, unit(others), other_labels)
-    assert all(torch.equal(*both) for both in zip(seen[-1], wanted, strict=True))
+    loss(x, labels, references=references, reference_labels=other_labels)
+    expected = mask_of(name, unit(x), labels, unit(references), other_labels)
+    assert all(torch.equal(*both) for both in zip(seen[-1], expected, strict=True))
     for own in (torch.arange(len(x)), torch.arange(len(x)) + 11):  # a memory, of the batch alone and of more
-        entries = torch.cat([others, x]) if own[0] else x
+        entries = torch.cat([references, x]) if own[0] else x
         loss(x, labels, references=entries, reference_labels=torch.cat([other_labels, labels]) if own[0] else labels, own=own)
         assert not seen[-1][0][torch.arange(len(x)), own].any()
 
 
 @pytest.mark.parametrize(
-    "mine, theirs",
+    "ours, theirs",
     [
         ("pair_margin", "pml/pair_margin_miner"),
         ("multi_similarity(epsilon=0.2)", "pml/multi_similarity_miner(epsilon=0.2)"),
         ("batch_hard", "pml/batch_hard_miner"),
     ],
 )
-def test_the_same_choice_as_dmlcores_own(mine: str, theirs: str) -> None:
+def test_the_same_choice_as_dmlcores_own(ours: str, theirs: str) -> None:
     x, labels = batch(7, 24)
-    values = [dmlcore.losses.create("contrastive", miner=miner)(x, labels) for miner in (mine, theirs)]
+    values = [dmlcore.losses.create("contrastive", miner=miner)(x, labels) for miner in (ours, theirs)]
     torch.testing.assert_close(values[0], values[1])
 
 
@@ -147,8 +148,8 @@ def test_dmlcores_miners_inside_the_librarys_losses() -> None:
         torch.testing.assert_close(dmlcore.losses.create("pml/contrastive_loss", miner=text)(x, labels), own)
     miner = build_miner("pair_margin(neg_margin=0.7)")
     assert miner is not None
-    given = dmlcore.losses.create("pml/contrastive_loss", miner=miner)(x, labels)
-    torch.testing.assert_close(given, dmlcore.losses.create("contrastive", miner=miner)(x, labels))
+    value = dmlcore.losses.create("pml/contrastive_loss", miner=miner)(x, labels)
+    torch.testing.assert_close(value, dmlcore.losses.create("contrastive", miner=miner)(x, labels))
 
 
 def test_options_and_their_text() -> None:

@@ -22,8 +22,8 @@ def create(name: str, **options: object) -> losses.PmlLoss:
 
 
 def test_types_defaults_and_help_come_from_the_signatures() -> None:
-    found = {one["name"]: one for one in describe_options(losses.classes()["TripletMarginLoss"].Options)}
-    assert {name: (one["type"], one["default"]) for name, one in found.items()} == {
+    by_name = {option["name"]: option for option in describe_options(losses.classes()["TripletMarginLoss"].Options)}
+    assert {name: (option["type"], option["default"]) for name, option in by_name.items()} == {
         "miner": ("text | none", None),
         "margin": ("number", 0.05),
         "swap": ("true | false", False),
@@ -75,7 +75,7 @@ def test_every_object_can_be_named() -> None:
     for option in parts.KINDS:
         module, _ = parts.KINDS[option]
         exported = {name for name in vars(module) if name[0].isupper() and not name.startswith("Base")}
-        assert {kind.__name__ for kind in parts.known(option).values()} == exported - parts.LEFT_OUT
+        assert {kind.__name__ for kind in parts.choices_of(option).values()} == exported - parts.LEFT_OUT
     assert parts.build("distance", "lp(p=1, power=2)", "x").power == 2
 
 
@@ -138,9 +138,9 @@ def test_classes_of_a_newer_library() -> None:
             raise RuntimeError("no licence")
 
     new = losses._adapted("NewLoss", NewLoss)
-    found = {one["name"]: one for one in describe_options(new.Options)}
-    assert "neg_margin" not in found, "the class gives it itself"
-    assert found["sharpness"]["help"] == "As in NewLoss." and found["pos_margin"]["default"] == 0
+    by_name = {option["name"]: option for option in describe_options(new.Options)}
+    assert "neg_margin" not in by_name, "the class gives it itself"
+    assert by_name["sharpness"]["help"] == "As in NewLoss." and by_name["pos_margin"]["default"] == 0
     x, labels = torch.randn(6, 4), torch.arange(6) % 3
     torch.testing.assert_close(new(sharpness=0.5)(x, labels), library.ContrastiveLoss(neg_margin=0.5)(x, labels))
     for name, kind, words in (
