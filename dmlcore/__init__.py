@@ -6,20 +6,15 @@ Everything is loaded on first use, so that `import dmlcore` and `dmlcore --help`
 from __future__ import annotations
 
 import importlib
-from importlib import metadata
 from typing import TYPE_CHECKING, Any
 
 from dmlcore.hookspecs import hookimpl
+from dmlcore.version import VERSION as __version__
 
 if TYPE_CHECKING:
     from dmlcore import data, ensemble, evaluation, kernels, losses, models, testing, training
     from dmlcore.ensemble import LossEnsemble
     from dmlcore.losses import CrossBatchMemory
-
-try:
-    __version__ = metadata.version("dmlcore")
-except metadata.PackageNotFoundError:  # run from a source tree that was never installed
-    __version__ = "0.0.0"
 
 _PACKAGES = ("data", "ensemble", "evaluation", "kernels", "losses", "models", "testing", "training")
 

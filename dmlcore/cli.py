@@ -10,12 +10,12 @@ from collections.abc import Sequence
 from cyclopts import App, CycloptsError
 from cyclopts.exceptions import UnknownCommandError, UnknownOptionError
 
-import dmlcore
 from dmlcore import commands, console, plugins
 from dmlcore.commands.installed import command_manager
 from dmlcore.commands.line import CommandLine
 from dmlcore.errors import ConfigError, DmlcoreError, nearest
 from dmlcore.flags import new_app
+from dmlcore.version import VERSION
 
 HELP = "Deep metric learning with many losses at once. Installed plugins may add commands."
 
@@ -54,7 +54,7 @@ def script() -> None:
 
 
 def _run(line: CommandLine) -> int:
-    app = new_app("dmlcore", HELP, version=dmlcore.__version__)
+    app = new_app("dmlcore", HELP, version=VERSION)
     _add_commands(app, line)
     try:
         status = app(line.words, exit_on_error=False, print_error=False)

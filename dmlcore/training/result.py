@@ -11,13 +11,13 @@ from collections.abc import Sequence
 from importlib import metadata
 from typing import Any
 
-import dmlcore
 from dmlcore.data import LabelledDataset
 from dmlcore.evaluation import Metric, evaluating
 from dmlcore.models import EmbeddingModel
 from dmlcore.training import checkpoints
 from dmlcore.training.building import build_run_model
 from dmlcore.training.run import Run
+from dmlcore.version import VERSION
 
 CHOSEN_BY = "map@r"  # of the validation classes
 
@@ -68,7 +68,7 @@ def named_metrics(
 
 def versions() -> dict[str, str]:
     """Versions that decide about a run's numbers."""
-    installed = {"dmlcore": dmlcore.__version__, "python": platform.python_version()}
+    installed = {"dmlcore": VERSION, "python": platform.python_version()}
     for name in ("torch", "torchvision", "numpy"):
         with contextlib.suppress(metadata.PackageNotFoundError):
             installed[name] = metadata.version(name)
