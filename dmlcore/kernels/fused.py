@@ -220,8 +220,8 @@ def _keeps_graph() -> bool:
     return True if query is None else query()
 
 
-def _ready(pass_: Pass, dtype: torch.dtype) -> Pass:
-    """The pass with everything but its vectors as the kernels want it."""
+def _ready(pass_: Pass, anchors: Tensor, references: Tensor | None, dtype: torch.dtype) -> Pass:
+    """The pass as the kernels want it, with these vectors. One new tuple: this is on the way of every small batch."""
     relations, calls = pass_.relations, pass_.calls
     if relations != (None, None, None):
         relations = Relations(*(None if tensor is None else tensor.contiguous() for tensor in relations))
@@ -232,11 +232,17 @@ def _ready(pass_: Pass, dtype: torch.dtype) -> Pass:
             calls = tuple(_with_constants(call, dtype) for call in calls)
             break
     labels, reference_labels = pass_.anchor_labels, pass_.reference_labels
-    return pass_._replace(
-        anchor_labels=labels.contiguous(),
-        reference_labels=None if reference_labels is None else reference_labels.contiguous(),
-        calls=calls,
-        relations=relations,
+    return Pass(
+        anchors,
+        labels.contiguous(),
+        references,
+        None if reference_labels is None else reference_labels.contiguous(),
+        calls,
+        pass_.normalise,
+        relations,
+        pass_.anchors_in,
+        pass_.references_in,
+        pass_.owners,
     )
 
 
@@ -267,7 +273,7 @@ class _Sources:
                 break
         else:
             index = len(self.sources)  # a tensor that was not met before
-            real = source.to(self.dtype)
+            real = source if source.dtype == self.dtype else source.to(self.dtype)
             if real.shape[1] > 1 and real.stride(1) != 1:
                 real = real.contiguous()
             self.sources.append(source)
@@ -304,8 +310,7 @@ def fused_passes(passes: Sequence[Pass], terms: int | None = 0) -> Passed:
         references, references_to = pass_.references, (-1, 0)
         if references is not None:
             references, references_to = sources.place(references, pass_.references_in)
-        pass_ = _ready(pass_, dtype)._replace(anchors=anchors, references=references)
-        ready.append(pass_)
+        ready.append(_ready(pass_, anchors, references, dtype))
         targets.append((anchors_to, references_to))
         cells = 0
         for call in pass_.calls:

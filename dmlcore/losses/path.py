@@ -122,14 +122,7 @@ def compared(loss: ByRows, comparison: Comparison, *, advance: bool) -> Comparis
 
 
 def fusion_of(loss: ByRows, device: str) -> Fusion | None:
-    """The fused form of a loss on a type of device, or None. It is asked for once per options object."""
-    if extension.SWITCH in os.environ and extension.why_not(device):  # asked for every loss of every step: cheap first
-        return None
-    is_compiling = torch.compiler.is_compiling()
-    if not is_compiling:  # a traced graph asks once, and must not depend on what the loss remembers
-        fusion = loss.fusions.get(device)
-        if fusion is not None and fusion.options is loss.options and fusion.generation == extension.generation:
-            return fusion
+    """The fused form of a loss on a type of device, or None. `evaluate` asks once per options object and keeps the answer."""
     call = loss.functor_call()
     if isinstance(call, str) or loss.why_no_kernel(call, device):
         return None
@@ -138,7 +131,7 @@ def fusion_of(loss: ByRows, device: str) -> Fusion | None:
     couples = call.functor in extension.partner_functors()
     normalise = loss.kernel_normalise or loss.normalise
     fusion = Fusion(loss.options, extension.generation, call, values, normalise, is_averaged, couples)
-    if not is_compiling:
+    if not torch.compiler.is_compiling():  # a compiled graph must not depend on what is kept
         loss.fusions[device] = fusion
     return fusion
 
@@ -206,8 +199,8 @@ class Outcome:
         if self.passed is not None:
             terms, parts, sizes = self.passed
             detached = []
-            for values, counts, histograms in parts:
-                detached.append((values.detach(), counts.detach(), histograms.detach()))
+            for values, counts, histograms in parts:  # counts have no history, and empty histograms need no call
+                detached.append((values.detach(), counts, histograms.detach() if len(histograms) else histograms))
             self.passed = Passed(terms.detach(), tuple(detached), sizes)
         for index, rows in self.completed.items():
             self.completed[index] = Rows(rows.values.detach(), rows.counts.detach())
@@ -325,10 +318,14 @@ def evaluate(
     """
     outcome, sharing = Outcome(), Sharing(members)
     plain: list[int] = []
+    # The switch may be turned between two calls, so nothing that was kept says what it stands at.
+    may_remember = extension.SWITCH not in os.environ and not torch.compiler.is_compiling()
     for index, comparison in enumerate(comparisons):
         if comparison is not None:
-            loss = members[index]
-            fusion = fusion_of(loss, comparison.anchors.device.type)
+            loss, device = members[index], comparison.anchors.device.type
+            fusion = loss.fusions.get(device) if may_remember else None
+            if fusion is None or fusion.options is not loss.options or fusion.generation != extension.generation:
+                fusion = fusion_of(loss, device)
             if fusion is None or not is_fusable(loss, fusion, comparison) or not sharing.add(index, fusion, comparison):
                 plain.append(index)
     if sharing.groups:

@@ -84,6 +84,10 @@ class RowLoss(Loss):
                     f" `{attribute}` (True or False); RowLoss explains it"
                 )
 
+    def __getstate__(self) -> dict[str, Any]:
+        """Without what was found out about the kernels of this process: a copy may be loaded by another."""
+        return {**self.__dict__, "fusions": {}}
+
     @abc.abstractmethod
     def row_values(self, similarities: Tensor, positive: Tensor, negative: Tensor) -> Rows:
         """The definition.
