@@ -146,6 +146,7 @@ class Faulty(PairLoss):
     """A loss with a fault."""
 
     name = "faulty"
+    by_rows = False
     fault = ""
 
     def row_values(self, similarities, positive, negative):
@@ -347,6 +348,8 @@ def test_the_command_bench(here: Callable[..., tuple[int, str, str]], monkeypatc
 def test_bench_compares_before_it_times() -> None:
     class Wrong(type(plugins.find("loss", "ms").component())):  # type: ignore[misc]
         """Another value than its definition."""
+
+        by_rows = False
 
         def forward(self, embeddings, labels, **references):
             return 2 * super().forward(embeddings, labels, **references)

@@ -7,7 +7,8 @@ import torch
 from cases import BATCHES, FUSED
 
 from dmlcore import LossEnsemble
-from dmlcore.kernels import FunctorCall, Pass, extension, operator
+from dmlcore.kernels import FunctorCall, Pass, extension
+from dmlcore.kernels.encoding import encoded
 
 pytestmark = pytest.mark.skipif(extension.cpu() is None, reason="the CPU extension is not built")
 SOME = [case for case in FUSED if not case.options or case.options.get("mining")]
@@ -28,7 +29,7 @@ def test_operator_is_registered_well(references: bool, heads: bool) -> None:
         passes = [first, Pass(x[:, 4:], y, None, None, (table, calls[0]), anchors_in=(x, 4), owners=(1,))]
         targets.append(((0, 4), (-1, 0)))
     sources = [x.requires_grad_(), *([other.requires_grad_()] if references else [])]
-    torch.library.opcheck(torch.ops.dmlcore.fused_rows.default, (sources, *operator.encoded(passes, targets), 2))
+    torch.library.opcheck(torch.ops.dmlcore.fused_rows.default, (sources, *encoded(passes, targets), 2))
 
 
 @pytest.mark.parametrize("case", SOME, ids=lambda case: case.id)

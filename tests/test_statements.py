@@ -17,6 +17,8 @@ from dmlcore.testing.statements import where_both_stand
 class Wrong(plugins.find("loss", "ms").component):  # type: ignore[misc]
     """Another value than its definition."""
 
+    by_rows = False
+
     def forward(self, embeddings, labels, **references):
         return 2 * super().forward(embeddings, labels, **references)
 

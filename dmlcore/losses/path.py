@@ -199,8 +199,8 @@ class Outcome:
         if self.passed is not None:
             terms, parts, sizes = self.passed
             detached = []
-            for values, counts, histograms in parts:  # counts have no history, nor has what is empty
-                detached.append((values.detach(), counts, histograms.detach() if len(histograms) else histograms))
+            for values, counts, histograms in parts:  # counts have no history
+                detached.append((values.detach(), counts, histograms.detach()))
             self.passed = Passed(terms.detach(), tuple(detached), sizes)
         for index, rows in self.completed.items():
             self.completed[index] = Rows(rows.values.detach(), rows.counts.detach())
@@ -319,11 +319,11 @@ def evaluate(
     outcome, sharing = Outcome(), Sharing(members)
     plain: list[int] = []
     # The switch may be turned between two calls, so nothing that was kept says what it stands at.
-    uses_kept = extension.SWITCH not in os.environ and not torch.compiler.is_compiling()
+    may_remember = extension.SWITCH not in os.environ and not torch.compiler.is_compiling()
     for index, comparison in enumerate(comparisons):
         if comparison is not None:
             loss, device = members[index], comparison.anchors.device.type
-            fusion = loss.fusions.get(device) if uses_kept else None
+            fusion = loss.fusions.get(device) if may_remember else None
             if fusion is None or fusion.options is not loss.options or fusion.generation != extension.generation:
                 fusion = fusion_of(loss, device)
             if fusion is None or not is_fusable(loss, fusion, comparison) or not sharing.add(index, fusion, comparison):
