@@ -118,7 +118,8 @@ def rings(tree: Path) -> list[list[str]]:
     edges = imports(tree)
     reach = {name: _reachable(name, edges) for name in edges}
     components = {frozenset({name, *(other for other in reach[name] if name in reach[other])}) for name in edges}
-    return sorted((sorted(component) for component in components if len(component) > 1), key=len, reverse=True)
+    files_of_rings = [sorted(component) for component in components if len(component) > 1]
+    return sorted(files_of_rings, key=lambda ring: (-len(ring), ring))
 
 
 def _reachable(start: str, edges: dict[str, set[str]]) -> set[str]:
