@@ -244,6 +244,8 @@ def find(kind: str, name: str) -> Entry:
         ConfigError: no such name; the message has the nearest one. Or a file that cannot be used.
         PluginError: the file raises when it is imported.
     """
+    if not isinstance(name, str):
+        raise ConfigError(f"a {kind} is named by text, got {type(name).__name__}")
     if plugin_files.is_reference(name):
         return _in_a_file(kind, name)
     entries = registry(kind)

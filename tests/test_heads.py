@@ -84,6 +84,7 @@ def test_a_regulariser_sees_every_head() -> None:
         ({"columns": [(0, 4)]}, "columns has 1 ranges for 2 losses"),
         ({"columns": [(0, 4), None]}, "columns has no range for triplet"),
         ({"columns": [(0, 4), (4, 4)]}, "columns of triplet are"),
+        ({"columns": ["ab", 3]}, "must hold a range"),
     ],
 )
 def test_wrong_views_are_refused(values: dict[str, Any], message: str) -> None:

@@ -32,7 +32,7 @@ def test_rings_are_seen_inside_functions_and_in_hints(tmp_path: Path) -> None:
             "part/__init__.py": "from dmlcore.part.inner import name\n",
             "part/inner.py": "from . import other\nfrom .. import low\n",
             "part/other.py": "from dmlcore.part import name\n",
-        },
+        },  # two rings of one length: their order is that of their names
     )
     edges = house.imports(tmp_path)
     assert edges["dmlcore.high"] == {"dmlcore.middle"}

@@ -313,6 +313,26 @@ def test_creation_errors_name_the_nearest() -> None:
         create("proxy_anchor")
     with pytest.raises(ConfigError, match="num_classes >= 1, got 0"):
         create("proxy_anchor", num_classes=0, embedding_dim=4)
+    with pytest.raises(ConfigError, match="num_classes >= 1, got '5'"):
+        create("proxy_anchor", num_classes="5", embedding_dim=4)  # type: ignore[arg-type]
+    with pytest.raises(ConfigError, match="a loss is named by text, got int"):
+        create(5)  # type: ignore[arg-type]
+    with pytest.raises(ConfigError, match="miner must be a Miner, its name or None, got int"):
+        create("contrastive").use_miner(5)  # type: ignore[operator]
+
+
+def test_wrong_sides_are_refused() -> None:
+    x, y = BATCHES["odd"]
+    against = {"references": x, "reference_labels": y}
+    wrong = {
+        "own must be a tensor, got list": {**against, "own": y.tolist()},
+        "own must be -1 or the index of one of 37 references, got 5..41": {**against, "own": torch.arange(37) + 5},
+        "relation must be a label matrix .* or a function, got str": {"relation": "same"},
+    }
+    for words, arguments in wrong.items():
+        for call in (create("ms"), create("ms").reference):
+            with pytest.raises(ConfigError, match=words):
+                call(x, y, **arguments)
 
 
 def test_proxies_have_their_name_and_shape() -> None:

@@ -312,6 +312,10 @@ def test_mistakes() -> None:
         memory(x[:, :4], y)
     with pytest.raises(ConfigError, match="a row for each of 12 embeddings"):
         memory(x, y[:5])
+    with pytest.raises(ConfigError, match="a row for each of 12 embeddings"):
+        memory(x, y[0])
+    with pytest.raises(ConfigError, match="labels must be a tensor, got list"):
+        memory(x, y.tolist())
     memory(x, y)
     with pytest.raises(ConfigError, match="give the same kind in every call"):
         memory(x, labels_of("matrix", y)[0])

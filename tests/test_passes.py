@@ -12,7 +12,7 @@ from cases import BATCHES, CLASSES, FUSED, WIDTH, Case, assert_close, value_and_
 from torch import Tensor
 
 from dmlcore import LossEnsemble
-from dmlcore.errors import ConfigError
+from dmlcore.errors import ConfigError, PluginError
 from dmlcore.kernels import FunctorCall, Pass, extension, fused_passes, fused_rows, plan_options, recorded_passes
 from dmlcore.kernels.fused import CpuPasses
 from dmlcore.losses import create
@@ -240,6 +240,30 @@ def test_a_subclass_may_complete_what_its_base_does_not() -> None:
     expected = 3 * create("triplet")(X, Y)
     torch.testing.assert_close(tripled()(X, Y), expected)
     torch.testing.assert_close(LossEnsemble([tripled(), "ms"])(X, Y), expected + create("ms")(X, Y))
+
+
+@pytest.mark.parametrize(
+    ("method", "attribute"),
+    [
+        ("complete", "completes"),
+        ("dense_rows", "streams"),
+        ("reduce", "reduces"),
+        ("reshaped", "reshapes"),
+        ("forward", "by_rows"),
+        ("value_of", "by_rows"),
+    ],
+)
+@pytest.mark.parametrize("is_mixed_in", [False, True])
+def test_a_method_says_what_it_means(method: str, attribute: str, is_mixed_in: bool) -> None:
+    base = type(create("ms"))
+    body: dict[str, Any] = {method: lambda *_, **__: torch.tensor(0.0)}
+    bases: tuple[type, ...] = (base,)
+    if is_mixed_in:
+        bases, body = (type("Mixin", (), body), base), {}
+    with pytest.raises(PluginError, match=f"writes `{method}`, so it must say what that means by the attribute `{attribute}`"):
+        type("Silent", bases, body)
+    outspoken = type("Outspoken", bases, {**body, attribute: False})
+    type("Heir", (outspoken,), {})
 
 
 def test_owners_are_checked() -> None:

@@ -24,7 +24,10 @@ def check_columns(columns: Sequence[tuple[int, int] | None] | None, losses: Sequ
     """
     if columns is None:
         return None
-    ranges: Columns = tuple(None if span is None else (int(span[0]), int(span[1])) for span in columns)
+    try:
+        ranges: Columns = tuple(None if span is None else (int(span[0]), int(span[1])) for span in columns)
+    except (TypeError, ValueError, IndexError):
+        raise ConfigError(f"columns is {columns!r}, but must hold a range (first, last + 1) per loss") from None
     if len(ranges) != len(losses):
         raise ConfigError(f"columns has {len(ranges)} ranges for {len(losses)} losses")
     for loss, span in zip(losses, ranges, strict=True):

@@ -136,6 +136,8 @@ def compare(
         if relation.ndim != 2:
             raise ConfigError(f"relation must be a label matrix [B, L] or a function, got the shape {list(relation.shape)}")
         labels, relation = relation, None
+    if relation is not None and not callable(relation):
+        raise ConfigError(f"relation must be a label matrix [B, L] or a function, got {type(relation).__name__}")
     is_matrix = relation is None and isinstance(labels, Tensor) and labels.ndim == 2
     labels = _check_vectors(embeddings, labels, "embeddings", is_matrix, relation)
     if (references is None) != (reference_labels is None):
@@ -189,5 +191,13 @@ def _check_both(embeddings: Tensor, labels: Tensor, references: Tensor, referenc
 def _check_own(own: Tensor, embeddings: Tensor, references: Tensor | None) -> None:
     if references is None:
         raise ConfigError("own says which reference an embedding is; it needs references")
+    if not isinstance(own, Tensor):
+        raise ConfigError(f"own must be a tensor, got {type(own).__name__}")
     if own.shape != embeddings.shape[:1] or own.dtype != torch.int64:
         raise ConfigError(f"own must be int64 of shape {list(embeddings.shape[:1])}, got {list(own.shape)} of {own.dtype}")
+    if own.device.type == "cpu" and len(own) and not torch.compiler.is_compiling():  # elsewhere it would wait
+        lowest, highest = torch.aminmax(own)
+        if lowest.item() < -1 or highest.item() >= len(references):
+            raise ConfigError(
+                f"own must be -1 or the index of one of {len(references)} references, got {int(lowest)}..{int(highest)}"
+            )

@@ -85,6 +85,9 @@ class CrossBatchMemory(nn.Module):
         """
         if isinstance(relation, Tensor):  # labels by another name
             labels, relation = relation, None
+        for tensor, noun in ((embeddings, "embeddings"), (labels, "labels")):
+            if not isinstance(tensor, Tensor):
+                raise ConfigError(f"{noun} must be a tensor, got {type(tensor).__name__}")
         if relation is None and labels.ndim > 1:
             labels = label_matrix(labels, "embeddings")
         relations: dict[str, Any] = {} if relation is None else {"relation": relation}
@@ -106,7 +109,7 @@ class CrossBatchMemory(nn.Module):
             raise ConfigError(f"the memory holds embeddings [B, {self.embedding_dim}], got {list(embeddings.shape)}")
         if count > self.size:
             raise ConfigError(f"a batch of {count} does not fit a memory of {self.size}; make it larger than a batch")
-        if len(labels) != count:
+        if labels.shape[:1] != (count,):
             raise ConfigError(f"labels must have a row for each of {count} embeddings, got the shape {list(labels.shape)}")
         kind = labels.dtype if labels.ndim > 1 or labels.is_floating_point() else torch.int64
         if (labels.shape[1:], kind) != (self.labels.shape[1:], self.labels.dtype):

@@ -256,6 +256,8 @@ def build_miner(miner: Miner | str | None) -> Miner | None:
     """
     if miner is None or isinstance(miner, Miner):
         return miner
+    if not isinstance(miner, str):
+        raise ConfigError(f"miner must be a Miner, its name or None, got {type(miner).__name__}")
     match = re.fullmatch(r"\s*([\w./-]+)\s*(?:\((.*)\)\s*)?", miner, re.DOTALL)
     if not match:
         raise ConfigError(f"miner is '{miner}', but must be a name, or a name and options: multi_similarity(epsilon=0.2)")

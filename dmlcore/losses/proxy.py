@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from numbers import Integral
 from typing import Any
 
 import torch
@@ -37,10 +38,10 @@ class ProxyLoss(RowLoss):
     ) -> None:
         super().__init__(options, **options_by_name)
         for noun, number in (("num_classes", num_classes), ("embedding_dim", embedding_dim)):
-            if number is None or number < 1:
-                raise ConfigError(f"{self.name} owns a proxy per class and needs {noun} >= 1, got {number}")
+            if not isinstance(number, Integral) or number < 1:
+                raise ConfigError(f"{self.name} owns a proxy per class and needs {noun} >= 1, got {number!r}")
         assert num_classes is not None and embedding_dim is not None
-        self.num_classes = num_classes
+        self.num_classes = int(num_classes)
         self.proxies = nn.Parameter(torch.empty(num_classes * self.centres, embedding_dim))
         self.register_buffer("proxy_labels", torch.arange(num_classes).repeat_interleave(self.centres), persistent=False)
         nn.init.kaiming_normal_(self.proxies, mode="fan_out")

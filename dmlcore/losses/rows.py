@@ -30,6 +30,7 @@ SAID_BY = {
     "reshaped": "reshapes",
     "rearranged": "rearranges",
     "forward": "by_rows",
+    "value_of": "by_rows",
 }
 """Methods, and the attribute by which a class that writes one says what that means. Nothing compares methods."""
 
@@ -77,8 +78,10 @@ class RowLoss(Loss):
     def __init_subclass__(cls, **arguments: Any) -> None:
         """Raise for a method without the attribute that says what it means: it would be left out without a word."""
         super().__init_subclass__(**arguments)
+        bases = cls.__mro__[: cls.__mro__.index(RowLoss)]  # with those that are no losses: a method may come from a mixin
         for method, attribute in SAID_BY.items():
-            if method in vars(cls) and attribute not in vars(cls):
+            writer = next((index for index, base in enumerate(bases) if method in vars(base)), None)
+            if writer is not None and not any(attribute in vars(base) for base in bases[: writer + 1]):
                 raise PluginError(
                     f"the loss class {cls.__qualname__} writes `{method}`, so it must say what that means by the attribute"
                     f" `{attribute}` (True or False); RowLoss explains it"

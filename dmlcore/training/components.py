@@ -164,4 +164,8 @@ def why_not_chosen(table: str, components: dict[str, Component]) -> str:
                 f"options of '{table}' are given, but that {kind} is not selected ({setting}: {selected})."
                 f" Select it by --{setting}, or leave its options out."
             )
+    for kind in plugins.KINDS:
+        name = plugins.recorded_name(kind, table)
+        if name != table and not plugins.plugin_files.is_reference(table):
+            return f"options of '{table}' are given by its own name, '{name}'"
     return f"there is nothing called '{table}' to give options to.{suggestion(table, components)}"

@@ -66,9 +66,9 @@ def _resumed(path: str | Path, checkpoint: str) -> tuple[RunConfig, RunFolder, d
     if checkpoint not in ("last", "previous"):
         raise ConfigError(f"checkpoint is '{checkpoint}', but a run continues from last or previous; best has no optimiser")
     folder = RunFolder.open(path)
+    config = RunConfig.read_run(folder.config)  # first, or a complete run of another version would be sent on to `eval`
     if folder.result.exists():
         raise ConfigError(f"the run in {path} is complete. Evaluate it by `dmlcore eval {path}`.")
-    config = RunConfig.read_run(folder.config)
     if checkpoint == "last" and not checkpoints.path_of(folder.checkpoints, checkpoint).exists():
         return config, folder, None  # it was interrupted before the first checkpoint
     return config, folder, checkpoints.load(folder.checkpoints, checkpoint, instead=("last", "previous"))
