@@ -42,6 +42,11 @@ class Case:
         return "semihard" in self.options.get("mining", "") or (self.name, self.options.get("variant")) == ("triplet", "wedl")
 
     @property
+    def jumps_at_itself(self) -> bool:
+        """Whether a positive at distance 0 counts or not by the rounding of that 0, which differs between instruction sets."""
+        return self.name == "snr_contrastive"
+
+    @property
     def takes_nearest(self) -> bool:
         """Whether the gradient reaches only a nearest or farthest point, which among coincident ones the last bit decides."""
         return self.options.get("mining", "all") not in ("all", "semihard")
@@ -336,7 +341,14 @@ BATCHES = batches()
 
 def call_on(loss: Any, x: Tensor, y: Tensor) -> Any:
     """The functor of a fused loss, with what it is given beside its options."""
-    return replace(loss.functor_call(), given=loss.given(loss.sides(x, y, None, None)))
+    comparison = dmlcore.losses.Comparison(x, y)
+    return replace(loss.functor_call(), given=given_to(loss, loss.reshaped(comparison) if loss.reshapes else comparison))
+
+
+def given_to(loss: Any, comparison: Any) -> Tensor | None:
+    """The numbers per anchor that a loss's functor takes."""
+    call = loss.functor_call()
+    return call.given(comparison) if callable(call.given) else None
 
 
 def hold_draws(*losses: Any) -> None:
