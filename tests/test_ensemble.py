@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 
 import pytest
@@ -127,3 +128,20 @@ def test_a_members_own_forward_and_reduce_are_used() -> None:
         type("Careless", (base,), {"reduce": lambda self, rows: 3 * base.reduce(self, rows)})
     expected = 5 * create("ms")(X, Y)
     torch.testing.assert_close(LossEnsemble([doubled(), tripled()])(X, Y), expected)
+
+
+def test_a_new_definition_needs_a_kernel_of_its_own() -> None:
+    base = type(create("ms"))
+    with pytest.raises(PluginError, match="Changed defines `row_values` anew, but its kernel is that of MultiSimilarity"):
+        type("Changed", (base,), {"row_values": lambda self, *a: base.row_values(self, *a)})
+    plain = type("Plain", (base,), {"row_values": base.row_values, "functor_call": lambda self: "it is another formula"})
+    assert plain().why_not_fused == "it is another formula"
+    torch.testing.assert_close(plain()(X, Y), create("ms").reference(X, Y))
+
+
+def test_a_replica_asks_for_its_own_kernel() -> None:
+    loss = create("margin")
+    loss(X, Y)
+    replica = copy.copy(loss)  # as data parallelism makes one: another module with the same dictionaries
+    replica.__dict__ = {**loss.__dict__, "_parameters": {"beta": torch.nn.Parameter(torch.full((1,), 0.4))}}
+    torch.testing.assert_close(replica(X, Y), replica.reference(X, Y))

@@ -58,6 +58,7 @@ class Fusion(NamedTuple):
     """What is fixed about the fused form of a loss on one type of device while its options stay the same.
 
     Attributes:
+        owner: the loss it was asked of. A replica shares what the original keeps, but not its parameters.
         options: the object it was asked with.
         generation: of the functors that were loaded then.
         call: the functor with its options.
@@ -67,6 +68,7 @@ class Fusion(NamedTuple):
         couples: whether the functor couples an anchor with its positives, so that each must be among the other's.
     """
 
+    owner: Any
     options: Any
     generation: int
     call: FunctorCall
@@ -74,6 +76,10 @@ class Fusion(NamedTuple):
     normalise: tuple[bool, bool]
     is_averaged: bool
     couples: bool
+
+    def is_of(self, loss: Any) -> bool:
+        """Whether it still says what is fixed about this loss."""
+        return self.owner is loss and self.options is loss.options and self.generation == extension.generation
 
 
 class Member(NamedTuple):
@@ -97,10 +103,11 @@ class Member(NamedTuple):
 
 
 class Place(NamedTuple):
-    """Where the values of a member are: its pass, the first of its rows there, and the first cell of its histograms."""
+    """Where the values of a member are: its pass, the first of its rows there, their number, its first cell of histograms."""
 
     number: int
     row: int
+    count: int
     cell: int
 
 
@@ -130,7 +137,7 @@ def fusion_of(loss: ByRows, device: str) -> Fusion | None:
     is_averaged = loss.options.reduction == "default" and not loss.completes and not loss.reduces
     couples = call.functor in extension.partner_functors()
     normalise = loss.kernel_normalise or loss.normalise
-    fusion = Fusion(loss.options, extension.generation, call, values, normalise, is_averaged, couples)
+    fusion = Fusion(loss, loss.options, extension.generation, call, values, normalise, is_averaged, couples)
     if not torch.compiler.is_compiling():  # a compiled graph must not depend on what is kept
         loss.fusions[device] = fusion
     return fusion
@@ -174,12 +181,11 @@ class Outcome:
         completed: values and counts of the members that are in no pass, or have more to do after it.
     """
 
-    __slots__ = ("averaged", "completed", "passed", "places", "sizes")
+    __slots__ = ("averaged", "completed", "passed", "places")
 
     def __init__(self) -> None:
         self.passed: Passed | None = None
         self.places: dict[int, Place] = {}
-        self.sizes: dict[int, int] = {}
         self.averaged: list[int] = []
         self.completed: dict[int, Rows] = {}
 
@@ -187,12 +193,12 @@ class Outcome:
         """Values and counts of a member, `[V, A]`. None for one that has none."""
         if index in self.completed:
             return self.completed[index]
-        return self._placed(self.places[index], self.sizes[index]) if index in self.places else None
+        return self._placed(self.places[index]) if index in self.places else None
 
-    def _placed(self, place: Place, count: int) -> Rows:
+    def _placed(self, place: Place) -> Rows:
         assert self.passed is not None
         values, counts, _ = self.passed.of(place.number)
-        return Rows(values[place.row : place.row + count], counts[place.row : place.row + count])
+        return Rows(values[place.row : place.row + place.count], counts[place.row : place.row + place.count])
 
     def detach(self) -> None:
         """Keep the numbers only: what autograd keeps for a backward pass goes with the terms."""
@@ -213,7 +219,7 @@ class Outcome:
             histograms = self.passed.of(place.number)[2][place.cell : place.cell + call.cells]
             rows = Rows(histograms.view(2, -1), histograms.new_zeros(2, 0))
         else:
-            rows = self._placed(place, member.fusion.values)
+            rows = self._placed(place)
         if loss.completes:
             rows = loss.complete(rows, member.comparison, member.context)
         self.completed[member.index] = rows
@@ -324,7 +330,7 @@ def evaluate(
         if comparison is not None:
             loss, device = members[index], comparison.anchors.device.type
             fusion = loss.fusions.get(device) if may_remember else None
-            if fusion is None or fusion.options is not loss.options or fusion.generation != extension.generation:
+            if fusion is None or not fusion.is_of(loss):
                 fusion = fusion_of(loss, device)
             if fusion is None or not is_fusable(loss, fusion, comparison) or not sharing.add(index, fusion, comparison):
                 plain.append(index)
@@ -334,7 +340,7 @@ def evaluate(
             owners, calls, cell = [], [], 0
             for member in group:
                 index, fusion = member.index, member.fusion
-                outcome.places[index], outcome.sizes[index] = Place(number, len(owners), cell), fusion.values
+                outcome.places[index] = Place(number, len(owners), fusion.values, cell)
                 owners += [index if fusion.is_averaged else -1] * fusion.values  # -1: see `Outcome.terms`
                 calls.append(member.call)
                 cell += member.call.cells

@@ -76,7 +76,8 @@ class RowLoss(Loss):
         self.fusions: dict[str, Fusion] = {}  # by type of device; `path.fusion_of` keeps them
 
     def __init_subclass__(cls, **arguments: Any) -> None:
-        """Raise for a method without the attribute that says what it means: it would be left out without a word."""
+        """Raise for a method without the attribute that says what it means: it would be left out without a word. And for a new
+        definition with the kernel of the old one: both would be used, here one and there the other."""
         super().__init_subclass__(**arguments)
         bases = cls.__mro__[: cls.__mro__.index(RowLoss)]  # with those that are no losses: a method may come from a mixin
         for method, attribute in SAID_BY.items():
@@ -86,6 +87,13 @@ class RowLoss(Loss):
                     f"the loss class {cls.__qualname__} writes `{method}`, so it must say what that means by the attribute"
                     f" `{attribute}` (True or False); RowLoss explains it"
                 )
+        fuses = next((index for index, base in enumerate(bases) if "functor_call" in vars(base)), None)
+        defines = next((index for index, base in enumerate(bases) if "row_values" in vars(base)), None)
+        if fuses is not None and defines is not None and defines < fuses:
+            raise PluginError(
+                f"the loss class {cls.__qualname__} defines `row_values` anew, but its kernel is that of"
+                f" {bases[fuses].__qualname__}; write `functor_call` too, which returns a text where there is no kernel"
+            )
 
     def __getstate__(self) -> dict[str, Any]:
         """Without what was found out about the kernels of this process: a copy may be loaded by another."""
