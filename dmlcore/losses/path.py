@@ -1,7 +1,6 @@
 """The one path from comparisons to terms. A loss alone is an ensemble of one: both come through `evaluate`.
 
 Members that compare the same tensors share a pass over the similarities, and all passes of a call go to the kernels together.
-Most terms come back averaged. The others have something to do after the kernel, or are computed in plain PyTorch.
 """
 
 from __future__ import annotations
