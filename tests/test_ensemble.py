@@ -130,6 +130,12 @@ def test_a_members_own_forward_and_reduce_are_used() -> None:
     torch.testing.assert_close(LossEnsemble([doubled(), tripled()])(X, Y), expected)
 
 
+def test_a_forward_that_nobody_would_call_is_refused() -> None:
+    base = type(create("ms"))
+    with pytest.raises(PluginError, match="Ignored writes `forward`, which nobody calls while `by_rows` is True"):
+        type("Ignored", (base,), {"by_rows": True, "forward": lambda self, *a, **k: base.forward(self, *a, **k)})
+
+
 def test_a_new_definition_needs_a_kernel_of_its_own() -> None:
     base = type(create("ms"))
     with pytest.raises(PluginError, match="Changed defines `row_values` anew, but its kernel is that of MultiSimilarity"):

@@ -82,7 +82,14 @@ class RowLoss(Loss):
         bases = cls.__mro__[: cls.__mro__.index(RowLoss)]  # with those that are no losses: a method may come from a mixin
         for method, attribute in SAID_BY.items():
             writer = next((index for index, base in enumerate(bases) if method in vars(base)), None)
-            if writer is not None and not any(attribute in vars(base) for base in bases[: writer + 1]):
+            if writer is None:
+                continue
+            is_said = any(attribute in vars(base) for base in bases[: writer + 1])
+            if method == "forward" and is_said and cls.by_rows:
+                raise PluginError(
+                    f"the loss class {cls.__qualname__} writes `forward`, which nobody calls while `by_rows` is True"
+                )
+            if not is_said:
                 raise PluginError(
                     f"the loss class {cls.__qualname__} writes `{method}`, so it must say what that means by the attribute"
                     f" `{attribute}` (True or False); RowLoss explains it"
