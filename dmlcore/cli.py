@@ -103,4 +103,5 @@ def _usage_error(error: CycloptsError, line: CommandLine) -> str:
     if isinstance(error, UnknownOptionError) and (reason := line.why_not_option(error.token.keyword or error.token.value)):
         return reason
     error.verbose = False
-    return f"{' '.join(str(error).split()).rstrip('.')}. See `{where} --help`."
+    message = " ".join(str(error).split()).rstrip(".?")
+    return f"{message}{'?' if str(error).rstrip().rstrip('.').endswith('?') else '.'} See `{where} --help`."

@@ -15,7 +15,7 @@ import typing
 from collections.abc import Iterable
 from typing import Any, Literal
 
-from dmlcore.errors import ConfigError, suggestion
+from dmlcore.errors import ConfigError, nearest, suggestion
 
 
 @functools.cache
@@ -67,7 +67,9 @@ def convert(value: Any, kind: Any, where: str) -> Any:
         choices = typing.get_args(kind)
         if value not in choices:
             words = [str(choice) for choice in choices]
-            raise ConfigError(f"{where} is '{value}', but must be one of {', '.join(words)}.{suggestion(str(value), words)}")
+            meant = nearest(str(value), words)
+            hint = f" Did you mean '{meant}'?" if meant else ""
+            raise ConfigError(f"{where} is '{value}', but must be one of {', '.join(words)}.{hint}")
         return value
     if origin in (tuple, list):
         element = typing.get_args(kind)[0]
