@@ -16,7 +16,7 @@ from dmlcore.errors import ConfigError, PluginError
 from dmlcore.losses import Comparison, Loss, RowLoss, Rows, compare, create
 from dmlcore.losses.base import Against
 from dmlcore.losses.path import Outcome, compared, evaluate
-from dmlcore.losses.relations import Relation, share_a_label
+from dmlcore.losses.relations import share_a_label
 
 
 class LossEnsemble(nn.Module):
@@ -90,16 +90,7 @@ class LossEnsemble(nn.Module):
         rows = {index: outcome.rows_of(index) for index in range(len(members))}
         return {index: values for index, values in rows.items() if values is not None}
 
-    def forward(
-        self,
-        embeddings: Tensor,
-        labels: Tensor,
-        *,
-        references: Tensor | None = None,
-        reference_labels: Tensor | None = None,
-        own: Tensor | None = None,
-        relation: Relation | Tensor | None = None,
-    ) -> Tensor:
+    def forward(self, embeddings: Tensor, labels: Tensor, **against: Unpack[Against]) -> Tensor:
         """The combined loss.
 
         Args:
@@ -115,14 +106,7 @@ class LossEnsemble(nn.Module):
         Raises:
             PluginError: a member returns something else than a scalar.
         """
-        comparison = compare(
-            embeddings,
-            labels,
-            references=references,
-            reference_labels=reference_labels,
-            own=own,
-            relation=relation,
-        )
+        comparison = compare(embeddings, labels, **against)
         weighting: Weighting = self.weighting
         learns = self.training and torch.is_grad_enabled() and embeddings.requires_grad
         if learns and weighting.looks_ahead and weighting.due():
