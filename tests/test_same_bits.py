@@ -207,7 +207,7 @@ def write(file: Path, like: Path | None = None) -> None:
     words = ["--measure", str(file), *(["--like", str(like)] if like else [])]
     environment = {name: value for name, value in os.environ.items() if not name.startswith("DML_")} | ENVIRONMENT
     with tempfile.TemporaryDirectory() as folder:
-        subprocess.run([sys.executable, str(Path(__file__).resolve()), *words], env=environment, cwd=folder, check=True)
+        subprocess.run([sys.executable, "-P", str(Path(__file__).resolve()), *words], env=environment, cwd=folder, check=True)
 
 
 def main() -> None:
@@ -349,7 +349,7 @@ def test_the_libraries_use_their_lowest_instruction_set() -> None:
         "torch.nn.functional.conv2d(torch.ones(4, 8, 9, 9), torch.ones(8, 8, 3, 3))"
     )
     done = subprocess.run(
-        [sys.executable, "-c", words], env={**os.environ, **ENVIRONMENT}, capture_output=True, text=True, check=True
+        [sys.executable, "-P", "-c", words], env={**os.environ, **ENVIRONMENT}, capture_output=True, text=True, check=True
     )
     assert done.stdout.split("\n")[0].split() == ["DEFAULT", "base", "1"]
     isa = [line for line in done.stdout.splitlines() if "isa:" in line]

@@ -8,8 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from dmlcore.kernels import fused
 from dmlcore.kernels.encoding import decoded
-from dmlcore.kernels.fused import CpuPasses, averaged, device_pass
+from dmlcore.kernels.fused import CpuPasses, averaged
 from dmlcore.kernels.passes import Pass, Target
 
 
@@ -19,7 +20,7 @@ def _begun(
     """The passes, where their gradients go, and their states: one each, or one for all on the CPU."""
     sources = [tensor.contiguous() for tensor in sources]
     passes, targets = decoded(sources, [tensor.contiguous() for tensor in constants], functors, options, layout)
-    states = [device_pass(pass_) for pass_ in passes]
+    states = [fused.device_pass(pass_) for pass_ in passes]
     if states[0] is None:
         return passes, targets, [], CpuPasses(passes, terms, targets)
     return passes, targets, states, None
