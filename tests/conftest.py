@@ -10,7 +10,7 @@ from types import ModuleType
 import pytest
 
 os.environ.setdefault("DMLCORE_PLUGINS", "")
-os.environ.pop("COLUMNS", None)  # a test runner that spreads tests over processes claims 80: output goes to a pipe, which has none
+os.environ.pop("COLUMNS", None)  # set by a runner of parallel tests; what they print goes to a pipe, which has no width
 
 
 @pytest.fixture(scope="session")

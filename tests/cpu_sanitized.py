@@ -6,6 +6,7 @@ from __future__ import annotations
 import importlib.util
 import os
 import platform
+import re
 import subprocess
 import sys
 import sysconfig
@@ -117,7 +118,18 @@ def run(module: Path, level: str, *planted: str) -> subprocess.CompletedProcess[
         "OMP_WAIT_POLICY": "passive",
     }
     command = [sys.executable, "-P", __file__, str(module), *planted]
-    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
+    done.stderr += _source_lines(module, done.stderr)
+    return done
+
+
+def _source_lines(module: Path, report: str) -> str:
+    """Files and lines of the frames that the sanitizer names by their offset only: its reader gives up on large units."""
+    offsets = re.findall(rf"\({re.escape(str(module))}\+(0x[0-9a-f]+)\)", report)[:8]
+    if not offsets:
+        return ""
+    command = ["addr2line", "--inlines", f"--exe={module}", *offsets]  # comes with the linker
+    return subprocess.run(command, capture_output=True, text=True, check=True).stdout
 
 
 def _load(path: str) -> None:
