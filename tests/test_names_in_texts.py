@@ -23,8 +23,6 @@ HERE = sorted(
 SHORT = re.compile(rf"`((?:{'|'.join(HERE)})\.(?!py\b|toml\b|json|md\b|csv\b|npz\b|h\b)[a-z]\w*(?:\.\w+)*)`")
 # Names of files that stand for those of readers, or are written by commands.
 EXAMPLES = {"my_loss.py", "my_loss.h", "name.h", "spread_loss.py", "dmlcore_dcl"}
-# What is known to be named though it is gone: "file: name".
-PENDING: set[str] = set()
 
 
 def sources() -> Iterator[Path]:
@@ -97,4 +95,4 @@ def test_what_is_found() -> None:
 
 def test_texts_name_what_exists() -> None:
     wrong = {f"{path.relative_to(ROOT)}: {name}" for path in sources() for text in texts(path) for name in wrong_names(text)}
-    assert wrong <= PENDING, sorted(wrong - PENDING)
+    assert not wrong, sorted(wrong)
