@@ -201,8 +201,10 @@ class RowLoss(Loss):
 
         comparison = comparison.in_dtype()
         if not stream or not self.streams or (comparison.mining is not None and not comparison.mining.miner.by_row):
-            return compute(comparison)
-        return Rows(*streamed_rows(compute, comparison, self.plain_matrices(comparison), self.parameters()))
+            values, counts = compute(comparison)
+        else:
+            values, counts = streamed_rows(compute, comparison, self.plain_matrices(comparison), self.parameters())
+        return Rows(values + comparison.zeros(), counts)
 
     def dense_rows(self, comparison: Comparison) -> Rows:
         """Values and counts from all similarities at once. Losses that need more than one row of them write their own."""
