@@ -10,6 +10,7 @@ from types import ModuleType
 import pytest
 
 os.environ.setdefault("DMLCORE_PLUGINS", "")
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # the tests run in several processes, which must not wait busily
 os.environ.pop("COLUMNS", None)  # set by a runner of parallel tests; what they print goes to a pipe, which has no width
 
 

@@ -340,6 +340,7 @@ def test_a_mistake_is_one_line_and_status_2(
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.slow
 def test_mistakes_in_a_process_of_their_own(features: Path, tmp_path: Path) -> None:
     done = run("train", "--plugins", "ms,triplit", "--data", features, "--json", expect=2, cwd=tmp_path)
     assert not done.stdout and len(done.stderr.splitlines()) == 1

@@ -173,6 +173,7 @@ def test_smooth_ap_among_references_by_hand() -> None:
         assert value.item() == pytest.approx(1 - (first + second) / 2, abs=1e-12)
 
 
+@pytest.mark.slow
 def test_smooth_ap_equals_pytorch_metric_learning_where_that_is_right() -> None:
     losses = pytest.importorskip("pytorch_metric_learning.losses", reason="the test extra is not installed")
     y = torch.arange(6).repeat_interleave(6)

@@ -249,6 +249,7 @@ def result(process: subprocess.Popen[str]) -> tuple[bool, float]:
     return compiled == "[True]", float(value)
 
 
+@pytest.mark.slow
 def test_processes_share_what_one_of_them_compiled(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "factor.h").write_text("#define TWICE 2\n")
     path = header(tmp_path, "toy_shared", ("#pragma once\n", '#pragma once\n#include "factor.h"\n'), ("-2 * w", "-TWICE * w"))
