@@ -8,8 +8,7 @@ import shlex
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import pytest

@@ -40,7 +40,7 @@ def dmlcore_commands(app: App, line: CommandLine) -> None:
         typed = Source("", typed_values(settings), {table: values for table, values in options.items() if values})
         if resume is not None:
             _refuse_beside_resume(resume, [("config", config), ("out", out)], typed)
-            result = _resumed(resume, checkpoint)
+            result = _resumed(resume, checkpoint, typed.values)
         else:
             result = _trained([*files, typed], out)
         console.show_json(result) if json else show_result(result)
@@ -74,18 +74,21 @@ def _has_flags(line: CommandLine, table: str) -> bool:
 
 
 def _refuse_beside_resume(resume: Path, flags: list[tuple[str, Any]], typed: Source) -> None:
-    extra = [name for name, value in flags if value is not None] + list(typed.values)
+    from dmlcore.training.changes import CHANGEABLE
+
+    extra = [name for name, value in flags if value is not None] + [key for key in typed.values if key not in CHANGEABLE]
     if extra:
+        free = ", ".join(f"--{key.replace('_', '-')}" for key in CHANGEABLE)
         raise ConfigError(
             f"--{extra[0].replace('_', '-')} cannot be given with --resume: a resumed run takes"
-            f" everything from {resume / 'config.toml'}"
+            f" everything from {resume / 'config.toml'}, but for {free}"
         )
 
 
-def _resumed(folder: Path, checkpoint: str) -> dict[str, Any]:
+def _resumed(folder: Path, checkpoint: str, changes: dict[str, Any]) -> dict[str, Any]:
     from dmlcore.training import train
 
-    return train(resume=folder, checkpoint=checkpoint, loggers=[ProgressLogger()])
+    return train(resume=folder, checkpoint=checkpoint, loggers=[ProgressLogger()], **changes)
 
 
 def _trained(sources: list[Source], out: Path | None) -> dict[str, Any]:

@@ -5,6 +5,7 @@ batches, with any number of workers.
 from __future__ import annotations
 
 import math
+import signal
 from collections import deque
 from collections.abc import Iterable, Iterator
 from typing import Any
@@ -16,6 +17,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from dmlcore.data.datasets import LabelledDataset
 from dmlcore.data.samplers import BatchSampler
+from dmlcore.errors import TrainingError
 
 _AHEAD = 2  # batches each worker prepares before they are asked for
 
@@ -73,6 +75,7 @@ class Batches(Iterator[tuple[Tensor, Tensor]]):
                 num_workers=workers,
                 prefetch_factor=_AHEAD,
                 generator=torch.Generator(),
+                worker_init_fn=_begin_worker,
             )  # of its own, so that the global random stream is left alone
             self._source: Iterator[tuple[Tensor, Tensor]] = iter(loader)
         else:
@@ -82,7 +85,15 @@ class Batches(Iterator[tuple[Tensor, Tensor]]):
         return self
 
     def __next__(self) -> tuple[Tensor, Tensor]:
-        batch = next(self._source)
+        try:
+            batch = next(self._source)
+        except RuntimeError as error:
+            if "DataLoader worker" in str(error):  # killed, mostly for want of memory
+                raise TrainingError(
+                    f"a process that loads data has died ({_first_line(error)}). Try fewer --workers, or 0 to load in this"
+                    " process."
+                ) from None
+            raise
         if self._asked:
             self._state = self._asked.popleft()
         return batch
@@ -97,6 +108,15 @@ class Batches(Iterator[tuple[Tensor, Tensor]]):
             if self._resumable:
                 self._asked.append(self._resumable.state_dict())
             yield step, indices
+
+
+def _begin_worker(number: int) -> None:
+    """Ctrl-C reaches all processes of a terminal. The one that trains decides what happens."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().splitlines()[0].rstrip(".")
 
 
 class _Steps:

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from dmlcore.errors import DataError, suggestion
+from dmlcore.seals import SealError, seal, unseal
 
 FORMAT = "dmlcore-splits-1"
 Episode = dict[str, tuple[str, ...]]
@@ -107,7 +108,8 @@ class SplitFile:
 
     def to_json(self) -> bytes:
         """The file's content. The same splits give the same bytes."""
-        return (json.dumps({"format": FORMAT, **asdict(self)}, ensure_ascii=False, separators=(",", ":")) + "\n").encode()
+        content = seal({"format": FORMAT, **asdict(self)})
+        return (json.dumps(content, ensure_ascii=False, separators=(",", ":")) + "\n").encode()
 
     @classmethod
     def read(cls, path: str | Path) -> SplitFile:
@@ -126,7 +128,9 @@ class SplitFile:
             shown = "is a pickle: `dmlcore splits import` reads it" if _is_pickle(path) else f"is no JSON, or cut off ({error})"
             raise DataError(f"the file of splits '{path}' {shown}") from None
         try:
-            return cls._checked(content)
+            return cls._checked(unseal(content)[0])
+        except SealError as error:
+            raise DataError(f"the file of splits '{path}' is damaged: {error}. To edit it, remove its key `checksum`") from None
         except DataError as error:
             raise DataError(f"'{path}': {error}") from None
 

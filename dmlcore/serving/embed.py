@@ -10,7 +10,8 @@ import numpy as np
 
 from dmlcore.errors import ConfigError
 from dmlcore.evaluation import evaluating
-from dmlcore.files import make_folder, write_atomically
+from dmlcore.files import make_folder, remove_temporaries, write_atomically
+from dmlcore.seals import seal_archive
 from dmlcore.serving.load import PARTS, TrainedRun
 
 
@@ -51,6 +52,8 @@ def write_embeddings(
         class_name=np.concatenate([np.array(part.class_names, dtype=str)[part.dense_labels] for part in parts.values()]),
         split=np.concatenate([np.full(len(part), name) for name, part in parts.items()]),
     )
+    seal_archive(buffer)
+    remove_temporaries(out.parent)
     write_atomically(out, buffer.getbuffer())
     return {
         "out": str(out),

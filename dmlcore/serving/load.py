@@ -15,6 +15,7 @@ from dmlcore.evaluation import evaluating
 from dmlcore.models import EmbeddingModel
 from dmlcore.training import checkpoints
 from dmlcore.training.building import build_components, build_run_model, choose_device, open_splits
+from dmlcore.training.changes import check_unchanged
 from dmlcore.training.configuration import RunConfig
 from dmlcore.training.folder import RunFolder
 from dmlcore.training.result import named_metrics
@@ -31,7 +32,7 @@ class TrainedRun:
         device: `auto`, `cpu`, `cuda` or `cuda:N`.
 
     Raises:
-        ConfigError: there is no run or no such checkpoint.
+        ConfigError: there is no run or no such checkpoint, or its `config.toml` was changed.
         TrainingError: the checkpoint is damaged; the message names one that is intact.
     """
 
@@ -40,6 +41,7 @@ class TrainedRun:
         self.config = RunConfig.read_run(self.folder.config)
         self.device = choose_device(device)
         state = checkpoints.load(self.folder.checkpoints, checkpoint)
+        check_unchanged(self.folder, self.config, state["config"])
         self.kind: str = state["kind"]
         self.sample_shape: tuple[int, ...] = tuple(state["sample_shape"])
         self.step: int = state["step"]

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from typing import Any
 
 from dmlcore.ensemble import search
-from dmlcore.errors import ConfigError, TrainingError
+from dmlcore.errors import ConfigError, Interrupted, TrainingError, status_of
 from dmlcore.files import in_file_name, make_folder, plain, write_atomically
 from dmlcore.training.configuration import RunConfig
 from dmlcore.training.folder import RunFolder
@@ -79,10 +79,11 @@ def _run_trials(
     for candidate in candidates[len(trials) :]:
         try:
             (trial,) = search.search([candidate], run)
-        except KeyboardInterrupt:
-            raise KeyboardInterrupt(
+        except KeyboardInterrupt as interrupt:
+            raise Interrupted(
                 f"interrupted after {len(trials)} of {len(candidates)} trials, which are kept."
-                f" Go on by the same command with --out {folder.path}"
+                f" Go on by the same command with --out {folder.path}",
+                status_of(interrupt),
             ) from None
         trials.append(trial)
         note(f"  MAP@R of the validation classes: {trial.failure or f'{trial.score:.3f}'}")

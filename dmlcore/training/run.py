@@ -109,6 +109,7 @@ class Run:
             "step": self.step,
             "kind": self.splits.kind,
             "sample_shape": list(self.splits.sample_shape),
+            "config": self.config.as_dict(),
             "model": self.model.state_dict(),
             "ensemble": self.ensemble.state_dict(),
         }
@@ -148,6 +149,7 @@ class Run:
         }
         path = checkpoints.save(self.folder.checkpoints, "last", state)
         self.saved = self.step
+        checkpoints.forget_best_before(self.folder.checkpoints)
         return path
 
     def saved_note(self) -> str:
@@ -160,7 +162,7 @@ class Run:
         """Go to where a checkpoint was saved.
 
         Raises:
-            TrainingError: the checkpoint belongs to another model or to other data.
+            TrainingError: the checkpoint belongs to another model or to other data, or the best one is another than it names.
         """
         try:
             self.model.load_state_dict(state["model"])
@@ -180,3 +182,4 @@ class Run:
         self.evaluated = state["evaluated"]
         self.best = Best(state["best_step"], state["best_score"])
         self.seconds = state["seconds"]
+        checkpoints.check_best(self.folder.checkpoints, self.best.step, self.step)

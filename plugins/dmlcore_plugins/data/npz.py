@@ -11,6 +11,7 @@ import numpy as np
 import dmlcore
 from dmlcore.data import DataSource, FeatureStore, ImageOptions, PixelStore, Table, choose_augmentation, split_words
 from dmlcore.errors import DataError
+from dmlcore.seals import check_archive_file
 
 _ARRAYS = ("x", "y", "class_name", "class_group", "split", "official_split")
 _CHUNK = 65536  # rows looked at in one go, to keep temporary memory small
@@ -73,6 +74,7 @@ def read_arrays(file: Path) -> dict[str, np.ndarray]:
     """
     name = ""
     try:
+        check_archive_file(file)
         opened = np.load(file, allow_pickle=False)
         if isinstance(opened, np.lib.npyio.NpzFile):
             with opened:
@@ -88,7 +90,7 @@ def read_arrays(file: Path) -> dict[str, np.ndarray]:
                 f"'{name}' in '{file}' holds Python objects, which are not read because they can run code."
                 f" Save plain numbers or text instead"
             ) from None
-        reason = "it does not begin like one" if "pickle" in str(error) else error
+        reason = "it does not begin like one" if "pickle" in str(error) else error  # a wrong checksum among them
         raise DataError(f"'{file}' is no .npz file, or a damaged one: {reason}") from None
     raise DataError(f"'{file}' is a single array, but x and y are needed: save it with numpy.savez(file, x=..., y=...)")
 
