@@ -10,7 +10,13 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from dmlcore.data.augmentation import CropAugmentation, ShiftAugmentation
     from dmlcore.data.datasets import LabelledDataset
-    from dmlcore.data.image_tables import ImageOptions, choose_augmentation, image_table
+    from dmlcore.data.image_tables import (
+        ImageOptions,
+        choose_augmentation,
+        decode_images,
+        image_table,
+        report_unreadable,
+    )
     from dmlcore.data.images import IMAGE_SUFFIXES, UNREADABLE, decode
     from dmlcore.data.loading import Batches, OrderedBatches, batches
     from dmlcore.data.opening import default_source, find_source, load_table, open_data
@@ -24,7 +30,7 @@ if TYPE_CHECKING:
 _HOMES = {
     "augmentation": ("CropAugmentation", "ShiftAugmentation"),
     "datasets": ("LabelledDataset",),
-    "image_tables": ("ImageOptions", "choose_augmentation", "image_table"),
+    "image_tables": ("ImageOptions", "choose_augmentation", "decode_images", "image_table", "report_unreadable"),
     "images": ("IMAGE_SUFFIXES", "UNREADABLE", "decode"),
     "loading": ("Batches", "OrderedBatches", "batches"),
     "opening": ("default_source", "find_source", "load_table", "open_data"),
@@ -64,11 +70,13 @@ __all__ = [
     "choose_augmentation",
     "create_sampler",
     "decode",
+    "decode_images",
     "default_source",
     "find_source",
     "image_table",
     "load_table",
     "open_data",
+    "report_unreadable",
     "split_words",
 ]
 
