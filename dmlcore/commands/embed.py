@@ -48,6 +48,8 @@ def _embed(
     if json:
         console.show_json(result)
     else:
+        for note in result["notes"]:
+            console.say(note)
         count, length = result["samples"], result["embedding_dim"]
-        console.show(f"{count:,} embeddings of {length} in {out} (x, y, class_name, split)")
+        console.show(f"{count:,} embeddings of {length} in {out} ({', '.join(result['arrays'])})")
     return 0

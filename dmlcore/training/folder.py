@@ -10,10 +10,14 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from dmlcore.errors import ConfigError, suggestion
+from dmlcore.errors import ConfigError, TrainingError, suggestion
 from dmlcore.files import in_file_name, make_folder, plain, write_atomically, write_error
 
-CONFIG, METRICS, RESULT, CHECKPOINTS = "config.toml", "metrics.jsonl", "result.json", "checkpoints"
+CONFIG, METRICS, RESULT, CHECKPOINTS, SPLIT = "config.toml", "metrics.jsonl", "result.json", "checkpoints", "split.json"
+NO_SPLIT = (
+    "{folder} keeps no split.json, as an older version of dmlcore made it: its classes are split anew from the data as they are"
+    " now. If they have changed since, classes may be held out that were trained on."
+)
 
 
 class RunFolder:
@@ -29,6 +33,7 @@ class RunFolder:
         self.metrics = path / METRICS
         self.result = path / RESULT
         self.checkpoints = path / CHECKPOINTS
+        self.split = path / SPLIT
 
     @classmethod
     def choose(cls, path: str | Path | None, losses: Sequence[str]) -> RunFolder:
@@ -51,13 +56,17 @@ class RunFolder:
             raise ConfigError(
                 f"{path} already holds a run. Choose another --out, or continue it with `dmlcore train --resume {path}`."
             )
-        unfinished_search = {"search.json", "search.md", "search"}
+        unfinished_search = {"search.json", "search.md", "search", SPLIT}
         if path.exists() and (not path.is_dir() or any(entry.name not in unfinished_search for entry in path.iterdir())):
             raise ConfigError(f"{path} exists and is not an empty folder. Choose another --out.")
         return cls(path)
 
-    def make(self, config: str) -> None:
-        """Make the folder and write `config.toml`.
+    def make(self, config: str, split: bytes | None = None) -> None:
+        """Make the folder and write `split.json` and `config.toml`.
+
+        Args:
+            config: the text of `config.toml`.
+            split: the content of `split.json`. None: it stays as it is.
 
         Raises:
             ConfigError: the folder cannot be made.
@@ -65,7 +74,9 @@ class RunFolder:
         """
         make_folder(self.path)
         make_folder(self.checkpoints)
-        write_atomically(self.config, config.encode())
+        if split is not None:
+            write_atomically(self.split, split)
+        write_atomically(self.config, config.encode())  # last: it says that there is a run
 
     @classmethod
     def open(cls, path: str | Path) -> RunFolder:
@@ -104,6 +115,20 @@ class RunFolder:
         """Drop the lines after a step, which a resumed run writes again."""
         lines = [json.dumps(record) + "\n" for record in self.records() if record.get("step", 0) <= step]
         write_atomically(self.metrics, "".join(lines).encode())
+
+    def read_result(self) -> dict[str, Any]:
+        """What `result.json` holds.
+
+        Raises:
+            TrainingError: it is damaged.
+        """
+        try:
+            result = json.loads(self.result.read_bytes())
+            if not isinstance(result, dict):
+                raise ValueError("it is no table")
+            return result
+        except (OSError, ValueError, RecursionError) as error:
+            raise TrainingError(f"{self.result} is damaged ({' '.join(str(error).split())[:120]})") from error
 
     def write_result(self, result: dict[str, Any]) -> None:
         """Write `result.json`."""

@@ -36,7 +36,7 @@ class Training:
         self.interruption = Interruption()
         self.is_between_steps = True
         if state is None:
-            run.folder.make(run.config.toml())
+            run.folder.make(run.config.toml(), run.splits.record() if run.splits.record is not None else None)
             run.folder.drop_records_after(-1)
         else:
             run.restore(state)

@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from dmlcore import plugins
+from dmlcore.data import RecordedSplit
 from dmlcore.errors import ConfigError
+from dmlcore.files import make_folder, write_atomically
 from dmlcore.training import checkpoints
-from dmlcore.training.building import build_components
+from dmlcore.training.building import build_components, open_splits
 from dmlcore.training.configuration import RunConfig
-from dmlcore.training.folder import RunFolder
+from dmlcore.training.folder import NO_SPLIT, RunFolder
 from dmlcore.training.loggers import Logger
 from dmlcore.training.loop import Training
-from dmlcore.training.members import choose_members
+from dmlcore.training.members import SEARCH, choose_members
 from dmlcore.training.run import Run
 
 
@@ -58,8 +61,9 @@ def train(
     else:
         config = config or RunConfig.create(**values)
         folder = RunFolder.choose(out, _names_of_losses(config))
+    recorded = RecordedSplit.read(folder.split) if resume is not None and folder.split.exists() else None
     with plugins.blaming():
-        return _train(config, folder, [*build_components(config, "logger"), *loggers], state)
+        return _train(config, folder, [*build_components(config, "logger"), *loggers], state, recorded)
 
 
 def _resumed(path: str | Path, checkpoint: str) -> tuple[RunConfig, RunFolder, dict[str, Any] | None]:
@@ -81,19 +85,37 @@ def _names_of_losses(config: RunConfig) -> tuple[str, ...]:
     return names or config.settings.losses.names
 
 
-def _train(config: RunConfig, folder: RunFolder, loggers: list[Logger], state: dict[str, Any] | None) -> dict[str, Any]:
+def _train(
+    config: RunConfig,
+    folder: RunFolder,
+    loggers: list[Logger],
+    state: dict[str, Any] | None,
+    recorded: RecordedSplit | None,
+) -> dict[str, Any]:
+    def note(text: str) -> None:
+        for logger in loggers:
+            logger.note(text)
+
     if config.settings.losses.is_automatic:
-
-        def note(text: str) -> None:
-            for logger in loggers:
-                logger.note(text)
-
-        config = choose_members(config, folder, validation_score, note)
-    return Training(Run(config, folder), loggers, state).run_all()
+        recorded = _split_of_search(config, folder)
+        config = choose_members(config, folder, functools.partial(validation_score, recorded=recorded), note)
+    elif state is not None and recorded is None:
+        note(NO_SPLIT.format(folder=folder.path))
+    return Training(Run(config, folder, recorded), loggers, state).run_all()
 
 
-def validation_score(config: RunConfig, folder: RunFolder) -> float:
+def _split_of_search(config: RunConfig, folder: RunFolder) -> RecordedSplit:
+    """One split for all trials and the run, also where the data grow while the search is interrupted."""
+    if not (folder.split.exists() and (folder.path / SEARCH).exists()):
+        splits = open_splits(config)
+        assert splits.record is not None
+        make_folder(folder.path)
+        write_atomically(folder.split, splits.record())
+    return RecordedSplit.read(folder.split)
+
+
+def validation_score(config: RunConfig, folder: RunFolder, recorded: RecordedSplit | None = None) -> float:
     """Train and return the best MAP@R of the validation classes; test classes stay unseen."""
-    training = Training(Run(config, folder), [], None)
+    training = Training(Run(config, folder, recorded), [], None)
     training.train_only()
     return training.run.best.score
