@@ -4,12 +4,14 @@ CUDA kernels built for the emulator, once."""
 from __future__ import annotations
 
 import os
+import tempfile
 from pathlib import Path
 from types import ModuleType
 
 import pytest
 
 os.environ.setdefault("DMLCORE_PLUGINS", "")
+os.environ["XDG_STATE_HOME"] = tempfile.mkdtemp(prefix="dmlcore-tests-")  # a test consents to nothing in the user's name
 os.environ.pop("COLUMNS", None)  # set by a runner of parallel tests; what they print goes to a pipe, which has no width
 
 

@@ -19,6 +19,7 @@ FLOORS = {
     "errors": 0,
     "version": 0,
     "files": 1,
+    "trust": 1,
     "kinds": 1,
     "hookspecs": 2,
     "config": 2,

@@ -37,13 +37,14 @@ def _embed(
     overwrite: bool,
     checkpoint: str,
     device: str,
+    trust_plugins: bool,
     json: bool,
     debug: bool,
     **tables: Any,
 ) -> int:
     from dmlcore.serving import TrainedRun, write_embeddings
 
-    trained = TrainedRun(run, checkpoint=checkpoint, device=device)
+    trained = TrainedRun(run, checkpoint=checkpoint, device=device, trusts_plugins=trust_plugins)
     result = write_embeddings(trained, data, out, data_options(tables), overwrite=overwrite)
     if json:
         console.show_json(result)

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from dmlcore import plugin_files, trust
 from dmlcore.data import LabelledDataset, RecordedSplit, Splits, Table, load_table
 from dmlcore.errors import ConfigError, DataError
 from dmlcore.evaluation import evaluating
@@ -19,6 +20,8 @@ from dmlcore.training.building import build_components, build_run_model, choose_
 from dmlcore.training.configuration import RunConfig
 from dmlcore.training.folder import NO_SPLIT, RunFolder
 from dmlcore.training.result import named_metrics
+
+OF_A_MODEL = ("loss", "model", "compressor")  # kinds without which no model is built
 
 
 @dataclass(frozen=True)
@@ -45,22 +48,26 @@ class TrainedRun:
         folder: the run's folder.
         checkpoint: `best`, `last` or `previous`.
         device: `auto`, `cpu`, `cuda` or `cuda:N`.
+        trusts_plugins: run the files of code that the folder's `config.toml` names, whoever made it.
 
     Raises:
         ConfigError: there is no run or no such checkpoint.
         TrainingError: the checkpoint is damaged; the message names one that is intact.
     """
 
-    def __init__(self, folder: str | Path, *, checkpoint: str = "best", device: str = "auto") -> None:
+    def __init__(
+        self, folder: str | Path, *, checkpoint: str = "best", device: str = "auto", trusts_plugins: bool = False
+    ) -> None:
         self.folder = RunFolder.open(folder)
-        self.config = RunConfig.read_run(self.folder.config)
+        self._trusts_plugins = trusts_plugins
+        self.config = self._read_config()
         self.device = choose_device(device)
         self._recorded = RecordedSplit.read(self.folder.split) if self.folder.split.exists() else None
         state = checkpoints.load(self.folder.checkpoints, checkpoint)
         self.kind: str = state["kind"]
         self.sample_shape: tuple[int, ...] = tuple(state["sample_shape"])
         self.step: int = state["step"]
-        self.model: EmbeddingModel = build_run_model(self.config, self.sample_shape, self.kind)
+        self.model: EmbeddingModel = self._untrained()
         try:
             self.model.load_state_dict(state["model"])
         except RuntimeError as error:
@@ -74,6 +81,17 @@ class TrainedRun:
         with torch.inference_mode():
             return self.model.serve(samples.to(self.device))
 
+    def _source(self, *kinds: str) -> trust.Folder:
+        return trust.Folder(self.folder.path, (*OF_A_MODEL, *kinds), self._trusts_plugins)
+
+    def _read_config(self, *kinds: str) -> RunConfig:
+        """The configuration; of the components in files, only those that the model and some kinds need are imported."""
+        return RunConfig.read_run(self.folder.config, self._source(*kinds))
+
+    def _untrained(self) -> EmbeddingModel:
+        with trust.reading(self._source()):
+            return build_run_model(self.config, self.sample_shape, self.kind)
+
     def open(self) -> Splits:
         """The run's own data, split as when the run was made.
 
@@ -81,7 +99,8 @@ class TrainedRun:
             DataError: the data has another kind or shape, or classes that were renamed since; or classes may be called held out
                 that were trained on.
         """
-        splits = open_splits(self.config, self._recorded)
+        with trust.reading(self._source("data")):
+            splits = open_splits(self._read_config("data"), self._recorded)
         self.check_fits(splits.name, splits)
         if self._recorded is None:
             self._check_counts(splits)
@@ -93,6 +112,8 @@ class TrainedRun:
         Raises:
             DataError: as `open`.
         """
+        if data is not None:
+            plugin_files.remember(plugin_files.absolute(data))  # the user named it now
         if self._is_own(data) and not options:
             splits = self.open()
             named = {"train": splits.train, "validation": splits.validation, "test": splits.test, "none": splits.rest}
@@ -160,10 +181,11 @@ class TrainedRun:
         parts = {name: part for name, part in opened.parts.items() if name in ("validation", "test", "all")}
         notes = [*opened.notes, *(f"{name}: {why}" for name, part in parts.items() if (why := evaluating.why_not_ranked(part)))]
         parts = {name: part for name, part in parts.items() if len(part)}
-        untrained = build_run_model(self.config, self.sample_shape, self.kind).to(self.device)
+        untrained = self._untrained().to(self.device)
         untrained.served = "whole"
         workers = self.config.settings.data.workers
-        measures = build_components(self.config, "metric")
+        with trust.reading(self._source("metric")):
+            measures = build_components(self._read_config("metric"), "metric")
         metrics, baselines = evaluating.compare(self.model, untrained, parts, kind=self.kind, workers=workers, metrics=measures)
         return {
             "run": str(self.folder.path),

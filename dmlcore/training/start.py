@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from dmlcore import plugins
+from dmlcore import plugins, trust
 from dmlcore.data import RecordedSplit
 from dmlcore.errors import ConfigError
 from dmlcore.files import make_folder, write_atomically
@@ -27,6 +27,7 @@ def train(
     out: str | Path | None = None,
     resume: str | Path | None = None,
     checkpoint: str = "last",
+    trusts_plugins: bool = False,
     loggers: Sequence[Logger] = (),
     **values: Any,
 ) -> dict[str, Any]:
@@ -37,6 +38,7 @@ def train(
         out: folder of the run; None gives `runs/<date-time>-<losses>`.
         resume: folder of a run to continue exactly; everything else comes from its `config.toml`.
         checkpoint: the checkpoint to continue from, `last` or `previous`.
+        trusts_plugins: with `resume`: run the files of code that the folder's `config.toml` names, whoever made it.
         loggers: receivers of what happens, beside those the settings name.
         values: settings and options, instead of `config`.
 
@@ -57,25 +59,33 @@ def train(
     if resume is not None:
         if config is not None or values or out is not None:
             raise ConfigError("a resumed run takes everything from its config.toml; give no other settings beside resume")
-        config, folder, state = _resumed(resume, checkpoint)
+        config, folder, state = _resumed(resume, checkpoint, trusts_plugins)
     else:
+        if trusts_plugins:
+            raise ConfigError("trusts_plugins is for resume; files that you name yourself are run anyway")
         config = config or RunConfig.create(**values)
         folder = RunFolder.choose(out, _names_of_losses(config))
     recorded = RecordedSplit.read(folder.split) if resume is not None and folder.split.exists() else None
-    with plugins.blaming():
+    # What a resumed run builds comes from its folder still, such as a miner that is named in an option.
+    with plugins.blaming(), trust.reading(_foreign(folder, trusts_plugins) if resume is not None else None):
         return _train(config, folder, [*build_components(config, "logger"), *loggers], state, recorded)
 
 
-def _resumed(path: str | Path, checkpoint: str) -> tuple[RunConfig, RunFolder, dict[str, Any] | None]:
+def _resumed(path: str | Path, checkpoint: str, trusts_plugins: bool) -> tuple[RunConfig, RunFolder, dict[str, Any] | None]:
     if checkpoint not in ("last", "previous"):
         raise ConfigError(f"checkpoint is '{checkpoint}', but a run continues from last or previous; best has no optimiser")
     folder = RunFolder.open(path)
-    config = RunConfig.read_run(folder.config)  # first, or a complete run of another version would be sent on to `eval`
+    foreign = _foreign(folder, trusts_plugins)
+    config = RunConfig.read_run(folder.config, foreign)  # first, or a run of another version would be sent on to `eval`
     if folder.result.exists():
         raise ConfigError(f"the run in {path} is complete. Evaluate it by `dmlcore eval {path}`.")
     if checkpoint == "last" and not checkpoints.path_of(folder.checkpoints, checkpoint).exists():
         return config, folder, None  # it was interrupted before the first checkpoint
     return config, folder, checkpoints.load(folder.checkpoints, checkpoint, instead=("last", "previous"))
+
+
+def _foreign(folder: RunFolder, trusts_plugins: bool) -> trust.Folder:
+    return trust.Folder(folder.path, tuple(plugins.KINDS), trusts_plugins)
 
 
 def _names_of_losses(config: RunConfig) -> tuple[str, ...]:
@@ -101,7 +111,9 @@ def _train(
         config = choose_members(config, folder, functools.partial(validation_score, recorded=recorded), note)
     elif state is not None and recorded is None:
         note(NO_SPLIT.format(folder=folder.path))
-    return Training(Run(config, folder, recorded), loggers, state).run_all()
+    run = Run(config, folder, recorded)
+    plugins.plugin_files.remember(run.config.toml())
+    return Training(run, loggers, state).run_all()
 
 
 def _split_of_search(config: RunConfig, folder: RunFolder) -> RecordedSplit:
