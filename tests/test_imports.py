@@ -21,6 +21,7 @@ FLOORS = {
     "files": 1,
     "interruption": 1,
     "seals": 1,
+    "trust": 1,
     "locks": 2,
     "kinds": 1,
     "hookspecs": 2,

@@ -506,7 +506,7 @@ def test_settings_stand_in_the_tables_of_their_groups_or_without(features: str, 
     assert {"losses", "ensemble", "data", "model", "optimiser", "run"} <= set(tables) and tables["format"] == 2
     assert tables["losses"]["plugins"] == ["ms"] and tables["run"]["steps"] == 20 and tables["ms"]["alpha"] == 4
     file.write_text(text)
-    assert RunConfig.read_run(file).settings == config.completed("features", 20).settings
+    assert RunConfig.read(file).settings == config.completed("features", 20).settings
 
 
 @pytest.mark.parametrize(

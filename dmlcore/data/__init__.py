@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from dmlcore.data.images import IMAGE_SUFFIXES, UNREADABLE, decode
     from dmlcore.data.loading import Batches, OrderedBatches, batches
     from dmlcore.data.opening import default_source, find_source, load_table, open_data
+    from dmlcore.data.recorded_splits import RecordedSplit
     from dmlcore.data.samplers import BatchSampler, SamplerOptions, create_sampler
     from dmlcore.data.sources import DataSource, Table
     from dmlcore.data.split_files import ClassSplit, SplitFile
@@ -34,6 +35,7 @@ _HOMES = {
     "images": ("IMAGE_SUFFIXES", "UNREADABLE", "decode"),
     "loading": ("Batches", "OrderedBatches", "batches"),
     "opening": ("default_source", "find_source", "load_table", "open_data"),
+    "recorded_splits": ("RecordedSplit",),
     "samplers": ("BatchSampler", "SamplerOptions", "create_sampler"),
     "sources": ("DataSource", "Table"),
     "split_files": ("ClassSplit", "SplitFile"),
@@ -57,6 +59,7 @@ __all__ = [
     "LabelledDataset",
     "OrderedBatches",
     "PixelStore",
+    "RecordedSplit",
     "SamplerOptions",
     "ShiftAugmentation",
     "SplitFile",

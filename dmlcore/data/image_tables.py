@@ -16,7 +16,7 @@ from dmlcore.config import check_range
 from dmlcore.data.augmentation import CropAugmentation, ShiftAugmentation
 from dmlcore.data.images import UNREADABLE, Header, decode, read_header
 from dmlcore.data.sources import Augmentation, Table
-from dmlcore.data.stores import ImageFiles, PixelStore
+from dmlcore.data.stores import ImageFiles, PixelStore, file_digests
 from dmlcore.errors import DataError
 
 LARGEST_KEPT = 128  # images that all have one size up to this many pixels keep it
@@ -189,6 +189,7 @@ def image_table(
         skipped=notes,
         augmentation=choose_augmentation(options, shape),
         sample_names=[os.path.relpath(paths[row], where) for row in rows],
+        digests=lambda: file_digests([paths[row] for row in rows]),
     )
 
 

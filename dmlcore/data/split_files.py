@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from dmlcore.errors import DataError, suggestion
+from dmlcore.plugin_files import is_reference
 from dmlcore.seals import SealError, seal, unseal
 
 FORMAT = "dmlcore-splits-1"
@@ -105,6 +106,18 @@ class SplitFile:
             if split.id == identity:
                 return split
         raise DataError(f"there is no split '{identity}'.{suggestion(identity, [split.id for split in self.splits])}")
+
+    def check_data(self) -> None:
+        """Refuse data that would run code: a file of splits is no place to name code in.
+
+        Raises:
+            DataError: its data are a class in a file.
+        """
+        if is_reference(self.data):
+            raise DataError(
+                f"the splits are of '{self.data}', which is code, and no file of splits leads to running code. If you trust it,"
+                f" name it yourself: --data {self.data}"
+            )
 
     def to_json(self) -> bytes:
         """The file's content. The same splits give the same bytes."""

@@ -17,9 +17,13 @@ from dmlcore.errors import ConfigError, TrainingError, suggestion
 from dmlcore.files import in_file_name, make_folder, plain, remove_temporaries, write_atomically, write_error
 from dmlcore.locks import NAME as LOCK
 from dmlcore.locks import FolderLock
-from dmlcore.seals import seal
+from dmlcore.seals import seal, unseal
 
-CONFIG, METRICS, RESULT, CHECKPOINTS = "config.toml", "metrics.jsonl", "result.json", "checkpoints"
+CONFIG, METRICS, RESULT, CHECKPOINTS, SPLIT = "config.toml", "metrics.jsonl", "result.json", "checkpoints", "split.json"
+NO_SPLIT = (
+    "{folder} keeps no split.json, as an older version of dmlcore made it: its classes are split anew from the data as they are"
+    " now. If they have changed since, classes may be held out that were trained on."
+)
 
 
 class RunFolder:
@@ -35,6 +39,7 @@ class RunFolder:
         self.metrics = path / METRICS
         self.result = path / RESULT
         self.checkpoints = path / CHECKPOINTS
+        self.split = path / SPLIT
         self._lock: FolderLock | None = None
         self._is_new = False
 
@@ -70,15 +75,21 @@ class RunFolder:
                 f" `dmlcore train --resume {self.path}`."
             )
 
-    def make(self, config: str) -> None:
-        """Make the folder, which is locked, and write `config.toml`.
+    def make(self, config: str, split: bytes | None = None) -> None:
+        """Make the folder, which is locked, and write `split.json` and `config.toml`.
+
+        Args:
+            config: the text of `config.toml`.
+            split: the content of `split.json`. None: it stays as it is.
 
         Raises:
             ConfigError: the folder cannot be made.
             TrainingError: the disk is full.
         """
         make_folder(self.checkpoints)
-        self.write_config(config)
+        if split is not None:
+            write_atomically(self.split, split)
+        self.write_config(config)  # last: it says that there is a run
 
     def write_config(self, config: str) -> None:
         """Write `config.toml`."""
@@ -166,6 +177,20 @@ class RunFolder:
         lines = [json.dumps(record) + "\n" for record in records]
         write_atomically(self.metrics, "".join(lines).encode())
 
+    def read_result(self) -> dict[str, Any]:
+        """What `result.json` holds.
+
+        Raises:
+            TrainingError: it is damaged.
+        """
+        try:
+            result, _ = unseal(json.loads(self.result.read_bytes()))
+            if not isinstance(result, dict):
+                raise ValueError("it is no table")
+            return result
+        except (OSError, ValueError, RecursionError) as error:
+            raise TrainingError(f"{self.result} is damaged ({' '.join(str(error).split())[:120]})") from error
+
     def write_result(self, result: dict[str, Any]) -> None:
         """Write `result.json`."""
         write_atomically(self.result, (json.dumps(seal(plain(result)), indent=2) + "\n").encode())
@@ -176,4 +201,4 @@ def _is_of_a_beginning(path: Path) -> bool:
     if path.name == CHECKPOINTS and path.is_dir():
         return not any(path.iterdir())
     is_temporary = path.name.startswith(".") and path.name.endswith(".tmp")
-    return is_temporary or path.name in (LOCK, "search.json", "search.md", "search")
+    return is_temporary or path.name in (LOCK, SPLIT, "search.json", "search.md", "search")

@@ -43,7 +43,7 @@ class Training:
         self.is_between_steps = True
         run.folder.lock(self.events.note)
         if state is None:
-            run.folder.make(run.config.toml())
+            run.folder.make(run.config.toml(), run.splits.record() if run.splits.record is not None else None)
             run.folder.drop_records_after(-1)
         else:
             run.restore(state)

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from dmlcore import losses
-from dmlcore.data import Batches, batches
+from dmlcore.data import Batches, RecordedSplit, batches
 from dmlcore.errors import ConfigError, TrainingError
 from dmlcore.evaluation import Metric
 from dmlcore.training import building, checkpoints
@@ -39,6 +39,7 @@ class Run:
     Args:
         config: what to do; completed here, so that `run.config` leaves nothing open.
         folder: where its files lie.
+        recorded: the split that was kept when the run was made. None: the run is new, and draws one.
 
     Attributes:
         config: completed `RunConfig`.
@@ -64,11 +65,11 @@ class Run:
         seconds: time trained before this process took over.
     """
 
-    def __init__(self, config: RunConfig, folder: RunFolder) -> None:
+    def __init__(self, config: RunConfig, folder: RunFolder, recorded: RecordedSplit | None = None) -> None:
         settings = config.settings
         self.folder = folder
         self.device = building.choose_device(settings.run.device)
-        self.splits = building.open_splits(config)
+        self.splits = building.open_splits(config, recorded, is_whole=True)
         train = self.splits.train
         self.classes_per_batch = min(settings.data.classes_per_batch, train.num_classes)
         self.batch_size = self.classes_per_batch * settings.data.samples_per_class

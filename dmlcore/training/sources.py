@@ -97,6 +97,7 @@ def with_data_of_splits(sources: list[Source]) -> list[Source]:
     from dmlcore.data import SplitFile, find_source
 
     file = SplitFile.read(files[-1])
+    file.check_data()
     tables = {find_source(file.data)[0].name: dict(file.options)} if file.options else {}
     return [Source(str(files[-1]), {"data": file.data}, tables), *sources]
 

@@ -75,6 +75,8 @@ def plan(
     names = [Path(config).stem for config in configs]
     if unique_names(names) != names:
         raise ConfigError(f"two configurations are called '{next(n for n in names if names.count(n) > 1)}'; rename a file")
+    if data is None:
+        file.check_data()
     where = data or file.data
     read = [_read(config, where, {} if data else file.options, tell) for config in configs]
     _check_episodes(selected, adaptation)

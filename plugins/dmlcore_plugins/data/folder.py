@@ -63,7 +63,8 @@ class Folder(DataSource):
             image_size=self.image_size,
             default_image_size=self.default_image_size,
         )
-        if len(table.class_names) == 1:
+        table.has_labels = table.class_names != [""]
+        if len(table.class_names) == 1 and self.needs_labels:
             only = table.class_names[0]
             raise DataError(f"folder '{root}' holds one class, '{only}', but learning compares classes{self._hint(root)}")
         table.skipped = notes + table.skipped
@@ -72,6 +73,8 @@ class Folder(DataSource):
     def _classes(self, root: Path, notes: list[str]) -> tuple[list[tuple[str, Path, str]], bool]:
         """Name, folder and part of the split of every class, and whether there are parts."""
         folders = _sub_folders(root)
+        if not folders and not self.needs_labels:
+            return [("", root, "")], False
         if not folders:
             raise DataError(
                 f"folder '{root}' has no sub-folders: put the images of each class into a folder of its own{self._hint(root)}"

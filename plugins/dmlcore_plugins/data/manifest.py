@@ -37,7 +37,7 @@ class Manifest(DataSource):
         if not self.options.path:
             raise DataError("the data 'csv' needs a path: --data FILE.csv, or --csv.path FILE.csv")
         file = Path(self.options.path).expanduser()
-        rows, notes = _read(file)
+        rows, notes = _read(file, self.needs_labels)
         missing = [path for path, _, _ in rows if not os.path.isfile(path)]
         if 2 * len(missing) > len(rows):
             raise DataError(
@@ -64,19 +64,21 @@ class Manifest(DataSource):
             default_image_size=self.default_image_size,
         )
         table.skipped = notes + table.skipped
+        table.has_labels = class_names != [""]
         return table
 
 
-def _read(file: Path) -> tuple[list[tuple[str, str, str]], list[str]]:
-    """Path, label and part of every row, and what the user should know."""
+def _read(file: Path, needs_labels: bool) -> tuple[list[tuple[str, str, str]], list[str]]:
+    """Path, label and part of every row, and what the user should know. Labels are empty where there is no such column."""
     try:
         with open(file, newline="", encoding="utf-8-sig") as opened:
             reader = csv.DictReader(opened)
             columns = [name.strip() if name else "" for name in reader.fieldnames or []]
             reader.fieldnames = columns
-            notes = _check_columns(columns, file)
+            notes = _check_columns(columns, file, ("path", "label") if needs_labels else ("path",))
+            has_labels = "label" in columns
             part = "split" if "split" in columns else "official_split"
-            raw = [((row["path"] or "").strip(), (row["label"] or "").strip(), (row.get(part) or "").strip()) for row in reader]
+            raw = [[(row.get(column) or "").strip() for column in ("path", "label", part)] for row in reader]
     except FileNotFoundError:
         raise DataError(f"there is no file '{file}'") from None
     except (OSError, UnicodeDecodeError, csv.Error) as error:
@@ -85,7 +87,7 @@ def _read(file: Path) -> tuple[list[tuple[str, str, str]], list[str]]:
     seen: dict[str, str] = {}
     incomplete = repeated = conflicting = 0
     for path, label, split in raw:
-        if not path or not label:
+        if not path or (has_labels and not label):
             incomplete += 1
             continue
         whole = str(file.parent / path)
@@ -107,10 +109,10 @@ def _read(file: Path) -> tuple[list[tuple[str, str, str]], list[str]]:
     return rows, notes
 
 
-def _check_columns(columns: list[str], file: Path) -> list[str]:
+def _check_columns(columns: list[str], file: Path, needed: tuple[str, ...]) -> list[str]:
     if not columns:
         raise DataError(f"'{file}' is empty: the first line must name the columns path,label[,split]")
-    for column in ("path", "label"):
+    for column in needed:
         if column not in columns:
             near = difflib.get_close_matches(column, columns, n=1, cutoff=0.5)
             hint = f" Did you mean to name '{near[0]}' so?" if near else ""

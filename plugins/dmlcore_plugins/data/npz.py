@@ -42,12 +42,15 @@ class ArrayFile(DataSource):
             raise DataError("the data 'npz' needs a path: --data FILE.npz, or --npz.path FILE.npz")
         file = Path(self.options.path).expanduser()
         arrays = read_arrays(file)
-        for array in ("x", "y"):
+        has_labels = "y" in arrays
+        for array in ("x", "y") if self.needs_labels else ("x",):
             if array not in arrays:
                 raise DataError(f"'{file}' has no array '{array}'; it has {', '.join(arrays) or 'none'}")
         x = arrays["x"]
         if x.ndim == 0 or len(x) == 0:
             raise DataError(f"'x' in '{file}' is empty")
+        if not has_labels:
+            arrays = {**{name: arrays[name] for name in arrays if not name.startswith("class_")}, "y": np.full(len(x), "")}
         labels, class_names = _classes(arrays["y"], arrays.get("class_name"), len(x), file)
         groups = (
             _classes(arrays["y"], arrays["class_group"], len(x), file, "class_group")[1] if "class_group" in arrays else None
@@ -57,13 +60,14 @@ class ArrayFile(DataSource):
         unused = [name for name in arrays if name not in _ARRAYS]
         if unused:
             notes.append(f"arrays not used: {', '.join(unused)}")
+        about = {"class_groups": groups, "has_labels": has_labels}
         if x.ndim == 2:
             store = FeatureStore(_features(x, file))
-            return Table("features", store, labels, class_names, (x.shape[1],), split, notes, class_groups=groups)
+            return Table("features", store, labels, class_names, (x.shape[1],), split, notes, **about)
         pixels = _pixels(x, file)
         shape = pixels.shape[1:]
         augmentation = choose_augmentation(self.options, shape)
-        return Table("images", PixelStore(pixels), labels, class_names, shape, split, notes, augmentation, class_groups=groups)
+        return Table("images", PixelStore(pixels), labels, class_names, shape, split, notes, augmentation, **about)
 
 
 def read_arrays(file: Path) -> dict[str, np.ndarray]:
