@@ -17,6 +17,7 @@ PACKAGE = Path(dmlcore.__file__).parent
 # Each room may import rooms of lower number, and its own.
 FLOORS = {
     "errors": 0,
+    "texts": 0,
     "version": 0,
     "files": 1,
     "interruption": 1,
