@@ -162,7 +162,7 @@ def test_it_takes_a_memory_and_half_precision(toy: Any) -> None:
 
 
 def test_on_another_device_the_plain_form_runs(toy: Any) -> None:
-    assert "no form for mps" in dispatch.why_missing("toy_mine", toy.functor_header(), "mps")
+    assert "no form for mps" in dispatch.why_not_loaded("toy_mine", toy.functor_header(), "mps")
 
 
 def test_it_may_be_first_used_under_compilation(tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from dmlcore.errors import PluginError
-from dmlcore.kernels import FunctorCall, partner_functors, why_missing, why_not
+from dmlcore.kernels import FunctorCall, partner_functors, why_not_loaded, why_not
 from dmlcore.losses.base import Against, Loss
 from dmlcore.losses.comparison import Comparison, compare
 from dmlcore.losses.distances import unit
@@ -243,4 +243,4 @@ def _absolute(path: Path | str, module: str | None) -> Path:
 
 @torch.compiler.assume_constant_result
 def _why_no_kernel(loss: type[RowLoss], functor: str, device: str) -> str:
-    return why_not(device) or why_missing(functor, loss.functor_header(), device)
+    return why_not(device) or why_not_loaded(functor, loss.functor_header(), device)
