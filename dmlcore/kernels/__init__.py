@@ -28,6 +28,6 @@ __all__ = [
     "partner_functors",
     "plan_options",
     "recorded_passes",
-    "why_not_loaded",
     "why_not",
+    "why_not_loaded",
 ]

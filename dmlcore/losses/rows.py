@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from dmlcore.errors import PluginError
-from dmlcore.kernels import FunctorCall, partner_functors, why_not_loaded, why_not
+from dmlcore.kernels import FunctorCall, partner_functors, why_not, why_not_loaded
 from dmlcore.losses.base import Against, Loss
 from dmlcore.losses.comparison import Comparison, compare
 from dmlcore.losses.distances import unit
