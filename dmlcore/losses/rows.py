@@ -190,6 +190,8 @@ class RowLoss(Loss):
     def plain_rows(self, comparison: Comparison, *, stream: bool = True) -> Rows:
         """Values and counts by the definition, in float32 at least: neither half precision nor autocast reach into it.
 
+        What is not finite gives NaN as in the kernels, whatever the definition makes of it.
+
         Args:
             comparison: what is compared.
             stream: compute for some anchors at a time where all would exceed the budget of `dmlcore.losses.streaming`.
@@ -201,8 +203,10 @@ class RowLoss(Loss):
 
         comparison = comparison.in_dtype()
         if not stream or not self.streams or (comparison.mining is not None and not comparison.mining.miner.by_row):
-            return compute(comparison)
-        return Rows(*streamed_rows(compute, comparison, self.plain_matrices(comparison), self.parameters()))
+            values, counts = compute(comparison)
+        else:
+            values, counts = streamed_rows(compute, comparison, self.plain_matrices(comparison), self.parameters())
+        return Rows(values + _spoilt(comparison), counts)
 
     def dense_rows(self, comparison: Comparison) -> Rows:
         """Values and counts from all similarities at once. Losses that need more than one row of them write their own."""
@@ -232,6 +236,14 @@ class RowLoss(Loss):
 
     def reference(self, embeddings: Tensor, labels: Tensor, **against: Unpack[Against]) -> Tensor:
         return self.reduce(self.rows(embeddings, labels, plain=True, **against))
+
+
+def _spoilt(comparison: Comparison) -> Tensor:
+    """`[A]` NaN for anchors that are not finite, for all where a reference is not; else 0. A mask or a hinge may hide a NaN."""
+    finite = torch.isfinite(comparison.anchors).all(1)  # [A]
+    if comparison.references is not None:
+        finite = finite & torch.isfinite(comparison.references).all()
+    return torch.where(finite, 0.0, torch.nan).to(comparison.anchors.dtype)
 
 
 @functools.cache
