@@ -60,7 +60,7 @@ def label_matrix(labels: Tensor, noun: str) -> Tensor:
         raise ConfigError(f"binary labels of {noun} must be a matrix [{len(labels)}, L], got the shape {list(labels.shape)}")
     if labels.shape[1] == 1 and labels.dtype != torch.bool:  # hardly ever meant: each number but 0 would be the same label
         raise ConfigError(
-            f"labels of {noun} are a column {list(labels.shape)} of {labels.dtype}; give one label per sample as"
+            f"labels of {noun} are a column {list(labels.shape)} of {labels.dtype}; give one label per sample,"
             f" [{len(labels)}] (labels[:, 0]). A matrix that says of one label who has it must be bool"
         )
     matrix = labels.bool()
