@@ -9,7 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from dmlcore.data.augmentation import CropAugmentation, ShiftAugmentation
+    from dmlcore.data.class_names import is_missing, tidy_names, writable_text
     from dmlcore.data.datasets import LabelledDataset
+    from dmlcore.data.image_search import ImageSearch, is_image, sub_folders
     from dmlcore.data.image_tables import (
         ImageOptions,
         choose_augmentation,
@@ -30,7 +32,9 @@ if TYPE_CHECKING:
 
 _HOMES = {
     "augmentation": ("CropAugmentation", "ShiftAugmentation"),
+    "class_names": ("is_missing", "tidy_names", "writable_text"),
     "datasets": ("LabelledDataset",),
+    "image_search": ("ImageSearch", "is_image", "sub_folders"),
     "image_tables": ("ImageOptions", "choose_augmentation", "decode_images", "image_table", "report_unreadable"),
     "images": ("IMAGE_SUFFIXES", "UNREADABLE", "decode"),
     "loading": ("Batches", "OrderedBatches", "batches"),
@@ -56,6 +60,7 @@ __all__ = [
     "FeatureStore",
     "ImageFiles",
     "ImageOptions",
+    "ImageSearch",
     "LabelledDataset",
     "OrderedBatches",
     "PixelStore",
@@ -77,10 +82,15 @@ __all__ = [
     "default_source",
     "find_source",
     "image_table",
+    "is_image",
+    "is_missing",
     "load_table",
     "open_data",
     "report_unreadable",
     "split_words",
+    "sub_folders",
+    "tidy_names",
+    "writable_text",
 ]
 
 

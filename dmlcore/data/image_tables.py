@@ -1,5 +1,5 @@
 """From image paths and labels to a table: which files can be read, at what size, and whether they fit in memory. Where the
-paths come from is in `folders` and `manifests`.
+paths come from is in `image_search`, and in the sources.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import numpy as np
 
 from dmlcore.config import check_range
 from dmlcore.data.augmentation import CropAugmentation, ShiftAugmentation
+from dmlcore.data.class_names import writable_text
 from dmlcore.data.images import UNREADABLE, Header, decode, read_header
 from dmlcore.data.sources import Augmentation, Table
 from dmlcore.data.stores import ImageFiles, PixelStore, file_digests
@@ -125,7 +126,9 @@ def report_unreadable(paths: Sequence[str], failed: dict[int, str], where: str) 
     """
     if not failed:
         return []
-    shown = [f"'{os.path.relpath(paths[row], where)}' ({_brief(failed[row])})" for row in sorted(failed)[:_NAMED]]
+    shown = [
+        f"'{writable_text(os.path.relpath(paths[row], where))}' ({_brief(failed[row])})" for row in sorted(failed)[:_NAMED]
+    ]
     ellipsis = ", ..." if len(failed) > _NAMED else ""
     if 2 * len(failed) > len(paths):
         raise DataError(
@@ -137,7 +140,7 @@ def report_unreadable(paths: Sequence[str], failed: dict[int, str], where: str) 
 
 
 def _brief(reason: str) -> str:
-    return "no image" if reason.startswith("cannot identify") else reason
+    return "no image" if reason.startswith("cannot identify") else writable_text(reason)
 
 
 def image_table(
@@ -188,7 +191,7 @@ def image_table(
         split=None if split is None else split[rows],
         skipped=notes,
         augmentation=choose_augmentation(options, shape),
-        sample_names=[os.path.relpath(paths[row], where) for row in rows],
+        sample_names=[writable_text(os.path.relpath(paths[row], where)) for row in rows],
         digests=lambda: file_digests([paths[row] for row in rows]),
     )
 

@@ -52,8 +52,10 @@ def find_source(data: str) -> tuple[type[DataSource], dict[str, Any]]:
     if plugins.plugin_files.is_reference(data):
         return plugins.find("data", data).component, {}
     path = Path(data).expanduser()
-    if not path.exists():
+    if not os.path.exists(path):  # which says no for a name that is too long or holds a NUL, too
         raise DataError(_why_not_there(data, path, entries))
+    if not path.is_file() and not path.is_dir():
+        raise DataError(f"'{data}' is neither a file nor a folder, but a pipe, a socket or a device. Save the data as a file")
     # A subclass of a source, such as one of a plugin, does not inherit the paths: the two could not be told apart.
     claims = [entry for entry in entries.values() if "claims" in vars(entry.component) and entry.component.claims(path)]
     if len(claims) > 1:

@@ -6,6 +6,7 @@ How their values are computed together stands in `path.py`.
 from __future__ import annotations
 
 import abc
+import functools
 import sys
 from pathlib import Path
 from typing import Any, ClassVar, Unpack
@@ -14,7 +15,7 @@ import torch
 from torch import Tensor
 
 from dmlcore.errors import PluginError
-from dmlcore.kernels import FunctorCall, partner_functors
+from dmlcore.kernels import FunctorCall, partner_functors, why_not, why_not_loaded
 from dmlcore.losses.base import Against, Loss
 from dmlcore.losses.comparison import Comparison, compare
 from dmlcore.losses.distances import unit
@@ -189,8 +190,6 @@ class RowLoss(Loss):
     def plain_rows(self, comparison: Comparison, *, stream: bool = True) -> Rows:
         """Values and counts by the definition, in float32 at least: neither half precision nor autocast reach into it.
 
-        What is not finite gives NaN as in the kernels, whatever the definition makes of it.
-
         Args:
             comparison: what is compared.
             stream: compute for some anchors at a time where all would exceed the budget of `dmlcore.losses.streaming`.
@@ -235,3 +234,13 @@ class RowLoss(Loss):
 
     def reference(self, embeddings: Tensor, labels: Tensor, **against: Unpack[Against]) -> Tensor:
         return self.reduce(self.rows(embeddings, labels, plain=True, **against))
+
+
+@functools.cache
+def _absolute(path: Path | str, module: str | None) -> Path:
+    return (Path(module).parent / path if module else Path(path)).resolve()
+
+
+@torch.compiler.assume_constant_result
+def _why_no_kernel(loss: type[RowLoss], functor: str, device: str) -> str:
+    return why_not(device) or why_not_loaded(functor, loss.functor_header(), device)
