@@ -1,0 +1,8 @@
+"""The parts of the campaign by name, in the order in which they run."""
+
+from __future__ import annotations
+
+from . import damage, faults, kills
+from .trials import Part
+
+PARTS: dict[str, Part] = {part.name: part for part in (faults.PART, kills.PART, damage.PART)}
