@@ -11,7 +11,7 @@ from typing import Any
 
 from .bench import Bench
 from .commands import BY_NAME, EMBED, EVAL, FEWSHOT, OOD, TRAIN, must, run_state
-from .invariants import FAILED, MISTAKE, difference, error_of, wrong
+from .invariants import FAILED, MISTAKE, difference, wrong
 from .process import Said, Warm
 from .trials import Failure, Part
 
@@ -65,7 +65,9 @@ ARTEFACTS = [
     Artefact("metrics", "run/metrics.jsonl", "resume", RESUME, _resumed),
     Artefact("result", "run/result.json", "eval", EVAL, _out),
     Artefact("embeddings", "e.npz", "embed", ["eval", "run", "--data", "e.npz", "--json"], _out, ((*EMBED,),)),
-    Artefact("embeddings-trained", "e.npz", "embed", [*TRAIN[:2], "e.npz", *TRAIN[3:-1], "second", "--json"], _out, ((*EMBED,),)),
+    Artefact(
+        "embeddings-trained", "e.npz", "embed", [*TRAIN[:2], "e.npz", *TRAIN[3:-1], "second", "--json"], _out, ((*EMBED,),)
+    ),
     Artefact("splits", "built.json", "embed", ["splits", "show", "built.json", "--json"], _out, (SPLITS,)),
     Artefact("cell", "grid/cells/**/*.json", "ood", OOD, _grid, (tuple(OOD),)),
     Artefact("cell-reported", "grid/cells/**/*.json", "ood", ["ood", "report", "grid", "--json"], _out, (tuple(OOD),)),
