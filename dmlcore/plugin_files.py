@@ -60,7 +60,7 @@ def package_modules(path: Path) -> list[Path]:
     project = path / "pyproject.toml"
     hint = "Name a file and its class (FILE.py:CLASS), or the folder of a package with an entry point of dmlcore."
     try:
-        points = tomllib.loads(project.read_text(encoding="utf-8"))["project"]["entry-points"]["dmlcore"]
+        points = tomllib.loads(project.read_text(encoding="utf-8-sig"))["project"]["entry-points"]["dmlcore"]
         modules = [str(value).partition(":")[0].strip().replace(".", "/") for value in points.values()]
     except OSError:
         raise ConfigError(f"{path} is a folder without pyproject.toml. {hint}") from None

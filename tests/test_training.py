@@ -509,6 +509,22 @@ def test_settings_stand_in_the_tables_of_their_groups_or_without(features: str, 
     assert RunConfig.read(file).settings == config.completed("features", 20).settings
 
 
+def test_a_byte_order_mark_before_settings_changes_nothing(features: str, tmp_path: Path) -> None:
+    file = tmp_path / "settings.toml"
+    text = f"data = '{features}'\nplugins = ['ms']\nsteps = 3\n"
+    file.write_text(text)
+    plain = RunConfig.read(file)
+    for content in (b"\xef\xbb\xbf" + text.encode(), b"\xef\xbb\xbf" + text.replace("\n", "\r\n").encode()):
+        file.write_bytes(content)
+        assert RunConfig.read(file) == plain and plain.settings.run.steps == 3
+    file.write_bytes(text.encode("utf-16"))
+    with pytest.raises(ConfigError, match=r"settings\.toml is not valid TOML: .*utf-8"):
+        RunConfig.read(file)
+    file.write_text("a = " + "[" * 20_000)
+    with pytest.raises(ConfigError, match=r"settings\.toml is not valid TOML"):
+        RunConfig.read(file)
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from dmlcore.data.augmentation import CropAugmentation, ShiftAugmentation
     from dmlcore.data.class_names import is_missing, tidy_names, writable_text
+    from dmlcore.data.csv_tables import CsvRow, read_csv
     from dmlcore.data.datasets import LabelledDataset
     from dmlcore.data.image_search import ImageSearch, is_image, sub_folders
     from dmlcore.data.image_tables import (
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
 _HOMES = {
     "augmentation": ("CropAugmentation", "ShiftAugmentation"),
     "class_names": ("is_missing", "tidy_names", "writable_text"),
+    "csv_tables": ("CsvRow", "read_csv"),
     "datasets": ("LabelledDataset",),
     "image_search": ("ImageSearch", "is_image", "sub_folders"),
     "image_tables": ("ImageOptions", "choose_augmentation", "decode_images", "image_table", "report_unreadable"),
@@ -56,6 +58,7 @@ __all__ = [
     "Batches",
     "ClassSplit",
     "CropAugmentation",
+    "CsvRow",
     "DataSource",
     "FeatureStore",
     "ImageFiles",
@@ -86,6 +89,7 @@ __all__ = [
     "is_missing",
     "load_table",
     "open_data",
+    "read_csv",
     "report_unreadable",
     "split_words",
     "sub_folders",
