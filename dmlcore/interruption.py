@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import contextlib
 import signal
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from types import FrameType
@@ -18,7 +19,7 @@ SIGNALS = tuple(
 
 @contextlib.contextmanager
 def handled_by(handle: Callable[[int, FrameType | None], None]) -> Iterator[None]:
-    """Let a function handle the signals inside the block. A signal that is ignored, as below `nohup`, stays so.
+    """Let a function handle the signals inside the block. SIGTERM and SIGHUP that are ignored, as below `nohup`, stay so.
 
     Does nothing outside the main thread, which alone may handle signals.
     """
@@ -26,12 +27,21 @@ def handled_by(handle: Callable[[int, FrameType | None], None]) -> Iterator[None
         yield
         return
     before = {number: signal.getsignal(number) for number in SIGNALS}
-    changed = [number for number in SIGNALS if before[number] not in (signal.SIG_IGN, None)]
+    # A shell ignores SIGINT for what it runs in the background, but who sends one there means it.
+    changed = [number for number in SIGNALS if number == signal.SIGINT or before[number] not in (signal.SIG_IGN, None)]
+    show = sys.unraisablehook
+
+    def show_others(lost: sys.UnraisableHookArgs) -> None:
+        if not isinstance(lost.exc_value, Interrupted):  # `Interruption` raises it again
+            show(lost)
+
+    sys.unraisablehook = show_others
     for number in changed:
         signal.signal(number, handle)
     try:
         yield
     finally:
+        sys.unraisablehook = show
         for number in changed:
             signal.signal(number, before[number])
 
@@ -47,6 +57,9 @@ def interrupt(number: int, frame: FrameType | None = None) -> None:
 
 class Interruption:
     """Turns the first signal during a step into one after it. A second one interrupts the step. None interrupts a write.
+
+    An exception that a handler raises is lost where Python ignores exceptions, as in finalisers. So a signal also stays
+    requested until a block of `after` or `held` has raised it.
 
     Attributes:
         requested: the signal that waits, or None.
@@ -66,8 +79,9 @@ class Interruption:
         """Let a signal wait for the end of the block.
 
         Raises:
-            Interrupted: at the end, when one came.
+            Interrupted: at the end, when one came; at the beginning, when one was lost before.
         """
+        self._end()
         self._waits = True
         try:
             yield
@@ -96,7 +110,7 @@ class Interruption:
             interrupt(number)
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
-        if self._writes or (self._waits and self.requested is None):
-            self.requested = number
-        else:
+        waits = self._writes or (self._waits and self.requested is None)
+        self.requested = number
+        if not waits:
             interrupt(number)

@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 import dmlcore.files
 from dmlcore.cli import main
@@ -416,3 +417,26 @@ def test_a_killed_data_worker(monkeypatch: pytest.MonkeyPatch) -> None:
     dataset: LabelledDataset = Deadly()  # type: ignore[assignment]
     with pytest.raises(TrainingError, match=r"a process that loads data has died .*Try fewer --workers"):
         next(batches(dataset, [[0, 1], [2, 3]], workers=1))
+
+
+def test_a_signal_to_all_processes_of_a_job(tmp_path: Path) -> None:
+    """A batch system ends the data workers too, which the last step still needs."""
+    generator = np.random.default_rng(0)
+    for label in range(10):
+        (tmp_path / "photos" / str(label)).mkdir(parents=True)
+        for number in range(6):
+            pixels = generator.integers(0, 255, (200, 200, 3), dtype=np.uint8)
+            Image.fromarray(pixels).save(tmp_path / "photos" / str(label) / f"{number}.png")
+    out = tmp_path / "run"
+    command = [sys.executable, "-m", "dmlcore", "train", "--data", "photos", "--out", str(out), *FLAGS]
+    command += ["--image-size", "32", "--workers", "2", "--folder.memory-mb", "0"]
+    command[command.index("--steps") + 1], command[command.index("--model") + 1] = "1000000", "conv"
+    process = subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE, text=True, start_new_session=True)
+    deadline = time.monotonic() + 90
+    while not (out / "metrics.jsonl").exists() or '"step": 3' not in (out / "metrics.jsonl").read_text():
+        assert time.monotonic() < deadline and process.poll() is None
+        time.sleep(0.05)
+    os.killpg(process.pid, signal.SIGTERM)
+    _, error = process.communicate(timeout=20)
+    assert process.returncode == 143 and "Continue by: dmlcore train --resume" in " ".join(error.split()), error
+    assert "Traceback" not in error

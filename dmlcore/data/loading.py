@@ -19,6 +19,7 @@ from dmlcore.data.datasets import LabelledDataset
 from dmlcore.data.samplers import BatchSampler
 from dmlcore.errors import TrainingError
 
+_GRACE = 5  # seconds that a process which loads data goes on after it was told to end
 _AHEAD = 2  # batches each worker prepares before they are asked for
 
 
@@ -98,6 +99,10 @@ class Batches(Iterator[tuple[Tensor, Tensor]]):
             self._state = self._asked.popleft()
         return batch
 
+    def close(self) -> None:
+        """End the processes that load data, as their parent would at its own end, but late and with a traceback."""
+        self._source = iter(())
+
     def state_dict(self) -> dict[str, Any] | None:
         """The state of a sampler of batches after the batch that was returned last (workers may have asked it for more)."""
         return self._state
@@ -111,8 +116,12 @@ class Batches(Iterator[tuple[Tensor, Tensor]]):
 
 
 def _begin_worker(number: int) -> None:
-    """Ctrl-C reaches all processes of a terminal. The one that trains decides what happens."""
+    """Ctrl-C reaches all processes of a terminal, and a batch system ends all of a job. The one that trains decides what
+    happens, and still needs a batch for the step that it finishes."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    if hasattr(signal, "SIGALRM"):
+        for number in (signal.SIGTERM, signal.SIGHUP):
+            signal.signal(number, lambda *_: signal.alarm(_GRACE))  # nothing handles the alarm: it ends the process
 
 
 def _first_line(error: Exception) -> str:

@@ -77,6 +77,7 @@ class Training:
             ) from None
         finally:
             events.close()
+            run.close()
             run.folder.unlock()
 
     def train_only(self) -> None:
@@ -85,6 +86,7 @@ class Training:
             with self.interruption.installed():
                 self._train()
         finally:
+            self.run.close()
             self.run.folder.unlock()
 
     def step(self, batches: Iterator[tuple[Tensor, Tensor]]) -> None:

@@ -104,6 +104,11 @@ class Run:
         for inputs, labels in self._batches:
             yield inputs.to(self.device, non_blocking=True), labels.to(self.device, non_blocking=True)
 
+    def close(self) -> None:
+        """End what works for the run."""
+        if self._batches is not None:
+            self._batches.close()
+
     def weights(self) -> dict[str, Any]:
         """What a later evaluation needs: the model's weights and the shape of its samples."""
         return {
