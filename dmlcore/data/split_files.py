@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from dmlcore.errors import DataError, suggestion
+from dmlcore.files import encoded
 
 FORMAT = "dmlcore-splits-1"
 Episode = dict[str, tuple[str, ...]]
@@ -106,8 +107,13 @@ class SplitFile:
         raise DataError(f"there is no split '{identity}'.{suggestion(identity, [split.id for split in self.splits])}")
 
     def to_json(self) -> bytes:
-        """The file's content. The same splits give the same bytes."""
-        return (json.dumps({"format": FORMAT, **asdict(self)}, ensure_ascii=False, separators=(",", ":")) + "\n").encode()
+        """The file's content. The same splits give the same bytes.
+
+        Raises:
+            ConfigError: the data lie at a path that is no UTF-8.
+        """
+        text = json.dumps({"format": FORMAT, **asdict(self)}, ensure_ascii=False, separators=(",", ":")) + "\n"
+        return encoded(text, "the file of splits")
 
     @classmethod
     def read(cls, path: str | Path) -> SplitFile:

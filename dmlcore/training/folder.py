@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from dmlcore.errors import ConfigError, suggestion
-from dmlcore.files import in_file_name, make_folder, plain, write_atomically, write_error
+from dmlcore.files import encoded, in_file_name, make_folder, plain, write_atomically, write_error
 
 CONFIG, METRICS, RESULT, CHECKPOINTS = "config.toml", "metrics.jsonl", "result.json", "checkpoints"
 
@@ -60,12 +60,13 @@ class RunFolder:
         """Make the folder and write `config.toml`.
 
         Raises:
-            ConfigError: the folder cannot be made.
+            ConfigError: the folder cannot be made, or a path of the settings is no UTF-8.
             TrainingError: the disk is full.
         """
+        content = encoded(config, self.config.name)
         make_folder(self.path)
         make_folder(self.checkpoints)
-        write_atomically(self.config, config.encode())
+        write_atomically(self.config, content)
 
     @classmethod
     def open(cls, path: str | Path) -> RunFolder:

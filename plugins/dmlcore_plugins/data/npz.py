@@ -19,9 +19,9 @@ from dmlcore.data import (
     is_missing,
     split_words,
     tidy_names,
-    writable_text,
 )
 from dmlcore.errors import DataError
+from dmlcore.files import writable_text
 
 _ARRAYS = ("x", "y", "class_name", "class_group", "split", "official_split")
 _CHUNK = 65536  # rows looked at in one go, to keep temporary memory small
