@@ -32,6 +32,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     words = list(sys.argv[1:] if argv is None else argv)
     debug = "--debug" in words
+    console.take_any_text()
     try:
         with handled_by(interrupt), plugins.blaming():
             return _run(CommandLine(words))

@@ -4,6 +4,7 @@ said by its command in `commands/`; nothing is computed here, and no torch is im
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import sys
@@ -95,6 +96,13 @@ def show_facts(facts: dict[str, Any], indent: str = "") -> None:
         else:
             text = ", ".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
             show(f"{indent}{key!s:{width}}  {text or '-'}")
+
+
+def take_any_text() -> None:
+    """Write what a stream's encoding lacks, such as a byte of a file name that is no UTF-8, as `\\udce9`, not as an error."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
 
 
 def give_up_stdout() -> None:

@@ -95,14 +95,43 @@ def in_file_name(names: str) -> str:
     return re.sub(r"[^\w.+-]", "-", names)
 
 
+def writable_text(text: str) -> str:
+    """Text without halves of surrogate pairs, which stand for bytes of a file name that are no UTF-8 and which no file or
+    terminal takes. They are written as `\\udce9`.
+    """
+    return text if text.isascii() else text.encode("utf-8", "backslashreplace").decode()
+
+
+def encoded(text: str, what: str) -> bytes:
+    """The text in UTF-8, for files that are read again, where a name must be found as it stands.
+
+    Args:
+        text: to be written.
+        what: the file, for the message.
+
+    Raises:
+        ConfigError: it names a file or folder whose name is no UTF-8.
+    """
+    try:
+        return text.encode()
+    except UnicodeEncodeError as error:
+        start, end = text.rfind('"', 0, error.start) + 1, text.find('"', error.start)
+        path = writable_text(text[start : end if end > 0 else len(text)])
+        raise ConfigError(
+            f"{what} cannot be written: the path '{path}' holds bytes that are no UTF-8. Rename the file or folder"
+        ) from None
+
+
 def plain(value: Any) -> Any:
-    """A value as JSON can hold it: no NaN or infinity (None instead), no tuples, no numpy scalars, no paths."""
+    """A value as JSON can hold it: no NaN or infinity (None instead), no tuples, no numpy scalars, no paths, and
+    no text that is no Unicode.
+    """
     if isinstance(value, dict):
-        return {str(key): plain(entry) for key, entry in value.items()}
+        return {writable_text(str(key)): plain(entry) for key, entry in value.items()}
     if isinstance(value, list | tuple | set):
         return [plain(entry) for entry in value]
     if hasattr(value, "tolist"):  # numpy and torch
         return plain(value.tolist())
     if isinstance(value, float) and not math.isfinite(value):
         return None
-    return value if isinstance(value, str | int | float | bool | None) else str(value)
+    return value if isinstance(value, int | float | bool | None) else writable_text(str(value))

@@ -90,6 +90,7 @@ def _with_nan() -> np.ndarray:
         ({"y": np.arange(50)}, "50 of them with a single sample"),
         ({"class_name": np.array(["a", "b"])}, "a name for each label 0..9"),
         ({"split": np.array(["train"] * 49)}, "'split' .* has shape"),
+        ({"split": np.zeros(50, "V4")}, "'split' .* is of type .V4, but must hold text or 0, 1, 2"),
     ],
 )
 def test_array_errors_are_one_line(tmp_path, arrays, message):
@@ -159,3 +160,12 @@ def test_class_names_of_two_labels_stay_two_classes(tmp_path):
     splits = open_data(str(feature_file(tmp_path / "f.npz", class_name=names)))
     assert sorted(name for part in class_sets(splits) for name in part).count("a") <= 2
     assert sum(part.num_classes for part in (splits.train, splits.validation, splits.test)) == 10
+
+
+def test_text_that_is_no_unicode_is_refused(tmp_path):
+    for order in "<>":
+        y = np.repeat(list("abcdefgh"), 3).astype(f"{order}U1")
+        y.view(f"{order}u4")[5] = 0x110000  # beyond the last character
+        np.savez(tmp_path / "f.npz", x=np.zeros((24, 2)), y=y)
+        with pytest.raises(DataError, match=r"a damaged one: its text is no Unicode"):
+            open_data(str(tmp_path / "f.npz"))

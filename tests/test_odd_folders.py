@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import os
 import socket
+import subprocess
+import sys
 import unicodedata
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from data_files import class_sets, image_folder, save_image
@@ -168,3 +171,38 @@ def test_names_of_any_bytes_and_lengths(tmp_path):
         text.encode()
     whole = open_data(str(tmp_path), options={"memory_mb": 0})
     assert torch.equal(splits.test.batch([0, 1]), whole.test.batch([0, 1]))
+
+
+@pytest.mark.slow
+def test_bytes_that_are_no_unicode_reach_every_outlet(tmp_path):
+    image_folder(tmp_path / "data")
+    for label in range(8):
+        os.rename(tmp_path / "data" / f"class {label}", tmp_path / "data" / os.fsdecode(b"caf\xe9 %d" % label))
+    for file in (tmp_path / "data").rglob("0.png"):
+        os.rename(file, file.parent / os.fsdecode(b"\xe9.png"))
+    place = tmp_path / os.fsdecode(b"\xe8")
+    os.rename(tmp_path / "data", place)
+    data, run = tmp_path / "data", str(tmp_path / "run")
+
+    def dmlcore(*words: str | Path) -> tuple[int, str]:
+        done = subprocess.run(
+            [sys.executable, "-m", "dmlcore", *map(str, words)],
+            capture_output=True,
+            env={**os.environ, "PYTHONIOENCODING": "utf-8:strict", "OMP_NUM_THREADS": "1"},
+        )
+        assert b"Traceback" not in done.stderr and b"UnicodeEncodeError" not in done.stderr
+        return done.returncode, done.stdout.decode() + done.stderr.decode()  # both are UTF-8
+
+    training = ("--plugins", "ms", "--steps", "2", "--compress", "0")
+    status, text = dmlcore("train", "--data", place, *training, "--out", run)
+    assert status == 2 and f"the path '{tmp_path}/\\udce8' holds bytes that are no UTF-8" in text and not os.path.exists(run)
+    os.rename(place, data)
+    assert dmlcore("train", "--data", data, *training, "--out", run)[0] == 0
+    assert dmlcore("embed", run, "--data", data, "--out", tmp_path / "e.npz")[0] == 0
+    with np.load(tmp_path / "e.npz") as embeddings:
+        assert set(embeddings["class_name"]) <= {f"caf\\udce9 {label}" for label in range(8)}
+    os.symlink(data, place)
+    status, text = dmlcore("eval", run, "--data", place, "--json")
+    assert status == 0, text
+    for file in ("metrics.jsonl", "config.toml"):
+        (Path(run) / file).read_bytes().decode()

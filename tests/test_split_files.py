@@ -149,3 +149,19 @@ def test_a_run_keeps_to_its_split_and_can_be_repeated(features: Path, tmp_path: 
         train(out=tmp_path / "other", split="swap1", **settings)
     with pytest.raises(DataError, match="no split 'swap9'"):
         train(out=tmp_path / "other", splits=str(path), split="swap9", **settings)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda content: content.update(data="caf\udce9"), "surrogates not allowed"),
+        (lambda content: content["splits"][0]["episodes"].update({"\xb2": []}), "must have numbers of shots"),
+        (lambda content: content["splits"][0]["episodes"].update({"9" * 5000: []}), "must have numbers of shots"),
+    ],
+)
+def test_texts_and_numbers_that_python_takes_but_files_do_not(tmp_path: Path, change: Any, message: str) -> None:
+    (tmp_path / "splits.json").write_bytes(broken(change))
+    with pytest.raises(DataError, match=message):
+        SplitFile.read(tmp_path / "splits.json")
+    with pytest.raises(DataError, match="cannot read the splits .*null"):
+        SplitFile.read("\0")

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from dmlcore.data.augmentation import CropAugmentation, ShiftAugmentation
-    from dmlcore.data.class_names import is_missing, tidy_names, writable_text
+    from dmlcore.data.class_names import is_missing, tidy_names
     from dmlcore.data.csv_tables import CsvRow, read_csv
     from dmlcore.data.datasets import LabelledDataset
     from dmlcore.data.image_search import ImageSearch, is_image, sub_folders
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
 _HOMES = {
     "augmentation": ("CropAugmentation", "ShiftAugmentation"),
-    "class_names": ("is_missing", "tidy_names", "writable_text"),
+    "class_names": ("is_missing", "tidy_names"),
     "csv_tables": ("CsvRow", "read_csv"),
     "datasets": ("LabelledDataset",),
     "image_search": ("ImageSearch", "is_image", "sub_folders"),
@@ -94,7 +94,6 @@ __all__ = [
     "split_words",
     "sub_folders",
     "tidy_names",
-    "writable_text",
 ]
 
 

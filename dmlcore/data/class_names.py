@@ -6,15 +6,10 @@ import unicodedata
 from collections import defaultdict
 from collections.abc import Iterable
 
+from dmlcore.files import writable_text
+
 _MISSING = frozenset(("", "nan", "<na>"))  # how numpy and pandas write a label that is not there
 _NAMED = 3  # names shown in a note
-
-
-def writable_text(text: str) -> str:
-    """Text without halves of surrogate pairs, which stand for bytes of a file name that are no UTF-8 and which no file or
-    terminal takes. They are written as `\\udce9`.
-    """
-    return text.encode("utf-8", "backslashreplace").decode()
 
 
 def is_missing(label: str) -> bool:

@@ -7,9 +7,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from dmlcore.data.class_names import writable_text
 from dmlcore.data.images import IMAGE_SUFFIXES
 from dmlcore.errors import DataError
+from dmlcore.files import writable_text
 
 # Folders that systems put beside a user's own; some hold small copies of the images.
 _OF_SYSTEMS = frozenset(("__macosx", "@eadir", "$recycle.bin", "system volume information", "lost+found"))

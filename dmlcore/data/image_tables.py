@@ -14,11 +14,11 @@ import numpy as np
 
 from dmlcore.config import check_range
 from dmlcore.data.augmentation import CropAugmentation, ShiftAugmentation
-from dmlcore.data.class_names import writable_text
 from dmlcore.data.images import UNREADABLE, Header, decode, read_header
 from dmlcore.data.sources import Augmentation, Table
 from dmlcore.data.stores import ImageFiles, PixelStore, file_digests
 from dmlcore.errors import DataError
+from dmlcore.files import writable_text
 
 LARGEST_KEPT = 128  # images that all have one size up to this many pixels keep it
 PHOTO_SIZE = 112  # from this size on images are taken for photographs, which may be cropped and mirrored

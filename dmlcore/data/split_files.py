@@ -14,10 +14,12 @@ from typing import Any
 import numpy as np
 
 from dmlcore.errors import DataError, suggestion
+from dmlcore.files import encoded
 from dmlcore.plugin_files import is_reference
 from dmlcore.seals import SealError, seal, unseal
 
 FORMAT = "dmlcore-splits-1"
+_LONGEST_COUNT = 10  # digits of a number of shots
 Episode = dict[str, tuple[str, ...]]
 """Class names to names of its support samples."""
 
@@ -120,9 +122,13 @@ class SplitFile:
             )
 
     def to_json(self) -> bytes:
-        """The file's content. The same splits give the same bytes."""
+        """The file's content. The same splits give the same bytes.
+
+        Raises:
+            ConfigError: the data lie at a path that is no UTF-8.
+        """
         content = seal({"format": FORMAT, **asdict(self)})
-        return (json.dumps(content, ensure_ascii=False, separators=(",", ":")) + "\n").encode()
+        return encoded(json.dumps(content, ensure_ascii=False, separators=(",", ":")) + "\n", "the file of splits")
 
     @classmethod
     def read(cls, path: str | Path) -> SplitFile:
@@ -132,13 +138,18 @@ class SplitFile:
             DataError: it is missing, no file of splits, cut off, or it contradicts itself.
         """
         try:
-            content = json.loads(Path(path).expanduser().read_bytes())
+            raw = Path(path).expanduser().read_bytes()
         except FileNotFoundError:
             raise DataError(f"there is no file of splits '{path}'. `dmlcore splits ood` makes one") from None
-        except OSError as error:
-            raise DataError(f"cannot read the splits '{path}': {error.strerror}") from error
+        except (OSError, ValueError) as error:  # ValueError: the name holds a NUL
+            raise DataError(f"cannot read the splits '{path}': {getattr(error, 'strerror', None) or error}") from error
+        try:
+            content = json.loads(raw)
+            if b"\\ud" in raw.lower():  # JSON may write half of a surrogate pair, which no name can be
+                json.dumps(content, ensure_ascii=False).encode()
         except (ValueError, RecursionError) as error:
-            shown = "is a pickle: `dmlcore splits import` reads it" if _is_pickle(path) else f"is no JSON, or cut off ({error})"
+            is_pickle = raw[:1] in (b"\x80", b"(", b"c")
+            shown = "is a pickle: `dmlcore splits import` reads it" if is_pickle else f"is no JSON, or cut off ({error})"
             raise DataError(f"the file of splits '{path}' {shown}") from None
         try:
             return cls._checked(unseal(content)[0])
@@ -168,11 +179,6 @@ class SplitFile:
             raise DataError(f"two splits have the id '{next(i for i in identities if identities.count(i) > 1)}'")
         file.find(None)
         return file
-
-
-def _is_pickle(path: str | Path) -> bool:
-    with open(path, "rb") as file:
-        return file.read(1) in (b"\x80", b"(", b"c")
 
 
 def _typed(value: Any, kind: type, what: str) -> Any:
@@ -211,7 +217,7 @@ def _split(value: Any, number: int) -> ClassSplit:
         raise DataError(f"{name}: train_part and validation_part must divide the classes of train")
     episodes = {}
     for shots, drawn in _typed(value["episodes"], dict, f"{name}: episodes").items():
-        if not shots.isdigit() or not int(shots):
+        if not (shots.isascii() and shots.isdigit() and len(shots) < _LONGEST_COUNT and int(shots)):
             raise DataError(f"{name}: episodes has the key '{shots}', but must have numbers of shots")
         test, where = set(sides["test"]), f"{name}: an episode of {shots} shots"
         entries = _typed(drawn, list, f"{name}: episodes")

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from dmlcore.errors import ConfigError, TrainingError, suggestion
-from dmlcore.files import in_file_name, make_folder, plain, remove_temporaries, write_atomically, write_error
+from dmlcore.files import encoded, in_file_name, make_folder, plain, remove_temporaries, write_atomically, write_error
 from dmlcore.locks import NAME as LOCK
 from dmlcore.locks import FolderLock
 from dmlcore.seals import seal, unseal
@@ -83,7 +83,7 @@ class RunFolder:
             split: the content of `split.json`. None: it stays as it is.
 
         Raises:
-            ConfigError: the folder cannot be made.
+            ConfigError: the folder cannot be made, or a path of the settings is no UTF-8.
             TrainingError: the disk is full.
         """
         make_folder(self.checkpoints)
@@ -93,7 +93,7 @@ class RunFolder:
 
     def write_config(self, config: str) -> None:
         """Write `config.toml`."""
-        write_atomically(self.config, config.encode())
+        write_atomically(self.config, encoded(config, self.config.name))
 
     def lock(self, note: Callable[[str], None] = lambda text: None) -> None:
         """Take the folder for this process until `unlock`, and remove what dead ones left half written.

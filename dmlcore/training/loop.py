@@ -13,7 +13,7 @@ from typing import Any
 from torch import Tensor
 
 from dmlcore import plugins
-from dmlcore.errors import Interrupted, status_of
+from dmlcore.errors import Interrupted, TrainingError, status_of
 from dmlcore.evaluation import evaluating
 from dmlcore.interruption import Interruption
 from dmlcore.training.events import Events
@@ -64,8 +64,12 @@ class Training:
                 result = self._finish()
                 events.tell("training_ended", lambda logger: logger.ended(run, result), result=result)
             return result
-        except KeyboardInterrupt as interrupt:
-            status = status_of(interrupt)
+        except (KeyboardInterrupt, TrainingError) as error:
+            number = self.interruption.requested
+            if isinstance(error, TrainingError) and number is None:
+                raise
+            # A signal to all processes may end one that loads data, and so a step, before it is noticed here.
+            status = status_of(error) if isinstance(error, KeyboardInterrupt) else 128 + (number or 0)
             with self.interruption.installed(), contextlib.suppress(KeyboardInterrupt), self.interruption.held():
                 if self.is_between_steps and run.saved != run.step:
                     self._save()
@@ -93,9 +97,9 @@ class Training:
         """One step on the next batch, recorded; an interrupt waits for its end."""
         run = self.run
         with self.interruption.after():
-            self.is_between_steps = False
             began = time.perf_counter()
             inputs, labels = next(batches)
+            self.is_between_steps = False
             measured = take_step(run, inputs, labels)
             measured.images_per_second = len(labels) / (time.perf_counter() - began)
             record = measured.as_dict()

@@ -92,6 +92,7 @@ def with_data_of_splits(sources: list[Source]) -> list[Source]:
         DataError: the file cannot be read, or its data are gone.
     """
     files = [source.values["splits"] for source in sources if source.values.get("splits") not in (None, "none")]
+    files = [file for file in files if isinstance(file, str | Path)]  # settings refuse anything else
     if not files or any("data" in source.values for source in sources):
         return sources
     from dmlcore.data import SplitFile, find_source

@@ -80,7 +80,7 @@ def write(folder: Path) -> dict[str, Any]:
     picture = pictures.can_draw()
     if picture:
         pictures.save(curves.figure([("", in_picture(summary["means"]))]), folder / PICTURE)
-    write_atomically(folder / MARKDOWN, as_markdown(summary, picture=picture).encode())
+    write_atomically(folder / MARKDOWN, as_markdown(summary, picture=picture).encode(errors="backslashreplace"))
     return summary
 
 

@@ -267,5 +267,5 @@ def write(folder: str | Path, names: Sequence[str] = ()) -> dict[str, Any]:
     if pictures.can_draw():
         paths["picture"] = str(draw(numbers, folder / "recall.svg"))
         text += "\n![Recall@1 against FID](recall.svg)\n"
-    write_atomically(folder / "report.md", text.encode())
+    write_atomically(folder / "report.md", text.encode(errors="backslashreplace"))
     return {**numbers, "files": paths}

@@ -19,9 +19,9 @@ from dmlcore.data import (
     is_image,
     sub_folders,
     tidy_names,
-    writable_text,
 )
 from dmlcore.errors import DataError
+from dmlcore.files import writable_text
 
 _NAMED = 3  # folders named in a note
 

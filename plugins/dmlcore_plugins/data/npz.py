@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import zipfile
-import zlib
 from pathlib import Path
 
 import numpy as np
@@ -19,12 +17,13 @@ from dmlcore.data import (
     is_missing,
     split_words,
     tidy_names,
-    writable_text,
 )
 from dmlcore.errors import DataError
+from dmlcore.files import writable_text
 from dmlcore.seals import check_archive_file
 
 _ARRAYS = ("x", "y", "class_name", "class_group", "split", "official_split")
+_LAST_CHARACTER = 0x10FFFF
 _CHUNK = 65536  # rows looked at in one go, to keep temporary memory small
 
 
@@ -99,19 +98,36 @@ def read_arrays(file: Path) -> dict[str, np.ndarray]:
             with opened:
                 arrays = {}
                 for name in opened.files:
-                    arrays[name] = opened[name]
+                    arrays[name] = _valid(opened[name])
                 return arrays
     except FileNotFoundError:
         raise DataError(f"there is no file '{file}'") from None
-    except (OSError, EOFError, KeyError, ValueError, zipfile.BadZipFile, zlib.error) as error:
+    except Exception as error:  # numpy and zipfile raise nearly every type for a damaged file, from TokenError to MemoryError
         if name and "bject arrays" in str(error):
             raise DataError(
                 f"'{name}' in '{file}' holds Python objects, which are not read because they can run code."
                 f" Save plain numbers or text instead"
             ) from None
-        reason = "it does not begin like one" if "pickle" in str(error) else error  # a wrong checksum among them
+        reason = (
+            "it does not begin like one" if "pickle" in str(error) else " ".join(str(error).split()) or type(error).__name__
+        )
         raise DataError(f"'{file}' is no .npz file, or a damaged one: {reason}") from None
     raise DataError(f"'{file}' is a single array, but x and y are needed: save it with numpy.savez(file, x=..., y=...)")
+
+
+def _valid(array: np.ndarray) -> np.ndarray:
+    """The array, if it is one whose text is Unicode: numpy takes any four bytes for a character.
+
+    Raises:
+        ValueError: it is not.
+    """
+    if not isinstance(array, np.ndarray):
+        raise ValueError("a part of it is no array")
+    if array.dtype.kind == "U" and array.dtype.itemsize:
+        characters = np.ascontiguousarray(array).reshape(-1).view(np.dtype("u4").newbyteorder(array.dtype.byteorder))
+        if (characters > _LAST_CHARACTER).any():
+            raise ValueError("its text is no Unicode")
+    return array
 
 
 def _labels(y: np.ndarray, count: int, file: Path) -> tuple[np.ndarray, np.ndarray]:
@@ -170,6 +186,8 @@ def _split(arrays: dict[str, np.ndarray], count: int, has_label: np.ndarray, fil
         return None
     if arrays[name].shape != (count,):
         raise DataError(f"'{name}' in '{file}' has shape {arrays[name].shape}, but 'x' has {count} rows")
+    if arrays[name].dtype.kind not in "iubUf":
+        raise DataError(f"'{name}' in '{file}' is of type {arrays[name].dtype}, but must hold text or 0, 1, 2")
     return split_words(arrays[name], f"'{file}'")[has_label]
 
 
