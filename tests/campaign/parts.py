@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from . import damage, faults, kills
+from . import damage, faults, inputs, kills
 from .trials import Part
 
-PARTS: dict[str, Part] = {part.name: part for part in (faults.PART, kills.PART, damage.PART)}
+PARTS: dict[str, Part] = {part.name: part for part in (faults.PART, kills.PART, damage.PART, inputs.PART)}
