@@ -269,7 +269,10 @@ def toml(draws: Draws) -> Malformed:
     lines += ['"\\u001b[31m" = 1', "steps = 0x1F", "steps = 1e3", "steps = true", "plugins = 'ms'", "seed = -1", "data = ['x.npz']"]
     while True:
         what, value = mutated(draws, base) if draws.random() < 0.7 else ("", base)
-        text = _toml_of(value) if isinstance(value, dict) else str(value)[:1000]
+        try:
+            text = _toml_of(value) if isinstance(value, dict) else str(value)[:1000]
+        except RecursionError:  # so deep that it cannot be written
+            continue
         for _ in range(int(draws.integers(0, 3)) if what else 1):
             line = pick(draws, lines)
             text = f"{line}\n{text}" if draws.random() < 0.5 else f"{text}\n{line}"
@@ -307,7 +310,10 @@ def splits(draws: Draws, base: Any) -> Malformed:
     """Files of splits; `base` is the content of a whole one."""
     while True:
         what, value = mutated(draws, base)
-        content = json.dumps(value, ensure_ascii=bool(draws.integers(2))).encode("utf-8", "surrogatepass")
+        try:
+            content = json.dumps(value, ensure_ascii=bool(draws.integers(2))).encode("utf-8", "surrogatepass")
+        except RecursionError:
+            continue
         if draws.random() < 0.3:
             kind, content = damaged(draws, content)
             what += f", {kind}"
