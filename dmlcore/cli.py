@@ -13,8 +13,9 @@ from cyclopts.exceptions import UnknownCommandError, UnknownOptionError
 from dmlcore import commands, console, plugins
 from dmlcore.commands.installed import command_manager
 from dmlcore.commands.line import CommandLine
-from dmlcore.errors import ConfigError, DmlcoreError, nearest
+from dmlcore.errors import ConfigError, DmlcoreError, nearest, status_of
 from dmlcore.flags import new_app
+from dmlcore.interruption import handled_by, interrupt
 from dmlcore.version import VERSION
 
 HELP = "Deep metric learning with many losses at once. Installed plugins may add commands."
@@ -27,16 +28,17 @@ def main(argv: Sequence[str] | None = None) -> int:
         argv: the words behind `dmlcore`; None takes those of the process.
 
     Returns:
-        Exit status: 0 done, 1 failed, 2 the user's mistake, 130 interrupted.
+        Exit status: 0 done, 1 failed, 2 the user's mistake, 130 interrupted, 143 and 129 ended by SIGTERM and SIGHUP.
     """
     words = list(sys.argv[1:] if argv is None else argv)
     debug = "--debug" in words
     try:
-        with plugins.blaming():
+        with handled_by(interrupt), plugins.blaming():
             return _run(CommandLine(words))
-    except KeyboardInterrupt as interrupt:
-        console.fail(str(interrupt) or "interrupted", debug=debug)
-        return 130
+    except KeyboardInterrupt as error:
+        status = status_of(error)
+        console.fail(str(error) or "interrupted", debug=debug) if status else console.say(str(error))
+        return status
     except DmlcoreError as error:
         console.fail(error, debug=debug)
         return error.exit_status

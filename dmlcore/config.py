@@ -9,6 +9,7 @@ import dataclasses
 import functools
 import inspect
 import itertools
+import re
 import textwrap
 import types
 import typing
@@ -167,3 +168,23 @@ def check_range(
     bad |= most is not None and not value <= most
     if bad:
         raise ConfigError(f"{name} is {value}, but must be {' and '.join(filter(None, bounds)) or 'finite'}")
+
+
+_UNITS = {"d": 86400, "h": 3600, "m": 60, "s": 1}
+
+
+def seconds_of(text: str, name: str) -> int:
+    """A time such as `3h50m`, `2d` or `90s`, in seconds.
+
+    Args:
+        text: whole numbers with units, the largest unit first. A number alone is of seconds.
+        name: the option's name.
+
+    Raises:
+        ConfigError: it is none, or 0.
+    """
+    match = re.fullmatch(r"(?:(\d{1,6})d)?(?:(\d{1,6})h)?(?:(\d{1,6})m)?(?:(\d{1,9})s?)?", text.strip())
+    seconds = sum(int(number or 0) * size for number, size in zip(match.groups(), _UNITS.values(), strict=True)) if match else 0
+    if not seconds:
+        raise ConfigError(f"{name} is '{text}', but must be a time such as 3h50m, 90m or 2d")
+    return seconds

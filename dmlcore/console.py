@@ -17,36 +17,45 @@ from rich.table import Table
 from rich.text import Text
 
 from dmlcore.files import plain
+from dmlcore.texts import encodable, printable
 
 WIDTH_OF_A_PIPE = 160  # a pipe has no width, and tables must not be folded to 80 columns in a file
 
 
 def _stderr() -> Console:
-    return Console(file=sys.stderr, highlight=False, markup=False, soft_wrap=True)
+    return Console(file=sys.stderr, highlight=False, markup=False, emoji=False, soft_wrap=True)
 
 
 def _stdout() -> Console:
-    console = Console(file=sys.stdout, highlight=False, markup=False)
+    console = Console(file=sys.stdout, highlight=False, markup=False, emoji=False)
     if not console.is_terminal and "COLUMNS" not in os.environ:
         console.width = WIDTH_OF_A_PIPE
     return console
 
 
+def _line(text: object, console: Console, *, is_page: bool = False) -> str:
+    """Text as a console may show it: names out of data and files give it no orders."""
+    return encodable(printable(str(text), is_page=is_page), console.encoding)
+
+
 def say(text: str = "") -> None:
     """A line of progress, on stderr."""
-    _stderr().print(text)
+    console = _stderr()
+    console.print(_line(text, console))
 
 
 def fail(message: object, *, debug: bool = False) -> None:
     """The one line that says what went wrong, on stderr, behind the traceback when that is asked for."""
+    console = _stderr()
     if debug:
-        traceback.print_exc()
-    _stderr().print(Text.assemble(("error: ", "bold red"), " ".join(str(message).split())))
+        console.print(_line(traceback.format_exc().rstrip(), console, is_page=True))
+    console.print(Text.assemble(("error: ", "bold red"), _line(" ".join(str(message).split()), console)))
 
 
-def show(text: str = "") -> None:
-    """A line of a result, on stdout."""
-    _stdout().print(text, soft_wrap=True)
+def show(text: str = "", *, is_page: bool = False) -> None:
+    """A line of a result, on stdout; with `is_page` several lines."""
+    console = _stdout()
+    console.print(_line(text, console, is_page=is_page), soft_wrap=True)
 
 
 def show_json(value: Any) -> None:
@@ -66,13 +75,14 @@ def show_table(
         numbers: the columns behind the first hold numbers, set to the right.
         has_names: the first column holds names to be copied, which are never folded.
     """
+    console = _stdout()
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     for index, column in enumerate(columns):
         justify = "right" if numbers and index else "left"
-        table.add_column(column, justify=justify, overflow="fold", no_wrap=has_names and not index)
+        table.add_column(_line(column, console), justify=justify, overflow="fold", no_wrap=has_names and not index)
     for row in rows:
-        table.add_row(*row)
-    _stdout().print(table)
+        table.add_row(*(_line(cell.replace("\n", " "), console) for cell in row))
+    console.print(table)
 
 
 def show_facts(facts: dict[str, Any], indent: str = "") -> None:
@@ -107,7 +117,7 @@ class Progress:
 
     def say(self, text: str) -> None:
         """A line."""
-        self._console.print(text)
+        self._console.print(_line(text, self._console))
 
     def start(self, label: str, total: int, completed: int = 0) -> None:
         """Begin a bar, on a terminal."""
@@ -128,7 +138,7 @@ class Progress:
 
     def advance(self, completed: int, text: str) -> None:
         """Move the bar and say what goes on beside it."""
-        self._bar.update(self._task, completed=completed, description=text)
+        self._bar.update(self._task, completed=completed, description=_line(text, self._console))
 
     def close(self) -> None:
         """End the bar."""

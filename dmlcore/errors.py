@@ -30,6 +30,24 @@ class TrainingError(DmlcoreError):
     """Training cannot go on: a loss or gradient that is not finite, a full disk, a damaged checkpoint."""
 
 
+class Interrupted(KeyboardInterrupt):
+    """Work that was stopped: by Ctrl-C, by another signal, or because its time was up. What was done is kept.
+
+    Args:
+        text: how to go on.
+        status: of the process: 128 and the number of the signal, or 0 where the end was planned.
+    """
+
+    def __init__(self, text: str = "", status: int = 130) -> None:
+        super().__init__(text)
+        self.status = status
+
+
+def status_of(interrupt: KeyboardInterrupt) -> int:
+    """The exit status of an interrupt of any origin."""
+    return getattr(interrupt, "status", 130)
+
+
 def nearest(name: str, names: Iterable[str]) -> str:
     """The name that was probably meant; empty where none is near."""
     return next(iter(difflib.get_close_matches(name, sorted(names), n=1, cutoff=0.5)), "")

@@ -1,22 +1,27 @@
 """Components out of a single Python file that the user names, `./my_loss.py:MyLoss`, without installing anything.
 
-The file is run when it is named, and only then: on the command line, in a configuration, or in the `config.toml` of a run that
-is resumed or evaluated. Only the class is used; hooks in the file are not registered.
+The file is run when it is named, and only then: on the command line, in a configuration, or, with the user's consent
+(`trust.py`), in the `config.toml` of a run that is resumed or evaluated. Only the class is used; hooks in the file are not
+registered.
 """
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import hashlib
 import importlib
+import importlib.machinery
 import importlib.util
 import os
 import sys
 import tomllib
+from collections.abc import Iterator
 from pathlib import Path
-from types import ModuleType
+from types import CodeType, ModuleType
 from typing import Any
 
+from dmlcore import trust
 from dmlcore.errors import ConfigError, PluginError, suggestion
 
 _LOADED: dict[type, tuple[str, str]] = {}  # class -> its kind and the reference it came by
@@ -55,7 +60,7 @@ def package_modules(path: Path) -> list[Path]:
     project = path / "pyproject.toml"
     hint = "Name a file and its class (FILE.py:CLASS), or the folder of a package with an entry point of dmlcore."
     try:
-        points = tomllib.loads(project.read_text(encoding="utf-8"))["project"]["entry-points"]["dmlcore"]
+        points = tomllib.loads(project.read_text(encoding="utf-8-sig"))["project"]["entry-points"]["dmlcore"]
         modules = [str(value).partition(":")[0].strip().replace(".", "/") for value in points.values()]
     except OSError:
         raise ConfigError(f"{path} is a folder without pyproject.toml. {hint}") from None
@@ -85,6 +90,7 @@ def load(reference: str, kind: str, base: str) -> Any:
     path, name = _parts(absolute(reference))
     if not os.path.isfile(path):
         raise ConfigError(f"there is no file {path} (from '{reference}'), which should hold the {kind}")
+    trust.check(path, kind)
     module = _module(path, os.stat(path).st_mtime_ns)
     room, _, base_name = base.rpartition(".")
     parent = getattr(importlib.import_module(room), base_name)
@@ -109,6 +115,21 @@ def load(reference: str, kind: str, base: str) -> Any:
     return component
 
 
+def is_left_out(kind: str, name: str) -> bool:
+    """Whether a name means a file that is not run, since a run's folder names it and nothing of its kind is needed."""
+    return is_reference(name) and trust.is_left_out(kind)
+
+
+def remember(text: str) -> None:
+    """Keep the user's consent to the files out of which something was loaded and that a configuration names.
+
+    Args:
+        text: of the configuration, with absolute paths.
+    """
+    paths = {_parts(reference)[0] for _, reference, _ in loaded()}
+    trust.remember([path for path in sorted(paths) if path in text])
+
+
 def loaded() -> list[tuple[str, str, Any]]:
     """Kind, absolute reference and class of everything that came out of a file so far."""
     return [(kind, reference, component) for component, (kind, reference) in _LOADED.items()]
@@ -120,16 +141,37 @@ def _module(path: str, changed: int) -> ModuleType:
     name = f"dmlcore_file_{Path(path).stem}_{hashlib.sha256(f'{path} {changed}'.encode()).hexdigest()[:12]}"
     # The module of a package finds the files beside it by relative imports.
     folder = [str(Path(path).parent)] if Path(path).name == "__init__.py" else None
-    spec = importlib.util.spec_from_file_location(name, path, submodule_search_locations=folder)
+    loader = _SourceLoader(name, path)
+    spec = importlib.util.spec_from_file_location(name, path, loader=loader, submodule_search_locations=folder)
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     sys.modules[name] = module  # dataclasses, pickling and the help of options look a class's module up there
     try:
-        spec.loader.exec_module(module)
+        with _without_compiled_files() if trust.is_foreign() else contextlib.nullcontext():
+            spec.loader.exec_module(module)
     except Exception as error:
         del sys.modules[name]
         raise PluginError(f"{path} cannot be imported: {type(error).__name__}: {error}{_line_of(error, path)}") from error
     return module
+
+
+class _SourceLoader(importlib.machinery.SourceFileLoader):
+    """Compiles the file that the user read, and never takes a compiled one beside it, which may hold anything."""
+
+    def get_code(self, fullname: str) -> CodeType:
+        path = self.get_filename(fullname)
+        return self.source_to_code(self.get_data(path), path)
+
+
+@contextlib.contextmanager
+def _without_compiled_files() -> Iterator[None]:
+    """The same for what the file imports from its own package."""
+    prefix, sys.pycache_prefix = sys.pycache_prefix, os.path.join(os.devnull, "none")
+    writes, sys.dont_write_bytecode = sys.dont_write_bytecode, True
+    try:
+        yield
+    finally:
+        sys.pycache_prefix, sys.dont_write_bytecode = prefix, writes
 
 
 def _line_of(error: BaseException, path: str) -> str:

@@ -4,12 +4,15 @@ CUDA kernels built for the emulator, once."""
 from __future__ import annotations
 
 import os
+import tempfile
 from pathlib import Path
 from types import ModuleType
 
 import pytest
 
 os.environ.setdefault("DMLCORE_PLUGINS", "")
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # the tests run in several processes, which must not wait busily
+os.environ["XDG_STATE_HOME"] = tempfile.mkdtemp(prefix="dmlcore-tests-")  # a test consents to nothing in the user's name
 os.environ.pop("COLUMNS", None)  # set by a runner of parallel tests; what they print goes to a pipe, which has no width
 
 

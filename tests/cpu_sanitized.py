@@ -69,7 +69,8 @@ def build(folder: Path, losses: dict[str, list[str]], headers: Path = CSRC) -> P
         The module `_cpu.so`.
     """
     includes = [f"-I{sysconfig.get_path('include')}", f"-I{pybind_headers()}", f"-I{headers}", f"-I{CSRC}"]
-    several = ["-DDML_X86"] if len(losses) > 1 else []
+    # The level that is not built is not offered either, whatever the machine has: its stand-in holds functors of another level.
+    several = ["-DDML_X86", '-D__builtin_cpu_supports(name)=(__builtin_strcmp(name,"x86-64-v4")!=0)'] if len(losses) > 1 else []
     jobs: list[tuple[str, list[str]]] = []
     for level, stems in losses.items():
         listed, losses_source = loss_list(folder / f"include-{level}", stems, "cpu/loss.cpp")

@@ -69,6 +69,8 @@ def test_a_toy_needs_a_header_a_module_and_a_row(tmp_path: Path) -> None:
     # -O0: what the loss is, not how fast; the last -O counts
     run(tmp_path, "setup.py", "-q", "build_ext", "--inplace", DML_CUDA="0", DML_CXXFLAGS="-O0", MAX_JOBS="2")
     assert "like any other" in run(tmp_path, "-c", CHECKS, str(tmp_path), DMLCORE_PLUGINS="", DML_FUSED="1")
-    report = run(tmp_path, "-m", "pytest", "tests/test_kernels.py", "-q", "-x", "-p", "no:cacheprovider", "-k", "toy")
+    report = run(
+        tmp_path, "-m", "pytest", "tests/test_kernels.py", "-q", "-n", "0", "-x", "-p", "no:cacheprovider", "-k", "toy"
+    )
     assert " passed" in report and "skipped" not in report.splitlines()[-1]
     assert int(report.splitlines()[-1].split(" passed")[0].split()[-1]) > 40  # every batch, plan and instruction set

@@ -76,7 +76,16 @@ def _with_nan() -> np.ndarray:
         ({"x": np.zeros((50, 8, 8, 2), dtype=np.uint8)}, "but must be features"),
         ({"x": np.zeros((50, 6), dtype=complex)}, "must hold numbers"),
         ({"y": np.zeros((50, 2))}, "one label per row"),
-        ({"y": np.linspace(0, 1, 50)}, "fractions or NaN"),
+        ({"y": np.linspace(0, 1, 50)}, "fractions or infinite"),
+        ({"y": np.r_[np.inf, np.arange(49.0)]}, "fractions or infinite"),
+        ({"y": np.full(50, np.nan)}, "has no label: all are empty or nan"),
+        ({"y": np.array(["", " ", "nan", "NaN", "<NA>"] * 10)}, "has no label: all are empty or nan"),
+        (
+            {"y": np.repeat(2.0**63 + 4096.0 * np.arange(10), 5)},
+            "float64 beyond 2.53, where different whole numbers become one",
+        ),
+        ({"y": np.repeat(2.0**53 * np.arange(-4, 6), 5)}, "float64 beyond 2.53"),
+        ({"y": np.repeat(np.float32(2.0**24) * np.arange(10, dtype=np.float32), 5)}, "float32 beyond 2.24"),
         ({"y": np.zeros(50, dtype=np.int64)}, "one class, '0'"),
         ({"y": np.arange(50)}, "50 of them with a single sample"),
         ({"class_name": np.array(["a", "b"])}, "a name for each label 0..9"),
@@ -103,3 +112,50 @@ def test_damaged_and_wrong_array_files(tmp_path):
         np.save(opened, np.zeros(3))
     with pytest.raises(DataError, match=r"single array"):
         open_data(str(file))
+
+
+def labels_by_row(splits) -> dict[int, str]:
+    """The name of the class of every row that is in a part."""
+    parts = (splits.train, splits.validation, splits.test)
+    return {int(r): part.class_names[d] for part in parts for r, d in zip(part.rows, part.dense_labels, strict=True)}
+
+
+@pytest.mark.parametrize("kind", [np.float64, np.float32, str])
+def test_missing_labels_are_counted_and_no_class(tmp_path, kind):
+    y = np.repeat(np.arange(8), 5).astype(kind)
+    missing = [0, 7, 39]
+    y[missing] = ["", " NaN ", "nan"] if kind is str else np.nan
+    x = np.arange(80, dtype=np.float32).reshape(40, 2)
+    split = np.array(["train"] * 20 + ["val"] * 10 + ["test"] * 10)
+    splits = open_data(str(feature_file(tmp_path / "f.npz", x=x, y=y, split=split)))
+    assert "3 rows without a label (empty or nan) were left out" in splits.notes
+    rows = [row for row in range(40) if row not in missing]
+    assert splits.sample_names == [str(row) for row in rows]  # samples keep the numbers of their rows
+    names = labels_by_row(splits)
+    assert len(names) == 37
+    for position, name in names.items():
+        assert int(float(name)) == rows[position] // 5
+    assert splits.test.batch([0])[0].tolist() == x[30].tolist()
+
+
+def test_large_whole_numbers_stay_apart(tmp_path):
+    for y in (2**63 + np.arange(8, dtype=np.uint64), 2**53 - 1 - np.arange(8, dtype=np.float64), 2**62 + np.arange(8)):
+        splits = open_data(str(feature_file(tmp_path / "f.npz", x=np.zeros((24, 2)), y=np.repeat(y, 3))))
+        assert set().union(*class_sets(splits)) == {str(int(label)) for label in y}
+
+
+def test_blanks_and_accents_do_not_split_a_class(tmp_path):
+    y = np.array(["a", "a ", " a", "Café", "Cafe\u0301", "A", "c", "d", "caf\udce9", "e"]).repeat(3)
+    splits = open_data(str(feature_file(tmp_path / "f.npz", x=np.zeros((30, 2)), y=y)))
+    names = labels_by_row(splits)
+    right = ["a", "a", "a", "Café", "Café", "A", "c", "d", "caf\\udce9", "e"]
+    assert names == {row: right[row // 3] for row in range(30)}
+    notes = " ".join(splits.notes)
+    assert "are one class: 'Café', 'a'" in notes and "only in capitals" in notes
+
+
+def test_class_names_of_two_labels_stay_two_classes(tmp_path):
+    names = np.array(["a", "a ", *"bcdefgh", "i"])
+    splits = open_data(str(feature_file(tmp_path / "f.npz", class_name=names)))
+    assert sorted(name for part in class_sets(splits) for name in part).count("a") <= 2
+    assert sum(part.num_classes for part in (splits.train, splits.validation, splits.test)) == 10

@@ -45,6 +45,7 @@ def here(capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, str, st
     return call
 
 
+@pytest.mark.slow
 def test_new_packages_of_every_kind_pass_their_own_tests(tmp_path: Path) -> None:
     assert set(KINDS) == set(plugins.KINDS)
     folders = [tmp_path / kind for kind in KINDS] + [tmp_path / "fused", ROOT / "plugins" / "dmlcore_example"]

@@ -27,6 +27,7 @@ def command(*arguments: str) -> subprocess.CompletedProcess[str]:
     return done
 
 
+@pytest.mark.slow
 def test_losses_run_from_the_clone_and_go_on(tmp_path: Path) -> None:
     pytest.importorskip("pytorch_metric_learning", reason="the test extra is not installed")
     file, again = tmp_path / "rows.csv", tmp_path / "rows.json"
@@ -48,6 +49,7 @@ def test_losses_run_from_the_clone_and_go_on(tmp_path: Path) -> None:
     assert all_rows[:2] == rows[1:] and all_rows[2]["rival"] == "fused"
 
 
+@pytest.mark.slow
 def test_evaluation_runs_from_the_clone(tmp_path: Path) -> None:
     pytest.importorskip("faiss", reason="the test extra is not installed")
     from benchmarks import evaluation
@@ -58,6 +60,7 @@ def test_evaluation_runs_from_the_clone(tmp_path: Path) -> None:
     assert all(row["cpu_seconds"] > 0 and row["ratio_to_product"] > 0 for row in rows)
 
 
+@pytest.mark.slow
 def test_calls_are_measured_beside_another_installation(tmp_path: Path) -> None:
     file = tmp_path / "rows.json"
     command("calls", "--quick", "--against", sys.executable, "--json", str(file))
@@ -66,6 +69,7 @@ def test_calls_are_measured_beside_another_installation(tmp_path: Path) -> None:
     assert all(row["microseconds"] > 0 and row["against_microseconds"] > 0 for row in rows)
 
 
+@pytest.mark.slow
 def test_peak_memory_is_that_of_a_fresh_process() -> None:
     plain = losses._in_child(cases.measurement("ms", "plain", 1024, 8), 0.01, 120.0, 0)
     assert plain["status"] == "ok"
@@ -75,6 +79,7 @@ def test_peak_memory_is_that_of_a_fresh_process() -> None:
     assert fused["peak_mb"] < similarities
 
 
+@pytest.mark.slow
 def test_no_rival_ends_the_run() -> None:
     small, large = cases.measurement("ms", "plain", 8192, 8), cases.measurement("ms", "plain", 16384, 8)
     fused = cases.measurement("ms", "fused", 64, 8)
@@ -127,6 +132,7 @@ def test_a_part_of_an_ensemble_is_named() -> None:
     assert math.isnan(goals.number(row, "absent"))
 
 
+@pytest.mark.slow
 def test_the_picture(tmp_path: Path) -> None:
     pytest.importorskip("matplotlib", reason="the plots extra is not installed")
     measurements = [cases.measurement("ms", rival, n, 128) for rival in ("fused", "pml") for n in (128, 512, 2048)]

@@ -50,6 +50,7 @@ def must_not_run(settings: dict[str, Any], work: Path) -> dict[str, Any]:
     raise AssertionError(f"cell {settings['n']} is run again")
 
 
+@pytest.mark.slow
 def test_the_same_numbers_in_one_process_and_in_two(tmp_path: Path) -> None:
     lines: list[str] = []
     alone = run_cells(tmp_path / "one", CELLS, compute, tell=lines.append)
@@ -59,6 +60,7 @@ def test_the_same_numbers_in_one_process_and_in_two(tmp_path: Path) -> None:
     assert lines[-1] == "4 of 4: one/3  n = 3" and not (tmp_path / "two" / "work").exists()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("processes", [1, 2])
 def test_a_failure_keeps_what_was_done_and_only_the_rest_is_run_again(tmp_path: Path, processes: int) -> None:
     with pytest.raises(ConfigError, match="two is refused"):

@@ -83,8 +83,8 @@ def test_a_path_that_nothing_claims_is_one_line(tmp_path: Path) -> None:
     with pytest.raises(DataError) as caught:
         find_source(str(tmp_path / "a.parquet"))
     assert str(caught.value) == (
-        f"'{tmp_path}/a.parquet' cannot be read as data: give a .csv with path,label, a folder with a sub-folder per class or"
-        f" an .npz with x, y."
+        f"'{tmp_path}/a.parquet' cannot be read as data: give a .csv or .tsv with path,label, a folder with a sub-folder per"
+        f" class or an .npz with x, y."
     )
 
 

@@ -46,6 +46,7 @@ def test_compiled_equals_eager(case) -> None:
         torch.testing.assert_close(compiled, eager, rtol=1e-6, atol=1e-7)
 
 
+@pytest.mark.slow
 def test_an_ensemble_compiles_whole_with_inductor() -> None:
     torch.compiler.reset()
     x, y = BATCHES["odd"]

@@ -150,8 +150,8 @@ def test_another_process_finds_it(tmp_path: Path) -> None:
 def test_a_refused_header_is_one_message(name: str, change: tuple[str, str], words: str, tmp_path: Path) -> None:
     path = header(tmp_path, f"cuda_{name}", change)
     with pytest.warns(UserWarning, match="CUDA .*runs in plain PyTorch") as warned:
-        reason = dispatch.why_missing(f"cuda_{name}", path, "cuda")
-        assert dispatch.why_missing(f"cuda_{name}", path, "cuda") == reason
+        reason = dispatch.why_not_loaded(f"cuda_{name}", path, "cuda")
+        assert dispatch.why_not_loaded(f"cuda_{name}", path, "cuda") == reason
     assert len(warned) == 1
     assert re.search(words, reason) and "\n" not in reason
     assert reason in info()["runtime"]["cuda"]["failed"].values()
@@ -160,7 +160,7 @@ def test_a_refused_header_is_one_message(name: str, change: tuple[str, str], wor
 
 def test_what_may_be_missing(driver: Emulated, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def reason(name: str) -> str:
-        return dispatch.why_missing(name, header(tmp_path, name), "cuda")
+        return dispatch.why_not_loaded(name, header(tmp_path, name), "cuda")
 
     with monkeypatch.context() as patch, pytest.warns(UserWarning, match="there is no libnvrtc") as warned:
         patch.setattr(nvrtc, "compiler", lambda: "there is no libnvrtc")
@@ -178,9 +178,9 @@ def test_what_may_be_missing(driver: Emulated, tmp_path: Path, monkeypatch: pyte
         warnings.simplefilter("error")  # who asked for it needs no warning
         patch.setenv("DML_JIT", "0")
         assert reason("switched_off") == "DML_JIT=0 switches run-time compilation off"
-    assert "no form for cuda" in dispatch.why_missing("nobody", None, "cuda")
-    assert "that is built in" in dispatch.why_missing("ms", header(tmp_path, "mine"), "cuda")
-    assert dispatch.why_missing("ms", None, "cuda") == ""
+    assert "no form for cuda" in dispatch.why_not_loaded("nobody", None, "cuda")
+    assert "that is built in" in dispatch.why_not_loaded("ms", header(tmp_path, "mine"), "cuda")
+    assert dispatch.why_not_loaded("ms", None, "cuda") == ""
     (tmp_path / "open.h").write_text(header(tmp_path, "open").read_text())
     (tmp_path / "open.h").chmod(0o666)
     with pytest.raises(ConfigError, match="can be written by everybody, so it is not compiled"):
@@ -214,7 +214,7 @@ def test_it_joins_a_pass_on_the_emulator(
     library = ctypes.CDLL(str(built / "plain" / "external.so"))
     driver.launcher = ctypes.cast(library.external_launch, ctypes.c_void_p).value or 0
     path = header(tmp_path, "toy_joined", TWO_FORMS)
-    assert dispatch.why_missing("toy_joined", path, "cuda") == ""
+    assert dispatch.why_not_loaded("toy_joined", path, "cuda") == ""
     assert extension.functors("cuda")["toy_joined"][1] == 1 and "toy_joined" in info()["fused"]["cuda"]
     x, y = BATCHES["odd"][0].float(), BATCHES["odd"][1]
     plain = loss_class(path)
@@ -241,9 +241,9 @@ def test_it_joins_a_pass_on_the_emulator(
         assert len(driver.asked_for) == 4 and len(driver.loaded) == 1  # the answer, the handles and the code are kept
     with pytest.raises(NotTaken, match="takes 1 options, got 2"):
         step(0.2, 1.0)
-    assert "toy_joined.h lists no functor 'toy_absent'" in dispatch.why_missing("toy_absent", path, "cuda")
+    assert "toy_joined.h lists no functor 'toy_absent'" in dispatch.why_not_loaded("toy_absent", path, "cuda")
     with pytest.warns(UserWarning, match="'toy_joined' has the name of one of"):
         (tmp_path / "other").mkdir()
         other = header(tmp_path / "other", "toy_other", ('"toy_other"', '"toy_joined"'))
-        assert str(path) in dispatch.why_missing("toy_other", other, "cuda")
-    assert str(path) in dispatch.why_missing("toy_joined", other, "cuda")
+        assert str(path) in dispatch.why_not_loaded("toy_other", other, "cuda")
+    assert str(path) in dispatch.why_not_loaded("toy_joined", other, "cuda")

@@ -30,7 +30,7 @@ def batch(count: int = 512, width: int = 48) -> tuple[torch.Tensor, torch.Tensor
 
 
 def joined(loss: Any, name: str) -> None:
-    assert dispatch.why_missing(name, loss.functor_header(), "cuda") == "" and name in cuda_functors.joined
+    assert dispatch.why_not_loaded(name, loss.functor_header(), "cuda") == "" and name in cuda_functors.joined
 
 
 @pytest.mark.parametrize("margin", [0.1, 0.7])
@@ -64,7 +64,7 @@ def test_a_copy_of_a_built_in_functor(name: str, options: tuple[float, ...], tmp
     stem = name.split("_")[0]
     entry = cuda_functors.joined.get(f"again_{name}")
     path = entry.header if entry else again(tmp_path_factory.mktemp("again"), stem)
-    assert dispatch.why_missing(f"again_{name}", path, "cuda") == ""
+    assert dispatch.why_not_loaded(f"again_{name}", path, "cuda") == ""
     x, y = batch()
     results = []
     for functor in (name, f"again_{name}"):

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from dmlcore.errors import ConfigError
 from dmlcore.evaluation import plain, retrieval_metrics
+from dmlcore.evaluation.centring import centred
 from dmlcore.kernels import extension, neighbours
 
 KS = (1, 2, 4, 8)
@@ -62,6 +63,14 @@ def naive(x, y, references=None, reference_labels=None, ks=KS, metric="cosine") 
         sums = {key: sums.get(key, 0.0) + value for key, value in row.items()}
     means = {key: value / queries for key, value in sums.items()}
     return means | {"queries": float(queries), "excluded": float(len(x) - queries)}
+
+
+def naive_in_double(x, y, references=None, reference_labels=None, metric="cosine") -> dict[str, float]:
+    """`naive` on float64 vectors; for cosines of unit vectors, by their distances, which are not rounded to float32."""
+    sides = [None if side is None else np.asarray(side, np.float64) for side in (x, references)]
+    if metric == "cosine":
+        sides = [None if side is None else side / np.linalg.norm(side, axis=1, keepdims=True) for side in sides]
+    return naive(sides[0], y, sides[1], reference_labels, metric="euclidean")
 
 
 def unfused(monkeypatch, *args, **options) -> dict[str, float]:
@@ -281,6 +290,45 @@ def test_chunks_of_plain_agree(monkeypatch) -> None:
     assert unfused(monkeypatch, x, y) == expected
 
 
+@pytest.mark.parametrize("with_references", [False, True])
+@pytest.mark.parametrize("metric", ["euclidean", "cosine"])
+def test_far_from_the_origin(monkeypatch, metric: str, with_references: bool) -> None:
+    """An offset of 300, as activations without a bias have it, beside differences around 1: as in float64."""
+    generator = np.random.default_rng(0)
+    y = np.repeat(np.arange(25), 4)
+    x = generator.normal(size=(25, 64))[y] + 1.2 * generator.normal(size=(100, 64)) + 300
+    x = x.astype(np.float32)
+    others = (x[::2], y[::2]) if with_references else (None, None)
+    expected = naive_in_double(x, y, *others, metric=metric)
+    assert 0.1 < expected["map@r"] < 0.95
+    assert retrieval_metrics(x, y, *others, KS, metric=metric) == pytest.approx(expected, abs=1e-12)
+    assert unfused(monkeypatch, x, y, *others, metric=metric) == pytest.approx(expected, abs=1e-12)
+
+
+def test_positions_in_millions(monkeypatch) -> None:
+    """Coordinates of a map, in pairs 0.5 apart: each one's nearest is its partner."""
+    generator = np.random.default_rng(0)
+    places = np.float64(4e6) + 32 * np.stack(np.meshgrid(np.arange(8), np.arange(8), np.arange(2)), -1).reshape(-1, 3)
+    x = np.concatenate([places, places + np.array([0.5, 0, 0])]).astype(np.float32)
+    y = np.tile(np.arange(len(places)), 2)
+    order = generator.permutation(len(x))
+    for metrics in (retrieval_metrics, lambda *a, **k: unfused(monkeypatch, *a, **k)):
+        assert metrics(x[order], y[order], metric="euclidean")["recall@1"] == 1.0
+
+
+def test_whole_numbers_stay_whole_and_vectors_around_the_origin_as_they_are() -> None:
+    x = torch.randint(0, 9, (50, 6), generator=torch.Generator().manual_seed(0)) + 1000.0
+    moved = centred(x, None, "euclidean")[0]
+    assert torch.equal(moved, moved.round()) and moved.abs().max() < 20
+    near = torch.randn(50, 6, generator=torch.Generator().manual_seed(0))
+    for metric in ("euclidean", "cosine", "dot"):
+        queries, references, same = centred(near, near[:9], metric)
+        assert queries is near and references.data_ptr() == near.data_ptr() and same == metric
+    assert centred(x, None, "dot")[0] is x
+    with_zero = torch.cat([x, torch.zeros(1, 6)])
+    assert centred(with_zero, None, "cosine") == (with_zero, None, "cosine")
+
+
 def test_agrees_with_pytorch_metric_learning() -> None:
     calculator = pytest.importorskip("pytorch_metric_learning.utils.accuracy_calculator")
     names = {"precision_at_1": "recall@1", "r_precision": "r_precision"}
@@ -317,7 +365,9 @@ MISTAKES = {
     "another width": (dict(references=X[:, :2], reference_labels=Y), "3 dimensions and references 2"),
     "no reference": (dict(references=X[:0], reference_labels=Y[:0]), "empty"),
     "references with nan": (dict(references=X * np.nan, reference_labels=Y), "references hold NaN"),
-    "no positive": (dict(labels=np.arange(6)), "no query has a positive"),
+    "no positive": (dict(labels=np.arange(6)), "no query has a positive: every label occurs once"),
+    "no common label": (dict(references=X, reference_labels=Y + 10), "references share no label with the queries"),
+    "column of labels": (dict(labels=Y[:, None]), r"shape \[6\], one per row, got \[6, 1\]"),
 }
 
 

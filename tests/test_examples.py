@@ -43,6 +43,7 @@ def test_every_script_is_run_and_short() -> None:
     assert all(len((EXAMPLES / name).read_text().splitlines()) < 90 for name in names)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("script", SCRIPTS)
 def test_an_example_learns_in_bfloat16(script: str, tmp_path: Path) -> None:
     steps, loss, before, after = run(script, tmp_path, "--steps", "40", "--bf16")

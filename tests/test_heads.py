@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from dmlcore import LossEnsemble, cli
+from dmlcore.data import RecordedSplit
 from dmlcore.ensemble import lookahead
 from dmlcore.errors import ConfigError
 from dmlcore.losses import create
@@ -322,11 +323,11 @@ def test_members_are_chosen_on_validation_classes(
     words += ["--out", str(tmp_path / "run"), "--eval-every", "2"]
     real, calls = start.validation_score, []
 
-    def interrupted(config: RunConfig, folder: RunFolder) -> float:
+    def interrupted(config: RunConfig, folder: RunFolder, recorded: RecordedSplit, deadline: float | None) -> float:
         calls.append((config.settings.losses.names, config.settings.run.steps))
         if len(calls) == 4:
             raise KeyboardInterrupt
-        return real(config, folder)
+        return real(config, folder, recorded)
 
     monkeypatch.setattr(start, "validation_score", interrupted)
     assert cli.main(words) == 130

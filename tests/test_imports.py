@@ -17,8 +17,13 @@ PACKAGE = Path(dmlcore.__file__).parent
 # Each room may import rooms of lower number, and its own.
 FLOORS = {
     "errors": 0,
+    "texts": 0,
     "version": 0,
     "files": 1,
+    "interruption": 1,
+    "seals": 1,
+    "trust": 1,
+    "locks": 2,
     "kinds": 1,
     "hookspecs": 2,
     "config": 2,

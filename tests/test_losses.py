@@ -173,6 +173,7 @@ def test_smooth_ap_among_references_by_hand() -> None:
         assert value.item() == pytest.approx(1 - (first + second) / 2, abs=1e-12)
 
 
+@pytest.mark.slow
 def test_smooth_ap_equals_pytorch_metric_learning_where_that_is_right() -> None:
     losses = pytest.importorskip("pytorch_metric_learning.losses", reason="the test extra is not installed")
     y = torch.arange(6).repeat_interleave(6)
@@ -616,3 +617,20 @@ def test_classes_of_other_sizes_are_refused(labels: list[int]) -> None:
     with pytest.raises(ValueError, match="same number of references in every class"):
         call = FunctorCall("soft_triple", (2.0, 0.1, 20.0, 0.01))
         fused_rows(x, torch.zeros(len(labels), dtype=torch.int64), x, torch.tensor(labels), (call,))
+
+
+@pytest.mark.parametrize("case", LOSSES, ids=lambda case: case.id)
+@pytest.mark.parametrize("bad", [torch.nan, torch.inf, -torch.inf])
+def test_what_is_not_finite_gives_nan(case: Case, bad: float) -> None:
+    """Of the fused form and of the definition; in the batch, and among references."""
+    x, y = (tensor.clone() for tensor in BATCHES["odd"])
+    loss = case.create()
+    spoilt = x.clone()
+    spoilt[5, 3] = bad
+    for compute in (loss, loss.reference):
+        assert not torch.isfinite(compute(spoilt, y))
+        if loss.takes_references and isinstance(loss, RowLoss):
+            assert torch.isnan(compute(x, y, references=spoilt, reference_labels=y))
+    if isinstance(loss, RowLoss):
+        for plain in (False, True):
+            assert torch.isnan(loss.rows(spoilt, y, plain=plain).values[:, 5]).all()

@@ -79,3 +79,81 @@ def test_binary_file_named_csv(tmp_path):
     (tmp_path / "x.csv").write_bytes(bytes(range(256)))
     with pytest.raises(DataError, match=r"cannot be read as a UTF-8 CSV"):
         open_data(str(tmp_path / "x.csv"))
+
+
+ROWS = [f"class {c}/{s}.png,{c}" for c in range(8) for s in range(4)]
+
+
+def open_bytes(root: Path, content: bytes, name: str = "list.csv"):
+    (root / name).write_bytes(content)
+    return open_data(str(root / name))
+
+
+@pytest.fixture
+def images(tmp_path):
+    return image_folder(tmp_path)
+
+
+def test_a_quote_that_is_never_closed_is_refused_with_its_line(images):
+    rows = [*ROWS]
+    rows[19] = rows[19].replace(",", ',"')
+    with pytest.raises(DataError, match=r"line 21 of .*list\.csv' cannot be read: a quote .* not closed in the same line"):
+        open_data(write_manifest(images, rows))
+    rows[25] = rows[25].replace(",", ',"')  # a second one closes it: the rows between would be one label
+    with pytest.raises(DataError, match=r"line 21 of"):
+        open_data(write_manifest(images, rows))
+    rows[19] = 'class 4/3.png,"a"b'
+    with pytest.raises(DataError, match=r"line 21 of"):
+        open_data(write_manifest(images, rows))
+
+
+@pytest.mark.parametrize("separator", [",", ";", "\t"])
+@pytest.mark.parametrize("end", ["\n", "\r\n", "\r"])
+@pytest.mark.parametrize("mark", [b"", b"\xef\xbb\xbf"])
+def test_separators_line_ends_and_marks(images, separator, end, mark):
+    lines = ["path,label", *ROWS[:9], "", *ROWS[9:], '"class 0/a, b; c.png","Ü ""x"" , ; y"', ""]
+    save_image(images / "class 0" / "a, b; c.png")
+    text = end.join(line if '"' in line else line.replace(",", separator) for line in lines)
+    text = text.replace('png","', f'png"{separator}"')
+    splits = open_bytes(images, mark + text.encode(), "list.tsv" if separator == "\t" else "list.csv")
+    assert sum(len(part) for part in (splits.train, splits.validation, splits.test)) == 33
+    assert 'Ü "x" , ; y' in set().union(*class_sets(splits))
+
+
+def test_missing_labels_are_counted_and_no_class(images):
+    rows = [row.replace(",0", ",nan").replace(",1", ",") if row[-2:] in (",0", ",1") else row for row in ROWS]
+    splits = open_data(write_manifest(images, [*rows[:-1], rows[-1].replace(",7", ",<NA>"), "class 0/0.png", " , "]))
+    assert set().union(*class_sets(splits)) == {str(label) for label in range(2, 8)}
+    assert "11 rows without a path or a label (empty or nan) were skipped" in splits.notes
+
+
+def test_blanks_accents_and_capitals_of_labels(images):
+    labels = [" a", "a ", "Cafe\N{COMBINING ACUTE ACCENT}", "Café", "B", "b", "6", "7"]
+    rows = [f'class {c}/{s}.png,"{label}"' for c, label in enumerate(labels) for s in range(4)]
+    splits = open_data(write_manifest(images, rows))
+    assert set().union(*class_sets(splits)) == {"a", "Café", "B", "b", "6", "7"}
+    assert any("only in capitals" in note for note in splits.notes) and any("'Café'" in note for note in splits.notes)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("path,label\nclass 0/0.png,a,b\n", r"line 2 of .* has 3 fields, but the first line names 2 columns"),
+        ("path,label,label\nclass 0/0.png,a,b\n", r"has the column 'label' twice"),
+        ("path,label\nclass 0/0.png,a\0\n", r"line 2 holds a NUL byte"),
+        ("path,label\nclass 0/0.png,é\n".encode("latin-1"), r"byte 0xe9 is no UTF-8 .*Save it as UTF-8"),
+        ("path,label\nclass 0/0.png,é\n".encode("utf-16"), r"byte 0xff is no UTF-8"),
+        ("path,label\n" + "x" * 200_000 + ",a\n", r"line 2 of .* field larger than field limit"),
+        ("path,label\n" + "x" * 5000 + ",a\n", r"do not exist"),
+        ("path|label\nclass 0/0.png|a\n", r"no column 'path'; it has path.label"),
+    ],
+)
+def test_malformed_manifests_give_one_line(images, content, message):
+    with pytest.raises(DataError, match=message) as caught:
+        open_bytes(images, content if isinstance(content, bytes) else content.encode())
+    assert "\n" not in str(caught.value)
+
+
+def test_short_rows_and_empty_fields_at_the_end(images):
+    splits = open_data(write_manifest(images, [*(row + ",,," for row in ROWS[:16]), *ROWS[16:]], "path,label,author"))
+    assert len(set().union(*class_sets(splits))) == 8

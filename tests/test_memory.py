@@ -295,6 +295,67 @@ def test_a_call_before_backward_is_noticed_or_harmless() -> None:
                     torch.autograd.grad(value, leaf)
 
 
+@pytest.mark.parametrize("bad", [torch.nan, torch.inf])
+@pytest.mark.parametrize("rows", [slice(3, 5), slice(None)], ids=["some", "all"])
+@pytest.mark.parametrize("before", [0, 1, 4], ids=["empty", "filling", "full"])
+def test_what_is_not_finite_is_never_stored(before: int, rows: slice, bad: float) -> None:
+    memory, expected = (CrossBatchMemory(create("ms"), 31, WIDTH, dtype=torch.float64) for _ in range(2))
+    batches = list(stream(8))
+    for x, y in batches[:before]:
+        memory(x, y)
+        expected(x, y)
+    x, y = batches[before]
+    spoilt = x.clone()
+    spoilt[rows, 2] = bad
+    held, held_labels = memory.queue.clone(), memory.labels.clone()
+    assert not torch.isfinite(memory(spoilt, y))
+    assert torch.isfinite(memory.queue).all()
+    finite = torch.isfinite(spoilt).all(1)
+    if before == 4:  # the places of what is not finite keep their entries
+        places = (torch.arange(len(x)) + 48) % 31
+        held[places[finite]], held_labels[places[finite]] = x[finite], y[finite]
+    else:
+        if finite.any():
+            expected(x[finite], y[finite])
+        held, held_labels = expected.queue, expected.labels
+        assert (memory.filled, memory.pointer) == (expected.filled, expected.pointer)
+    assert torch.equal(memory.queue, held) and torch.equal(memory.labels, held_labels)
+    assert torch.isfinite(memory(*batches[before + 1]))
+
+
+def test_entries_move_with_the_module_and_are_no_buffers() -> None:
+    memory = CrossBatchMemory(create("ms"), 24, WIDTH)
+    memory(*next(stream()))
+    assert not list(memory.buffers()) and {"queue", "labels", "pointer", "filled", "calls"} <= set(memory.state_dict())
+    memory.double()
+    assert memory.queue.dtype == torch.float64 and memory.labels.dtype == torch.int64
+    assert torch.equal(copy.deepcopy(memory).queue, memory.queue)
+    assert memory.to("meta").queue.device.type == memory.labels.device.type == "meta"
+
+
+def train_with_own_memory(rank: int, folder: str) -> None:
+    """One of two processes: two steps of a memory whose loss has parameters, in `DistributedDataParallel`."""
+    torch.distributed.init_process_group("gloo", f"file://{folder}/store", rank=rank, world_size=2)
+    ensemble = dmlcore.LossEnsemble(["ms", "proxy_anchor"], num_classes=CLASSES, embedding_dim=WIDTH)
+    memory = CrossBatchMemory(ensemble, 30, WIDTH)
+    parallel = torch.nn.parallel.DistributedDataParallel(memory)
+    for x, y in stream(2, seed=rank):
+        parallel(x.float().requires_grad_(), y).backward()
+    torch.save(memory.memory_state(), f"{folder}/{rank}.pt")
+    torch.distributed.destroy_process_group()
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not torch.distributed.is_available(), reason="this torch has no torch.distributed")
+def test_every_process_keeps_its_own_memory(tmp_path) -> None:
+    torch.multiprocessing.spawn(train_with_own_memory, (str(tmp_path),), nprocs=2)
+    for rank in range(2):
+        state = torch.load(tmp_path / f"{rank}.pt")
+        batches = list(stream(2, seed=rank))
+        assert torch.equal(state["queue"][:24], torch.cat([x for x, _ in batches]).float())
+        assert torch.equal(state["labels"][:24], torch.cat([y for _, y in batches]))
+
+
 def test_mistakes() -> None:
     x, y = next(stream())
     with pytest.raises(ConfigError, match="a memory has nothing to add"):

@@ -152,6 +152,47 @@ def test_torchvision_weights_from_a_file(torchvision, tmp_path):
         image_model("resnet18", (3, 32, 32), options={"weights": str(tmp_path / "text.pth")})
 
 
+@pytest.mark.parametrize(
+    "prefix",
+    [
+        "_orig_mod.",
+        "module.",
+        "model.",
+        "backbone.",
+        "module._orig_mod.",
+        "model.backbone.",
+        "_orig_mod.module.model.backbone.",
+    ],
+)
+def test_torchvision_weights_of_wrapped_networks(torchvision, tmp_path, prefix):
+    network = torchvision.models.get_model("mobilenet_v3_small", weights=None)
+    heads = (
+        {f"{prefix.rpartition('backbone.')[0]}head.{part}": torch.zeros(1) for part in "abcd"} if "backbone" in prefix else {}
+    )
+    torch.save(
+        {"state_dict": {**{prefix + key: value for key, value in network.state_dict().items()}, **heads}}, tmp_path / "w.pth"
+    )
+    model = image_model("mobilenet_v3_small", (3, 32, 32), options={"weights": str(tmp_path / "w.pth")})
+    right = network.state_dict()
+    for key, value in model.trunk.network.state_dict().items():
+        assert torch.equal(value, right[key]), key
+
+
+def test_torchvision_weights_of_compiled_parts_and_of_two_networks(torchvision, tmp_path):
+    network = torchvision.models.get_model("resnet18", weights=None).state_dict()
+    compiled = {key.replace("layer1.", "layer1._orig_mod."): value for key, value in network.items()}
+    torch.save(compiled, tmp_path / "w.pth")
+    model = image_model("resnet18", (3, 32, 32), options={"weights": str(tmp_path / "w.pth")})
+    assert torch.equal(model.trunk.network.layer1[0].conv1.weight, network["layer1.0.conv1.weight"])
+    torch.save({**network, **{f"model.{key}": value for key, value in network.items()}}, tmp_path / "two.pth")
+    with pytest.raises(ConfigError, match=r"two\.pth' cannot be assigned: 'conv1.weight' and 'model.conv1.weight' may both"):
+        image_model("resnet18", (3, 32, 32), options={"weights": str(tmp_path / "two.pth")})
+    further = {f"backbone.layer9.{part}": torch.zeros(1) for part in "abcd"}
+    torch.save({**{f"backbone.{key}": value for key, value in network.items()}, **further}, tmp_path / "w.pth")
+    with pytest.raises(ConfigError, match=r"has 6 entries too many"):  # with the classifier's two
+        image_model("resnet18", (3, 32, 32), options={"weights": str(tmp_path / "w.pth")})
+
+
 def test_torchvision_weights_from_safetensors(torchvision, tmp_path):
     safetensors = pytest.importorskip("safetensors.torch", reason="safetensors is not installed")
     network = torchvision.models.shufflenet_v2_x0_5()

@@ -92,6 +92,7 @@ def test_the_kernels_are_found_and_instantiated(compiler: nvrtc.Compiler) -> Non
         assert code.count(f"{name}I".encode()) >= 2, name  # narrow and wide
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("arch", ARCHS)
 def test_the_ranking(compiler: nvrtc.Compiler, arch: int) -> None:
     code = cubin(compiler, RANKING, arch)

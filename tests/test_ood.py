@@ -162,6 +162,7 @@ def run_command(place: Path, *flags: str, configs: str = "ms,triplet") -> list[s
     ]
 
 
+@pytest.mark.slow
 def test_the_command_trains_reports_and_does_nothing_twice(
     place: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -271,6 +272,7 @@ def test_results_of_other_settings_are_not_mixed(place: Path, capsys: pytest.Cap
         running.run(other, places, place / "out")
 
 
+@pytest.mark.slow
 def test_a_process_that_is_interrupted_leaves_finished_cells(place: Path) -> None:
     command = [sys.executable, "-m", "dmlcore", *run_command(place, "--processes", "2", "--shots", "0")]
     process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, start_new_session=True, cwd=place)

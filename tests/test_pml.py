@@ -48,7 +48,7 @@ def first_terms(run: Path) -> dict[str, float]:
 
 @pytest.mark.slow
 def test_the_tests_of_the_package(site: Path) -> None:
-    tests = ["-m", "pytest", "-q", "-p", "no:cacheprovider", "--rootdir", str(PACKAGE), str(PACKAGE / "tests")]
+    tests = ["-m", "pytest", "-q", "-n", "0", "-p", "no:cacheprovider", "--rootdir", str(PACKAGE), str(PACKAGE / "tests")]
     done = run(site, *tests)
     assert done.returncode == 0, done.stdout[-3000:]
 
@@ -112,6 +112,7 @@ MISTAKES = [
 ]
 
 
+@pytest.mark.slow
 def test_a_mistake_is_one_line(site: Path) -> None:
     commands = [["train", "--data", "features.npz", "--steps", "1", "--plugins", *words] for words, _ in MISTAKES]
     code = f"from dmlcore.cli import main; print([main(argv) for argv in {commands}])"

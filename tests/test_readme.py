@@ -8,7 +8,7 @@ import shlex
 import subprocess
 import sys
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
@@ -84,7 +84,12 @@ def commands() -> list[tuple[Path, list[str]]]:
     return [(page, lines) for page, lines in pairs if lines]
 
 
-@pytest.mark.parametrize("page, lines", commands(), ids=lambda value: value.stem if isinstance(value, Path) else value[0])
+def cases() -> list[Any]:
+    """Those of the README are for every run of the tests, those of the guide are slow."""
+    return [pytest.param(*case, marks=[] if case[0] is README else pytest.mark.slow) for case in commands()]
+
+
+@pytest.mark.parametrize("page, lines", cases(), ids=lambda value: value.stem if isinstance(value, Path) else value[0])
 def test_the_commands_of_the_page(page: Path, lines: list[str], folders: dict[Path, Path]) -> None:
     words = [shlex.split(line) for line in lines]
     assert all(first == "dmlcore" for first, *_ in words), f"{page.name} runs something that this test does not know"

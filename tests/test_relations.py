@@ -7,7 +7,9 @@ import torch
 from cases import BATCHES, CLASSES, PAIRS, Case, assert_close, embeddings_of, value_and_gradients
 
 import dmlcore
+from dmlcore import CrossBatchMemory, LossEnsemble
 from dmlcore.errors import ConfigError
+from dmlcore.evaluation import retrieval_metrics
 from dmlcore.losses import Comparison, compare, create, relations
 from dmlcore.losses.path import reduced
 from dmlcore.losses.relations import most_positives, related, share_a_label
@@ -190,6 +192,31 @@ def test_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
         with stream_budget(0):
             result = value_and_gradients(loss, x, matrix, loss)
         assert_close(result, expected(case, (matrix[:, None] & matrix[None]).any(2), x), 1e-9)
+
+
+@pytest.mark.parametrize("dtype", [torch.int64, torch.int32, torch.uint8, torch.float32])
+def test_a_column_of_numbers_is_refused(dtype: torch.dtype) -> None:
+    """It would be a matrix of one label, which all classes but 0 share."""
+    y = torch.arange(8) // 2
+    x = embeddings_of(y, 5)
+    column = (y % 2)[:, None].to(dtype)  # 0 and 1, so that the numbers do not give it away
+    loss, ensemble, memory = create("ms"), LossEnsemble(["ms", "contrastive"]), CrossBatchMemory(create("ms"), 8, 5)
+    for call in (
+        lambda: loss(x, column),
+        lambda: loss.reference(x, column),
+        lambda: loss(x, y, relation=column),
+        lambda: loss(x, torch.eye(8)[:, :1].bool(), references=x, reference_labels=column),
+        lambda: ensemble(x, column),
+        lambda: memory(x, column),
+        lambda: memory(x, y, relation=column),
+    ):
+        with pytest.raises(ConfigError, match=r"a column \[8, 1\] of .*labels\[:, 0\]"):
+            call()
+    with pytest.raises(ConfigError, match="shape"):
+        retrieval_metrics(x, column)
+    has = y < 2
+    expected = loss(x, torch.stack([has, torch.zeros_like(has)], 1))  # a second label that nobody has
+    torch.testing.assert_close(loss(x, has[:, None]), expected)
 
 
 def test_mistakes() -> None:

@@ -162,7 +162,7 @@ def test_it_takes_a_memory_and_half_precision(toy: Any) -> None:
 
 
 def test_on_another_device_the_plain_form_runs(toy: Any) -> None:
-    assert "no form for mps" in dispatch.why_missing("toy_mine", toy.functor_header(), "mps")
+    assert "no form for mps" in dispatch.why_not_loaded("toy_mine", toy.functor_header(), "mps")
 
 
 def test_it_may_be_first_used_under_compilation(tmp_path: Path) -> None:
@@ -249,6 +249,7 @@ def result(process: subprocess.Popen[str]) -> tuple[bool, float]:
     return compiled == "[True]", float(value)
 
 
+@pytest.mark.slow
 def test_processes_share_what_one_of_them_compiled(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "factor.h").write_text("#define TWICE 2\n")
     path = header(tmp_path, "toy_shared", ("#pragma once\n", '#pragma once\n#include "factor.h"\n'), ("-2 * w", "-TWICE * w"))

@@ -8,6 +8,7 @@ from dmlcore_plugins.samplers.class_balanced import ClassBalancedSampler
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from dmlcore.data import create_sampler
 from dmlcore.errors import ConfigError
 
 
@@ -65,3 +66,16 @@ def test_sampler_errors():
     sampler = ClassBalancedSampler(np.array([0, 0, 1]), 2, 2, seed=0)
     with pytest.raises(ConfigError, match=r"5 training classes, but the data has 2"):
         sampler.load_state_dict({"seed": 0, "step": 0, "round": 0, "position": 0, "order": np.arange(5)})
+
+
+@pytest.mark.parametrize("name", ["class_balanced", "shuffled"])
+def test_every_epoch_has_its_steps_and_goes_on_where_the_last_ended(name):
+    labels = np.repeat(np.arange(6), 5)
+    sampler = create_sampler(name, labels, 3, 2, seed=4, steps=5)
+    stream = iter(create_sampler(name, labels, 3, 2, seed=4))
+    for _ in range(3):
+        assert list(sampler) == [next(stream) for _ in range(5)]
+    for _ in sampler:  # an epoch that is left early is ended by the next iteration
+        next(stream)
+        break
+    assert list(sampler) == [next(stream) for _ in range(4)]

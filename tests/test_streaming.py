@@ -115,6 +115,7 @@ def test_a_loss_that_needs_all_anchors_gets_them() -> None:
         torch.testing.assert_close(Overriding()(x, y), Unfused()(x, y))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name, fused", [("ms", "0"), ("unfused", "1")])
 def test_memory_does_not_grow_with_the_square(name: str, fused: str) -> None:
     code = """

@@ -434,7 +434,7 @@ def test_loggers_hear_of_the_whole_run_and_are_always_closed(features: str, tmp_
 
 def test_checkpoints_keep_the_one_before_and_name_it_when_the_last_is_damaged(tmp_path: Path) -> None:
     for step in (1, 2):
-        checkpoints.save(tmp_path, "last", {"step": step, "model": {"weight": torch.zeros(1000)}})
+        checkpoints.save(tmp_path, "last", dict.fromkeys(checkpoints.KEYS, "") | {"step": step, "model": torch.zeros(1000)})
     assert checkpoints.load(tmp_path, "previous")["step"] == 1
     last = tmp_path / "last.pt"
     last.write_bytes(last.read_bytes()[: last.stat().st_size // 2])
@@ -450,7 +450,7 @@ def test_a_checkpoint_cannot_run_code(tmp_path: Path) -> None:
             return os.mkdir, (str(tmp_path / "harm"),)
 
     torch.save({"format": checkpoints.FORMAT, "step": 1, "model": Harmful()}, tmp_path / "best.pt")
-    with pytest.raises(TrainingError, match="damaged"):
+    with pytest.raises(TrainingError, match="holds code, which would run when it is opened, so it was not opened"):
         checkpoints.load(tmp_path, "best")
     assert not (tmp_path / "harm").exists()
 
@@ -506,7 +506,23 @@ def test_settings_stand_in_the_tables_of_their_groups_or_without(features: str, 
     assert {"losses", "ensemble", "data", "model", "optimiser", "run"} <= set(tables) and tables["format"] == 2
     assert tables["losses"]["plugins"] == ["ms"] and tables["run"]["steps"] == 20 and tables["ms"]["alpha"] == 4
     file.write_text(text)
-    assert RunConfig.read_run(file).settings == config.completed("features", 20).settings
+    assert RunConfig.read(file).settings == config.completed("features", 20).settings
+
+
+def test_a_byte_order_mark_before_settings_changes_nothing(features: str, tmp_path: Path) -> None:
+    file = tmp_path / "settings.toml"
+    text = f"data = '{features}'\nplugins = ['ms']\nsteps = 3\n"
+    file.write_text(text)
+    plain = RunConfig.read(file)
+    for content in (b"\xef\xbb\xbf" + text.encode(), b"\xef\xbb\xbf" + text.replace("\n", "\r\n").encode()):
+        file.write_bytes(content)
+        assert RunConfig.read(file) == plain and plain.settings.run.steps == 3
+    file.write_bytes(text.encode("utf-16"))
+    with pytest.raises(ConfigError, match=r"settings\.toml is not valid TOML: .*utf-8"):
+        RunConfig.read(file)
+    file.write_text("a = " + "[" * 20_000)
+    with pytest.raises(ConfigError, match=r"settings\.toml is not valid TOML"):
+        RunConfig.read(file)
 
 
 @pytest.mark.parametrize(

@@ -239,6 +239,54 @@ class TestEveryWeighting:
         assert torch.isfinite(leaf.grad).all() and bool((leaf.grad != 0).any())
 
 
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("bad", [math.inf, -math.inf, math.nan])
+@pytest.mark.parametrize("before", [0, 20])
+def test_a_batch_that_is_not_finite_leaves_no_trace(name: str, bad: float, before: int) -> None:
+    weighting = make(name, prior_of(name))
+    training = Training(weighting)
+    for _ in range(before):
+        training.step()
+    buffers, weights = copy.deepcopy(dict(weighting.named_buffers())), weighting.weights
+    terms = torch.tensor([1.0, bad, 2.0, 0.5])
+    for _ in range(2):
+        vectors = (terms.double() * VECTORS.T).T
+        weighting.observe((vectors @ vectors.T).float(), terms)
+        weighting.learn(torch.full((4,), math.nan))
+        weighting.learn(torch.zeros(4))
+        weighting(terms.requires_grad_(False))
+    assert all(torch.equal(buffer, buffers[key]) for key, buffer in weighting.named_buffers())
+    torch.testing.assert_close(weighting.weights, weights)  # parameters are put back into their bounds by every call
+    training.step()
+    assert torch.isfinite(weighting.weights).all()
+
+
+def test_the_default_weighting_survives_a_batch_that_a_gradient_scaler_skips() -> None:
+    x, y = torch.randn(12, 8, generator=torch.Generator().manual_seed(0)), torch.arange(4).repeat_interleave(3)
+    ensemble, spoilt = (LossEnsemble(["ms", "triplet", "contrastive"], weighting="floor_square_penalty") for _ in range(2))
+    for step in range(6):
+        batch = x + 0.1 * step
+        if step == 2:
+            with_inf = batch.clone()
+            with_inf[3] = math.inf
+            spoilt(with_inf.requires_grad_(), y)
+        ensemble(batch.clone().requires_grad_(), y)
+        spoilt(batch.clone().requires_grad_(), y)
+    assert torch.equal(ensemble.weights, spoilt.weights) and torch.isfinite(spoilt.weights).all()
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_another_call_may_come_before_backward(name: str) -> None:
+    """As when several threads share an ensemble: what a backward pass keeps is not changed by other calls."""
+    ensemble = LossEnsemble(["ms", "triplet", "contrastive"], weighting=name)
+    y = torch.arange(4).repeat_interleave(3)
+    leaves = [draw(seed, 12, 8).float().requires_grad_() for seed in (1, 2)]
+    values = [ensemble(leaf, y) for leaf in leaves]
+    for value, leaf in zip(values, leaves, strict=True):
+        value.backward()
+        assert leaf.grad is not None and torch.isfinite(leaf.grad).all()
+
+
 def test_a_zero_weight_leaves_the_gradient_of_the_others() -> None:
     x, y = BATCHES["odd"]
     leaf, other = x.clone().requires_grad_(), x.clone().requires_grad_()

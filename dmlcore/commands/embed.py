@@ -37,17 +37,20 @@ def _embed(
     overwrite: bool,
     checkpoint: str,
     device: str,
+    trust_plugins: bool,
     json: bool,
     debug: bool,
     **tables: Any,
 ) -> int:
     from dmlcore.serving import TrainedRun, write_embeddings
 
-    trained = TrainedRun(run, checkpoint=checkpoint, device=device)
+    trained = TrainedRun(run, checkpoint=checkpoint, device=device, trusts_plugins=trust_plugins)
     result = write_embeddings(trained, data, out, data_options(tables), overwrite=overwrite)
     if json:
         console.show_json(result)
     else:
+        for note in result["notes"]:
+            console.say(note)
         count, length = result["samples"], result["embedding_dim"]
-        console.show(f"{count:,} embeddings of {length} in {out} (x, y, class_name, split)")
+        console.show(f"{count:,} embeddings of {length} in {out} ({', '.join(result['arrays'])})")
     return 0

@@ -27,10 +27,21 @@ def dmlcore_commands(app: App, line: CommandLine) -> None:
     app.command(command(_evaluate, flags, "Evaluate a run on its held-out classes, or on other data."), name="eval")
 
 
-def _evaluate(run: Path, *, data: str | None, checkpoint: str, device: str, json: bool, debug: bool, **tables: Any) -> int:
+def _evaluate(
+    run: Path,
+    *,
+    data: str | None,
+    checkpoint: str,
+    trust_plugins: bool,
+    device: str,
+    json: bool,
+    debug: bool,
+    **tables: Any,
+) -> int:
     from dmlcore.serving import TrainedRun
 
-    result = TrainedRun(run, checkpoint=checkpoint, device=device).evaluate(data, data_options(tables))
+    trained = TrainedRun(run, checkpoint=checkpoint, device=device, trusts_plugins=trust_plugins)
+    result = trained.evaluate(data, data_options(tables))
     console.show_json(result) if json else show_evaluation(result)
     return 0
 

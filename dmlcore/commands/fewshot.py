@@ -204,6 +204,6 @@ def _show(results: dict[str, Any], folder: Path, as_json: bool) -> int:
     if as_json:
         console.show_json(results)
         return 0
-    console.show((folder / report.MARKDOWN).read_text(encoding="utf-8"))
+    console.show((folder / report.MARKDOWN).read_text(encoding="utf-8"), is_page=True)
     console.show(f"Results: {folder / report.MARKDOWN}, {report.JSON}, {report.PICTURE}")
     return 0

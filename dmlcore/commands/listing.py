@@ -74,7 +74,7 @@ def show_component(entry: dict[str, Any]) -> None:
         console.show(", ".join(filter(None, (entry["title"], entry["paper"]))))
     if entry["aliases"]:
         console.show(f"Also called: {', '.join(entry['aliases'])}")
-    console.show(entry["help"])
+    console.show(entry["help"], is_page=True)
     if entry.get("is_fused") is not None:
         console.show(f"fused: {_fused_on(entry)}" + ("" if entry["is_fused"] else f", {entry['why_not_fused']}"))
     if not entry["options"]:

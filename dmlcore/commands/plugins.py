@@ -172,7 +172,7 @@ def _hooks(*, write: Path | None, json: bool, debug: bool) -> int:
     if json:
         console.show_json({"hooks": hook_names(), "reference": hook_reference()})
     elif write is None:
-        console.show(hook_reference().rstrip())
+        console.show(hook_reference().rstrip(), is_page=True)
     else:
         console.show(f"{len(hook_names())} hooks described in {write}")
     return 0
@@ -186,7 +186,7 @@ def _papers(*, write: Path | None, json: bool, debug: bool) -> int:
     if json:
         console.show_json({"papers": papers()})
     elif write is None:
-        console.show(papers().rstrip())
+        console.show(papers().rstrip(), is_page=True)
     else:
         console.show(f"Losses, miners and weightings are listed in {write}")
     return 0

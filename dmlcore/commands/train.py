@@ -11,6 +11,7 @@ from dmlcore import console
 from dmlcore.commands.line import CommandLine
 from dmlcore.commands.progress import ProgressLogger
 from dmlcore.commands.results import show_embeddings, show_metrics
+from dmlcore.commands.trained import TRUST
 from dmlcore.errors import ConfigError
 from dmlcore.flags import COMMON, command, flag, parameter_name, run_settings_flags, typed_values
 from dmlcore.hookspecs import hookimpl
@@ -32,6 +33,7 @@ def dmlcore_commands(app: App, line: CommandLine) -> None:
         out: Path | None,
         resume: Path | None,
         checkpoint: str,
+        trust_plugins: bool,
         json: bool,
         debug: bool,
         **tables: Any,
@@ -40,7 +42,9 @@ def dmlcore_commands(app: App, line: CommandLine) -> None:
         typed = Source("", typed_values(settings), {table: values for table, values in options.items() if values})
         if resume is not None:
             _refuse_beside_resume(resume, [("config", config), ("out", out)], typed)
-            result = _resumed(resume, checkpoint)
+            result = _resumed(resume, checkpoint, trust_plugins, typed.values)
+        elif trust_plugins:
+            raise ConfigError("--trust-plugins is for --resume; files that you name yourself are run anyway")
         else:
             result = _trained([*files, typed], out)
         console.show_json(result) if json else show_result(result)
@@ -53,6 +57,7 @@ def dmlcore_commands(app: App, line: CommandLine) -> None:
         flag("out", Path | None, "Folder of the run (default: `runs/` and the date, the time and the losses)."),
         flag("resume", Path | None, "Continue the run in this folder exactly."),
         flag("checkpoint", str, "Checkpoint to resume from: `last` or `previous`.", "last"),
+        TRUST,
         *COMMON,
     ]
     app.command(command(train, flags, TEXT + ("" if line.components else f"\n\n{MORE}")), name="train")
@@ -74,18 +79,21 @@ def _has_flags(line: CommandLine, table: str) -> bool:
 
 
 def _refuse_beside_resume(resume: Path, flags: list[tuple[str, Any]], typed: Source) -> None:
-    extra = [name for name, value in flags if value is not None] + list(typed.values)
+    from dmlcore.training.changes import CHANGEABLE
+
+    extra = [name for name, value in flags if value is not None] + [key for key in typed.values if key not in CHANGEABLE]
     if extra:
+        free = ", ".join(f"--{key.replace('_', '-')}" for key in CHANGEABLE)
         raise ConfigError(
             f"--{extra[0].replace('_', '-')} cannot be given with --resume: a resumed run takes"
-            f" everything from {resume / 'config.toml'}"
+            f" everything from {resume / 'config.toml'}, but for {free}"
         )
 
 
-def _resumed(folder: Path, checkpoint: str) -> dict[str, Any]:
+def _resumed(folder: Path, checkpoint: str, trusts_plugins: bool, changes: dict[str, Any]) -> dict[str, Any]:
     from dmlcore.training import train
 
-    return train(resume=folder, checkpoint=checkpoint, loggers=[ProgressLogger()])
+    return train(resume=folder, checkpoint=checkpoint, trusts_plugins=trusts_plugins, loggers=[ProgressLogger()], **changes)
 
 
 def _trained(sources: list[Source], out: Path | None) -> dict[str, Any]:

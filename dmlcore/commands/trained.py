@@ -7,9 +7,11 @@ from typing import Any
 
 from dmlcore.flags import flag, typed_values
 
+TRUST = flag("trust_plugins", bool, "Run the Python files that the run's configuration names, and remember that.", False)
 RUN = flag("run", Path, "Folder of a run.", is_positional=True)
 LOADING = [
     flag("checkpoint", str, "`best`, `last` or `previous`.", "best"),
+    TRUST,
     flag("device", str, "`auto`, `cpu`, `cuda` or `cuda:N`.", "auto"),
 ]
 

@@ -9,11 +9,21 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from dmlcore.data.augmentation import CropAugmentation, ShiftAugmentation
+    from dmlcore.data.class_names import is_missing, tidy_names, writable_text
+    from dmlcore.data.csv_tables import CsvRow, read_csv
     from dmlcore.data.datasets import LabelledDataset
-    from dmlcore.data.image_tables import ImageOptions, choose_augmentation, image_table
+    from dmlcore.data.image_search import ImageSearch, is_image, sub_folders
+    from dmlcore.data.image_tables import (
+        ImageOptions,
+        choose_augmentation,
+        decode_images,
+        image_table,
+        report_unreadable,
+    )
     from dmlcore.data.images import IMAGE_SUFFIXES, UNREADABLE, decode
     from dmlcore.data.loading import Batches, OrderedBatches, batches
     from dmlcore.data.opening import default_source, find_source, load_table, open_data
+    from dmlcore.data.recorded_splits import RecordedSplit
     from dmlcore.data.samplers import BatchSampler, SamplerOptions, create_sampler
     from dmlcore.data.sources import DataSource, Table
     from dmlcore.data.split_files import ClassSplit, SplitFile
@@ -23,11 +33,15 @@ if TYPE_CHECKING:
 
 _HOMES = {
     "augmentation": ("CropAugmentation", "ShiftAugmentation"),
+    "class_names": ("is_missing", "tidy_names", "writable_text"),
+    "csv_tables": ("CsvRow", "read_csv"),
     "datasets": ("LabelledDataset",),
-    "image_tables": ("ImageOptions", "choose_augmentation", "image_table"),
+    "image_search": ("ImageSearch", "is_image", "sub_folders"),
+    "image_tables": ("ImageOptions", "choose_augmentation", "decode_images", "image_table", "report_unreadable"),
     "images": ("IMAGE_SUFFIXES", "UNREADABLE", "decode"),
     "loading": ("Batches", "OrderedBatches", "batches"),
     "opening": ("default_source", "find_source", "load_table", "open_data"),
+    "recorded_splits": ("RecordedSplit",),
     "samplers": ("BatchSampler", "SamplerOptions", "create_sampler"),
     "sources": ("DataSource", "Table"),
     "split_files": ("ClassSplit", "SplitFile"),
@@ -44,13 +58,16 @@ __all__ = [
     "Batches",
     "ClassSplit",
     "CropAugmentation",
+    "CsvRow",
     "DataSource",
     "FeatureStore",
     "ImageFiles",
     "ImageOptions",
+    "ImageSearch",
     "LabelledDataset",
     "OrderedBatches",
     "PixelStore",
+    "RecordedSplit",
     "SamplerOptions",
     "ShiftAugmentation",
     "SplitFile",
@@ -64,12 +81,20 @@ __all__ = [
     "choose_augmentation",
     "create_sampler",
     "decode",
+    "decode_images",
     "default_source",
     "find_source",
     "image_table",
+    "is_image",
+    "is_missing",
     "load_table",
     "open_data",
+    "read_csv",
+    "report_unreadable",
     "split_words",
+    "sub_folders",
+    "tidy_names",
+    "writable_text",
 ]
 
 

@@ -1,11 +1,11 @@
 """From image paths and labels to a table: which files can be read, at what size, and whether they fit in memory. Where the
-paths come from is in `folders` and `manifests`.
+paths come from is in `image_search`, and in the sources.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Literal
@@ -14,9 +14,10 @@ import numpy as np
 
 from dmlcore.config import check_range
 from dmlcore.data.augmentation import CropAugmentation, ShiftAugmentation
+from dmlcore.data.class_names import writable_text
 from dmlcore.data.images import UNREADABLE, Header, decode, read_header
 from dmlcore.data.sources import Augmentation, Table
-from dmlcore.data.stores import ImageFiles, PixelStore
+from dmlcore.data.stores import ImageFiles, PixelStore, file_digests
 from dmlcore.errors import DataError
 
 LARGEST_KEPT = 128  # images that all have one size up to this many pixels keep it
@@ -78,26 +79,56 @@ def _try_header(path: str) -> Header | str:
         return str(error)
 
 
-def _decode_all(paths: Sequence[str], size: tuple[int, int], channels: int) -> tuple[np.ndarray, dict[int, str]]:
+def decode_images(paths: Sequence[str], size: tuple[int, int], channels: int) -> tuple[np.ndarray, dict[int, str]]:
+    """Decode files by several threads. Size and channels are those of `decode`.
+
+    Returns:
+        uint8 [N, channels, height, width], and by row why a file cannot be decoded. Such rows of the pixels are undefined.
+    """
     pixels = np.empty((len(paths), channels, *size), dtype=np.uint8)  # [N, C, H, W]
-    failed: dict[int, str] = {}
 
     def fill(row: int) -> None:
+        pixels[row] = decode(paths[row], size, channels)
+
+    return pixels, _failures(len(paths), fill)
+
+
+def _damaged(paths: Sequence[str], channels: int) -> dict[int, str]:
+    """By row why a file cannot be decoded, found by decoding it as small as it goes."""
+    return _failures(len(paths), lambda row: decode(paths[row], (1, 1), channels))
+
+
+def _failures(count: int, read: Callable[[int], object]) -> dict[int, str]:
+    failed: dict[int, str] = {}
+
+    def attempt(row: int) -> None:
         try:
-            pixels[row] = decode(paths[row], size, channels)
+            read(row)
         except UNREADABLE as error:
             failed[row] = str(error)
 
     with ThreadPoolExecutor(min(16, os.cpu_count() or 1)) as pool:  # Pillow decodes without the interpreter lock
-        for _ in pool.map(fill, range(len(paths)), chunksize=64):
+        for _ in pool.map(attempt, range(count), chunksize=64):
             pass
-    return pixels, failed
+    return failed
 
 
-def _report(paths: Sequence[str], failed: dict[int, str], where: str) -> list[str]:
+def report_unreadable(paths: Sequence[str], failed: dict[int, str], where: str) -> list[str]:
+    """A note that counts the images which cannot be read and names the first; none where all can.
+
+    Args:
+        paths: of all images.
+        failed: by row why an image cannot be read.
+        where: the folder that paths are shown relative to.
+
+    Raises:
+        DataError: more than half of the images cannot be read.
+    """
     if not failed:
         return []
-    shown = [f"'{os.path.relpath(paths[row], where)}' ({_brief(failed[row])})" for row in sorted(failed)[:_NAMED]]
+    shown = [
+        f"'{writable_text(os.path.relpath(paths[row], where))}' ({_brief(failed[row])})" for row in sorted(failed)[:_NAMED]
+    ]
     ellipsis = ", ..." if len(failed) > _NAMED else ""
     if 2 * len(failed) > len(paths):
         raise DataError(
@@ -109,7 +140,7 @@ def _report(paths: Sequence[str], failed: dict[int, str], where: str) -> list[st
 
 
 def _brief(reason: str) -> str:
-    return "no image" if reason.startswith("cannot identify") else reason
+    return "no image" if reason.startswith("cannot identify") else writable_text(reason)
 
 
 def image_table(
@@ -140,13 +171,13 @@ def image_table(
     """
     headers = [_try_header(path) for path in paths]
     failed = {row: header for row, header in enumerate(headers) if isinstance(header, str)}
-    _report(paths, failed, where)  # refuses a folder of rubbish before anything is decoded
+    report_unreadable(paths, failed, where)  # refuses a folder of rubbish before anything is decoded
     readable = [header for header in headers if isinstance(header, Header)]
     size = choose_size(readable, image_size, default_image_size)
     channels = 1 if all(header.is_grey for header in readable) else 3
     samples, rows = _stored(paths, failed, size, channels, options.memory_mb * 2**20)
     shape = (channels, *size)
-    notes = _report(paths, failed, where)
+    notes = report_unreadable(paths, failed, where)
     present, dense = np.unique(labels[rows], return_inverse=True)
     if len(present) < len(class_names):
         lost = len(class_names) - len(present)
@@ -160,7 +191,8 @@ def image_table(
         split=None if split is None else split[rows],
         skipped=notes,
         augmentation=choose_augmentation(options, shape),
-        sample_names=[os.path.relpath(paths[row], where) for row in rows],
+        sample_names=[writable_text(os.path.relpath(paths[row], where)) for row in rows],
+        digests=lambda: file_digests([paths[row] for row in rows]),
     )
 
 
@@ -169,13 +201,15 @@ def _stored(
 ) -> tuple[ImageFiles | PixelStore, np.ndarray]:
     """The readable images, in memory if they fit, else as files, with their rows among the paths.
 
-    Images whose damage shows only when they are decoded are added to `failed`.
+    Images whose damage shows only when they are decoded are added to `failed`. Files are decoded once for this, so that the
+    same images are left out whether or not the data fit in memory.
     """
     rows = np.array([row for row in range(len(paths)) if row not in failed], dtype=np.int64)
     readable = [paths[int(row)] for row in rows]
-    if len(rows) * channels * size[0] * size[1] > most_bytes:
-        return ImageFiles(readable, size, channels), rows
-    pixels, damaged = _decode_all(readable, size, channels)
+    fits = len(rows) * channels * size[0] * size[1] <= most_bytes
+    pixels, damaged = decode_images(readable, size, channels) if fits else (None, _damaged(readable, channels))
     failed.update({int(rows[position]): reason for position, reason in damaged.items()})
     whole = np.array([position for position in range(len(rows)) if position not in damaged], dtype=np.int64)
+    if pixels is None:
+        return ImageFiles([readable[position] for position in whole], size, channels), rows[whole]
     return PixelStore(pixels[whole] if damaged else pixels), rows[whole]

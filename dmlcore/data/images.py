@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-import os
+import functools
 import struct
+import warnings
 import zlib
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from PIL import Image, ImageOps
@@ -31,8 +34,23 @@ IMAGE_SUFFIXES = frozenset(
 )
 _GREY_MODES = frozenset(("1", "L", "LA", "I", "F", "I;16", "I;16L", "I;16B"))
 UNREADABLE = (OSError, ValueError, SyntaxError, EOFError, struct.error, zlib.error, Image.DecompressionBombError)
-_ENDINGS = {"JPEG": b"\xff\xd9", "PNG": b"IEND"}
-_TAIL_BYTES = 4096  # cameras append data behind the end marker
+_WHITE = 255
+warnings.filterwarnings("ignore", module=r"PIL\.")  # remarks on metadata; what cannot be decoded is an error
+
+
+def _with_known_errors(read: Callable[..., Any]) -> Callable[..., Any]:
+    """The same function, which raises one of UNREADABLE whatever Pillow raises for a malformed file."""
+
+    @functools.wraps(read)
+    def reading(*arguments: Any) -> Any:
+        try:
+            return read(*arguments)
+        except UNREADABLE:
+            raise
+        except Exception as error:  # its parsers raise nearly every type: KeyError, TypeError, OverflowError, MemoryError
+            raise OSError(f"{type(error).__name__}: {error}") from error
+
+    return reading
 
 
 @dataclass(frozen=True)
@@ -50,28 +68,25 @@ class Header:
     is_grey: bool
 
 
+@_with_known_errors
 def read_header(path: str) -> Header:
-    """Size and colour of an image file without decoding it. Also checks that JPEG and PNG files are not cut off.
+    """Size and colour of an image file without decoding it.
 
     Raises:
-        one of UNREADABLE: the file is no image, or is incomplete.
+        one of UNREADABLE: the file is no image.
     """
     with Image.open(path) as image:
-        ending = _ENDINGS.get(image.format or "")
         width, height = image.size
         if image.getexif().get(0x0112, 1) >= 5:  # rotated by a quarter turn
             width, height = height, width
-        header = Header(height, width, image.mode in _GREY_MODES)
-    if ending:
-        with open(path, "rb") as file:
-            file.seek(max(0, os.path.getsize(path) - _TAIL_BYTES))
-            if ending not in file.read():
-                raise OSError("the file is cut off")
-    return header
+        return Header(height, width, image.mode in _GREY_MODES)
 
 
+@_with_known_errors
 def decode(path: str, size: tuple[int, int], channels: int) -> np.ndarray:
     """An image resized so that it covers `size`, then cut to it around the centre. Transparency is laid on white.
+
+    16-bit greys become v / 257, rounded. Of 16-bit colours Pillow gives the upper 8 bits. Floats are taken as 0..255.
 
     Args:
         path: an image file.
@@ -82,7 +97,7 @@ def decode(path: str, size: tuple[int, int], channels: int) -> np.ndarray:
         uint8 [channels, height, width].
 
     Raises:
-        one of UNREADABLE: the file is no image, or is damaged.
+        one of UNREADABLE: the file is no image, is damaged or cut off, or has values beyond 16 bits or 0..255.
     """
     with Image.open(path) as opened:
         opened.draft("RGB" if channels == 3 else "L", (size[1], size[0]))  # JPEG: decode at a fraction of the size if enough
@@ -100,7 +115,18 @@ def decode(path: str, size: tuple[int, int], channels: int) -> np.ndarray:
 
 
 def _eight_bit(image: Image.Image) -> Image.Image:
-    values = np.asarray(image).astype(np.float32)
-    if image.mode != "F":
-        values = values / (257 if values.max(initial=0) > 255 else 1)  # 16 bits to 8, unless only 8 are used
-    return Image.fromarray(values.clip(0, 255).round().astype(np.uint8))
+    """Grey of 8 bits from one of 16 or 32 bits or of floats. The scale never depends on what the picture holds."""
+    values = np.asarray(image).astype(np.float64)
+    if image.mode == "F":
+        if not (np.isfinite(values).all() and values.min() >= 0 and values.max() <= 255):
+            raise ValueError("its float pixels are not all in 0..255")
+        if values.max() <= 1 and (values != values.round()).any():
+            raise ValueError("its float pixels all lie in 0..1, but 0..255 is expected: save it with 8 or 16 bits")
+        return Image.fromarray(values.round().astype(np.uint8))
+    if values.min() < 0 or values.max() > 65535:
+        raise ValueError("its pixels are not all in 0..65535: save it with 8 or 16 bits")
+    grey = (values / 257).round()  # 65535 = 257 * 255
+    clear = image.info.get("transparency")
+    if isinstance(clear, int):
+        grey[values == clear] = _WHITE
+    return Image.fromarray(grey.astype(np.uint8))

@@ -5,6 +5,7 @@ batches, with any number of workers.
 from __future__ import annotations
 
 import math
+import signal
 from collections import deque
 from collections.abc import Iterable, Iterator
 from typing import Any
@@ -16,7 +17,9 @@ from torch.utils.data import DataLoader, Dataset
 
 from dmlcore.data.datasets import LabelledDataset
 from dmlcore.data.samplers import BatchSampler
+from dmlcore.errors import TrainingError
 
+_GRACE = 5  # seconds that a process which loads data goes on after it was told to end
 _AHEAD = 2  # batches each worker prepares before they are asked for
 
 
@@ -73,6 +76,7 @@ class Batches(Iterator[tuple[Tensor, Tensor]]):
                 num_workers=workers,
                 prefetch_factor=_AHEAD,
                 generator=torch.Generator(),
+                worker_init_fn=_begin_worker,
             )  # of its own, so that the global random stream is left alone
             self._source: Iterator[tuple[Tensor, Tensor]] = iter(loader)
         else:
@@ -82,10 +86,22 @@ class Batches(Iterator[tuple[Tensor, Tensor]]):
         return self
 
     def __next__(self) -> tuple[Tensor, Tensor]:
-        batch = next(self._source)
+        try:
+            batch = next(self._source)
+        except RuntimeError as error:
+            if "DataLoader worker" in str(error):  # killed, mostly for want of memory
+                raise TrainingError(
+                    f"a process that loads data has died ({_first_line(error)}). Try fewer --workers, or 0 to load in this"
+                    " process."
+                ) from None
+            raise
         if self._asked:
             self._state = self._asked.popleft()
         return batch
+
+    def close(self) -> None:
+        """End the processes that load data, as their parent would at its own end, but late and with a traceback."""
+        self._source = iter(())
 
     def state_dict(self) -> dict[str, Any] | None:
         """The state of a sampler of batches after the batch that was returned last (workers may have asked it for more)."""
@@ -97,6 +113,19 @@ class Batches(Iterator[tuple[Tensor, Tensor]]):
             if self._resumable:
                 self._asked.append(self._resumable.state_dict())
             yield step, indices
+
+
+def _begin_worker(number: int) -> None:
+    """Ctrl-C reaches all processes of a terminal, and a batch system ends all of a job. The one that trains decides what
+    happens, and still needs a batch for the step that it finishes."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    if hasattr(signal, "SIGALRM"):
+        for number in (signal.SIGTERM, signal.SIGHUP):
+            signal.signal(number, lambda *_: signal.alarm(_GRACE))  # nothing handles the alarm: it ends the process
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().splitlines()[0].rstrip(".")
 
 
 class _Steps:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import functools
 import os
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ import numpy as np
 from dmlcore import plugins
 from dmlcore.config import build_options, check_range
 from dmlcore.data.datasets import LabelledDataset
+from dmlcore.data.recorded_splits import RecordedSplit
 from dmlcore.data.sources import DataSource, Table
 from dmlcore.data.split_files import ClassSplit
 from dmlcore.data.splits import PARTS, Splits, check_fractions, check_part, complete_split, split_by_class
@@ -50,8 +52,10 @@ def find_source(data: str) -> tuple[type[DataSource], dict[str, Any]]:
     if plugins.plugin_files.is_reference(data):
         return plugins.find("data", data).component, {}
     path = Path(data).expanduser()
-    if not path.exists():
+    if not os.path.exists(path):  # which says no for a name that is too long or holds a NUL, too
         raise DataError(_why_not_there(data, path, entries))
+    if not path.is_file() and not path.is_dir():
+        raise DataError(f"'{data}' is neither a file nor a folder, but a pipe, a socket or a device. Save the data as a file")
     # A subclass of a source, such as one of a plugin, does not inherit the paths: the two could not be told apart.
     claims = [entry for entry in entries.values() if "claims" in vars(entry.component) and entry.component.claims(path)]
     if len(claims) > 1:
@@ -84,6 +88,8 @@ def open_data(
     image_size: int | None = None,
     default_image_size: int = 64,
     class_split: ClassSplit | None = None,
+    recorded: RecordedSplit | None = None,
+    is_whole: bool = False,
 ) -> Splits:
     """Training, validation and test parts of a data set.
 
@@ -97,6 +103,8 @@ def open_data(
             image files of different sizes become `default_image_size`.
         default_image_size: see there, pixels. A model says what it needs by `dmlcore.models.default_image_size`.
         class_split: says which classes are in which part, instead of the data or the seed.
+        recorded: the split that a run keeps, which goes before all of these. What is new in the data is left out.
+        is_whole: refuse data that lack a sample of `recorded`.
 
     Raises:
         ConfigError: an unknown option, fractions or sizes out of range.
@@ -105,20 +113,37 @@ def open_data(
     data = default_source() if data is None else os.fspath(data)
     check_fractions(fractions)
     source, table = load_table(data, options=options, image_size=image_size, default_image_size=default_image_size)
-    if class_split is not None:
-        split, notes = _split_by_names(table, class_split, data)
+    name = data if data in plugins.registry("data") else str(Path(data).expanduser())
+    if recorded is not None:
+        parts, notes = recorded.datasets(table, is_whole=is_whole)
+        record = recorded.to_json
     else:
-        split, notes = _split_by_source(source, table, fractions, seed, data)
+        if class_split is not None:
+            split, notes = _split_by_names(table, class_split, data)
+        else:
+            split, notes = _split_by_source(source, table, fractions, seed, data)
+        parts = _parts(table, split)
+        record = functools.partial(_record, table, split, name)
     notes = [*table.skipped, *notes]
-    parts: dict[str, LabelledDataset] = {}
-    for part in PARTS:
-        rows = np.flatnonzero(split == part)
+    for part in PARTS if recorded is None or is_whole else ():  # of what a run has left, eval says what can be measured
+        notes += check_part(parts[part], part)
+    return Splits(
+        name, table.kind, table.sample_shape, **parts, notes=notes, seed=seed, sample_names=table.names(), record=record
+    )
+
+
+def _parts(table: Table, split: np.ndarray) -> dict[str, LabelledDataset]:
+    parts = {}
+    for part in (*PARTS, "rest"):
+        rows = np.flatnonzero(split == ("" if part == "rest" else part))
         parts[part] = LabelledDataset(
             table.samples, rows, table.labels[rows], table.class_names, table.sample_shape, table.augmentation
         )
-        notes += check_part(parts[part], part)
-    name = data if data in plugins.registry("data") else str(Path(data).expanduser())
-    return Splits(name, table.kind, table.sample_shape, **parts, notes=notes, seed=seed, sample_names=table.names())
+    return parts
+
+
+def _record(table: Table, split: np.ndarray, name: str) -> bytes:
+    return RecordedSplit.of(table, split, name).to_json()
 
 
 def _split_by_names(table: Table, class_split: ClassSplit, data: str) -> tuple[np.ndarray, list[str]]:
@@ -146,13 +171,23 @@ def _split_by_source(
 
 
 def load_table(
-    data: str, *, options: dict[str, Any] | None = None, image_size: int | None = None, default_image_size: int = 64
+    data: str,
+    *,
+    options: dict[str, Any] | None = None,
+    image_size: int | None = None,
+    default_image_size: int = 64,
+    needs_labels: bool = True,
 ) -> tuple[DataSource, Table]:
-    """The source that a name or path means, and all its samples, checked. Arguments and errors as of `open_data`."""
+    """The source that a name or path means, and all its samples, checked. Arguments and errors as of `open_data`.
+
+    Args:
+        needs_labels: refuse data without labels, or of one class.
+    """
     check_range("image_size", image_size, least=8, most=4096)
     component, implied = find_source(data)
     built = build_options(component.Options, {**(options or {}), **implied}, component.name)
     source = component(built, image_size=image_size, default_image_size=default_image_size)
+    source.needs_labels = needs_labels
     table = source.load()
     _check(table, data)
     if image_size is not None and table.kind == "images" and table.sample_shape[1:] != (image_size, image_size):
@@ -178,6 +213,8 @@ def _check(table: Table, data: str) -> None:
 def _resized(table: Table, image_size: int, data: str) -> Table:
     if not isinstance(table.samples, PixelStore):
         raise PluginError(f"data set '{data}' gives images of {table.sample_shape[1:]}, but {image_size} pixels were asked for")
+    digests = table.content_digests()  # of the data as they are, before another release of PyTorch may resize them otherwise
+    table.digests = lambda: digests
     table.samples = table.samples.resized(image_size)
     table.sample_shape = (table.sample_shape[0], image_size, image_size)
     return table

@@ -30,7 +30,8 @@ class BatchSampler(Sampler[list[int]]):
         classes_per_batch: P, 2..number of classes.
         samples_per_class: K >= 1.
         seed: of the stream.
-        steps: batches until the iteration ends, counted from the very first one. None: it never ends.
+        steps: batches of an epoch. The first iteration ends when the stream has given so many, the next goes on from there and
+            ends after as many more. None: it never ends.
         options: an instance of `Options`, or None for the defaults.
 
     Attributes:
@@ -63,9 +64,10 @@ class BatchSampler(Sampler[list[int]]):
         return self.steps
 
     def __iter__(self) -> Iterator[list[int]]:
-        """Index lists of length P * K, from the current step on."""
+        """Index lists of length P * K, from the current step on to the end of the epoch it is in."""
         size = self.classes_per_batch * self.samples_per_class
-        while self.steps is None or self.step < self.steps:
+        last = self.last_step()
+        while last is None or self.step < last:
             drawn = np.asarray(self.draw(self.step))
             if drawn.shape != (size,) or drawn.dtype.kind not in "iu" or drawn.min() < 0 or drawn.max() >= len(self.labels):
                 raise PluginError(
@@ -74,6 +76,12 @@ class BatchSampler(Sampler[list[int]]):
                 )
             self.step += 1
             yield drawn.tolist()
+
+    def last_step(self) -> int | None:
+        """The step with which the epoch ends that the next batch belongs to. None: there are no epochs."""
+        if not self.steps:
+            return self.steps
+        return (self.step // self.steps + 1) * self.steps
 
     def draw(self, step: int) -> np.ndarray:
         """The rows of a batch, int64 [P * K].
@@ -110,7 +118,7 @@ def create_sampler(
         classes_per_batch: P, 2..number of classes.
         samples_per_class: K >= 1.
         seed: of the stream.
-        steps: batches until the iteration ends. None: it never ends.
+        steps: batches of an epoch, after which an iteration ends. None: it never ends.
         options: of the sampler.
 
     Raises:

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from dmlcore.data.stores import Store
+from dmlcore.data.stores import Store, sample_digests
 
 Augmentation = Callable[[Tensor, torch.Generator], Tensor]
 
@@ -34,6 +34,9 @@ class Table:
             file. None: samples go by their numbers.
         split_note: what the source's own split means, a sentence for the user where it is used.
         class_groups: a group per class, such as the script of a character, by which classes can be parted. None for none.
+        digests: gives uint64 [N] that follow from the content of each sample, where that is more than `samples` hold, such as
+            files. None: they follow from the samples themselves.
+        has_labels: whether the labels mean anything. Samples without labels are all of one class.
     """
 
     kind: Literal["images", "features"]
@@ -47,6 +50,15 @@ class Table:
     sample_names: list[str] | None = None
     split_note: str = ""
     class_groups: list[str] | None = None
+    digests: Callable[[], np.ndarray] | None = None
+    has_labels: bool = True
+    _content_digests: np.ndarray | None = field(default=None, init=False, repr=False)
+
+    def content_digests(self) -> np.ndarray:
+        """A number per sample, uint64 [N], by which it is known again wherever it stands; computed once."""
+        if self._content_digests is None:
+            self._content_digests = self.digests() if self.digests is not None else sample_digests(self.samples)
+        return self._content_digests
 
     def names(self) -> Sequence[str]:
         """A name for every sample: `sample_names`, else their numbers."""
@@ -69,6 +81,9 @@ class DataSource(ABC):
     """Whether it is the data where none is named. One source says so, and its subclasses do not inherit it."""
     reads: ClassVar[str] = ""
     """The paths it claims, in words for messages, such as `a .csv with path,label`. Empty: it goes by its name only."""
+
+    needs_labels: bool = True
+    """Whether data without labels, or of one class, are refused. `load` reads it; only embedding can do without."""
 
     def __init__(self, options: Any, *, image_size: int | None = None, default_image_size: int = 64) -> None:
         self.options = options

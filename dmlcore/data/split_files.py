@@ -14,6 +14,8 @@ from typing import Any
 import numpy as np
 
 from dmlcore.errors import DataError, suggestion
+from dmlcore.plugin_files import is_reference
+from dmlcore.seals import SealError, seal, unseal
 
 FORMAT = "dmlcore-splits-1"
 Episode = dict[str, tuple[str, ...]]
@@ -105,9 +107,22 @@ class SplitFile:
                 return split
         raise DataError(f"there is no split '{identity}'.{suggestion(identity, [split.id for split in self.splits])}")
 
+    def check_data(self) -> None:
+        """Refuse data that would run code: a file of splits is no place to name code in.
+
+        Raises:
+            DataError: its data are a class in a file.
+        """
+        if is_reference(self.data):
+            raise DataError(
+                f"the splits are of '{self.data}', which is code, and no file of splits leads to running code. If you trust it,"
+                f" name it yourself: --data {self.data}"
+            )
+
     def to_json(self) -> bytes:
         """The file's content. The same splits give the same bytes."""
-        return (json.dumps({"format": FORMAT, **asdict(self)}, ensure_ascii=False, separators=(",", ":")) + "\n").encode()
+        content = seal({"format": FORMAT, **asdict(self)})
+        return (json.dumps(content, ensure_ascii=False, separators=(",", ":")) + "\n").encode()
 
     @classmethod
     def read(cls, path: str | Path) -> SplitFile:
@@ -126,7 +141,9 @@ class SplitFile:
             shown = "is a pickle: `dmlcore splits import` reads it" if _is_pickle(path) else f"is no JSON, or cut off ({error})"
             raise DataError(f"the file of splits '{path}' {shown}") from None
         try:
-            return cls._checked(content)
+            return cls._checked(unseal(content)[0])
+        except SealError as error:
+            raise DataError(f"the file of splits '{path}' is damaged: {error}. To edit it, remove its key `checksum`") from None
         except DataError as error:
             raise DataError(f"'{path}': {error}") from None
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -42,6 +42,8 @@ class Splits:
         notes: what the user should know: skipped files, how the data were split.
         seed: of the split.
         sample_names: a name per sample of the source, by the parts' `rows`.
+        rest: samples that are in no part: of classes that a split leaves out, or new since a run was made.
+        record: gives the content of the file that keeps the split (`recorded_splits`). None: there is nothing to keep.
     """
 
     name: str
@@ -53,6 +55,8 @@ class Splits:
     notes: list[str] = field(default_factory=list)
     seed: int = 0
     sample_names: Sequence[str] = ()
+    rest: LabelledDataset | None = None
+    record: Callable[[], bytes] | None = None
 
     def describe(self) -> dict[str, Any]:
         """The source, its parts and the notes as plain values for JSON."""

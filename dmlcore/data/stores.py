@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import os
 from collections.abc import Sequence
 from typing import Protocol
 
@@ -11,6 +13,9 @@ from torch import Tensor
 
 from dmlcore.data.images import UNREADABLE, decode
 from dmlcore.errors import DataError
+
+_CHUNK = 1024  # samples that are looked at at a time
+_BLOCK = 16 * 2**10  # bytes of a large file that are looked at, at three places
 
 
 class Store(Protocol):
@@ -117,3 +122,42 @@ class ImageFiles:
             except UNREADABLE as error:
                 raise DataError(f"image '{path}' cannot be read: {error}. Repair or remove it") from error
         return torch.from_numpy(pixels).float().div_(255)
+
+
+def sample_digests(store: Store) -> np.ndarray:
+    """A number per sample that follows from its values as they are fetched: uint64 [N], equal for equal samples."""
+    digests = np.empty(len(store), dtype=np.uint64)
+    for start in range(0, len(store), _CHUNK):
+        rows = np.arange(start, min(start + _CHUNK, len(store)))
+        for row, values in zip(rows, store.fetch(rows).numpy(), strict=True):
+            digests[row] = _digest(np.ascontiguousarray(values).data)
+    return digests
+
+
+def file_digests(paths: Sequence[str]) -> np.ndarray:
+    """A number per file, uint64 [N], that follows from its length and its bytes: all of them where it is small, else those at
+    its beginning, its middle and its end.
+
+    Raises:
+        DataError: a file cannot be read.
+    """
+    digests = np.empty(len(paths), dtype=np.uint64)
+    for row, path in enumerate(paths):
+        try:
+            with open(path, "rb") as file:
+                size = os.fstat(file.fileno()).st_size
+                content = size.to_bytes(8, "big")
+                if size <= 3 * _BLOCK:
+                    content += file.read()
+                else:
+                    for place in (0, size // 2, size - _BLOCK):
+                        file.seek(place)
+                        content += file.read(_BLOCK)
+        except OSError as error:
+            raise DataError(f"image '{path}' cannot be read: {error.strerror}. Repair or remove it") from error
+        digests[row] = _digest(content)
+    return digests
+
+
+def _digest(content: bytes | memoryview) -> int:
+    return int.from_bytes(hashlib.blake2b(content, digest_size=8).digest(), "big")

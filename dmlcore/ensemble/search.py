@@ -14,6 +14,7 @@ from typing import Any
 from dmlcore.config import check_range
 from dmlcore.errors import ConfigError, TrainingError
 from dmlcore.plugins import find, registry
+from dmlcore.texts import in_markdown
 
 
 @dataclass(frozen=True)
@@ -155,7 +156,7 @@ def report(trials: Sequence[Trial], chosen: Sequence[Trial], left_out: Sequence[
     """
 
     def cell(value: object) -> str:
-        return str(value).replace("|", "\\|")
+        return in_markdown(str(value))
 
     lines = ["| loss | options | MAP@R | seconds | chosen |", "|---|---|---:|---:|---|"]
     ranked = sorted(trials, key=lambda trial: -trial.score if math.isfinite(trial.score) else math.inf)

@@ -23,7 +23,9 @@ class Weighting(nn.Module, abc.ABC):
 
     Learnable weights are parameters of the module; the ensemble puts them into an optimiser group of their own. Running means,
     counters and the like are buffers, so that a resumed run continues where it stopped. Bounds and projections are applied at
-    the start of `forward`, after the optimiser's step. State moves only in training mode.
+    the start of `forward`, after the optimiser's step. State moves only in training mode, and never by a batch with a value
+    that is not finite: a gradient scaler skips such a step, and a mean that took it in would stay spoilt. What a backward pass
+    keeps must be no buffer itself but a copy, because another thread's call may change it before.
 
     In training, an ensemble calls in this order: `learn`, where the class `looks_ahead` and `due()` says so; `observe`, where
     it `reads_gradients`; `forward`.
@@ -124,10 +126,12 @@ class RunningMeans(nn.Module):
 
     @torch.no_grad()
     def update(self, values: Tensor) -> None:
-        """Take in `[L]` values of one step."""
-        self.steps += 1
+        """Take in `[L]` values of one step. A step with a value that is not finite counts as none."""
+        values = values.to(self.mean)
+        finite = torch.isfinite(values).all()  # no host asks: it would wait for the device
+        self.steps += finite
         steps = self.steps if self.horizon is None else self.steps.clamp_max(self.horizon)
-        self.mean += (values.to(self.mean) - self.mean) / steps
+        self.mean.copy_(torch.where(finite, self.mean + (values - self.mean) / steps.clamp_min(1), self.mean))
 
 
 def gradients_at(embeddings: Tensor, terms: Tensor) -> list[Tensor]:

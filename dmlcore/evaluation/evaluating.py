@@ -120,6 +120,17 @@ def raw_features(dataset: LabelledDataset, *, workers: int = 0) -> Tensor:
     return torch.cat(parts)
 
 
+def why_not_ranked(dataset: LabelledDataset) -> str:
+    """Why the measures of retrieval cannot be computed on a data set; empty: they can."""
+    if not len(dataset):
+        return "no samples are left, so nothing can be measured"
+    if dataset.num_classes == len(dataset):
+        return "every class has a single sample, so no query has anything to find, and no measure of retrieval can be computed"
+    if dataset.num_classes == 1:
+        return "there is one class, so whatever a query finds is right, and no measure of retrieval says anything"
+    return ""
+
+
 def evaluate(embeddings: Tensor, dataset: LabelledDataset, metrics: Sequence[Metric] = ()) -> dict[str, Any]:
     """Retrieval metrics of embeddings of a data set, every sample a query against all others, and further measures.
 
@@ -127,9 +138,13 @@ def evaluate(embeddings: Tensor, dataset: LabelledDataset, metrics: Sequence[Met
         embeddings: [N, D].
         dataset: N labels.
         metrics: measures beside those of retrieval, by `METRIC.name` in what is returned.
+
+    Returns:
+        Measures by name, without those of retrieval where these cannot be computed.
     """
     labels = torch.from_numpy(dataset.labels).to(embeddings.device)
-    return {**retrieval_metrics(embeddings, labels), **further(metrics, embeddings, labels)}
+    ranked = {} if why_not_ranked(dataset) else retrieval_metrics(embeddings, labels)
+    return {**ranked, **further(metrics, embeddings, labels)}
 
 
 def evaluate_model(

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from dmlcore.errors import ConfigError, suggestion
 from dmlcore.evaluation import plain
+from dmlcore.evaluation.centring import centred
 from dmlcore.kernels import neighbours
 
 METRICS = ("cosine", "dot", "euclidean")
@@ -29,7 +30,8 @@ def retrieval_metrics(
 
     Without `references` every sample is a query against all others. The references with a query's label are its positives. The
     results are exact: the whole ranking counts, and memory stays bounded. If a negative is exactly as similar as a positive,
-    the negative comes first, so collapsed embeddings score lowest.
+    the negative comes first, so collapsed embeddings score lowest. A common offset of all vectors costs no digits: Euclidean
+    distances are computed without it, and so are cosines of vectors that all point into a narrow cone.
 
     Args:
         embeddings: `[N, D]` finite numbers. float16 and bfloat16 are compared in float32.
@@ -63,9 +65,10 @@ def retrieval_metrics(
     if references is not None or reference_labels is not None:
         x, reference_vectors, reference_classes = _with_references(x, references, reference_labels)
     with torch.no_grad():
+        x, reference_vectors, metric = centred(x, reference_vectors, metric)
         rank = plain.rank_positives if neighbours.why_not(x) else neighbours.rank_positives
         results = rank(x, y, reference_vectors, reference_classes, ks, metric).cpu().numpy()  # [5 + K, N]
-    return _means(results, ks)
+    return _means(results, ks, reference_classes is not None)
 
 
 def _with_references(x: Tensor, references: Any, reference_labels: Any) -> tuple[Tensor, Tensor, Tensor]:
@@ -83,10 +86,12 @@ def _with_references(x: Tensor, references: Any, reference_labels: Any) -> tuple
     return x.to(dtype), vectors.to(dtype), labels
 
 
-def _means(results: np.ndarray, ks: list[int]) -> dict[str, float]:
+def _means(results: np.ndarray, ks: list[int], has_references: bool) -> dict[str, float]:
     """Means over the queries that have a positive, from the rows of `plain.rank_positives`: `[5 + K, N]`."""
     counted = results[0] > 0
     queries = int(counted.sum())
+    if queries == 0 and has_references:
+        raise ConfigError("no query has a positive: references share no label with the queries; see whether both count alike")
     if queries == 0:
         raise ConfigError("no query has a positive: every label occurs once; pass at least two samples of some class")
     if queries < len(counted):

@@ -5,7 +5,7 @@ from dmlcore.kernels import extension
 from dmlcore.kernels.extension import functors, partner_functors, why_not
 from dmlcore.kernels.facts import info
 from dmlcore.kernels.fused import Passed, fused_pass, fused_passes, fused_rows
-from dmlcore.kernels.jit.dispatch import why_missing
+from dmlcore.kernels.jit.dispatch import why_not_loaded
 from dmlcore.kernels.jit.upkeep import build_functors, clear_functors, kept_functors
 from dmlcore.kernels.operator import fused_rows_op  # noqa: F401  registers the operator
 from dmlcore.kernels.passes import FunctorCall, Pass, Relations
@@ -28,6 +28,6 @@ __all__ = [
     "partner_functors",
     "plan_options",
     "recorded_passes",
-    "why_missing",
     "why_not",
+    "why_not_loaded",
 ]

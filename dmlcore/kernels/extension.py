@@ -83,10 +83,10 @@ def use_level(level: str) -> None:
     if level not in CPU.levels():
         raise ConfigError(f"DML_CPU_LEVEL is '{level}', which this machine cannot run.{suggestion(level, CPU.levels())}")
     CPU.use_level(level)
-    look_again()
+    refresh()
 
 
-def look_again() -> None:
+def refresh() -> None:
     """Ask the CPU extension which functors its instruction set has now: another one was chosen, or some were loaded."""
     global FUNCTORS, PARTNERS, generation
     assert CPU is not None
@@ -108,7 +108,7 @@ SWITCH = "DML_FUSED"
 """The environment variable that asks for plain PyTorch everywhere, by `0`."""
 if CPU is not None:
     use_blas(os.environ.get("DML_BLAS", "vendor"))
-    look_again()
+    refresh()
     if os.environ.get("DML_CPU_LEVEL"):
         use_level(os.environ["DML_CPU_LEVEL"])
 elif os.environ.get(SWITCH, "1") != "0":

@@ -223,7 +223,7 @@ def _keeps_graph() -> bool:
 def _ready(pass_: Pass, anchors: Tensor, references: Tensor | None, dtype: torch.dtype) -> Pass:
     """The pass as the kernels want it, with these vectors. One new tuple: this is on the way of every small batch."""
     relations, calls = pass_.relations, pass_.calls
-    if relations != (None, None, None):
+    if relations.own is not None or relations.starts is not None:  # `!=` would ask tensors whether they are None
         relations = Relations(*(None if tensor is None else tensor.contiguous() for tensor in relations))
         if relations.positives is not None and not len(relations.positives):  # no address would mean no lists
             relations = relations._replace(positives=relations.positives.new_zeros(1))

@@ -64,6 +64,14 @@ class Comparison(NamedTuple):
         references = None if self.references is None else self.references.to(dtype)
         return self._replace(anchors=self.anchors.to(dtype), references=references)
 
+    def zeros(self) -> Tensor:
+        """`[A]` 0, but NaN for an anchor with a number that is not finite, and for all where a reference has one.
+
+        Added to values it keeps them from looking sound: comparisons, maxima and masks make something finite of a NaN.
+        """
+        zeros = self.anchors.detach().mul(0).sum(1)
+        return zeros if self.references is None else zeros + self.references.detach().mul(0).sum().to(zeros.dtype)
+
     def with_positives(self) -> Comparison:
         """The same with every anchor's positives listed, as the kernels need them for a relation."""
         if self.relation is None or self.positives is not None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -22,6 +23,12 @@ class CrossBatchMemory(nn.Module):
 
     In evaluation mode the memory does not change. The batch is compared with the memory. It is compared with itself as long as
     the memory is empty or warming up.
+
+    An embedding that is not finite is never stored. While the memory fills, only the others are, and the host waits for the
+    device to know how many. In a full memory its place keeps the older entry, and nothing waits.
+
+    Each process of a `DistributedDataParallel` training keeps a memory of its own: the entries are no buffers, which that
+    wrapper would overwrite by those of one process. They are part of the state dict, and move with the module.
 
     A call changes the memory in place, so call `backward` before the next call. If a plain PyTorch loss still needs entries
     that were replaced, autograd raises an error.
@@ -48,9 +55,6 @@ class CrossBatchMemory(nn.Module):
     warms up by training without the memory and then fills it.
     """
 
-    queue: Tensor
-    labels: Tensor
-
     def __init__(
         self, loss: nn.Module, size: int, embedding_dim: int, *, warmup: int = 0, dtype: torch.dtype = torch.float32
     ) -> None:
@@ -65,8 +69,8 @@ class CrossBatchMemory(nn.Module):
                 raise ConfigError(f"{name} is {number!r}, but must be a whole number >= {least}")
         self.loss = loss
         self.size, self.embedding_dim, self.warmup = size, embedding_dim, warmup
-        self.register_buffer("queue", torch.zeros(size, embedding_dim, dtype=dtype))
-        self.register_buffer("labels", torch.zeros(size, dtype=torch.int64))
+        self.queue = torch.zeros(size, embedding_dim, dtype=dtype)
+        self.labels = torch.zeros(size, dtype=torch.int64)
         self.pointer = self.filled = self.calls = 0
 
     def forward(self, embeddings: Tensor, labels: Tensor, *, relation: Relation | Tensor | None = None) -> Tensor:
@@ -103,7 +107,7 @@ class CrossBatchMemory(nn.Module):
 
     @torch.no_grad()
     def _enqueue(self, embeddings: Tensor, labels: Tensor) -> Tensor:
-        """Put a batch in; returns where each embedding is, `[B]` int64."""
+        """Put a batch in; returns where each embedding is, `[B]` int64, -1 for one that is not finite."""
         count = len(embeddings)
         if embeddings.ndim != 2 or embeddings.shape[1] != self.embedding_dim:
             raise ConfigError(f"the memory holds embeddings [B, {self.embedding_dim}], got {list(embeddings.shape)}")
@@ -121,12 +125,33 @@ class CrossBatchMemory(nn.Module):
             self.labels = torch.zeros(self.size, *labels.shape[1:], dtype=kind, device=self.queue.device)
         if embeddings.device != self.queue.device:
             raise ConfigError(f"embeddings are on {embeddings.device}, but the memory is on {self.queue.device}; use .to()")
-        own = (torch.arange(count, device=self.queue.device) + self.pointer) % self.size
-        self.queue.index_copy_(0, own, embeddings.detach().to(self.queue.dtype))
-        self.labels.index_copy_(0, own, labels.to(self.labels.dtype))
+        vectors, labels = embeddings.detach().to(self.queue.dtype), labels.to(self.labels.dtype)
+        finite = torch.isfinite(vectors).all(1)  # [B]
+        if self.filled < self.size and not bool(finite.all()):
+            own = torch.full((count,), -1, device=vectors.device)
+            own[finite] = self._store(vectors[finite], labels[finite])
+            return own
+        places = (torch.arange(count, device=vectors.device) + self.pointer) % self.size
+        entries = torch.where(finite[:, None], vectors, self.queue[places])
+        shape = (count,) + (1,) * (labels.ndim - 1)
+        self._store(entries, torch.where(finite.view(shape), labels, self.labels[places]))
+        return torch.where(finite, places, -1)
+
+    def _store(self, vectors: Tensor, labels: Tensor) -> Tensor:
+        """Put entries in the next places, which are returned."""
+        count = len(vectors)
+        places = (torch.arange(count, device=vectors.device) + self.pointer) % self.size
+        self.queue.index_copy_(0, places, vectors)
+        self.labels.index_copy_(0, places, labels)
         self.pointer = (self.pointer + count) % self.size
         self.filled = min(self.filled + count, self.size)
-        return own
+        return places
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> CrossBatchMemory:
+        super()._apply(fn, recurse)
+        with torch.no_grad():
+            self.queue, self.labels = fn(self.queue), fn(self.labels)
+        return self
 
     def reset(self) -> None:
         """Forget all entries and start the warm-up again."""

@@ -54,10 +54,15 @@ def label_matrix(labels: Tensor, noun: str) -> Tensor:
         noun: whose labels, for messages.
 
     Raises:
-        ConfigError: no matrix, or other numbers (looked at on the CPU only: elsewhere it would wait).
+        ConfigError: no matrix, a single column of numbers, or other numbers (an assertion of the device on CUDA).
     """
     if labels.ndim != 2:
         raise ConfigError(f"binary labels of {noun} must be a matrix [{len(labels)}, L], got the shape {list(labels.shape)}")
+    if labels.shape[1] == 1 and labels.dtype != torch.bool:  # hardly ever meant: each number but 0 would be the same label
+        raise ConfigError(
+            f"labels of {noun} are a column {list(labels.shape)} of {labels.dtype}; give one label per sample,"
+            f" [{len(labels)}] (labels[:, 0]). A matrix that says of one label who has it must be bool"
+        )
     matrix = labels.bool()
     if labels.dtype != torch.bool and labels.device.type == "cpu" and not torch.compiler.is_compiling():
         if not torch.equal(matrix.to(labels.dtype), labels):

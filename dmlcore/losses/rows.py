@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from dmlcore.errors import PluginError
-from dmlcore.kernels import FunctorCall, partner_functors, why_missing, why_not
+from dmlcore.kernels import FunctorCall, partner_functors, why_not, why_not_loaded
 from dmlcore.losses.base import Against, Loss
 from dmlcore.losses.comparison import Comparison, compare
 from dmlcore.losses.distances import unit
@@ -201,8 +201,10 @@ class RowLoss(Loss):
 
         comparison = comparison.in_dtype()
         if not stream or not self.streams or (comparison.mining is not None and not comparison.mining.miner.by_row):
-            return compute(comparison)
-        return Rows(*streamed_rows(compute, comparison, self.plain_matrices(comparison), self.parameters()))
+            values, counts = compute(comparison)
+        else:
+            values, counts = streamed_rows(compute, comparison, self.plain_matrices(comparison), self.parameters())
+        return Rows(values + comparison.zeros(), counts)
 
     def dense_rows(self, comparison: Comparison) -> Rows:
         """Values and counts from all similarities at once. Losses that need more than one row of them write their own."""
@@ -241,4 +243,4 @@ def _absolute(path: Path | str, module: str | None) -> Path:
 
 @torch.compiler.assume_constant_result
 def _why_no_kernel(loss: type[RowLoss], functor: str, device: str) -> str:
-    return why_not(device) or why_missing(functor, loss.functor_header(), device)
+    return why_not(device) or why_not_loaded(functor, loss.functor_header(), device)

@@ -12,15 +12,17 @@ if TYPE_CHECKING:
     from dmlcore.models.embedding import EmbeddingModel
     from dmlcore.models.naming import default_trunk, find_trunk
     from dmlcore.models.trunks import Trunk
+    from dmlcore.models.weight_names import without_prefixes
 
 _HOMES = {
     "building": ("build_model", "default_image_size"),
     "embedding": ("EmbeddingModel",),
     "naming": ("default_trunk", "find_trunk"),
     "trunks": ("Trunk",),
+    "weight_names": ("without_prefixes",),
 }
 
-__all__ = ["EmbeddingModel", "Trunk", "build_model", "default_image_size", "default_trunk", "find_trunk"]
+__all__ = ["EmbeddingModel", "Trunk", "build_model", "default_image_size", "default_trunk", "find_trunk", "without_prefixes"]
 
 
 def __getattr__(name: str) -> Any:

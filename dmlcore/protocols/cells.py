@@ -21,8 +21,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from dmlcore.errors import ConfigError, TrainingError
-from dmlcore.files import make_folder, plain, write_atomically
+from dmlcore.errors import ConfigError, Interrupted, TrainingError, status_of
+from dmlcore.files import make_folder, plain, remove_temporaries, write_atomically
+from dmlcore.seals import seal, unseal
 
 DONE, WORK = "cells", "work"
 Function = Callable[[dict[str, Any], Path], dict[str, Any]]
@@ -60,7 +61,7 @@ def read_cell(
         TrainingError: the file is damaged.
     """
     try:
-        stored = json.loads(path.read_text(encoding="utf-8"))
+        stored, _ = unseal(json.loads(path.read_text(encoding="utf-8")))
         settings, result = stored["settings"], stored["result"]
         if not is_whole(settings, result):
             raise ValueError("something is missing")
@@ -136,15 +137,17 @@ def run_cells(
     missing = [cell for cell in cells if cell.key not in results]
     if results and missing:
         tell(f"{len(results)} of {len(cells)} cells are there already")
-    make_folder(folder / DONE)
+    for place in {make_folder(folder / DONE), *(path_of(folder, cell.key).parent for cell in cells)}:
+        remove_temporaries(place)
     try:
         with contextlib.closing(_computed(folder, missing, function, processes)) as done:
             for cell, result in done:
                 results[cell.key] = _write_result(folder, cell, result)
                 tell(f"{len(results)} of {len(cells)}: {cell.key}{_headline(result)}")
-    except KeyboardInterrupt:
-        raise KeyboardInterrupt(
-            f"interrupted after {len(results)} of {len(cells)} cells, which are kept in {folder}. Go on by {again}"
+    except KeyboardInterrupt as interrupt:
+        raise Interrupted(
+            f"interrupted after {len(results)} of {len(cells)} cells, which are kept in {folder}. Go on by {again}",
+            status_of(interrupt),
         ) from None
     _remove_empty(folder / WORK)
     return {cell.key: results[cell.key] for cell in cells}
@@ -154,7 +157,7 @@ def _write_result(folder: Path, cell: Cell, result: dict[str, Any]) -> dict[str,
     """Write a cell's file and return the result as the file holds it, so that an interrupted grid gives the same numbers."""
     path = path_of(folder, cell.key)
     path.parent.mkdir(parents=True, exist_ok=True)
-    text = json.dumps({"settings": plain(cell.settings), "result": plain(result)}, indent=1) + "\n"
+    text = json.dumps(seal({"settings": plain(cell.settings), "result": plain(result)}), indent=1) + "\n"
     write_atomically(path, text.encode())
     return json.loads(text)["result"]
 
@@ -236,7 +239,7 @@ def _end_with_parent() -> None:
     parent = multiprocessing.parent_process()
     assert parent is not None
     parent.join()
-    os.kill(os.getpid(), signal.SIGTERM)
+    os.kill(os.getpid(), signal.SIGKILL)  # SIGTERM would wait for the end of a step; what is written is whole in any case
 
 
 def _compute(function: Function, cell: Cell, folder: Path) -> dict[str, Any]:

@@ -24,6 +24,7 @@ def pyplot() -> Any:
     import matplotlib
 
     matplotlib.use("Agg")
+    matplotlib.rcParams["text.parse_math"] = False  # a `$` in a name is no formula
     matplotlib.rcParams["svg.hashsalt"] = "dmlcore"  # the same numbers give the same file
     from matplotlib import pyplot as module
 

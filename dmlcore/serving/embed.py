@@ -10,14 +10,16 @@ import numpy as np
 
 from dmlcore.errors import ConfigError
 from dmlcore.evaluation import evaluating
-from dmlcore.files import make_folder, write_atomically
-from dmlcore.serving.load import PARTS, TrainedRun
+from dmlcore.files import make_folder, remove_temporaries, write_atomically
+from dmlcore.seals import seal_archive
+from dmlcore.serving.load import TrainedRun
 
 
 def write_embeddings(
     run: TrainedRun, data: str, out: str | Path, options: dict[str, Any] | None = None, *, overwrite: bool = False
 ) -> dict[str, Any]:
-    """Write `x` float32 [N, D], `y` int64 [N], `class_name` and `split` (text [N]) of all samples, part by part.
+    """Write `x` float32 [N, D], `split` (text [N]) and, where there are labels, `y` int64 [N] and `class_name` (text [N]) of
+    all samples, part by part. `split` is `none` for samples of the run's data that are in no part, and `all` for other data.
 
     Args:
         run: whose model embeds.
@@ -39,24 +41,28 @@ def write_embeddings(
     if out.exists() and not overwrite:
         raise ConfigError(f"{out} exists already; choose another --out, or replace it with --overwrite")
     make_folder(out.parent)
-    splits = run.open(data, options)
-    parts = {part: getattr(splits, part) for part in PARTS if len(getattr(splits, part))}
+    opened = run.parts(data, options)
+    parts = {name: part for name, part in opened.parts.items() if len(part)}
     workers = run.config.settings.data.workers
-    x = np.concatenate([evaluating.embed(run.model, part, workers=workers).cpu().numpy() for part in parts.values()])
+    arrays: dict[str, Any] = {
+        "x": np.concatenate([evaluating.embed(run.model, part, workers=workers).cpu().numpy() for part in parts.values()]),
+        "split": np.concatenate([np.full(len(part), name) for name, part in parts.items()]),
+    }
+    if opened.has_labels:
+        names = [np.array(part.class_names, dtype=str)[part.dense_labels] for part in parts.values()]
+        arrays |= {"y": np.concatenate([part.labels for part in parts.values()]), "class_name": np.concatenate(names)}
     buffer = io.BytesIO()
-    np.savez(
-        buffer,
-        x=x,
-        y=np.concatenate([part.labels for part in parts.values()]),
-        class_name=np.concatenate([np.array(part.class_names, dtype=str)[part.dense_labels] for part in parts.values()]),
-        split=np.concatenate([np.full(len(part), name) for name, part in parts.items()]),
-    )
+    np.savez(buffer, **arrays)
+    seal_archive(buffer)
+    remove_temporaries(out.parent)
     write_atomically(out, buffer.getbuffer())
     return {
         "out": str(out),
-        "samples": len(x),
-        "embedding_dim": x.shape[1],
+        "samples": len(arrays["x"]),
+        "embedding_dim": arrays["x"].shape[1],
+        "arrays": list(arrays),
         "run": str(run.folder.path),
         "step": run.step,
         "parts": {name: len(part) for name, part in parts.items()},
+        "notes": opened.notes,
     }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -9,17 +10,36 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from dmlcore.data import LabelledDataset, Splits, Table, open_data
+from dmlcore import plugin_files, trust
+from dmlcore.data import LabelledDataset, RecordedSplit, Splits, Table, load_table
 from dmlcore.errors import ConfigError, DataError
 from dmlcore.evaluation import evaluating
 from dmlcore.models import EmbeddingModel
 from dmlcore.training import checkpoints
 from dmlcore.training.building import build_components, build_run_model, choose_device, open_splits
+from dmlcore.training.changes import check_unchanged
 from dmlcore.training.configuration import RunConfig
-from dmlcore.training.folder import RunFolder
+from dmlcore.training.folder import NO_SPLIT, RunFolder
 from dmlcore.training.result import named_metrics
 
-PARTS = ("train", "validation", "test")
+OF_A_MODEL = ("loss", "model", "compressor")  # kinds without which no model is built
+
+
+@dataclass(frozen=True)
+class Parts:
+    """Data as a trained run takes them.
+
+    Attributes:
+        name: of the data.
+        parts: `train`, `validation`, `test` and `none` (in none of these) of the run's own data; else `all`.
+        notes: what the user should know.
+        has_labels: whether the labels mean anything.
+    """
+
+    name: str
+    parts: dict[str, LabelledDataset]
+    notes: list[str] = field(default_factory=list)
+    has_labels: bool = True
 
 
 class TrainedRun:
@@ -29,21 +49,27 @@ class TrainedRun:
         folder: the run's folder.
         checkpoint: `best`, `last` or `previous`.
         device: `auto`, `cpu`, `cuda` or `cuda:N`.
+        trusts_plugins: run the files of code that the folder's `config.toml` names, whoever made it.
 
     Raises:
-        ConfigError: there is no run or no such checkpoint.
+        ConfigError: there is no run or no such checkpoint, or its `config.toml` was changed.
         TrainingError: the checkpoint is damaged; the message names one that is intact.
     """
 
-    def __init__(self, folder: str | Path, *, checkpoint: str = "best", device: str = "auto") -> None:
+    def __init__(
+        self, folder: str | Path, *, checkpoint: str = "best", device: str = "auto", trusts_plugins: bool = False
+    ) -> None:
         self.folder = RunFolder.open(folder)
-        self.config = RunConfig.read_run(self.folder.config)
+        self._trusts_plugins = trusts_plugins
+        self.config = self._read_config()
         self.device = choose_device(device)
+        self._recorded = RecordedSplit.read(self.folder.split) if self.folder.split.exists() else None
         state = checkpoints.load(self.folder.checkpoints, checkpoint)
+        check_unchanged(self.folder, state["config"])
         self.kind: str = state["kind"]
         self.sample_shape: tuple[int, ...] = tuple(state["sample_shape"])
         self.step: int = state["step"]
-        self.model: EmbeddingModel = build_run_model(self.config, self.sample_shape, self.kind)
+        self.model: EmbeddingModel = self._untrained()
         try:
             self.model.load_state_dict(state["model"])
         except RuntimeError as error:
@@ -57,21 +83,72 @@ class TrainedRun:
         with torch.inference_mode():
             return self.model.serve(samples.to(self.device))
 
-    def open(self, data: str | None = None, options: dict[str, Any] | None = None) -> Splits:
-        """The run's own data, or other data brought to the shape the model takes.
+    def _source(self, *kinds: str) -> trust.Folder:
+        return trust.Folder(self.folder.path, (*OF_A_MODEL, *kinds), self._trusts_plugins)
+
+    def _read_config(self, *kinds: str) -> RunConfig:
+        """The configuration; of the components in files, only those that the model and some kinds need are imported."""
+        return RunConfig.read_run(self.folder.config, self._source(*kinds))
+
+    def _untrained(self) -> EmbeddingModel:
+        with trust.reading(self._source()):
+            return build_run_model(self.config, self.sample_shape, self.kind)
+
+    def open(self) -> Splits:
+        """The run's own data, split as when the run was made.
 
         Raises:
-            DataError: the data has another kind or shape.
+            DataError: the data has another kind or shape, or classes that were renamed since; or classes may be called held out
+                that were trained on.
         """
-        if self._is_own(data) and not options:
-            return open_splits(self.config)
-        size = self.sample_shape[1] if self.kind == "images" else None
-        settings = self.config.settings
-        fractions = (settings.data.fractions[0], settings.data.fractions[1], settings.data.fractions[2])
-        assert data is not None
-        splits = open_data(data, options=options, fractions=fractions, seed=settings.run.seed, image_size=size)
-        self.check_fits(data, splits)
+        with trust.reading(self._source("data")):
+            splits = open_splits(self._read_config("data"), self._recorded)
+        self.check_fits(splits.name, splits)
+        if self._recorded is None:
+            self._check_counts(splits)
         return splits
+
+    def parts(self, data: str | None = None, options: dict[str, Any] | None = None) -> Parts:
+        """The run's own data in its parts, or other data brought to the shape the model takes, as one part, `all`.
+
+        Raises:
+            DataError: as `open`.
+        """
+        if data is not None:
+            plugin_files.remember(plugin_files.absolute(data))  # the user named it now
+        if self._is_own(data) and not options:
+            splits = self.open()
+            named = {"train": splits.train, "validation": splits.validation, "test": splits.test, "none": splits.rest}
+            return Parts(splits.name, {name: part for name, part in named.items() if part is not None}, list(splits.notes))
+        size = self.sample_shape[1] if self.kind == "images" else None
+        assert data is not None
+        _, table = load_table(data, options=options, image_size=size, needs_labels=False)
+        self.check_fits(data, table)
+        rows = np.arange(len(table.labels))
+        whole = LabelledDataset(table.samples, rows, table.labels, table.class_names, table.sample_shape)
+        notes = [*table.skipped, *self._notes_on_trained(table)]
+        if self._is_own(data):
+            notes.append("the options are not the run's: some of these classes may have been trained on")
+        return Parts(data, {"all": whole}, notes, table.has_labels)
+
+    def _notes_on_trained(self, table: Table) -> list[str]:
+        if self._recorded is None:
+            return []
+        is_trained = self._recorded.trained_on(table)
+        if not is_trained.any():
+            return []
+        count, classes = int(is_trained.sum()), len(np.unique(table.labels[is_trained]))
+        return [f"not held out: {count:,} of these {len(is_trained):,} samples, of {classes:,} classes, were trained on"]
+
+    def _check_counts(self, splits: Splits) -> None:
+        """Refuse a split that was drawn anew, for want of the run's own, and differs from what the run's result says of it."""
+        splits.notes.append(NO_SPLIT.format(folder=self.folder.path))
+        parts = self.folder.read_result().get("data", {}).get("parts") if self.folder.result.exists() else None
+        if parts is not None and parts != splits.describe()["parts"]:
+            raise DataError(
+                f"{splits.name} has changed since the run in {self.folder.path} was made, which keeps no split.json: classes"
+                f" would be called held out that were trained on. Evaluate it on other data by --data, or train again"
+            )
 
     def check_fits(self, data: str, samples: Splits | Table) -> None:
         """Refuse data that the model cannot take.
@@ -95,35 +172,29 @@ class TrainedRun:
         return data is None or data == own or (Path(own).is_absolute() and Path(data).expanduser().resolve() == Path(own))
 
     def evaluate(self, data: str | None = None, options: dict[str, Any] | None = None) -> dict[str, Any]:
-        """Metrics and baselines: of the run's validation and test classes, or of all classes of other data."""
-        splits = self.open(data, options)
-        is_own = self._is_own(data) and not options
-        notes = list(splits.notes)
-        if not is_own and self._is_own(data):
-            notes.append("the options are not the run's: some of these classes may have been trained on")
-        parts = {part: getattr(splits, part) for part in PARTS[1:]} if is_own else {"all": _whole(splits)}
-        untrained = build_run_model(self.config, self.sample_shape, self.kind).to(self.device)
+        """Metrics and baselines: of the run's validation and test classes, or of all classes of other data.
+
+        Raises:
+            DataError: the data cannot be used, or has no labels.
+        """
+        opened = self.parts(data, options)
+        if not opened.has_labels:
+            raise DataError(f"'{data}' has no labels, so nothing can be measured on it. `dmlcore embed` writes its embeddings")
+        parts = {name: part for name, part in opened.parts.items() if name in ("validation", "test", "all")}
+        notes = [*opened.notes, *(f"{name}: {why}" for name, part in parts.items() if (why := evaluating.why_not_ranked(part)))]
+        parts = {name: part for name, part in parts.items() if len(part)}
+        untrained = self._untrained().to(self.device)
         untrained.served = "whole"
         workers = self.config.settings.data.workers
-        measures = build_components(self.config, "metric")
+        with trust.reading(self._source("metric")):
+            measures = build_components(self._read_config("metric"), "metric")
         metrics, baselines = evaluating.compare(self.model, untrained, parts, kind=self.kind, workers=workers, metrics=measures)
         return {
             "run": str(self.folder.path),
             "step": self.step,
-            "data": splits.name,
+            "data": opened.name,
             "metrics": metrics,
             "baselines": baselines,
             **named_metrics(self.model, parts, workers, measures),
             "notes": notes,
         }
-
-
-def _whole(splits: Splits) -> LabelledDataset:
-    """All samples of the data as one part."""
-    parts = [getattr(splits, part) for part in PARTS]
-    labels = np.concatenate([part.labels for part in parts])
-    names = [""] * (int(labels.max()) + 1)
-    for part in parts:
-        for label, dense in zip(part.labels.tolist(), part.dense_labels.tolist(), strict=True):
-            names[label] = part.class_names[dense]
-    return LabelledDataset(parts[0].samples, np.concatenate([part.rows for part in parts]), labels, names, splits.sample_shape)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from dmlcore.errors import ConfigError, DmlcoreError, PluginError
-from dmlcore.kernels import extension, info, why_missing
+from dmlcore.kernels import extension, info, why_not_loaded
 from dmlcore.kernels.jit.cpu_functors import build
 from dmlcore.losses import CrossBatchMemory, Loss, ProxyLoss, RowLoss, create
 from dmlcore.testing import memory
@@ -175,7 +175,7 @@ class _Checks:
         call = loss.functor_call() if isinstance(loss, RowLoss) else ""
         reason = loss.why_not_fused or extension.why_not("cuda")
         if not reason and isinstance(loss, RowLoss) and not isinstance(call, str):
-            reason = why_missing(call.functor, loss.functor_header(), "cuda")
+            reason = why_not_loaded(call.functor, loss.functor_header(), "cuda")
         if reason:
             raise NotApplicable(reason)
         return self.fused_is_plain("cuda", torch.float32, 1e-4)

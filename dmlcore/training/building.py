@@ -12,7 +12,7 @@ import torch
 
 from dmlcore import losses, plugins
 from dmlcore.config import build_options
-from dmlcore.data import BatchSampler, SplitFile, Splits, Transforms, open_data
+from dmlcore.data import BatchSampler, RecordedSplit, SplitFile, Splits, Transforms, open_data
 from dmlcore.ensemble import Compressor, LossEnsemble
 from dmlcore.errors import ConfigError
 from dmlcore.models import EmbeddingModel, build_model, default_image_size
@@ -57,8 +57,14 @@ def limited(steps: int) -> int:
     return min(steps, int(limit)) if limit else steps
 
 
-def open_splits(config: RunConfig) -> Splits:
-    """The data of a configuration, in its three parts."""
+def open_splits(config: RunConfig, recorded: RecordedSplit | None = None, *, is_whole: bool = False) -> Splits:
+    """The data of a configuration, in its three parts.
+
+    Args:
+        config: what to do.
+        recorded: the split that the run's folder keeps, if it does.
+        is_whole: refuse data that lack a sample of `recorded`.
+    """
     settings = config.settings.data
     trunk = config.settings.model.trunk
     splits = open_data(
@@ -68,7 +74,9 @@ def open_splits(config: RunConfig) -> Splits:
         seed=config.settings.run.seed,
         image_size=settings.image_size,
         default_image_size=default_image_size(trunk, config.options_of("model") if trunk else None),
-        class_split=SplitFile.read(settings.splits).find(settings.split) if settings.splits else None,
+        class_split=SplitFile.read(settings.splits).find(settings.split) if settings.splits and recorded is None else None,
+        recorded=recorded,
+        is_whole=is_whole,
     )
     if settings.transforms is not None:
         splits.train.augmentation = Transforms(build_components(config, "transform"), splits.kind)

@@ -1,38 +1,47 @@
 """Checkpoints: `last` continues a run exactly, `previous` is the one before it, `best` holds the weights to evaluate.
 
-Files are written atomically and read with `weights_only`, so that opening one runs no code from it.
+Files are written atomically and read with `weights_only`, so that opening one runs no code from it. Each carries a checksum.
+At every moment of a write an intact checkpoint lies in the folder: under its own name, under the name of a fresh one
+(`last.new.pt`), or as the one before it (`previous.pt`, `best.before.pt`).
 """
 
 from __future__ import annotations
 
+import contextlib
 import io
 import os
+import pickle
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from dmlcore.errors import ConfigError, TrainingError
-from dmlcore.files import write_atomically, write_error
+from dmlcore.files import sync_folder, write_atomically, write_error
+from dmlcore.seals import SealError, check_archive, seal_archive
 
-FORMAT = "dmlcore-checkpoint-1"
+FORMAT = "dmlcore-checkpoint-2"
 NAMES = ("best", "last", "previous")
+KEYS = ("step", "kind", "sample_shape", "model", "ensemble", "config")
+BEFORE = {"last": "previous", "best": "best.before"}
+"""Under which name the checkpoint that is replaced stays."""
 
 
 def path_of(folder: Path, name: str) -> Path:
     """Where a checkpoint of a name lies in the folder of checkpoints."""
     if name not in NAMES:
         raise ConfigError(f"there is no checkpoint '{name}'; known: {', '.join(NAMES)}")
-    return folder / f"{name}.pt"
+    return _file(folder, name)
 
 
 def save(folder: Path, name: str, state: dict[str, Any]) -> Path:
-    """Write a checkpoint; a `last` that exists becomes `previous`.
+    """Write a checkpoint. The one of that name that exists stays as in `BEFORE`.
 
     Args:
         folder: the run's folder of checkpoints.
-        name: one of `NAMES`.
-        state: tensors, numbers, texts, lists and dicts.
+        name: `last` or `best`.
+        state: tensors, numbers, texts, lists and dicts, with at least `KEYS`.
 
     Returns:
         Its path.
@@ -42,19 +51,18 @@ def save(folder: Path, name: str, state: dict[str, Any]) -> Path:
     """
     buffer = io.BytesIO()  # torch's own file writer reports a full disk as an opaque RuntimeError
     torch.save({"format": FORMAT, **state}, buffer)
-    path = path_of(folder, name)
-    fresh = path.with_name(f"{name}.new.pt")
-    write_atomically(fresh, buffer.getbuffer())
-    try:
-        if name == "last" and path.exists():
-            os.replace(path, path_of(folder, "previous"))
-        os.replace(fresh, path)
-    except OSError as error:
-        raise write_error(path, error) from error
-    return path
+    seal_archive(buffer)
+    write_atomically(_file(folder, f"{name}.new"), buffer.getbuffer())
+    return _put_in_place(folder, name)
 
 
-def load(folder: Path, name: str, device: torch.device | str = "cpu", instead: tuple[str, ...] = NAMES) -> dict[str, Any]:
+def forget_best_before(folder: Path) -> None:
+    """Remove the best checkpoint but one, which no state names any more."""
+    with contextlib.suppress(OSError):
+        _file(folder, BEFORE["best"]).unlink(missing_ok=True)
+
+
+def load(folder: Path, name: str, device: torch.device | str = "cpu", instead: Sequence[str] = NAMES) -> dict[str, Any]:
     """Read a checkpoint.
 
     Args:
@@ -75,6 +83,8 @@ def load(folder: Path, name: str, device: torch.device | str = "cpu", instead: t
         )
     try:
         return _read(path, device)
+    except _Foreign as error:
+        raise TrainingError(f"{path} {error}") from None
     except Exception as error:
         advice = "No other checkpoint is intact; start again."
         for other in instead:
@@ -87,10 +97,134 @@ def load(folder: Path, name: str, device: torch.device | str = "cpu", instead: t
         raise TrainingError(f"the checkpoint {path} is damaged ({_first_line(error)}). {advice}") from error
 
 
+def load_newest(folder: Path, note: Callable[[str], None]) -> dict[str, Any] | None:
+    """The newest intact checkpoint to continue from, whichever file an interrupted write left it in. None: there is no file.
+
+    Args:
+        folder: the run's folder of checkpoints.
+        note: is told in a sentence where it is not `last.pt`.
+
+    Raises:
+        TrainingError: there are files, and none is intact.
+    """
+    newest, name_of_newest, faults = None, "", {}
+    for name in ("last.new", "last", "previous"):
+        path = _file(folder, name)
+        if name == "previous" and newest is not None:
+            break  # it is older than any `last`
+        if not path.exists():
+            continue
+        try:
+            state = _read(path, "cpu")
+        except Exception as error:
+            faults[path] = _first_line(error)
+            continue
+        if newest is None or state["step"] > newest["step"]:
+            newest, name_of_newest = state, name
+    if newest is None and faults:
+        told = "; ".join(f"{path.name}: {fault}" for path, fault in faults.items())
+        raise TrainingError(f"no checkpoint in {folder} is intact ({told}). Start again in another folder.")
+    if newest is not None and name_of_newest != "last":
+        why = "".join(f" {path.name} is damaged ({fault})." for path, fault in faults.items())
+        note(f"the run goes on from {name_of_newest}.pt, the newest intact checkpoint, of step {newest['step']}.{why}")
+    if name_of_newest == "last.new":  # finish what was interrupted
+        _put_in_place(folder, "last")
+    for name in ("last", "best"):
+        with contextlib.suppress(OSError):
+            _file(folder, f"{name}.new").unlink(missing_ok=True)
+    return newest
+
+
+def check_best(folder: Path, step: int, now: int) -> None:
+    """See that `best.pt` is the one that a state names, and bring it back where a later one replaced it.
+
+    Args:
+        folder: the run's folder of checkpoints.
+        step: of the best checkpoint by the state.
+        now: the step of the state. A best one from beyond it is written anew when the run gets there.
+
+    Raises:
+        TrainingError: it is another one, or damaged.
+    """
+    if step < 0:
+        return
+    path, faults = path_of(folder, "best"), []
+    for name in ("best", BEFORE["best"]):
+        if not _file(folder, name).exists():
+            faults.append(f"there is no {name}.pt")
+            continue
+        try:
+            there = _read(_file(folder, name), "cpu")["step"]
+        except Exception as error:
+            faults.append(f"{name}.pt is damaged ({_first_line(error)})")
+            continue
+        if there == step:
+            if name != "best":
+                os.replace(_file(folder, name), path)
+                sync_folder(folder)
+            return
+        if name == "best" and there > now:
+            faults.append(f"{name}.pt is of step {there}, beyond the state")
+            continue
+        faults.append(f"{name}.pt is of step {there}")
+    if faults[0].endswith("beyond the state"):
+        return
+    raise TrainingError(f"the best checkpoint of this run is of step {step}, but in {folder} {', and '.join(faults)}")
+
+
+def _put_in_place(folder: Path, name: str) -> Path:
+    """Give a fresh checkpoint its name, and the one that has it the name in `BEFORE`."""
+    path = path_of(folder, name)
+    try:
+        if path.exists():
+            _keep(path, _file(folder, BEFORE[name]))
+        os.replace(_file(folder, f"{name}.new"), path)
+        sync_folder(folder)
+    except OSError as error:
+        raise write_error(path, error) from error
+    return path
+
+
+def _keep(path: Path, before: Path) -> None:
+    """Give a file a second name, so that the first one never lacks it. A file system without links renames it."""
+    link = before.with_name(f".{before.name}.{os.getpid()}.tmp")
+    try:
+        link.unlink(missing_ok=True)
+        os.link(path, link)
+    except OSError:
+        os.replace(path, before)
+    else:
+        os.replace(link, before)
+        link.unlink(missing_ok=True)  # where both names were of one file already, nothing was renamed
+
+
+class _Foreign(Exception):
+    """A file that is whole, but no checkpoint of this version of dmlcore."""
+
+
+def _file(folder: Path, name: str) -> Path:
+    return folder / f"{name}.pt"
+
+
 def _read(path: Path, device: torch.device | str) -> dict[str, Any]:
-    state = torch.load(path, map_location=device, weights_only=True)
+    content = path.read_bytes()
+    is_sealed = check_archive(content)
+    try:
+        state = torch.load(io.BytesIO(content), map_location=device, weights_only=True)
+    except pickle.UnpicklingError as error:
+        if "weights_only" in str(error) or "Unsupported" in str(error):
+            raise _Foreign(
+                "is no checkpoint of dmlcore: it holds code, which would run when it is opened, so it was not opened"
+            ) from error
+        raise
     if not isinstance(state, dict) or state.get("format") != FORMAT:
-        raise ValueError(f"its format is not {FORMAT}")
+        form = state.get("format") if isinstance(state, dict) else type(state).__name__
+        raise _Foreign(f"is no checkpoint of this version of dmlcore: its format is {str(form)[:40]!r}, not {FORMAT!r}")
+    if not is_sealed:
+        raise SealError("it has no checksum")
+    missing = [key for key in KEYS if key not in state]
+    if missing:
+        raise ValueError(f"it has no '{missing[0]}'")
     return state
 
 

@@ -28,7 +28,7 @@ class Component:
         table: name of the table of its options, as in `--TABLE.option`.
         kind: as in `plugins.KINDS`.
         name: as the settings choose it.
-        options: its options class; None: it takes none.
+        options: its options class; None: it takes none, or is in a file that is not run (`plugin_files.is_left_out`).
         implied: options that the name itself gives, such as the path behind `--data`.
     """
 
@@ -49,6 +49,8 @@ def data_component(name: str) -> Component:
     """The source that `--data` names, whose path is implied."""
     from dmlcore.data import find_source
 
+    if plugins.plugin_files.is_left_out("data", name):
+        return Component(name, "data", name, None)
     source, implied = find_source(name)
     return Component(source.name, "data", name, source.Options, implied)
 
@@ -57,6 +59,8 @@ def model_component(name: str) -> Component:
     """The trunk that `--model` names."""
     from dmlcore.models import find_trunk
 
+    if plugins.plugin_files.is_left_out("model", name):
+        return Component(name, "model", name, None)
     trunk, implied = find_trunk(name, "images")
     return Component(trunk.name, "model", name, trunk.Options, implied)
 
@@ -85,6 +89,8 @@ def components(settings: Settings) -> dict[str, Component]:
 
 
 def _named(kind: str, name: str, table: str = "") -> Component:
+    if plugins.plugin_files.is_left_out(kind, name):
+        return Component(name, kind, name, None)  # its table would go by the name of the class in the file
     component = plugins.find(kind, name).component
     return Component(table or component.name, kind, name, getattr(component, "Options", None))
 

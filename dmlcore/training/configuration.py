@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from dmlcore import plugins
+from dmlcore import plugins, trust
 from dmlcore.config import build_options
 from dmlcore.errors import ConfigError, suggestion
 from dmlcore.training.components import KIND_OF, Component, choose, why_not_chosen, with_own_names
@@ -44,13 +44,18 @@ class RunConfig:
         return cls.resolve([Source.read(path)])
 
     @classmethod
-    def read_run(cls, path: Path) -> RunConfig:
+    def read_run(cls, path: Path, folder: trust.Folder) -> RunConfig:
         """From the `config.toml` of a run.
 
+        Args:
+            path: of the file.
+            folder: which of the components in files are needed, and whether the user consents to run these.
+
         Raises:
-            ConfigError: another version of dmlcore wrote it.
+            ConfigError: another version of dmlcore wrote it; it names a file of code that the user did not consent to.
         """
-        return cls.resolve([Source.read_run(path)])
+        with trust.reading(folder):
+            return cls.resolve([Source.read_run(path)])
 
     @classmethod
     def resolve(cls, sources: list[Source]) -> RunConfig:
@@ -146,7 +151,10 @@ class RunConfig:
 
 
 def _check_tables(source: Source, components: dict[str, Component]) -> None:
+    left_out = any(plugins.plugin_files.is_left_out(c.kind, c.name) for c in components.values())
     for table, values in source.tables.items():
+        if table not in components and left_out:
+            continue  # of a component whose name nobody knows, since its file was not run
         if table not in components:
             raise source.error(why_not_chosen(table, components))
         names = components[table].option_names()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -69,8 +70,10 @@ class Compression:
         self.optimiser.zero_grad(set_to_none=True)
         value = compressor.online_loss(z)
         value.backward()
-        self.optimiser.step()
-        return float(value.detach())
+        loss = float(value.detach())
+        if math.isfinite(loss):  # otherwise Adam's means would stay spoilt
+            self.optimiser.step()
+        return loss
 
     def fit(self, dataset: LabelledDataset, workers: int) -> None:
         """Fit a compressor that is not trained online to the embeddings of the training data, without augmentation."""

@@ -4,16 +4,26 @@
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import json
-from collections.abc import Sequence
+import os
+from collections.abc import Callable, Sequence
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from dmlcore.errors import ConfigError, suggestion
-from dmlcore.files import in_file_name, make_folder, plain, write_atomically, write_error
+from dmlcore.errors import ConfigError, TrainingError, suggestion
+from dmlcore.files import in_file_name, make_folder, plain, remove_temporaries, write_atomically, write_error
+from dmlcore.locks import NAME as LOCK
+from dmlcore.locks import FolderLock
+from dmlcore.seals import seal, unseal
 
-CONFIG, METRICS, RESULT, CHECKPOINTS = "config.toml", "metrics.jsonl", "result.json", "checkpoints"
+CONFIG, METRICS, RESULT, CHECKPOINTS, SPLIT = "config.toml", "metrics.jsonl", "result.json", "checkpoints", "split.json"
+NO_SPLIT = (
+    "{folder} keeps no split.json, as an older version of dmlcore made it: its classes are split anew from the data as they are"
+    " now. If they have changed since, classes may be held out that were trained on."
+)
 
 
 class RunFolder:
@@ -29,6 +39,9 @@ class RunFolder:
         self.metrics = path / METRICS
         self.result = path / RESULT
         self.checkpoints = path / CHECKPOINTS
+        self.split = path / SPLIT
+        self._lock: FolderLock | None = None
+        self._is_new = False
 
     @classmethod
     def choose(cls, path: str | Path | None, losses: Sequence[str]) -> RunFolder:
@@ -47,25 +60,65 @@ class RunFolder:
             while path.exists():
                 path, number = Path("runs") / f"{stem}-{number}", number + 1
         path = Path(path)
-        if (path / CONFIG).exists():
-            raise ConfigError(
-                f"{path} already holds a run. Choose another --out, or continue it with `dmlcore train --resume {path}`."
-            )
-        unfinished_search = {"search.json", "search.md", "search"}
-        if path.exists() and (not path.is_dir() or any(entry.name not in unfinished_search for entry in path.iterdir())):
+        cls(path).check_is_new()
+        if path.exists() and (not path.is_dir() or any(not _is_of_a_beginning(entry) for entry in path.iterdir())):
             raise ConfigError(f"{path} exists and is not an empty folder. Choose another --out.")
-        return cls(path)
+        folder = cls(path)
+        folder._is_new = True
+        return folder
 
-    def make(self, config: str) -> None:
-        """Make the folder and write `config.toml`.
+    def check_is_new(self) -> None:
+        """Raise ConfigError where a run is."""
+        if self.config.exists():
+            raise ConfigError(
+                f"{self.path} already holds a run. Choose another --out, or continue it with"
+                f" `dmlcore train --resume {self.path}`."
+            )
+
+    def make(self, config: str, split: bytes | None = None) -> None:
+        """Make the folder, which is locked, and write `split.json` and `config.toml`.
+
+        Args:
+            config: the text of `config.toml`.
+            split: the content of `split.json`. None: it stays as it is.
 
         Raises:
             ConfigError: the folder cannot be made.
             TrainingError: the disk is full.
         """
-        make_folder(self.path)
         make_folder(self.checkpoints)
+        if split is not None:
+            write_atomically(self.split, split)
+        self.write_config(config)  # last: it says that there is a run
+
+    def write_config(self, config: str) -> None:
+        """Write `config.toml`."""
         write_atomically(self.config, config.encode())
+
+    def lock(self, note: Callable[[str], None] = lambda text: None) -> None:
+        """Take the folder for this process until `unlock`, and remove what dead ones left half written.
+
+        Args:
+            note: is told in a sentence where the file system cannot lock.
+
+        Raises:
+            ConfigError: another process has it or made a run in it, or it cannot be made.
+        """
+        if self._lock is not None:
+            return
+        make_folder(self.path)
+        self._lock = FolderLock(self.path, note)
+        if self._is_new:
+            self.check_is_new()  # another process may have made a run since the folder was chosen
+            self._is_new = False
+        for folder in (self.path, self.checkpoints):
+            remove_temporaries(folder)
+
+    def unlock(self) -> None:
+        """Let other processes in."""
+        if self._lock is not None:
+            self._lock.release()
+            self._lock = None
 
     @classmethod
     def open(cls, path: str | Path) -> RunFolder:
@@ -81,30 +134,71 @@ class RunFolder:
         return cls(path)
 
     def append(self, record: dict[str, Any]) -> None:
-        """Add one line to `metrics.jsonl`."""
+        """Add one line to `metrics.jsonl`. A line that cannot be written whole is taken back."""
+        line, size = (json.dumps(plain(record)) + "\n").encode(), None
         try:
-            with open(self.metrics, "a", encoding="utf-8") as file:
-                file.write(json.dumps(plain(record)) + "\n")
+            with open(self.metrics, "ab", buffering=0) as file:
+                size = file.seek(0, os.SEEK_END)
+                if file.write(line) != len(line):
+                    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         except OSError as error:
+            if size is not None:
+                with contextlib.suppress(OSError):
+                    os.truncate(self.metrics, size)
             raise write_error(self.metrics, error) from error
 
     def records(self) -> list[dict[str, Any]]:
-        """The lines of `metrics.jsonl`; a last line that was cut off is left out."""
+        """The lines of `metrics.jsonl`. A last line that was cut off is left out.
+
+        Raises:
+            TrainingError: another line is damaged.
+        """
         if not self.metrics.exists():
             return []
-        records = []
-        for line in self.metrics.read_text(encoding="utf-8").splitlines():
+        records, lines = [], self.metrics.read_text(encoding="utf-8", errors="replace").splitlines()
+        for number, line in enumerate(lines, 1):
             try:
-                records.append(json.loads(line))
-            except json.JSONDecodeError:
-                break
+                record = json.loads(line)
+                if not isinstance(record, dict) or not isinstance(record.get("step", 0), int):
+                    raise ValueError("no record")
+            except (ValueError, RecursionError):
+                if number == len(lines):
+                    break
+                raise TrainingError(
+                    f"line {number} of {self.metrics} is damaged; {len(lines) - number} lines follow. Correct or remove it"
+                ) from None
+            records.append(record)
         return records
 
-    def drop_records_after(self, step: int) -> None:
-        """Drop the lines after a step, which a resumed run writes again."""
-        lines = [json.dumps(record) + "\n" for record in self.records() if record.get("step", 0) <= step]
+    def drop_records_after(self, step: int, evaluated: int | None = None) -> None:
+        """Drop the lines after a step, and the evaluations after another, which a resumed run writes again."""
+        last = {"evaluation": step if evaluated is None else evaluated}
+        records = [record for record in self.records() if record.get("step", 0) <= last.get(record.get("kind", ""), step)]
+        lines = [json.dumps(record) + "\n" for record in records]
         write_atomically(self.metrics, "".join(lines).encode())
+
+    def read_result(self) -> dict[str, Any]:
+        """What `result.json` holds.
+
+        Raises:
+            TrainingError: it is damaged.
+        """
+        try:
+            result, _ = unseal(json.loads(self.result.read_bytes()))
+            if not isinstance(result, dict):
+                raise ValueError("it is no table")
+            return result
+        except (OSError, ValueError, RecursionError) as error:
+            raise TrainingError(f"{self.result} is damaged ({' '.join(str(error).split())[:120]})") from error
 
     def write_result(self, result: dict[str, Any]) -> None:
         """Write `result.json`."""
-        write_atomically(self.result, (json.dumps(plain(result), indent=2) + "\n").encode())
+        write_atomically(self.result, (json.dumps(seal(plain(result)), indent=2) + "\n").encode())
+
+
+def _is_of_a_beginning(path: Path) -> bool:
+    """Whether a file may be left by a run or a search that ended before its configuration was written."""
+    if path.name == CHECKPOINTS and path.is_dir():
+        return not any(path.iterdir())
+    is_temporary = path.name.startswith(".") and path.name.endswith(".tmp")
+    return is_temporary or path.name in (LOCK, SPLIT, "search.json", "search.md", "search")

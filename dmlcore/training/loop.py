@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -12,9 +13,10 @@ from typing import Any
 from torch import Tensor
 
 from dmlcore import plugins
+from dmlcore.errors import Interrupted, status_of
 from dmlcore.evaluation import evaluating
+from dmlcore.interruption import Interruption
 from dmlcore.training.events import Events
-from dmlcore.training.interruption import Interruption
 from dmlcore.training.loggers import Logger
 from dmlcore.training.result import CHOSEN_BY, final_result
 from dmlcore.training.run import Run
@@ -28,19 +30,24 @@ class Training:
         run: what to train.
         loggers: told of everything.
         state: of a checkpoint to continue from, or None: a new run, whose folder is made.
+        deadline: time of `time.monotonic` at which the run saves and ends, or None.
     """
 
-    def __init__(self, run: Run, loggers: Sequence[Logger], state: dict[str, Any] | None) -> None:
+    def __init__(
+        self, run: Run, loggers: Sequence[Logger], state: dict[str, Any] | None, deadline: float | None = None
+    ) -> None:
         self.run = run
+        self.deadline = deadline
         self.events = Events(run, loggers)
         self.interruption = Interruption()
         self.is_between_steps = True
+        run.folder.lock(self.events.note)
         if state is None:
-            run.folder.make(run.config.toml())
+            run.folder.make(run.config.toml(), run.splits.record() if run.splits.record is not None else None)
             run.folder.drop_records_after(-1)
         else:
             run.restore(state)
-            run.folder.drop_records_after(run.step)
+            run.folder.drop_records_after(run.step, run.evaluated)
         self.began = time.perf_counter() - run.seconds
 
     def run_all(self) -> dict[str, Any]:
@@ -57,21 +64,30 @@ class Training:
                 result = self._finish()
                 events.tell("training_ended", lambda logger: logger.ended(run, result), result=result)
             return result
-        except KeyboardInterrupt:
-            if self.is_between_steps and run.saved != run.step:
-                self._save()
+        except KeyboardInterrupt as interrupt:
+            status = status_of(interrupt)
+            with self.interruption.installed(), contextlib.suppress(KeyboardInterrupt), self.interruption.held():
+                if self.is_between_steps and run.saved != run.step:
+                    self._save()
+            what = "interrupted" if status else f"its time of {run.config.settings.run.stop_after} is up: stopped"
             saved = f"the checkpoint of step {run.saved} is saved" if run.saved >= 0 else "nothing was saved yet"
-            raise KeyboardInterrupt(
-                f"interrupted after step {run.step} of {run.steps}; {saved}."
-                f" Continue by: dmlcore train --resume {run.folder.path}"
+            raise Interrupted(
+                f"{what} after step {run.step} of {run.steps}; {saved}. Continue by: dmlcore train --resume {run.folder.path}",
+                status,
             ) from None
         finally:
             events.close()
+            run.close()
+            run.folder.unlock()
 
     def train_only(self) -> None:
         """Train and evaluate on the validation classes; no result is written."""
-        with self.interruption.installed():
-            self._train()
+        try:
+            with self.interruption.installed():
+                self._train()
+        finally:
+            self.run.close()
+            self.run.folder.unlock()
 
     def step(self, batches: Iterator[tuple[Tensor, Tensor]]) -> None:
         """One step on the next batch, recorded; an interrupt waits for its end."""
@@ -83,8 +99,9 @@ class Training:
             measured = take_step(run, inputs, labels)
             measured.images_per_second = len(labels) / (time.perf_counter() - began)
             record = measured.as_dict()
-            self.is_between_steps = True
-            run.folder.append(record)
+            with self.interruption.held():  # a state that is saved has the records of all its steps
+                run.folder.append(record)
+                self.is_between_steps = True
             self.events.tell("step_ended", lambda logger: logger.step_ended(run, record), record=record)
 
     def _train(self) -> None:
@@ -96,6 +113,8 @@ class Training:
             self.step(batches)
             if self._is_evaluated_now():
                 self._evaluate()
+            if self.deadline is not None and time.monotonic() >= self.deadline and run.step < run.steps:
+                raise Interrupted(status=0)
 
     def _is_evaluated_now(self) -> bool:
         run = self.run
@@ -110,24 +129,35 @@ class Training:
         metrics = evaluating.evaluate_model(
             run.model, run.splits.validation, workers=run.config.settings.data.workers, metrics=run.metrics
         )
-        # The record, the checkpoints and the position belong together: an interrupt waits until all are written.
+        is_best = metrics[CHOSEN_BY] > run.best.score
+        record = {
+            "kind": "evaluation",
+            "step": run.step,
+            "split": "validation",
+            **metrics,
+            "is_best": is_best,
+            "seconds": time.perf_counter() - began,
+        }
         with self.interruption.after():
-            is_best = metrics[CHOSEN_BY] > run.best.score
-            record = {
-                "kind": "evaluation",
-                "step": run.step,
-                "split": "validation",
-                **metrics,
-                "is_best": is_best,
-                "seconds": time.perf_counter() - began,
-            }
+            paths = self._keep(record)
+            for name, path in paths.items():
+                self._tell_saved(name, path)
+            self.events.tell("evaluated", lambda logger: logger.evaluated(run, record), record=record)
+
+    def _keep(self, record: dict[str, Any]) -> dict[str, Path]:
+        """Write what belongs to an evaluation: its record and the checkpoints, whose paths are returned by name.
+
+        What the state says changes only after the file that it speaks of is there.
+        """
+        run, paths = self.run, {}
+        with self.interruption.held():
+            if record["is_best"]:
+                paths["best"] = run.save_best()
+                run.best.step, run.best.score = run.step, record[CHOSEN_BY]
             run.folder.append(record)
             run.evaluated = run.step
-            if is_best:
-                run.best.step, run.best.score = run.step, metrics[CHOSEN_BY]
-                self._tell_saved("best", run.save_best())
-            self._save()
-            self.events.tell("evaluated", lambda logger: logger.evaluated(run, record), record=record)
+            paths["last"] = run.save(time.perf_counter() - self.began)
+        return paths
 
     def _save(self) -> None:
         self._tell_saved("last", self.run.save(time.perf_counter() - self.began))

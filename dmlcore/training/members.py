@@ -10,8 +10,9 @@ from collections.abc import Callable
 from typing import Any
 
 from dmlcore.ensemble import search
-from dmlcore.errors import ConfigError, TrainingError
+from dmlcore.errors import ConfigError, Interrupted, TrainingError, status_of
 from dmlcore.files import in_file_name, make_folder, plain, write_atomically
+from dmlcore.seals import seal, unseal
 from dmlcore.training.configuration import RunConfig
 from dmlcore.training.folder import RunFolder
 from dmlcore.training.settings import DEFAULT_STEPS, Settings
@@ -79,15 +80,16 @@ def _run_trials(
     for candidate in candidates[len(trials) :]:
         try:
             (trial,) = search.search([candidate], run)
-        except KeyboardInterrupt:
-            raise KeyboardInterrupt(
+        except KeyboardInterrupt as interrupt:
+            raise Interrupted(
                 f"interrupted after {len(trials)} of {len(candidates)} trials, which are kept."
-                f" Go on by the same command with --out {folder.path}"
+                f" Go on by the same command with --out {folder.path}",
+                status_of(interrupt),
             ) from None
         trials.append(trial)
         note(f"  MAP@R of the validation classes: {trial.failure or f'{trial.score:.3f}'}")
         stored = {**about, "trials": plain([dataclasses.asdict(trial) for trial in trials])}
-        _write(folder, SEARCH, json.dumps(stored, indent=1) + "\n")
+        _write(folder, SEARCH, json.dumps(seal(stored), indent=1) + "\n")
     shutil.rmtree(folder.path / "search", ignore_errors=True)
     return trials
 
@@ -130,7 +132,7 @@ def _stored_trials(folder: RunFolder, about: dict[str, Any]) -> list[search.Tria
     if not path.exists():
         return []
     try:
-        stored = json.loads(path.read_text())
+        stored, _ = unseal(json.loads(path.read_text()))
         if {key: stored[key] for key in about} == about:
             trials = [search.Trial(**trial) for trial in stored["trials"]]
             return [dataclasses.replace(trial, score=math.nan) if trial.score is None else trial for trial in trials]

@@ -12,6 +12,7 @@ from importlib import metadata
 from typing import Any
 
 from dmlcore.data import LabelledDataset
+from dmlcore.errors import TrainingError
 from dmlcore.evaluation import Metric, evaluating
 from dmlcore.models import EmbeddingModel
 from dmlcore.training import checkpoints
@@ -27,7 +28,13 @@ def final_result(run: Run) -> dict[str, Any]:
 
     This is the one place in a run where test classes are looked at.
     """
-    run.model.load_state_dict(checkpoints.load(run.folder.checkpoints, "best", run.device)["model"])
+    best = checkpoints.load(run.folder.checkpoints, "best", run.device)
+    if best["step"] != run.best.step:
+        raise TrainingError(
+            f"best.pt in {run.folder.checkpoints} is of step {best['step']}, but the best evaluation was at step"
+            f" {run.best.step}: another process has changed it"
+        )
+    run.model.load_state_dict(best["model"])
     untrained = build_run_model(run.config, run.splits.sample_shape, run.splits.kind).to(run.device)
     untrained.served = "whole"  # what it could be compressed to was never fitted
     parts = {part: getattr(run.splits, part) for part in ("validation", "test")}

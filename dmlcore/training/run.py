@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from dmlcore import losses
-from dmlcore.data import Batches, batches
+from dmlcore.data import Batches, RecordedSplit, batches
 from dmlcore.errors import ConfigError, TrainingError
 from dmlcore.evaluation import Metric
 from dmlcore.training import building, checkpoints
@@ -39,6 +39,7 @@ class Run:
     Args:
         config: what to do; completed here, so that `run.config` leaves nothing open.
         folder: where its files lie.
+        recorded: the split that was kept when the run was made. None: the run is new, and draws one.
 
     Attributes:
         config: completed `RunConfig`.
@@ -64,11 +65,11 @@ class Run:
         seconds: time trained before this process took over.
     """
 
-    def __init__(self, config: RunConfig, folder: RunFolder) -> None:
+    def __init__(self, config: RunConfig, folder: RunFolder, recorded: RecordedSplit | None = None) -> None:
         settings = config.settings
         self.folder = folder
         self.device = building.choose_device(settings.run.device)
-        self.splits = building.open_splits(config)
+        self.splits = building.open_splits(config, recorded, is_whole=True)
         train = self.splits.train
         self.classes_per_batch = min(settings.data.classes_per_batch, train.num_classes)
         self.batch_size = self.classes_per_batch * settings.data.samples_per_class
@@ -103,12 +104,18 @@ class Run:
         for inputs, labels in self._batches:
             yield inputs.to(self.device, non_blocking=True), labels.to(self.device, non_blocking=True)
 
+    def close(self) -> None:
+        """End what works for the run."""
+        if self._batches is not None:
+            self._batches.close()
+
     def weights(self) -> dict[str, Any]:
         """What a later evaluation needs: the model's weights and the shape of its samples."""
         return {
             "step": self.step,
             "kind": self.splits.kind,
             "sample_shape": list(self.splits.sample_shape),
+            "config": self.config.as_dict(),
             "model": self.model.state_dict(),
             "ensemble": self.ensemble.state_dict(),
         }
@@ -148,6 +155,7 @@ class Run:
         }
         path = checkpoints.save(self.folder.checkpoints, "last", state)
         self.saved = self.step
+        checkpoints.forget_best_before(self.folder.checkpoints)
         return path
 
     def saved_note(self) -> str:
@@ -160,7 +168,7 @@ class Run:
         """Go to where a checkpoint was saved.
 
         Raises:
-            TrainingError: the checkpoint belongs to another model or to other data.
+            TrainingError: the checkpoint belongs to another model or to other data, or the best one is another than it names.
         """
         try:
             self.model.load_state_dict(state["model"])
@@ -180,3 +188,4 @@ class Run:
         self.evaluated = state["evaluated"]
         self.best = Best(state["best_step"], state["best_score"])
         self.seconds = state["seconds"]
+        checkpoints.check_best(self.folder.checkpoints, self.best.step, self.step)

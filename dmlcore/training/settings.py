@@ -11,7 +11,7 @@ import typing
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from dmlcore.config import check_range, convert
+from dmlcore.config import check_range, convert, seconds_of
 from dmlcore.errors import ConfigError
 from dmlcore.plugins import defaults
 
@@ -219,12 +219,16 @@ class RunSettings:
     """`auto` (CUDA where there is one), `cpu`, `cuda` or `cuda:N`."""
     seed: int = 0
     """Seed of the split, the weights, the batches and the augmentation."""
+    stop_after: str | None = None
+    """Time, such as `3h50m`, after which the run saves a checkpoint and ends. `--resume` goes on."""
 
     def __post_init__(self) -> None:
         if self.steps is not None and self.epochs is not None:
             raise ConfigError("steps and epochs are both given; leave one out")
         _check_each(self, ("steps", "epochs", "eval_every", "log_every"), least=1)
         check_range("seed", self.seed, least=0)
+        if self.stop_after is not None:
+            seconds_of(self.stop_after, "stop_after")
         if self.device not in ("auto", "cpu", "cuda") and not self.device.removeprefix("cuda:").isdigit():
             raise ConfigError(f"device is '{self.device}', but must be auto, cpu, cuda or cuda:N")
 

@@ -97,6 +97,7 @@ def with_data_of_splits(sources: list[Source]) -> list[Source]:
     from dmlcore.data import SplitFile, find_source
 
     file = SplitFile.read(files[-1])
+    file.check_data()
     tables = {find_source(file.data)[0].name: dict(file.options)} if file.options else {}
     return [Source(str(files[-1]), {"data": file.data}, tables), *sources]
 
@@ -123,10 +124,11 @@ def build_from(build: Callable[[dict[str, Any]], Any], parts: list[tuple[Source,
 
 def _load(path: str | Path) -> dict[str, Any]:
     try:
-        with open(path, "rb") as file:
-            return tomllib.load(file)
+        return tomllib.loads(Path(path).read_bytes().decode("utf-8-sig"))  # editors of Windows put a byte-order mark first
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path} is not valid TOML: {error}") from error
+    except RecursionError:
+        raise ConfigError(f"{path} is not valid TOML: it is nested too deep") from None
     except OSError as error:
         raise ConfigError(f"cannot read the configuration {path}: {error.strerror}") from error
 

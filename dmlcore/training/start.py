@@ -2,20 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import functools
+import time
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from dmlcore import plugins
-from dmlcore.errors import ConfigError
+from dmlcore import plugins, trust
+from dmlcore.config import seconds_of
+from dmlcore.data import RecordedSplit
+from dmlcore.errors import ConfigError, TrainingError
+from dmlcore.files import make_folder, write_atomically
 from dmlcore.training import checkpoints
-from dmlcore.training.building import build_components
+from dmlcore.training.building import build_components, open_splits
+from dmlcore.training.changes import CHANGEABLE, check_unchanged
 from dmlcore.training.configuration import RunConfig
-from dmlcore.training.folder import RunFolder
+from dmlcore.training.folder import NO_SPLIT, RunFolder
 from dmlcore.training.loggers import Logger
 from dmlcore.training.loop import Training
-from dmlcore.training.members import choose_members
+from dmlcore.training.members import SEARCH, choose_members
 from dmlcore.training.run import Run
+from dmlcore.training.sources import Source
 
 
 def train(
@@ -24,6 +31,7 @@ def train(
     out: str | Path | None = None,
     resume: str | Path | None = None,
     checkpoint: str = "last",
+    trusts_plugins: bool = False,
     loggers: Sequence[Logger] = (),
     **values: Any,
 ) -> dict[str, Any]:
@@ -32,8 +40,9 @@ def train(
     Args:
         config: what to do; or give settings and options by keyword: `train(plugins="ms", steps=100, ms={"alpha": 4})`.
         out: folder of the run; None gives `runs/<date-time>-<losses>`.
-        resume: folder of a run to continue exactly; everything else comes from its `config.toml`.
-        checkpoint: the checkpoint to continue from, `last` or `previous`.
+        resume: folder of a run to continue exactly; everything but `CHANGEABLE` comes from its `config.toml`.
+        checkpoint: the checkpoint to continue from: `last`, which is the newest that is intact, or `previous`.
+        trusts_plugins: with `resume`: run the files of code that the folder's `config.toml` names, whoever made it.
         loggers: receivers of what happens, beside those the settings name.
         values: settings and options, instead of `config`.
 
@@ -44,34 +53,82 @@ def train(
         ConfigError: settings, options or data that cannot be used, or a folder that holds another run.
         TrainingError: a loss or gradient that is not finite, a full disk, a damaged checkpoint.
         PluginError: a plugin that breaks its contract.
-        KeyboardInterrupt: an interrupt, after a checkpoint was saved; its text says how to continue.
+        Interrupted: a KeyboardInterrupt, after a checkpoint was saved; its text says how to continue. Also by `stop_after`.
     """
     if isinstance(loggers, str):
         raise ConfigError(
             f"loggers takes Logger objects, got '{loggers}'; loggers by name are a setting: RunConfig.create(loggers=...)"
         )
-    state = None
     if resume is not None:
-        if config is not None or values or out is not None:
-            raise ConfigError("a resumed run takes everything from its config.toml; give no other settings beside resume")
-        config, folder, state = _resumed(resume, checkpoint)
-    else:
-        config = config or RunConfig.create(**values)
-        folder = RunFolder.choose(out, _names_of_losses(config))
+        if config is not None or out is not None:
+            raise ConfigError("a resumed run takes everything from its config.toml; give no config and no out beside resume")
+        return _resume(resume, checkpoint, trusts_plugins, loggers, values)
+    if trusts_plugins:
+        raise ConfigError("trusts_plugins is for resume; files that you name yourself are run anyway")
+    config = config or RunConfig.create(**values)
+    folder = RunFolder.choose(out, _names_of_losses(config))
     with plugins.blaming():
-        return _train(config, folder, [*build_components(config, "logger"), *loggers], state)
+        return _train(config, folder, [*build_components(config, "logger"), *loggers], None, None)
 
 
-def _resumed(path: str | Path, checkpoint: str) -> tuple[RunConfig, RunFolder, dict[str, Any] | None]:
+def _resume(
+    path: str | Path, checkpoint: str, trusts_plugins: bool, loggers: Sequence[Logger], values: dict[str, Any]
+) -> dict[str, Any]:
     if checkpoint not in ("last", "previous"):
         raise ConfigError(f"checkpoint is '{checkpoint}', but a run continues from last or previous; best has no optimiser")
+    fixed = [key for key in values if key not in CHANGEABLE]
+    if fixed:
+        raise ConfigError(
+            f"{fixed[0]} cannot be changed in a resumed run, which takes everything but {', '.join(CHANGEABLE)} from"
+            f" {path}/config.toml. Start a new run."
+        )
     folder = RunFolder.open(path)
-    config = RunConfig.read_run(folder.config)  # first, or a complete run of another version would be sent on to `eval`
-    if folder.result.exists():
-        raise ConfigError(f"the run in {path} is complete. Evaluate it by `dmlcore eval {path}`.")
-    if checkpoint == "last" and not checkpoints.path_of(folder.checkpoints, checkpoint).exists():
-        return config, folder, None  # it was interrupted before the first checkpoint
-    return config, folder, checkpoints.load(folder.checkpoints, checkpoint, instead=("last", "previous"))
+    foreign = trust.Folder(folder.path, tuple(plugins.KINDS), trusts_plugins)
+    with trust.reading(foreign):
+        config = _changed(folder, values)
+    if folder.result.exists() and not {"steps", "epochs"} & values.keys():
+        raise ConfigError(
+            f"the run in {path} is complete. Evaluate it by `dmlcore eval {path}`, or train on with more --steps."
+        )
+    # What a resumed run builds comes from its folder still, such as a miner that is named in an option.
+    with plugins.blaming(), trust.reading(foreign):
+        listeners = [*build_components(config, "logger"), *loggers]
+
+        def note(text: str) -> None:
+            for logger in listeners:
+                logger.note(text)
+
+        folder.lock(note)
+        try:
+            state = _state_of(folder, checkpoint, note)
+            if state is not None:
+                check_unchanged(folder, state["config"])
+            recorded = RecordedSplit.read(folder.split) if folder.split.exists() else None
+            return _train(config, folder, listeners, state, recorded)
+        finally:
+            folder.unlock()
+
+
+def _changed(folder: RunFolder, values: dict[str, Any]) -> RunConfig:
+    """The configuration of a run with some settings given anew."""
+    source = Source.read_run(folder.config)
+    if values.get("epochs") is not None:
+        source.values.pop("steps", None)
+    return RunConfig.resolve([source, Source.of(values)] if values else [source])
+
+
+def _state_of(folder: RunFolder, checkpoint: str, note: Callable[[str], None]) -> dict[str, Any] | None:
+    """The checkpoint to continue from. None: the run was interrupted before the first one."""
+    if checkpoint != "last":
+        return checkpoints.load(folder.checkpoints, checkpoint, instead=("last", "previous"))
+    state = checkpoints.load_newest(folder.checkpoints, note)
+    steps = max((record.get("step", 0) for record in folder.records()), default=0)
+    if state is None and steps:
+        raise TrainingError(
+            f"{folder.metrics} has {steps} steps, but {folder.checkpoints} has no checkpoint to continue from. Bring them back,"
+            f" or start again in another folder."
+        )
+    return state
 
 
 def _names_of_losses(config: RunConfig) -> tuple[str, ...]:
@@ -81,19 +138,53 @@ def _names_of_losses(config: RunConfig) -> tuple[str, ...]:
     return names or config.settings.losses.names
 
 
-def _train(config: RunConfig, folder: RunFolder, loggers: list[Logger], state: dict[str, Any] | None) -> dict[str, Any]:
+def _train(
+    config: RunConfig,
+    folder: RunFolder,
+    loggers: list[Logger],
+    state: dict[str, Any] | None,
+    recorded: RecordedSplit | None,
+) -> dict[str, Any]:
+    limit = config.settings.run.stop_after
+    deadline = None if limit is None else time.monotonic() + seconds_of(limit, "stop_after")
+
+    def note(text: str) -> None:
+        for logger in loggers:
+            logger.note(text)
+
     if config.settings.losses.is_automatic:
+        folder.lock(note)
+        recorded = _split_of_search(config, folder)
+        score = functools.partial(validation_score, recorded=recorded, deadline=deadline)
+        config = choose_members(config, folder, score, note)
+    elif state is not None and recorded is None:
+        note(NO_SPLIT.format(folder=folder.path))
+    run = Run(config, folder, recorded)
+    if state is not None:
+        if run.steps < state["step"]:
+            raise ConfigError(f"the run in {folder.path} has done {state['step']} steps already, more than {run.steps}")
+        folder.result.unlink(missing_ok=True)  # of fewer steps
+    plugins.plugin_files.remember(run.config.toml())
+    training = Training(run, loggers, state, deadline)
+    if state is not None and run.config.as_dict() != state["config"]:
+        folder.write_config(run.config.toml())
+    return training.run_all()
 
-        def note(text: str) -> None:
-            for logger in loggers:
-                logger.note(text)
 
-        config = choose_members(config, folder, validation_score, note)
-    return Training(Run(config, folder), loggers, state).run_all()
+def _split_of_search(config: RunConfig, folder: RunFolder) -> RecordedSplit:
+    """One split for all trials and the run, also where the data grow while the search is interrupted."""
+    if not (folder.split.exists() and (folder.path / SEARCH).exists()):
+        splits = open_splits(config)
+        assert splits.record is not None
+        make_folder(folder.path)
+        write_atomically(folder.split, splits.record())
+    return RecordedSplit.read(folder.split)
 
 
-def validation_score(config: RunConfig, folder: RunFolder) -> float:
+def validation_score(
+    config: RunConfig, folder: RunFolder, recorded: RecordedSplit | None = None, deadline: float | None = None
+) -> float:
     """Train and return the best MAP@R of the validation classes; test classes stay unseen."""
-    training = Training(Run(config, folder), [], None)
+    training = Training(Run(config, folder, recorded), [], None, deadline)
     training.train_only()
     return training.run.best.score

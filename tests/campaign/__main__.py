@@ -20,7 +20,9 @@ def main(words: list[str] | None = None) -> int:
     parser.add_argument("--seed", type=int, default=0, help="of every draw (default: 0)")
     parser.add_argument("--fresh", action="store_true", help="begin anew instead of going on where the last campaign stopped")
     parser.add_argument("--work", type=Path, default=ROOT / "build" / "campaign", help="folder for what trials write")
-    parser.add_argument("--out", type=Path, help="file of the figures (default: benchmarks/results/campaign.json for all parts)")
+    parser.add_argument(
+        "--out", type=Path, help="file of the figures (default: benchmarks/results/campaign.json for all parts)"
+    )
     options = parser.parse_args(words)
     if options.only.split("/")[0] not in ("", *PARTS):
         parser.error(f"there is no part '{options.only}'; parts: {', '.join(PARTS)}")
@@ -28,7 +30,9 @@ def main(words: list[str] | None = None) -> int:
     running.clear(bench.folder)
     facts = {"seed": options.seed, **running.versions()}
     is_one_trial = "/" in options.only
-    journal = running.Journal(bench.folder / "journal.jsonl", facts, options.fresh) if not is_one_trial else _no_journal(bench, facts)
+    journal = (
+        running.Journal(bench.folder / "journal.jsonl", facts, options.fresh) if not is_one_trial else _no_journal(bench, facts)
+    )
     if journal.is_continued:
         print(f"{len(journal.entries)} trials are done already; --fresh begins anew")
     try:

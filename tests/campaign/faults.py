@@ -9,7 +9,19 @@ from typing import Any
 
 from .bench import Bench
 from .commands import BY_NAME, COMMANDS, Command, must, refusal_is_right
-from .invariants import DONE, FAILED, HUNG_UP, INTERRUPTED, MISTAKE, TERMINATED, difference, error_of, hash_of, unfinished, wrong
+from .invariants import (
+    DONE,
+    FAILED,
+    HUNG_UP,
+    INTERRUPTED,
+    MISTAKE,
+    TERMINATED,
+    difference,
+    error_of,
+    hash_of,
+    unfinished,
+    wrong,
+)
 from .process import Fault, Operation, Said
 from .trials import Failure, Part
 

@@ -7,9 +7,9 @@ from functools import cache
 from .bench import Bench
 from .commands import BY_NAME, COMMANDS, Command
 from .faults import contents, judge, undisturbed
+from .invariants import wrong
 from .process import run_real
 from .trials import Failure, Part
-from .invariants import wrong
 
 KILLS = 25  # of each command
 

@@ -84,7 +84,17 @@ def compile_shim(folder: Path) -> Path:
     library = folder / "campaign_shim.so"
     source = HERE / "shim.cpp"
     if not library.exists() or library.stat().st_mtime < source.stat().st_mtime:
-        command = [os.environ.get("CXX", "g++"), "-std=c++20", "-O1", "-shared", "-fPIC", str(source), "-o", str(library), "-ldl"]
+        command = [
+            os.environ.get("CXX", "g++"),
+            "-std=c++20",
+            "-O1",
+            "-shared",
+            "-fPIC",
+            str(source),
+            "-o",
+            str(library),
+            "-ldl",
+        ]
         subprocess.run(command, check=True, capture_output=True, text=True)
     return library
 

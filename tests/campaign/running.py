@@ -102,7 +102,9 @@ def _run_part(
     missing = [key for key in keys if key not in journal.entries]
     if bench.is_sampled:
         missing = [missing[index] for index in np.random.default_rng(bench.seed).permutation(len(missing))]
-    tell(f"{part.name}: {len(keys)} trials" + (f", {len(keys) - len(missing)} done already" if len(missing) < len(keys) else ""))
+    tell(
+        f"{part.name}: {len(keys)} trials" + (f", {len(keys) - len(missing)} done already" if len(missing) < len(keys) else "")
+    )
     last = began
     for number, key in enumerate(missing, 1):
         now = time.monotonic()
@@ -155,9 +157,9 @@ def _failures(bench: Bench, journal: Journal, parts: Iterable[Part], only: str) 
 def versions() -> dict[str, Any]:
     """Commit, versions and machine of the figures."""
     import torch
-    from benchmarks.measuring import commit
 
     import dmlcore
+    from benchmarks.measuring import commit
 
     return {
         "commit": commit(),

@@ -29,8 +29,12 @@ def _child(request: dict[str, Any], shim: ctypes.CDLL | None) -> int:
         os.dup2(handle, number)
         os.close(handle)
     sys.stdin = io.TextIOWrapper(io.FileIO(0, "r", closefd=False), encoding="utf-8")
-    sys.stdout = io.TextIOWrapper(io.FileIO(1, "w", closefd=False), encoding="utf-8", errors="backslashreplace", write_through=True)
-    sys.stderr = io.TextIOWrapper(io.FileIO(2, "w", closefd=False), encoding="utf-8", errors="backslashreplace", write_through=True)
+    sys.stdout = io.TextIOWrapper(
+        io.FileIO(1, "w", closefd=False), encoding="utf-8", errors="backslashreplace", write_through=True
+    )
+    sys.stderr = io.TextIOWrapper(
+        io.FileIO(2, "w", closefd=False), encoding="utf-8", errors="backslashreplace", write_through=True
+    )
     os.environ.update(request["environment"])
     if request["memory"]:
         resource.setrlimit(resource.RLIMIT_AS, (request["memory"], request["memory"]))
@@ -89,11 +93,6 @@ def main() -> None:
     import torch
 
     torch.set_num_threads(1)
-    import dmlcore.cli
-    import dmlcore.protocols.fewshot.report
-    import dmlcore.protocols.shift.running
-    import dmlcore.serving
-    import dmlcore.training
     from dmlcore import plugins
     from dmlcore.reports import pictures
 

@@ -20,7 +20,7 @@ from dmlcore.errors import DmlcoreError, PluginError
 from dmlcore.kernels import extension
 from dmlcore.kernels.jit import cache, headers
 from dmlcore.kernels.jit.compiler import Compiler, compile_shared, find_compiler
-from dmlcore.kernels.jit.sources import FORMAT, check_header, hashed, headers_with, why_switched_off
+from dmlcore.kernels.jit.sources import FORMAT, check_header, hashed, headers_with, why_not_enabled
 
 
 @dataclass(frozen=True)
@@ -50,7 +50,7 @@ _failed: dict[tuple[str, Path], str] = {}  # by level, or another device, and he
 _libraries: list[ctypes.CDLL] = []  # never unloaded: the table points into them
 
 
-def why_missing(functor: str, header: Path | None) -> str:
+def why_not_loaded(functor: str, header: Path | None) -> str:
     """Make a functor ready for the CPU, and say why that did not work, or return an empty string.
 
     Args:
@@ -103,7 +103,7 @@ def build(header: Path) -> Loaded:
                 raise PluginError(f"{header.name}: {error.filename or header}: {error.strerror}") from error
             _loaded[level, header] = entry  # before others see its functors, or they would ask whose they are
             _failed.pop((level, header), None)
-            extension.look_again()
+            extension.refresh()
         return entry
 
 
@@ -130,7 +130,7 @@ def failed() -> dict[str, str]:
 
 
 def _prepare(header: Path) -> str:
-    if reason := why_switched_off():
+    if reason := why_not_enabled():
         return reason
     with _lock:
         key = (extension.level(), header)
@@ -147,7 +147,7 @@ def _prepare(header: Path) -> str:
 def _load(header: Path, level: str) -> Loaded:
     began = time.perf_counter()
     if (module := extension.cpu()) is None:
-        raise DmlcoreError(why_switched_off() or extension.why_not("cpu"))
+        raise DmlcoreError(why_not_enabled() or extension.why_not("cpu"))
     check_header(header, headers.folder(), "cpu", module.headers())
     compiler = find_compiler()
     for attempt in range(2):

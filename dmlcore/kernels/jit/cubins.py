@@ -14,7 +14,7 @@ from dmlcore.errors import DmlcoreError, PluginError
 from dmlcore.kernels import extension
 from dmlcore.kernels.jit import cache, headers, nvrtc
 from dmlcore.kernels.jit.compiler import first_error
-from dmlcore.kernels.jit.sources import FORMAT, check_header, hashed, why_switched_off
+from dmlcore.kernels.jit.sources import FORMAT, check_header, hashed, why_not_enabled
 
 KERNELS = {"forward": "rows_forward", "close": "rows_close", "backward": "rows_backward", "fits": "rows_fits"}
 """What a pass needs of a functor, as `csrc/cuda` calls it."""
@@ -72,7 +72,7 @@ def cubin_of(header: Path, capability: int) -> Cubin:
     """
     began, module = time.perf_counter(), extension.cuda()
     if module is None:
-        raise DmlcoreError(why_switched_off() or extension.why_not("cuda"))
+        raise DmlcoreError(why_not_enabled() or extension.why_not("cuda"))
     check_header(header, headers.folder(), "cuda", getattr(module, "headers", ""))  # an older build says nothing
     compiler = nvrtc.compiler()
     if isinstance(compiler, str):  # what was compiled before will do, whoever did

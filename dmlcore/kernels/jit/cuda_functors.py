@@ -23,7 +23,7 @@ from dmlcore.errors import DmlcoreError, PluginError
 from dmlcore.kernels import extension
 from dmlcore.kernels.jit import cache, nvrtc
 from dmlcore.kernels.jit.cubins import NUMBERS, Cubin, Form, cubin_of
-from dmlcore.kernels.jit.sources import headers_with, why_switched_off
+from dmlcore.kernels.jit.sources import headers_with, why_not_enabled
 
 _MOST_OPTIONS, _MOST_MEMORY = 16, 24
 """A functor's options, and floats per positive in a block's memory: what `_cuda` has room for."""
@@ -131,8 +131,8 @@ def driver() -> Driver:
     return Driver()
 
 
-def why_missing(functor: str, header: Path | None) -> str:
-    """Make a functor ready for the current CUDA device, and say why that did not work, as `cpu_functors.why_missing`."""
+def why_not_loaded(functor: str, header: Path | None) -> str:
+    """Make a functor ready for the current CUDA device, and say why that did not work, as `cpu_functors.why_not_loaded`."""
     entry = joined.get(functor)
     if entry is not None:
         is_same = header in (None, entry.header)
@@ -177,7 +177,7 @@ def facts() -> dict[str, Any]:
 
 
 def _prepare(header: Path) -> str:
-    if reason := why_switched_off():
+    if reason := why_not_enabled():
         return reason
     with _lock:
         if header not in _outcomes:

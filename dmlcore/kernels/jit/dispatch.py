@@ -8,10 +8,10 @@ from typing import Any
 from dmlcore.errors import DmlcoreError
 from dmlcore.kernels.jit import cache, cpu_functors, cuda_functors
 from dmlcore.kernels.jit.compiler import Compiler, find_compiler
-from dmlcore.kernels.jit.sources import why_switched_off
+from dmlcore.kernels.jit.sources import why_not_enabled
 
 
-def why_missing(functor: str, header: Path | None, device: str = "cpu") -> str:
+def why_not_loaded(functor: str, header: Path | None, device: str = "cpu") -> str:
     """Make a functor ready, and say why that did not work, or return an empty string.
 
     Args:
@@ -20,10 +20,10 @@ def why_missing(functor: str, header: Path | None, device: str = "cpu") -> str:
         device: `cpu` or `cuda`.
     """
     if device == "cuda":
-        return cuda_functors.why_missing(functor, header)
+        return cuda_functors.why_not_loaded(functor, header)
     if device != "cpu":
         return f"the functor '{functor}' has no form for {device} tensors"
-    return cpu_functors.why_missing(functor, header)
+    return cpu_functors.why_not_loaded(functor, header)
 
 
 def facts() -> dict[str, Any]:
@@ -34,7 +34,7 @@ def facts() -> dict[str, Any]:
     except DmlcoreError as error:
         folder = str(error)
     return {
-        "enabled": not why_switched_off(),
+        "enabled": not why_not_enabled(),
         "compiler": " ".join(compiler.command) if isinstance(compiler, Compiler) else compiler,
         "folder": folder,
         "functors": {name: str(entry.header) for entry in cpu_functors.loaded() for name in entry.functors},

@@ -17,7 +17,7 @@ FORMAT = "1"
 """Of the entries of the cache; another one is another key."""
 
 
-def why_switched_off() -> str:
+def why_not_enabled() -> str:
     """The reason why nothing is compiled or loaded at run time, or an empty string."""
     return "DML_JIT=0 switches run-time compilation off" if os.environ.get("DML_JIT", "1") == "0" else ""
 
@@ -50,7 +50,7 @@ def check_header(header: Path, root: Path, kind: str, compiled_with: str) -> Non
         root, kind: the folder of ours, and whether they are for `cpu` or `cuda`.
         compiled_with: the fingerprint of the headers that the extension was built with.
     """
-    if reason := why_switched_off():
+    if reason := why_not_enabled():
         raise DmlcoreError(reason)
     if not header.is_file():
         raise PluginError(f"there is no header {header}")

@@ -24,6 +24,7 @@ from dmlcore.protocols.fewshot.analysis import (
 )
 from dmlcore.protocols.fewshot.networks import INITS
 from dmlcore.reports import pictures
+from dmlcore.texts import in_markdown, in_picture
 
 JSON, MARKDOWN, PICTURE = "report.json", "report.md", "curves.svg"
 
@@ -78,13 +79,14 @@ def write(folder: Path) -> dict[str, Any]:
     write_atomically(folder / JSON, (json.dumps(summary, indent=1) + "\n").encode())
     picture = pictures.can_draw()
     if picture:
-        pictures.save(curves.figure([("", summary["means"])]), folder / PICTURE)
+        pictures.save(curves.figure([("", in_picture(summary["means"]))]), folder / PICTURE)
     write_atomically(folder / MARKDOWN, as_markdown(summary, picture=picture).encode())
     return summary
 
 
 def as_markdown(summary: dict[str, Any], *, picture: bool) -> str:
     """The report as a page."""
+    summary = in_markdown(summary)
     settings = summary["settings"]
     target = settings["target_classes"] or ("drawn too" if settings["source_classes"] == "random" else "all others")
     lines = [

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from dmlcore.data.split_files import SplitFile
 from dmlcore.reports.pictures import pyplot, save
+from dmlcore.texts import printable
 
 _LOOKS = {
     "easier": ("tab:green", "o", "made easier"),
@@ -38,7 +39,9 @@ def draw_progress(file: SplitFile, path: Path) -> Path:
         axes.scatter([at], [split.fid], s=90, facecolors="none", edgecolors="black", linewidths=1, zorder=3)
         left = at < 0.75 * max(s.swapped + s.removed for s in file.splits)
         offset = (8, -10) if left else (-8, 4)
-        axes.annotate(split.id, (at, split.fid), offset, textcoords="offset points", fontsize=7, ha="left" if left else "right")
+        axes.annotate(
+            printable(split.id), (at, split.fid), offset, textcoords="offset points", fontsize=7, ha="left" if left else "right"
+        )
     axes.set_xlabel("classes of each side exchanged, then left out")
     axes.set_ylabel("FID between the sides")
     axes.margins(y=0.12)

@@ -15,6 +15,7 @@ from dmlcore.protocols.cells import DONE, read_cell
 from dmlcore.protocols.shift.area import area_under_shift
 from dmlcore.reports import pictures
 from dmlcore.reports.intervals import mean_and_half
+from dmlcore.texts import in_markdown, in_picture
 
 MEASURES = {"recall@1": "R@1", "map@r": "MAP@R"}
 KEYS = ("name", "split", "seed", "adaptation")  # of the settings of a whole cell
@@ -159,6 +160,7 @@ def _pair(values: Sequence[float]) -> dict[str, Any]:
 
 def markdown(numbers: dict[str, Any]) -> str:
     """The report as text, from `summary`."""
+    numbers = in_markdown(numbers)
     lines = [
         "# Retrieval under shift",
         "",
@@ -234,7 +236,7 @@ def percent(pair: dict[str, Any] | None, signed: bool = False) -> str:
 
 def draw(numbers: dict[str, Any], path: Path, title: str = "") -> Path:
     """The picture: Recall@1 against FID with bands, and the gains of adaptation where there are any."""
-    pyplot = pictures.pyplot()
+    pyplot, numbers = pictures.pyplot(), in_picture(numbers)
     shots = shots_of(numbers)
     figure, axes = pyplot.subplots(1, 1 + len(shots), figsize=(5.2 * (1 + len(shots)), 4), squeeze=False)
     panels = [("Recall@1, zero-shot", lambda row: row.get("recall@1"))]

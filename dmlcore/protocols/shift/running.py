@@ -4,6 +4,7 @@ weights chosen on the validation classes, and adapts those same weights to the e
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import hashlib
 import json
@@ -16,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from dmlcore.config import check_range, unique_names
 from dmlcore.data import ClassSplit, SplitFile
-from dmlcore.errors import ConfigError
+from dmlcore.errors import ConfigError, TrainingError
 from dmlcore.files import in_file_name, plain, write_atomically
 from dmlcore.protocols.cells import Cell, run_cells
 from dmlcore.protocols.shift.adapting import Adaptation, adapt, trunk_features
@@ -75,6 +76,8 @@ def plan(
     names = [Path(config).stem for config in configs]
     if unique_names(names) != names:
         raise ConfigError(f"two configurations are called '{next(n for n in names if names.count(n) > 1)}'; rename a file")
+    if data is None:
+        file.check_data()
     where = data or file.data
     read = [_read(config, where, {} if data else file.options, tell) for config in configs]
     _check_episodes(selected, adaptation)
@@ -212,7 +215,6 @@ def _supports(config: RunConfig, split: ClassSplit, adaptation: Adaptation | Non
 def _trained(config: RunConfig, work: Path, settings: dict[str, Any]) -> dict[str, Any]:
     """The result of training in `work/run`, from where an earlier attempt with the same settings stopped."""
     from dmlcore.training import train
-    from dmlcore.training.checkpoints import path_of
 
     note = work / "settings.json"
     text = json.dumps(plain(settings), sort_keys=True).encode()
@@ -222,8 +224,10 @@ def _trained(config: RunConfig, work: Path, settings: dict[str, Any]) -> dict[st
     write_atomically(note, text)
     folder = RunFolder(work / "run")
     if folder.result.exists():
-        return json.loads(folder.result.read_text(encoding="utf-8"))
-    if folder.config.exists() and path_of(folder.checkpoints, "last").exists():
+        with contextlib.suppress(TrainingError):  # one that is damaged is made again
+            return folder.read_result()
+        folder.result.unlink()
+    if folder.config.exists() and any(folder.checkpoints.glob("*.pt")):
         return train(resume=folder.path)
     shutil.rmtree(folder.path, ignore_errors=True)
     return train(config, out=folder.path)

@@ -8,12 +8,28 @@ from pathlib import Path
 import numpy as np
 
 import dmlcore
-from dmlcore.data import IMAGE_SUFFIXES, SPLIT_WORDS, DataSource, ImageOptions, Table, image_table
+from dmlcore.data import (
+    IMAGE_SUFFIXES,
+    SPLIT_WORDS,
+    DataSource,
+    ImageOptions,
+    ImageSearch,
+    Table,
+    image_table,
+    is_image,
+    sub_folders,
+    tidy_names,
+    writable_text,
+)
 from dmlcore.errors import DataError
+
+_NAMED = 3  # folders named in a note
 
 
 class Folder(DataSource):
-    """Images in one sub-folder per class. Deeper folders count for the class above them. Hidden ones are not read."""
+    """Images in one sub-folder per class. Deeper folders count for the class above them, and links to folders are followed.
+    Hidden ones are not read.
+    """
 
     name = "folder"
     Options = ImageOptions
@@ -28,88 +44,93 @@ class Folder(DataSource):
         """Find the images and read as many as fit in memory.
 
         Raises:
-            DataError: no such folder, no sub-folder, no image.
+            DataError: no such folder, one that cannot be opened, no sub-folder, no image.
         """
         if not self.options.path:
             raise DataError("the data 'folder' needs a path: --data DIR, or --folder.path DIR")
         root = Path(self.options.path).expanduser()
         if not root.is_dir():
             raise DataError(f"there is no folder '{root}'")
-        notes: list[str] = []
-        classes, parts = self._classes(root, notes)
+        if not self.needs_labels and not sub_folders(root):  # pictures of nobody knows what
+            parts, folders, notes = [""], [root], list[str]()
+            tidied, remarks = {root.name: ""}, list[str]()
+        else:
+            parts, folders, notes = _classes(root)
+            tidied, remarks = tidy_names(folder.name for folder in folders)
+        class_names = sorted(set(tidied.values()))
+        number = {name: label for label, name in enumerate(class_names)}
+        search = ImageSearch(root)
+        above = [] if folders == [root] else [root, *{folder.parent for folder in folders}]
+        images = search.images(folders, within=above)
         paths: list[str] = []
         labels: list[int] = []
         splits: list[str] = []
-        class_names = sorted({name for name, _, _ in classes})
-        number = {name: label for label, name in enumerate(class_names)}
-        ignored = 0
-        for name, folder, part in classes:
-            images, unread = _files(folder)
-            ignored += unread
-            paths += images
-            labels += [number[name]] * len(images)
-            splits += [part] * len(images)
+        for folder, part, files in zip(folders, parts, images, strict=True):
+            paths += files
+            labels += [number[tidied[folder.name]]] * len(files)
+            splits += [part] * len(files)
+        notes += [*search.notes(), *remarks]
         if not paths:
-            raise DataError(f"folder '{root}' holds no images (known: {' '.join(sorted(IMAGE_SUFFIXES))}){self._hint(root)}")
-        if ignored:
-            notes.append(f"{ignored} files that are no images were ignored")
+            reasons = "".join(f". {note.capitalize()}" for note in search.notes())
+            raise DataError(
+                f"folder '{root}' holds no images (known: {' '.join(sorted(IMAGE_SUFFIXES))}){_hint(root)}{reasons}"
+            )
         table = image_table(
             paths,
             np.array(labels, dtype=np.int64),
             class_names,
             self.options,
             str(root),
-            split=np.array(splits) if parts else None,
+            split=np.array(splits) if any(parts) else None,
             image_size=self.image_size,
             default_image_size=self.default_image_size,
         )
-        if len(table.class_names) == 1:
+        table.has_labels = table.class_names != [""]
+        if len(table.class_names) == 1 and self.needs_labels:
             only = table.class_names[0]
-            raise DataError(f"folder '{root}' holds one class, '{only}', but learning compares classes{self._hint(root)}")
+            raise DataError(f"folder '{root}' holds one class, '{only}', but learning compares classes{_hint(root)}")
         table.skipped = notes + table.skipped
         return table
 
-    def _classes(self, root: Path, notes: list[str]) -> tuple[list[tuple[str, Path, str]], bool]:
-        """Name, folder and part of the split of every class, and whether there are parts."""
-        folders = _sub_folders(root)
-        if not folders:
-            raise DataError(
-                f"folder '{root}' has no sub-folders: put the images of each class into a folder of its own{self._hint(root)}"
-            )
-        loose = _files(root, deep=False)[0]
-        if loose:
-            notes.append(f"{len(loose)} images directly in the folder belong to no class and were ignored")
-        if len(folders) > 1 and all(folder.name.lower() in SPLIT_WORDS and _sub_folders(folder) for folder in folders):
-            notes.append(f"the sub-folders {', '.join(folder.name for folder in folders)} are read as the parts of a split")
-            return [(c.name, c, SPLIT_WORDS[folder.name.lower()]) for folder in folders for c in _sub_folders(folder)], True
-        return [(folder.name, folder, "") for folder in folders], False
 
-    def _hint(self, root: Path) -> str:
-        manifests = sorted(root.glob("*.csv"))
-        if manifests:
-            return f". Did you mean the manifest '{manifests[0]}'?"
-        folders = _sub_folders(root)
-        if len(folders) == 1 and len(_sub_folders(folders[0])) > 1:
-            return f". Did you mean '{folders[0]}'?"
-        return ""
+def _classes(root: Path) -> tuple[list[str], list[Path], list[str]]:
+    """Of every class its part of the split, empty where there are no parts, and its folder. And notes."""
+    folders = sub_folders(root)
+    if not folders:
+        raise DataError(
+            f"folder '{root}' has no sub-folders: put the images of each class into a folder of its own{_hint(root)}"
+        )
+    part_of = {folder: SPLIT_WORDS[word] for folder in folders if (word := _part_word(folder)) and sub_folders(folder)}
+    if "train" not in part_of.values() or len(set(part_of.values())) == 1:  # a lone `train` may be a class of vehicles
+        return [""] * len(folders), folders, _loose([root])
+    notes = [f"the sub-folders {', '.join(folder.name for folder in part_of)} are read as the parts of a split"]
+    rest = [writable_text(folder.name) for folder in folders if folder not in part_of]
+    if rest:
+        shown = ", ".join(f"'{name}'" for name in rest[:_NAMED]) + (", ..." if len(rest) > _NAMED else "")
+        notes.append(f"{len(rest)} sub-folders that are no such part, or have no classes, were not read: {shown}")
+    classes = [(part, folder) for place, part in part_of.items() for folder in sub_folders(place)]
+    return [part for part, _ in classes], [folder for _, folder in classes], notes + _loose([root, *part_of])
 
 
-def _sub_folders(folder: Path) -> list[Path]:
-    return sorted(Path(entry.path) for entry in os.scandir(folder) if entry.is_dir() and not entry.name.startswith("."))
+def _part_word(folder: Path) -> str:
+    """What a folder is called if it is called like a part of a split. Numbers are more likely names of classes."""
+    word = folder.name.strip().lower()
+    return word if word in SPLIT_WORDS and not word.isdigit() else ""
 
 
-def _files(folder: Path, deep: bool = True) -> tuple[list[str], int]:
-    """The image files below a folder in a fixed order, and the number of files that are none."""
-    images: list[str] = []
-    unread = 0
-    for place, folders, names in os.walk(folder):
-        folders[:] = sorted(name for name in folders if not name.startswith(".")) if deep else []
-        for name in sorted(names):
-            if os.path.splitext(name)[1].lower() in IMAGE_SUFFIXES and not name.startswith("."):
-                images.append(os.path.join(place, name))
-            elif not name.startswith("."):
-                unread += 1
-    return images, unread
+def _loose(folders: list[Path]) -> list[str]:
+    count = sum(is_image(entry) for folder in folders for entry in os.scandir(folder))
+    return [f"{count} images directly in the folder belong to no class and were ignored"] if count else []
+
+
+def _hint(root: Path) -> str:
+    manifests = sorted(root.glob("*.csv"))
+    if manifests:
+        return f". Did you mean the manifest '{manifests[0]}'?"
+    folders = sub_folders(root)
+    if len(folders) == 1 and len(sub_folders(folders[0])) > 1:
+        return f". Did you mean '{folders[0]}'?"
+    return ""
 
 
 @dmlcore.hookimpl

@@ -1,8 +1,7 @@
-"""Image lists: a CSV file with the columns `path`, `label` and, if wanted, `split`."""
+"""Image lists: a CSV file with the columns `path`, `label` and, if wanted, `split`. `csv_tables` reads the text."""
 
 from __future__ import annotations
 
-import csv
 import difflib
 import os
 from pathlib import Path
@@ -10,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 import dmlcore
-from dmlcore.data import DataSource, ImageOptions, Table, image_table, split_words
+from dmlcore.data import DataSource, ImageOptions, Table, image_table, is_missing, read_csv, split_words, tidy_names
 from dmlcore.errors import DataError
 
 _COLUMNS = ("path", "label", "split")
@@ -21,27 +20,28 @@ class Manifest(DataSource):
 
     name = "csv"
     Options = ImageOptions
-    reads = "a .csv with path,label"
+    reads = "a .csv or .tsv with path,label"
 
     @classmethod
     def claims(cls, path: Path) -> bool:
-        """Files that end in .csv."""
-        return path.suffix.lower() == ".csv" and not path.is_dir()
+        """Files that end in .csv or .tsv."""
+        return path.suffix.lower() in (".csv", ".tsv") and not path.is_dir()
 
     def load(self) -> Table:
         """Read the list, find the images and read as many as fit in memory.
 
         Raises:
-            DataError: no such file, a missing column, an unknown part of a split, more than half of the images missing.
+            DataError: no such file, a damaged one, a missing column, an unknown part of a split, more than half of the images
+                missing.
         """
         if not self.options.path:
             raise DataError("the data 'csv' needs a path: --data FILE.csv, or --csv.path FILE.csv")
         file = Path(self.options.path).expanduser()
-        rows, notes = _read(file)
+        rows, notes = _read(file, self.needs_labels)
         missing = [path for path, _, _ in rows if not os.path.isfile(path)]
         if 2 * len(missing) > len(rows):
             raise DataError(
-                f"{len(missing)} of {len(rows)} images in '{file}' do not exist, the first is '{missing[0]}'."
+                f"{len(missing)} of {len(rows)} images in '{file}' do not exist, or are no files, the first is '{missing[0]}'."
                 f" Paths are relative to '{file.parent}'"
             )
         if missing:
@@ -49,13 +49,14 @@ class Manifest(DataSource):
             rows = [row for row in rows if row[0] not in gone]
             names = ", ".join(f"'{os.path.relpath(path, file.parent)}'" for path in missing[:3])
             names += ", ..." if len(missing) > 3 else ""
-            notes.append(f"{len(missing)} listed images do not exist and were skipped: {names}")
-        class_names = sorted({label for _, label, _ in rows})
+            notes.append(f"{len(missing)} listed images do not exist, or are no files, and were skipped: {names}")
+        tidied, remarks = tidy_names(label for _, label, _ in rows)
+        class_names = sorted(set(tidied.values()))
         number = {name: label for label, name in enumerate(class_names)}
         has_split = any(part for _, _, part in rows)
         table = image_table(
             [path for path, _, _ in rows],
-            np.array([number[label] for _, label, _ in rows], dtype=np.int64),
+            np.array([number[tidied[label]] for _, label, _ in rows], dtype=np.int64),
             class_names,
             self.options,
             str(file.parent),
@@ -63,29 +64,23 @@ class Manifest(DataSource):
             image_size=self.image_size,
             default_image_size=self.default_image_size,
         )
-        table.skipped = notes + table.skipped
+        table.skipped = [*notes, *remarks, *table.skipped]
+        table.has_labels = class_names != [""]
         return table
 
 
-def _read(file: Path) -> tuple[list[tuple[str, str, str]], list[str]]:
-    """Path, label and part of every row, and what the user should know."""
-    try:
-        with open(file, newline="", encoding="utf-8-sig") as opened:
-            reader = csv.DictReader(opened)
-            columns = [name.strip() if name else "" for name in reader.fieldnames or []]
-            reader.fieldnames = columns
-            notes = _check_columns(columns, file)
-            part = "split" if "split" in columns else "official_split"
-            raw = [((row["path"] or "").strip(), (row["label"] or "").strip(), (row.get(part) or "").strip()) for row in reader]
-    except FileNotFoundError:
-        raise DataError(f"there is no file '{file}'") from None
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise DataError(f"'{file}' cannot be read as a UTF-8 CSV file: {error}") from error
+def _read(file: Path, needs_labels: bool) -> tuple[list[tuple[str, str, str]], list[str]]:
+    """Path, label and part of every row, and what the user should know. Labels are empty where there is no such column."""
+    columns, table = read_csv(file, (*_COLUMNS, "official_split"))
+    notes = _check_columns(columns, file, ("path", "label") if needs_labels else ("path",))
+    has_labels = "label" in columns
+    part = "split" if "split" in columns else "official_split"
     rows: list[tuple[str, str, str]] = []
     seen: dict[str, str] = {}
     incomplete = repeated = conflicting = 0
-    for path, label, split in raw:
-        if not path or not label:
+    for row in table:
+        path, label, split = row.values["path"], row.values.get("label", ""), row.values.get(part, "")
+        if not path or (has_labels and is_missing(label)):
             incomplete += 1
             continue
         whole = str(file.parent / path)
@@ -96,7 +91,7 @@ def _read(file: Path) -> tuple[list[tuple[str, str, str]], list[str]]:
         seen[whole] = label
         rows.append((whole, label, split))
     for count, what in (
-        (incomplete, "without a path or a label"),
+        (incomplete, "without a path or a label (empty or nan)"),
         (repeated, "that repeat an earlier one"),
         (conflicting, "that give an earlier image a second label"),
     ):
@@ -107,10 +102,10 @@ def _read(file: Path) -> tuple[list[tuple[str, str, str]], list[str]]:
     return rows, notes
 
 
-def _check_columns(columns: list[str], file: Path) -> list[str]:
+def _check_columns(columns: list[str], file: Path, needed: tuple[str, ...]) -> list[str]:
     if not columns:
         raise DataError(f"'{file}' is empty: the first line must name the columns path,label[,split]")
-    for column in ("path", "label"):
+    for column in needed:
         if column not in columns:
             near = difflib.get_close_matches(column, columns, n=1, cutoff=0.5)
             hint = f" Did you mean to name '{near[0]}' so?" if near else ""

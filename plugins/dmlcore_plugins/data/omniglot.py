@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,7 +10,7 @@ import numpy as np
 
 import dmlcore
 from dmlcore.config import check_range
-from dmlcore.data import UNREADABLE, DataSource, PixelStore, ShiftAugmentation, Table, decode
+from dmlcore.data import DataSource, PixelStore, ShiftAugmentation, Table, decode_images, report_unreadable
 from dmlcore.errors import DataError
 
 _PARTS = ("images_background", "images_evaluation")
@@ -45,7 +44,7 @@ class Omniglot(DataSource):
         """Read all drawings into memory. Nothing is downloaded.
 
         Raises:
-            DataError: missing folders, a file that is no image.
+            DataError: missing folders, or more than half of the drawings cannot be read.
         """
         if not self.options.path:
             raise DataError(
@@ -68,9 +67,13 @@ class Omniglot(DataSource):
         if len(set(names)) < len(names):
             twice = next(name for name in names if names.count(name) > 1)
             raise DataError(f"the character '{twice}' is in both folders of '{root}'")
-        ink = 255 - _decoded(paths, self.options.side)  # [N, 1, side, side]
-        ids = np.array(labels, dtype=np.int64)
-        samples = [os.path.basename(path) for path in paths]
+        pixels, failed = decode_images(paths, (self.options.side, self.options.side), 1)
+        notes = report_unreadable(paths, failed, str(root))
+        whole = np.array([row for row in range(len(paths)) if row not in failed])
+        ink = 255 - pixels[whole]  # [N, 1, side, side]
+        present, ids = np.unique(np.array(labels, dtype=np.int64)[whole], return_inverse=True)
+        names = [names[label] for label in present]  # without characters none of whose drawings can be read
+        samples = [os.path.basename(paths[row]) for row in whole]
         if self.options.rotations:
             ink = np.concatenate([np.rot90(ink, turns, axes=(2, 3)) for turns in range(4)])
             ids = np.concatenate([ids + turns * len(names) for turns in range(4)])
@@ -82,6 +85,7 @@ class Omniglot(DataSource):
             ids,
             names,
             ink.shape[1:],
+            skipped=notes,
             augmentation=augmentation,
             sample_names=samples,
             class_groups=[name.partition("/")[0] for name in names],
@@ -96,24 +100,6 @@ def _root(path: Path) -> Path:
         if len(missing) < len(_PARTS):
             raise DataError(f"'{folder}' lacks the folder '{missing[0]}'")
     raise DataError(f"'{path}' holds no Omniglot: neither {_PARTS[0]} and {_PARTS[1]} nor omniglot-py is there")
-
-
-def _decoded(paths: list[str], side: int) -> np.ndarray:
-    """Pixels uint8 `[N, 1, side, side]`, ink dark."""
-    pixels = np.empty((len(paths), 1, side, side), dtype=np.uint8)
-
-    def fill(row: int) -> str:
-        try:
-            pixels[row] = decode(paths[row], (side, side), 1)
-        except UNREADABLE as error:
-            return f"'{paths[row]}' cannot be read: {error}"
-        return ""
-
-    with ThreadPoolExecutor(min(16, os.cpu_count() or 1)) as pool:  # Pillow decodes without the interpreter lock
-        failed = [reason for reason in pool.map(fill, range(len(paths)), chunksize=64) if reason]
-    if failed:
-        raise DataError(f"{failed[0]}{f' ({len(failed)} such files)' if len(failed) > 1 else ''}. Unpack the archive again")
-    return pixels
 
 
 @dmlcore.hookimpl

@@ -53,7 +53,7 @@ class Histogram(PairLoss):
         """`[P]` cosines to `[n_bins + 1]` soft counts."""
         bins = self.options.n_bins
         position = ((similarities + 1) * (bins / 2)).clamp(0, bins)
-        below = position.detach().floor().long()
+        below = position.detach().nan_to_num(0).floor().long()  # a NaN has no cell, but spoils the one it is put into
         share = position - below
         cells = similarities.new_zeros(bins + 1)
         return cells.index_add(0, below, 1 - share).index_add(0, (below + 1).clamp_max(bins), share)
@@ -69,7 +69,9 @@ class Histogram(PairLoss):
         return self._rows(self._histogram(similarities[positive]), self._histogram(similarities[negative]), len(similarities))
 
     def complete(self, rows: Rows, comparison: Comparison, context: Any) -> Rows:
-        return self._rows(rows.values[0], rows.values[1], len(comparison.anchors))
+        # The kernels count in whole numbers, which hold no NaN.
+        positive, negative = rows.values + comparison.zeros().sum().to(rows.values.dtype)
+        return self._rows(positive, negative, len(comparison.anchors))
 
     def functor_call(self) -> FunctorCall:
         cells = self.options.n_bins + 1

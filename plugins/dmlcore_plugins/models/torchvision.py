@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 import dmlcore
 from dmlcore.errors import ConfigError, DataError, suggestion
-from dmlcore.models import Trunk
+from dmlcore.models import Trunk, without_prefixes
 
 _IMAGENET_MEAN = (0.485, 0.456, 0.406)
 _IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -193,8 +193,11 @@ def _load_weights(network: nn.Module, file: Path, arch: str) -> None:
     for wrapper in _WRAPPERS:
         if isinstance(weights.get(wrapper), Mapping):
             weights = weights[wrapper]
-    weights = {name.removeprefix("module."): value for name, value in weights.items()}
     expected = network.state_dict()
+    try:
+        weights = without_prefixes(weights, expected)
+    except ConfigError as error:
+        raise ConfigError(f"the weights in '{file}' cannot be assigned: {error}") from None
     missing = sorted(name for name in expected if name not in weights and not name.endswith("num_batches_tracked"))
     wrong = sorted(name for name, value in expected.items() if name in weights and _shape(weights[name]) != value.shape)
     if missing or wrong:

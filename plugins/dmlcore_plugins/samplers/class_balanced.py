@@ -26,7 +26,7 @@ class ClassBalancedSampler(BatchSampler):
         classes_per_batch: P, 2..number of classes.
         samples_per_class: K >= 1.
         seed: of the stream.
-        steps: batches until the iteration ends, counted from the very first one. None: it never ends.
+        steps: batches of an epoch, as `BatchSampler`. None: it never ends.
 
     Raises:
         ConfigError: P or K out of range.
@@ -62,8 +62,9 @@ class ClassBalancedSampler(BatchSampler):
         self._order = self._class_round(0, np.empty(0, dtype=np.int64))
 
     def __iter__(self) -> Iterator[list[int]]:
-        """Index lists of length P * K, class by class, from the current step on."""
-        while self.steps is None or self.step < self.steps:
+        """Index lists of length P * K, class by class, from the current step on to the end of its epoch."""
+        last = self.last_step()
+        while last is None or self.step < last:
             yield self._next()
 
     def state_dict(self) -> dict[str, Any]:

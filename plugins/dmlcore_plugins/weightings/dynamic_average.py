@@ -60,11 +60,12 @@ class DynamicAverage(Weighting):
 
     @torch.no_grad()
     def _take(self, terms: Tensor) -> None:
-        """Close a full window, then add the batch to the current one."""
-        full = (self.steps > 0) & (self.steps % self.options.window == 0)
+        """Close a full window, then add the batch to the current one; not for a batch that is not finite."""
+        finite = torch.isfinite(terms).all()
+        full = finite & (self.steps > 0) & (self.steps % self.options.window == 0)
         self.means.copy_(torch.where(full, torch.stack([self.means[1], self.sums / self.options.window]), self.means))
-        self.sums.copy_(torch.where(full, 0, self.sums) + terms.to(self.sums))
-        self.steps += 1
+        self.sums.copy_(torch.where(finite, torch.where(full, 0, self.sums) + terms.to(self.sums), self.sums))
+        self.steps += finite
 
     def forward(self, terms: Tensor) -> Tensor:
         if self.training:

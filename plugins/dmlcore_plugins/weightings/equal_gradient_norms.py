@@ -66,10 +66,11 @@ class EqualGradientNorms(Weighting):
         norms = torch.maximum(norms, self.options.floor * self.norms.mean)
         pulling = (norms > 0) & (self.prior > 0)
         length = (self.prior * norms).sum() / (self.prior * pulling).sum()
-        self.factors.copy_(self.prior * torch.where(pulling, length / norms, 1))
+        factors = self.prior * torch.where(pulling, length / norms, 1)
+        self.factors.copy_(torch.where(torch.isfinite(factors).all(), factors, self.factors))
 
     def forward(self, terms: Tensor) -> Tensor:
-        return (self.factors.to(terms) * terms).sum()
+        return (self.weights.to(terms) * terms).sum()
 
     @property
     def weights(self) -> Tensor:

@@ -68,18 +68,21 @@ class GradNorm(Weighting):
         if not self.training:
             return
         terms = terms.to(self.first)
-        self.norms.copy_(gram.diagonal().clamp_min(0).sqrt())
-        self.first.copy_(torch.where(self.first > 0, self.first, terms.clamp_min(0)))
+        norms = gram.diagonal().clamp_min(0).sqrt().to(self.norms)
+        finite = torch.isfinite(norms).all() & torch.isfinite(terms).all()
+        self.norms.copy_(torch.where(finite, norms, self.norms))
+        self.first.copy_(torch.where((self.first > 0) | ~finite, self.first, terms.clamp_min(0)))
         fallen = torch.where(self.first > 0, terms.clamp_min(0) / torch.where(self.first > 0, self.first, 1), 1)
         mean = (self.prior * fallen).sum()
-        self.rates.copy_(torch.where(mean > 0, fallen / torch.where(mean > 0, mean, 1), 1))
+        rates = torch.where(mean > 0, fallen / torch.where(mean > 0, mean, 1), 1)
+        self.rates.copy_(torch.where(finite, rates, self.rates))
 
     def forward(self, terms: Tensor) -> Tensor:
         weights = self.weights
         if self.training:
             with torch.no_grad():
                 self.shares.copy_(weights)
-        lengths = self.shares * self.norms  # [L]
+        lengths = self.shares * self.norms.clone()  # [L]
         targets = self.prior * lengths.detach().sum() * self.rates**self.options.alpha
         objective = (lengths - targets).abs().sum()
         return (weights.to(terms) * terms).sum() + gradient_only(objective).to(terms)

@@ -83,12 +83,15 @@ class HeldOut(Weighting):
         if not self.training:
             return
         logits = self.shares.log() + self.options.rate * alignments.to(self.shares).clamp(-1, 1)
-        self.shares.copy_(project_simplex(torch.softmax(logits, 0), self.floor))
+        shares = project_simplex(torch.softmax(logits, 0), self.floor)
+        # alignments of nothing, as of a batch with too few classes or one that is not finite, are all 0
+        tells = torch.isfinite(alignments).all() & (alignments != 0).any()
+        self.shares.copy_(torch.where(tells.to(shares.device), shares, self.shares))
 
     def forward(self, terms: Tensor) -> Tensor:
         if self.training:
             self.equaliser.update(terms)
-            self.steps += 1
+            self.steps += torch.isfinite(terms).all()
         return (self.weights.to(terms) * terms).sum()
 
     @property

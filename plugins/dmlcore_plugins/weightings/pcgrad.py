@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -94,13 +95,16 @@ class PCGrad(Weighting):
     def observe(self, gram: Tensor, terms: Tensor) -> None:
         if not self.training:
             return
+        rows = gram.double().cpu().tolist()
+        if not all(math.isfinite(product) for row in rows for product in row):
+            return  # the factors and the order of the last step stay
         prior = self.prior.tolist()
         members = [i for i, share in enumerate(prior) if share > 0]
-        coefficients = torch.tensor(surgery(gram.double().cpu().tolist(), self._order(members)), dtype=torch.float64)
+        coefficients = torch.tensor(surgery(rows, self._order(members)), dtype=torch.float64)
         self.factors.copy_(torch.tensor(prior, dtype=torch.float64) @ coefficients)
 
     def forward(self, terms: Tensor) -> Tensor:
-        return (self.factors.to(terms) * terms).sum()
+        return (self.weights.to(terms) * terms).sum()
 
     @property
     def weights(self) -> Tensor:

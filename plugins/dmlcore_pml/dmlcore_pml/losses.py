@@ -89,12 +89,16 @@ class PmlLoss(Loss):
             pairs = self.pairs(comparison._replace(anchors=x, references=references), advance=advance)
             if comparison.relation is not None:  # the pairs say it all
                 labels, reference_labels = None, None  # type: ignore[assignment]
+            running = getattr(self.inner, "hist_", None)
             try:
                 value = self.inner(x, labels, pairs, references, reference_labels)
             except ValueError as error:  # what the library does not take
                 raise ConfigError(f"{self.name}: {' '.join(str(error).split())}") from error
         if isinstance(getattr(self.inner, "hist_", None), Tensor):
-            self.inner.hist_ = self.inner.hist_.detach()
+            moved = self.inner.hist_.detach()
+            if isinstance(running, Tensor) and running.shape == moved.shape:  # no batch that is not finite moves it
+                moved = torch.where(torch.isfinite(moved).all(), moved, running.to(moved))
+            self.inner.hist_ = moved
         if not isinstance(value, Tensor) or value.numel() != 1:
             got = list(value.shape) if isinstance(value, Tensor) else type(value).__name__
             raise ConfigError(f"{self.name}: its reducer must give one number, got {got}")

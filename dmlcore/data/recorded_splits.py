@@ -1,0 +1,222 @@
+"""The split of a run as its folder keeps it: the part of every sample by the name of its class and by its content. So data may
+grow, shrink or be put in another order without a sample changing its part.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import defaultdict, deque
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from dmlcore.data.datasets import LabelledDataset
+from dmlcore.data.sources import Table
+from dmlcore.data.splits import PARTS
+from dmlcore.errors import DataError
+from dmlcore.seals import seal, unseal
+
+FORMAT = "dmlcore-run-split-1"
+LEFT_OUT = "left out"  # of the split that the run was made with, such as a class that a file of splits does not name
+_NAMED = 3  # classes named in a note
+
+
+@dataclass(frozen=True)
+class Entries:
+    """Samples of one part, in the order they are trained on or measured in.
+
+    Attributes:
+        labels: int64 [n], an index into the class names of the split.
+        digests: uint64 [n], of their content.
+    """
+
+    labels: np.ndarray
+    digests: np.ndarray
+
+
+@dataclass(frozen=True)
+class RecordedSplit:
+    """The parts of a run's data.
+
+    Attributes:
+        data: what was trained on, for messages.
+        class_names: of the data when the run was made, in their order.
+        parts: `train`, `validation`, `test` and `left out`.
+    """
+
+    data: str
+    class_names: tuple[str, ...]
+    parts: dict[str, Entries]
+
+    @classmethod
+    def of(cls, table: Table, split: np.ndarray, data: str) -> RecordedSplit:
+        """The split of a table.
+
+        Args:
+            table: of the data.
+            split: text [N], the part of every sample; empty: none.
+            data: its name.
+        """
+        digests = table.content_digests()
+        parts = {}
+        for part in (*PARTS, LEFT_OUT):
+            rows = np.flatnonzero(split == ("" if part == LEFT_OUT else part))
+            parts[part] = Entries(table.labels[rows], digests[rows])
+        return cls(data, tuple(table.class_names), parts)
+
+    def datasets(self, table: Table, *, is_whole: bool = False) -> tuple[dict[str, LabelledDataset], list[str]]:
+        """The samples of each part in a table, and notes on what is new or gone. What is new is in no part, but in `rest`.
+
+        Args:
+            table: of the data as it is now.
+            is_whole: refuse data that lack a sample of the run.
+
+        Returns:
+            Data sets by part, and `rest`, with the class names, the labels and the order of the run; notes for the user. New
+            classes have the labels behind those of the run.
+
+        Raises:
+            DataError: samples that now belong to another class; a sample that is gone, with `is_whole`; nothing that is known.
+        """
+        rows, left_over = self._rows(table)
+        self._check_classes(table, rows, left_over)
+        gone = {part: int((rows[part] < 0).sum()) for part in rows}
+        missing, count = sum(gone.values()), sum(map(len, rows.values()))
+        if missing == count:
+            raise DataError(
+                f"none of the {count:,} samples that the run was made with is in '{self.data}' now: the data were changed."
+                f" To measure the run on them all the same, name a copy of them as other data"
+            )
+        if missing and is_whole:
+            lost = {self.class_names[label] for part in rows for label in self.parts[part].labels[rows[part] < 0]}
+            raise DataError(
+                f"{missing:,} of the {count:,} samples that the run was made with are no longer in '{self.data}'"
+                f" ({_listed(sorted(lost))}), so it cannot be continued exactly. Put them back, or start a new run"
+            )
+        notes = self._notes(table, left_over)
+        if missing:
+            shares = ", ".join(f"{number:,} {part}" for part, number in gone.items() if number)
+            notes.append(f"{missing:,} samples that the run was made with are no longer in the data: {shares}")
+        names, labels = self._named(table)
+        sets = {}
+        for part in PARTS:
+            here = rows[part][rows[part] >= 0]
+            sets[part] = LabelledDataset(table.samples, here, labels[here], names, table.sample_shape, table.augmentation)
+        rest = np.concatenate([rows[LEFT_OUT][rows[LEFT_OUT] >= 0], left_over])
+        return {**sets, "rest": LabelledDataset(table.samples, rest, labels[rest], names, table.sample_shape)}, notes
+
+    def _named(self, table: Table) -> tuple[list[str], np.ndarray]:
+        """The names of the run's classes and of new ones behind them, and the labels of a table among these."""
+        number = {name: label for label, name in enumerate(_distinct(self.class_names))}
+        new_names = [name for name in _distinct(table.class_names) if name not in number]
+        number.update({name: len(self.class_names) + place for place, name in enumerate(new_names)})
+        labels = np.array([number[name] for name in _distinct(table.class_names)], dtype=np.int64)[table.labels]
+        return [*self.class_names, *(name for name, _ in new_names)], labels
+
+    def trained_on(self, table: Table) -> np.ndarray:
+        """Bool [N]: which samples of a table, of whatever class, have the content of one that was trained on."""
+        return np.isin(table.content_digests(), self.parts["train"].digests)
+
+    def _rows(self, table: Table) -> tuple[dict[str, np.ndarray], np.ndarray]:
+        """The row of each entry, int64 by part, -1 where it is gone, and the rows that no entry has."""
+        places: dict[tuple[str, int, int], deque[int]] = defaultdict(deque)
+        names, digests = _distinct(table.class_names), table.content_digests().tolist()
+        for row, (label, digest) in enumerate(zip(table.labels.tolist(), digests, strict=True)):
+            places[(*names[label], digest)].append(row)
+        own, rows = _distinct(self.class_names), {}
+        for part, entries in self.parts.items():
+            rows[part] = np.full(len(entries.labels), -1, dtype=np.int64)
+            for position, (label, digest) in enumerate(zip(entries.labels.tolist(), entries.digests.tolist(), strict=True)):
+                candidates = places.get((*own[label], digest))
+                if candidates:
+                    rows[part][position] = candidates.popleft()
+        return rows, np.array(sorted(row for candidates in places.values() for row in candidates), dtype=np.int64)
+
+    def _check_classes(self, table: Table, rows: dict[str, np.ndarray], left_over: np.ndarray) -> None:
+        """Refuse samples that were in one class when the run was made, and are in another one now."""
+        class_of = {}
+        for part, entries in self.parts.items():
+            is_gone = rows[part] < 0
+            class_of.update(zip(entries.digests[is_gone].tolist(), entries.labels[is_gone].tolist(), strict=True))
+        moved = [(row, class_of[digest]) for row, digest in _with(table, left_over) if digest in class_of]
+        if moved:
+            row, label = moved[0]
+            raise DataError(
+                f"{len(moved):,} samples of '{self.data}' are in another class than when the run was made, such as one of"
+                f" '{self.class_names[label]}' that is now in '{table.class_names[table.labels[row]]}': a class was renamed or"
+                f" relabelled. Undo that, or train again"
+            )
+
+    def _notes(self, table: Table, left_over: np.ndarray) -> list[str]:
+        own = set(self.class_names)
+        is_new = np.array([name not in own for name in table.class_names])[table.labels[left_over]]
+        notes = []
+        for rows, kind in ((left_over[is_new], "new classes"), (left_over[~is_new], "classes of the run")):
+            names = [table.class_names[label] for label in np.unique(table.labels[rows])]
+            if names:
+                counts = f"{len(rows):,} samples of {len(names):,} {kind}"
+                notes.append(f"new since the run was made, and left out: {counts} ({_listed(names)})")
+        return notes
+
+    def to_json(self) -> bytes:
+        """The content of a file, with a checksum of itself."""
+        parts = {
+            part: {"labels": entries.labels.tolist(), "digests": entries.digests.astype(">u8").tobytes().hex()}
+            for part, entries in self.parts.items()
+        }
+        content = {"format": FORMAT, "data": self.data, "class_names": list(self.class_names), "parts": parts}
+        return (json.dumps(seal(content), ensure_ascii=False, separators=(",", ":")) + "\n").encode("utf-8", "surrogatepass")
+
+    @classmethod
+    def read(cls, path: Path) -> RecordedSplit:
+        """Read and check a file.
+
+        Raises:
+            DataError: it cannot be read, or is damaged.
+        """
+        try:
+            body, is_sealed = unseal(json.loads(path.read_bytes().decode("utf-8", "surrogatepass")))
+            if not is_sealed:
+                raise ValueError("it has no checksum")
+            if body["format"] != FORMAT:
+                raise ValueError(f"its format is not {FORMAT}")
+            names = tuple(map(str, body["class_names"]))
+            parts = {part: _entries(body["parts"][part], len(names)) for part in (*PARTS, LEFT_OUT)}
+        except OSError as error:
+            raise DataError(f"cannot read the split of the run, {path}: {error.strerror}") from error
+        except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError) as error:
+            reason = f"has no {error}" if isinstance(error, KeyError) else str(error)
+            raise DataError(
+                f"the split of the run, {path}, is damaged ({reason}), so nobody can say which classes were trained on."
+                f" Put it back, or train again"
+            ) from error
+        return cls(str(body["data"]), names, parts)
+
+
+def _entries(value: Any, classes: int) -> Entries:
+    labels = np.asarray(value["labels"], dtype=np.int64)
+    digests = np.frombuffer(bytes.fromhex(value["digests"]), dtype=">u8").astype(np.uint64)
+    if labels.shape != digests.shape or ((labels < 0) | (labels >= classes)).any():
+        raise ValueError("its labels and digests do not fit together")
+    return Entries(labels, digests)
+
+
+def _with(table: Table, rows: np.ndarray) -> Iterable[tuple[int, int]]:
+    return zip(rows.tolist(), table.content_digests()[rows].tolist(), strict=True)
+
+
+def _distinct(names: Sequence[str]) -> list[tuple[str, int]]:
+    """Each name with the number of times it came before, since two classes may be called alike."""
+    counts: dict[str, int] = defaultdict(int)
+    distinct = []
+    for name in names:
+        distinct.append((name, counts[name]))
+        counts[name] += 1
+    return distinct
+
+
+def _listed(names: Sequence[str]) -> str:
+    return ", ".join(f"'{name}'" for name in names[:_NAMED]) + (", ..." if len(names) > _NAMED else "")

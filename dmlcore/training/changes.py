@@ -1,0 +1,41 @@
+"""What may change in a run that goes on or is evaluated, and the refusal of everything else."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from dmlcore.errors import ConfigError
+from dmlcore.training.folder import RunFolder
+from dmlcore.training.sources import Source
+
+CHANGEABLE = ("steps", "epochs", "loggers", "log_every", "workers", "device", "stop_after")
+"""Settings that may be given anew to a run that goes on. They do not change what it learns from, only how long and where."""
+
+
+def check_unchanged(folder: RunFolder, before: dict[str, Any]) -> None:
+    """Refuse a `config.toml` that says something else than the run was made with.
+
+    Args:
+        folder: of the run.
+        before: `RunConfig.as_dict` when a checkpoint was saved.
+
+    Raises:
+        ConfigError: there is a difference, which is named.
+    """
+    source = Source.read_run(folder.config)  # as it is written: no component is looked for
+    now = {**source.values, **source.tables}
+    tables = {table for loggers in (before, now) for table in loggers.get("loggers", ())}
+    differences = []
+    for key in {**before, **now}:
+        old, new = before.get(key), now.get(key)
+        if old == new or key in CHANGEABLE or key in tables:
+            continue
+        if isinstance(old, dict) and isinstance(new, dict):
+            options = {**old, **new}
+            names = [name for name in options if old.get(name) != new.get(name)]
+            differences += [f"{key}.{name} = {new.get(name)} instead of {old.get(name)}" for name in names]
+        else:
+            differences.append(f"{key} = {new} instead of {old}")
+    if differences:
+        told = ", ".join(differences[:3]) + (f" and {len(differences) - 3} more" if len(differences) > 3 else "")
+        raise ConfigError(f"{folder.config} has changed since the run was made: {told}. Undo that, or train a new run.")
