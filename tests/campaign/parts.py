@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from . import damage, faults, kills
+from . import coverage, damage, faults, flags, inputs, kills, losses, soak
 from .trials import Part
 
-PARTS: dict[str, Part] = {part.name: part for part in (faults.PART, kills.PART, damage.PART)}
+PARTS: dict[str, Part] = {
+    part.name: part
+    for part in (faults.PART, kills.PART, damage.PART, inputs.PART, flags.PART, losses.PART, soak.PART, coverage.PART)
+}
