@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from dmlcore.errors import DataError, suggestion
+from dmlcore.files import expanded
 from dmlcore.plugin_files import is_reference
 
 FORMAT = "dmlcore-splits-1"
@@ -130,7 +131,7 @@ class SplitFile:
             DataError: it is missing, no file of splits, cut off, or it contradicts itself.
         """
         try:
-            content = json.loads(Path(path).expanduser().read_bytes())
+            content = json.loads(expanded(path).read_bytes())
         except FileNotFoundError:
             raise DataError(f"there is no file of splits '{path}'. `dmlcore splits ood` makes one") from None
         except OSError as error:

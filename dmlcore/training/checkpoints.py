@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from dmlcore.errors import ConfigError, TrainingError
-from dmlcore.files import write_atomically, write_error
+from dmlcore.files import code_in, write_atomically, write_error
 
 FORMAT = "dmlcore-checkpoint-1"
 NAMES = ("best", "last", "previous")
@@ -84,6 +84,11 @@ def load(folder: Path, name: str, device: torch.device | str = "cpu", instead: t
                 continue
             advice = f"{path_of(folder, other)} is intact (step {step}): use it with --checkpoint {other}."
             break
+        if code := code_in(error, path):
+            raise TrainingError(
+                f"the checkpoint {path} holds code ({code}), which dmlcore never writes and never runs: it comes from"
+                f" elsewhere. Nothing of it was loaded. {advice}"
+            ) from error
         raise TrainingError(f"the checkpoint {path} is damaged ({_first_line(error)}). {advice}") from error
 
 
@@ -91,9 +96,37 @@ def _read(path: Path, device: torch.device | str) -> dict[str, Any]:
     state = torch.load(path, map_location=device, weights_only=True)
     if not isinstance(state, dict) or state.get("format") != FORMAT:
         raise ValueError(f"its format is not {FORMAT}")
+    _check_weights(state)
     return state
 
 
+def _check_weights(state: dict[str, Any]) -> None:
+    """Refuse a file that does not hold what every checkpoint does, in the types of it."""
+    shape = state.get("sample_shape")
+    is_right = {
+        "step": is_count(state.get("step")),
+        "kind": state.get("kind") in ("images", "features") if isinstance(state.get("kind"), str) else False,
+        "sample_shape": isinstance(shape, list) and len(shape) in (1, 3) and all(is_count(n) and n > 0 for n in shape),
+        "model": _is_state(state.get("model")),
+        "ensemble": _is_state(state.get("ensemble")),
+    }
+    for name, right in is_right.items():
+        if not right:
+            raise ValueError(f"its '{name}' is {'wrong' if name in state else 'missing'}")
+
+
+def is_count(value: Any) -> bool:
+    """Whether a value is a whole number, not below zero and of 63 bits at most."""
+    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 2**63
+
+
+def _is_state(value: Any) -> bool:
+    """Whether a value can be the state of a module."""
+    return isinstance(value, dict) and all(isinstance(key, str) for key in value)
+
+
 def _first_line(error: Exception) -> str:
+    if isinstance(error, EOFError):
+        return "it is empty or cut off"
     text = str(error).strip().splitlines()
     return (text[0] if text else type(error).__name__)[:120]

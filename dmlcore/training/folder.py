@@ -100,15 +100,29 @@ class RunFolder:
             raise write_error(self.metrics, error) from error
 
     def records(self) -> list[dict[str, Any]]:
-        """The lines of `metrics.jsonl`; a last line that was cut off is left out."""
+        """The lines of `metrics.jsonl`; a last line that was cut off is left out.
+
+        Raises:
+            TrainingError: it cannot be read, or a line is no record.
+        """
         if not self.metrics.exists():
             return []
         records = []
-        for line in self.metrics.read_text(encoding="utf-8").splitlines():
+        try:
+            lines = self.metrics.read_bytes().decode(errors="replace").splitlines()
+        except OSError as error:
+            raise TrainingError(f"cannot read {self.metrics}: {error.strerror}") from error
+        for number, line in enumerate(lines, 1):
             try:
-                records.append(json.loads(line))
-            except json.JSONDecodeError:
+                record = json.loads(line)
+            except (ValueError, RecursionError):
                 break
+            step = record.get("step", 0) if isinstance(record, dict) else None
+            if not isinstance(step, int | float):
+                raise TrainingError(
+                    f"line {number} of {self.metrics} is no record of a run; remove the line, or put the file back as it was"
+                )
+            records.append(record)
         return records
 
     def drop_records_after(self, step: int) -> None:

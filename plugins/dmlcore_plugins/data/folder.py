@@ -10,6 +10,7 @@ import numpy as np
 import dmlcore
 from dmlcore.data import IMAGE_SUFFIXES, SPLIT_WORDS, DataSource, ImageOptions, Table, image_table
 from dmlcore.errors import DataError
+from dmlcore.files import expanded
 
 
 class Folder(DataSource):
@@ -32,7 +33,7 @@ class Folder(DataSource):
         """
         if not self.options.path:
             raise DataError("the data 'folder' needs a path: --data DIR, or --folder.path DIR")
-        root = Path(self.options.path).expanduser()
+        root = expanded(self.options.path)
         if not root.is_dir():
             raise DataError(f"there is no folder '{root}'")
         notes: list[str] = []

@@ -11,6 +11,7 @@ import numpy as np
 import dmlcore
 from dmlcore.data import DataSource, FeatureStore, ImageOptions, PixelStore, Table, choose_augmentation, split_words
 from dmlcore.errors import DataError
+from dmlcore.files import expanded
 
 _ARRAYS = ("x", "y", "class_name", "class_group", "split", "official_split")
 _CHUNK = 65536  # rows looked at in one go, to keep temporary memory small
@@ -39,7 +40,7 @@ class ArrayFile(DataSource):
         """
         if not self.options.path:
             raise DataError("the data 'npz' needs a path: --data FILE.npz, or --npz.path FILE.npz")
-        file = Path(self.options.path).expanduser()
+        file = expanded(self.options.path)
         arrays = read_arrays(file)
         has_labels = "y" in arrays
         for array in ("x", "y") if self.needs_labels else ("x",):
