@@ -51,7 +51,16 @@ def run(bench: Bench, key: str) -> Failure | None:
     shutil.copytree(inputs.template(bench), place)
     seconds = max(LEAST, (SECONDS if bench.minutes is None else min(SECONDS, 6 * bench.minutes)) / len(READERS))
     options = [f"-max_total_time={int(seconds)}", f"-seed={bench.seed + 1}", f"-artifact_prefix={folder}/", "-timeout=30"]
-    command = [sys.executable, str(Path(__file__)), name, str(corpus), *options, "-rss_limit_mb=8000", "-max_len=100000", "-verbosity=0"]
+    command = [
+        sys.executable,
+        str(Path(__file__)),
+        name,
+        str(corpus),
+        *options,
+        "-rss_limit_mb=8000",
+        "-max_len=100000",
+        "-verbosity=0",
+    ]
     done = subprocess.run(command, cwd=place, env=environment(), capture_output=True, text=True, errors="replace")
     if (place / "canary").exists():
         return Failure(f"code of a file was run; the inputs are in {folder}", is_lost=True)
