@@ -226,7 +226,7 @@ def _check_weights(state: dict[str, Any]) -> None:
     """Refuse a file that does not hold what every checkpoint does, in the types of it."""
     shape = state.get("sample_shape")
     is_right = {
-        "config": isinstance(state.get("config"), dict),
+        "config": isinstance(state.get("config"), dict) and _is_plain(state["config"]),
         "step": is_count(state.get("step")),
         "kind": state.get("kind") in ("images", "features") if isinstance(state.get("kind"), str) else False,
         "sample_shape": isinstance(shape, list) and len(shape) in (1, 3) and all(is_count(n) and n > 0 for n in shape),
@@ -241,6 +241,13 @@ def _check_weights(state: dict[str, Any]) -> None:
 def is_count(value: Any) -> bool:
     """Whether a value is a whole number, not below zero and of 63 bits at most."""
     return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 2**63
+
+
+def _is_plain(value: Any) -> bool:
+    """Whether a value is one that a configuration may hold."""
+    if isinstance(value, dict):
+        return all(isinstance(key, str) and _is_plain(entry) for key, entry in value.items())
+    return all(map(_is_plain, value)) if isinstance(value, list) else isinstance(value, str | int | float | bool | None)
 
 
 def _is_state(value: Any) -> bool:
