@@ -30,8 +30,42 @@ WORDS = {
 }
 """Words with which a command works, or would if its files were there; a command that is not here begins with its name."""
 _SKIPPED = ("--debug", "--help", "--version")  # a traceback is what --debug is for
-_VALUES = ["", " ", ",", ",,", "ms,ms", "-1", "--", "-", "=", "x=y", "1e3", "0x10", "1_000", "१", "1,2,3", "true", "none", "all", "@x"]
-_VALUES += [".", "..", "x.npz", "run", "missing", "/dev/null", "a/b/c", "~", "~nobody/x", "x.py:X", "./x.py:X", "[1]", '{"a":1}']
+_VALUES = [
+    "",
+    " ",
+    ",",
+    ",,",
+    "ms,ms",
+    "-1",
+    "--",
+    "-",
+    "=",
+    "x=y",
+    "1e3",
+    "0x10",
+    "1_000",
+    "१",
+    "1,2,3",
+    "true",
+    "none",
+    "all",
+    "@x",
+]
+_VALUES += [
+    ".",
+    "..",
+    "x.npz",
+    "run",
+    "missing",
+    "/dev/null",
+    "a/b/c",
+    "~",
+    "~nobody/x",
+    "x.py:X",
+    "./x.py:X",
+    "[1]",
+    '{"a":1}',
+]
 
 
 @dataclass(frozen=True)
@@ -114,7 +148,12 @@ def run(bench: Bench, key: str) -> Failure | None:
     value = str(pick(draws, typed)).replace("\x00", "\x01").encode("utf-8", "replace").decode()
     words = _without(WORDS.get(flag.command, flag.command.split()), flag)
     form = pick(draws, ["two words", "two words", "equals", "alone", "twice"])
-    typed_words = {"two words": [name, value], "equals": [f"{name}={value}"], "alone": [name], "twice": [name, value, name, value]}
+    typed_words = {
+        "two words": [name, value],
+        "equals": [f"{name}={value}"],
+        "alone": [name],
+        "twice": [name, value, name, value],
+    }
     return read(bench, [*words, *flag.further, *typed_words[form]], {}, f"{name} {form} {value[:60]!r}")
 
 

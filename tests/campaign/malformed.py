@@ -22,7 +22,21 @@ Malformed = Iterator[tuple[str, bytes]]
 
 CANARY = "canary"
 """A file that appears where a reader runs code of what it reads."""
-TEXTS = ["", " ", "a", "\x1b[31mred\x1b[0m", "\x00", "\u202eevil", "ä" * 300, "../../x", "x" * 100_000, "nan", "1e999", "%s{}", "\ud800"]
+TEXTS = [
+    "",
+    " ",
+    "a",
+    "\x1b[31mred\x1b[0m",
+    "\x00",
+    "\u202eevil",
+    "ä" * 300,
+    "../../x",
+    "x" * 100_000,
+    "nan",
+    "1e999",
+    "%s{}",
+    "\ud800",
+]
 NUMBERS = [-1, 0, 1, 2**31, 2**63, 2**64, 10**400, -0.0, 1e308, 1e-320, math.nan, math.inf, -math.inf]
 
 
@@ -103,7 +117,7 @@ def mutated(draws: Draws, value: Any) -> tuple[str, Any]:
         elif kind == "add" and isinstance(parent, dict):
             parent[pick(draws, TEXTS)] = wild(draws)
         elif kind == "double" and isinstance(parent, list):
-            parent.append(copy.deepcopy(here))
+            parent.append(here)
         else:
             parent[key] = wild(draws)
         done.append(f"{kind} {str(key)[:20]!r}")
@@ -136,7 +150,9 @@ def _x(draws: Draws, arrays: dict[str, Any], count: int) -> dict[str, Any]:
 
 
 def _shape(draws: Draws, arrays: dict[str, Any], count: int) -> dict[str, Any]:
-    shape = pick(draws, [(), (0,), (count,), (count, 0), (count, 1), (count, 5, 5), (count, 4, 4, 3), (count, 2, 2, 2, 2), (1, count)])
+    shape = pick(
+        draws, [(), (0,), (count,), (count, 0), (count, 1), (count, 5, 5), (count, 4, 4, 3), (count, 2, 2, 2, 2), (1, count)]
+    )
     return {**arrays, "x": draws.integers(0, 255, shape).astype(pick(draws, [np.uint8, np.float32]))}
 
 
@@ -176,7 +192,9 @@ def _y(draws: Draws, arrays: dict[str, Any], count: int) -> dict[str, Any]:
 
 
 def _further(draws: Draws, arrays: dict[str, Any], count: int) -> dict[str, Any]:
-    name = pick(draws, ["class_name", "class_group", "split", "official_split", "z", "X", "labels", "\x1b[31m", "../evil", "a" * 300])
+    name = pick(
+        draws, ["class_name", "class_group", "split", "official_split", "z", "X", "labels", "\x1b[31m", "../evil", "a" * 300]
+    )
     value = pick(
         draws,
         [
@@ -214,10 +232,28 @@ _CHANGES: list[tuple[str, Callable[[Draws, dict[str, Any], int], dict[str, Any]]
 def csv(draws: Draws) -> Malformed:
     """Lists of images: columns, quotes, separators, encodings, names of nothing."""
     rows = [f"pics/{label}/{number}.png,{label}" for label in range(8) for number in range(4)]
-    fields = ["", '"', '""', '"a', "\x00", "\x1b[31m", "nan", "\t", ";", "pics", "/etc/hostname", "pics/0/0.png", "ä" * 300, "x" * 200_000]
+    fields = [
+        "",
+        '"',
+        '""',
+        '"a',
+        "\x00",
+        "\x1b[31m",
+        "nan",
+        "\t",
+        ";",
+        "pics",
+        "/etc/hostname",
+        "pics/0/0.png",
+        "ä" * 300,
+        "x" * 200_000,
+    ]
     while True:
         separator = pick(draws, [",", ",", ",", ";", "\t", "|", ", "])
-        head = pick(draws, ["path,label", "path,label", "path,label,split", "label,path", "file,class", "path", "", "path,path", "Path,Label"])
+        head = pick(
+            draws,
+            ["path,label", "path,label", "path,label,split", "label,path", "file,class", "path", "", "path,path", "Path,Label"],
+        )
         lines = [separator.join([head.replace(",", separator)])] + [row.replace(",", separator) for row in rows]
         done = [f"separator {separator!r}", f"head {head!r}"]
         for _ in range(int(draws.integers(0, 4))):
@@ -264,9 +300,34 @@ def toml(draws: Draws) -> Malformed:
     """Configurations: keys, types, numbers and nesting that are wrong."""
     base: dict[str, Any] = {"plugins": ["ms"], "steps": 1, "eval_every": 1, "embedding_dim": 4, "data": "x.npz", "compress": 0}
     base |= {"learning_rate": 0.01, "fractions": [0.5, 0.2, 0.3], "ms": {"alpha": 2.0, "beta": 40.0}, "mlp": {"hidden": 8}}
-    lines = ["[[a]]", "a = 1\na = 2", "[a]\n[a]", 'x = "\\x"', "x = 1979-05-27", "x = '''", "= 1", "[", "x = [1, 'a']", "x.y.z = 1"]
-    lines += ["x = " + "[" * 5000, "x = " + "{a=" * 3000, "x = " + "9" * 5000, "x = " + ".".join("a" * 3000), "a" * 300 + " = 1"]
-    lines += ['"\\u001b[31m" = 1', "steps = 0x1F", "steps = 1e3", "steps = true", "plugins = 'ms'", "seed = -1", "data = ['x.npz']"]
+    lines = [
+        "[[a]]",
+        "a = 1\na = 2",
+        "[a]\n[a]",
+        'x = "\\x"',
+        "x = 1979-05-27",
+        "x = '''",
+        "= 1",
+        "[",
+        "x = [1, 'a']",
+        "x.y.z = 1",
+    ]
+    lines += [
+        "x = " + "[" * 5000,
+        "x = " + "{a=" * 3000,
+        "x = " + "9" * 5000,
+        "x = " + ".".join("a" * 3000),
+        "a" * 300 + " = 1",
+    ]
+    lines += [
+        '"\\u001b[31m" = 1',
+        "steps = 0x1F",
+        "steps = 1e3",
+        "steps = true",
+        "plugins = 'ms'",
+        "seed = -1",
+        "data = ['x.npz']",
+    ]
     while True:
         what, value = mutated(draws, base) if draws.random() < 0.7 else ("", base)
         try:
@@ -342,6 +403,8 @@ def checkpoints(draws: Draws, base: dict[str, Any]) -> Malformed:
     """Checkpoints; `base` is the state of a whole one. Some would run code."""
     import torch
 
+    from dmlcore.seals import seal_archive
+
     while True:
         what, value = mutated(draws, _without_tensors(base)) if draws.random() < 0.5 else _other_weights(draws, base)
         value = _with_tensors(value, base) if isinstance(value, dict) else value
@@ -352,8 +415,10 @@ def checkpoints(draws: Draws, base: dict[str, Any]) -> Malformed:
             torch.save(value, buffer, _use_new_zipfile_serialization=bool(draws.integers(4)))
         except (UnicodeEncodeError, RecursionError, OverflowError, RuntimeError):
             continue
+        if zipfile.is_zipfile(buffer) and draws.random() < 0.7:
+            seal_archive(buffer)  # so that more than its checksum is looked at
         content = buffer.getvalue()
-        if draws.random() < 0.4:
+        if draws.random() < 0.3:
             kind, content = damaged(draws, content)
             what += f", {kind}"
         elif draws.random() < 0.05:
