@@ -6,6 +6,7 @@ A reader may raise `DmlcoreError`. Anything else, and code that runs, is a failu
 from __future__ import annotations
 
 import importlib.util
+import re
 import shutil
 import subprocess
 import sys
@@ -20,6 +21,7 @@ if __package__:
     from .trials import Failure, Part
 
 SECONDS, LEAST = 600.0, 5.0  # for all readers; for each in a sample
+_CAUSE = re.compile(r"([A-Za-z_.]+(Error|Exception|Interrupt)\b|ALARM|==\d+== *ERROR)")
 SEEDS = 25  # malformed files that a search begins with
 READERS = {"npz": "bad.npz", "csv": "bad.csv", "toml": "bad.toml", "splits": "splits.json", "pickles": "bad.pkl"}
 READERS |= {"checkpoints": "run/checkpoints/best.pt", "images": "pics/0/bad.png"}
@@ -66,10 +68,12 @@ def run(bench: Bench, key: str) -> Failure | None:
         return Failure(f"code of a file was run; the inputs are in {folder}", is_lost=True)
     if done.returncode == 0:
         return None
-    lines = [line for line in done.stderr.splitlines() if "Error" in line or "Exception" in line or "timeout" in line]
-    artefact = next((line.split("written to ")[1] for line in done.stderr.splitlines() if "written to " in line), str(folder))
+    lines = [line for line in done.stderr.splitlines() if _CAUSE.match(line)]
+    artefact = next((line.split("written to ")[-1] for line in done.stderr.splitlines() if "written to " in line), str(folder))
     what = lines[0].strip()[:200] if lines else done.stderr.strip()[-200:]
-    return Failure(f"{what} ({sys.executable} {Path(__file__).name} {name} {artefact})")
+    return Failure(
+        f"{what}; the input is {artefact}, `python tests/campaign/coverage.py {name} FILE` in {place} reads it again"
+    )
 
 
 def target(name: str) -> Callable[[bytes], Any]:

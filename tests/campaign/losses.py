@@ -1,8 +1,8 @@
 """Random batches through every loss: the fused form against the definition in float64, values and gradients.
 
-The rule of tolerance is the suite's: a kernel may err twice as much as PyTorch does at its precision, and some roundings. Where a
-decision hangs on the last bit the definition jumps: it may also err as far as the definition moves within some roundings of the
-batch.
+The rule of tolerance is the suite's: a kernel may err twice as much as PyTorch does at its precision, and some roundings. Where
+a decision hangs on the last bit the definition jumps: it may also err as far as the definition moves within some roundings of
+the batch.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ BATCHES = 5000
 NEARBY, MORE_NEARBY = 6, 60  # batches beside the drawn one
 DTYPES = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 _FLOORS = {torch.float64: 1e-9}  # relative; of lower precision as in tests/test_kernels.py
-_ZERO = 1e-7  # of the value: what sums to nothing has no digits of its own; in float64 its square
+_ZERO, _ZERO_DOUBLE = 1e-7, 1e-12  # of the value: what sums to nothing has no digits of its own
 _VALUE_FLOOR, _GRADIENT_FLOOR = 2e-6, 4e-6
 _SMALLEST_HALF, _LARGEST_HALF = 6.2e-5, 6e4  # what float16 can hold of a gradient
 
@@ -80,7 +80,7 @@ class Batch:
         torch.manual_seed(3)
         options = {**self.case.options, **self.options}
         loss = dmlcore.losses.create(self.case.name, num_classes=self.classes, embedding_dim=self.width, **options)
-        return loss.to(dtype)
+        return loss.to(dtype).eval()  # a miner that draws repeats its draws
 
     def __str__(self) -> str:
         against = f", {len(self.keywords['references'])} references" if self.keywords else ""
@@ -214,7 +214,7 @@ def _compare(batch: Batch, fused: list[Tensor], own: list[Tensor], truth: list[T
     names = ["the value", "the gradient of embeddings", "the gradient of references"]
     norms = batch.x.double().norm(dim=1)
     smallest = float(norms[norms > 0].min()) if bool((norms > 0).any()) else 1.0
-    zero = (_ZERO if batch.dtype is not torch.float64 else _ZERO**2) * (1 + float(truth[0].abs().max()))
+    zero = (_ZERO_DOUBLE if batch.dtype is torch.float64 else _ZERO) * (1 + float(truth[0].abs().max()))
     is_half = batch.dtype in (torch.float16, torch.bfloat16)
     for index, (result, plain, exact) in enumerate(zip(fused, own, truth, strict=True)):
         name = names[index] if index < (3 if batch.keywords else 2) else "a gradient of parameters"

@@ -117,7 +117,7 @@ def mutated(draws: Draws, value: Any) -> tuple[str, Any]:
         elif kind == "add" and isinstance(parent, dict):
             parent[pick(draws, TEXTS)] = wild(draws)
         elif kind == "double" and isinstance(parent, list):
-            parent.append(copy.deepcopy(here))
+            parent.append(here)
         else:
             parent[key] = wild(draws)
         done.append(f"{kind} {str(key)[:20]!r}")
@@ -403,6 +403,8 @@ def checkpoints(draws: Draws, base: dict[str, Any]) -> Malformed:
     """Checkpoints; `base` is the state of a whole one. Some would run code."""
     import torch
 
+    from dmlcore.seals import seal_archive
+
     while True:
         what, value = mutated(draws, _without_tensors(base)) if draws.random() < 0.5 else _other_weights(draws, base)
         value = _with_tensors(value, base) if isinstance(value, dict) else value
@@ -413,8 +415,10 @@ def checkpoints(draws: Draws, base: dict[str, Any]) -> Malformed:
             torch.save(value, buffer, _use_new_zipfile_serialization=bool(draws.integers(4)))
         except (UnicodeEncodeError, RecursionError, OverflowError, RuntimeError):
             continue
+        if zipfile.is_zipfile(buffer) and draws.random() < 0.7:
+            seal_archive(buffer)  # so that more than its checksum is looked at
         content = buffer.getvalue()
-        if draws.random() < 0.4:
+        if draws.random() < 0.3:
             kind, content = damaged(draws, content)
             what += f", {kind}"
         elif draws.random() < 0.05:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import enum
 import json
 import os
@@ -11,6 +12,7 @@ import sys
 import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -70,13 +72,22 @@ class Said:
     operations: tuple[Operation, ...] = ()
 
 
+@cache
+def home() -> Path:
+    """A home folder for all commands, so that they neither see nor change anything of the user's."""
+    folder = tempfile.TemporaryDirectory(prefix="campaign-home-")
+    atexit.register(folder.cleanup)
+    return Path(folder.name)
+
+
 def environment(**further: str) -> dict[str, str]:
     """The environment of every command: one thread, built-in plugins only, and no settings of the user."""
     own = {name: value for name, value in os.environ.items() if not name.startswith(("DML_", "DMLCORE_", "LD_PRELOAD"))}
     threads = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")
     path = os.pathsep.join(filter(None, [str(HERE.parent), os.environ.get("PYTHONPATH", "")]))
+    homes = dict.fromkeys(("HOME", "XDG_STATE_HOME", "XDG_CACHE_HOME", "XDG_CONFIG_HOME"), str(home()))
     quiet = {"DMLCORE_PLUGINS": "", "MPLBACKEND": "agg", "PYTHONPATH": path, "PYTHONHASHSEED": "0", "NO_COLOR": "1"}
-    return {**own, **threads, **quiet, **further}
+    return {**own, **threads, **homes, **quiet, **further}
 
 
 def compile_shim(folder: Path) -> Path:

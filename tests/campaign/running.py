@@ -1,4 +1,4 @@
-"""Running the campaign: trials in turn, a journal by which an interrupted one goes on, and the figures and tables of the end."""
+"""Running the campaign: trials in turn, a journal by which an interrupted one goes on, and the figures and table of the end."""
 
 from __future__ import annotations
 
