@@ -4,11 +4,14 @@ command does and shows stands in `commands/`. No other module exits, and torch i
 
 from __future__ import annotations
 
+import errno
+import os
+import re
 import sys
 from collections.abc import Sequence
 
 from cyclopts import App, CycloptsError
-from cyclopts.exceptions import UnknownCommandError, UnknownOptionError
+from cyclopts.exceptions import MissingArgumentError, UnknownCommandError, UnknownOptionError
 
 from dmlcore import commands, console, plugins
 from dmlcore.commands.installed import command_manager
@@ -18,6 +21,9 @@ from dmlcore.flags import new_app
 from dmlcore.interruption import handled_by, interrupt
 from dmlcore.version import VERSION
 
+_OF_PATHS = {errno.ENAMETOOLONG, errno.ELOOP, errno.ENOTDIR, errno.EISDIR, errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOENT}
+"""What the system says of a path that the user named wrongly."""
+_NO_MEMORY = re.compile(r"can't allocate memory|out of memory|[Ss]torage size calculation overflowed", re.IGNORECASE)
 HELP = "Deep metric learning with many losses at once. Installed plugins may add commands."
 
 
@@ -35,6 +41,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     console.take_any_text()
     try:
         with handled_by(interrupt), plugins.blaming():
+            if any("\0" in word for word in words):
+                raise ConfigError("a word of the command holds the character 0, which no name and no path can hold")
             return _run(CommandLine(words))
     except KeyboardInterrupt as error:
         status = status_of(error)
@@ -47,8 +55,21 @@ def main(argv: Sequence[str] | None = None) -> int:
         console.give_up_stdout()
         return 1
     except Exception as error:
+        if reason := _why(error):
+            console.fail(reason, debug=debug)
+            return 2 if isinstance(error, OSError) and error.errno in _OF_PATHS else 1
         console.fail(f"{type(error).__name__}: {error}. `--debug` shows where.", debug=debug)
         return 1
+
+
+def _why(error: Exception) -> str:
+    """What the system refused, in words; empty for an error of another kind."""
+    if isinstance(error, OSError) and error.strerror and error.filename is not None:
+        return f"cannot use '{os.fsdecode(error.filename)}': {error.strerror}"
+    if isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and _NO_MEMORY.search(str(error))):
+        text = str(error).partition("\n")[0]
+        return f"there is not enough memory ({text or 'no more is said'}). Choose smaller sizes, or another --device"
+    return ""
 
 
 def script() -> None:
@@ -105,6 +126,10 @@ def _usage_error(error: CycloptsError, line: CommandLine) -> str:
         return f'Unknown command "{error.unused_tokens[0]}". {hint} See `{where} --help`.'
     if isinstance(error, UnknownOptionError) and (reason := line.why_not_option(error.token.keyword or error.token.value)):
         return reason
+    if isinstance(error, MissingArgumentError) and error.argument is not None:
+        field = error.argument.field_info
+        if field.kind is field.POSITIONAL_OR_KEYWORD:  # a word of its own, which is not called `--run`
+            return f"`{where}` needs {field.name.upper()}: {error.argument.parameter.help} See `{where} --help`."
     error.verbose = False
     message = " ".join(str(error).split()).rstrip(".?")
     return f"{message}{'?' if str(error).rstrip().rstrip('.').endswith('?') else '.'} See `{where} --help`."

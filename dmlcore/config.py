@@ -82,18 +82,30 @@ def convert(value: Any, kind: Any, where: str) -> Any:
             return value
         if isinstance(value, str) and value.lower() in ("true", "false", "1", "0", "yes", "no"):
             return value.lower() in ("true", "1", "yes")
-        raise ConfigError(f"{where} is {value!r}, but must be true or false")
+        raise ConfigError(f"{where} is {_shown(value)}, but must be true or false")
     if kind in (int, float):
         try:
             if isinstance(value, bool) or (kind is int and isinstance(value, float) and not value.is_integer()):
                 raise ValueError
-            return kind(value)
-        except (TypeError, ValueError):
+            number = kind(value)
+        except (TypeError, ValueError, OverflowError):
             noun = "a whole number" if kind is int else "a number"
-            raise ConfigError(f"{where} is {value!r}, but must be {noun}") from None
+            raise ConfigError(f"{where} is {_shown(value)}, but must be {noun}") from None
+        if kind is int and not -(2**63) <= number < 2**63:
+            raise ConfigError(f"{where} is {_shown(value)}, but must be a whole number of 64 bits")
+        return number
     if kind is str and not isinstance(value, str):
-        raise ConfigError(f"{where} is {value!r}, but must be text")
+        raise ConfigError(f"{where} is {_shown(value)}, but must be text")
+    if kind is str and "\0" in value:
+        raise ConfigError(f"{where} is {_shown(value)}, but a text cannot hold the character 0")
     return value
+
+
+def _shown(value: Any) -> str:
+    """A value in a message. A number of thousands of digits has no text in Python."""
+    if isinstance(value, int) and not -(10**40) < value < 10**40:
+        return f"a number of {value.bit_length()} bits"
+    return repr(value)
 
 
 def build_options(options: type, values: dict[str, Any], owner: str) -> Any:

@@ -7,6 +7,7 @@ from __future__ import annotations
 import io
 import json
 import os
+import re
 import sys
 import traceback
 from collections.abc import Iterable, Sequence
@@ -20,6 +21,7 @@ from rich.text import Text
 from dmlcore.files import plain
 from dmlcore.texts import encodable, printable
 
+_LONG_WORD = re.compile(r"\S{300,}")  # no path is that long in practice, and what was wrong must be seen beside it
 WIDTH_OF_A_PIPE = 160  # a pipe has no width, and tables must not be folded to 80 columns in a file
 
 
@@ -50,7 +52,9 @@ def fail(message: object, *, debug: bool = False) -> None:
     console = _stderr()
     if debug:
         console.print(_line(traceback.format_exc().rstrip(), console, is_page=True))
-    console.print(Text.assemble(("error: ", "bold red"), _line(" ".join(str(message).split()), console)))
+    words = " ".join(str(message).split())
+    words = _LONG_WORD.sub(lambda word: f"{word[0][:120]}[{len(word[0]) - 160:,} characters more]{word[0][-40:]}", words)
+    console.print(Text.assemble(("error: ", "bold red"), _line(words, console)))
 
 
 def show(text: str = "", *, is_page: bool = False) -> None:

@@ -50,9 +50,12 @@ def status_of(interrupt: KeyboardInterrupt) -> int:
 
 def nearest(name: str, names: Iterable[str]) -> str:
     """The name that was probably meant; empty where none is near."""
-    return next(iter(difflib.get_close_matches(name, sorted(names), n=1, cutoff=0.5)), "")
+    by_letters = {known_name.casefold(): known_name for known_name in sorted(names, reverse=True)}
+    near = difflib.get_close_matches(name[:LONGEST].casefold(), sorted(by_letters), n=1, cutoff=0.5)
+    return by_letters[near[0]] if near else ""
 
 
+LONGEST = 200  # letters of a name that are compared, since that takes the square of their number
 LISTED = 12  # names that fit into one line; of more, the nearest are a better answer
 
 
@@ -68,4 +71,6 @@ def suggestion(name: str, names: Iterable[str]) -> str:
         return f" Did you mean '{near}'?"
     if len(names) <= LISTED:
         return f" Known: {', '.join(names)}." if names else ""
-    return f" The nearest of {len(names)} names: {', '.join(difflib.get_close_matches(name, names, n=3, cutoff=0.0))}."
+    return (
+        f" The nearest of {len(names)} names: {', '.join(difflib.get_close_matches(name[:LONGEST], names, n=3, cutoff=0.0))}."
+    )

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import math
 import os
+import pickletools
 import re
 from pathlib import Path
 from typing import Any
@@ -90,9 +92,49 @@ def make_folder(path: Path) -> Path:
     return path
 
 
+LONGEST_NAME = 100  # file systems take 255 bytes, which other parts of a name and letters of several bytes share
+
+
 def in_file_name(names: str) -> str:
-    """Names of plugins as part of a file's name: what is no letter, digit or one of `_.+-`, such as `/`, becomes `-`."""
-    return re.sub(r"[^\w.+-]", "-", names)
+    """Names of plugins as part of a file's name: what is no letter, digit or one of `_.+-`, such as `/`, becomes `-`. A long
+    name is cut, and a part of its checksum keeps it different from others."""
+    plain_name = re.sub(r"[^\w.+-]", "-", names)
+    if len(plain_name) <= LONGEST_NAME:
+        return plain_name
+    return f"{plain_name[: LONGEST_NAME - 20]}-{hashlib.sha256(names.encode('utf-8', 'surrogatepass')).hexdigest()[:12]}"
+
+
+def expanded(path: str | Path) -> Path:
+    """A path with the user's home for `~`; that of a user who does not exist stays as it is, and then does not exist either."""
+    return Path(os.path.expanduser(path))
+
+
+def code_in(error: BaseException, path: Path) -> str:
+    """The code that a file of weights names; empty: none. Nothing of it is run.
+
+    Args:
+        error: what `torch.load` raised instead of running it.
+        path: of the file.
+    """
+    text = str(error)
+    if "TorchScript" in text:
+        return "a TorchScript program"
+    match = re.search(r"(?:GLOBAL|instantiate class|Unsupported class) ([\w.]+)", text)
+    return match[1] if match else _first_global(path)
+
+
+def _first_global(path: Path) -> str:
+    """The first thing that a plain pickle asks for by its name; empty: it asks for nothing, or is no pickle."""
+    words: list[str] = []
+    with contextlib.suppress(Exception), open(path, "rb") as file:  # it may be cut off, or anything else
+        for code, argument, _ in pickletools.genops(file):
+            if code.name == "GLOBAL":
+                return str(argument).replace(" ", ".")
+            if code.name == "STACK_GLOBAL":
+                return ".".join(words[-2:])
+            if isinstance(argument, str):
+                words.append(argument)
+    return ""
 
 
 def writable_text(text: str) -> str:

@@ -22,7 +22,8 @@ from types import CodeType, ModuleType
 from typing import Any
 
 from dmlcore import trust
-from dmlcore.errors import ConfigError, PluginError, suggestion
+from dmlcore.errors import ConfigError, DmlcoreError, PluginError, suggestion
+from dmlcore.files import expanded
 
 _LOADED: dict[type, tuple[str, str]] = {}  # class -> its kind and the reference it came by
 
@@ -42,7 +43,7 @@ def absolute(reference: str) -> str:
     if not is_reference(reference):
         return reference
     path, name = _parts(reference)
-    return str(Path(path).expanduser().resolve()) + (f":{name}" if name else "")
+    return str(expanded(path).resolve()) + (f":{name}" if name else "")
 
 
 def means(reference: str, file: str | None, name: str) -> bool:
@@ -85,7 +86,7 @@ def load(reference: str, kind: str, base: str) -> Any:
 
     Raises:
         ConfigError: no such file, no such class in it, several where none is named, or a class of another kind.
-        PluginError: the file raises when it is imported.
+        PluginError: the file raises when it is imported. A ConfigError where dmlcore refuses what is in it.
     """
     path, name = _parts(absolute(reference))
     if not os.path.isfile(path):
@@ -151,7 +152,9 @@ def _module(path: str, changed: int) -> ModuleType:
             spec.loader.exec_module(module)
     except Exception as error:
         del sys.modules[name]
-        raise PluginError(f"{path} cannot be imported: {type(error).__name__}: {error}{_line_of(error, path)}") from error
+        kind = ConfigError if isinstance(error, DmlcoreError) else PluginError  # what dmlcore refused, its author can mend
+        said = str(error) if isinstance(error, DmlcoreError) else f"{type(error).__name__}: {error}"
+        raise kind(f"{path} cannot be imported: {said}{_line_of(error, path)}") from error
     return module
 
 

@@ -116,7 +116,7 @@ def digest(path: str) -> str:
 
 def _state_file() -> Path:
     home = os.environ.get("XDG_STATE_HOME", "")
-    base = Path(home) if os.path.isabs(home) else Path("~/.local/state").expanduser()
+    base = Path(home) if os.path.isabs(home) else Path(os.path.expanduser("~/.local/state"))
     return base / "dmlcore" / _STATE
 
 

@@ -292,7 +292,7 @@ MISTAKES = [
     (["train", "--config", "MISSING"], "cannot read the configuration"),
     (["eval", "NOWHERE"], "there is no run in"),
     (["eval", "TRAINED", "--checkpoint", "first"], "no checkpoint 'first'"),
-    (["eval"], "requires an argument"),
+    (["eval"], "needs RUN"),
     (["trian"], 'Did you mean "train"'),
     (["train", "extra"], "extra"),
 ]

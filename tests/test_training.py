@@ -432,9 +432,15 @@ def test_loggers_hear_of_the_whole_run_and_are_always_closed(features: str, tmp_
     assert interrupted.calls == ["started", "evaluated", "closed"]
 
 
+def state_of(step: int) -> dict[str, Any]:
+    """What every checkpoint has."""
+    model = {"weight": torch.zeros(1000)}
+    return {"step": step, "kind": "features", "sample_shape": [5], "config": {}, "model": model, "ensemble": {}}
+
+
 def test_checkpoints_keep_the_one_before_and_name_it_when_the_last_is_damaged(tmp_path: Path) -> None:
     for step in (1, 2):
-        checkpoints.save(tmp_path, "last", dict.fromkeys(checkpoints.KEYS, "") | {"step": step, "model": torch.zeros(1000)})
+        checkpoints.save(tmp_path, "last", state_of(step))
     assert checkpoints.load(tmp_path, "previous")["step"] == 1
     last = tmp_path / "last.pt"
     last.write_bytes(last.read_bytes()[: last.stat().st_size // 2])
@@ -450,7 +456,7 @@ def test_a_checkpoint_cannot_run_code(tmp_path: Path) -> None:
             return os.mkdir, (str(tmp_path / "harm"),)
 
     torch.save({"format": checkpoints.FORMAT, "step": 1, "model": Harmful()}, tmp_path / "best.pt")
-    with pytest.raises(TrainingError, match="holds code, which would run when it is opened, so it was not opened"):
+    with pytest.raises(TrainingError, match=r"holds code \(.*mkdir\), which dmlcore never writes and never runs"):
         checkpoints.load(tmp_path, "best")
     assert not (tmp_path / "harm").exists()
 
@@ -521,7 +527,7 @@ def test_a_byte_order_mark_before_settings_changes_nothing(features: str, tmp_pa
     with pytest.raises(ConfigError, match=r"settings\.toml is not valid TOML: .*utf-8"):
         RunConfig.read(file)
     file.write_text("a = " + "[" * 20_000)
-    with pytest.raises(ConfigError, match=r"settings\.toml is not valid TOML"):
+    with pytest.raises(ConfigError, match=r"settings\.toml nests too many brackets"):
         RunConfig.read(file)
 
 

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 from dmlcore import plugin_files, plugins
 from dmlcore.errors import ConfigError, suggestion
+from dmlcore.files import expanded
 from dmlcore.kinds import KINDS
 
 NOT_HERE = ("does not derive from", "holds none")  # refusals that only mean: of another kind
@@ -22,8 +21,8 @@ def component_of(name: str, kinds: list[str]) -> plugins.Entry:
             raise ConfigError(f"kind is '{kind}', but must be one of {', '.join(KINDS)}")
     if plugin_files.is_reference(name):
         return _of_files(name, [name], kinds)
-    if Path(name).expanduser().is_dir() and not _entries_called(name, kinds):
-        files = plugin_files.package_modules(Path(name).expanduser())
+    if expanded(name).is_dir() and not _entries_called(name, kinds):
+        files = plugin_files.package_modules(expanded(name))
         return _of_files(name, [str(file) for file in files], kinds)
     entries = _entries_called(name, kinds)
     if not entries:

@@ -12,7 +12,7 @@ from dmlcore import console
 from dmlcore.commands.line import CommandLine
 from dmlcore.config import build_options
 from dmlcore.errors import ConfigError
-from dmlcore.files import make_folder, write_atomically
+from dmlcore.files import expanded, make_folder, write_atomically
 from dmlcore.flags import COMMON, command, flag, new_app, settings_flags, typed_values
 from dmlcore.hookspecs import hookimpl
 from dmlcore.protocols.shift.options import BuildOptions
@@ -49,7 +49,7 @@ def _add_trunk(line: CommandLine) -> list[inspect.Parameter]:
         ConfigError: no such trunk.
     """
     model = line.values_of("model").get("model") if line.command == "splits" else None
-    if model is None or model == "features" or Path(model).expanduser().is_dir():
+    if model is None or model == "features" or expanded(model).is_dir():
         return []
     trunk = model_component(model)
     return line.add(trunk) if trunk.option_names() else []

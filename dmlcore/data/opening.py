@@ -19,6 +19,7 @@ from dmlcore.data.split_files import ClassSplit
 from dmlcore.data.splits import PARTS, Splits, check_fractions, check_part, complete_split, split_by_class
 from dmlcore.data.stores import PixelStore
 from dmlcore.errors import DataError, PluginError
+from dmlcore.files import expanded
 
 _PACKED = (".zip", ".tar", ".gz", ".tgz")  # what users point at when they forget to unpack
 
@@ -51,7 +52,7 @@ def find_source(data: str) -> tuple[type[DataSource], dict[str, Any]]:
         return entries[data].component, {}
     if plugins.plugin_files.is_reference(data):
         return plugins.find("data", data).component, {}
-    path = Path(data).expanduser()
+    path = expanded(data)
     if not os.path.exists(path):  # which says no for a name that is too long or holds a NUL, too
         raise DataError(_why_not_there(data, path, entries))
     if not path.is_file() and not path.is_dir():
@@ -113,7 +114,7 @@ def open_data(
     data = default_source() if data is None else os.fspath(data)
     check_fractions(fractions)
     source, table = load_table(data, options=options, image_size=image_size, default_image_size=default_image_size)
-    name = data if data in plugins.registry("data") else str(Path(data).expanduser())
+    name = data if data in plugins.registry("data") else str(expanded(data))
     if recorded is not None:
         parts, notes = recorded.datasets(table, is_whole=is_whole)
         record = recorded.to_json

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from dmlcore.errors import DataError, suggestion
-from dmlcore.files import encoded
+from dmlcore.files import encoded, expanded
 from dmlcore.plugin_files import is_reference
 from dmlcore.seals import SealError, seal, unseal
 
@@ -138,7 +138,7 @@ class SplitFile:
             DataError: it is missing, no file of splits, cut off, or it contradicts itself.
         """
         try:
-            raw = Path(path).expanduser().read_bytes()
+            raw = expanded(path).read_bytes()
         except FileNotFoundError:
             raise DataError(f"there is no file of splits '{path}'. `dmlcore splits ood` makes one") from None
         except (OSError, ValueError) as error:  # ValueError: the name holds a NUL

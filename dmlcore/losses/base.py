@@ -44,7 +44,7 @@ class Loss(nn.Module, abc.ABC):
         options_by_name: options by name instead of `options`.
 
     Raises:
-        ConfigError: an unknown option or a value out of range.
+        ConfigError: an unknown option, a value out of range, or a class that defines no value.
     """
 
     name: ClassVar[str]
@@ -77,6 +77,8 @@ class Loss(nn.Module, abc.ABC):
         **options_by_name: Any,
     ) -> None:
         super().__init__()
+        if type(self).forward is Loss.forward and type(self).value_of is Loss.value_of:
+            raise ConfigError(f"the loss class {type(self).__qualname__} writes neither `forward` nor `value_of`; write one")
         if options is not None and options_by_name:
             raise ConfigError(f"{self.name}: give either an Options object or options by name, not both")
         self.options: Any = options if options is not None else build_options(self.Options, options_by_name, self.name)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
 from typing import Any
 
@@ -64,6 +65,8 @@ class CrossBatchMemory(nn.Module):
             raise ConfigError(f"{loss.name} compares samples with {what}; a memory has nothing to add")
         if not isinstance(loss, Loss) and not hasattr(loss, "members"):
             raise ConfigError(f"a memory wraps a dmlcore loss or LossEnsemble, got {type(loss).__name__}")
+        for member in getattr(loss, "members", [loss]):
+            _check_takes_own(member)
         for name, number, least in (("size", size, 1), ("embedding_dim", embedding_dim, 1), ("warmup", warmup, 0)):
             if isinstance(number, bool) or not isinstance(number, int) or number < least:
                 raise ConfigError(f"{name} is {number!r}, but must be a whole number >= {least}")
@@ -206,3 +209,19 @@ class CrossBatchMemory(nn.Module):
 
     def extra_repr(self) -> str:
         return f"size={self.size}, embedding_dim={self.embedding_dim}, warmup={self.warmup}, filled={self.filled}"
+
+
+def _check_takes_own(loss: Any) -> None:
+    """Refuse a loss that could not be told which entry of the memory is the sample itself.
+
+    Raises:
+        ConfigError: its `forward` takes no `own`.
+    """
+    if not isinstance(loss, Loss) or not loss.takes_references:
+        return
+    parameters = inspect.signature(loss.forward).parameters.values()
+    if not any(p.name == "own" or p.kind is p.VAR_KEYWORD for p in parameters):
+        raise ConfigError(
+            f"the `forward` of {loss.name} takes no `own`, by which a memory says which entry is the sample itself; add"
+            f" own=None (int64 [B]) to its arguments"
+        )

@@ -14,6 +14,7 @@ from dmlcore import plugin_files, trust
 from dmlcore.data import LabelledDataset, RecordedSplit, Splits, Table, load_table
 from dmlcore.errors import ConfigError, DataError
 from dmlcore.evaluation import evaluating
+from dmlcore.files import expanded
 from dmlcore.models import EmbeddingModel
 from dmlcore.training import checkpoints
 from dmlcore.training.building import build_components, build_run_model, choose_device, open_splits
@@ -72,7 +73,7 @@ class TrainedRun:
         self.model: EmbeddingModel = self._untrained()
         try:
             self.model.load_state_dict(state["model"])
-        except RuntimeError as error:
+        except (RuntimeError, TypeError, AttributeError) as error:
             raise ConfigError(
                 f"the checkpoint does not fit {self.folder.config}, which was changed since: {str(error).splitlines()[0]}"
             ) from error
@@ -143,7 +144,8 @@ class TrainedRun:
     def _check_counts(self, splits: Splits) -> None:
         """Refuse a split that was drawn anew, for want of the run's own, and differs from what the run's result says of it."""
         splits.notes.append(NO_SPLIT.format(folder=self.folder.path))
-        parts = self.folder.read_result().get("data", {}).get("parts") if self.folder.result.exists() else None
+        about = self.folder.read_result().get("data") if self.folder.result.exists() else None
+        parts = about.get("parts") if isinstance(about, dict) else None
         if parts is not None and parts != splits.describe()["parts"]:
             raise DataError(
                 f"{splits.name} has changed since the run in {self.folder.path} was made, which keeps no split.json: classes"
@@ -169,7 +171,7 @@ class TrainedRun:
     def _is_own(self, data: str | None) -> bool:
         own = self.config.settings.data.source
         assert own is not None
-        return data is None or data == own or (Path(own).is_absolute() and Path(data).expanduser().resolve() == Path(own))
+        return data is None or data == own or (Path(own).is_absolute() and expanded(data).resolve() == Path(own))
 
     def evaluate(self, data: str | None = None, options: dict[str, Any] | None = None) -> dict[str, Any]:
         """Metrics and baselines: of the run's validation and test classes, or of all classes of other data.

@@ -5,6 +5,7 @@ but their options. The optimiser is built in `optimiser.py`.
 from __future__ import annotations
 
 import os
+import re
 from typing import Any
 
 import numpy as np
@@ -18,15 +19,16 @@ from dmlcore.errors import ConfigError
 from dmlcore.models import EmbeddingModel, build_model, default_image_size
 from dmlcore.training.components import Component
 from dmlcore.training.configuration import RunConfig
-from dmlcore.training.settings import DEFAULT_STEPS, Settings
+from dmlcore.training.settings import DEFAULT_STEPS, Settings, check_device
 
 
 def choose_device(name: str) -> torch.device:
     """The device of a name; `auto` is CUDA where there is one.
 
     Raises:
-        ConfigError: CUDA is asked for and is not there.
+        ConfigError: no such device; CUDA is asked for and is not there.
     """
+    check_device(name)
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     device = torch.device(name)
@@ -52,7 +54,7 @@ def limited(steps: int) -> int:
         ConfigError: it says something else.
     """
     limit = os.environ.get("DML_MAX_STEPS", "")
-    if limit and not (limit.isdigit() and int(limit)):
+    if limit and not re.fullmatch("0*[1-9][0-9]{0,17}", limit):
         raise ConfigError(f"DML_MAX_STEPS is '{limit}', but must be a whole number >= 1")
     return min(steps, int(limit)) if limit else steps
 

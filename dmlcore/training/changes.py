@@ -24,7 +24,7 @@ def check_unchanged(folder: RunFolder, before: dict[str, Any]) -> None:
     """
     source = Source.read_run(folder.config)  # as it is written: no component is looked for
     now = {**source.values, **source.tables}
-    tables = {table for loggers in (before, now) for table in loggers.get("loggers", ())}
+    tables = {str(table) for loggers in (before, now) for table in loggers.get("loggers") or ()}
     differences = []
     for key in {**before, **now}:
         old, new = before.get(key), now.get(key)

@@ -10,7 +10,6 @@ from __future__ import annotations
 import contextlib
 import io
 import os
-import pickle
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -18,12 +17,11 @@ from typing import Any
 import torch
 
 from dmlcore.errors import ConfigError, TrainingError
-from dmlcore.files import sync_folder, write_atomically, write_error
+from dmlcore.files import code_in, sync_folder, write_atomically, write_error
 from dmlcore.seals import SealError, check_archive, seal_archive
 
 FORMAT = "dmlcore-checkpoint-2"
 NAMES = ("best", "last", "previous")
-KEYS = ("step", "kind", "sample_shape", "model", "ensemble", "config")
 BEFORE = {"last": "previous", "best": "best.before"}
 """Under which name the checkpoint that is replaced stays."""
 
@@ -41,7 +39,7 @@ def save(folder: Path, name: str, state: dict[str, Any]) -> Path:
     Args:
         folder: the run's folder of checkpoints.
         name: `last` or `best`.
-        state: tensors, numbers, texts, lists and dicts, with at least `KEYS`.
+        state: tensors, numbers, texts, lists and dicts, with at least what `_check_weights` asks for.
 
     Returns:
         Its path.
@@ -94,6 +92,11 @@ def load(folder: Path, name: str, device: torch.device | str = "cpu", instead: S
                 continue
             advice = f"{path_of(folder, other)} is intact (step {step}): use it with --checkpoint {other}."
             break
+        if code := code_in(error, path):
+            raise TrainingError(
+                f"the checkpoint {path} holds code ({code}), which dmlcore never writes and never runs: it comes from"
+                f" elsewhere. Nothing of it was loaded. {advice}"
+            ) from error
         raise TrainingError(f"the checkpoint {path} is damaged ({_first_line(error)}). {advice}") from error
 
 
@@ -209,25 +212,51 @@ def _file(folder: Path, name: str) -> Path:
 def _read(path: Path, device: torch.device | str) -> dict[str, Any]:
     content = path.read_bytes()
     is_sealed = check_archive(content)
-    try:
-        state = torch.load(io.BytesIO(content), map_location=device, weights_only=True)
-    except pickle.UnpicklingError as error:
-        if "weights_only" in str(error) or "Unsupported" in str(error):
-            raise _Foreign(
-                "is no checkpoint of dmlcore: it holds code, which would run when it is opened, so it was not opened"
-            ) from error
-        raise
+    state = torch.load(io.BytesIO(content), map_location=device, weights_only=True)
     if not isinstance(state, dict) or state.get("format") != FORMAT:
         form = state.get("format") if isinstance(state, dict) else type(state).__name__
         raise _Foreign(f"is no checkpoint of this version of dmlcore: its format is {str(form)[:40]!r}, not {FORMAT!r}")
     if not is_sealed:
         raise SealError("it has no checksum")
-    missing = [key for key in KEYS if key not in state]
-    if missing:
-        raise ValueError(f"it has no '{missing[0]}'")
+    _check_weights(state)
     return state
 
 
+def _check_weights(state: dict[str, Any]) -> None:
+    """Refuse a file that does not hold what every checkpoint does, in the types of it."""
+    shape = state.get("sample_shape")
+    is_right = {
+        "config": isinstance(state.get("config"), dict) and _is_plain(state["config"]),
+        "step": is_count(state.get("step")),
+        "kind": state.get("kind") in ("images", "features") if isinstance(state.get("kind"), str) else False,
+        "sample_shape": isinstance(shape, list) and len(shape) in (1, 3) and all(is_count(n) and n > 0 for n in shape),
+        "model": _is_state(state.get("model")),
+        "ensemble": _is_state(state.get("ensemble")),
+    }
+    for name, right in is_right.items():
+        if not right:
+            raise ValueError(f"its '{name}' is {'wrong' if name in state else 'missing'}")
+
+
+def is_count(value: Any) -> bool:
+    """Whether a value is a whole number, not below zero and of 63 bits at most."""
+    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 2**63
+
+
+def _is_plain(value: Any) -> bool:
+    """Whether a value is one that a configuration may hold."""
+    if isinstance(value, dict):
+        return all(isinstance(key, str) and _is_plain(entry) for key, entry in value.items())
+    return all(map(_is_plain, value)) if isinstance(value, list) else isinstance(value, str | int | float | bool | None)
+
+
+def _is_state(value: Any) -> bool:
+    """Whether a value can be the state of a module."""
+    return isinstance(value, dict) and all(isinstance(key, str) for key in value)
+
+
 def _first_line(error: Exception) -> str:
+    if isinstance(error, EOFError):
+        return "it is empty or cut off"
     text = str(error).strip().splitlines()
     return (text[0] if text else type(error).__name__)[:120]

@@ -13,10 +13,14 @@ from typing import Any
 from dmlcore import plugins, trust
 from dmlcore.config import build_options
 from dmlcore.errors import ConfigError, suggestion
+from dmlcore.files import expanded
 from dmlcore.training.components import KIND_OF, Component, choose, why_not_chosen, with_own_names
 from dmlcore.training.implied import resolved
 from dmlcore.training.settings import GROUPS, PLACES, Settings
 from dmlcore.training.sources import FORMAT, Source, build_from, with_data_of_splits
+
+ALWAYS_WRITTEN = ("data", "model", "weighting", "classifier", "diversity", "embedding_dim", "compress", "serve", "steps")
+"""Settings that may be left open, and that `RunConfig.completed` writes out."""
 
 
 @dataclass(frozen=True)
@@ -55,7 +59,12 @@ class RunConfig:
             ConfigError: another version of dmlcore wrote it; it names a file of code that the user did not consent to.
         """
         with trust.reading(folder):
-            return cls.resolve([Source.read_run(path)])
+            config = cls.resolve([Source.read_run(path)])
+        values = config.settings.values()
+        missing = [key for key in ALWAYS_WRITTEN if values[key] is None]
+        if missing:
+            raise ConfigError(f"{path} has no '{missing[0]}', which every run writes: it was changed since. Put it back")
+        return config
 
     @classmethod
     def resolve(cls, sources: list[Source]) -> RunConfig:
@@ -164,7 +173,7 @@ def _check_tables(source: Source, components: dict[str, Component]) -> None:
 
 
 def _absolute(path: str) -> str:
-    return str(Path(path).expanduser().resolve())
+    return str(expanded(path).resolve())
 
 
 def _with_absolute_files(settings: Settings) -> Settings:

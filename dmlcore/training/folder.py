@@ -151,11 +151,15 @@ class RunFolder:
         """The lines of `metrics.jsonl`. A last line that was cut off is left out.
 
         Raises:
-            TrainingError: another line is damaged.
+            TrainingError: it cannot be read, or another line is damaged.
         """
         if not self.metrics.exists():
             return []
-        records, lines = [], self.metrics.read_text(encoding="utf-8", errors="replace").splitlines()
+        try:
+            lines = self.metrics.read_bytes().decode(errors="replace").splitlines()
+        except OSError as error:
+            raise TrainingError(f"cannot read {self.metrics}: {error.strerror}") from error
+        records = []
         for number, line in enumerate(lines, 1):
             try:
                 record = json.loads(line)

@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +16,7 @@ from torch import Tensor, nn
 
 from dmlcore import losses
 from dmlcore.data import Batches, RecordedSplit, batches
-from dmlcore.errors import ConfigError, TrainingError
+from dmlcore.errors import TrainingError
 from dmlcore.evaluation import Metric
 from dmlcore.training import building, checkpoints
 from dmlcore.training.configuration import RunConfig
@@ -178,14 +179,25 @@ class Run:
             self.optimiser.load_state_dict(state["optimiser"])
             self.compression.load_state_dict(state["compression"])
             self.sampler.load_state_dict(state["sampler"])
-        except (KeyError, TypeError, RuntimeError, ValueError, ConfigError) as error:
+            restore_random_state(state["random"], self.device)
+            self._restore_position(state)
+        except Exception as error:  # whatever PyTorch and numpy make of values of wrong types and shapes
+            reason = (
+                f"it has no {error}" if isinstance(error, KeyError) else (str(error) or type(error).__name__).splitlines()[0]
+            )
             raise TrainingError(
-                f"the checkpoint in {self.folder.checkpoints} does not fit the run ({str(error).splitlines()[0]});"
-                f" config.toml or the data has changed since. Undo that, or start a new run."
+                f"the checkpoint in {self.folder.checkpoints} does not fit the run ({reason[:160]});"
+                f" config.toml, the data or the checkpoint has changed since. Undo that, or start a new run."
             ) from error
-        restore_random_state(state["random"], self.device)
-        self.step = self.saved = state["step"]
-        self.evaluated = state["evaluated"]
-        self.best = Best(state["best_step"], state["best_score"])
-        self.seconds = state["seconds"]
         checkpoints.check_best(self.folder.checkpoints, self.best.step, self.step)
+
+    def _restore_position(self, state: dict[str, Any]) -> None:
+        evaluated, best_step = state["evaluated"], state["best_step"]
+        score, seconds = float(state["best_score"]), float(state["seconds"])
+        for name, number in (("evaluated", evaluated), ("best_step", best_step)):
+            if number != -1 and not (checkpoints.is_count(number) and number <= state["step"]):
+                raise ValueError(f"its '{name}' is wrong")
+        if not (math.isfinite(score) and math.isfinite(seconds)):
+            raise ValueError("its 'best_score' or 'seconds' is wrong")
+        self.step = self.saved = state["step"]
+        self.evaluated, self.best, self.seconds = evaluated, Best(best_step, score), seconds

@@ -7,6 +7,7 @@ What the settings choose is in `components.py`, what follows from settings left 
 from __future__ import annotations
 
 import dataclasses
+import re
 import typing
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -17,8 +18,19 @@ from dmlcore.plugins import defaults
 
 DEFAULT_STEPS = 700
 LONGEST = 4096  # of what is served: fitting a compressor takes the square of 4 times that in float64, 2 GB
+MOST = 2**20  # classes, and samples of a class, in a batch: more is a slip of the keyboard
 WIDER = 4  # times longer an embedding is before compression
 AUTO = ("auto",)  # as losses: they are chosen on the validation classes
+
+
+def check_device(name: str) -> None:
+    """Refuse what is no name of a device.
+
+    Raises:
+        ConfigError: it is none.
+    """
+    if not re.fullmatch(r"auto|cpu|cuda(:[0-9]{1,3})?", name):
+        raise ConfigError(f"device is '{name}', but must be auto, cpu, cuda or cuda:N")
 
 
 def _setting(key: str, default: Any) -> Any:
@@ -49,8 +61,10 @@ class LossSettings:
     """Steps before the memory is used; it fills meanwhile."""
 
     def __post_init__(self) -> None:
-        if not self.names or not all(self.names):
+        if not any(self.names):
             raise ConfigError("plugins is empty, but must name at least one loss, e.g. ms,triplet")
+        if not all(self.names):
+            raise ConfigError(f"plugins is '{','.join(self.names)}', where a name is missing between two commas or at an end")
         if "auto" in self.names and not self.is_automatic:
             raise ConfigError("plugins has auto among other names; give it alone, and what it may choose from as auto_losses")
         if not self.is_automatic:
@@ -60,7 +74,8 @@ class LossSettings:
                 raise ConfigError(f"{idle[0]} is given, but it is for plugins = auto, and plugins is {','.join(self.names)}")
         check_range("auto_within", self.auto_within, least=0)
         _check_each(self, ("auto_trials", "auto_steps", "auto_most"), least=1)
-        _check_each(self, ("memory", "memory_warmup"), least=0)
+        check_range("memory", self.memory, least=0, most=2**31)
+        check_range("memory_warmup", self.memory_warmup, least=0)
 
     @property
     def is_automatic(self) -> bool:
@@ -138,9 +153,9 @@ class DataSettings:
             check_range("fractions", fraction, least=0, most=1)
         if self.split is not None and self.splits is None:
             raise ConfigError(f"split is '{self.split}', but there is no file to find it in; give splits as well")
-        _check_each(self, ("image_size", "classes_per_batch"), least=1)
-        check_range("samples_per_class", self.samples_per_class, least=2)
-        check_range("workers", self.workers, least=0)
+        _check_each(self, ("image_size", "classes_per_batch"), least=1, most=MOST)
+        check_range("samples_per_class", self.samples_per_class, least=2, most=MOST)
+        check_range("workers", self.workers, least=0, most=1024)
 
 
 @dataclass(frozen=True)
@@ -229,8 +244,7 @@ class RunSettings:
         check_range("seed", self.seed, least=0)
         if self.stop_after is not None:
             seconds_of(self.stop_after, "stop_after")
-        if self.device not in ("auto", "cpu", "cuda") and not self.device.removeprefix("cuda:").isdigit():
-            raise ConfigError(f"device is '{self.device}', but must be auto, cpu, cuda or cuda:N")
+        check_device(self.device)
 
 
 @dataclass(frozen=True)

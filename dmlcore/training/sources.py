@@ -4,6 +4,7 @@ where a key stands. No torch here.
 
 from __future__ import annotations
 
+import re
 import tomllib
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -13,6 +14,10 @@ from typing import Any
 from dmlcore.errors import ConfigError, suggestion
 from dmlcore.training.settings import GROUPS, PLACES
 
+_MOST_BYTES = 2**18
+_DEEPEST = 16
+_PART = r"(?:[\w-]+|\"[^\"\n]*\"|'[^'\n]*')"
+_DEEP_KEY = re.compile(rf"(?:^|[\[{{,])[ \t]*{_PART}(?:[ \t]*\.[ \t]*{_PART}){{{_DEEPEST}}}", re.MULTILINE)
 FORMAT = 2  # of the files of settings that runs write; 1 had no tables and no key `format`
 
 
@@ -62,6 +67,8 @@ class Source:
             ConfigError: the file is missing or is no TOML.
         """
         nested = _load(path)
+        if "format" not in nested and _is_of_a_run(Path(path)):
+            raise _other_version(Path(path))
         if nested.pop("format", FORMAT) != FORMAT:
             raise ConfigError(f"{path} is of another format than {FORMAT}, which this version of dmlcore reads")
         return cls.of(nested, str(path))
@@ -74,10 +81,7 @@ class Source:
             ConfigError: as `read`; or another version of dmlcore wrote it.
         """
         if _load(path).get("format") != FORMAT:
-            raise ConfigError(
-                f"the run in {path.parent} was made by another version of dmlcore ({path.name} has no `format = {FORMAT}`), and"
-                f" this version cannot read it. Use that version, or train again."
-            )
+            raise _other_version(path)
         return cls.read(path)
 
     def error(self, message: str) -> ConfigError:
@@ -123,13 +127,34 @@ def build_from(build: Callable[[dict[str, Any]], Any], parts: list[tuple[Source,
         raise
 
 
+def _is_of_a_run(path: Path) -> bool:
+    """Whether a file is the `config.toml` that a run wrote into its folder."""
+    return path.name == "config.toml" and ((path.parent / "metrics.jsonl").exists() or (path.parent / "checkpoints").exists())
+
+
+def _other_version(path: Path) -> ConfigError:
+    return ConfigError(
+        f"the run in {path.parent} was made by another version of dmlcore ({path.name} has no `format = {FORMAT}`), and"
+        f" this version cannot read it. Use that version, or train again."
+    )
+
+
 def _load(path: str | Path) -> dict[str, Any]:
     try:
-        return tomllib.loads(Path(path).read_bytes().decode("utf-8-sig"))  # editors of Windows put a byte-order mark first
+        with open(path, "rb") as file:
+            content = file.read(_MOST_BYTES + 1)
+        if len(content) > _MOST_BYTES:
+            raise ConfigError(f"{path} has more than {_MOST_BYTES // 1024} KB, which no configuration needs")
+        text = content.decode("utf-8-sig")
+        if _DEEP_KEY.search(text):  # the time and the memory that reading takes grow with the square of the depth
+            raise ConfigError(f"{path} has a key of more than {_DEEPEST} parts, but settings stand in tables of one level")
+        return tomllib.loads(text)
+    except RecursionError:
+        raise ConfigError(f"{path} nests too many brackets in each other, but settings stand in tables of one level") from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path} is not valid TOML: {error}") from error
-    except RecursionError:
-        raise ConfigError(f"{path} is not valid TOML: it is nested too deep") from None
+    except ValueError as error:  # such as a number of thousands of digits
+        raise ConfigError(f"{path} cannot be read: {error}") from error
     except OSError as error:
         raise ConfigError(f"cannot read the configuration {path}: {error.strerror}") from error
 

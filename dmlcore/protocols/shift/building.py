@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,6 +11,7 @@ import numpy as np
 from dmlcore.data import DataSource, Table, find_source
 from dmlcore.data.split_files import ClassSplit, Episode, SplitFile
 from dmlcore.errors import ConfigError, DataError, suggestion
+from dmlcore.files import expanded
 from dmlcore.plugin_files import absolute
 from dmlcore.protocols.shift.class_features import AS_THEY_ARE, class_means, is_run
 from dmlcore.protocols.shift.episodes import supports_by_class, usable_shots
@@ -116,13 +116,13 @@ def _pairs(smaller: int) -> int:
 
 
 def _place(model: str) -> str:
-    return str(Path(model).expanduser().resolve()) if is_run(model) else absolute(model)
+    return str(expanded(model).resolve()) if is_run(model) else absolute(model)
 
 
 def _data_name(data: str) -> str:
     """A data set's name, or an absolute path, so that the file can be used from anywhere."""
     implied = find_source(data)[1]
-    return str(Path(data).expanduser().resolve()) if implied else absolute(data)
+    return str(expanded(data).resolve()) if implied else absolute(data)
 
 
 def _check_names(table: Table, data: str) -> None:

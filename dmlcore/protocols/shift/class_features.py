@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,6 +12,7 @@ from dmlcore.data import LabelledDataset, Table, load_table
 from dmlcore.data.sources import DataSource
 from dmlcore.errors import DataError
 from dmlcore.evaluation.evaluating import embed, raw_features
+from dmlcore.files import expanded
 from dmlcore.models import build_model, default_image_size
 from dmlcore.serving import TrainedRun
 from dmlcore.training.building import choose_device
@@ -23,7 +23,7 @@ _CHUNK = 4096  # samples whose features are in memory at a time
 
 def is_run(model: str) -> bool:
     """Whether a model is named by the folder of a run."""
-    return Path(model).expanduser().is_dir()
+    return expanded(model).is_dir()
 
 
 def class_means(
@@ -60,7 +60,7 @@ def class_means(
         source, table = load_table(data, options=options, image_size=image_size)
         describe: Callable[[LabelledDataset], Tensor] = lambda part: raw_features(part, workers=workers)  # noqa: E731
     elif is_run(model):
-        run = TrainedRun(Path(model).expanduser(), device=device)
+        run = TrainedRun(expanded(model), device=device)
         size = run.sample_shape[1] if run.kind == "images" else None
         source, table = load_table(data, options=options, image_size=size)
         run.check_fits(data, table)

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from dmlcore.errors import DataError
+from dmlcore.files import expanded
 from dmlcore.protocols.shift.pickled_values import RESULTS, Bytes, Named, NumberType, Refused, printable, shown
 
 LARGEST_FILE = 2**30  # bytes: it is read as a whole
@@ -54,7 +55,7 @@ def read_pickle(path: str | Path) -> Any:
     Raises:
         DataError: no such file, anything else in it, a damaged or cut-off file.
     """
-    path = Path(path).expanduser()
+    path = expanded(path)
     try:
         if path.stat().st_size > LARGEST_FILE:
             raise DataError(f"'{path}' has {path.stat().st_size:,} bytes, but pickles up to {LARGEST_FILE:,} are read")

@@ -17,6 +17,7 @@ from dmlcore.data.opening import find_source, load_table
 from dmlcore.data.sources import Table
 from dmlcore.data.split_files import ClassSplit, SplitFile
 from dmlcore.errors import DataError, suggestion
+from dmlcore.files import expanded
 from dmlcore.plugin_files import absolute
 from dmlcore.protocols.shift.episodes import LEFT
 from dmlcore.protocols.shift.pickles import read_pickle
@@ -71,7 +72,7 @@ def import_published(
                 f" {len(split.test)} test classes in '{data}', but needs two of each"
             )
     splits.sort(key=lambda split: split.fid)
-    place = str(Path(data).expanduser().resolve()) if find_source(data)[1] else absolute(data)
+    place = str(expanded(data).resolve()) if find_source(data)[1] else absolute(data)
     made_by = {"command": "splits import", "file": Path(path).name}
     return SplitFile(place, dict(options or {}), start, tuple(splits), made_by), [*table.skipped, *notes, *matched.notes]
 

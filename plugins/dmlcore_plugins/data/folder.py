@@ -21,7 +21,7 @@ from dmlcore.data import (
     tidy_names,
 )
 from dmlcore.errors import DataError
-from dmlcore.files import writable_text
+from dmlcore.files import expanded, writable_text
 
 _NAMED = 3  # folders named in a note
 
@@ -48,7 +48,7 @@ class Folder(DataSource):
         """
         if not self.options.path:
             raise DataError("the data 'folder' needs a path: --data DIR, or --folder.path DIR")
-        root = Path(self.options.path).expanduser()
+        root = expanded(self.options.path)
         if not root.is_dir():
             raise DataError(f"there is no folder '{root}'")
         if not self.needs_labels and not sub_folders(root):  # pictures of nobody knows what

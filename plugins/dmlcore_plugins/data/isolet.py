@@ -12,6 +12,7 @@ import numpy as np
 import dmlcore
 from dmlcore.data import DataSource, FeatureStore, Table
 from dmlcore.errors import DataError
+from dmlcore.files import expanded
 
 _FILES = ("isolet1+2+3+4.data", "isolet5.data")
 _FEATURES = 617
@@ -39,7 +40,7 @@ class Isolet(DataSource):
         """
         if not self.options.path:
             raise DataError("the data 'isolet' needs a path: --isolet.path DIR, the folder of isolet1+2+3+4.data")
-        rows = np.concatenate([_read(Path(self.options.path).expanduser() / name) for name in _FILES])
+        rows = np.concatenate([_read(expanded(self.options.path) / name) for name in _FILES])
         letters = rows[:, _FEATURES].astype(np.int64)
         present, labels = np.unique(letters, return_inverse=True)
         names = [string.ascii_uppercase[letter - 1] for letter in present]

@@ -11,6 +11,7 @@ import numpy as np
 import dmlcore
 from dmlcore.data import DataSource, ImageOptions, Table, image_table, is_missing, read_csv, split_words, tidy_names
 from dmlcore.errors import DataError
+from dmlcore.files import expanded
 
 _COLUMNS = ("path", "label", "split")
 
@@ -36,7 +37,7 @@ class Manifest(DataSource):
         """
         if not self.options.path:
             raise DataError("the data 'csv' needs a path: --data FILE.csv, or --csv.path FILE.csv")
-        file = Path(self.options.path).expanduser()
+        file = expanded(self.options.path)
         rows, notes = _read(file, self.needs_labels)
         missing = [path for path, _, _ in rows if not os.path.isfile(path)]
         if 2 * len(missing) > len(rows):

@@ -12,6 +12,7 @@ import numpy as np
 import dmlcore
 from dmlcore.data import DataSource, PixelStore, ShiftAugmentation, Table
 from dmlcore.errors import DataError
+from dmlcore.files import expanded
 
 _DIGITS = [str(digit) for digit in range(10)]
 SIDE = 28  # pixels
@@ -42,7 +43,7 @@ class Mnist(DataSource):
         """
         if not self.options.path:
             raise DataError("the data 'mnist' needs a path: --mnist.path DIR, the folder above MNIST/raw of torchvision")
-        folder = _raw_folder(Path(self.options.path).expanduser())
+        folder = _raw_folder(expanded(self.options.path))
         images, labels = [], []
         for part in _PARTS:
             pixels = read_idx(_file(folder, f"{part}-images-idx3-ubyte"), 3)

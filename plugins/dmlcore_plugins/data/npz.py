@@ -19,7 +19,7 @@ from dmlcore.data import (
     tidy_names,
 )
 from dmlcore.errors import DataError
-from dmlcore.files import writable_text
+from dmlcore.files import expanded, writable_text
 from dmlcore.seals import check_archive_file
 
 _ARRAYS = ("x", "y", "class_name", "class_group", "split", "official_split")
@@ -50,7 +50,7 @@ class ArrayFile(DataSource):
         """
         if not self.options.path:
             raise DataError("the data 'npz' needs a path: --data FILE.npz, or --npz.path FILE.npz")
-        file = Path(self.options.path).expanduser()
+        file = expanded(self.options.path)
         arrays = read_arrays(file)
         has_labels = "y" in arrays
         for array in ("x", "y") if self.needs_labels else ("x",):

@@ -12,6 +12,7 @@ import dmlcore
 from dmlcore.config import check_range
 from dmlcore.data import DataSource, PixelStore, ShiftAugmentation, Table, decode_images, report_unreadable
 from dmlcore.errors import DataError
+from dmlcore.files import expanded
 
 _PARTS = ("images_background", "images_evaluation")
 _TURNS = ("", "/90", "/180", "/270")  # degrees, behind the names of classes
@@ -50,7 +51,7 @@ class Omniglot(DataSource):
             raise DataError(
                 "the data 'omniglot' needs a path: --omniglot.path DIR, the folder above omniglot-py of torchvision"
             )
-        root = _root(Path(self.options.path).expanduser())
+        root = _root(expanded(self.options.path))
         paths: list[str] = []
         names: list[str] = []
         labels: list[int] = []

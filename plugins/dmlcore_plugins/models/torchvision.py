@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 import dmlcore
 from dmlcore.errors import ConfigError, DataError, suggestion
+from dmlcore.files import code_in, expanded
 from dmlcore.models import Trunk, without_prefixes
 
 _IMAGENET_MEAN = (0.485, 0.456, 0.406)
@@ -55,7 +56,7 @@ class TorchvisionTrunk(Trunk):
         self.network = _create(options, min(height, width))
         _remove_classifier(self.network, options.arch)
         if options.weights not in ("none", "default"):
-            _load_weights(self.network, Path(options.weights).expanduser(), options.arch)
+            _load_weights(self.network, expanded(options.weights), options.arch)
         _, mean, std = _expected(options.arch)
         self.register_buffer("mean", torch.tensor(mean).view(3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(std).view(3, 1, 1), persistent=False)
@@ -228,9 +229,8 @@ def _read_weights(file: Path) -> dict[str, Any]:
     except ModuleNotFoundError:
         raise ConfigError("reading .safetensors needs the package safetensors: `pip install safetensors`") from None
     except Exception as error:  # the two libraries raise many types, several of them bare RuntimeError or UnpicklingError
-        raise DataError(
-            f"the weights file '{file}' cannot be read: {type(error).__name__}. A state dict of tensors is needed"
-        ) from error
+        holds = f"holds code ({code}), which is never run" if (code := code_in(error, file)) else "cannot be read"
+        raise DataError(f"the weights file '{file}' {holds}. A state dict of tensors is needed") from error
     if not isinstance(weights, Mapping):
         raise DataError(f"the weights file '{file}' holds a {type(weights).__name__}, but a state dict of tensors is needed")
     return dict(weights)
