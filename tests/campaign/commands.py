@@ -108,7 +108,8 @@ def run_state(folder: Path, said: Said) -> dict[str, Any]:
     run = folder / "run"
     result = read_json(run / "result.json")
     if isinstance(result, dict) and "data" in result:
-        result["data"]["name"] = Path(result["data"]["name"]).name  # as it was typed, or as the run's configuration has it
+        for key in ("name", "notes"):  # as they were typed and drawn, or as the run's folder has them
+            result["data"].pop(key, None)
     return {
         "records": records(run / "metrics.jsonl"),
         "result": result,

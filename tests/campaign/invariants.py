@@ -15,7 +15,7 @@ from .process import Said
 
 DONE, FAILED, MISTAKE = 0, 1, 2
 INTERRUPTED, TERMINATED, HUNG_UP = 130, 143, 129
-_TIMES = ("seconds", "wall_seconds", "cpu_seconds", "images_per_second", "training_seconds")
+_TIMES = ("seconds", "wall_seconds", "cpu_seconds", "images_per_second", "training_seconds", "checksum")  # that is of times too
 _RAW = re.compile(r"^error: [A-Za-z_.]*(Error|Exception|Warning|Exit|Interrupt)\b.*`--debug` shows where", re.M)
 _CONTROLS = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
 _UNFINISHED = ("*.tmp", "*.new", "*.new.*", "*.tmp.*", ".*.tmp", "making-*", "work")
