@@ -331,7 +331,7 @@ def test_signals_end_a_process_like_an_interrupt(number: int, status: int, data:
         assert time.monotonic() < deadline and process.poll() is None
         time.sleep(0.05)
     process.send_signal(number)
-    _, error = process.communicate(timeout=10)
+    _, error = process.communicate(timeout=60)
     assert process.returncode == status
     assert "Continue by: dmlcore train --resume" in " ".join(error.split()) and "Traceback" not in error
     last = checkpoints.load(out / "checkpoints", "last")["step"]
@@ -437,6 +437,6 @@ def test_a_signal_to_all_processes_of_a_job(tmp_path: Path) -> None:
         assert time.monotonic() < deadline and process.poll() is None
         time.sleep(0.05)
     os.killpg(process.pid, signal.SIGTERM)
-    _, error = process.communicate(timeout=20)
+    _, error = process.communicate(timeout=60)
     assert process.returncode == 143 and "Continue by: dmlcore train --resume" in " ".join(error.split()), error
     assert "Traceback" not in error

@@ -120,8 +120,18 @@ def _begin_worker(number: int) -> None:
     happens, and still needs a batch for the step that it finishes."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     if hasattr(signal, "SIGALRM"):
-        for number in (signal.SIGTERM, signal.SIGHUP):
-            signal.signal(number, lambda *_: signal.alarm(_GRACE))  # nothing handles the alarm: it ends the process
+        signal.signal(signal.SIGALRM, _leave)
+        for told in (signal.SIGTERM, signal.SIGHUP):
+            signal.signal(told, _leave_soon)
+
+
+def _leave_soon(number: int, frame: Any) -> None:
+    signal.signal(number, _leave)  # a second one comes from the parent, which needs nothing more
+    signal.alarm(_GRACE)
+
+
+def _leave(number: int, frame: Any) -> None:
+    raise SystemExit(0)  # an end by the signal itself would be told of as an error
 
 
 def _first_line(error: Exception) -> str:

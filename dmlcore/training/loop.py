@@ -15,6 +15,7 @@ from torch import Tensor
 from dmlcore import plugins
 from dmlcore.errors import Interrupted, TrainingError, status_of
 from dmlcore.evaluation import evaluating
+from dmlcore.files import encoded
 from dmlcore.interruption import Interruption
 from dmlcore.training.events import Events
 from dmlcore.training.loggers import Logger
@@ -41,6 +42,7 @@ class Training:
         self.events = Events(run, loggers)
         self.interruption = Interruption()
         self.is_between_steps = True
+        encoded(run.config.toml(), run.folder.config.name)  # before a folder is made
         run.folder.lock(self.events.note)
         if state is None:
             run.folder.make(run.config.toml(), run.splits.record() if run.splits.record is not None else None)
