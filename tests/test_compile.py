@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
-from cases import BATCHES, FUSED
+from cases import BATCHES, CLASSES, FUSED, LOSSES, WIDTH, Case
 
+import dmlcore
 from dmlcore import LossEnsemble
 from dmlcore.kernels import FunctorCall, Pass, extension
 from dmlcore.kernels.encoding import encoded
@@ -58,3 +61,44 @@ def test_an_ensemble_compiles_whole_with_inductor() -> None:
         results.append([value.detach(), *torch.autograd.grad(value, [leaf, *ensemble.parameters()])])
     for eager, compiled in zip(*results, strict=True):
         torch.testing.assert_close(compiled, eager, rtol=1e-5, atol=1e-6)
+
+
+DATA_DEPENDENT = ("angular", "prototypical")
+"""Their work depends on how many pairs or classes a batch has, which no graph for all batches knows."""
+
+
+@pytest.mark.parametrize("case", LOSSES, ids=lambda case: case.id)
+def test_one_graph_serves_every_batch_size(case: Case) -> None:
+    if case.name in DATA_DEPENDENT or case.options.get("swap"):
+        pytest.skip("its graph depends on the labels")
+    if case.name == "ranked_list":
+        pytest.skip("torch fails on its own guards of the options' floats")
+    torch._dynamo.reset()
+    graphs: list[Any] = []
+
+    def keep(graph: Any, inputs: Any) -> Any:
+        graphs.append(graph)
+        return graph.forward
+
+    loss = case.create(torch.float32).eval()  # in training `sec` moves a mean at every call
+    draws = "sampling" in case.options
+    compiled = torch.compile(loss, fullgraph=True, dynamic=True, backend=keep)
+    for size in range(8, 30, 2):  # more sizes than torch compiles anew
+        x = torch.randn(size, WIDTH, generator=torch.Generator().manual_seed(size)).requires_grad_()
+        labels = torch.arange(size) // 2 % CLASSES
+        value = compiled(x, labels)
+        assert draws or torch.allclose(value, loss(x, labels), rtol=1e-5, atol=1e-6)
+        value.backward()
+    assert len(graphs) == 1
+
+
+@pytest.mark.parametrize("name", ["proxy_anchor", "norm_softmax", "soft_triple"])
+def test_labels_without_a_proxy_in_compiled_code(name: str) -> None:
+    torch._dynamo.reset()
+    loss = dmlcore.losses.create(name, num_classes=4, embedding_dim=6)
+    compiled = torch.compile(loss, fullgraph=True, backend="aot_eager")
+    x, labels = torch.randn(8, 6), torch.arange(8) // 2
+    assert torch.allclose(compiled(x, labels), loss(x, labels))
+    for wrong in (4, -1):
+        with pytest.raises(RuntimeError, match=f"{name} has proxies for labels 0..3, got others"):
+            compiled(x, torch.cat([labels[:-1], torch.tensor([wrong])]))

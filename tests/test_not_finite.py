@@ -1,10 +1,13 @@
-"""Embeddings that are not finite: no path makes a finite value of them."""
+"""Embeddings that are no finite numbers: no path makes a finite value of them."""
 
 from __future__ import annotations
 
 import pytest
 import torch
 from cases import CLASSES, LOSSES, WIDTH, Case
+
+import dmlcore
+from dmlcore.errors import ConfigError
 
 REGULARISERS = ("sec", "l2_norm")  # they look at embeddings only, whatever references there are
 
@@ -24,3 +27,21 @@ def test_a_row_that_is_not_finite_is_never_hidden(case: Case, side: str) -> None
         against = {} if side == "batch" else {"references": references, "reference_labels": reference_labels}
         for value in (loss(x, labels, **against), loss.reference(x, labels, **against)):
             assert not torch.isfinite(value)
+
+
+@pytest.mark.parametrize("name", ["ms", "histogram", "proxy_anchor", "cross_entropy"])
+def test_tensors_that_are_no_plain_numbers(name: str) -> None:
+    loss = dmlcore.losses.create(name, num_classes=4, embedding_dim=3)
+    x, labels = torch.randn(8, 3), torch.arange(8) // 2
+    nested = torch.nested.nested_tensor([torch.randn(2, 3), torch.randn(6, 3)])
+    for vectors, told in (
+        (x.to("meta"), "on the device meta"),
+        (x.to_sparse(), "dense tensors, got a torch.sparse_coo one"),
+        (nested, "dense tensors, got a nested one"),
+    ):
+        for use in (loss, dmlcore.LossEnsemble([loss, "circle"])):
+            with pytest.raises(ConfigError, match=told):
+                use(vectors, labels.to(vectors.device))
+    if loss.needs_classes:
+        with pytest.raises(ConfigError, match="proxies on meta, but embeddings are on cpu"):
+            loss.to("meta")(x, labels)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+import threading
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -318,3 +319,24 @@ def test_uniform_refuses_unequal_weights() -> None:
 def test_options_out_of_range_are_refused(name: str, option: str, value: object) -> None:
     with pytest.raises(ConfigError, match=option):
         make(name, [1.0, 1.0], **{option: value})
+
+
+@pytest.mark.parametrize("name", ["equal_gradient_norms", "grad_norm", "pcgrad", "dynamic_average", "held_out"])
+def test_several_threads_share_a_weighting(name: str) -> None:
+    """What autograd keeps must not be what another thread writes to."""
+    ensemble, errors = LossEnsemble(["circle", "binomial_deviance", "ms"], name), []
+
+    def work(seed: int) -> None:
+        generator, labels = torch.Generator().manual_seed(seed), torch.arange(16) // 2
+        try:
+            for _ in range(40):
+                ensemble(torch.randn(16, 8, generator=generator).requires_grad_(), labels).backward()
+        except Exception as error:
+            errors.append(error)
+
+    threads = [threading.Thread(target=work, args=(seed,)) for seed in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not errors

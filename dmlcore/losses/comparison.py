@@ -165,6 +165,11 @@ def _check_vectors(vectors: Tensor, labels: Tensor, noun: str, is_matrix: bool, 
     if not (isinstance(vectors, Tensor) and isinstance(labels, Tensor)):
         value, what = (vectors, noun) if not isinstance(vectors, Tensor) else (labels, f"labels of {noun}")
         raise ConfigError(f"{what} must be a tensor, got {type(value).__name__}")
+    if vectors.layout != torch.strided or labels.layout != torch.strided or vectors.is_nested:
+        kind = "nested" if vectors.is_nested else str((vectors if vectors.layout != torch.strided else labels).layout)
+        raise ConfigError(f"{noun} and their labels must be dense tensors, got a {kind} one; use to_dense() or pad them")
+    if vectors.is_meta:
+        raise ConfigError(f"{noun} are on the device meta, where tensors have no numbers; a loss needs these")
     if vectors.ndim != 2 or not vectors.is_floating_point():
         raise ConfigError(f"{noun} must be a floating point matrix [B, D], got {list(vectors.shape)} of {vectors.dtype}")
     if vectors.shape[1] == 0:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from dmlcore.errors import ConfigError
 from dmlcore.losses.comparison import Comparison
-from dmlcore.losses.relations import share_a_label
+from dmlcore.losses.relations import check_range_of_labels, share_a_label
 from dmlcore.losses.rows import RowLoss
 
 
@@ -57,8 +57,7 @@ class ProxyLoss(RowLoss):
         return Comparison(comparison.anchors, comparison.labels, self.proxies, self.proxy_labels)
 
     def check(self, comparison: Comparison) -> None:
-        """Raise for what proxies cannot be compared with, a wrong width, and labels without a proxy (labels only on the CPU:
-        elsewhere it would wait)."""
+        """Raise for what proxies cannot be compared with, a wrong width, and labels without a proxy."""
         embeddings, labels = comparison.anchors, comparison.labels
         if comparison.relation is not None and comparison.relation is not share_a_label:
             raise ConfigError(f"{self.name} compares samples with its own proxies; it takes no relation between samples")
@@ -71,13 +70,13 @@ class ProxyLoss(RowLoss):
                 f"{self.name} owns a proxy per class and needs one label 0..{self.num_classes - 1} per sample;"
                 f" it takes no label matrix"
             )
+        if embeddings.device != self.proxies.device:
+            raise ConfigError(
+                f"{self.name} has its proxies on {self.proxies.device}, but embeddings are on {embeddings.device}; move the"
+                " loss there by .to(...)"
+            )
         if embeddings.shape[1] != self.proxies.shape[1]:
             raise ConfigError(
                 f"{self.name} has proxies of {self.proxies.shape[1]} dimensions, but embeddings have {embeddings.shape[1]}"
             )
-        if labels.device.type == "cpu" and len(labels) and not torch.compiler.is_compiling():
-            lowest, highest = torch.aminmax(labels)
-            if lowest.item() < 0 or highest.item() >= self.num_classes:
-                raise ConfigError(
-                    f"{self.name} has proxies for labels 0..{self.num_classes - 1}, got labels {int(lowest)}..{int(highest)}"
-                )
+        check_range_of_labels(labels, self.num_classes, f"{self.name} has proxies")

@@ -145,3 +145,25 @@ def most_positives(relation: Relation | None, labels: Tensor, other_labels: Tens
         counts = torch.stack([_block(relation, block, other_block).sum(1) for other_block in other_labels.split(BLOCK[1])])
         most = max(most, int(counts.sum(0).max()))
     return most
+
+
+def check_range_of_labels(labels: Tensor, count: int, what: str) -> None:
+    """Refuse labels that are not 0..count-1.
+
+    Args:
+        labels: `[B]` whole numbers.
+        count: of labels.
+        what: has one of each, for the message, as in `margin has a beta`.
+
+    Raises:
+        ConfigError: on the CPU.
+        RuntimeError: on other devices and in compiled code, where looking at the labels would wait or end the graph. There a
+            check is queued behind them and fails at the next wait.
+    """
+    if labels.device.type == "cpu" and not torch.compiler.is_compiling():
+        if len(labels):
+            lowest, highest = (int(label) for label in torch.aminmax(labels))
+            if lowest < 0 or highest >= count:
+                raise ConfigError(f"{what} for labels 0..{count - 1}, got labels {lowest}..{highest}")
+        return
+    torch._assert_async(((labels >= 0) & (labels < count)).all(), f"{what} for labels 0..{count - 1}, got others")

@@ -139,6 +139,9 @@ def run_cells(
         tell(f"{len(results)} of {len(cells)} cells are there already")
     for place in {make_folder(folder / DONE), *(path_of(folder, cell.key).parent for cell in cells)}:
         remove_temporaries(place)
+    for key in results:
+        # Of a cell whose process ended between its result and the end of its work.
+        shutil.rmtree(folder / WORK / key, ignore_errors=True)
     try:
         with contextlib.closing(_computed(folder, missing, function, processes)) as done:
             for cell, result in done:

@@ -13,6 +13,7 @@ from dmlcore.config import check_range
 from dmlcore.errors import ConfigError
 from dmlcore.kernels import FunctorCall
 from dmlcore.losses import Comparison, PairLoss, PairOptions, Rows, distances, unit
+from dmlcore.losses.relations import check_range_of_labels
 
 
 class Margin(PairLoss):
@@ -90,17 +91,14 @@ class Margin(PairLoss):
         """`[A]` the boundary of each anchor.
 
         Raises:
-            ConfigError: with `per_class`, a label without a beta (looked for on the CPU only: elsewhere it would wait).
+            ConfigError: with `per_class`, a label without a beta. Elsewhere as `check_range_of_labels`.
         """
         assert isinstance(self.beta, Tensor)
         if not self.options.per_class:
             return self.beta.expand(len(labels))
         if labels.ndim != 1:
             raise ConfigError("margin with per_class needs one integer label per sample")
-        if labels.device.type == "cpu" and len(labels) and not torch.compiler.is_compiling():
-            lowest, highest = (int(x) for x in torch.aminmax(labels))
-            if lowest < 0 or highest >= len(self.beta):
-                raise ConfigError(f"margin has a beta for labels 0..{len(self.beta) - 1}, got labels {lowest}..{highest}")
+        check_range_of_labels(labels, len(self.beta), "margin has a beta")
         return self.beta[labels]
 
     def row_values(self, similarities: Tensor, positive: Tensor, negative: Tensor, beta: Tensor | None = None) -> Rows:
