@@ -107,6 +107,8 @@ def run_state(folder: Path, said: Said) -> dict[str, Any]:
     """A finished run: records, result, weights."""
     run = folder / "run"
     result = read_json(run / "result.json")
+    if isinstance(result, dict):
+        result.pop("command", None)  # how it was started last
     if isinstance(result, dict) and "data" in result:
         for key in ("name", "notes"):  # as they were typed and drawn, or as the run's folder has them
             result["data"].pop(key, None)

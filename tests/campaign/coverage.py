@@ -72,7 +72,7 @@ def run(bench: Bench, key: str) -> Failure | None:
     artefact = next((line.split("written to ")[-1] for line in done.stderr.splitlines() if "written to " in line), str(folder))
     what = lines[0].strip()[:200] if lines else done.stderr.strip()[-200:]
     return Failure(
-        f"{what}; the input is {artefact}, `python tests/campaign/coverage.py {name} FILE` in {place} reads it again"
+        f"{what}; the input is {artefact}, `python -P tests/campaign/coverage.py {name} FILE` in {place} reads it again"
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
@@ -17,7 +18,6 @@ from .invariants import (
     MISTAKE,
     TERMINATED,
     difference,
-    error_of,
     hash_of,
     unfinished,
     wrong,
@@ -107,9 +107,10 @@ def judge(bench: Bench, command: Command, place: Path, said: Said, before: dict[
         if text := wrong(following, (DONE,)):
             is_lost = following.status != DONE
             return Failure(f"then `dmlcore {' '.join(words[:3])}`: {text}", is_lost)
-        if saved > 0 and "--resume" in words and f", {saved:,} done already" not in following.err:
-            started = error_of(following) if "done already" not in following.err else "an earlier step"
-            return Failure(f"the checkpoint of step {saved} is intact, but the next start began at {started}", is_lost=True)
+        done = re.search(r", ([\d,]+) done already", following.err)
+        began = int(done[1].replace(",", "")) if done else 0
+        if saved > began and "--resume" in words:
+            return Failure(f"the checkpoint of step {saved} is intact, but the next start began at step {began}", is_lost=True)
     if text := difference(command.state(place, following), expected):
         return Failure(f"after the next start {text}", is_lost=True)
     if leftovers := unfinished(place):

@@ -86,11 +86,18 @@ class Flag:
 @cache
 def flags() -> list[Flag]:
     """All flags, from the definition of the command line; options of components by choosing each of them in `train`."""
-    result = {(flag.command, flag.name): flag for flag in _flags_of([])}
+    return list({(flag.command, flag.name): flag for flag in reversed(list(_all_flags()))}.values())[::-1]
+
+
+def _all_flags() -> Iterator[Flag]:
+    from dmlcore.errors import DmlcoreError
+
+    yield from _flags_of([])
     for further in _choices():
-        for flag in _flags_of(["train", *further], tuple(further)):
-            result.setdefault((flag.command, flag.name), flag)
-    return list(result.values())
+        try:
+            yield from (flag for flag in _flags_of(["train", *further], tuple(further)) if "." in flag.name)
+        except DmlcoreError:  # it cannot be chosen alone
+            continue
 
 
 def _flags_of(words: list[str], further: tuple[str, ...] = ()) -> Iterator[Flag]:
@@ -120,17 +127,11 @@ def _commands(app: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str,
 def _choices() -> Iterator[list[str]]:
     """Words that choose each built-in component that `train` can choose."""
     from dmlcore import plugins
-    from dmlcore.errors import DmlcoreError
     from dmlcore.training.components import KIND_OF
 
     for setting, kind in KIND_OF.items():
         for name in plugins.registry(kind):
-            words = [f"--{setting.replace('_', '-')}", name]
-            try:
-                list(_flags_of(["train", *words]))
-            except DmlcoreError:  # it cannot be chosen alone
-                continue
-            yield words
+            yield [f"--{setting.replace('_', '-')}", name]
 
 
 def keys(bench: Bench) -> list[str]:
@@ -142,7 +143,7 @@ def run(bench: Bench, key: str) -> Failure | None:
     """One value of one flag."""
     _, command, rest = key.split("/", 2)
     name = rest.rpartition("/")[0]
-    flag = next(flag for flag in flags() if flag.command == command.replace("+", " ") and flag.name == name)
+    flag = next(flag for flag in _all_flags() if flag.command == command.replace("+", " ") and flag.name == name)
     draws = bench.draws(key)
     typed = pick(draws, [_VALUES, _VALUES, TEXTS, [str(number)[:320] for number in NUMBERS]])
     value = str(pick(draws, typed)).replace("\x00", "\x01").encode("utf-8", "replace").decode()

@@ -2,10 +2,20 @@
 
 from __future__ import annotations
 
-from . import coverage, damage, faults, flags, inputs, kills, losses, soak
+from . import coverage, damage, faults, flags, inputs, kills, losses, readers, soak
 from .trials import Part
 
 PARTS: dict[str, Part] = {
     part.name: part
-    for part in (faults.PART, kills.PART, damage.PART, inputs.PART, flags.PART, losses.PART, soak.PART, coverage.PART)
+    for part in (
+        faults.PART,
+        kills.PART,
+        damage.PART,
+        inputs.PART,
+        readers.PART,
+        flags.PART,
+        losses.PART,
+        soak.PART,
+        coverage.PART,
+    )
 }

@@ -123,7 +123,7 @@ class Warm:
         self._texts = Path(tempfile.mkdtemp(prefix="texts-", dir=folder))
         preload = str(compile_shim(folder))
         self._process = subprocess.Popen(
-            [sys.executable, str(HERE / "server.py")],
+            [sys.executable, "-P", str(HERE / "server.py")],  # its folder is no place to import from
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             env=environment(LD_PRELOAD=preload, DML_CACHE=str(folder / "cache")),
