@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from .bench import Bench
-from .malformed import pick
+from .mutations import pick
 from .trials import Failure, Part
 
 BATCHES = 5000
