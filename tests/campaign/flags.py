@@ -10,7 +10,7 @@ from typing import Any
 from .bench import Bench
 from .commands import EVAL, FEWSHOT, OOD, TRAIN
 from .inputs import read
-from .malformed import NUMBERS, TEXTS, pick
+from .mutations import NUMBERS, TEXTS, pick
 from .trials import Failure, Part
 
 EACH = 12  # values of each flag
