@@ -166,4 +166,4 @@ def check_range_of_labels(labels: Tensor, count: int, what: str) -> None:
             if lowest < 0 or highest >= count:
                 raise ConfigError(f"{what} for labels 0..{count - 1}, got labels {lowest}..{highest}")
         return
-    torch._assert_async(((labels >= 0) & (labels < count)).all(), f"{what} for labels 0..{count - 1}, got others")
+    torch.ops.aten._assert_async.msg(((labels >= 0) & (labels < count)).all(), f"{what} for labels 0..{count - 1}, got others")
