@@ -29,15 +29,21 @@ def handled_by(handle: Callable[[int, FrameType | None], None]) -> Iterator[None
     before = {number: signal.getsignal(number) for number in SIGNALS}
     # A shell ignores SIGINT for what it runs in the background, but who sends one there means it.
     changed = [number for number in SIGNALS if number == signal.SIGINT or before[number] not in (signal.SIG_IGN, None)]
-    show = sys.unraisablehook
+    show, came = sys.unraisablehook, threading.Event()
+
+    def noted(number: int, frame: FrameType | None) -> None:
+        came.set()
+        handle(number, frame)
 
     def show_others(lost: sys.UnraisableHookArgs) -> None:
-        if not isinstance(lost.exc_value, Interrupted):  # `Interruption` raises it again
+        # What the handler raised is lost in a finaliser, but `Interruption` raises it again. After a signal, finalisers also
+        # meet what it has half undone, such as processes that it has ended as well.
+        if not (came.is_set() or isinstance(lost.exc_value, Interrupted)):
             show(lost)
 
     sys.unraisablehook = show_others
     for number in changed:
-        signal.signal(number, handle)
+        signal.signal(number, noted)
     try:
         yield
     finally:

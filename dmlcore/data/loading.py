@@ -4,6 +4,7 @@ batches, with any number of workers.
 
 from __future__ import annotations
 
+import contextlib
 import math
 import signal
 from collections import deque
@@ -86,15 +87,8 @@ class Batches(Iterator[tuple[Tensor, Tensor]]):
         return self
 
     def __next__(self) -> tuple[Tensor, Tensor]:
-        try:
+        with naming_dead_workers():
             batch = next(self._source)
-        except RuntimeError as error:
-            if "DataLoader worker" in str(error):  # killed, mostly for want of memory
-                raise TrainingError(
-                    f"a process that loads data has died ({_first_line(error)}). Try fewer --workers, or 0 to load in this"
-                    " process."
-                ) from None
-            raise
         if self._asked:
             self._state = self._asked.popleft()
         return batch
@@ -132,6 +126,24 @@ def _leave_soon(number: int, frame: Any) -> None:
 
 def _leave(number: int, frame: Any) -> None:
     raise SystemExit(0)  # an end by the signal itself would be told of as an error
+
+
+@contextlib.contextmanager
+def naming_dead_workers() -> Iterator[None]:
+    """Say it in a line where a process that loads data was killed, mostly for want of memory. PyTorch's handler of signals
+    raises that wherever the training is just then, also within a step.
+
+    Raises:
+        TrainingError: one was killed.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        if "DataLoader worker" not in str(error):
+            raise
+        raise TrainingError(
+            f"a process that loads data has died ({_first_line(error)}). Try fewer --workers, or 0 to load in this process."
+        ) from None
 
 
 def _first_line(error: Exception) -> str:

@@ -233,9 +233,16 @@ def _check_weights(state: dict[str, Any]) -> None:
         "model": _is_state(state.get("model")),
         "ensemble": _is_state(state.get("ensemble")),
     }
+    if "optimiser" in state:  # one to continue from
+        is_right["records"] = _is_mark(state.get("records"))
     for name, right in is_right.items():
         if not right:
             raise ValueError(f"its '{name}' is {'wrong' if name in state else 'missing'}")
+
+
+def _is_mark(value: Any) -> bool:
+    """Whether a value can be what `RunFolder.mark_of_records` gave."""
+    return isinstance(value, dict) and is_count(value.get("size")) and isinstance(value.get("sha256"), str)
 
 
 def is_count(value: Any) -> bool:

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import hashlib
 import json
 import os
 from collections.abc import Callable, Sequence
@@ -25,6 +26,8 @@ NO_SPLIT = (
     " now. If they have changed since, classes may be held out that were trained on."
 )
 
+_WITHOUT_RECORDS = "Bring it back, or remove it: the run then goes on without the records of its earlier steps"
+
 
 class RunFolder:
     """Paths of a run and the files in it.
@@ -42,6 +45,7 @@ class RunFolder:
         self.split = path / SPLIT
         self._lock: FolderLock | None = None
         self._is_new = False
+        self._size, self._digest = 0, hashlib.sha256()  # of the lines in `metrics.jsonl`
 
     @classmethod
     def choose(cls, path: str | Path | None, losses: Sequence[str]) -> RunFolder:
@@ -146,6 +150,8 @@ class RunFolder:
                 with contextlib.suppress(OSError):
                     os.truncate(self.metrics, size)
             raise write_error(self.metrics, error) from error
+        self._size += len(line)
+        self._digest.update(line)
 
     def records(self) -> list[dict[str, Any]]:
         """The lines of `metrics.jsonl`. A last line that was cut off is left out.
@@ -169,17 +175,55 @@ class RunFolder:
                 if number == len(lines):
                     break
                 raise TrainingError(
-                    f"line {number} of {self.metrics} is damaged; {len(lines) - number} lines follow. Correct or remove it"
+                    f"line {number} of {self.metrics} is damaged; {len(lines) - number} lines follow. {_WITHOUT_RECORDS}"
                 ) from None
             records.append(record)
         return records
 
-    def drop_records_after(self, step: int, evaluated: int | None = None) -> None:
-        """Drop the lines after a step, and the evaluations after another, which a resumed run writes again."""
-        last = {"evaluation": step if evaluated is None else evaluated}
-        records = [record for record in self.records() if record.get("step", 0) <= last.get(record.get("kind", ""), step)]
-        lines = [json.dumps(record) + "\n" for record in records]
-        write_atomically(self.metrics, "".join(lines).encode())
+    def clear_records(self) -> None:
+        """Begin an empty `metrics.jsonl`."""
+        write_atomically(self.metrics, b"")
+        self._size, self._digest = 0, hashlib.sha256()
+
+    def mark_of_records(self) -> dict[str, Any]:
+        """Size and SHA-256 of `metrics.jsonl` as it is now, for a checkpoint: the records that belong to it.
+
+        Raises:
+            TrainingError: the records cannot be brought to the disk, where they are to be before the checkpoint is.
+        """
+        try:
+            with open(self.metrics, "ab") as file:
+                os.fsync(file.fileno())
+        except OSError as error:
+            raise write_error(self.metrics, error) from error
+        return {"size": self._size, "sha256": self._digest.hexdigest()}
+
+    def keep_records(self, mark: dict[str, Any], note: Callable[[str], None]) -> None:
+        """Drop the lines after those that belong to a checkpoint, which a resumed run writes again.
+
+        Args:
+            mark: what `mark_of_records` gave.
+            note: is told in a sentence where there are no records any more.
+
+        Raises:
+            TrainingError: the lines are not those that were written.
+        """
+        size = mark["size"]
+        if not self.metrics.exists():
+            if size:
+                note(f"{self.metrics} is gone: the run goes on without the records of its earlier steps")
+            return self.clear_records()
+        try:
+            content = self.metrics.read_bytes()
+        except OSError as error:
+            raise TrainingError(f"cannot read {self.metrics}: {error.strerror}") from error
+        digest = hashlib.sha256(content[:size])
+        if digest.hexdigest() != mark["sha256"]:
+            what = f"it has {len(content)} bytes, not {size}" if len(content) < size else "bytes have changed"
+            raise TrainingError(f"{self.metrics} is not as the checkpoint knows it ({what}). {_WITHOUT_RECORDS}")
+        if len(content) > size:
+            write_atomically(self.metrics, content[:size])
+        self._size, self._digest = size, digest
 
     def read_result(self) -> dict[str, Any]:
         """What `result.json` holds.

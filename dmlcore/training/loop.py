@@ -13,6 +13,7 @@ from typing import Any
 from torch import Tensor
 
 from dmlcore import plugins
+from dmlcore.data.loading import naming_dead_workers
 from dmlcore.errors import Interrupted, TrainingError, status_of
 from dmlcore.evaluation import evaluating
 from dmlcore.files import encoded
@@ -46,10 +47,10 @@ class Training:
         run.folder.lock(self.events.note)
         if state is None:
             run.folder.make(run.config.toml(), run.splits.record() if run.splits.record is not None else None)
-            run.folder.drop_records_after(-1)
+            run.folder.clear_records()
         else:
             run.restore(state)
-            run.folder.drop_records_after(run.step, run.evaluated)
+            run.folder.keep_records(state["records"], self.events.note)
         self.began = time.perf_counter() - run.seconds
 
     def run_all(self) -> dict[str, Any]:
@@ -60,7 +61,7 @@ class Training:
         """
         run, events = self.run, self.events
         try:
-            with plugins.blaming(self._consequence), self.interruption.installed():
+            with plugins.blaming(self._consequence), self.interruption.installed(), naming_dead_workers():
                 events.tell("training_started", lambda logger: logger.started(run))
                 self._train()
                 result = self._finish()

@@ -153,6 +153,7 @@ class Run:
             "best_step": self.best.step,
             "best_score": self.best.score,
             "seconds": seconds,
+            "records": self.folder.mark_of_records(),
         }
         path = checkpoints.save(self.folder.checkpoints, "last", state)
         self.saved = self.step

@@ -85,7 +85,7 @@ ARTEFACTS = [
     Artefact("best-resumed", "run/checkpoints/best.pt", "resume", RESUME, _resumed),
     Artefact("config", "run/config.toml", "eval", EVAL, _out),
     Artefact("config-resumed", "run/config.toml", "resume", RESUME, _resumed),
-    # No metrics.jsonl: its lines carry no checksum, so a changed digit in the log of a run is not seen.
+    Artefact("metrics", "run/metrics.jsonl", "resume", RESUME, _resumed),
     Artefact("result", "run/result.json", "eval", EVAL, _out),
     Artefact("embeddings", "e.npz", "embed", [*TRAIN[:2], "e.npz", *TRAIN[3:-1], "second", "--json"], _out, ((*EMBED,),)),
     Artefact("splits", "built.json", "embed", ["splits", "show", "built.json", "--json"], _out, (SPLITS,)),

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from dmlcore.errors import ConfigError
-from dmlcore.files import plain, write_atomically
+from dmlcore.files import plain, remove_temporaries, write_atomically
 from dmlcore.protocols.cells import DONE, read_cell
 from dmlcore.protocols.fewshot import curves
 from dmlcore.protocols.fewshot.analysis import (
@@ -76,6 +76,7 @@ def write(folder: Path) -> dict[str, Any]:
         ConfigError, TrainingError: as `read`.
     """
     summary = plain(summarise(read(folder)))
+    remove_temporaries(folder)
     write_atomically(folder / JSON, (json.dumps(summary, indent=1) + "\n").encode())
     picture = pictures.can_draw()
     if picture:

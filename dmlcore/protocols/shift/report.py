@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from dmlcore.errors import ConfigError
-from dmlcore.files import plain, write_atomically
+from dmlcore.files import plain, remove_temporaries, write_atomically
 from dmlcore.protocols.cells import DONE, read_cell
 from dmlcore.protocols.shift.area import area_under_shift
 from dmlcore.reports import pictures
@@ -261,6 +261,7 @@ def write(folder: str | Path, names: Sequence[str] = ()) -> dict[str, Any]:
     """Write `report.json`, `report.md` and, where matplotlib is installed, `recall.svg`. Returns the summary and the paths."""
     folder = Path(folder)
     numbers = summary(Results.read(folder, names))
+    remove_temporaries(folder)
     write_atomically(folder / "report.json", (json.dumps(numbers, indent=1) + "\n").encode())
     text = markdown(numbers)
     paths = {"json": str(folder / "report.json"), "markdown": str(folder / "report.md")}
