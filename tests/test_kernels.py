@@ -90,8 +90,10 @@ def test_fused_equals_plain(case: Case, batch: str) -> None:
         _, place = torch.unique(x, dim=0, return_inverse=True)
         for _, gradients in (result, plain):
             gradients[0] = torch.zeros_like(x).index_add_(0, place, gradients[0])
+    # Where the target has all of the probability, the definition has no digits of what is missing to 1. The kernel has.
+    floor = 1e-15 / case.options.get("temperature", 1.0) / x.norm(dim=1, keepdim=True) if "softmax" in case.name else 0.0
     with naming_both(loss):
-        assert_close(result, plain, 1e-9)
+        assert_close(result, plain, 1e-9, floor=floor)
 
 
 # A loss's first row meets every plan, its further options those that share least.

@@ -18,7 +18,8 @@ template <class T, bool Wide> struct PositivesAgainstNegatives {
   template <class V> struct Sums { LogSum<V, Wide> negatives; };
   template <class V> struct Slopes {
     LogSumSlope<V, Wide> negatives;
-    V log_negative, positive;
+    LogSum<V, Wide> sum;
+    V positive;
   };
 
   // Where the sine of an angle is below its resolution, cos(acos(s) - margin) is taken at the end of the arc, with slope 0:
@@ -45,23 +46,22 @@ template <class T, bool Wide> struct PositivesAgainstNegatives {
   }
   template <class A, class B> DML_FN void merge(const Sums<A>& a, Sums<B>& b) const { log_sum_merge(a.negatives, b.negatives); }
   DML_FN void close(Positives<T> p, const Limits<T>&, const Sums<T>& r, T* values, T* counts) const {
-    const T negatives = log_sum_result(r.negatives, shift());
     T sum = 0;
-    for (long long k = 0; k < p.count; ++k) sum += softplus(negatives - scale * target(p[k]));
+    for (long long k = 0; k < p.count; ++k) sum += softplus(log_sum_above(r.negatives, shift(), scale * target(p[k])));
     values[0] = sum;
     counts[0] = T(p.count);
   }
   DML_FN Slopes<T> weigh(Positives<T> p, const Limits<T>&, const Sums<T>& r, const T* cotangents) const {
     Slopes<T> w;
-    w.log_negative = log_sum_result(r.negatives, shift());
+    w.sum = r.negatives;
     w.positive = cotangents[0] * scale;
     T share = 0;
-    for (long long k = 0; k < p.count; ++k) share += sigmoid(w.log_negative - scale * target(p[k]));
-    log_sum_slope(w.log_negative, w.positive * share, shift(), w.negatives);
+    for (long long k = 0; k < p.count; ++k) share += sigmoid(log_sum_above(w.sum, shift(), scale * target(p[k])));
+    log_sum_slope_of(w.sum, w.positive * share, w.negatives);
     return w;
   }
   DML_FN T slope_positive(T s, const Slopes<T>& w) const {
-    return -w.positive * sigmoid(w.log_negative - scale * target(s)) * target_slope(s);
+    return -w.positive * sigmoid(log_sum_above(w.sum, shift(), scale * target(s))) * target_slope(s);
   }
   template <class V> DML_FN V slope_negative(V s, const Slopes<V>& w) const {
     return log_sum_slope_at(s * scale, shift(), w.negatives);

@@ -33,28 +33,24 @@ template <class T, bool Wide, class Pool, class Target> struct SoftmaxOverClasse
     log_sum_add(s * scale, shift(), is_pair(s), r.others);
   }
   template <class A, class B> DML_FN void merge(const Sums<A>& a, Sums<B>& b) const { log_sum_merge(a.others, b.others); }
-  DML_FN T all(T entry, const Sums<T>& r) const {
-    const T others = log_sum_result(r.others, shift()), m = max(entry, others);
-    return m + log(exp(entry - m) + exp(others - m));
-  }
   DML_FN void close(Positives<T> p, const Limits<T>&, const Sums<T>& r, T* values, T* counts) const {
     values[0] = 0, counts[0] = p.count ? T(1) : T(0);
     if (!p.count) return;
     const T entry = this->entry(this->fold(p.s, p.count).similarity);
-    values[0] = all(entry, r) - entry;
+    values[0] = softplus(log_sum_above(r.others, shift(), entry));
   }
   DML_FN Slopes<T> weigh(Positives<T> p, const Limits<T>&, const Sums<T>& r, const T* cotangents) const {
     Slopes<T> w;
     w.positive = 0;
     if (!p.count) {
       w.own = {};
-      log_sum_slope(T(0), T(0), shift(), w.others);
+      log_sum_slope_of(r.others, T(0), w.others);
       return w;
     }
     w.own = this->fold(p.s, p.count);
-    const T entry = this->entry(w.own.similarity), result = all(entry, r);
-    w.positive = cotangents[0] * (exp(entry - result) - 1) * this->slope(w.own.similarity);
-    log_sum_slope(result, cotangents[0] * scale, shift(), w.others);
+    const T missing = sigmoid(log_sum_above(r.others, shift(), this->entry(w.own.similarity)));  // 1 - the target's probability
+    w.positive = -cotangents[0] * missing * this->slope(w.own.similarity);
+    log_sum_slope_of(r.others, cotangents[0] * scale * missing, w.others);
     return w;
   }
   DML_FN T slope_positive(T s, const Slopes<T>& w) const { return w.positive * this->share(s, w.own); }

@@ -129,6 +129,14 @@ template <class T> DML_FN T log_sum_result(const LogSum<T, false>& r, T shift) {
 template <class T> DML_FN T log_sum_result(const LogSum<T, true>& r, T) {
   return r.sum == T(0) ? Limit<T>::lowest : r.highest + log(r.sum);
 }
+// The same minus x, as the difference of two exponents that are near each other: their own height, which may be a scale of 100,
+// rounds nothing.
+template <class T> DML_FN T log_sum_above(const LogSum<T, false>& r, T shift, T x) {
+  return r.sum == T(0) ? Limit<T>::lowest : (shift - x) + log(r.sum);
+}
+template <class T> DML_FN T log_sum_above(const LogSum<T, true>& r, T, T x) {
+  return r.sum == T(0) ? Limit<T>::lowest : (r.highest - x) + log(r.sum);
+}
 // exp(x - result) * weight for one more x: the slope of a log-sum. Narrow: exp(x - shift) is shared by row and column.
 template <class V, bool Wide> struct LogSumSlope;
 template <class V> struct LogSumSlope<V, false> { V factor; };
@@ -139,6 +147,14 @@ template <class T> DML_FN void log_sum_slope(T result, T weight, T shift, LogSum
 template <class T> DML_FN void log_sum_slope(T result, T weight, T, LogSumSlope<T, true>& r) {
   r.factor = result <= Limit<T>::lowest ? T(0) : weight;
   r.result = result <= Limit<T>::lowest ? -Limit<T>::lowest : result;  // exp(x - result) is then 0, not infinity times 0
+}
+// The slope of weight * log-sum itself, where `result` is that of the sum alone.
+template <class T> DML_FN void log_sum_slope_of(const LogSum<T, false>& r, T weight, LogSumSlope<T, false>& w) {
+  w.factor = r.sum == T(0) ? T(0) : weight / r.sum;
+}
+template <class T> DML_FN void log_sum_slope_of(const LogSum<T, true>& r, T weight, LogSumSlope<T, true>& w) {
+  w.factor = r.sum == T(0) ? T(0) : weight / r.sum;
+  w.result = r.sum == T(0) ? -Limit<T>::lowest : r.highest;
 }
 template <class V> DML_FN V log_sum_slope_at(V x, typename Scalar<V>::type shift, const LogSumSlope<V, false>& r) {
   return exp(x - shift) * r.factor;

@@ -22,7 +22,7 @@ template <class T, bool Wide, class Target> struct SoftmaxOver : Target {
   template <class V> struct Sums { LogSum<V, Wide> others; };
   template <class V> struct Slopes {
     LogSumSlope<V, Wide> others;
-    V result, positive, share;
+    V positive, share;
   };
 
   DML_FN Limits<T> open(Positives<T>) const { return {}; }
@@ -35,28 +35,25 @@ template <class T, bool Wide, class Target> struct SoftmaxOver : Target {
     log_sum_add(s * scale, shift(), is_pair(s), r.others);
   }
   template <class A, class B> DML_FN void merge(const Sums<A>& a, Sums<B>& b) const { log_sum_merge(a.others, b.others); }
-  DML_FN T all(Positives<T> p, const Sums<T>& r) const {
-    return log_sum(p, log_sum_result(r.others, shift()), [this](T s) { return this->entry(s); });
-  }
   DML_FN T target(Positives<T> p) const {  // several positives share the target: log of their sum
     return log_sum(p, Limit<T>::lowest, [this](T s) { return this->entry(s); });
   }
   DML_FN void close(Positives<T> p, const Limits<T>&, const Sums<T>& r, T* values, T* counts) const {
-    values[0] = p.count ? all(p, r) - this->kept() * target(p) : T(0);
-    counts[0] = p.count ? T(1) : T(0);
+    values[0] = 0, counts[0] = p.count ? T(1) : T(0);
+    if (!p.count) return;
+    const T t = target(p);
+    values[0] = softplus(log_sum_above(r.others, shift(), t)) + (1 - this->kept()) * t;
   }
   DML_FN Slopes<T> weigh(Positives<T> p, const Limits<T>&, const Sums<T>& r, const T* cotangents) const {
     Slopes<T> w;
-    w.positive = p.count ? cotangents[0] : T(0);
-    w.result = all(p, r);
+    const T weight = p.count ? cotangents[0] : T(0);
     w.share = p.count ? target(p) : T(0);
-    log_sum_slope(w.result, w.positive * scale, shift(), w.others);
+    const T missing = sigmoid(log_sum_above(r.others, shift(), w.share));  // 1 - the target's probability, to its last digit
+    w.positive = weight * ((1 - this->kept()) - missing);
+    log_sum_slope_of(r.others, weight * scale * missing, w.others);
     return w;
   }
-  DML_FN T slope_positive(T s, const Slopes<T>& w) const {
-    const T x = this->entry(s);
-    return w.positive * (exp(x - w.result) - this->kept() * exp(x - w.share)) * this->slope(s);
-  }
+  DML_FN T slope_positive(T s, const Slopes<T>& w) const { return w.positive * exp(this->entry(s) - w.share) * this->slope(s); }
   template <class V> DML_FN V slope_negative(V s, const Slopes<V>& w) const {
     return log_sum_slope_at(s * scale, shift(), w.others);
   }

@@ -16,7 +16,7 @@ template <class T, bool Wide> struct SupCon {
   template <class V> struct Sums { LogSum<V, Wide> others; };
   template <class V> struct Slopes {
     LogSumSlope<V, Wide> others;
-    V result, positive, share;
+    V top, result, positive, share;
   };
 
   DML_FN Limits<T> open(Positives<T>) const { return {}; }
@@ -29,29 +29,41 @@ template <class T, bool Wide> struct SupCon {
     log_sum_add(s * (1 / temperature), shift(), is_pair(s), r.others);
   }
   template <class A, class B> DML_FN void merge(const Sums<A>& a, Sums<B>& b) const { log_sum_merge(a.others, b.others); }
-  // log of the sum over negatives and positives; Limit::lowest if there are no negatives or no positives
-  DML_FN T denominator(Positives<T> p, const Sums<T>& r) const {
-    const T negatives = log_sum_result(r.others, shift()), t = temperature;
+  // Log of the sum over negatives and positives, less the exponent of the positive `top`: exponents near 1 / temperature cancel
+  // before they round. Limit::lowest if there are no negatives or no positives.
+  DML_FN T denominator(Positives<T> p, T top, const Sums<T>& r) const {
+    const T t = temperature, negatives = log_sum_above(r.others, shift(), top / t);
     if (p.count == 0 || negatives <= Limit<T>::lowest) return Limit<T>::lowest;
-    return log_sum(p, negatives, [=](T s) { return s / t; });
+    const T m = max(negatives, T(0));  // of the top one, which is 0, and the negatives: the sum is e^m (1 + rest)
+    T rest = exp(min(negatives, -negatives));
+    bool is_top_left = true;
+    for (long long k = 0; k < p.count; ++k) {
+      if (is_top_left && p[k] == top) is_top_left = false;
+      else rest += exp((p[k] - top) / t - m);
+    }
+    return m + log1p(rest);
   }
   DML_FN void close(Positives<T> p, const Limits<T>&, const Sums<T>& r, T* values, T* counts) const {
-    T all = denominator(p, r), mean = 0;
-    for (long long k = 0; k < p.count; ++k) mean += p[k] / temperature;
+    const T top = p.highest(), all = denominator(p, top, r);
+    T mean = 0;
+    for (long long k = 0; k < p.count; ++k) mean += (p[k] - top) / temperature;
     values[0] = all <= Limit<T>::lowest ? T(0) : all - mean / T(p.count);
-    counts[0] = values[0] > 0 ? T(1) : T(0);
+    counts[0] = all <= Limit<T>::lowest ? T(0) : T(1);
   }
   DML_FN Slopes<T> weigh(Positives<T> p, const Limits<T>&, const Sums<T>& r, const T* cotangents) const {
     Slopes<T> w;
-    T all = denominator(p, r), weight = all <= Limit<T>::lowest ? T(0) : cotangents[0] / temperature;
-    log_sum_slope(all, weight, shift(), w.others);
-    w.result = all;
+    w.top = p.highest();
+    w.result = denominator(p, w.top, r);
+    const T weight = w.result <= Limit<T>::lowest ? T(0) : cotangents[0] / temperature;
+    log_sum_slope_of(r.others,
+                     weight == 0 ? T(0) : weight * exp(log_sum_above(r.others, shift(), w.top / temperature) - w.result),
+                     w.others);
     w.positive = weight;
     w.share = p.count ? weight / T(p.count) : T(0);
     return w;
   }
   DML_FN T slope_positive(T s, const Slopes<T>& w) const {
-    return w.positive == 0 ? T(0) : w.positive * exp(s / temperature - w.result) - w.share;
+    return w.positive == 0 ? T(0) : w.positive * exp((s - w.top) / temperature - w.result) - w.share;
   }
   template <class V> DML_FN V slope_negative(V s, const Slopes<V>& w) const {
     return log_sum_slope_at(s * (1 / temperature), shift(), w.others);

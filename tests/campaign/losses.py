@@ -82,6 +82,12 @@ class Batch:
         loss = dmlcore.losses.create(self.case.name, num_classes=self.classes, embedding_dim=self.width, **options)
         return loss.to(dtype).eval()  # a miner that draws repeats its draws
 
+    def steepness(self) -> float:
+        """What a similarity is multiplied by in an exponent."""
+        options = vars(self.create(torch.float64).options)
+        factors = [float(options[name]) for name in ("scale", "softmax_scale", "gamma", "alpha", "beta") if name in options]
+        return max([1.0, *factors, *(1 / float(options[name]) for name in ("temperature",) if options.get(name))])
+
     def __str__(self) -> str:
         against = f", {len(self.keywords['references'])} references" if self.keywords else ""
         options = {**self.case.options, **self.options}
@@ -252,6 +258,8 @@ def _compare(
         largest = float(exact.abs().max())
         is_of_inputs = 0 < index < (3 if batch.keywords else 2)
         floor = _FLOORS.get(batch.dtype, _GRADIENT_FLOOR if index else _VALUE_FLOOR) * largest + zero
+        if index == 0:  # of similarities that are rounded, the exponents are some times as wrong
+            floor += torch.finfo(torch.float64 if batch.dtype is torch.float64 else torch.float32).eps * batch.steepness()
         if is_of_inputs:
             floor += zero / smallest
         if is_half and is_of_inputs:  # the result itself is rounded

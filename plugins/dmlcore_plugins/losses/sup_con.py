@@ -15,9 +15,10 @@ from dmlcore.losses import PairLoss, PairOptions, Rows, masked_logsumexp
 
 
 class SupCon(PairLoss):
-    """`logsumexp_{p, n}(s / t) - mean_p(s_p / t)`, averaged over the anchors with a non-zero value.
+    """`logsumexp_{p, n}(s / t) - mean_p(s_p / t)`, averaged over the anchors with positives and negatives.
 
-    Deviation: an anchor without positives or without negatives has the value 0.
+    Deviation: an anchor without positives or without negatives has the value 0 and does not count. The value of any other is
+    above 0, but may round to 0; it counts all the same.
 
     Source: Khosla et al., "Supervised Contrastive Learning", NeurIPS 2020, eq. 2.
     """
@@ -44,7 +45,7 @@ class SupCon(PairLoss):
         mean = (logits * positive).sum(1) / positive.sum(1).clamp_min(1)
         useful = positive.any(1) & negative.any(1)
         values = torch.where(useful, of_pairs - mean, torch.zeros_like(mean))[None]  # [1, A]
-        return Rows(values, (values > 0).to(values))
+        return Rows(values, useful[None].to(values))
 
     def functor_call(self) -> FunctorCall:
         return FunctorCall("sup_con", (self.options.temperature,))
