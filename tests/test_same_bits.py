@@ -222,6 +222,7 @@ def main() -> None:
     if options.like:
         losses = [{key: loss[key] for key in ("name", "options")} for loss in json.loads(options.like.read_text())["losses"]]
     else:
+        sys.path.insert(0, str(Path(__file__).parent))  # the process was started without it
         import cases
 
         losses = [{"name": case.name, "options": case.options} for case in cases.LOSSES]
