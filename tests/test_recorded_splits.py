@@ -253,3 +253,17 @@ def test_a_search_and_its_run_have_one_split(tmp_path: Path, monkeypatch: pytest
     assert len(tests) == 3 and tests[0] == tests[1] == tests[2]
     assert result["data"]["parts"]["test"] == {"classes": 14, "samples": 84}
     assert "class 00" not in TrainedRun(tmp_path / "run").open().test.class_names
+
+
+def test_other_data_where_the_own_are_gone(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    generator, labels = np.random.default_rng(0), np.repeat(np.arange(20), 6)
+    for name in ("own", "other"):
+        x = (generator.normal(size=(120, 5)) + labels[:, None]).astype(np.float32)
+        np.savez(tmp_path / f"{name}.npz", x=x, y=labels)
+    run = str(tmp_path / "run")
+    assert cli.main(["train", "--data", str(tmp_path / "own.npz"), "--plugins", "ms", "--steps", "1", "--out", run]) == 0
+    (tmp_path / "own.npz").unlink()
+    assert cli.main(["eval", run, "--data", str(tmp_path / "other.npz"), "--json"]) == 0
+    capsys.readouterr()
+    assert cli.main(["eval", run]) == 2
+    assert "there is no data set" in capsys.readouterr().err

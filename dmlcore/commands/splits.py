@@ -10,6 +10,7 @@ from cyclopts import App
 
 from dmlcore import console
 from dmlcore.commands.line import CommandLine
+from dmlcore.commands.trained import TRUST
 from dmlcore.config import build_options
 from dmlcore.errors import ConfigError
 from dmlcore.files import expanded, make_folder, write_atomically
@@ -56,7 +57,9 @@ def _add_trunk(line: CommandLine) -> list[inspect.Parameter]:
 
 
 def _add_building(splits: App, data_flags: list[inspect.Parameter], model_flags: list[inspect.Parameter]) -> None:
-    def build(*, data: str, out: Path, overwrite: bool, settings: Any, json: bool, debug: bool, **tables: Any) -> int:
+    def build(
+        *, data: str, out: Path, overwrite: bool, trust_plugins: bool, settings: Any, json: bool, debug: bool, **tables: Any
+    ) -> int:
         from dmlcore.protocols.shift.building import build_splits
 
         _check_out(out, overwrite)
@@ -65,11 +68,12 @@ def _add_building(splits: App, data_flags: list[inspect.Parameter], model_flags:
             _options(data_flags, tables),
             _settings(typed_values(settings)),
             model_options=_options(model_flags, tables),
+            trusts_plugins=trust_plugins,
             tell=console.say,
         )
         return _write(file, out, notes, json)
 
-    flags = [*WRITING, settings_flags(BuildOptions), *data_flags, *model_flags, *COMMON]
+    flags = [*WRITING, TRUST, settings_flags(BuildOptions), *data_flags, *model_flags, *COMMON]
     text = "Build splits of growing shift (ooDML): swap classes between the sides, then leave classes out."
     splits.command(command(build, flags, text), name="ood")
 

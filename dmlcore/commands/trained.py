@@ -1,4 +1,4 @@
-"""Flags of the commands that use a trained run: `eval` and `embed`."""
+"""Flags of the commands that use a trained run."""
 
 from __future__ import annotations
 

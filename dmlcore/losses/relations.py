@@ -64,9 +64,15 @@ def label_matrix(labels: Tensor, noun: str) -> Tensor:
             f" [{len(labels)}] (labels[:, 0]). A matrix that says of one label who has it must be bool"
         )
     matrix = labels.bool()
-    if labels.dtype != torch.bool and labels.device.type == "cpu" and not torch.compiler.is_compiling():
-        if not torch.equal(matrix.to(labels.dtype), labels):
-            raise ConfigError(f"a matrix of labels of {noun} must hold 0 and 1 only")
+    if labels.dtype == torch.bool:
+        return matrix
+    message = f"a matrix of labels of {noun} must hold 0 and 1 only"
+    is_binary = (matrix.to(labels.dtype) == labels).all()
+    if labels.device.type == "cpu" and not torch.compiler.is_compiling():
+        if not is_binary:
+            raise ConfigError(message)
+        return matrix
+    torch.ops.aten._assert_async.msg(is_binary, message)  # without waiting for the device
     return matrix
 
 

@@ -6,7 +6,7 @@ import dataclasses
 from dataclasses import dataclass, field
 from typing import Any
 
-from dmlcore import plugins
+from dmlcore import plugins, trust
 from dmlcore.config import unique_names
 from dmlcore.errors import ConfigError, suggestion
 from dmlcore.training.implied import resolved
@@ -28,7 +28,7 @@ class Component:
         table: name of the table of its options, as in `--TABLE.option`.
         kind: as in `plugins.KINDS`.
         name: as the settings choose it.
-        options: its options class; None: it takes none, or is in a file that is not run (`plugin_files.is_left_out`).
+        options: its options class; None: it takes none, or is not needed from the folder that is read (`trust.is_left_out`).
         implied: options that the name itself gives, such as the path behind `--data`.
     """
 
@@ -49,7 +49,7 @@ def data_component(name: str) -> Component:
     """The source that `--data` names, whose path is implied."""
     from dmlcore.data import find_source
 
-    if plugins.plugin_files.is_left_out("data", name):
+    if trust.is_left_out("data"):  # nor need the data be there any more
         return Component(name, "data", name, None)
     source, implied = find_source(name)
     return Component(source.name, "data", name, source.Options, implied)

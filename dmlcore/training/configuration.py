@@ -160,10 +160,10 @@ class RunConfig:
 
 
 def _check_tables(source: Source, components: dict[str, Component]) -> None:
-    left_out = any(plugins.plugin_files.is_left_out(c.kind, c.name) for c in components.values())
+    left_out = any(c.options is None and trust.is_left_out(c.kind) for c in components.values())
     for table, values in source.tables.items():
         if table not in components and left_out:
-            continue  # of a component whose name nobody knows, since its file was not run
+            continue  # of a component whose name nobody knows, since it is not needed
         if table not in components:
             raise source.error(why_not_chosen(table, components))
         names = components[table].option_names()

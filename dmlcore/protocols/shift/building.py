@@ -42,6 +42,7 @@ def build_splits(
     build: BuildOptions | None = None,
     *,
     model_options: dict[str, Any] | None = None,
+    trusts_plugins: bool = False,
     tell: Callable[[str], None] = lambda line: None,
 ) -> tuple[SplitFile, list[str]]:
     """Splits of the classes of a data set from easy to hard. The same arguments give the same splits.
@@ -51,6 +52,7 @@ def build_splits(
         options: of the data.
         build: the settings.
         model_options: of the trunk that `build.model` names.
+        trusts_plugins: run the files of code that the run which `build.model` names names in turn.
         tell: receives lines of progress.
 
     Returns:
@@ -71,6 +73,7 @@ def build_splits(
         device=build.device,
         workers=build.workers,
         seed=build.seed,
+        trusts_plugins=trusts_plugins,
     )
     _check_names(table, data)
     tell(f"{len(table.labels):,} samples of {len(means):,} classes, described by {means.shape[1]:,} numbers each")

@@ -36,6 +36,7 @@ def class_means(
     device: str = "auto",
     workers: int = 0,
     seed: int = 0,
+    trusts_plugins: bool = False,
 ) -> tuple[DataSource, Table, np.ndarray]:
     """Read data and describe every class by a mean.
 
@@ -48,6 +49,7 @@ def class_means(
         device: of a model.
         workers: processes that decode image files.
         seed: of the weights of a trunk that has none of its own.
+        trusts_plugins: run the files of code that the run names.
 
     Returns:
         The source, its table, and float64 [C, F], a row per class of the table.
@@ -60,7 +62,7 @@ def class_means(
         source, table = load_table(data, options=options, image_size=image_size)
         describe: Callable[[LabelledDataset], Tensor] = lambda part: raw_features(part, workers=workers)  # noqa: E731
     elif is_run(model):
-        run = TrainedRun(expanded(model), device=device)
+        run = TrainedRun(expanded(model), device=device, trusts_plugins=trusts_plugins)
         size = run.sample_shape[1] if run.kind == "images" else None
         source, table = load_table(data, options=options, image_size=size)
         run.check_fits(data, table)
