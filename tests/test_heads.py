@@ -257,7 +257,7 @@ def test_the_published_methods_are_settings(features: str, tmp_path: Path) -> No
 )
 def test_the_weighting_left_open_follows_from_the_losses(values: dict[str, Any], expected: str) -> None:
     config = RunConfig.create(**values)
-    assert config.completed("images", 10).settings.ensemble.weighting == expected and expected in config.components
+    assert config.completed("images", 10, (1, 16, 16)).settings.ensemble.weighting == expected and expected in config.components
 
 
 @pytest.mark.parametrize(
@@ -276,11 +276,11 @@ def test_the_weighting_left_open_follows_from_the_losses(values: dict[str, Any],
 )
 def test_lengths_left_open_follow_from_the_others(values: dict[str, Any], expected: tuple[int, int, str]) -> None:
     config = RunConfig.create(**values)
-    settings = config.completed("images", 10).settings
+    settings = config.completed("images", 10, (1, 16, 16)).settings
     model = settings.model
     assert (model.embedding_dim, model.compress, model.serve) == expected
     assert ("pca" in config.components) == ((model.compress or 0) > 0)
-    assert RunConfig.create(**config.completed("images", 10).as_dict()).settings == settings
+    assert RunConfig.create(**config.completed("images", 10, (1, 16, 16)).as_dict()).settings == settings
 
 
 @pytest.mark.parametrize(

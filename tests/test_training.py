@@ -507,12 +507,12 @@ def test_settings_stand_in_the_tables_of_their_groups_or_without(features: str, 
     )
     config = RunConfig.read(file)
     assert config == RunConfig.create(data=features, plugins="ms", steps=20, learning_rate=0.01, ms={"alpha": 4})
-    text = config.completed("features", 20).toml()
+    text = config.completed("features", 20, (12,)).toml()
     tables = tomllib.loads(text)
     assert {"losses", "ensemble", "data", "model", "optimiser", "run"} <= set(tables) and tables["format"] == 2
     assert tables["losses"]["plugins"] == ["ms"] and tables["run"]["steps"] == 20 and tables["ms"]["alpha"] == 4
     file.write_text(text)
-    assert RunConfig.read(file).settings == config.completed("features", 20).settings
+    assert RunConfig.read(file).settings == config.completed("features", 20, (12,)).settings
 
 
 def test_a_byte_order_mark_before_settings_changes_nothing(features: str, tmp_path: Path) -> None:
@@ -669,4 +669,4 @@ def test_a_memory_takes_part_and_must_hold_a_batch(features: str, tmp_path: Path
 def test_products_of_raw_embeddings_switch_their_normalisation_off(features: str, tmp_path: Path) -> None:
     for distance, normalises in (("dot", False), ("cosine", True)):
         config = RunConfig.create(data=features, plugins="contrastive", contrastive={"distance": distance}, steps=2)
-        assert build_run_model(config.completed("features", 2), (12,), "features").normalize == normalises
+        assert build_run_model(config.completed("features", 2, (12,)), (12,), "features").normalize == normalises

@@ -161,7 +161,7 @@ def evaluate_raw(dataset: LabelledDataset, *, workers: int = 0, metrics: Sequenc
 
 def compare(
     model: nn.Module,
-    untrained: nn.Module,
+    untrained: nn.Module | None,
     parts: dict[str, LabelledDataset],
     *,
     kind: str,
@@ -172,7 +172,7 @@ def compare(
 
     Args:
         model: the trained one.
-        untrained: the same with its first weights.
+        untrained: the same with its first weights, or None where these are not known.
         parts: data sets by name.
         kind: `images` or `features`.
         workers: processes that decode image files.
@@ -184,10 +184,9 @@ def compare(
     raw = "raw pixels" if kind == "images" else "raw features"
     options: dict[str, Any] = {"workers": workers, "metrics": metrics}
     results = {name: evaluate_model(model, part, **options) for name, part in parts.items()}
-    baselines = {
-        raw: {name: evaluate_raw(part, **options) for name, part in parts.items()},
-        "untrained network": {name: evaluate_model(untrained, part, **options) for name, part in parts.items()},
-    }
+    baselines = {raw: {name: evaluate_raw(part, **options) for name, part in parts.items()}}
+    if untrained is not None:
+        baselines["untrained network"] = {name: evaluate_model(untrained, part, **options) for name, part in parts.items()}
     return results, baselines
 
 

@@ -99,6 +99,30 @@ class EmbeddingModel(nn.Module):
             return self.student.out_features
         return self.compressor.out if self.served == "compressed" and self.compressor is not None else self.whole_dim
 
+    @property
+    def needs_features_to_start(self) -> bool:
+        """Whether `start_head` needs features: a head that is no shorter than they are keeps them as they are."""
+        return self.head_dim < self.trunk.features
+
+    def start_head(self, features: Tensor | None) -> None:
+        """Let each head begin as the projection on the principal axes of features: before training, cosines of embeddings are
+        those of the features, as near as D numbers can bring them.
+
+        Args:
+            features: [N, F] of the trunk; they are used by their directions, as they are compared. None where the head is no
+                shorter than they are: it begins as the identity.
+        """
+        linear = self.head[1] if isinstance(self.head, nn.Sequential) else self.head
+        assert isinstance(linear, nn.Linear)
+        if features is None:
+            axes = torch.eye(self.head_dim, self.trunk.features, device=linear.weight.device)
+        else:
+            unit = functional.normalize(features.double(), dim=1)
+            axes = torch.linalg.eigh(unit.T @ unit).eigenvectors.flip(1)[:, : self.head_dim].T  # [D, F], largest first
+        with torch.no_grad():
+            linear.weight.copy_(axes.repeat(self.heads, 1))
+            linear.bias.zero_()
+
     def forward(self, samples: Tensor) -> Tensor:
         """What losses see, and the student's embedding last.
 

@@ -60,6 +60,17 @@ class Trunk(nn.Module, ABC):
         """Side to which image files of different sizes are best brought for this trunk, pixels."""
         return 64
 
+    @classmethod
+    def preset(cls, options: Any, sample_shape: tuple[int, ...]) -> dict[str, Any]:
+        """Settings of a run, by key, that suit this trunk and hold where the user leaves them open: `learning_rate`,
+        `embedding_dim`, `compress`, `head_start`. A trunk that knows something already should not unlearn it.
+
+        Args:
+            options: an instance of `Options`.
+            sample_shape: of one sample.
+        """
+        return {}
+
     @abstractmethod
     def forward(self, samples: Tensor) -> Tensor:
         """Features [B, features] of samples [B, *sample_shape] float32."""

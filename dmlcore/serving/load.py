@@ -17,6 +17,7 @@ from dmlcore.evaluation import evaluating
 from dmlcore.files import expanded
 from dmlcore.models import EmbeddingModel
 from dmlcore.training import checkpoints
+from dmlcore.training.beginning import baseline_model
 from dmlcore.training.building import build_components, build_run_model, choose_device, open_splits
 from dmlcore.training.changes import check_unchanged
 from dmlcore.training.configuration import RunConfig
@@ -70,7 +71,8 @@ class TrainedRun:
         self.kind: str = state["kind"]
         self.sample_shape: tuple[int, ...] = tuple(state["sample_shape"])
         self.step: int = state["step"]
-        self.model: EmbeddingModel = self._untrained()
+        with trust.reading(self._source()):
+            self.model: EmbeddingModel = build_run_model(self.config, self.sample_shape, self.kind)
         try:
             self.model.load_state_dict(state["model"])
         except (RuntimeError, TypeError, AttributeError) as error:
@@ -91,9 +93,9 @@ class TrainedRun:
         """The configuration; of the components in files, only those that the model and some kinds need are imported."""
         return RunConfig.read_run(self.folder.config, self._source(*kinds))
 
-    def _untrained(self) -> EmbeddingModel:
+    def _untrained(self, train: LabelledDataset | None) -> EmbeddingModel | None:
         with trust.reading(self._source()):
-            return build_run_model(self.config, self.sample_shape, self.kind)
+            return baseline_model(self.config, self.sample_shape, self.kind, self.device, train)
 
     def open(self) -> Splits:
         """The run's own data, split as when the run was made.
@@ -185,8 +187,7 @@ class TrainedRun:
         parts = {name: part for name, part in opened.parts.items() if name in ("validation", "test", "all")}
         notes = [*opened.notes, *(f"{name}: {why}" for name, part in parts.items() if (why := evaluating.why_not_ranked(part)))]
         parts = {name: part for name, part in parts.items() if len(part)}
-        untrained = self._untrained().to(self.device)
-        untrained.served = "whole"
+        untrained = self._untrained(opened.parts.get("train"))
         workers = self.config.settings.data.workers
         with trust.reading(self._source("metric")):
             measures = build_components(self._read_config("metric"), "metric")

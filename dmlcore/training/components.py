@@ -9,7 +9,7 @@ from typing import Any
 from dmlcore import plugins, trust
 from dmlcore.config import unique_names
 from dmlcore.errors import ConfigError, suggestion
-from dmlcore.training.implied import resolved
+from dmlcore.training.implied import chosen, default_model, may_compress
 from dmlcore.training.settings import AUTO, GROUPS, PLACES, Settings
 from dmlcore.training.sources import Source, build_from
 
@@ -73,7 +73,7 @@ def components(settings: Settings) -> dict[str, Component]:
     Raises:
         ConfigError: an unknown name, or two components whose options would share a table.
     """
-    settings = resolved(settings)
+    settings = chosen(settings)
     tables: dict[str, Component] = {}
     for component in [*_losses(settings), *_beside_losses(settings)]:
         table = component.table
@@ -103,14 +103,12 @@ def _losses(settings: Settings) -> list[Component]:
 
 
 def _beside_losses(settings: Settings) -> list[Component]:
-    from dmlcore.models import default_trunk
-
     assert settings.ensemble.weighting is not None and settings.data.source is not None
     trunk = settings.model.trunk
     return [
         _named("weighting", settings.ensemble.weighting),
-        *([_named("compressor", settings.model.compressor)] if settings.model.compress else []),
-        *(model_component(name) for name in ([trunk] if trunk else map(default_trunk, MODEL_KINDS))),
+        *([_named("compressor", settings.model.compressor)] if may_compress(settings) else []),
+        *(model_component(name) for name in ([trunk] if trunk else [default_model(settings, kind) for kind in MODEL_KINDS])),
         data_component(settings.data.source),
         *(_named("transform", name) for name in settings.data.transforms or ()),
         _named("sampler", settings.data.sampler),

@@ -15,11 +15,23 @@ from dmlcore.config import build_options
 from dmlcore.errors import ConfigError, suggestion
 from dmlcore.files import expanded
 from dmlcore.training.components import KIND_OF, Component, choose, why_not_chosen, with_own_names
-from dmlcore.training.implied import resolved
+from dmlcore.training.implied import default_model, resolved
 from dmlcore.training.settings import GROUPS, PLACES, Settings
 from dmlcore.training.sources import FORMAT, Source, build_from, with_data_of_splits
 
-ALWAYS_WRITTEN = ("data", "model", "weighting", "classifier", "diversity", "embedding_dim", "compress", "serve", "steps")
+ALWAYS_WRITTEN = (
+    "data",
+    "model",
+    "weighting",
+    "classifier",
+    "diversity",
+    "embedding_dim",
+    "compress",
+    "head_start",
+    "learning_rate",
+    "serve",
+    "steps",
+)
 """Settings that may be left open, and that `RunConfig.completed` writes out."""
 
 
@@ -92,19 +104,18 @@ class RunConfig:
                 options[table] = {key: getattr(complete, key) for _, values in parts for key in values}
         return cls(settings, components, options)
 
-    def completed(self, kind: str, steps: int) -> RunConfig:
+    def completed(self, kind: str, steps: int, sample_shape: tuple[int, ...]) -> RunConfig:
         """The same with nothing left open: the model named, steps counted, paths absolute, every option written out.
 
         Args:
             kind: `images` or `features`, from the data.
             steps: number of steps, counted from the epochs where those were given.
+            sample_shape: of one sample, which a trunk's preset may depend on.
 
         Raises:
-            ConfigError: options were given for the default model of another kind of data.
+            ConfigError: options were given for the default model of another kind of data, or for a compressor that is not used.
         """
-        from dmlcore.models import default_trunk
-
-        trunk = self.settings.model.trunk or default_trunk(kind)
+        trunk = self.settings.model.trunk or default_model(self.settings, kind)
         components = {table: c for table, c in self.components.items() if c.kind != "model" or c.name == trunk}
         for table in self.options:
             if table not in components:
@@ -113,7 +124,7 @@ class RunConfig:
                     f" Say --model {table}, or leave them out."
                 )
         source = next(c for c in components.values() if c.kind == "data")
-        settings = resolved(self.settings).replace(
+        settings = resolved(self.settings, self._preset(components, sample_shape)).replace(
             model=trunk, steps=steps, epochs=None, data=_absolute(source.name) if source.implied else source.name
         )
         if settings.data.splits is not None:
@@ -123,11 +134,27 @@ class RunConfig:
             table: dataclasses.replace(c, name=plugins.plugin_files.absolute(c.name)) for table, c in components.items()
         }
         options = {}
+        if not settings.model.compress:
+            components = {table: c for table, c in components.items() if c.kind != "compressor"}
+        for table in self.options:
+            if table not in components:
+                raise ConfigError(
+                    f"options of '{table}' are given, but nothing is compressed. Say --compress, or leave them out."
+                )
         for table, component in components.items():
             if component.options is not None:
                 complete = build_options(component.options, {**component.implied, **self.options.get(table, {})}, table)
                 options[table] = {name: getattr(complete, name) for name in component.option_names()}
         return RunConfig(settings, components, options)
+
+    def _preset(self, components: dict[str, Component], sample_shape: tuple[int, ...]) -> dict[str, Any]:
+        from dmlcore.models import find_trunk
+
+        ((table, component),) = ((table, c) for table, c in components.items() if c.kind == "model")
+        options = None
+        if component.options is not None:
+            options = build_options(component.options, {**component.implied, **self.options.get(table, {})}, table)
+        return find_trunk(component.name, "images")[0].preset(options, tuple(sample_shape))
 
     def of_kind(self, kind: str) -> dict[str, Component]:
         """The chosen components of a kind, by table."""

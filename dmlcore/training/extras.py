@@ -60,6 +60,11 @@ class Compression:
         if compressor is not None and compressor.is_online:
             self.optimiser = torch.optim.Adam(compressor.parameters(), lr=compressor.options.learning_rate)
 
+    @property
+    def is_fitted(self) -> bool:
+        """Whether the compressor is fitted to embeddings, rather than trained online."""
+        return self.model.compressor is not None and self.optimiser is None
+
     def step(self, samples: Tensor) -> float | None:
         """Train an online compressor on a batch, after the model's own step; returns its loss before the step."""
         compressor = self.model.compressor
@@ -78,7 +83,7 @@ class Compression:
     def fit(self, dataset: LabelledDataset, workers: int) -> None:
         """Fit a compressor that is not trained online to the embeddings of the training data, without augmentation."""
         compressor = self.model.compressor
-        if compressor is None or self.optimiser is not None:
+        if compressor is None or not self.is_fitted:
             return
         part = dataset.spread(FITTED)
         whole = evaluating.embed_named(self.model, part, workers=workers, only="whole")["whole"]

@@ -5,30 +5,61 @@ from __future__ import annotations
 from typing import Any
 
 from dmlcore import plugins
-from dmlcore.training.settings import WIDER, Settings
+from dmlcore.training.settings import LEARNING_RATE, WIDER, Settings
 
 LENGTH = 64  # of what is served where nothing is said: docs/reports/ensembles.md says why
 
 
-def resolved(settings: Settings) -> Settings:
-    """The settings with those that are left open written out, apart from the trunk and the steps, which the data decide."""
+def chosen(settings: Settings) -> Settings:
+    """The settings with the choices of components that are left open, and do not depend on the data, written out."""
     from dmlcore.data import default_source
 
+    implied = {"data": settings.data.source or default_source(), "weighting": _weighting(settings)}
+    return _with(settings, implied)
+
+
+def default_model(settings: Settings, kind: str) -> str:
+    """The trunk of a kind of data where none is named."""
+    from dmlcore.models import default_trunk
+
+    return (settings.ensemble.kind != "shared" and plugins.defaults().TRUNKS_OF_HEADS.get(kind)) or default_trunk(kind)
+
+
+def may_compress(settings: Settings) -> bool:
+    """Whether the embedding may be compressed; a preset of the trunk may still say that it is not."""
+    compress, model = settings.model.compress, settings.model
+    if compress is not None:
+        return bool(compress)
+    # An embedding is compressed unless something else says how long it shall be.
+    return model.embedding_dim is None and not model.student and not settings.ensemble.is_published
+
+
+def resolved(settings: Settings, preset: dict[str, Any]) -> Settings:
+    """The settings with those that are left open written out, apart from the trunk and the steps, which the data decide.
+
+    Args:
+        settings: as given.
+        preset: of the trunk. It is for one embedding that all losses share.
+    """
     ensemble, model = settings.ensemble, settings.model
+    preset = preset if ensemble.kind == "shared" else {}
     compress = model.compress
     if compress is None:
-        # An embedding is compressed unless something else says how long it shall be.
-        is_open = model.embedding_dim is None and not model.student and not ensemble.is_published
-        compress = LENGTH if is_open else 0
+        compress = preset.get("compress", LENGTH) if may_compress(settings) else 0
     implied: dict[str, Any] = {
-        "data": settings.data.source or default_source(),
-        "compress": compress,
+        "learning_rate": LEARNING_RATE,
+        "head_start": "random",
         "embedding_dim": WIDER * compress if compress and not ensemble.is_published else LENGTH,
-        "weighting": _weighting(settings),
         "classifier": "features" if ensemble.kind == "wel" else "embedding",
         "diversity": "distance" if ensemble.kind == "wedl" else "off",
         "serve": "compressed" if compress else "student" if model.student else "whole",
+        **preset,
+        "compress": compress,
     }
+    return _with(chosen(settings), implied)
+
+
+def _with(settings: Settings, implied: dict[str, Any]) -> Settings:
     values = settings.values()
     return settings.replace(**{key: value for key, value in implied.items() if values[key] is None})
 

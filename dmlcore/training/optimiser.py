@@ -20,6 +20,7 @@ def parameter_groups(model: EmbeddingModel, ensemble: LossEnsemble, settings: Op
 
     Only the trunk and the head decay: proxies are used by direction, and a loss's own numbers have no business near zero.
     """
+    assert settings.learning_rate is not None
     head = [*model.head.parameters(), *(model.student.parameters() if model.student is not None else ())]
     roles: dict[str, tuple[list[nn.Parameter], float, float]] = {
         "trunk": (list(model.trunk.parameters()), 1.0, settings.weight_decay),
@@ -43,7 +44,7 @@ def parameter_groups(model: EmbeddingModel, ensemble: LossEnsemble, settings: Op
 
 def build_optimiser(model: EmbeddingModel, ensemble: LossEnsemble, settings: OptimiserSettings) -> torch.optim.AdamW:
     """AdamW over `parameter_groups`."""
-    return torch.optim.AdamW(parameter_groups(model, ensemble, settings), lr=settings.learning_rate)
+    return torch.optim.AdamW(parameter_groups(model, ensemble, settings))
 
 
 def set_rates(optimiser: torch.optim.Optimizer, factor: float) -> dict[str, float]:

@@ -19,6 +19,7 @@ from dmlcore.data import Batches, RecordedSplit, batches
 from dmlcore.errors import TrainingError
 from dmlcore.evaluation import Metric
 from dmlcore.training import building, checkpoints
+from dmlcore.training.beginning import first_model
 from dmlcore.training.configuration import RunConfig
 from dmlcore.training.extras import Compression, Extras
 from dmlcore.training.folder import RunFolder
@@ -75,17 +76,19 @@ class Run:
         self.classes_per_batch = min(settings.data.classes_per_batch, train.num_classes)
         self.batch_size = self.classes_per_batch * settings.data.samples_per_class
         self.steps = building.count_steps(settings, len(train), self.batch_size)
-        self.config = config.completed(self.splits.kind, self.steps)
+        self.config = config.completed(self.splits.kind, self.steps, self.splits.sample_shape)
         # The order of what draws random numbers is part of a run's result.
         seed_everything(settings.run.seed)
-        self.model = building.build_run_model(self.config, self.splits.sample_shape, self.splits.kind).to(self.device)
+        model = first_model(self.config, self.splits.sample_shape, self.splits.kind, self.device, train)
+        assert model is not None
+        self.model = model
         self.ensemble = building.build_ensemble(self.config, train.num_classes, self.model.trunk.features).to(self.device)
         self.extras = Extras(self.model, self.config.settings)
         self.memory = building.build_memory(self.config, self.ensemble, self.model, self.batch_size)
         if self.memory is not None:
             self.memory.to(self.device)
         self.loss: nn.Module = self.ensemble if self.memory is None else self.memory
-        self.optimiser = build_optimiser(self.model, self.ensemble, settings.optimiser)
+        self.optimiser = build_optimiser(self.model, self.ensemble, self.config.settings.optimiser)
         self.compression = Compression(self.model, settings.run.seed)
         self.sampler = building.build_sampler(self.config, train.dense_labels, self.classes_per_batch, self.steps)
         self.metrics: list[Metric] = building.build_components(self.config, "metric")

@@ -17,6 +17,7 @@ from dmlcore.errors import ConfigError
 from dmlcore.plugins import defaults
 
 DEFAULT_STEPS = 700
+LEARNING_RATE = 2e-3  # of what begins at random
 LONGEST = 4096  # of what is served: fitting a compressor takes the square of 4 times that in float64, 2 GB
 MOST = 2**20  # classes, and samples of a class, in a batch: more is a slip of the keyboard
 WIDER = 4  # times longer an embedding is before compression
@@ -165,10 +166,13 @@ class ModelSettings:
     trunk: str | None = _setting("model", None)
     """Trunk by name (default: a small one for the kind of data)."""
     embedding_dim: int | None = None
-    """Length of an embedding, or of each head, before compression (default: 256, compressed to 64; 4 times `compress` where
-    that is given; 64 without compression, and with `wel` and `wedl`)."""
+    """Length of an embedding, or of each head, before compression (default: that of the data for features; else 256,
+    compressed to 64; 4 times `compress` where that is given; 64 without compression, and with `wel` and `wedl`)."""
     compress: int | None = None
-    """Length of the embedding after compression; 0: none (default: 64 with the default `embedding_dim`, else 0)."""
+    """Length of the embedding after compression; 0: none (default: 64 where `embedding_dim` is 256 by default, else 0)."""
+    head_start: Literal["random", "principal"] | None = None
+    """How the embedding head begins: at `random`, or as the `principal` axes of the trunk's features, which keeps what a
+    trained trunk, or features, know already (default: `principal` for these, else `random`)."""
     compressor: str = defaults().COMPRESSOR
     """How embeddings are compressed, where they are."""
     student: int = 0
@@ -191,8 +195,9 @@ class ModelSettings:
 class OptimiserSettings:
     """Learning rates, decay and clipping."""
 
-    learning_rate: float = 2e-3
-    """Highest learning rate of the trunk; it rises over `warmup` steps and falls as a cosine."""
+    learning_rate: float | None = None
+    """Highest learning rate of the trunk; it rises over `warmup` steps and falls as a cosine (default: 2e-3; 5e-4 for
+    features, and what suits the trunk where it is trained already)."""
     warmup: int = 50
     """Steps over which the learning rate rises."""
     head_factor: float = 1.0

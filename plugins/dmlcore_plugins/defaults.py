@@ -5,6 +5,7 @@ the default. `docs/reports/ensembles.md` has the measurements behind the losses 
 """
 
 LOSSES = ("circle", "binomial_deviance", "norm_softmax")
+TRUNKS_OF_HEADS = {"features": "mlp"}  # of an ensemble with heads, or a published one, in place of the trunk that says so
 SAMPLER = "class_balanced"
 COMPRESSOR = "pca"
 WEIGHTING = "fixed"

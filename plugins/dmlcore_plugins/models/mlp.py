@@ -33,7 +33,6 @@ class Mlp(Trunk):
     name = "mlp"
     Options = MlpOptions
     accepts = frozenset(("features",))
-    default_for = frozenset(("features",))
 
     def __init__(self, options: MlpOptions, sample_shape: tuple[int, ...]) -> None:
         super().__init__(options, sample_shape)
