@@ -90,7 +90,7 @@ def test_a_path_that_nothing_claims_is_one_line(tmp_path: Path) -> None:
 
 def test_defaults_are_said_by_the_classes(monkeypatch: pytest.MonkeyPatch) -> None:
     assert default_source() == "glyphs"
-    assert (default_trunk("images"), default_trunk("features")) == ("conv", "mlp")
+    assert (default_trunk("images"), default_trunk("features")) == ("conv", "identity")
     wide = type("Wide", (Conv,), {"name": "wide"})
     install(monkeypatch, "model", wide)
     assert default_trunk("images") == "conv"  # not inherited

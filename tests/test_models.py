@@ -35,7 +35,7 @@ def test_feature_trunks(name):
 
 def test_defaults_follow_the_data():
     assert build_model(sample_shape=(1, 32, 32), kind="images").trunk.name == "conv"
-    assert build_model(sample_shape=(5,), kind="features").trunk.name == "mlp"
+    assert build_model(sample_shape=(5,), kind="features").trunk.name == "identity"
     assert default_image_size() == 64
 
 

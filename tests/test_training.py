@@ -250,7 +250,7 @@ def test_a_step_record_has_every_number_a_reader_needs(features: str, tmp_path: 
 
 
 def test_parameters_are_grouped_by_role(features: str, tmp_path: Path) -> None:
-    values = {"plugins": "ms,proxy_anchor", "weighting": "uncertainty", "learning_rate": 0.01, "proxies_factor": 5, **SMALL}
+    values = {"plugins": "ms,proxy_anchor", "weighting": "uncertainty", "learning_rate": 0.01, "proxies_factor": 5, "model": "mlp", **SMALL}
     config = RunConfig.create(data=features, **values)
     run = Run(config, RunFolder(tmp_path))
     groups = {group["role"]: group for group in run.optimiser.param_groups}
@@ -605,7 +605,7 @@ def test_measurements_become_numbers_by_name() -> None:
 
 
 def test_options_for_the_default_model_of_other_data_are_refused(features: str, tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="options of 'conv' are given, but the model for features is 'mlp'"):
+    with pytest.raises(ConfigError, match="options of 'conv' are given, but the model for features is 'identity'"):
         train(out=tmp_path / "run", data=features, steps=1, conv={"channels": (4,)}, **SMALL)
     assert not (tmp_path / "run").exists()
 
