@@ -250,7 +250,14 @@ def test_a_step_record_has_every_number_a_reader_needs(features: str, tmp_path: 
 
 
 def test_parameters_are_grouped_by_role(features: str, tmp_path: Path) -> None:
-    values = {"plugins": "ms,proxy_anchor", "weighting": "uncertainty", "learning_rate": 0.01, "proxies_factor": 5, "model": "mlp", **SMALL}
+    values = {
+        "plugins": "ms,proxy_anchor",
+        "weighting": "uncertainty",
+        "learning_rate": 0.01,
+        "proxies_factor": 5,
+        "model": "mlp",
+        **SMALL,
+    }
     config = RunConfig.create(data=features, **values)
     run = Run(config, RunFolder(tmp_path))
     groups = {group["role"]: group for group in run.optimiser.param_groups}

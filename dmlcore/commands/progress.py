@@ -73,6 +73,7 @@ def _first_lines(run: Run) -> list[tuple[str, str]]:
         ("data", f"{run.splits.name}: {parts}"),
         *(("", note) for note in run.splits.notes),
         ("model", f"{settings.model.trunk}, {_embedding(run)}, {_parameters(run)}"),
+        ("memory", f"a step needs {run.memory_needed()}"),
         (
             "training",
             f"{run.steps:,} steps{done} of {run.classes_per_batch} classes x {settings.data.samples_per_class} samples,"

@@ -110,6 +110,8 @@ def show_result(result: dict[str, Any]) -> None:
         console.show(
             "Training did not improve on the untrained network: train longer, or with another learning rate or other losses."
         )
+    for sentence in result["advice"]:
+        console.show(sentence)
     console.show(
         f"{result['wall_seconds']:.0f} s. The checkpoint was chosen by MAP@R of the validation classes; "
         "test classes were used once, here."

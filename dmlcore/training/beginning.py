@@ -6,9 +6,12 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from dmlcore.errors import ConfigError, TrainingError
 from dmlcore.evaluation import evaluating
+from dmlcore.training import checkpoints
 from dmlcore.training.building import build_run_model
 from dmlcore.training.extras import FITTED, Compression
+from dmlcore.training.folder import RunFolder
 
 if TYPE_CHECKING:
     from dmlcore.data import LabelledDataset
@@ -17,8 +20,8 @@ if TYPE_CHECKING:
 
 
 def first_model(
-    config: RunConfig, sample_shape: tuple[int, ...], kind: str, device: torch.device, train: LabelledDataset | None
-) -> EmbeddingModel | None:
+    config: RunConfig, sample_shape: tuple[int, ...], kind: str, device: torch.device, train: LabelledDataset
+) -> EmbeddingModel:
     """The model of a run before its first step, without what is fitted for a compressor.
 
     Args:
@@ -26,32 +29,68 @@ def first_model(
         sample_shape: of one sample.
         kind: of the data.
         device: where it goes.
-        train: the training data, or None where they are not there.
+        train: the training data.
 
-    Returns:
-        The model. None: its head begins from training data that are not there.
+    Raises:
+        ConfigError: there is no run to begin from, or it has another trunk.
+        TrainingError: its checkpoint is damaged.
     """
     model = build_run_model(config, sample_shape, kind).to(device)
-    if config.settings.model.head_start == "principal":
-        if not model.needs_features_to_start:
-            model.start_head(None)
-        elif train is None:
-            return None
-        else:
-            model.start_head(evaluating.embed(model.trunk, train.spread(FITTED), workers=config.settings.data.workers))
+    settings = config.settings.model
+    has_head = settings.init is not None and begin_from(model, settings.init)
+    if settings.head_start == "principal" and not has_head:
+        is_needed = model.needs_features_to_start
+        workers = config.settings.data.workers
+        model.start_head(evaluating.embed(model.trunk, train.spread(FITTED), workers=workers) if is_needed else None)
     return model
+
+
+def begin_from(model: EmbeddingModel, folder: str) -> bool:
+    """Give a model the best weights of an earlier run.
+
+    Args:
+        model: whose trunk must be the same. Its head may have another length.
+        folder: of the run. No code of it is run.
+
+    Returns:
+        Whether the head was taken too.
+
+    Raises:
+        ConfigError: there is no run, or it has another trunk.
+        TrainingError: its checkpoint is damaged.
+    """
+    own = model.state_dict()
+    theirs = checkpoints.load(RunFolder.open(folder).checkpoints, "best")["model"]
+    by_part = {part: {n: v for n, v in theirs.items() if n.startswith(f"{part}.")} for part in ("trunk", "head")}
+    fits = {
+        part: values.keys() == {n for n in own if n.startswith(f"{part}.")}
+        and all(own[name].shape == value.shape for name, value in values.items())
+        for part, values in by_part.items()
+    }
+    if not fits["trunk"]:
+        raise ConfigError(f"the run in {folder} has another trunk than this one, so its weights cannot begin it")
+    model.load_state_dict({**own, **by_part["trunk"], **(by_part["head"] if fits["head"] else {})})
+    return fits["head"]
 
 
 def baseline_model(
     config: RunConfig, sample_shape: tuple[int, ...], kind: str, device: torch.device, train: LabelledDataset | None
 ) -> EmbeddingModel | None:
-    """`first_model` as the trained one is compared with it: compressed to the same length, where a compressor is fitted."""
-    model = first_model(config, sample_shape, kind, device, train)
-    if model is None:
+    """`first_model` as the trained one is compared with it: compressed to the same length, where a compressor is fitted. None:
+    what it began with is not there any more, the training data or an earlier run."""
+    if train is None:
+        if config.settings.model.head_start == "principal" or config.settings.model.init is not None:
+            return None
+        model = build_run_model(config, sample_shape, kind).to(device)
+        model.served = "whole"  # what it could be compressed to was never fitted
+        return model
+    try:
+        model = first_model(config, sample_shape, kind, device, train)
+    except (ConfigError, TrainingError):
         return None
     compression = Compression(model, config.settings.run.seed)
-    if compression.is_fitted and train is not None:
+    if compression.is_fitted:
         compression.fit(train, config.settings.data.workers)
     elif model.compressor is not None:
-        model.served = "whole"  # what it could be compressed to was never fitted
+        model.served = "whole"
     return model

@@ -8,8 +8,8 @@ from dmlcore.errors import ConfigError
 from dmlcore.training.folder import RunFolder
 from dmlcore.training.sources import Source
 
-CHANGEABLE = ("steps", "epochs", "loggers", "log_every", "workers", "device", "stop_after")
-"""Settings that may be given anew to a run that goes on. They do not change what it learns from, only how long and where."""
+CHANGEABLE = ("steps", "epochs", "loggers", "log_every", "workers", "device", "stop_after", "patience", "accumulate")
+"""Settings that may be given anew to a run that goes on: how long it learns, where and in how many parts, but not what from."""
 
 
 def check_unchanged(folder: RunFolder, before: dict[str, Any]) -> None:

@@ -127,6 +127,8 @@ class RunConfig:
         settings = resolved(self.settings, self._preset(components, sample_shape)).replace(
             model=trunk, steps=steps, epochs=None, data=_absolute(source.name) if source.implied else source.name
         )
+        if settings.model.init is not None:
+            settings = settings.replace(init=_absolute(settings.model.init))
         if settings.data.splits is not None:
             settings = settings.replace(splits=_absolute(settings.data.splits))
         settings = _with_absolute_files(settings)

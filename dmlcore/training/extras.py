@@ -50,10 +50,12 @@ class Compression:
     Args:
         model: with or without a compressor.
         seed: of the fit.
+        served: whose compressor is fitted, where it is another model: the one with averaged weights.
     """
 
-    def __init__(self, model: EmbeddingModel, seed: int) -> None:
+    def __init__(self, model: EmbeddingModel, seed: int, served: EmbeddingModel | None = None) -> None:
         self.model = model
+        self.served = served or model
         self.seed = seed
         compressor = model.compressor
         self.optimiser = None
@@ -82,12 +84,12 @@ class Compression:
 
     def fit(self, dataset: LabelledDataset, workers: int) -> None:
         """Fit a compressor that is not trained online to the embeddings of the training data, without augmentation."""
-        compressor = self.model.compressor
+        compressor = self.served.compressor
         if compressor is None or not self.is_fitted:
             return
         part = dataset.spread(FITTED)
-        whole = evaluating.embed_named(self.model, part, workers=workers, only="whole")["whole"]
-        z = self.model.compressible(whole)
+        whole = evaluating.embed_named(self.served, part, workers=workers, only="whole")["whole"]
+        z = self.served.compressible(whole)
         compressor.fit(z, torch.from_numpy(part.labels).to(z.device), seed=self.seed)
 
     def state_dict(self) -> dict[str, Any] | None:

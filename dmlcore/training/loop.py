@@ -19,6 +19,7 @@ from dmlcore.evaluation import evaluating
 from dmlcore.files import encoded
 from dmlcore.interruption import Interruption
 from dmlcore.training.events import Events
+from dmlcore.training.guards import Guards
 from dmlcore.training.loggers import Logger
 from dmlcore.training.result import CHOSEN_BY, final_result
 from dmlcore.training.run import Run
@@ -42,6 +43,7 @@ class Training:
         self.deadline = deadline
         self.events = Events(run, loggers)
         self.interruption = Interruption()
+        self.guards = Guards(run)
         self.is_between_steps = True
         encoded(run.config.toml(), run.folder.config.name)  # before a folder is made
         run.folder.lock(self.events.note)
@@ -104,11 +106,16 @@ class Training:
             inputs, labels = next(batches)
             self.is_between_steps = False
             measured = take_step(run, inputs, labels)
+            warnings = list(self.guards.of_step(measured))
+            if measured.step % run.config.settings.run.log_every == 0 or measured.step == 1:
+                warnings += self.guards.of_batch(labels)
             measured.images_per_second = len(labels) / (time.perf_counter() - began)
             record = measured.as_dict()
             with self.interruption.held():  # a state that is saved has the records of all its steps
                 run.folder.append(record)
                 self.is_between_steps = True
+            for text in warnings:
+                self.events.note(text)
             self.events.tell("step_ended", lambda logger: logger.step_ended(run, record), record=record)
 
     def _train(self) -> None:
@@ -116,12 +123,16 @@ class Training:
         if run.evaluated < 0 or (run.evaluated < run.step and self._is_evaluated_now()):
             self._evaluate()
         batches = run.batches()
-        while run.step < run.steps:
+        while run.step < run.steps and not self._is_out_of_patience():
             self.step(batches)
             if self._is_evaluated_now():
                 self._evaluate()
             if self.deadline is not None and time.monotonic() >= self.deadline and run.step < run.steps:
                 raise Interrupted(status=0)
+
+    def _is_out_of_patience(self) -> bool:
+        run, settings = self.run, self.run.config.settings.run
+        return settings.patience is not None and run.evaluated >= run.best.step + settings.patience * settings.eval_every
 
     def _is_evaluated_now(self) -> bool:
         run = self.run
@@ -134,7 +145,7 @@ class Training:
         began = time.perf_counter()
         run.prepare_to_serve()
         metrics = evaluating.evaluate_model(
-            run.model, run.splits.validation, workers=run.config.settings.data.workers, metrics=run.metrics
+            run.served, run.splits.validation, workers=run.config.settings.data.workers, metrics=run.metrics
         )
         is_best = metrics[CHOSEN_BY] > run.best.score
         record = {
@@ -149,6 +160,8 @@ class Training:
             paths = self._keep(record)
             for name, path in paths.items():
                 self._tell_saved(name, path)
+            for text in self.guards.of_evaluation(record[CHOSEN_BY]):
+                self.events.note(text)
             self.events.tell("evaluated", lambda logger: logger.evaluated(run, record), record=record)
 
     def _keep(self, record: dict[str, Any]) -> dict[str, Path]:
@@ -174,11 +187,14 @@ class Training:
         self.events.tell("checkpoint_saved", lambda logger: logger.checkpoint_saved(run, name, path), name=name, path=path)
 
     def _finish(self) -> dict[str, Any]:
+        if self.run.step < self.run.steps:
+            self.events.note(f"no better evaluation since step {self.run.best.step}: training ends at step {self.run.step}")
         self.events.note("evaluating the best checkpoint and the baselines")
         result = final_result(self.run)
         result["wall_seconds"] = time.perf_counter() - self.began
-        if self.events.warnings:
-            result["warnings"] = list(self.events.warnings.values())
+        warnings = [*self.events.warnings.values(), *self.guards.told]
+        if warnings:
+            result["warnings"] = warnings
         self.run.folder.write_result(result)
         return result
 

@@ -5,12 +5,14 @@
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field, fields
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 
 @dataclass
@@ -62,6 +64,8 @@ class StepRecord:
         step: number of the step, from 1.
         learning_rates: by role.
         images_per_second: of the whole step, with fetching the batch.
+        effective_rank: of the batch's embeddings; None in most steps.
+        is_skipped: gradients overflowed in float16, and no parameter was changed.
     """
 
     total: float
@@ -76,6 +80,8 @@ class StepRecord:
     step: int = 0
     learning_rates: dict[str, float] = field(default_factory=dict)
     images_per_second: float = 0.0
+    is_skipped: bool = False
+    effective_rank: float | None = None
 
     def as_dict(self) -> dict[str, Any]:
         """The line of `metrics.jsonl`; what is not measured in every step is left out where it was not."""
@@ -96,6 +102,8 @@ class StepRecord:
             "gradient_norms": self.gradient_norms,
             "images_per_second": self.images_per_second,
             **{name: values for name, values in optional.items() if values},
+            **({"is_skipped": True} if self.is_skipped else {}),
+            **({} if self.effective_rank is None else {"effective_rank": self.effective_rank}),
         }
 
 
@@ -116,3 +124,13 @@ def _with_numbers(value: Any, numbers: Iterator[float]) -> Any:
     if value.ndim == 0:
         return next(numbers)
     return [_with_numbers(row, numbers) for row in value]
+
+
+def effective_rank(embeddings: Tensor) -> float:
+    """Exponential of the entropy of the spectrum of unit embeddings [B, D], in [1, min(B, D)].
+
+    Source: Roy, Vetterli, "The Effective Rank", EUSIPCO 2007.
+    """
+    values = torch.linalg.svdvals(functional.normalize(embeddings.detach().double(), dim=1))
+    shares = values / values.sum().clamp_min(1e-300)
+    return math.exp(float(-(shares * shares.clamp_min(1e-300).log()).sum()))

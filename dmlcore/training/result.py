@@ -46,9 +46,11 @@ def final_result(run: Run) -> dict[str, Any]:
         "metrics": metrics,
         "baselines": baselines,
         **named_metrics(run.model, parts, workers, run.metrics),
+        "advice": advice(metrics, baselines, is_random=run.config.settings.model.head_start == "random"),
         "chosen_step": run.best.step,
         "chosen_by": f"{CHOSEN_BY} of the validation classes",
         "steps": run.steps,
+        "steps_done": run.step,
         "seed": run.config.settings.run.seed,
         "losses": run.ensemble.describe(),
         "data": run.splits.describe(),
@@ -57,6 +59,30 @@ def final_result(run: Run) -> dict[str, Any]:
         "versions": versions(),
         "command": " ".join(sys.argv),
     }
+
+
+def advice(metrics: dict[str, Any], baselines: dict[str, Any], *, is_random: bool) -> list[str]:
+    """Where what was trained is worse than something that needs no training, and what to try; a sentence for each.
+
+    Args:
+        metrics: by part.
+        baselines: by name and part.
+        is_random: the embedding head began at random.
+    """
+    sentences = []
+    for name, parts in baselines.items():
+        losses = [
+            f"{part} {label} {metrics[part][key]:.3f} < {values[key]:.3f}"
+            for part, values in parts.items()
+            for label, key in (("R@1", "recall@1"), ("MAP@R", CHOSEN_BY))
+            if key in values and metrics[part][key] < values[key]
+        ]
+        if losses:
+            sentences.append(f"What was trained is worse than the {name}: {', '.join(losses)}.")
+    if sentences:
+        start = "--head-start principal, which begins at the features, " if is_random and "raw features" in baselines else ""
+        sentences.append(f"Try {start}a smaller --learning-rate, more classes to train on, or use the {next(iter(baselines))}.")
+    return sentences
 
 
 def named_metrics(

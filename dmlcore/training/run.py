@@ -16,14 +16,17 @@ from torch import Tensor, nn
 
 from dmlcore import losses
 from dmlcore.data import Batches, RecordedSplit, batches
-from dmlcore.errors import TrainingError
+from dmlcore.errors import ConfigError, TrainingError
 from dmlcore.evaluation import Metric
-from dmlcore.training import building, checkpoints
+from dmlcore.models import EmbeddingModel
+from dmlcore.training import building, checkpoints, requirements
+from dmlcore.training.averaging import AveragedWeights
 from dmlcore.training.beginning import first_model
 from dmlcore.training.configuration import RunConfig
 from dmlcore.training.extras import Compression, Extras
 from dmlcore.training.folder import RunFolder
 from dmlcore.training.optimiser import build_optimiser
+from dmlcore.training.passage import Passage
 from dmlcore.training.random_state import random_state, restore_random_state, seed_everything
 
 
@@ -42,6 +45,7 @@ class Run:
         config: what to do; completed here, so that `run.config` leaves nothing open.
         folder: where its files lie.
         recorded: the split that was kept when the run was made. None: the run is new, and draws one.
+        is_resumed: the weights are replaced at once by those of a checkpoint, so what they begin with need not be there.
 
     Attributes:
         config: completed `RunConfig`.
@@ -59,6 +63,8 @@ class Run:
         sampler: composes the batches.
         metrics: measures beside those of retrieval.
         optimiser: AdamW with a `role` in every group.
+        passage: takes batches through the model.
+        averaged: the running average of the weights, or None.
         step: optimiser steps done.
         steps: optimiser steps of the whole run.
         evaluated: the last step that was evaluated, -1 before the first.
@@ -67,8 +73,10 @@ class Run:
         seconds: time trained before this process took over.
     """
 
-    def __init__(self, config: RunConfig, folder: RunFolder, recorded: RecordedSplit | None = None) -> None:
-        settings = config.settings
+    def __init__(
+        self, config: RunConfig, folder: RunFolder, recorded: RecordedSplit | None = None, is_resumed: bool = False
+    ) -> None:
+        settings, optimiser = config.settings, config.settings.optimiser
         self.folder = folder
         self.device = building.choose_device(settings.run.device)
         self.splits = building.open_splits(config, recorded, is_whole=True)
@@ -79,8 +87,13 @@ class Run:
         self.config = config.completed(self.splits.kind, self.steps, self.splits.sample_shape)
         # The order of what draws random numbers is part of a run's result.
         seed_everything(settings.run.seed)
-        model = first_model(self.config, self.splits.sample_shape, self.splits.kind, self.device, train)
-        assert model is not None
+        shape, kind = self.splits.sample_shape, self.splits.kind
+        if is_resumed:
+            model = building.build_run_model(self.config, shape, kind).to(self.device)
+        else:
+            model = first_model(self.config, shape, kind, self.device, train)
+        if optimiser.accumulate > self.batch_size:
+            raise ConfigError(f"accumulate is {optimiser.accumulate}, but a batch has {self.batch_size} samples")
         self.model = model
         self.ensemble = building.build_ensemble(self.config, train.num_classes, self.model.trunk.features).to(self.device)
         self.extras = Extras(self.model, self.config.settings)
@@ -89,7 +102,16 @@ class Run:
             self.memory.to(self.device)
         self.loss: nn.Module = self.ensemble if self.memory is None else self.memory
         self.optimiser = build_optimiser(self.model, self.ensemble, self.config.settings.optimiser)
-        self.compression = Compression(self.model, settings.run.seed)
+        self.passage = Passage(
+            model,
+            self.device,
+            precision=optimiser.precision,
+            parts=optimiser.accumulate,
+            compiles=self.config.settings.model.compile,
+        )
+        self.averaged = AveragedWeights(model, optimiser.average) if optimiser.average is not None else None
+        self.compression = Compression(self.model, settings.run.seed, self.served)
+        self._trained = [p for p in model.trunk.parameters() if p.requires_grad]
         self.sampler = building.build_sampler(self.config, train.dense_labels, self.classes_per_batch, self.steps)
         self.metrics: list[Metric] = building.build_components(self.config, "metric")
         self._batches: Batches | None = None
@@ -98,6 +120,25 @@ class Run:
         self.saved = -1
         self.best = Best()
         self.seconds = 0.0
+
+    @property
+    def served(self) -> EmbeddingModel:
+        """What is evaluated: the model, or the average of its weights."""
+        return self.model if self.averaged is None else self.averaged.model
+
+    def memory_needed(self) -> str:
+        """Memory that a step needs, in words."""
+        optimiser = self.config.settings.optimiser
+        samples = -(-self.batch_size // optimiser.accumulate)
+        size = requirements.bytes_of_a_step(self.model, tuple(self.splits.sample_shape), samples, optimiser.precision)
+        return requirements.told(size)
+
+    def freeze_trunk(self, is_frozen: bool) -> None:
+        """Let the trunk train or not."""
+        for parameter in self._trained:
+            parameter.requires_grad_(not is_frozen)
+        if is_frozen:
+            self.model.trunk.eval()  # nor do its running means move
 
     def batches(self) -> Iterator[tuple[Tensor, Tensor]]:
         """Batches from the present step on: samples [B, ...] and dense labels [B], on the device."""
@@ -120,16 +161,17 @@ class Run:
             "kind": self.splits.kind,
             "sample_shape": list(self.splits.sample_shape),
             "config": self.config.as_dict(),
-            "model": self.model.state_dict(),
+            "model": self.served.state_dict(),
             "ensemble": self.ensemble.state_dict(),
         }
 
     def prepare_to_serve(self) -> None:
         """Bring what is served up to date with the training: the shares of the heads, the compressor."""
-        if self.model.heads > 1:
+        model = self.served
+        if model.heads > 1:
             has_head = [not isinstance(loss, losses.NormLoss) for loss in self.ensemble.members]
-            shares = self.ensemble.weighting.importances[torch.tensor(has_head)].to(self.model.shares)
-            self.model.shares.copy_(shares / shares.sum() if shares.sum() > 0 else torch.full_like(shares, 1 / len(shares)))
+            shares = self.ensemble.weighting.importances[torch.tensor(has_head)].to(model.shares)
+            model.shares.copy_(shares / shares.sum() if shares.sum() > 0 else torch.full_like(shares, 1 / len(shares)))
         self.compression.fit(self.splits.train, self.config.settings.data.workers)
 
     def save_best(self) -> Path:
@@ -147,6 +189,8 @@ class Run:
         position = {key: value.tolist() if isinstance(value, np.ndarray) else value for key, value in position.items()}
         state = {
             **self.weights(),
+            "trained": None if self.averaged is None else self.model.state_dict(),
+            "passage": self.passage.state_dict(),
             "memory": None if self.memory is None else self.memory.memory_state(),
             "optimiser": self.optimiser.state_dict(),
             "compression": self.compression.state_dict(),
@@ -176,7 +220,10 @@ class Run:
             TrainingError: the checkpoint belongs to another model or to other data, or the best one is another than it names.
         """
         try:
-            self.model.load_state_dict(state["model"])
+            self.served.load_state_dict(state["model"])
+            if self.averaged is not None:
+                self.model.load_state_dict(state["trained"])
+            self.passage.load_state_dict(state["passage"])
             self.ensemble.load_state_dict(state["ensemble"])
             if self.memory is not None:
                 self.memory.load_memory_state(state["memory"])

@@ -173,6 +173,10 @@ class ModelSettings:
     head_start: Literal["random", "principal"] | None = None
     """How the embedding head begins: at `random`, or as the `principal` axes of the trunk's features, which keeps what a
     trained trunk, or features, know already (default: `principal` for these, else `random`)."""
+    init: str | None = None
+    """Folder of a run whose best weights the model begins with. A head of another length begins anew."""
+    compile: bool = False
+    """Let torch.compile compile the model."""
     compressor: str = defaults().COMPRESSOR
     """How embeddings are compressed, where they are."""
     student: int = 0
@@ -213,8 +217,20 @@ class OptimiserSettings:
     clip: float | None = 10.0
     """Largest norm of the gradient, of the model and of everything else apart; `none` switches clipping off."""
 
+    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
+    """Precision in which the model runs while it trains; losses and weights stay in float32."""
+    accumulate: int = 1
+    """Parts in which a batch goes through the model. The gradient is that of the whole batch, at the memory of one part and the
+    time of one more forward pass."""
+    average: float | None = None
+    """Decay of a running average of the weights (EMA), such as 0.999, which is evaluated and served (default: none)."""
+    freeze: int = 0
+    """Steps at the beginning in which the trunk is not trained."""
+
     def __post_init__(self) -> None:
-        _check_each(self, ("warmup", "weight_decay"), least=0)
+        _check_each(self, ("warmup", "weight_decay", "freeze"), least=0)
+        check_range("accumulate", self.accumulate, least=1)
+        check_range("average", self.average, above=0, below=1)
         rates = ("learning_rate", "clip", "head_factor", "proxies_factor", "scalars_factor", "weights_factor")
         _check_each(self, rates, above=0)
 
@@ -231,6 +247,8 @@ class RunSettings:
     """Steps between evaluations on the validation classes, each with a checkpoint."""
     log_every: int = 50
     """Steps between lines of progress where there is no terminal."""
+    patience: int | None = None
+    """Evaluations in a row without a better one after which training ends (default: it runs through all steps)."""
     metrics: tuple[str, ...] = ()
     """Measures of embeddings beside those of retrieval, separated by commas."""
     loggers: tuple[str, ...] = ()
@@ -245,7 +263,7 @@ class RunSettings:
     def __post_init__(self) -> None:
         if self.steps is not None and self.epochs is not None:
             raise ConfigError("steps and epochs are both given; leave one out")
-        _check_each(self, ("steps", "epochs", "eval_every", "log_every"), least=1)
+        _check_each(self, ("steps", "epochs", "eval_every", "log_every", "patience"), least=1)
         check_range("seed", self.seed, least=0)
         if self.stop_after is not None:
             seconds_of(self.stop_after, "stop_after")

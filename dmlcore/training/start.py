@@ -86,7 +86,7 @@ def _resume(
     foreign = trust.Folder(folder.path, tuple(plugins.KINDS), trusts_plugins)
     with trust.reading(foreign):
         config = _changed(folder, values)
-    if folder.result.exists() and not {"steps", "epochs"} & values.keys():
+    if folder.result.exists() and not {"steps", "epochs", "patience"} & values.keys():
         raise ConfigError(
             f"the run in {path} is complete. Evaluate it by `dmlcore eval {path}`, or train on with more --steps."
         )
@@ -159,7 +159,7 @@ def _train(
         config = choose_members(config, folder, score, note)
     elif state is not None and recorded is None:
         note(NO_SPLIT.format(folder=folder.path))
-    run = Run(config, folder, recorded)
+    run = Run(config, folder, recorded, is_resumed=state is not None)
     if state is not None:
         if run.steps < state["step"]:
             raise ConfigError(f"the run in {folder.path} has done {state['step']} steps already, more than {run.steps}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING
 
 import torch
@@ -10,7 +11,7 @@ from torch import Tensor
 from dmlcore.errors import PluginError, TrainingError
 from dmlcore.training import optimiser, schedule
 from dmlcore.training.diagnosis import why_not_finite
-from dmlcore.training.measurements import Measurements, StepRecord
+from dmlcore.training.measurements import Measurements, StepRecord, effective_rank
 
 if TYPE_CHECKING:
     from dmlcore.training.run import Run
@@ -31,33 +32,41 @@ def take_step(run: Run, inputs: Tensor, labels: Tensor) -> StepRecord:
     settings, number = run.config.settings, run.step + 1
     rates = optimiser.set_rates(run.optimiser, schedule.factor(run.step, run.steps, settings.optimiser.warmup))
     run.model.train()
+    run.freeze_trunk(number <= settings.optimiser.freeze)
     run.loss.train()
     run.optimiser.zero_grad(set_to_none=True)
     run.ensemble.measures_gradients = number % settings.run.log_every == 0
     try:
-        outputs = run.model(inputs)  # [B, W]
+        outputs = run.passage.outputs(inputs)  # [B, W]
         embeddings = run.model.losses_part(outputs)
         embeddings.retain_grad()  # for the diagnosis
         total = run.loss(embeddings, labels)
         _check_is_a_number(total, run.ensemble.names)
         extra_terms = run.extras.terms(outputs)
         total = sum(extra_terms.values(), start=total)
-        total.backward()
+        run.passage.backward(total, outputs)
     except torch.OutOfMemoryError as error:
         raise TrainingError(
             f"step {number}: not enough memory on {run.device} for a batch of {len(labels)}."
-            f" Use a smaller --classes-per-batch or --samples-per-class."
+            f" --accumulate {2 * settings.optimiser.accumulate} halves what the model needs and gives the same gradient;"
+            f" --precision bf16 or a smaller --classes-per-batch needs less as well."
         ) from error
+    run.passage.unscale(run.optimiser)
     norms = optimiser.clip(run.optimiser, settings.optimiser.clip)
     record = _measure(run, total, norms, extra_terms, embeddings).fetch()
     reason = why_not_finite(record, run.ensemble, embeddings, labels)
-    if reason:
+    overflows = run.passage.scaler.is_enabled() and math.isfinite(record.total)  # the step is left out
+    if reason and not overflows:
         raise TrainingError(
             f"step {number}: {reason}. Training stops; {run.saved_note()} (in {run.folder.checkpoints})."
             f" Try a smaller --learning-rate, or other options of that loss."
         )
-    run.optimiser.step()
+    if run.ensemble.measures_gradients:
+        record.effective_rank = effective_rank(embeddings)
+    record.is_skipped = not run.passage.step(run.optimiser)
     run.step = record.step = number
+    if run.averaged is not None:
+        run.averaged.update(run.model, number)
     record.learning_rates = rates
     online_loss = run.compression.step(inputs)
     if online_loss is not None:
