@@ -34,12 +34,18 @@ def dmlcore_commands(app: App, line: CommandLine) -> None:
         resume: Path | None,
         checkpoint: str,
         trust_plugins: bool,
+        seeds: str | None,
+        processes: int,
         json: bool,
         debug: bool,
         **tables: Any,
     ) -> int:
         options = {table: typed_values(tables[parameter_name(table)]) for table in line.components if _has_flags(line, table)}
         typed = Source("", typed_values(settings), {table: values for table, values in options.items() if values})
+        if seeds is not None:
+            if resume is not None or "seed" in typed.values:
+                raise ConfigError(f"--seeds cannot be given with --{'resume' if resume is not None else 'seed'}")
+            return _repeated([*files, typed], seeds, processes, out, json)
         if resume is not None:
             _refuse_beside_resume(resume, [("config", config), ("out", out)], typed)
             result = _resumed(resume, checkpoint, trust_plugins, typed.values)
@@ -58,6 +64,8 @@ def dmlcore_commands(app: App, line: CommandLine) -> None:
         flag("resume", Path | None, "Continue the run in this folder exactly."),
         flag("checkpoint", str, "Checkpoint to resume from: `last` or `previous`.", "last"),
         TRUST,
+        flag("seeds", str | None, "Seeds such as 0-4: a run with each, and means with their intervals. --out goes on."),
+        flag("processes", int, "Runs at a time with --seeds, each with one thread.", 1),
         *COMMON,
     ]
     app.command(command(train, flags, TEXT + ("" if line.components else f"\n\n{MORE}")), name="train")
@@ -100,6 +108,37 @@ def _trained(sources: list[Source], out: Path | None) -> dict[str, Any]:
     from dmlcore.training import RunConfig, train
 
     return train(RunConfig.resolve(sources), out=out, loggers=[ProgressLogger()])
+
+
+def _repeated(sources: list[Source], seeds: str, processes: int, out: Path | None, json: bool) -> int:
+    from dmlcore.protocols import repeats
+    from dmlcore.training import RunConfig
+    from dmlcore.training.folder import default_folder
+
+    config = RunConfig.resolve(sources)
+    numbers = repeats.seeds_of(seeds)
+    folder = out or default_folder(config.settings.losses.names)
+    summary = repeats.run(config, numbers, folder, processes=processes, tell=console.say)
+    console.show_json(summary) if json else show_summary(summary)
+    return 0
+
+
+def show_summary(summary: dict[str, Any]) -> None:
+    """Means over seeds with their intervals, and how sure the difference from each baseline is."""
+    from dmlcore.evaluation.evaluating import COLUMNS
+
+    labels = ("R@1", "MAP@R")
+
+    def row(label: str, means: dict[str, list[float]]) -> tuple[str, ...]:
+        return (label, *("{:.3f} ± {:.3f}".format(*means[COLUMNS[m]]) if COLUMNS[m] in means else "-" for m in labels))
+
+    rows = []
+    for part, means in summary["metrics"].items():
+        rows.append(row(part, means))
+        rows += [row(f"  {name}", parts.get(part, {})) for name, parts in summary["baselines"].items()]
+        rows += [row(f"  better than {name} by", parts.get(part, {})) for name, parts in summary["gains"].items()]
+    console.show_table([f"mean of {len(summary['seeds'])} seeds, 95 %", *labels], rows, numbers=True)
+    console.show(f"Each seed draws its own split. Runs: {summary['folder']}/seed-N")
 
 
 def show_result(result: dict[str, Any]) -> None:

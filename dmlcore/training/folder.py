@@ -29,6 +29,15 @@ NO_SPLIT = (
 _WITHOUT_RECORDS = "Bring it back, or remove it: the run then goes on without the records of its earlier steps"
 
 
+def default_folder(losses: Sequence[str]) -> Path:
+    """`runs/<date-time>-<losses>`, which is not there yet."""
+    stem = f"{datetime.now():%Y%m%d-%H%M%S}-{in_file_name('+'.join(losses))[:60]}"
+    path, number = Path("runs") / stem, 2
+    while path.exists():
+        path, number = Path("runs") / f"{stem}-{number}", number + 1
+    return path
+
+
 class RunFolder:
     """Paths of a run and the files in it.
 
@@ -58,12 +67,7 @@ class RunFolder:
         Raises:
             ConfigError: there is something in it already.
         """
-        if path is None:
-            stem = f"{datetime.now():%Y%m%d-%H%M%S}-{in_file_name('+'.join(losses))[:60]}"
-            path, number = Path("runs") / stem, 2
-            while path.exists():
-                path, number = Path("runs") / f"{stem}-{number}", number + 1
-        path = Path(path)
+        path = default_folder(losses) if path is None else Path(path)
         cls(path).check_is_new()
         if path.exists() and (not path.is_dir() or any(not _is_of_a_beginning(entry) for entry in path.iterdir())):
             raise ConfigError(f"{path} exists and is not an empty folder. Choose another --out.")

@@ -4,7 +4,6 @@ weights chosen on the validation classes, and adapts those same weights to the e
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import hashlib
 import json
@@ -17,14 +16,14 @@ from typing import TYPE_CHECKING, Any
 
 from dmlcore.config import check_range, unique_names
 from dmlcore.data import ClassSplit, SplitFile
-from dmlcore.errors import ConfigError, TrainingError
-from dmlcore.files import in_file_name, plain, write_atomically
+from dmlcore.errors import ConfigError
+from dmlcore.files import in_file_name, plain
 from dmlcore.protocols.cells import Cell, run_cells
 from dmlcore.protocols.shift.adapting import Adaptation, adapt, trunk_features
 from dmlcore.protocols.shift.episodes import support_rows
+from dmlcore.protocols.trained import trained
 from dmlcore.training.components import data_component
 from dmlcore.training.configuration import RunConfig
-from dmlcore.training.folder import RunFolder
 from dmlcore.training.sources import Source
 
 if TYPE_CHECKING:
@@ -169,7 +168,7 @@ def train_and_measure(settings: dict[str, Any], work: Path, places: Places) -> d
     if settings["adaptation"] is not None:
         adaptation = Adaptation(**{key: _tuple(value) for key, value in settings["adaptation"].items()})
     supports = _supports(config, split, adaptation)  # first: data that lack a sample are refused before the long part
-    result = _trained(config, work, settings)
+    result = trained(config, work, settings)
     run = TrainedRun(work / "run")
     few_shot: dict[str, Any] = {}
     if adaptation is not None:
@@ -210,27 +209,6 @@ def _supports(config: RunConfig, split: ClassSplit, adaptation: Adaptation | Non
         )
         for shots in adaptation.shots
     }
-
-
-def _trained(config: RunConfig, work: Path, settings: dict[str, Any]) -> dict[str, Any]:
-    """The result of training in `work/run`, from where an earlier attempt with the same settings stopped."""
-    from dmlcore.training import train
-
-    note = work / "settings.json"
-    text = json.dumps(plain(settings), sort_keys=True).encode()
-    if not note.exists() or note.read_bytes() != text:
-        shutil.rmtree(work, ignore_errors=True)
-    work.mkdir(parents=True, exist_ok=True)
-    write_atomically(note, text)
-    folder = RunFolder(work / "run")
-    if folder.result.exists():
-        with contextlib.suppress(TrainingError):  # one that is damaged is made again
-            return folder.read_result()
-        folder.result.unlink()
-    if folder.config.exists() and any(folder.checkpoints.glob("*.pt")):
-        return train(resume=folder.path)
-    shutil.rmtree(folder.path, ignore_errors=True)
-    return train(config, out=folder.path)
 
 
 def _read(config: str | Path, data: str, options: dict[str, Any], tell: Callable[[str], None]) -> dict[str, Any]:
