@@ -396,4 +396,6 @@ def assert_close(
         if a.numel():
             scale = b.double().abs().amax(-1, keepdim=True) if by_row else b.double().abs().max()
             error = (a.double() - b.double()).abs()
-            assert bool((error <= 10 * tolerance * scale + 1e-4 * tolerance + (0.0 if number else floor)).all()), f"gradients differ by {error.max()}"
+            assert bool((error <= 10 * tolerance * scale + 1e-4 * tolerance + (0.0 if number else floor)).all()), (
+                f"gradients differ by {error.max()}"
+            )

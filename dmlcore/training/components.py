@@ -17,7 +17,6 @@ KIND_OF = {kind.setting: kind.name for kind in plugins.KINDS.values() if kind.se
 """The kind of the components that a setting chooses, by the setting's key."""
 DECIDING = ("ensemble", "weights", "embedding_dim", "student", "compress")  # whether a component is needed, and which
 CHOOSING = (*KIND_OF, *DECIDING)
-MODEL_KINDS = ("images", "features")  # of data; each has a default trunk
 
 
 @dataclass(frozen=True)
@@ -103,6 +102,7 @@ def _losses(settings: Settings) -> list[Component]:
 
 
 def _beside_losses(settings: Settings) -> list[Component]:
+    from dmlcore.data import KINDS_OF_DATA
     from dmlcore.models import default_trunk
 
     assert settings.ensemble.weighting is not None and settings.data.source is not None
@@ -110,7 +110,7 @@ def _beside_losses(settings: Settings) -> list[Component]:
     return [
         _named("weighting", settings.ensemble.weighting),
         *([_named("compressor", settings.model.compressor)] if settings.model.compress else []),
-        *(model_component(name) for name in ([trunk] if trunk else map(default_trunk, MODEL_KINDS))),
+        *(model_component(name) for name in ([trunk] if trunk else map(default_trunk, KINDS_OF_DATA))),
         data_component(settings.data.source),
         *(_named("transform", name) for name in settings.data.transforms or ()),
         _named("sampler", settings.data.sampler),

@@ -18,6 +18,7 @@ from dmlcore import losses
 from dmlcore.data import Batches, RecordedSplit, batches
 from dmlcore.errors import TrainingError
 from dmlcore.evaluation import Metric
+from dmlcore.models import EmbeddingModel
 from dmlcore.training import building, checkpoints
 from dmlcore.training.configuration import RunConfig
 from dmlcore.training.extras import Compression, Extras
@@ -70,7 +71,7 @@ class Run:
         settings = config.settings
         self.folder = folder
         self.device = building.choose_device(settings.run.device)
-        self.splits = building.open_splits(config, recorded, is_whole=True)
+        self.splits = building.open_splits(config, recorded, is_whole=True, kept=folder.kept_trunk)
         train = self.splits.train
         self.classes_per_batch = min(settings.data.classes_per_batch, train.num_classes)
         self.batch_size = self.classes_per_batch * settings.data.samples_per_class
@@ -78,7 +79,7 @@ class Run:
         self.config = config.completed(self.splits.kind, self.steps)
         # The order of what draws random numbers is part of a run's result.
         seed_everything(settings.run.seed)
-        self.model = building.build_run_model(self.config, self.splits.sample_shape, self.splits.kind).to(self.device)
+        self.model = self.untrained_model()
         self.ensemble = building.build_ensemble(self.config, train.num_classes, self.model.trunk.features).to(self.device)
         self.extras = Extras(self.model, self.config.settings)
         self.memory = building.build_memory(self.config, self.ensemble, self.model, self.batch_size)
@@ -95,6 +96,12 @@ class Run:
         self.saved = -1
         self.best = Best()
         self.seconds = 0.0
+
+    def untrained_model(self) -> EmbeddingModel:
+        """The model with its first weights, on the device: the same each time."""
+        splits = self.splits
+        model = building.build_run_model(self.config, splits.sample_shape, splits.kind, self.folder.kept_trunk)
+        return model.to(self.device)
 
     def batches(self) -> Iterator[tuple[Tensor, Tensor]]:
         """Batches from the present step on: samples [B, ...] and dense labels [B], on the device."""
