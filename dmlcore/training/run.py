@@ -79,7 +79,7 @@ class Run:
         settings, optimiser = config.settings, config.settings.optimiser
         self.folder = folder
         self.device = building.choose_device(settings.run.device)
-        self.splits = building.open_splits(config, recorded, is_whole=True)
+        self.splits = building.open_splits(config, recorded, is_whole=True, kept=folder.kept_trunk)
         train = self.splits.train
         self.classes_per_batch = min(settings.data.classes_per_batch, train.num_classes)
         self.batch_size = self.classes_per_batch * settings.data.samples_per_class
@@ -89,9 +89,9 @@ class Run:
         seed_everything(settings.run.seed)
         shape, kind = self.splits.sample_shape, self.splits.kind
         if is_resumed:
-            model = building.build_run_model(self.config, shape, kind).to(self.device)
+            model = building.build_run_model(self.config, shape, kind, folder.kept_trunk).to(self.device)
         else:
-            model = first_model(self.config, shape, kind, self.device, train)
+            model = first_model(self.config, shape, kind, self.device, train, folder.kept_trunk)
         if optimiser.accumulate > self.batch_size:
             raise ConfigError(f"accumulate is {optimiser.accumulate}, but a batch has {self.batch_size} samples")
         self.model = model
