@@ -233,11 +233,11 @@ def test_a_run_needs_neither_the_weights_file_nor_its_working_folder(tmp_path: P
     run = TrainedRun(tmp_path / "moved")
     again = run.evaluate()
     assert again["metrics"]["test"] == pytest.approx(result["metrics"]["test"], abs=1e-6)
-    assert again["baselines"]["untrained network"] == result["baselines"]["untrained network"]  # of the file's weights
+    assert again["baselines"]["before training"] == result["baselines"]["untrained network"]  # of the file's weights
     untrained: Any = run._untrained().trunk
     assert torch.equal(untrained.network.conv1[0].weight, published.conv1[0].weight)
     resumed = train(resume=tmp_path / "moved", steps=6)
-    assert resumed["steps"] == 6 and resumed["baselines"]["untrained network"] == result["baselines"]["untrained network"]
+    assert resumed["steps"] == 6 and resumed["baselines"]["before training"] == result["baselines"]["untrained network"]
     shutil.rmtree(tmp_path / "moved" / "trunk")
     with pytest.raises(DataError, match=r"there is no weights file '.*here/w\.pth'"):
         TrainedRun(tmp_path / "moved")
@@ -275,7 +275,7 @@ def test_adapters_are_trained_alone_and_merged_into_the_served_model(timm: Any, 
     assert torch.equal(served.network.pos_embed, network.pos_embed)
     again = run.evaluate()
     assert again["metrics"]["test"] == pytest.approx(result["metrics"]["test"], abs=1e-6)
-    first, then = (told["baselines"]["untrained network"]["test"] for told in (result, again))
+    first, then = (told["baselines"]["before training"]["test"] for told in (result, again))
     assert then == pytest.approx(first)
     assert train(resume=tmp_path / "run", steps=6)["steps"] == 6
     assert image_model("torchvision/resnet18", weights="none", lora=1).trunk.features == 512  # convolutions

@@ -171,6 +171,7 @@ def compare(
     parts: dict[str, LabelledDataset],
     *,
     kind: str,
+    name: str = "untrained network",
     workers: int = 0,
     metrics: Sequence[Metric] = (),
 ) -> tuple[dict[str, dict[str, Any]], dict[str, dict[str, dict[str, Any]]]]:
@@ -181,6 +182,7 @@ def compare(
         untrained: the same with its first weights, or None where these are not known.
         parts: data sets by name.
         kind: `images`, `features` or `texts`.
+        name: of the untrained model among the baselines.
         workers: processes that decode image files.
         metrics: measures beside those of retrieval.
 
@@ -192,7 +194,7 @@ def compare(
     results = {name: evaluate_model(model, part, **options) for name, part in parts.items()}
     baselines = {raw: {name: evaluate_raw(part, **options) for name, part in parts.items()}}
     if untrained is not None:
-        baselines["untrained network"] = {name: evaluate_model(untrained, part, **options) for name, part in parts.items()}
+        baselines[name] = {name: evaluate_model(untrained, part, **options) for name, part in parts.items()}
     return results, baselines
 
 

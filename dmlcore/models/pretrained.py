@@ -30,6 +30,9 @@ KEPT = "weights.pt"
 _Options = TypeVar("_Options", bound="PretrainedOptions")
 
 
+_AXES = 512  # numbers of an embedding that keep what the features of a large trunk say
+
+
 @dataclass(frozen=True)
 class PretrainedOptions:
     """Options of every trunk of another library."""
@@ -80,6 +83,13 @@ class PretrainedTrunk(Trunk):
     mean: Tensor
     std: Tensor
     options: Any
+
+    @classmethod
+    def preset(cls, options: PretrainedOptions, sample_shape: tuple[int, ...]) -> dict[str, Any]:
+        """A trained trunk is changed slowly, below a head that begins as the principal axes of its features."""
+        if options.is_drawn:
+            return {}
+        return {"embedding_dim": _AXES, "compress": 0, "head_start": "principal", "learning_rate": 1e-4}
 
     def expect(self, mean: Sequence[float] | None, std: Sequence[float] | None) -> None:
         """Set what images are normalised by, where the options say nothing else.

@@ -17,7 +17,7 @@ from dmlcore.evaluation import evaluating
 from dmlcore.files import expanded
 from dmlcore.models import EmbeddingModel
 from dmlcore.training import checkpoints
-from dmlcore.training.beginning import baseline_model
+from dmlcore.training.beginning import baseline_model, name_of_baseline
 from dmlcore.training.building import build_components, build_run_model, choose_device, images_of, open_splits
 from dmlcore.training.changes import check_unchanged
 from dmlcore.training.configuration import RunConfig
@@ -194,7 +194,9 @@ class TrainedRun:
         workers = self.config.settings.data.workers
         with trust.reading(self._source("metric")):
             measures = build_components(self._read_config("metric"), "metric")
-        metrics, baselines = evaluating.compare(self.model, untrained, parts, kind=self.kind, workers=workers, metrics=measures)
+        metrics, baselines = evaluating.compare(
+            self.model, untrained, parts, name=name_of_baseline(self.config), kind=self.kind, workers=workers, metrics=measures
+        )
         return {
             "run": str(self.folder.path),
             "step": self.step,

@@ -89,7 +89,7 @@ def baseline_model(
     kept: Path | None = None,
 ) -> EmbeddingModel | None:
     """`first_model` as the trained one is compared with it: compressed to the same length, where a compressor is fitted. None:
-    what it began with is not there any more, the training data or an earlier run."""
+    what it began with is not there any more, the training data or an earlier run; or it is no other than the raw features."""
     if train is None:
         if config.settings.model.head_start == "principal" or config.settings.model.init is not None:
             return None
@@ -105,4 +105,16 @@ def baseline_model(
         compression.fit(train, config.settings.data.workers)
     elif model.compressor is not None:
         model.served = "whole"
+    if (
+        kind == "features"
+        and model.compressor is None
+        and not model.needs_features_to_start
+        and not any(model.trunk.parameters())
+    ):
+        return None if config.settings.model.head_start == "principal" else model  # it ranks as the features do
     return model
+
+
+def name_of_baseline(config: RunConfig) -> str:
+    """What the model before its first step is called among the baselines."""
+    return "before training" if config.settings.model.head_start == "principal" else "untrained network"

@@ -16,7 +16,7 @@ from dmlcore.errors import TrainingError
 from dmlcore.evaluation import Metric, evaluating
 from dmlcore.models import EmbeddingModel
 from dmlcore.training import checkpoints
-from dmlcore.training.beginning import baseline_model
+from dmlcore.training.beginning import baseline_model, name_of_baseline
 from dmlcore.training.run import Run
 from dmlcore.version import VERSION
 
@@ -41,7 +41,13 @@ def final_result(run: Run) -> dict[str, Any]:
     parts = {part: getattr(run.splits, part) for part in ("validation", "test")}
     workers = run.config.settings.data.workers
     metrics, baselines = evaluating.compare(
-        run.model, untrained, parts, kind=run.splits.kind, workers=workers, metrics=run.metrics
+        run.model,
+        untrained,
+        parts,
+        name=name_of_baseline(run.config),
+        kind=run.splits.kind,
+        workers=workers,
+        metrics=run.metrics,
     )
     return {
         "run": str(run.folder.path),
