@@ -105,14 +105,9 @@ def baseline_model(
         compression.fit(train, config.settings.data.workers)
     elif model.compressor is not None:
         model.served = "whole"
-    if (
-        kind == "features"
-        and model.compressor is None
-        and not model.needs_features_to_start
-        and not any(model.trunk.parameters())
-    ):
-        return None if config.settings.model.head_start == "principal" else model  # it ranks as the features do
-    return model
+    has_bare_head = kind == "features" and model.compressor is None and next(model.trunk.parameters(), None) is None
+    begins_as_identity = config.settings.model.head_start == "principal" and not model.needs_features_to_start
+    return None if has_bare_head and begins_as_identity else model
 
 
 def name_of_baseline(config: RunConfig) -> str:
