@@ -167,6 +167,7 @@ def compare(
     kind: str,
     workers: int = 0,
     metrics: Sequence[Metric] = (),
+    kept: dict[str, Tensor] | None = None,
 ) -> tuple[dict[str, dict[str, Any]], dict[str, dict[str, dict[str, Any]]]]:
     """A model beside its two baselines.
 
@@ -177,13 +178,19 @@ def compare(
         kind: `images` or `features`.
         workers: processes that decode image files.
         metrics: measures beside those of retrieval.
+        kept: receives the embeddings of the trained model by part, [N, D], for what else is done with them.
 
     Returns:
         Metrics by part, and metrics by baseline and part.
     """
     raw = "raw pixels" if kind == "images" else "raw features"
     options: dict[str, Any] = {"workers": workers, "metrics": metrics}
-    results = {name: evaluate_model(model, part, **options) for name, part in parts.items()}
+    results = {}
+    for name, part in parts.items():
+        embeddings = embed(model, part, workers=workers)
+        results[name] = evaluate(embeddings, part, metrics)
+        if kept is not None:
+            kept[name] = embeddings
     baselines = {
         raw: {name: evaluate_raw(part, **options) for name, part in parts.items()},
         "untrained network": {name: evaluate_model(untrained, part, **options) for name, part in parts.items()},

@@ -8,7 +8,7 @@ from dmlcore.errors import ConfigError
 from dmlcore.training.folder import RunFolder
 from dmlcore.training.sources import Source
 
-CHANGEABLE = ("steps", "epochs", "loggers", "log_every", "workers", "device", "stop_after")
+CHANGEABLE = ("steps", "epochs", "loggers", "log_every", "report", "workers", "device", "stop_after")
 """Settings that may be given anew to a run that goes on. They do not change what it learns from, only how long and where."""
 
 
