@@ -42,6 +42,7 @@ class Pictured:
         label = int(self.view.dataset.dense_labels[position])
         self.mention([label])
         name, title = self.view.dataset.class_names[label], self.view.sample_names[position]
+        title = f"sample {title}" if title.isdigit() else title
         picture = f'<img data-s="{position}" alt="">' if self.has_pictures else f"<i>{escape(title)}</i>"
         small = f"<small>{escape(about)}</small>" if about else ""
         return (

@@ -52,7 +52,8 @@ def _about(run: RunFacts) -> str:
     losses = ", ".join(map(str, run.settings.get("plugins", ())))
     state = f"{run.result['steps']:,} steps" if run.result else "not finished: test classes are not looked at before the end"
     view = f", here on its {run.view.name} classes" if run.view else ""
-    return f'<p class="about">{escape(losses)} on {escape(run.data["name"])}. {escape(state)}. Model of step {run.step:,}{escape(view)}.</p>'
+    about = f"{losses} on {run.data['name']}. {state}. Model of step {run.step:,}{view}."
+    return f'<p class="about">{escape(about)}</p>'
 
 
 def _result(run: RunFacts) -> str:
@@ -138,9 +139,8 @@ def _strips(view: PartView, pictures: Pictured, rows: Iterable[int]) -> str:
             mark = "right" if view.dataset.dense_labels[near] == label else "wrong"
             cells.append(pictures.sample(int(near), mark, f"cosine {cosine:.2f}"))
         score = view.inspected.map_at_r[row]
-        lines.append(
-            f'<div class="strip"><div class="query">{cells[0]}<small>MAP@R {number(score, 2)}</small></div>{"".join(cells[1:])}</div>'
-        )
+        query_cell = f'<div class="query">{cells[0]}<small>MAP@R {number(score, 2)}</small></div>'
+        lines.append(f'<div class="strip">{query_cell}{"".join(cells[1:])}</div>')
     return f'<div class="strips">{"".join(lines)}</div>'
 
 
