@@ -104,6 +104,8 @@ def _trained(sources: list[Source], out: Path | None) -> dict[str, Any]:
 
 def show_result(result: dict[str, Any]) -> None:
     """How a finished run ends: the table, where everything lies, and what to do next."""
+    from dmlcore.training.folder import REPORT
+
     show_metrics(result["metrics"], result["baselines"], "trained, step " + str(result["chosen_step"]))
     show_embeddings(result.get("embeddings", {}))
     if result["chosen_step"] == 0:
@@ -115,4 +117,7 @@ def show_result(result: dict[str, Any]) -> None:
         "test classes were used once, here."
     )
     console.show(f"Results and checkpoints: {result['run']}")
+    page = Path(result["run"]) / REPORT
+    if page.exists():
+        console.show(f"Look at it: {page}")
     console.show(f"Continue by: dmlcore eval {result['run']}")

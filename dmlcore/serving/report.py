@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from dmlcore.data import Splits
 from dmlcore.errors import ConfigError, DataError
@@ -13,6 +14,7 @@ from dmlcore.reports.run_facts import RunFacts
 from dmlcore.reports.run_page import run_page
 from dmlcore.serving.load import TrainedRun
 from dmlcore.training import reporting
+from dmlcore.training.folder import RunFolder
 
 
 def write_report(
@@ -45,16 +47,25 @@ def write_report(
     folders = [Path(run) for run in runs]
     if len({folder.resolve() for folder in folders}) < len(folders):
         raise ConfigError("a run is given twice; name each folder once")
-    path = Path(out) if out is not None else folders[0] / reporting.REPORT if len(folders) == 1 else Path("comparison.html")
+    path = Path(out) if out is not None else RunFolder(folders[0]).report if len(folders) == 1 else Path("comparison.html")
     if path.suffix not in (".html", ".htm"):
         raise ConfigError(f"out is '{path}', but must end in .html")
-    facts = [_facts(folder, checkpoint, device, trusts_plugins, with_umap=len(folders) == 1) for folder in folders]
+    options: dict[str, Any] = {"checkpoint": checkpoint, "device": device, "trusts_plugins": trusts_plugins}
+    facts = [gather_run(folder, with_umap=len(folders) == 1, **options) for folder in folders]
     make_folder(path.parent)
     write_atomically(path, run_page(facts[0]) if len(facts) == 1 else comparison_page(facts))
     return path
 
 
-def _facts(folder: Path, checkpoint: str, device: str, trusts_plugins: bool, *, with_umap: bool) -> RunFacts:
+def gather_run(
+    folder: str | Path,
+    *,
+    checkpoint: str = "best",
+    device: str = "auto",
+    trusts_plugins: bool = False,
+    with_umap: bool = False,
+) -> RunFacts:
+    """What a page tells of a run. Arguments and errors are those of `write_report`."""
     trained = TrainedRun(folder, checkpoint=checkpoint, device=device, trusts_plugins=trusts_plugins)
     result = trained.folder.read_result() if trained.folder.result.exists() else None
     return reporting.gather(

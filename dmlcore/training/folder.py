@@ -21,6 +21,7 @@ from dmlcore.locks import FolderLock
 from dmlcore.seals import seal, unseal
 
 CONFIG, METRICS, RESULT, CHECKPOINTS, SPLIT = "config.toml", "metrics.jsonl", "result.json", "checkpoints", "split.json"
+REPORT = "report.html"
 NO_SPLIT = (
     "{folder} keeps no split.json, as an older version of dmlcore made it: its classes are split anew from the data as they are"
     " now. If they have changed since, classes may be held out that were trained on."
@@ -43,6 +44,7 @@ class RunFolder:
         self.result = path / RESULT
         self.checkpoints = path / CHECKPOINTS
         self.split = path / SPLIT
+        self.report = path / REPORT
         self._lock: FolderLock | None = None
         self._is_new = False
         self._size, self._digest = 0, hashlib.sha256()  # of the lines in `metrics.jsonl`

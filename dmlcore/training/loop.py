@@ -204,7 +204,7 @@ class Training:
         except (Exception, KeyboardInterrupt) as error:
             reason = "interrupted" if isinstance(error, KeyboardInterrupt) else f"{type(error).__name__}: {error}"
             self.events.note(
-                f"warning: no {reporting.REPORT} was written ({reason}). Again by: dmlcore report {run.folder.path}"
+                f"warning: no {run.folder.report.name} was written ({reason}). Again by: dmlcore report {run.folder.path}"
             )
 
     def _consequence(self) -> str:

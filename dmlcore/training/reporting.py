@@ -19,8 +19,6 @@ from dmlcore.training.configuration import RunConfig
 from dmlcore.training.folder import RunFolder
 from dmlcore.training.result import versions
 
-REPORT = "report.html"
-
 
 def gather(
     folder: RunFolder,
@@ -80,6 +78,6 @@ def write_page(facts: RunFacts) -> Path:
     Raises:
         TrainingError: it cannot be written.
     """
-    path = facts.folder / REPORT
+    path = RunFolder(facts.folder).report
     write_atomically(path, run_page(facts))
     return path

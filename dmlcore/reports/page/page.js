@@ -68,6 +68,9 @@ document.addEventListener("click", event => {
 });
 document.addEventListener("keydown", event => { if (event.key === "Escape") pick(null); });
 
+// An address such as report.html#class-12 opens a class.
+if (location.hash.startsWith("#class-")) show(location.hash.slice(7));
+
 // Points of the embedding.
 const read = document.getElementById("point");
 all(".plane svg").forEach(svg => {
