@@ -14,6 +14,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from rich import box
+from rich.cells import cell_len
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
@@ -88,6 +89,18 @@ def show_table(
     for row in rows:
         table.add_row(*(_line(cell.replace("\n", " "), console) for cell in row))
     console.print(table)
+
+
+def width() -> int:
+    """Columns of what stdout goes to."""
+    return _stdout().width
+
+
+def fits_table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> bool:
+    """Whether `show_table` shows a table without folding a cell."""
+    cells = [columns, *rows]
+    widest = [max(cell_len(_line(row[index], _stdout())) for row in cells) for index in range(len(columns))]
+    return sum(widest) + 3 * len(columns) <= width()  # three blanks between columns, and one or two at the ends
 
 
 def show_facts(facts: dict[str, Any], indent: str = "") -> None:

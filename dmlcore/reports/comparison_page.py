@@ -9,12 +9,13 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from dmlcore.config import differing_keys, flat_values
 from dmlcore.evaluation.evaluating import COLUMNS
 from dmlcore.reports import curves
 from dmlcore.reports.html import Raw, commands, escape, page, table
 from dmlcore.reports.intervals import mean_and_half
 from dmlcore.reports.run_facts import RunFacts
-from dmlcore.reports.run_page import flat_settings, settings_table
+from dmlcore.reports.run_page import settings_table
 
 CLASSES = 2_000  # rows of the table of classes
 SCORES = {"MAP@R": "map_at_r", "R@1": "recall"}  # of a class
@@ -51,9 +52,8 @@ def unique_names(runs: Sequence[RunFacts]) -> list[str]:
 
 
 def _settings(runs: Sequence[RunFacts], names: list[str]) -> str:
-    flat = [flat_settings(run.settings) for run in runs]
-    keys = list(dict.fromkeys(key for values in flat for key in values))
-    differing = [key for key in keys if len({values.get(key) for values in flat}) > 1]
+    flat = [flat_values(run.settings) for run in runs]
+    differing = differing_keys(flat)
     if not differing:
         return "<p>All settings are the same.</p>"
     return settings_table([{key: values[key] for key in differing if key in values} for values in flat], names)

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from dmlcore.config import flat_values
 from dmlcore.evaluation.evaluating import COLUMNS, table_rows
 from dmlcore.reports import curves
 from dmlcore.reports.html import Raw, commands, escape, facts, number, page, table
@@ -184,18 +185,9 @@ def _classes(view: PartView, pictures: Pictured) -> str:
 
 def settings_table(settings: Sequence[dict[str, Any]], names: Sequence[str] = ("value",)) -> str:
     """Settings and options by key, a column per run."""
-    flat = [flat_settings(values) for values in settings]
+    flat = [flat_values(values) for values in settings]
     keys = list(dict.fromkeys(key for values in flat for key in values))
     return table(["setting", *names], [(key, *(values.get(key, "–") for values in flat)) for key in keys], kind="settings")
-
-
-def flat_settings(settings: dict[str, Any]) -> dict[str, str]:
-    """Settings by key and options by `table.option`, as text."""
-    flat: dict[str, str] = {}
-    for key, value in settings.items():
-        for name, entry in ((f"{key}.{k}", v) for k, v in value.items()) if isinstance(value, dict) else [(key, value)]:
-            flat[name] = ", ".join(map(str, entry)) if isinstance(entry, list | tuple) else str(entry)
-    return flat
 
 
 def _data(run: RunFacts) -> str:
