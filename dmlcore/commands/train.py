@@ -109,10 +109,10 @@ def show_result(result: dict[str, Any]) -> None:
     show_metrics(result["metrics"], result["baselines"], "trained, step " + str(result["chosen_step"]))
     show_embeddings(result.get("embeddings", {}))
     if result["chosen_step"] == 0:
-        console.show(
+        console.show_sentences(
             "Training did not improve on the untrained network: train longer, or with another learning rate or other losses."
         )
-    console.show(
+    console.show_sentences(
         f"{result['wall_seconds']:.0f} s. The checkpoint was chosen by MAP@R of the validation classes; "
         "test classes were used once, here."
     )

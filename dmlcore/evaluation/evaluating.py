@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from dmlcore import progress
 from dmlcore.errors import PluginError
 from dmlcore.evaluation.metric import Metric, further
 from dmlcore.evaluation.metrics import retrieval_metrics
@@ -47,7 +48,8 @@ def samples(dataset: LabelledDataset, batch_size: int = 256, workers: int = 0) -
     """All samples in order, as float32 batches [b, ...] without augmentation."""
     from dmlcore.data import OrderedBatches, batches
 
-    for inputs, _ in batches(dataset, OrderedBatches(len(dataset), batch_size), workers=workers):
+    ordered = batches(dataset, OrderedBatches(len(dataset), batch_size), workers=workers)
+    for inputs, _ in progress.track(ordered, "embedding samples", len(dataset), batch_size):
         yield inputs
 
 
@@ -143,7 +145,8 @@ def evaluate(embeddings: Tensor, dataset: LabelledDataset, metrics: Sequence[Met
         Measures by name, without those of retrieval where these cannot be computed.
     """
     labels = torch.from_numpy(dataset.labels).to(embeddings.device)
-    ranked = {} if why_not_ranked(dataset) else retrieval_metrics(embeddings, labels)
+    with progress.task(f"ranking {len(labels):,} samples"):
+        ranked = {} if why_not_ranked(dataset) else retrieval_metrics(embeddings, labels)
     return {**ranked, **further(metrics, embeddings, labels)}
 
 

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from dmlcore import progress
 from dmlcore.evaluation.centring import centred
 from dmlcore.evaluation.plain import CHUNK_CELLS, prepared
 
@@ -62,7 +63,8 @@ def inspect(embeddings: Tensor, labels: np.ndarray, k: int = 8, *, cells: int = 
     others = torch.bincount(dense)[dense] - 1  # [N]
     parts = []
     chunk = max(1, CHUNK_CELLS // count)
-    for rows in torch.from_numpy(queries).to(x.device).split(chunk):
+    chunks = torch.from_numpy(queries).to(x.device).split(chunk)
+    for rows in progress.track(chunks, "looking at queries", number, chunk):
         s = x[rows] @ x.T  # [c, N]
         if halves is not None:
             s -= halves

@@ -11,6 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 from PIL import Image
 
+from dmlcore import progress
 from dmlcore.data import LabelledDataset
 
 SIDE = 96  # pixels of the longer side
@@ -33,7 +34,8 @@ def thumbnails(dataset: LabelledDataset, positions: Iterable[int]) -> dict[int, 
     addresses: dict[int, str] = {}
     left = MOST_BYTES
     with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:  # decoding goes on without the interpreter's lock
-        for start in range(0, len(wanted), _AT_A_TIME):
+        starts = range(0, len(wanted), _AT_A_TIME)
+        for start in progress.track(starts, "making thumbnails", len(wanted), _AT_A_TIME):
             part = wanted[start : start + _AT_A_TIME]
             for position, address in zip(part, pool.map(lambda at: _address(dataset, at), part), strict=True):
                 left -= len(address)
