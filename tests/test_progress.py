@@ -138,6 +138,23 @@ def test_data_and_evaluation_tell_how_far_they_are(tmp_path: Path) -> None:
     assert sum(event == "end" for event in heard.events) == sum(isinstance(event, tuple) for event in heard.events)
 
 
+def test_steps_of_a_part_are_told(tmp_path: Path) -> None:
+    from dmlcore.training import train
+    from dmlcore.training.loggers import TaskLogger
+
+    heard = Heard()
+    values = {"plugins": "ms", "steps": 3, "classes_per_batch": 4, "embedding_dim": 4, "report": False}
+    with progress.listening(heard):
+        train(data=str(feature_file(tmp_path / "data.npz")), out=tmp_path / "run", loggers=[TaskLogger()], **values)
+    assert heard.events[-1] == "end" and {1, 2, 3} <= set(filter(lambda event: isinstance(event, int), heard.events))
+    depth = 0
+    for event in heard.events:
+        depth += isinstance(event, tuple)
+        depth -= event == "end"
+        assert depth >= 0
+    assert depth == 0
+
+
 @pytest.mark.skipif(sys.platform == "win32", reason="needs a pseudo-terminal")
 @pytest.mark.parametrize("columns", [80, pytest.param(120, marks=pytest.mark.slow)])
 def test_a_training_on_a_real_terminal(tmp_path: Path, columns: int) -> None:

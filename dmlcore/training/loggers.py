@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from dmlcore import progress
 from dmlcore.config import check_range
 from dmlcore.errors import ConfigError
 
@@ -53,6 +55,23 @@ class Logger:
 
     def closed(self) -> None:
         """Always the last call, also after an error or an interruption."""
+
+
+class TaskLogger(Logger):
+    """Tells `dmlcore.progress` of the steps, for trainings that are a part of longer work."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._task = contextlib.ExitStack()
+
+    def started(self, run: Run) -> None:
+        self._advance = self._task.enter_context(progress.task("training steps", run.steps))
+
+    def step_ended(self, run: Run, record: dict[str, Any]) -> None:
+        self._advance(record["step"])
+
+    def closed(self) -> None:
+        self._task.close()
 
 
 def flat_numbers(record: dict[str, Any]) -> dict[str, float]:

@@ -5,6 +5,7 @@ weights chosen on the validation classes, and adapts those same weights to the e
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import functools
 import hashlib
 import json
@@ -215,6 +216,7 @@ def _supports(config: RunConfig, split: ClassSplit, adaptation: Adaptation | Non
 def _trained(config: RunConfig, work: Path, settings: dict[str, Any]) -> dict[str, Any]:
     """The result of training in `work/run`, from where an earlier attempt with the same settings stopped."""
     from dmlcore.training import train
+    from dmlcore.training.loggers import TaskLogger
 
     note = work / "settings.json"
     text = json.dumps(plain(settings), sort_keys=True).encode()
@@ -228,9 +230,10 @@ def _trained(config: RunConfig, work: Path, settings: dict[str, Any]) -> dict[st
             return folder.read_result()
         folder.result.unlink()
     if folder.config.exists() and any(folder.checkpoints.glob("*.pt")):
-        return train(resume=folder.path)
+        return train(resume=folder.path, loggers=[TaskLogger()])
     shutil.rmtree(folder.path, ignore_errors=True)
-    return train(config, out=folder.path)
+    quiet = dataclasses.replace(config, settings=config.settings.replace(report=False))
+    return train(quiet, out=folder.path, loggers=[TaskLogger()])
 
 
 def _read(config: str | Path, data: str, options: dict[str, Any], tell: Callable[[str], None]) -> dict[str, Any]:
