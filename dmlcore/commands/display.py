@@ -154,18 +154,19 @@ class Display:
         with self._lock:
             if self._tasks:
                 self._tasks.pop()
-            if not self._tasks:
-                self._stop_waiting()
-                if self._training is None:
-                    self._hide()
+            is_idle = not self._tasks
+        if is_idle:
+            self._stop_waiting()
+            if self._training is None:
+                self._hide()
 
     def close(self) -> None:
         """End everything that moves."""
+        self._stop_waiting()
+        self._hide()  # shows the last step once more
         with self._lock:
             self._training = None
             self._tasks.clear()
-            self._stop_waiting()
-            self._hide()
 
     def lines(self, width: int) -> list[str]:
         """What a terminal of so many columns shows now."""

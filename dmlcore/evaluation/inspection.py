@@ -13,10 +13,11 @@ from torch import Tensor
 
 from dmlcore import progress
 from dmlcore.evaluation.centring import centred
-from dmlcore.evaluation.plain import CHUNK_CELLS, prepared
+from dmlcore.evaluation.plain import prepared
 
 CELLS = 400_000_000  # similarities computed at most: those of 20,000 samples; of more samples, fewer are queries
 FEWEST_QUERIES = 2_000
+ROWS, TILE = 256, 16_384  # queries and references at a time: 16 MB
 
 
 @dataclass(frozen=True)
@@ -43,7 +44,7 @@ class Inspection:
 def inspect(embeddings: Tensor, labels: np.ndarray, k: int = 8, *, cells: int = CELLS) -> Inspection:
     """Look at every query by itself; of many samples, at an even sample of queries.
 
-    Queries pass in chunks, so no N x N matrix is kept. A negative exactly as similar as a positive comes first, as in
+    Similarities pass in tiles, so no N x N matrix is kept. A negative exactly as similar as a positive comes first, as in
     `retrieval_metrics`.
 
     Args:
@@ -62,22 +63,43 @@ def inspect(embeddings: Tensor, labels: np.ndarray, k: int = 8, *, cells: int = 
     dense = torch.from_numpy(np.unique(labels, return_inverse=True)[1].reshape(-1)).to(x.device)
     others = torch.bincount(dense)[dense] - 1  # [N]
     parts = []
-    chunk = max(1, CHUNK_CELLS // count)
-    chunks = torch.from_numpy(queries).to(x.device).split(chunk)
-    for rows in progress.track(chunks, "looking at queries", number, chunk):
-        s = x[rows] @ x.T  # [c, N]
-        if halves is not None:
-            s -= halves
-        s[torch.arange(len(rows)), rows] = -torch.inf  # no query finds itself
-        positive = dense[rows, None] == dense  # [c, N]
-        s = torch.where(positive, torch.nextafter(s, s.new_tensor(-torch.inf)), s)
+    chunks = torch.from_numpy(queries).to(x.device).split(ROWS)
+    for rows in progress.track(chunks, "looking at queries", number, ROWS):
         wanted = others[rows]  # [c]
-        nearest = s.topk(max(k, int(wanted.max())), dim=1).indices  # [c, K]
-        recall, map_at_r = _scores(positive.gather(1, nearest), wanted)
+        nearest = _nearest(x, halves, dense, rows, max(k, int(wanted.max())))  # [c, K]
+        recall, map_at_r = _scores(dense[nearest] == dense[rows, None], wanted)
         nearest = nearest[:, :k]
         cosines = torch.einsum("cd,ckd->ck", units[rows], units[nearest])
         parts.append([part.cpu().numpy() for part in (nearest, cosines.float(), wanted, recall, map_at_r)])
     return Inspection(queries, *(np.concatenate(column) for column in zip(*parts, strict=True)))
+
+
+def _nearest(x: Tensor, halves: Tensor | None, dense: Tensor, rows: Tensor, k: int) -> Tensor:
+    """The k rows most similar to each of some rows, themselves left out: [c, k]. References pass in tiles.
+
+    Args:
+        x: [N, D].
+        halves: [N], taken from the products; None: nothing is.
+        dense: int64 [N], labels.
+        rows: int64 [c].
+        k: below N.
+    """
+    low = x.new_tensor(-torch.inf)
+    values, places = low.expand(len(rows), 0), rows.new_empty(len(rows), 0)
+    for start in range(0, len(x), TILE):
+        tile = slice(start, start + TILE)
+        s = x[rows] @ x[tile].T  # [c, t]
+        if halves is not None:
+            s -= halves[tile]
+        positive = dense[rows, None] == dense[tile]  # [c, t]
+        s = torch.where(positive, torch.nextafter(s, low), s)
+        own = (rows >= start) & (rows < start + s.shape[1])
+        s[own, rows[own] - start] = low  # no query finds itself
+        best = s.topk(min(k, s.shape[1]), dim=1)
+        values, places = torch.cat([values, best.values], 1), torch.cat([places, best.indices + start], 1)
+        best = values.topk(min(k, values.shape[1]), dim=1)
+        values, places = best.values, places.gather(1, best.indices)
+    return places
 
 
 def _scores(is_hit: Tensor, positives: Tensor) -> tuple[Tensor, Tensor]:
