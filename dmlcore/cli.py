@@ -14,6 +14,7 @@ from cyclopts import App, CycloptsError
 from cyclopts.exceptions import MissingArgumentError, UnknownCommandError, UnknownOptionError
 
 from dmlcore import commands, console, plugins
+from dmlcore.commands import display
 from dmlcore.commands.installed import command_manager
 from dmlcore.commands.line import CommandLine
 from dmlcore.errors import ConfigError, DmlcoreError, nearest, status_of
@@ -43,7 +44,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         with handled_by(interrupt), plugins.blaming():
             if any("\0" in word for word in words):
                 raise ConfigError("a word of the command holds the character 0, which no name and no path can hold")
-            return _run(CommandLine(words))
+            with display.shown():
+                return _run(CommandLine(words))
     except KeyboardInterrupt as error:
         status = status_of(error)
         console.fail(str(error) or "interrupted", debug=debug) if status else console.say(str(error))

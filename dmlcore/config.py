@@ -13,7 +13,7 @@ import re
 import textwrap
 import types
 import typing
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any, Literal
 
 from dmlcore.errors import ConfigError, nearest, suggestion
@@ -200,3 +200,22 @@ def seconds_of(text: str, name: str) -> int:
     if not seconds:
         raise ConfigError(f"{name} is '{text}', but must be a time such as 3h50m, 90m or 2d")
     return seconds
+
+
+def flat_values(settings: dict[str, Any]) -> dict[str, str]:
+    """Settings by key and options by `table.option`, as text for people."""
+    flat: dict[str, str] = {}
+    for key, value in settings.items():
+        for name, entry in ((f"{key}.{k}", v) for k, v in value.items()) if isinstance(value, dict) else [(key, value)]:
+            flat[name] = ", ".join(map(str, entry)) if isinstance(entry, list | tuple) else str(entry)
+    return flat
+
+
+def differing_keys(flat: Sequence[dict[str, str]]) -> list[str]:
+    """The keys of several `flat_values` whose values differ, in their order.
+
+    Options of a component that only some have chosen count if they differ among these: the choice itself says the rest.
+    """
+    keys = dict.fromkeys(key for values in flat for key in values)
+    texts = {key: [values.get(key) for values in flat if "." not in key or key in values] for key in keys}
+    return [key for key in keys if len(set(texts[key])) > 1]

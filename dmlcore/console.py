@@ -9,11 +9,13 @@ import json
 import os
 import re
 import sys
+import textwrap
 import traceback
 from collections.abc import Iterable, Sequence
 from typing import Any
 
 from rich import box
+from rich.cells import cell_len
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
@@ -25,7 +27,8 @@ _LONG_WORD = re.compile(r"\S{300,}")  # no path is that long in practice, and wh
 WIDTH_OF_A_PIPE = 160  # a pipe has no width, and tables must not be folded to 80 columns in a file
 
 
-def _stderr() -> Console:
+def stderr() -> Console:
+    """Where progress and errors go."""
     return Console(file=sys.stderr, highlight=False, markup=False, emoji=False, soft_wrap=True)
 
 
@@ -36,31 +39,63 @@ def _stdout() -> Console:
     return console
 
 
-def _line(text: object, console: Console, *, is_page: bool = False) -> str:
+def line(text: object, console: Console, *, is_page: bool = False) -> str:
     """Text as a console may show it: names out of data and files give it no orders."""
     return encodable(printable(str(text), is_page=is_page), console.encoding)
 
 
 def say(text: str = "") -> None:
     """A line of progress, on stderr."""
-    console = _stderr()
-    console.print(_line(text, console))
+    say_on(stderr(), text)
+
+
+def say_on(console: Console, text: str, indent: int = 0) -> None:
+    """A line of progress on a console; on a terminal it is folded between words.
+
+    Args:
+        console: on stderr.
+        text: the line.
+        indent: blanks before further lines.
+    """
+    console.print(_folded(line(text, console), console, indent))
+
+
+def show_sentences(text: str) -> None:
+    """Words of a result on stdout, which nobody copies: on a terminal they are folded between words."""
+    console = _stdout()
+    console.print(_folded(line(text, console), console), soft_wrap=True)
+
+
+def _folded(text: str, console: Console, indent: int = 0) -> str:
+    """On a terminal, a long line in several: a terminal itself would cut words. A longer word, such as a path, stays whole."""
+    if not console.is_terminal or cell_len(text) < console.width:
+        return text
+    return "\n".join(
+        textwrap.wrap(
+            text,
+            max(console.width - 1, 20),
+            subsequent_indent=" " * indent,
+            break_long_words=False,
+            break_on_hyphens=False,
+            drop_whitespace=True,
+        )
+    )
 
 
 def fail(message: object, *, debug: bool = False) -> None:
     """The one line that says what went wrong, on stderr, behind the traceback when that is asked for."""
-    console = _stderr()
+    console = stderr()
     if debug:
-        console.print(_line(traceback.format_exc().rstrip(), console, is_page=True))
+        console.print(line(traceback.format_exc().rstrip(), console, is_page=True))
     words = " ".join(str(message).split())
     words = _LONG_WORD.sub(lambda word: f"{word[0][:120]}[{len(word[0]) - 160:,} characters more]{word[0][-40:]}", words)
-    console.print(Text.assemble(("error: ", "bold red"), _line(words, console)))
+    console.print(Text.assemble(("error: ", "bold red"), line(words, console)))
 
 
 def show(text: str = "", *, is_page: bool = False) -> None:
     """A line of a result, on stdout; with `is_page` several lines."""
     console = _stdout()
-    console.print(_line(text, console, is_page=is_page), soft_wrap=True)
+    console.print(line(text, console, is_page=is_page), soft_wrap=True)
 
 
 def show_json(value: Any) -> None:
@@ -84,10 +119,22 @@ def show_table(
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     for index, column in enumerate(columns):
         justify = "right" if numbers and index else "left"
-        table.add_column(_line(column, console), justify=justify, overflow="fold", no_wrap=has_names and not index)
+        table.add_column(line(column, console), justify=justify, overflow="fold", no_wrap=has_names and not index)
     for row in rows:
-        table.add_row(*(_line(cell.replace("\n", " "), console) for cell in row))
+        table.add_row(*(line(cell.replace("\n", " "), console) for cell in row))
     console.print(table)
+
+
+def width() -> int:
+    """Columns of what stdout goes to."""
+    return _stdout().width
+
+
+def fits_table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> bool:
+    """Whether `show_table` shows a table without folding a cell."""
+    cells = [columns, *rows]
+    widest = [max(cell_len(line(row[index], _stdout())) for row in cells) for index in range(len(columns))]
+    return sum(widest) + 3 * len(columns) <= width()  # three blanks between columns, and one or two at the ends
 
 
 def show_facts(facts: dict[str, Any], indent: str = "") -> None:
@@ -112,48 +159,3 @@ def take_any_text() -> None:
 def give_up_stdout() -> None:
     """Write nothing more to stdout, whose reader has gone; Python would complain at exit otherwise."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-
-
-class Progress:
-    """Lines of progress on stderr, above a bar where that is a terminal."""
-
-    def __init__(self) -> None:
-        self._console = _stderr()
-        self._bar: Any = None
-        self._task: Any = None
-
-    @property
-    def has_bar(self) -> bool:
-        """Whether there is a bar now."""
-        return self._bar is not None
-
-    def say(self, text: str) -> None:
-        """A line."""
-        self._console.print(_line(text, self._console))
-
-    def start(self, label: str, total: int, completed: int = 0) -> None:
-        """Begin a bar, on a terminal."""
-        if not self._console.is_terminal:
-            return
-        from rich import progress  # 30 ms that only a terminal needs
-
-        self._bar = progress.Progress(
-            progress.TextColumn(label),
-            progress.MofNCompleteColumn(),
-            progress.BarColumn(bar_width=20),
-            progress.TimeRemainingColumn(),
-            progress.TextColumn("{task.description}", markup=False),
-            console=self._console,
-        )
-        self._bar.start()
-        self._task = self._bar.add_task("", total=total, completed=completed)
-
-    def advance(self, completed: int, text: str) -> None:
-        """Move the bar and say what goes on beside it."""
-        self._bar.update(self._task, completed=completed, description=_line(text, self._console))
-
-    def close(self) -> None:
-        """End the bar."""
-        if self._bar is not None:
-            self._bar.stop()
-            self._bar = None

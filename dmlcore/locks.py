@@ -19,6 +19,7 @@ except ImportError:  # no POSIX system
     fcntl = None
 
 NAME = ".lock"
+_held: set[Path] = set()  # folders that this process has, of which it may not ask the system: that would give them up
 
 
 class FolderLock:
@@ -54,7 +55,8 @@ class FolderLock:
             raise ConfigError(f"{folder} is in use by {who}. Wait for it to end, stop it, or choose another folder.") from None
         except OSError as error:
             note(f"{folder} cannot be locked ({error.strerror or error}): see to it that no other process writes there")
-        self._file = file
+        self._file, self._folder = file, folder.resolve()
+        _held.add(self._folder)
         with contextlib.suppress(OSError):  # a full disk: the lock holds all the same
             file.truncate(0)
             file.write(f"process {os.getpid()} on {socket.gethostname()} since {datetime.now():%Y-%m-%d %H:%M:%S}\n")
@@ -66,3 +68,19 @@ class FolderLock:
             with contextlib.suppress(OSError):
                 self._file.close()
             self._file = None
+            _held.discard(self._folder)
+
+
+def is_locked(folder: Path) -> bool:
+    """Whether a process works in a folder now. Where that cannot be found out, no."""
+    if folder.resolve() in _held:
+        return True
+    try:
+        with open(folder / NAME, encoding="utf-8") as file:
+            if fcntl is not None:
+                fcntl.lockf(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except (BlockingIOError, PermissionError):
+        return True
+    except OSError:
+        return False
+    return False

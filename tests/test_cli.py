@@ -171,7 +171,7 @@ def test_a_terminal_gets_a_bar_with_speed_and_terms(
 ) -> None:
     screen = io.StringIO()
     terminal = Console(file=screen, force_terminal=True, color_system=None, highlight=False, width=200)
-    monkeypatch.setattr("dmlcore.console._stderr", lambda: terminal)
+    monkeypatch.setattr("dmlcore.console.stderr", lambda: terminal)
     assert here("train", "--data", features, "--plugins", "ms,triplet", "--out", tmp_path / "run", *SMALL)[0] == 0
     shown = screen.getvalue()
     assert "6/6" in shown and "images/s" in shown and "triplet" in shown and "validation R@1" in shown
@@ -556,7 +556,10 @@ def test_a_broken_plugin_does_not_break_the_help(install: Callable[[str, str], N
 def test_a_mistyped_command_gets_the_nearest_name(here: Callable[..., tuple[int, str, str]]) -> None:
     assert the_line(here("trian")[2]) == 'error: Unknown command "trian". Did you mean "train"? See `dmlcore --help`.'
     line = the_line(here("xyzzy")[2])
-    assert "Commands: embed, eval, fewshot, info, kernels, ood, plugins, splits, train. See `dmlcore --help`." in line
+    assert (
+        "Commands: embed, eval, fewshot, info, kernels, ood, plugins, report, runs, splits, train. See `dmlcore --help`."
+        in line
+    )
     assert the_line(here("splits", "odo")[2]).endswith('Did you mean "ood"? See `dmlcore splits --help`.')
 
 

@@ -79,7 +79,7 @@ def _train_one(losses: tuple[str, ...], settings: dict[str, Any], file: str, out
     """One network: its figures, weights and speed."""
     from dmlcore.training import RunConfig, train
 
-    config = RunConfig.create(data=file, plugins=",".join(losses), **settings)
+    config = RunConfig.create(data=file, plugins=",".join(losses), report=False, **settings)
     result = train(config, out=out)
     records = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
     steps = [record for record in records if record["kind"] == "step"]

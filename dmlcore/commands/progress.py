@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from typing import TYPE_CHECKING, Any
 
-from dmlcore import console
+from dmlcore.commands import display
 from dmlcore.training.loggers import Logger
 
 if TYPE_CHECKING:
@@ -17,41 +17,41 @@ class ProgressLogger(Logger):
 
     def __init__(self) -> None:
         super().__init__()
-        self._progress = console.Progress()
+        self._display = display.current()
         self._since: tuple[float, int] = (0.0, 0)
 
     def started(self, run: Run) -> None:
         for label, text in _first_lines(run):
-            self._progress.say(f"{label:<9} {text}")
-        self._progress.start("step", run.steps, run.step)
+            self._display.say(f"{label:<9} {text}", indent=10)
+        self._display.start("step", run.steps, run.step)
         self._since = (time.perf_counter(), run.step)
 
     def step_ended(self, run: Run, record: dict[str, Any]) -> None:
         step, every = record["step"], run.config.settings.run.log_every
-        if self._progress.has_bar:
-            self._progress.advance(step, f"{record['images_per_second']:,.0f} images/s  {_terms(record)}")
-        elif step % every == 0 or step == run.steps:
+        self._display.step(step, f"{record['images_per_second']:,.0f} images/s", _terms(record))
+        if not self._display.has_bar and (step % every == 0 or step == run.steps):
             began, first = self._since
             rate = (step - first) * run.batch_size / max(time.perf_counter() - began, 1e-9)
-            self._progress.say(f"step {step}/{run.steps}  {rate:,.0f} images/s  {_terms(record)}")
+            entries = [f"step {step}/{run.steps}", f"{rate:,.0f} images/s", self._display.left(), *_terms(record)]
+            self._display.say("  ".join(filter(None, entries)))
             self._since = (time.perf_counter(), step)
 
     def evaluated(self, run: Run, record: dict[str, Any]) -> None:
         mark = "  best so far" if record["is_best"] else ""
         score = f"R@1 {record['recall@1']:.3f}  MAP@R {record['map@r']:.3f}"
-        self._progress.say(f"step {record['step']}: validation {score}{mark}")
+        self._display.say(f"step {record['step']}: validation {score}{mark}")
         self._since = (time.perf_counter(), run.step)  # the evaluation's own time is no part of the speed
 
     def note(self, text: str) -> None:
-        self._progress.say(text)
+        self._display.say(text)
 
     def closed(self) -> None:
-        self._progress.close()
+        self._display.close()
 
 
-def _terms(record: dict[str, Any]) -> str:
-    terms = "  ".join(f"{name} {value:.3f} x {record['weights'].get(name, 1):.2f}" for name, value in record["terms"].items())
-    return f"total {record['total']:.3f}  {terms}"
+def _terms(record: dict[str, Any]) -> list[str]:
+    terms = [f"{name} {value:.3f} x {record['weights'].get(name, 1):.2f}" for name, value in record["terms"].items()]
+    return [f"total {record['total']:.3f}", *terms]
 
 
 def _first_lines(run: Run) -> list[tuple[str, str]]:

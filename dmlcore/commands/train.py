@@ -143,17 +143,22 @@ def show_summary(summary: dict[str, Any]) -> None:
 
 def show_result(result: dict[str, Any]) -> None:
     """How a finished run ends: the table, where everything lies, and what to do next."""
+    from dmlcore.training.folder import REPORT
+
     show_metrics(result["metrics"], result["baselines"], "trained, step " + str(result["chosen_step"]))
     show_embeddings(result.get("embeddings", {}))
     if result["chosen_step"] == 0:
-        console.show(
+        console.show_sentences(
             "Training did not improve on the untrained network: train longer, or with another learning rate or other losses."
         )
     for sentence in result["advice"]:
-        console.show(sentence)
-    console.show(
+        console.show_sentences(sentence)
+    console.show_sentences(
         f"{result['wall_seconds']:.0f} s. The checkpoint was chosen by MAP@R of the validation classes; "
         "test classes were used once, here."
     )
     console.show(f"Results and checkpoints: {result['run']}")
-    console.show(f"Continue by: dmlcore eval {result['run']}")
+    page = Path(result["run"]) / REPORT
+    if page.exists():
+        console.show(f"Look at it: {page}")
+    console.show(f"Use it by: dmlcore embed {result['run']} --data DATA --out embeddings.npz")

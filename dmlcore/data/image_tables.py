@@ -12,6 +12,7 @@ from typing import Literal
 
 import numpy as np
 
+from dmlcore import progress
 from dmlcore.config import check_range
 from dmlcore.data.augmentation import CropAugmentation, ShiftAugmentation
 from dmlcore.data.images import UNREADABLE, Header, Interpolation, decode, read_header
@@ -94,15 +95,15 @@ def decode_images(
     def fill(row: int) -> None:
         pixels[row] = decode(paths[row], size, channels, interpolation)
 
-    return pixels, _failures(len(paths), fill)
+    return pixels, _failures(len(paths), fill, "decoding images")
 
 
 def _damaged(paths: Sequence[str], channels: int) -> dict[int, str]:
     """By row why a file cannot be decoded, found by decoding it as small as it goes."""
-    return _failures(len(paths), lambda row: decode(paths[row], (1, 1), channels))
+    return _failures(len(paths), lambda row: decode(paths[row], (1, 1), channels), "checking images")
 
 
-def _failures(count: int, read: Callable[[int], object]) -> dict[int, str]:
+def _failures(count: int, read: Callable[[int], object], label: str) -> dict[int, str]:
     failed: dict[int, str] = {}
 
     def attempt(row: int) -> None:
@@ -112,7 +113,7 @@ def _failures(count: int, read: Callable[[int], object]) -> dict[int, str]:
             failed[row] = str(error)
 
     with ThreadPoolExecutor(min(16, os.cpu_count() or 1)) as pool:  # Pillow decodes without the interpreter lock
-        for _ in pool.map(attempt, range(count), chunksize=64):
+        for _ in progress.track(pool.map(attempt, range(count), chunksize=64), label, count):
             pass
     return failed
 
@@ -173,7 +174,7 @@ def image_table(
     Raises:
         DataError: more than half of the images cannot be read.
     """
-    headers = [_try_header(path) for path in paths]
+    headers = [_try_header(path) for path in progress.track(paths, "reading image headers", len(paths))]
     failed = {row: header for row, header in enumerate(headers) if isinstance(header, str)}
     report_unreadable(paths, failed, where)  # refuses a folder of rubbish before anything is decoded
     readable = [header for header in headers if isinstance(header, Header)]

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from dmlcore import progress
 from dmlcore.data.images import UNREADABLE, Interpolation, decode
 from dmlcore.errors import DataError
 
@@ -146,7 +147,7 @@ def file_digests(paths: Sequence[str]) -> np.ndarray:
         DataError: a file cannot be read.
     """
     digests = np.empty(len(paths), dtype=np.uint64)
-    for row, path in enumerate(paths):
+    for row, path in enumerate(progress.track(paths, "taking checksums of files", len(paths))):
         try:
             with open(path, "rb") as file:
                 size = os.fstat(file.fileno()).st_size

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from dmlcore import progress
 from dmlcore.errors import PluginError
 from dmlcore.evaluation.metric import Metric, further
 from dmlcore.evaluation.metrics import retrieval_metrics
@@ -48,7 +49,8 @@ def samples(dataset: LabelledDataset, batch_size: int = 256, workers: int = 0) -
     """All samples in order, as float32 batches [b, ...] without augmentation."""
     from dmlcore.data import OrderedBatches, batches
 
-    for inputs, _ in batches(dataset, OrderedBatches(len(dataset), batch_size), workers=workers):
+    ordered = batches(dataset, OrderedBatches(len(dataset), batch_size), workers=workers)
+    for inputs, _ in progress.track(ordered, "embedding samples", len(dataset), batch_size):
         yield inputs
 
 
@@ -149,7 +151,8 @@ def evaluate(embeddings: Tensor, dataset: LabelledDataset, metrics: Sequence[Met
         Measures by name, without those of retrieval where these cannot be computed.
     """
     labels = torch.from_numpy(dataset.labels).to(embeddings.device)
-    ranked = {} if why_not_ranked(dataset) else retrieval_metrics(embeddings, labels)
+    with progress.task(f"ranking {len(labels):,} samples"):
+        ranked = {} if why_not_ranked(dataset) else retrieval_metrics(embeddings, labels)
     return {**ranked, **further(metrics, embeddings, labels)}
 
 
@@ -174,6 +177,7 @@ def compare(
     name: str = "untrained network",
     workers: int = 0,
     metrics: Sequence[Metric] = (),
+    kept: dict[str, Tensor] | None = None,
 ) -> tuple[dict[str, dict[str, Any]], dict[str, dict[str, dict[str, Any]]]]:
     """A model beside its two baselines.
 
@@ -185,16 +189,22 @@ def compare(
         name: of the untrained model among the baselines.
         workers: processes that decode image files.
         metrics: measures beside those of retrieval.
+        kept: receives the embeddings of the trained model by part, [N, D], for what else is done with them.
 
     Returns:
         Metrics by part, and metrics by baseline and part.
     """
     raw = _RAW[kind]
     options: dict[str, Any] = {"workers": workers, "metrics": metrics}
-    results = {name: evaluate_model(model, part, **options) for name, part in parts.items()}
-    baselines = {raw: {name: evaluate_raw(part, **options) for name, part in parts.items()}}
+    results = {}
+    for part, dataset in parts.items():
+        embeddings = embed(model, dataset, workers=workers)
+        results[part] = evaluate(embeddings, dataset, metrics)
+        if kept is not None:
+            kept[part] = embeddings
+    baselines = {raw: {part: evaluate_raw(dataset, **options) for part, dataset in parts.items()}}
     if untrained is not None:
-        baselines[name] = {name: evaluate_model(untrained, part, **options) for name, part in parts.items()}
+        baselines[name] = {part: evaluate_model(untrained, dataset, **options) for part, dataset in parts.items()}
     return results, baselines
 
 

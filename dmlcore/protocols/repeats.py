@@ -82,7 +82,7 @@ def train_with_seed(settings: dict[str, Any], work: Path, out: str) -> dict[str,
         work: the cell's own folder.
         out: where the run goes when it is done.
     """
-    result = trained(RunConfig.create(**settings["config"], seed=settings["seed"]), work, settings)
+    result = trained(RunConfig.create(**settings["config"], seed=settings["seed"]), work, settings, writes_page=True)
     kept = Path(out) / f"seed-{settings['seed']}"
     shutil.rmtree(kept, ignore_errors=True)
     os.replace(work / "run", kept)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import json
 import shutil
 from pathlib import Path
@@ -14,15 +15,17 @@ from dmlcore.training.configuration import RunConfig
 from dmlcore.training.folder import RunFolder
 
 
-def trained(config: RunConfig, work: Path, settings: dict[str, Any]) -> dict[str, Any]:
+def trained(config: RunConfig, work: Path, settings: dict[str, Any], *, writes_page: bool = False) -> dict[str, Any]:
     """The result of training in `work/run`, from where an earlier attempt with the same settings stopped.
 
     Args:
         config: of the run.
         work: the cell's own folder. What another cell left there is removed.
         settings: of the cell.
+        writes_page: of a run that is kept.
     """
     from dmlcore.training import train
+    from dmlcore.training.loggers import TaskLogger
 
     note = work / "settings.json"
     text = json.dumps(plain(settings), sort_keys=True).encode()
@@ -36,6 +39,8 @@ def trained(config: RunConfig, work: Path, settings: dict[str, Any]) -> dict[str
             return folder.read_result()
         folder.result.unlink()
     if folder.config.exists() and any(folder.checkpoints.glob("*.pt")):
-        return train(resume=folder.path)
+        return train(resume=folder.path, loggers=[TaskLogger()])
     shutil.rmtree(folder.path, ignore_errors=True)
-    return train(config, out=folder.path)
+    if not writes_page:
+        config = dataclasses.replace(config, settings=config.settings.replace(report=False))
+    return train(config, out=folder.path, loggers=[TaskLogger()])

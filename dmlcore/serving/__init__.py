@@ -8,10 +8,11 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from dmlcore.serving.embed import write_embeddings
     from dmlcore.serving.load import TrainedRun
+    from dmlcore.serving.report import write_report
 
-_HOMES = {"TrainedRun": "load", "write_embeddings": "embed"}
+_HOMES = {"TrainedRun": "load", "write_embeddings": "embed", "write_report": "report"}
 
-__all__ = ["TrainedRun", "write_embeddings"]
+__all__ = ["TrainedRun", "write_embeddings", "write_report"]
 
 
 def __getattr__(name: str) -> Any:

@@ -10,14 +10,23 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from dmlcore.training.configuration import RunConfig
-    from dmlcore.training.loggers import Logger
+    from dmlcore.training.loggers import Logger, SeriesLogger, SeriesOptions, flat_numbers
     from dmlcore.training.run import Run
     from dmlcore.training.settings import Settings
     from dmlcore.training.start import train
 
-_HOMES = {"Logger": "loggers", "Run": "run", "RunConfig": "configuration", "Settings": "settings", "train": "start"}
+_HOMES = {
+    "Logger": "loggers",
+    "Run": "run",
+    "RunConfig": "configuration",
+    "SeriesLogger": "loggers",
+    "SeriesOptions": "loggers",
+    "Settings": "settings",
+    "flat_numbers": "loggers",
+    "train": "start",
+}
 
-__all__ = ["Logger", "Run", "RunConfig", "Settings", "train"]
+__all__ = ["Logger", "Run", "RunConfig", "SeriesLogger", "SeriesOptions", "Settings", "flat_numbers", "train"]
 
 
 def __getattr__(name: str) -> Any:

@@ -8,7 +8,7 @@ from dmlcore.errors import ConfigError
 from dmlcore.training.folder import RunFolder
 from dmlcore.training.sources import Source
 
-CHANGEABLE = ("steps", "epochs", "loggers", "log_every", "workers", "device", "stop_after", "patience", "accumulate")
+CHANGEABLE = ("steps", "epochs", "loggers", "log_every", "report", "workers", "device", "stop_after", "patience", "accumulate")
 """Settings that may be given anew to a run that goes on: how long it learns, where and in how many parts, but not what from."""
 
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from dmlcore import progress
 from dmlcore.ensemble import distance_diversity, similarity_matching
 from dmlcore.evaluation import evaluating
 from dmlcore.training.settings import Settings
@@ -90,7 +91,8 @@ class Compression:
         part = dataset.spread(FITTED)
         whole = evaluating.embed_named(self.served, part, workers=workers, only="whole")["whole"]
         z = self.served.compressible(whole)
-        compressor.fit(z, torch.from_numpy(part.labels).to(z.device), seed=self.seed)
+        with progress.task(f"fitting {compressor.name}"):
+            compressor.fit(z, torch.from_numpy(part.labels).to(z.device), seed=self.seed)
 
     def state_dict(self) -> dict[str, Any] | None:
         """State of the compressor's optimiser, or None."""

@@ -22,6 +22,7 @@ from dmlcore.seals import seal, unseal
 
 CONFIG, METRICS, RESULT, CHECKPOINTS, SPLIT = "config.toml", "metrics.jsonl", "result.json", "checkpoints", "split.json"
 TRUNK = "trunk"
+REPORT = "report.html"
 NO_SPLIT = (
     "{folder} keeps no split.json, as an older version of dmlcore made it: its classes are split anew from the data as they are"
     " now. If they have changed since, classes may be held out that were trained on."
@@ -54,6 +55,7 @@ class RunFolder:
         self.checkpoints = path / CHECKPOINTS
         self.split = path / SPLIT
         self.trunk = path / TRUNK
+        self.report = path / REPORT
         self._lock: FolderLock | None = None
         self._is_new = False
         self._size, self._digest = 0, hashlib.sha256()  # of the lines in `metrics.jsonl`

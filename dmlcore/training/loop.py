@@ -18,6 +18,7 @@ from dmlcore.errors import Interrupted, TrainingError, status_of
 from dmlcore.evaluation import evaluating
 from dmlcore.files import encoded
 from dmlcore.interruption import Interruption
+from dmlcore.training import reporting
 from dmlcore.training.events import Events
 from dmlcore.training.guards import Guards
 from dmlcore.training.loggers import Logger
@@ -191,13 +192,37 @@ class Training:
         if self.run.step < self.run.steps:
             self.events.note(f"no better evaluation since step {self.run.best.step}: training ends at step {self.run.step}")
         self.events.note("evaluating the best checkpoint and the baselines")
-        result = final_result(self.run)
+        embeddings: dict[str, Tensor] = {}
+        result = final_result(self.run, embeddings)
         result["wall_seconds"] = time.perf_counter() - self.began
         warnings = [*self.events.warnings.values(), *self.guards.told]
         if warnings:
             result["warnings"] = warnings
         self.run.folder.write_result(result)
+        if self.run.config.settings.run.report:
+            self._write_page(result, embeddings["test"])
         return result
+
+    def _write_page(self, result: dict[str, Any], embeddings: Tensor) -> None:
+        """Write `report.html`. The run is complete without it, so nothing that goes wrong here is an error of the run."""
+        run = self.run
+        try:
+            facts = reporting.gather(
+                run.folder,
+                run.config,
+                run.model,
+                run.splits,
+                step=run.best.step,
+                result=result,
+                device=run.device,
+                embeddings=embeddings,
+            )
+            reporting.write_page(facts)
+        except (Exception, KeyboardInterrupt) as error:
+            reason = "interrupted" if isinstance(error, KeyboardInterrupt) else f"{type(error).__name__}: {error}"
+            self.events.note(
+                f"warning: no {run.folder.report.name} was written ({reason}). Again by: dmlcore report {run.folder.path}"
+            )
 
     def _consequence(self) -> str:
         return f"Training stops after step {self.run.step}; {self.run.saved_note()}."

@@ -11,6 +11,8 @@ from collections.abc import Sequence
 from importlib import metadata
 from typing import Any
 
+from torch import Tensor
+
 from dmlcore.data import LabelledDataset
 from dmlcore.errors import TrainingError
 from dmlcore.evaluation import Metric, evaluating
@@ -23,10 +25,14 @@ from dmlcore.version import VERSION
 CHOSEN_BY = "map@r"  # of the validation classes
 
 
-def final_result(run: Run) -> dict[str, Any]:
+def final_result(run: Run, kept: dict[str, Tensor] | None = None) -> dict[str, Any]:
     """Load the best checkpoint into the model and evaluate it: what `result.json` holds, apart from times and warnings.
 
     This is the one place in a run where test classes are looked at.
+
+    Args:
+        run: that is trained; its model becomes the best one.
+        kept: receives the embeddings by part, [N, D].
     """
     best = checkpoints.load(run.folder.checkpoints, "best", run.device)
     if best["step"] != run.best.step:
@@ -48,6 +54,7 @@ def final_result(run: Run) -> dict[str, Any]:
         kind=run.splits.kind,
         workers=workers,
         metrics=run.metrics,
+        kept=kept,
     )
     return {
         "run": str(run.folder.path),

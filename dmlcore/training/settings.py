@@ -253,6 +253,8 @@ class RunSettings:
     """Measures of embeddings beside those of retrieval, separated by commas."""
     loggers: tuple[str, ...] = ()
     """Further loggers, separated by commas."""
+    report: bool = True
+    """Write `report.html`, a page to look at, when the run ends."""
     device: str = "auto"
     """`auto` (CUDA where there is one), `cpu`, `cuda` or `cuda:N`."""
     seed: int = 0

@@ -3,57 +3,54 @@
 from __future__ import annotations
 
 import csv
-from dataclasses import dataclass
+import io
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import dmlcore
-from dmlcore.config import check_range
-from dmlcore.training import Logger
+from dmlcore.files import write_atomically
+from dmlcore.training import Logger, SeriesOptions, flat_numbers
 
 if TYPE_CHECKING:
     from dmlcore.training import Run
 
 
 class SpreadsheetLogger(Logger):
-    """Steps as a table for a spreadsheet: `steps.csv` in the run folder, a column per number."""
+    """Steps as a table for a spreadsheet: `steps.csv` in the run folder, a column per number. Also by the name `csv`."""
 
     name: ClassVar[str] = "spreadsheet"
-
-    @dataclass(frozen=True)
-    class Options:
-        every: int = 1
-        """Write every so many steps."""
-
-        def __post_init__(self) -> None:
-            check_range("every", self.every, least=1)
+    aliases: ClassVar[tuple[str, ...]] = ("csv",)  # which is a source of data as well, whose options have that table
+    Options: ClassVar[type] = SeriesOptions
 
     def started(self, run: Run) -> None:
-        path = run.folder.path / "steps.csv"
-        if path.exists():  # a resumed run writes what came after its checkpoint again
-            header, *rows = path.read_text(encoding="utf-8").splitlines()
-            column = header.split(",").index("step")
-            whole = [row for row in rows if row.count(",") == header.count(",")]  # a killed run may leave half a row
-            earlier = [row for row in whole if int(row.split(",")[column]) <= run.step]
-            path.write_text("\n".join([header, *earlier]) + "\n", encoding="utf-8")
+        self._path: Path = run.folder.path / "steps.csv"
+        self._columns: list[str] = []
+        if self._path.exists():  # a resumed run writes what came after its checkpoint again
+            rows = self._read()
+            self._columns = list(rows[0]) if rows else []
+            self._rewrite([row for row in rows if int(row["step"]) <= run.step])
 
     def step_ended(self, run: Run, record: dict[str, Any]) -> None:
         if record["step"] % self.options.every:
             return
-        flat = {key: value for key, value in record.items() if not isinstance(value, dict)}
-        flat |= {
-            f"{key}.{name}": number
-            for key, value in record.items()
-            if isinstance(value, dict)
-            for name, number in value.items()
-        }
-        path: Path = run.folder.path / "steps.csv"
-        is_new = not path.exists()
-        with open(path, "a", newline="", encoding="utf-8") as file:
-            writer = csv.DictWriter(file, fieldnames=list(flat))
-            if is_new:
-                writer.writeheader()
-            writer.writerow(flat)
+        row = {"step": record["step"], **flat_numbers(record)}
+        if new := [name for name in row if name not in self._columns]:  # some numbers are not measured in every step
+            self._columns += new
+            self._rewrite(self._read() if self._path.exists() else [])
+        with open(self._path, "a", newline="", encoding="utf-8") as file:
+            csv.DictWriter(file, self._columns).writerow(row)
+
+    def _read(self) -> list[dict[str, str]]:
+        """The whole rows; a killed run may leave half a one."""
+        with open(self._path, newline="", encoding="utf-8") as file:
+            return [row for row in csv.DictReader(file) if None not in row.values() and row.get("step")]
+
+    def _rewrite(self, rows: list[dict[str, str]]) -> None:
+        text = io.StringIO()
+        writer = csv.DictWriter(text, self._columns, restval="")
+        writer.writeheader()
+        writer.writerows(rows)
+        write_atomically(self._path, text.getvalue().encode())
 
 
 @dmlcore.hookimpl
