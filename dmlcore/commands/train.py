@@ -149,7 +149,7 @@ def show_result(result: dict[str, Any]) -> None:
     show_embeddings(result.get("embeddings", {}))
     if result["chosen_step"] == 0:
         console.show_sentences(
-            "Training did not improve on the untrained network: train longer, or with another learning rate or other losses."
+            "Training did not improve on where it began: train longer, or with another learning rate or other losses."
         )
     for sentence in result["advice"]:
         console.show_sentences(sentence)
