@@ -13,7 +13,7 @@ from dmlcore_plugins.data.npz import ArrayFile
 from dmlcore_plugins.models.conv import Conv
 
 from dmlcore import plugins
-from dmlcore.data import DataSource, FeatureStore, Table, default_source, find_source, open_data
+from dmlcore.data import KINDS_OF_DATA, DataSource, FeatureStore, Table, default_source, find_source, open_data
 from dmlcore.errors import ConfigError, DataError, PluginError
 from dmlcore.models import default_trunk, find_trunk
 
@@ -83,14 +83,14 @@ def test_a_path_that_nothing_claims_is_one_line(tmp_path: Path) -> None:
     with pytest.raises(DataError) as caught:
         find_source(str(tmp_path / "a.parquet"))
     assert str(caught.value) == (
-        f"'{tmp_path}/a.parquet' cannot be read as data: give a .csv or .tsv with path,label, a folder with a sub-folder per"
-        f" class or an .npz with x, y."
+        f"'{tmp_path}/a.parquet' cannot be read as data: give a .csv or .tsv with path,label or text,label, a folder with a"
+        f" sub-folder per class or an .npz with x, y."
     )
 
 
 def test_defaults_are_said_by_the_classes(monkeypatch: pytest.MonkeyPatch) -> None:
     assert default_source() == "glyphs"
-    assert (default_trunk("images"), default_trunk("features")) == ("conv", "identity")
+    assert [default_trunk(kind) for kind in KINDS_OF_DATA] == ["conv", "identity", "trigrams"]
     wide = type("Wide", (Conv,), {"name": "wide"})
     install(monkeypatch, "model", wide)
     assert default_trunk("images") == "conv"  # not inherited
@@ -99,14 +99,18 @@ def test_defaults_are_said_by_the_classes(monkeypatch: pytest.MonkeyPatch) -> No
         default_trunk("images")
 
 
-def test_two_trunks_that_claim_one_name_are_both_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    def claiming(name: str) -> type:
-        return type(name, (Conv,), {"name": name, "claims": classmethod(lambda cls, text: {} if text == "small" else None)})
+def test_a_trunk_owns_the_names_behind_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    def library(name: str) -> type:
+        return type("Library", (Conv,), {"name": name, "names_option": "norm"})
 
-    install(monkeypatch, "model", first := claiming("first"))
-    assert find_trunk("small", "images") == (first, {})
-    install(monkeypatch, "model", claiming("second"))
-    with pytest.raises(PluginError, match="two trunks claim the name 'small': 'first' of here and 'second' of here"):
-        find_trunk("small", "images")
-    with pytest.raises(ConfigError, match="there is no model 'smalll'"):
-        find_trunk("smalll", "images")
+    install(monkeypatch, "model", short := library("lib"))
+    assert find_trunk("lib/none", "images") == (short, {"norm": "none"})
+    assert find_trunk("lib", "images") == (short, {})
+    install(monkeypatch, "model", longer := library("lib/own"))
+    assert find_trunk("lib/own/batch", "images") == (longer, {"norm": "batch"})
+    assert find_trunk("lib/own", "images") == (longer, {})
+    assert find_trunk("lib/other", "images") == (short, {"norm": "other"})
+    with pytest.raises(ConfigError, match="there is no model 'none'.*behind the library's name: .*lib/NAME, lib/own/NAME"):
+        find_trunk("none", "images")
+    with pytest.raises(ConfigError, match="there is no model 'conv/small'"):
+        find_trunk("conv/small", "images")

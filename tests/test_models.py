@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from dmlcore.errors import ConfigError, DataError
-from dmlcore.models import build_model, default_image_size, find_trunk
+from dmlcore.models import ImagesWanted, build_model, find_trunk, images_wanted
 
 ROOT = Path(__file__).parents[1]
 
@@ -36,7 +36,7 @@ def test_feature_trunks(name):
 def test_defaults_follow_the_data():
     assert build_model(sample_shape=(1, 32, 32), kind="images").trunk.name == "conv"
     assert build_model(sample_shape=(5,), kind="features").trunk.name == "identity"
-    assert default_image_size() == 64
+    assert images_wanted() == ImagesWanted(64, "bilinear")
 
 
 def test_raw_embeddings_and_head_norm():
@@ -87,7 +87,7 @@ sys.modules["torchvision"] = None
 from dmlcore.errors import ConfigError
 from dmlcore.models import build_model
 build_model("conv", sample_shape=(1, 32, 32), kind="images")
-for name in ("resnet18", "torchvision/resnet18", "torchvision"):
+for name in ("torchvision/resnet18", "torchvision"):
     try:
         build_model(name, sample_shape=(3, 32, 32), kind="images")
     except ConfigError as error:
@@ -108,7 +108,7 @@ def torchvision():
     ("name", "side", "features"),
     [
         ("resnet18", 32, 512),
-        ("torchvision/mobilenet_v3_small", 32, 1024),
+        ("mobilenet_v3_small", 32, 1024),
         ("squeezenet1_1", 64, 512),
         ("vit_b_32", 64, 768),
         ("googlenet", 64, 1024),
@@ -116,24 +116,25 @@ def torchvision():
     ],
 )
 def test_torchvision_trunks(torchvision, name, side, features):
-    model = image_model(name, (1, side, side))
+    model = image_model(f"torchvision/{name}", (1, side, side), options={"weights": "none"})
     assert model.trunk.features == features
     assert model(torch.rand(2, 1, side, side)).shape == (2, 64)
     assert model.eval()(torch.rand(1, 1, side, side)).shape == (1, 64)
 
 
 def test_torchvision_names(torchvision):
-    assert find_trunk("resnet18", "images")[1] == {"arch": "resnet18"}
-    assert default_image_size("resnet18") == 224
-    assert default_image_size("torchvision/inception_v3") == 299
-    with pytest.raises(ConfigError, match=r"no model 'resnet81'. Did you mean 'resnet18'"):
-        image_model("resnet81")
+    assert find_trunk("torchvision/resnet18", "images")[1] == {"arch": "resnet18"}
+    assert images_wanted("torchvision/resnet18").size == 224
+    assert images_wanted("torchvision/inception_v3").size == 299
+    assert images_wanted("torchvision/swin_t") == ImagesWanted(224, "bicubic")
+    with pytest.raises(ConfigError, match=r"no model 'resnet18'.* behind the library's name: .*torchvision/NAME"):
+        image_model("resnet18")
     with pytest.raises(ConfigError, match=r"no classification network 'resnet19'"):
         image_model("torchvision/resnet19")
     with pytest.raises(ConfigError, match=r"no model 'cnov'. Did you mean 'conv'"):
         image_model("cnov")
     with pytest.raises(ConfigError, match=r"'alexnet' cannot take images of 16 x 16"):
-        image_model("alexnet", (3, 16, 16))
+        image_model("torchvision/alexnet", (3, 16, 16), options={"weights": "none"})
 
 
 def test_torchvision_weights_from_a_file(torchvision, tmp_path):
@@ -141,15 +142,15 @@ def test_torchvision_weights_from_a_file(torchvision, tmp_path):
     parallel = {f"module.{key}": value for key, value in network.state_dict().items()}
     for wrapped, name in ((network.state_dict(), "plain.pth"), ({"state_dict": parallel}, "wrapped.pt")):
         torch.save(wrapped, tmp_path / name)
-        model = image_model("mobilenet_v3_small", (3, 32, 32), options={"weights": str(tmp_path / name)})
+        model = image_model("torchvision/mobilenet_v3_small", (3, 32, 32), options={"weights": str(tmp_path / name)})
         assert torch.equal(model.trunk.network.features[0][0].weight, network.features[0][0].weight)
     with pytest.raises(ConfigError, match=r"are not of 'resnet18': the file lacks"):
-        image_model("resnet18", (3, 32, 32), options={"weights": str(tmp_path / "plain.pth")})
+        image_model("torchvision/resnet18", (3, 32, 32), options={"weights": str(tmp_path / "plain.pth")})
     with pytest.raises(DataError, match=r"no weights file"):
-        image_model("resnet18", (3, 32, 32), options={"weights": str(tmp_path / "gone.pth")})
+        image_model("torchvision/resnet18", (3, 32, 32), options={"weights": str(tmp_path / "gone.pth")})
     (tmp_path / "text.pth").write_text("no weights")
     with pytest.raises(DataError, match=r"cannot be read"):
-        image_model("resnet18", (3, 32, 32), options={"weights": str(tmp_path / "text.pth")})
+        image_model("torchvision/resnet18", (3, 32, 32), options={"weights": str(tmp_path / "text.pth")})
 
 
 @pytest.mark.parametrize(
@@ -172,7 +173,7 @@ def test_torchvision_weights_of_wrapped_networks(torchvision, tmp_path, prefix):
     torch.save(
         {"state_dict": {**{prefix + key: value for key, value in network.state_dict().items()}, **heads}}, tmp_path / "w.pth"
     )
-    model = image_model("mobilenet_v3_small", (3, 32, 32), options={"weights": str(tmp_path / "w.pth")})
+    model = image_model("torchvision/mobilenet_v3_small", (3, 32, 32), options={"weights": str(tmp_path / "w.pth")})
     right = network.state_dict()
     for key, value in model.trunk.network.state_dict().items():
         assert torch.equal(value, right[key]), key
@@ -182,20 +183,20 @@ def test_torchvision_weights_of_compiled_parts_and_of_two_networks(torchvision, 
     network = torchvision.models.get_model("resnet18", weights=None).state_dict()
     compiled = {key.replace("layer1.", "layer1._orig_mod."): value for key, value in network.items()}
     torch.save(compiled, tmp_path / "w.pth")
-    model = image_model("resnet18", (3, 32, 32), options={"weights": str(tmp_path / "w.pth")})
+    model = image_model("torchvision/resnet18", (3, 32, 32), options={"weights": str(tmp_path / "w.pth")})
     assert torch.equal(model.trunk.network.layer1[0].conv1.weight, network["layer1.0.conv1.weight"])
     torch.save({**network, **{f"model.{key}": value for key, value in network.items()}}, tmp_path / "two.pth")
     with pytest.raises(ConfigError, match=r"two\.pth' cannot be assigned: 'conv1.weight' and 'model.conv1.weight' may both"):
-        image_model("resnet18", (3, 32, 32), options={"weights": str(tmp_path / "two.pth")})
+        image_model("torchvision/resnet18", (3, 32, 32), options={"weights": str(tmp_path / "two.pth")})
     further = {f"backbone.layer9.{part}": torch.zeros(1) for part in "abcd"}
     torch.save({**{f"backbone.{key}": value for key, value in network.items()}, **further}, tmp_path / "w.pth")
     with pytest.raises(ConfigError, match=r"has 6 entries too many"):  # with the classifier's two
-        image_model("resnet18", (3, 32, 32), options={"weights": str(tmp_path / "w.pth")})
+        image_model("torchvision/resnet18", (3, 32, 32), options={"weights": str(tmp_path / "w.pth")})
 
 
 def test_torchvision_weights_from_safetensors(torchvision, tmp_path):
     safetensors = pytest.importorskip("safetensors.torch", reason="safetensors is not installed")
     network = torchvision.models.shufflenet_v2_x0_5()
     safetensors.save_file(network.state_dict(), tmp_path / "w.safetensors")
-    model = image_model("shufflenet_v2_x0_5", (3, 32, 32), options={"weights": str(tmp_path / "w.safetensors")})
+    model = image_model("torchvision/shufflenet_v2_x0_5", (3, 32, 32), options={"weights": str(tmp_path / "w.safetensors")})
     assert torch.equal(model.trunk.network.conv1[0].weight, network.conv1[0].weight)

@@ -25,10 +25,11 @@ if TYPE_CHECKING:
     from dmlcore.data.opening import default_source, find_source, load_table, open_data
     from dmlcore.data.recorded_splits import RecordedSplit
     from dmlcore.data.samplers import BatchSampler, SamplerOptions, create_sampler
-    from dmlcore.data.sources import DataSource, Table
+    from dmlcore.data.sources import KINDS_OF_DATA, DataSource, Table
     from dmlcore.data.split_files import ClassSplit, SplitFile
     from dmlcore.data.splits import SPLIT_WORDS, Splits, split_words
     from dmlcore.data.stores import FeatureStore, ImageFiles, PixelStore, Store
+    from dmlcore.data.texts import TEXT_BYTES, TextStore, text_table, texts_of, trigrams
     from dmlcore.data.transforms import Transform, TransformOptions, Transforms
 
 _HOMES = {
@@ -43,16 +44,19 @@ _HOMES = {
     "opening": ("default_source", "find_source", "load_table", "open_data"),
     "recorded_splits": ("RecordedSplit",),
     "samplers": ("BatchSampler", "SamplerOptions", "create_sampler"),
-    "sources": ("DataSource", "Table"),
+    "sources": ("KINDS_OF_DATA", "DataSource", "Table"),
     "split_files": ("ClassSplit", "SplitFile"),
     "splits": ("SPLIT_WORDS", "Splits", "split_words"),
     "stores": ("FeatureStore", "ImageFiles", "PixelStore", "Store"),
+    "texts": ("TEXT_BYTES", "TextStore", "text_table", "texts_of", "trigrams"),
     "transforms": ("Transform", "TransformOptions", "Transforms"),
 }
 
 __all__ = [
     "IMAGE_SUFFIXES",
+    "KINDS_OF_DATA",
     "SPLIT_WORDS",
+    "TEXT_BYTES",
     "UNREADABLE",
     "BatchSampler",
     "Batches",
@@ -74,6 +78,7 @@ __all__ = [
     "Splits",
     "Store",
     "Table",
+    "TextStore",
     "Transform",
     "TransformOptions",
     "Transforms",
@@ -93,7 +98,10 @@ __all__ = [
     "report_unreadable",
     "split_words",
     "sub_folders",
+    "text_table",
+    "texts_of",
     "tidy_names",
+    "trigrams",
 ]
 
 

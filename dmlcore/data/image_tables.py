@@ -14,7 +14,7 @@ import numpy as np
 
 from dmlcore.config import check_range
 from dmlcore.data.augmentation import CropAugmentation, ShiftAugmentation
-from dmlcore.data.images import UNREADABLE, Header, decode, read_header
+from dmlcore.data.images import UNREADABLE, Header, Interpolation, decode, read_header
 from dmlcore.data.sources import Augmentation, Table
 from dmlcore.data.stores import ImageFiles, PixelStore, file_digests
 from dmlcore.errors import DataError
@@ -36,6 +36,8 @@ class ImageOptions:
     more, shifts for others."""
     flip: bool | None = None
     """Mirror half of the training images; none: only together with crops."""
+    interpolation: Literal["auto", "bilinear", "bicubic"] = "auto"
+    """How images are resized; auto: as the model was made for, which is bilinear for most small ones."""
     memory_mb: int = 512
     """Images that fit into this many megabytes once resized are decoded once and kept; others are decoded when needed."""
 
@@ -79,8 +81,10 @@ def _try_header(path: str) -> Header | str:
         return str(error)
 
 
-def decode_images(paths: Sequence[str], size: tuple[int, int], channels: int) -> tuple[np.ndarray, dict[int, str]]:
-    """Decode files by several threads. Size and channels are those of `decode`.
+def decode_images(
+    paths: Sequence[str], size: tuple[int, int], channels: int, interpolation: Interpolation = "bilinear"
+) -> tuple[np.ndarray, dict[int, str]]:
+    """Decode files by several threads. The arguments are those of `decode`.
 
     Returns:
         uint8 [N, channels, height, width], and by row why a file cannot be decoded. Such rows of the pixels are undefined.
@@ -88,7 +92,7 @@ def decode_images(paths: Sequence[str], size: tuple[int, int], channels: int) ->
     pixels = np.empty((len(paths), channels, *size), dtype=np.uint8)  # [N, C, H, W]
 
     def fill(row: int) -> None:
-        pixels[row] = decode(paths[row], size, channels)
+        pixels[row] = decode(paths[row], size, channels, interpolation)
 
     return pixels, _failures(len(paths), fill)
 
@@ -175,7 +179,8 @@ def image_table(
     readable = [header for header in headers if isinstance(header, Header)]
     size = choose_size(readable, image_size, default_image_size)
     channels = 1 if all(header.is_grey for header in readable) else 3
-    samples, rows = _stored(paths, failed, size, channels, options.memory_mb * 2**20)
+    interpolation = "bilinear" if options.interpolation == "auto" else options.interpolation
+    samples, rows = _stored(paths, failed, size, channels, interpolation, options.memory_mb * 2**20)
     shape = (channels, *size)
     notes = report_unreadable(paths, failed, where)
     present, dense = np.unique(labels[rows], return_inverse=True)
@@ -197,7 +202,12 @@ def image_table(
 
 
 def _stored(
-    paths: Sequence[str], failed: dict[int, str], size: tuple[int, int], channels: int, most_bytes: int
+    paths: Sequence[str],
+    failed: dict[int, str],
+    size: tuple[int, int],
+    channels: int,
+    interpolation: Interpolation,
+    most_bytes: int,
 ) -> tuple[ImageFiles | PixelStore, np.ndarray]:
     """The readable images, in memory if they fit, else as files, with their rows among the paths.
 
@@ -207,9 +217,9 @@ def _stored(
     rows = np.array([row for row in range(len(paths)) if row not in failed], dtype=np.int64)
     readable = [paths[int(row)] for row in rows]
     fits = len(rows) * channels * size[0] * size[1] <= most_bytes
-    pixels, damaged = decode_images(readable, size, channels) if fits else (None, _damaged(readable, channels))
+    pixels, damaged = decode_images(readable, size, channels, interpolation) if fits else (None, _damaged(readable, channels))
     failed.update({int(rows[position]): reason for position, reason in damaged.items()})
     whole = np.array([position for position in range(len(rows)) if position not in damaged], dtype=np.int64)
     if pixels is None:
-        return ImageFiles([readable[position] for position in whole], size, channels), rows[whole]
+        return ImageFiles([readable[position] for position in whole], size, channels, interpolation), rows[whole]
     return PixelStore(pixels[whole] if damaged else pixels), rows[whole]

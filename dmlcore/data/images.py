@@ -8,7 +8,7 @@ import warnings
 import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from PIL import Image, ImageOps
@@ -35,6 +35,8 @@ IMAGE_SUFFIXES = frozenset(
 _GREY_MODES = frozenset(("1", "L", "LA", "I", "F", "I;16", "I;16L", "I;16B"))
 UNREADABLE = (OSError, ValueError, SyntaxError, EOFError, struct.error, zlib.error, Image.DecompressionBombError)
 _WHITE = 255
+Interpolation = Literal["bilinear", "bicubic"]
+_RESAMPLING = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
 warnings.filterwarnings("ignore", module=r"PIL\.")  # remarks on metadata; what cannot be decoded is an error
 
 
@@ -83,7 +85,7 @@ def read_header(path: str) -> Header:
 
 
 @_with_known_errors
-def decode(path: str, size: tuple[int, int], channels: int) -> np.ndarray:
+def decode(path: str, size: tuple[int, int], channels: int, interpolation: Interpolation = "bilinear") -> np.ndarray:
     """An image resized so that it covers `size`, then cut to it around the centre. Transparency is laid on white.
 
     16-bit greys become v / 257, rounded. Of 16-bit colours Pillow gives the upper 8 bits. Floats are taken as 0..255.
@@ -92,6 +94,7 @@ def decode(path: str, size: tuple[int, int], channels: int) -> np.ndarray:
         path: an image file.
         size: height and width, pixels.
         channels: 1 for grey, 3 for colour.
+        interpolation: how it is resized.
 
     Returns:
         uint8 [channels, height, width].
@@ -109,7 +112,7 @@ def decode(path: str, size: tuple[int, int], channels: int) -> np.ndarray:
             image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
         image = image.convert("L" if channels == 1 else "RGB")
         if (image.height, image.width) != size:
-            image = ImageOps.fit(image, (size[1], size[0]), Image.Resampling.BILINEAR)
+            image = ImageOps.fit(image, (size[1], size[0]), _RESAMPLING[interpolation])
         pixels = np.asarray(image)  # [H, W] or [H, W, 3]
     return pixels[None] if channels == 1 else pixels.transpose(2, 0, 1)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import difflib
 import functools
 import os
@@ -13,6 +14,7 @@ import numpy as np
 from dmlcore import plugins
 from dmlcore.config import build_options, check_range
 from dmlcore.data.datasets import LabelledDataset
+from dmlcore.data.images import Interpolation
 from dmlcore.data.recorded_splits import RecordedSplit
 from dmlcore.data.sources import DataSource, Table
 from dmlcore.data.split_files import ClassSplit
@@ -88,6 +90,7 @@ def open_data(
     seed: int = 0,
     image_size: int | None = None,
     default_image_size: int = 64,
+    interpolation: Interpolation = "bilinear",
     class_split: ClassSplit | None = None,
     recorded: RecordedSplit | None = None,
     is_whole: bool = False,
@@ -102,7 +105,8 @@ def open_data(
         seed: of the split.
         image_size: side that images are resized to, pixels. None: images of one size up to 128 pixels stay as they are, and
             image files of different sizes become `default_image_size`.
-        default_image_size: see there, pixels. A model says what it needs by `dmlcore.models.default_image_size`.
+        default_image_size: see there, pixels. A model says what it needs by `dmlcore.models.images_wanted`.
+        interpolation: how images are resized, where the options of the source do not say it.
         class_split: says which classes are in which part, instead of the data or the seed.
         recorded: the split that a run keeps, which goes before all of these. What is new in the data is left out.
         is_whole: refuse data that lack a sample of `recorded`.
@@ -113,7 +117,9 @@ def open_data(
     """
     data = default_source() if data is None else os.fspath(data)
     check_fractions(fractions)
-    source, table = load_table(data, options=options, image_size=image_size, default_image_size=default_image_size)
+    source, table = load_table(
+        data, options=options, image_size=image_size, default_image_size=default_image_size, interpolation=interpolation
+    )
     name = data if data in plugins.registry("data") else str(expanded(data))
     if recorded is not None:
         parts, notes = recorded.datasets(table, is_whole=is_whole)
@@ -177,6 +183,7 @@ def load_table(
     options: dict[str, Any] | None = None,
     image_size: int | None = None,
     default_image_size: int = 64,
+    interpolation: Interpolation = "bilinear",
     needs_labels: bool = True,
 ) -> tuple[DataSource, Table]:
     """The source that a name or path means, and all its samples, checked. Arguments and errors as of `open_data`.
@@ -187,12 +194,14 @@ def load_table(
     check_range("image_size", image_size, least=8, most=4096)
     component, implied = find_source(data)
     built = build_options(component.Options, {**(options or {}), **implied}, component.name)
+    if getattr(built, "interpolation", "") == "auto":
+        built = dataclasses.replace(built, interpolation=interpolation)
     source = component(built, image_size=image_size, default_image_size=default_image_size)
     source.needs_labels = needs_labels
     table = source.load()
     _check(table, data)
     if image_size is not None and table.kind == "images" and table.sample_shape[1:] != (image_size, image_size):
-        table = _resized(table, image_size, data)
+        table = _resized(table, image_size, getattr(built, "interpolation", interpolation), data)
     return source, table
 
 
@@ -211,11 +220,11 @@ def _check(table: Table, data: str) -> None:
         raise PluginError(f"data set '{data}': samples have shape {tuple(first.shape[1:])}, but it says {table.sample_shape}")
 
 
-def _resized(table: Table, image_size: int, data: str) -> Table:
+def _resized(table: Table, image_size: int, interpolation: Interpolation, data: str) -> Table:
     if not isinstance(table.samples, PixelStore):
         raise PluginError(f"data set '{data}' gives images of {table.sample_shape[1:]}, but {image_size} pixels were asked for")
     digests = table.content_digests()  # of the data as they are, before another release of PyTorch may resize them otherwise
     table.digests = lambda: digests
-    table.samples = table.samples.resized(image_size)
+    table.samples = table.samples.resized(image_size, interpolation)
     table.sample_shape = (table.sample_shape[0], image_size, image_size)
     return table

@@ -15,6 +15,7 @@ from torch import Tensor
 from dmlcore.data.stores import Store, sample_digests
 
 Augmentation = Callable[[Tensor, torch.Generator], Tensor]
+KINDS_OF_DATA = ("images", "features", "texts")
 
 
 @dataclass
@@ -22,11 +23,12 @@ class Table:
     """All samples of a source.
 
     Attributes:
-        kind: `images` (samples float32 [C, H, W] in 0..1) or `features` (samples float32 [F]).
+        kind: `images` (samples float32 [C, H, W] in 0..1), `features` (samples float32 [F]), or `texts` (samples uint8 [bytes],
+            as `texts` has them).
         samples: where they lie.
         labels: int64 [N], an index into `class_names`.
         class_names: a name per class.
-        sample_shape: (C, H, W) or (F,).
+        sample_shape: (C, H, W) or (F,), or (bytes,) of texts.
         split: text [N] of `train`, `validation`, `test` where the data has one, else None.
         skipped: what was left out or read in an unexpected way, as sentences for the user.
         augmentation: changes a batch of training samples at random. None for none.
@@ -39,7 +41,7 @@ class Table:
         has_labels: whether the labels mean anything. Samples without labels are all of one class.
     """
 
-    kind: Literal["images", "features"]
+    kind: Literal["images", "features", "texts"]
     samples: Store
     labels: np.ndarray
     class_names: list[str]

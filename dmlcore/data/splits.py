@@ -34,7 +34,7 @@ class Splits:
 
     Attributes:
         name: the data set's name or path.
-        kind: `images` or `features`.
+        kind: `images`, `features` or `texts`.
         sample_shape: (C, H, W) or (F,).
         train: for the loss.
         validation: for choosing the checkpoint.

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from dmlcore.data.images import UNREADABLE, decode
+from dmlcore.data.images import UNREADABLE, Interpolation, decode
 from dmlcore.errors import DataError
 
 _CHUNK = 1024  # samples that are looked at at a time
@@ -54,7 +54,7 @@ class PixelStore:
         """Float32 [b, C, H, W] in 0..1."""
         return torch.from_numpy(self.pixels[indices]).float().div_(255)
 
-    def resized(self, size: int) -> PixelStore:
+    def resized(self, size: int, interpolation: Interpolation = "bilinear") -> PixelStore:
         """The same images at `size` x `size`: the shorter side is resized, the rest cut off evenly."""
         parts = []
         for start in range(0, len(self), 1024):
@@ -62,7 +62,7 @@ class PixelStore:
             height, width = images.shape[2:]
             scale = size / min(height, width)
             target = [max(size, round(height * scale)), max(size, round(width * scale))]
-            images = torch.nn.functional.interpolate(images, target, mode="bilinear", antialias=True, align_corners=False)
+            images = torch.nn.functional.interpolate(images, target, mode=interpolation, antialias=True, align_corners=False)
             top, left = (target[0] - size) // 2, (target[1] - size) // 2
             images = images[:, :, top : top + size, left : left + size]  # [b, C, size, size]
             parts.append(images.round_().clamp_(0, 255).to(torch.uint8).numpy())
@@ -97,14 +97,18 @@ class ImageFiles:
         paths: one file per sample.
         size: height and width to resize and cut to, pixels.
         channels: 1 for grey, 3 for colour.
+        interpolation: how they are resized.
     """
 
     in_memory = False
 
-    def __init__(self, paths: Sequence[str], size: tuple[int, int], channels: int) -> None:
+    def __init__(
+        self, paths: Sequence[str], size: tuple[int, int], channels: int, interpolation: Interpolation = "bilinear"
+    ) -> None:
         self.paths = paths
         self.size = size
         self.channels = channels
+        self.interpolation: Interpolation = interpolation
 
     def __len__(self) -> int:
         return len(self.paths)
@@ -118,7 +122,7 @@ class ImageFiles:
         pixels = np.empty((len(indices), self.channels, *self.size), dtype=np.uint8)
         for row, path in enumerate(self.paths[int(index)] for index in indices):
             try:
-                pixels[row] = decode(path, self.size, self.channels)
+                pixels[row] = decode(path, self.size, self.channels, self.interpolation)
             except UNREADABLE as error:
                 raise DataError(f"image '{path}' cannot be read: {error}. Repair or remove it") from error
         return torch.from_numpy(pixels).float().div_(255)

@@ -57,7 +57,7 @@ class Transforms:
 
     Args:
         transforms: in their order.
-        kind: `images` or `features`.
+        kind: `images`, `features` or `texts`.
 
     Raises:
         ConfigError: one of them cannot change this kind of data.

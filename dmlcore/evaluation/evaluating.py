@@ -29,6 +29,7 @@ COLUMNS = {
     "MAP@R": "map@r",
     "mAP": "map",
 }
+_RAW = {"images": "raw pixels", "features": "raw features", "texts": "raw trigrams"}
 RAW_SIDE = 32  # pixels: larger images are averaged down to this before they are compared as they are
 
 
@@ -111,11 +112,16 @@ def evaluate_named(
 
 
 def raw_features(dataset: LabelledDataset, *, workers: int = 0) -> Tensor:
-    """The samples as they are: features, or pixels with larger images averaged down to 32 x 32; [N, F] float32."""
+    """The samples as they are: features, pixels with larger images averaged down to 32 x 32, or counts of the trigrams of
+    texts; [N, F] float32."""
+    from dmlcore.data import trigrams
+
     parts = []
     for inputs in samples(dataset, workers=workers):
         if inputs.ndim == 4 and max(inputs.shape[2:]) > RAW_SIDE:
             inputs = functional.adaptive_avg_pool2d(inputs, RAW_SIDE)  # [b, C, 32, 32]
+        if inputs.dtype == torch.uint8:
+            inputs = trigrams(inputs)
         parts.append(inputs.flatten(1))
     return torch.cat(parts)
 
@@ -174,14 +180,14 @@ def compare(
         model: the trained one.
         untrained: the same with its first weights, or None where these are not known.
         parts: data sets by name.
-        kind: `images` or `features`.
+        kind: `images`, `features` or `texts`.
         workers: processes that decode image files.
         metrics: measures beside those of retrieval.
 
     Returns:
         Metrics by part, and metrics by baseline and part.
     """
-    raw = "raw pixels" if kind == "images" else "raw features"
+    raw = _RAW[kind]
     options: dict[str, Any] = {"workers": workers, "metrics": metrics}
     results = {name: evaluate_model(model, part, **options) for name, part in parts.items()}
     baselines = {raw: {name: evaluate_raw(part, **options) for name, part in parts.items()}}

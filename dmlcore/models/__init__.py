@@ -8,21 +8,46 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from dmlcore.models.building import build_model, default_image_size
+    from dmlcore.models.building import ImagesWanted, build_model, images_wanted
     from dmlcore.models.embedding import EmbeddingModel
     from dmlcore.models.naming import default_trunk, find_trunk
+    from dmlcore.models.pooling import Pool, rows_of
+    from dmlcore.models.pretrained import PretrainedOptions, PretrainedTrunk, import_library, not_here
     from dmlcore.models.trunks import Trunk
+    from dmlcore.models.weight_files import in_torch_cache, load_weights, read_weights, write_weights
     from dmlcore.models.weight_names import without_prefixes
 
 _HOMES = {
-    "building": ("build_model", "default_image_size"),
+    "building": ("ImagesWanted", "build_model", "images_wanted"),
     "embedding": ("EmbeddingModel",),
     "naming": ("default_trunk", "find_trunk"),
+    "pooling": ("Pool", "rows_of"),
+    "pretrained": ("PretrainedOptions", "PretrainedTrunk", "import_library", "not_here"),
     "trunks": ("Trunk",),
+    "weight_files": ("in_torch_cache", "load_weights", "read_weights", "write_weights"),
     "weight_names": ("without_prefixes",),
 }
 
-__all__ = ["EmbeddingModel", "Trunk", "build_model", "default_image_size", "default_trunk", "find_trunk", "without_prefixes"]
+__all__ = [
+    "EmbeddingModel",
+    "ImagesWanted",
+    "Pool",
+    "PretrainedOptions",
+    "PretrainedTrunk",
+    "Trunk",
+    "build_model",
+    "default_trunk",
+    "find_trunk",
+    "images_wanted",
+    "import_library",
+    "in_torch_cache",
+    "load_weights",
+    "not_here",
+    "read_weights",
+    "rows_of",
+    "without_prefixes",
+    "write_weights",
+]
 
 
 def __getattr__(name: str) -> Any:

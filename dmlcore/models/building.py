@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal
 
 import torch
@@ -11,20 +13,43 @@ from dmlcore.config import build_options, check_range
 from dmlcore.errors import ConfigError, PluginError
 from dmlcore.models.embedding import EmbeddingModel
 from dmlcore.models.naming import find_trunk
+from dmlcore.models.trunks import Trunk
 
 
-def default_image_size(name: str | None = None, options: dict[str, Any] | None = None) -> int:
-    """The side to which image files of different sizes are best brought for a model, pixels: for `open_data`.
+@dataclass(frozen=True)
+class ImagesWanted:
+    """What images a trunk was made for: what data become where the user says nothing else.
+
+    Attributes:
+        size: side, pixels.
+        interpolation: how image files are resized.
+    """
+
+    size: int = 64
+    interpolation: Literal["bilinear", "bicubic"] = "bilinear"
+
+
+def images_wanted(name: str | None = None, options: dict[str, Any] | None = None, kept: Path | None = None) -> ImagesWanted:
+    """The images that a trunk was made for.
 
     Args:
         name: as for `build_model`.
         options: of the trunk.
+        kept: as for `build_model`.
 
     Raises:
         ConfigError: no such trunk, an unknown option.
     """
-    component, implied = find_trunk(name, "images")
-    return component.image_size(build_options(component.Options, {**implied, **(options or {})}, component.name))
+    component, built = _trunk_and_options(name, "images", options, kept)
+    return ImagesWanted(component.image_size(built), component.interpolation(built))
+
+
+def _trunk_and_options(
+    name: str | None, kind: str, options: dict[str, Any] | None, kept: Path | None
+) -> tuple[type[Trunk], Any]:
+    component, implied = find_trunk(name, kind)
+    built = build_options(component.Options, {**implied, **(options or {})}, component.name)
+    return component, built if kept is None else component.kept(built, kept)
 
 
 def build_model(
@@ -37,27 +62,28 @@ def build_model(
     normalize: bool = True,
     head_norm: Literal["none", "layer"] = "none",
     seed: int = 0,
+    kept: Path | None = None,
     **head: Any,
 ) -> EmbeddingModel:
     """A model with freshly drawn (or, if its options say so, trained) weights. The global random state is left as it was.
 
     Args:
-        name: a trunk's name, or one that it claims; None: the default of the kind of data.
+        name: a trunk's name, or that of a library's network, as `find_trunk` takes it. None: the default of the kind of data.
         sample_shape: of one sample, (C, H, W) or (F,).
-        kind: `images` or `features`.
+        kind: `images`, `features` or `texts`.
         embedding_dim: D >= 1.
         options: of the trunk.
         normalize: embeddings of unit norm.
         head_norm: `layer` puts a LayerNorm between trunk and head.
         seed: of the weights.
+        kept: the folder in which a run keeps what its trunk was made of (`Trunk.keep`). None: it is made anew.
         head: heads, student, compressor and so on, as `EmbeddingModel` takes them.
 
     Raises:
         ConfigError: an unknown name or option, a trunk that cannot take this data.
     """
     check_range("embedding_dim", embedding_dim, least=1)
-    component, implied = find_trunk(name, kind)
-    trunk_options = build_options(component.Options, {**implied, **(options or {})}, component.name)
+    component, trunk_options = _trunk_and_options(name, kind, options, kept)
     if kind not in component.accepts:
         fitting = sorted(entry.name for entry in plugins.registry("model").values() if kind in entry.component.accepts)
         raise ConfigError(

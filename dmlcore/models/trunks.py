@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
-from typing import Any, ClassVar
+from pathlib import Path
+from typing import Any, ClassVar, Literal
 
 from torch import Tensor, nn
 
@@ -12,11 +12,11 @@ from torch import Tensor, nn
 class Trunk(nn.Module, ABC):
     """Base of everything `--model` can name. A plugin registers subclasses by the hook `dmlcore_models`.
 
-    A trunk does its own normalisation: images come as float32 in 0..1, features as they are in the file.
+    A trunk does its own normalisation: images come as float32 in 0..1, features as they are in the file, texts as bytes.
 
     Args:
         options: an instance of `Options`.
-        sample_shape: of one sample, (C, H, W) with C = 1 or 3, or (F,).
+        sample_shape: of one sample, (C, H, W) with C = 1 or 3, or (F,), or (bytes,) of texts.
 
     Attributes:
         features: columns of what `forward` returns; set by the constructor.
@@ -25,35 +25,18 @@ class Trunk(nn.Module, ABC):
     name: ClassVar[str]
     Options: ClassVar[type]
     accepts: ClassVar[frozenset[str]]
-    """Kinds of data it takes: `images`, `features`."""
+    """Kinds of data it takes: `images`, `features`, `texts`."""
     default_for: ClassVar[frozenset[str]] = frozenset()
     """Kinds of data for which it is the trunk where none is named; for each, one trunk says so. Not inherited."""
-    names_note: ClassVar[str] = ""
-    """A sentence about the further names it goes by, for messages about a name that no trunk has; empty: it has none."""
+    names_option: ClassVar[str] = ""
+    """The option that stands for a network of a library: with `arch`, `--model NAME/resnet18` is this trunk with
+    `arch = resnet18`. So a trunk owns all names that begin with its own and a slash. Empty: it owns no such names."""
     features: int
 
     def __init__(self, options: Any, sample_shape: tuple[int, ...]) -> None:
         super().__init__()
         self.options = options
         self.sample_shape = sample_shape
-
-    @classmethod
-    def claims(cls, name: str) -> dict[str, Any] | None:
-        """The options that follow from another name by which `--model` means this trunk; None: the name is not one of its own.
-        A subclass claims none unless it says so itself.
-
-        Args:
-            name: what the user wrote, such as the name of a network in the library that this trunk wraps.
-
-        Raises:
-            ConfigError: it might be one of its names, but the library that knows cannot be loaded.
-        """
-        return None
-
-    @classmethod
-    def further_names(cls) -> Sequence[str]:
-        """Names that `claims` accepts, for suggestions."""
-        return ()
 
     @classmethod
     def image_size(cls, options: Any) -> int:
@@ -71,6 +54,29 @@ class Trunk(nn.Module, ABC):
         """
         return {}
 
+    @classmethod
+    def interpolation(cls, options: Any) -> Literal["bilinear", "bicubic"]:
+        """How image files are best resized for this trunk."""
+        return "bilinear"
+
+    def keep(self, folder: Path) -> None:
+        """Write what the trunk was made of and what its run needs to build it again, such as published weights or files of a
+        tokenizer, into the run's folder. Most trunks are made of their options only, and write nothing.
+
+        Args:
+            folder: for the trunk alone; it may not exist yet.
+        """
+
+    @classmethod
+    def kept(cls, options: Any, folder: Path) -> Any:
+        """The options by which the trunk is built out of what `keep` wrote.
+
+        Args:
+            options: of the run.
+            folder: as for `keep`.
+        """
+        return options
+
     @abstractmethod
     def forward(self, samples: Tensor) -> Tensor:
-        """Features [B, features] of samples [B, *sample_shape] float32."""
+        """Features [B, features] of samples [B, *sample_shape]: float32, or uint8 for texts (`dmlcore.data.texts_of`)."""

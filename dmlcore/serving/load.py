@@ -18,7 +18,7 @@ from dmlcore.files import expanded
 from dmlcore.models import EmbeddingModel
 from dmlcore.training import checkpoints
 from dmlcore.training.beginning import baseline_model
-from dmlcore.training.building import build_components, build_run_model, choose_device, open_splits
+from dmlcore.training.building import build_components, build_run_model, choose_device, images_of, open_splits
 from dmlcore.training.changes import check_unchanged
 from dmlcore.training.configuration import RunConfig
 from dmlcore.training.folder import NO_SPLIT, RunFolder
@@ -72,7 +72,7 @@ class TrainedRun:
         self.sample_shape: tuple[int, ...] = tuple(state["sample_shape"])
         self.step: int = state["step"]
         with trust.reading(self._source()):
-            self.model: EmbeddingModel = build_run_model(self.config, self.sample_shape, self.kind)
+            self.model: EmbeddingModel = build_run_model(self.config, self.sample_shape, self.kind, self.folder.kept_trunk)
         try:
             self.model.load_state_dict(state["model"])
         except (RuntimeError, TypeError, AttributeError) as error:
@@ -95,7 +95,7 @@ class TrainedRun:
 
     def _untrained(self, train: LabelledDataset | None) -> EmbeddingModel | None:
         with trust.reading(self._source()):
-            return baseline_model(self.config, self.sample_shape, self.kind, self.device, train)
+            return baseline_model(self.config, self.sample_shape, self.kind, self.device, train, self.folder.kept_trunk)
 
     def open(self) -> Splits:
         """The run's own data, split as when the run was made.
@@ -105,7 +105,7 @@ class TrainedRun:
                 that were trained on.
         """
         with trust.reading(self._source("data")):
-            splits = open_splits(self._read_config("data"), self._recorded)
+            splits = open_splits(self._read_config("data"), self._recorded, kept=self.folder.kept_trunk)
         self.check_fits(splits.name, splits)
         if self._recorded is None:
             self._check_counts(splits)
@@ -125,7 +125,9 @@ class TrainedRun:
             return Parts(splits.name, {name: part for name, part in named.items() if part is not None}, list(splits.notes))
         size = self.sample_shape[1] if self.kind == "images" else None
         assert data is not None
-        _, table = load_table(data, options=options, image_size=size, needs_labels=False)
+        with trust.reading(self._source()):
+            images = images_of(self.config, self.folder.kept_trunk)
+        _, table = load_table(data, options=options, image_size=size, interpolation=images.interpolation, needs_labels=False)
         self.check_fits(data, table)
         rows = np.arange(len(table.labels))
         whole = LabelledDataset(table.samples, rows, table.labels, table.class_names, table.sample_shape)

@@ -9,10 +9,10 @@ import torch
 from torch import Tensor
 
 from dmlcore.config import build_options
-from dmlcore.data import BatchSampler, DataSource, Table, Transform
+from dmlcore.data import KINDS_OF_DATA, BatchSampler, DataSource, Table, Transform
 from dmlcore.testing.report import NotApplicable, Report
 
-SHAPES = {"images": (3, 16, 12), "features": (10,)}
+SHAPES = {"images": (3, 16, 12), "features": (10,)}  # of what transforms can change
 
 
 def check_data(component: type[DataSource], options: dict[str, Any], report: Report) -> None:
@@ -23,8 +23,8 @@ def check_data(component: type[DataSource], options: dict[str, Any], report: Rep
     def loads() -> str | None:
         table = source.load()
         loaded.append(table)
-        if table.kind not in SHAPES:
-            return f"kind is '{table.kind}', but must be one of {', '.join(SHAPES)}"
+        if table.kind not in KINDS_OF_DATA:
+            return f"kind is '{table.kind}', but must be one of {', '.join(KINDS_OF_DATA)}"
         return f": {len(table.samples):,} {table.kind} of {len(table.class_names):,} classes"
 
     def table() -> Table:
@@ -47,8 +47,9 @@ def check_data(component: type[DataSource], options: dict[str, Any], report: Rep
         t = table()
         index = np.array([len(t.samples) - 1, 0, 0], dtype=np.int64)
         batch = t.samples.fetch(index)
-        if batch.dtype != torch.float32 or tuple(batch.shape) != (3, *t.sample_shape):
-            return f"fetch gives {batch.dtype} {list(batch.shape)}, but must give float32 {[3, *t.sample_shape]}"
+        dtype = torch.uint8 if t.kind == "texts" else torch.float32
+        if batch.dtype != dtype or tuple(batch.shape) != (3, *t.sample_shape):
+            return f"fetch gives {batch.dtype} {list(batch.shape)}, but must give {dtype} {[3, *t.sample_shape]}"
         if not bool(torch.isfinite(batch).all()):
             return "samples are not finite"
         if t.kind == "images" and (len(t.sample_shape) != 3 or float(batch.min()) < 0 or float(batch.max()) > 1):

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from dmlcore.config import build_options
+from dmlcore.data import TEXT_BYTES, TextStore
 from dmlcore.ensemble import Compressor
 from dmlcore.errors import ConfigError
 from dmlcore.evaluation import Metric
@@ -19,7 +20,8 @@ from dmlcore.models import EmbeddingModel, Trunk
 from dmlcore.testing.batches import batches, near
 from dmlcore.testing.report import NotApplicable, Report
 
-SHAPES = {"images": [(3, 32, 32), (1, 28, 28)], "features": [(10,)]}
+SHAPES = {"images": [(3, 32, 32), (1, 28, 28)], "features": [(10,)], "texts": [(TEXT_BYTES,)]}
+_TEXTS = ("a small black cat", "cats", "Über den Wolken", "a longer text of more words than the others have")
 
 
 def check_model(component: type[Trunk], options: dict[str, Any], report: Report) -> None:
@@ -30,6 +32,8 @@ def check_model(component: type[Trunk], options: dict[str, Any], report: Report)
         return component(build_options(component.Options, options, component.name), shape)
 
     def samples(shape: tuple[int, ...], count: int = 4) -> Tensor:
+        if shape == (TEXT_BYTES,):
+            return TextStore(_TEXTS).fetch(np.arange(count))
         return torch.rand(count, *shape, generator=torch.Generator().manual_seed(1))
 
     def features(shape: tuple[int, ...]) -> str | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
@@ -20,7 +21,12 @@ if TYPE_CHECKING:
 
 
 def first_model(
-    config: RunConfig, sample_shape: tuple[int, ...], kind: str, device: torch.device, train: LabelledDataset
+    config: RunConfig,
+    sample_shape: tuple[int, ...],
+    kind: str,
+    device: torch.device,
+    train: LabelledDataset,
+    kept: Path | None = None,
 ) -> EmbeddingModel:
     """The model of a run before its first step, without what is fitted for a compressor.
 
@@ -30,12 +36,13 @@ def first_model(
         kind: of the data.
         device: where it goes.
         train: the training data.
+        kept: what the run's folder keeps of the trunk, as `RunFolder.kept_trunk` says.
 
     Raises:
         ConfigError: there is no run to begin from, or it has another trunk.
         TrainingError: its checkpoint is damaged.
     """
-    model = build_run_model(config, sample_shape, kind).to(device)
+    model = build_run_model(config, sample_shape, kind, kept).to(device)
     settings = config.settings.model
     has_head = settings.init is not None and begin_from(model, settings.init)
     if settings.head_start == "principal" and not has_head:
@@ -74,18 +81,23 @@ def begin_from(model: EmbeddingModel, folder: str) -> bool:
 
 
 def baseline_model(
-    config: RunConfig, sample_shape: tuple[int, ...], kind: str, device: torch.device, train: LabelledDataset | None
+    config: RunConfig,
+    sample_shape: tuple[int, ...],
+    kind: str,
+    device: torch.device,
+    train: LabelledDataset | None,
+    kept: Path | None = None,
 ) -> EmbeddingModel | None:
     """`first_model` as the trained one is compared with it: compressed to the same length, where a compressor is fitted. None:
     what it began with is not there any more, the training data or an earlier run."""
     if train is None:
         if config.settings.model.head_start == "principal" or config.settings.model.init is not None:
             return None
-        model = build_run_model(config, sample_shape, kind).to(device)
+        model = build_run_model(config, sample_shape, kind, kept).to(device)
         model.served = "whole"  # what it could be compressed to was never fitted
         return model
     try:
-        model = first_model(config, sample_shape, kind, device, train)
+        model = first_model(config, sample_shape, kind, device, train, kept)
     except (ConfigError, TrainingError):
         return None
     compression = Compression(model, config.settings.run.seed)

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import os
 import re
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,7 +17,7 @@ from dmlcore.config import build_options
 from dmlcore.data import BatchSampler, RecordedSplit, SplitFile, Splits, Transforms, open_data
 from dmlcore.ensemble import Compressor, LossEnsemble
 from dmlcore.errors import ConfigError
-from dmlcore.models import EmbeddingModel, build_model, default_image_size
+from dmlcore.models import EmbeddingModel, ImagesWanted, build_model, images_wanted
 from dmlcore.training.components import Component
 from dmlcore.training.configuration import RunConfig
 from dmlcore.training.settings import DEFAULT_STEPS, Settings, check_device
@@ -59,23 +60,38 @@ def limited(steps: int) -> int:
     return min(steps, int(limit)) if limit else steps
 
 
-def open_splits(config: RunConfig, recorded: RecordedSplit | None = None, *, is_whole: bool = False) -> Splits:
+def images_of(config: RunConfig, kept: Path | None = None) -> ImagesWanted:
+    """The images that a configuration's trunk was made for.
+
+    Args:
+        config: what to do.
+        kept: what the run's folder keeps of the trunk, as `RunFolder.kept_trunk` says.
+    """
+    trunk = config.settings.model.trunk
+    return images_wanted(trunk, config.options_of("model") if trunk else None, kept)
+
+
+def open_splits(
+    config: RunConfig, recorded: RecordedSplit | None = None, *, is_whole: bool = False, kept: Path | None = None
+) -> Splits:
     """The data of a configuration, in its three parts.
 
     Args:
         config: what to do.
         recorded: the split that the run's folder keeps, if it does.
         is_whole: refuse data that lack a sample of `recorded`.
+        kept: as for `images_of`.
     """
     settings = config.settings.data
-    trunk = config.settings.model.trunk
+    images = images_of(config, kept)
     splits = open_data(
         settings.source,
         options=config.options_of("data"),
         fractions=(settings.fractions[0], settings.fractions[1], settings.fractions[2]),
         seed=config.settings.run.seed,
         image_size=settings.image_size,
-        default_image_size=default_image_size(trunk, config.options_of("model") if trunk else None),
+        default_image_size=images.size,
+        interpolation=images.interpolation,
         class_split=SplitFile.read(settings.splits).find(settings.split) if settings.splits and recorded is None else None,
         recorded=recorded,
         is_whole=is_whole,
@@ -104,13 +120,14 @@ def build_sampler(config: RunConfig, labels: np.ndarray, classes_per_batch: int,
     )
 
 
-def build_run_model(config: RunConfig, sample_shape: tuple[int, ...], kind: str) -> EmbeddingModel:
+def build_run_model(config: RunConfig, sample_shape: tuple[int, ...], kind: str, kept: Path | None = None) -> EmbeddingModel:
     """The untrained model of a configuration: the same weights each time.
 
     Args:
         config: completed.
         sample_shape: shape of one sample.
-        kind: `images` or `features`.
+        kind: `images`, `features` or `texts`.
+        kept: as for `images_of`.
 
     Raises:
         ConfigError: there are heads, but every loss is a regulariser.
@@ -130,6 +147,7 @@ def build_run_model(config: RunConfig, sample_shape: tuple[int, ...], kind: str)
         options=config.options_of("model"),
         normalize=not reads_norms,
         seed=settings.run.seed,
+        kept=kept,
         heads=heads,
         head_names=head_names if heads > 1 else (),
         shows_features=any(_takes_features(config, component) for component in config.of_kind("loss").values()),

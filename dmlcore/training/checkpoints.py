@@ -16,6 +16,7 @@ from typing import Any
 
 import torch
 
+from dmlcore.data import KINDS_OF_DATA
 from dmlcore.errors import ConfigError, TrainingError
 from dmlcore.files import code_in, sync_folder, write_atomically, write_error
 from dmlcore.seals import SealError, check_archive, seal_archive
@@ -228,7 +229,7 @@ def _check_weights(state: dict[str, Any]) -> None:
     is_right = {
         "config": isinstance(state.get("config"), dict) and _is_plain(state["config"]),
         "step": is_count(state.get("step")),
-        "kind": state.get("kind") in ("images", "features") if isinstance(state.get("kind"), str) else False,
+        "kind": state.get("kind") in KINDS_OF_DATA if isinstance(state.get("kind"), str) else False,
         "sample_shape": isinstance(shape, list) and len(shape) in (1, 3) and all(is_count(n) and n > 0 for n in shape),
         "model": _is_state(state.get("model")),
         "ensemble": _is_state(state.get("ensemble")),

@@ -17,7 +17,6 @@ KIND_OF = {kind.setting: kind.name for kind in plugins.KINDS.values() if kind.se
 """The kind of the components that a setting chooses, by the setting's key."""
 DECIDING = ("ensemble", "weights", "embedding_dim", "student", "compress")  # whether a component is needed, and which
 CHOOSING = (*KIND_OF, *DECIDING)
-MODEL_KINDS = ("images", "features")  # of data; each has a default trunk
 
 
 @dataclass(frozen=True)
@@ -103,12 +102,14 @@ def _losses(settings: Settings) -> list[Component]:
 
 
 def _beside_losses(settings: Settings) -> list[Component]:
+    from dmlcore.data import KINDS_OF_DATA
+
     assert settings.ensemble.weighting is not None and settings.data.source is not None
     trunk = settings.model.trunk
     return [
         _named("weighting", settings.ensemble.weighting),
         *([_named("compressor", settings.model.compressor)] if may_compress(settings) else []),
-        *(model_component(name) for name in ([trunk] if trunk else [default_model(settings, kind) for kind in MODEL_KINDS])),
+        *(model_component(name) for name in ([trunk] if trunk else [default_model(settings, kind) for kind in KINDS_OF_DATA])),
         data_component(settings.data.source),
         *(_named("transform", name) for name in settings.data.transforms or ()),
         _named("sampler", settings.data.sampler),

@@ -108,7 +108,7 @@ class RunConfig:
         """The same with nothing left open: the model named, steps counted, paths absolute, every option written out.
 
         Args:
-            kind: `images` or `features`, from the data.
+            kind: `images`, `features` or `texts`, from the data.
             steps: number of steps, counted from the epochs where those were given.
             sample_shape: of one sample, which a trunk's preset may depend on.
 

@@ -21,6 +21,7 @@ from dmlcore.locks import FolderLock
 from dmlcore.seals import seal, unseal
 
 CONFIG, METRICS, RESULT, CHECKPOINTS, SPLIT = "config.toml", "metrics.jsonl", "result.json", "checkpoints", "split.json"
+TRUNK = "trunk"
 NO_SPLIT = (
     "{folder} keeps no split.json, as an older version of dmlcore made it: its classes are split anew from the data as they are"
     " now. If they have changed since, classes may be held out that were trained on."
@@ -52,9 +53,15 @@ class RunFolder:
         self.result = path / RESULT
         self.checkpoints = path / CHECKPOINTS
         self.split = path / SPLIT
+        self.trunk = path / TRUNK
         self._lock: FolderLock | None = None
         self._is_new = False
         self._size, self._digest = 0, hashlib.sha256()  # of the lines in `metrics.jsonl`
+
+    @property
+    def kept_trunk(self) -> Path | None:
+        """The folder in which a run keeps what its trunk was made of. None: there is no run yet, or nothing is kept."""
+        return self.trunk if self.config.is_file() and self.trunk.is_dir() else None
 
     @classmethod
     def choose(cls, path: str | Path | None, losses: Sequence[str]) -> RunFolder:
@@ -119,7 +126,7 @@ class RunFolder:
         if self._is_new:
             self.check_is_new()  # another process may have made a run since the folder was chosen
             self._is_new = False
-        for folder in (self.path, self.checkpoints):
+        for folder in (self.path, self.checkpoints, self.trunk):
             remove_temporaries(folder)
 
     def unlock(self) -> None:
@@ -252,5 +259,7 @@ def _is_of_a_beginning(path: Path) -> bool:
     """Whether a file may be left by a run or a search that ended before its configuration was written."""
     if path.name == CHECKPOINTS and path.is_dir():
         return not any(path.iterdir())
+    if path.name == TRUNK and path.is_dir():
+        return True
     is_temporary = path.name.startswith(".") and path.name.endswith(".tmp")
     return is_temporary or path.name in (LOCK, SPLIT, "search.json", "search.md", "search")

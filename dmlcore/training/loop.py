@@ -48,6 +48,7 @@ class Training:
         encoded(run.config.toml(), run.folder.config.name)  # before a folder is made
         run.folder.lock(self.events.note)
         if state is None:
+            run.model.trunk.keep(run.folder.trunk)
             run.folder.make(run.config.toml(), run.splits.record() if run.splits.record is not None else None)
             run.folder.clear_records()
         else:

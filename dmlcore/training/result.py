@@ -35,7 +35,9 @@ def final_result(run: Run) -> dict[str, Any]:
             f" {run.best.step}: another process has changed it"
         )
     run.model.load_state_dict(best["model"])
-    untrained = baseline_model(run.config, run.splits.sample_shape, run.splits.kind, run.device, run.splits.train)
+    untrained = baseline_model(
+        run.config, run.splits.sample_shape, run.splits.kind, run.device, run.splits.train, run.folder.kept_trunk
+    )
     parts = {part: getattr(run.splits, part) for part in ("validation", "test")}
     workers = run.config.settings.data.workers
     metrics, baselines = evaluating.compare(

@@ -79,7 +79,7 @@ class Run:
         settings, optimiser = config.settings, config.settings.optimiser
         self.folder = folder
         self.device = building.choose_device(settings.run.device)
-        self.splits = building.open_splits(config, recorded, is_whole=True)
+        self.splits = building.open_splits(config, recorded, is_whole=True, kept=folder.kept_trunk)
         train = self.splits.train
         self.classes_per_batch = min(settings.data.classes_per_batch, train.num_classes)
         self.batch_size = self.classes_per_batch * settings.data.samples_per_class
@@ -87,11 +87,11 @@ class Run:
         self.config = config.completed(self.splits.kind, self.steps, self.splits.sample_shape)
         # The order of what draws random numbers is part of a run's result.
         seed_everything(settings.run.seed)
-        shape, kind = self.splits.sample_shape, self.splits.kind
+        shape, kind, kept = self.splits.sample_shape, self.splits.kind, folder.kept_trunk
         if is_resumed:
-            model = building.build_run_model(self.config, shape, kind).to(self.device)
+            model = building.build_run_model(self.config, shape, kind, kept).to(self.device)
         else:
-            model = first_model(self.config, shape, kind, self.device, train)
+            model = first_model(self.config, shape, kind, self.device, train, kept)
         if optimiser.accumulate > self.batch_size:
             raise ConfigError(f"accumulate is {optimiser.accumulate}, but a batch has {self.batch_size} samples")
         self.model = model

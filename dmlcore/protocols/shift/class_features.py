@@ -13,7 +13,7 @@ from dmlcore.data.sources import DataSource
 from dmlcore.errors import DataError
 from dmlcore.evaluation.evaluating import embed, raw_features
 from dmlcore.files import expanded
-from dmlcore.models import build_model, default_image_size
+from dmlcore.models import build_model, images_wanted
 from dmlcore.serving import TrainedRun
 from dmlcore.training.building import choose_device
 
@@ -69,8 +69,13 @@ def class_means(
         describe = lambda part: embed(run.model, part, workers=workers)  # noqa: E731
     else:
         where = choose_device(device)
+        images = images_wanted(model, model_options)
         source, table = load_table(
-            data, options=options, image_size=image_size, default_image_size=default_image_size(model, model_options)
+            data,
+            options=options,
+            image_size=image_size,
+            default_image_size=images.size,
+            interpolation=images.interpolation,
         )
         built = build_model(model, sample_shape=table.sample_shape, kind=table.kind, options=model_options, seed=seed)
         trunk = built.trunk.to(where)

@@ -1,4 +1,6 @@
-"""Image lists: a CSV file with the columns `path`, `label` and, if wanted, `split`. `csv_tables` reads the text."""
+"""Lists of images or texts: a CSV file with the columns `path` or `text`, `label` and, if wanted, `split`. `csv_tables` reads
+the file.
+"""
 
 from __future__ import annotations
 
@@ -9,19 +11,19 @@ from pathlib import Path
 import numpy as np
 
 import dmlcore
-from dmlcore.data import DataSource, ImageOptions, Table, image_table, is_missing, read_csv, split_words, tidy_names
+from dmlcore.data import DataSource, ImageOptions, Table, image_table, is_missing, read_csv, split_words, text_table, tidy_names
 from dmlcore.errors import DataError
 from dmlcore.files import expanded
 
-_COLUMNS = ("path", "label", "split")
+_COLUMNS = ("path", "text", "label", "split")
 
 
 class Manifest(DataSource):
-    """Images listed in a CSV file, with paths relative to the file's folder."""
+    """Images listed in a CSV file, with paths relative to the file's folder, or texts in it."""
 
     name = "csv"
     Options = ImageOptions
-    reads = "a .csv or .tsv with path,label"
+    reads = "a .csv or .tsv with path,label or text,label"
 
     @classmethod
     def claims(cls, path: Path) -> bool:
@@ -29,7 +31,7 @@ class Manifest(DataSource):
         return path.suffix.lower() in (".csv", ".tsv") and not path.is_dir()
 
     def load(self) -> Table:
-        """Read the list, find the images and read as many as fit in memory.
+        """Read the list. Of images, find the files and read as many as fit in memory.
 
         Raises:
             DataError: no such file, a damaged one, a missing column, an unknown part of a split, more than half of the images
@@ -38,53 +40,69 @@ class Manifest(DataSource):
         if not self.options.path:
             raise DataError("the data 'csv' needs a path: --data FILE.csv, or --csv.path FILE.csv")
         file = expanded(self.options.path)
-        rows, notes = _read(file, self.needs_labels)
-        missing = [path for path, _, _ in rows if not os.path.isfile(path)]
-        if 2 * len(missing) > len(rows):
-            raise DataError(
-                f"{len(missing)} of {len(rows)} images in '{file}' do not exist, or are no files, the first is '{missing[0]}'."
-                f" Paths are relative to '{file.parent}'"
-            )
-        if missing:
-            gone = set(missing)
-            rows = [row for row in rows if row[0] not in gone]
-            names = ", ".join(f"'{os.path.relpath(path, file.parent)}'" for path in missing[:3])
-            names += ", ..." if len(missing) > 3 else ""
-            notes.append(f"{len(missing)} listed images do not exist, or are no files, and were skipped: {names}")
+        rows, notes, has_texts = _read(file, self.needs_labels)
+        if not has_texts:
+            rows, notes = _existing(rows, notes, file)
         tidied, remarks = tidy_names(label for _, label, _ in rows)
         class_names = sorted(set(tidied.values()))
         number = {name: label for label, name in enumerate(class_names)}
+        samples = [sample for sample, _, _ in rows]
+        labels = np.array([number[tidied[label]] for _, label, _ in rows], dtype=np.int64)
         has_split = any(part for _, _, part in rows)
-        table = image_table(
-            [path for path, _, _ in rows],
-            np.array([number[tidied[label]] for _, label, _ in rows], dtype=np.int64),
-            class_names,
-            self.options,
-            str(file.parent),
-            split=split_words([part for _, _, part in rows], f"'{file}'") if has_split else None,
-            image_size=self.image_size,
-            default_image_size=self.default_image_size,
-        )
+        split = split_words([part for _, _, part in rows], f"'{file}'") if has_split else None
+        if has_texts:
+            table = text_table(samples, labels, class_names, split=split)
+        else:
+            table = image_table(
+                samples,
+                labels,
+                class_names,
+                self.options,
+                str(file.parent),
+                split=split,
+                image_size=self.image_size,
+                default_image_size=self.default_image_size,
+            )
         table.skipped = [*notes, *remarks, *table.skipped]
         table.has_labels = class_names != [""]
         return table
 
 
-def _read(file: Path, needs_labels: bool) -> tuple[list[tuple[str, str, str]], list[str]]:
-    """Path, label and part of every row, and what the user should know. Labels are empty where there is no such column."""
+def _existing(rows: list[tuple[str, str, str]], notes: list[str], file: Path) -> tuple[list[tuple[str, str, str]], list[str]]:
+    """The rows whose images exist, and the notes with one about the others."""
+    missing = [path for path, _, _ in rows if not os.path.isfile(path)]
+    if 2 * len(missing) > len(rows):
+        raise DataError(
+            f"{len(missing)} of {len(rows)} images in '{file}' do not exist, or are no files, the first is '{missing[0]}'."
+            f" Paths are relative to '{file.parent}'"
+        )
+    if missing:
+        gone = set(missing)
+        rows = [row for row in rows if row[0] not in gone]
+        names = ", ".join(f"'{os.path.relpath(path, file.parent)}'" for path in missing[:3])
+        names += ", ..." if len(missing) > 3 else ""
+        notes.append(f"{len(missing)} listed images do not exist, or are no files, and were skipped: {names}")
+    return rows, notes
+
+
+def _read(file: Path, needs_labels: bool) -> tuple[list[tuple[str, str, str]], list[str], bool]:
+    """Path or text, label and part of every row, what the user should know, and whether there are texts. Labels are empty where
+    there is no such column."""
     columns, table = read_csv(file, (*_COLUMNS, "official_split"))
-    notes = _check_columns(columns, file, ("path", "label") if needs_labels else ("path",))
+    has_texts = "text" in columns and "path" not in columns
+    sample = "text" if has_texts else "path"
+    notes = _check_columns(columns, file, (sample, "label") if needs_labels else (sample,))
     has_labels = "label" in columns
     part = "split" if "split" in columns else "official_split"
     rows: list[tuple[str, str, str]] = []
     seen: dict[str, str] = {}
     incomplete = repeated = conflicting = 0
     for row in table:
-        path, label, split = row.values["path"], row.values.get("label", ""), row.values.get(part, "")
+        path, label, split = row.values[sample], row.values.get("label", ""), row.values.get(part, "")
         if not path or (has_labels and is_missing(label)):
             incomplete += 1
             continue
-        whole = str(file.parent / path)
+        whole = path if has_texts else str(file.parent / path)
         if whole in seen:
             repeated += seen[whole] == label
             conflicting += seen[whole] != label
@@ -92,26 +110,27 @@ def _read(file: Path, needs_labels: bool) -> tuple[list[tuple[str, str, str]], l
         seen[whole] = label
         rows.append((whole, label, split))
     for count, what in (
-        (incomplete, "without a path or a label (empty or nan)"),
+        (incomplete, f"without a {sample} or a label (empty or nan)"),
         (repeated, "that repeat an earlier one"),
-        (conflicting, "that give an earlier image a second label"),
+        (conflicting, f"that give an earlier {'text' if has_texts else 'image'} a second label"),
     ):
         if count:
             notes.append(f"{count} rows {what} were skipped")
     if not rows:
-        raise DataError(f"'{file}' lists no images")
-    return rows, notes
+        raise DataError(f"'{file}' lists no {'texts' if has_texts else 'images'}")
+    return rows, notes, has_texts
 
 
 def _check_columns(columns: list[str], file: Path, needed: tuple[str, ...]) -> list[str]:
     if not columns:
-        raise DataError(f"'{file}' is empty: the first line must name the columns path,label[,split]")
+        raise DataError(f"'{file}' is empty: the first line must name the columns path,label[,split] or text,label[,split]")
     for column in needed:
         if column not in columns:
             near = difflib.get_close_matches(column, columns, n=1, cutoff=0.5)
             hint = f" Did you mean to name '{near[0]}' so?" if near else ""
             raise DataError(f"'{file}' has no column '{column}'; it has {', '.join(columns)}.{hint}")
-    unknown = [name for name in columns if name not in (*_COLUMNS, "official_split")]
+    unused = ("text",) if "path" in needed else ("path",)
+    unknown = [name for name in columns if name not in (*_COLUMNS, "official_split") or name in unused]
     if not unknown:
         return []
     near = [name for name in unknown if difflib.get_close_matches(name.lower(), ["split"], cutoff=0.6)]
