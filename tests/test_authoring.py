@@ -31,6 +31,7 @@ ROOT = Path(__file__).parents[1]
 # What would take long by default; `circle` weighs by constants for the gradient, which finite differences do not know.
 QUICK: dict[str, dict[str, Any]] = {"linear": {"steps": 20, "batch": 32}, "lin_tanh_lin": {"batch": 32}}
 KNOWN_FAILURES = {"circle": {"gradient = finite differences"}}
+OF_LIBRARIES = ("hf", "timm", "torchvision")  # tests/test_models.py and tests/test_trunks.py have them
 NEED_A_PATH = ("folder", "csv", "npz", "mnist", "omniglot", "isolet")
 
 
@@ -112,7 +113,7 @@ def test_the_command_new(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, here: 
 def test_the_kit_passes_everything_built_in() -> None:
     for kind in plugins.KINDS:
         for name, entry in plugins.registry(kind).items():
-            if entry.owner == "dmlcore" and kind != "loss" and name not in (*NEED_A_PATH, "torchvision"):
+            if entry.owner == "dmlcore" and kind != "loss" and name not in (*NEED_A_PATH, *OF_LIBRARIES):
                 report = run_checks_of(entry.component, **QUICK.get(name, {}))
                 assert report.kind == kind and len(report.checks) >= 3
                 report.raise_failures()

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from dmlcore.data.split_files import ClassSplit, SplitFile
     from dmlcore.data.splits import SPLIT_WORDS, Splits, split_words
     from dmlcore.data.stores import FeatureStore, ImageFiles, PixelStore, Store
-    from dmlcore.data.texts import TEXT_BYTES, TextStore, text_table, texts_of, trigrams
+    from dmlcore.data.texts import TEXT_BYTES, TextStore, count_trigrams, text_table, texts_of
     from dmlcore.data.transforms import Transform, TransformOptions, Transforms
 
 _HOMES = {
@@ -48,7 +48,7 @@ _HOMES = {
     "split_files": ("ClassSplit", "SplitFile"),
     "splits": ("SPLIT_WORDS", "Splits", "split_words"),
     "stores": ("FeatureStore", "ImageFiles", "PixelStore", "Store"),
-    "texts": ("TEXT_BYTES", "TextStore", "text_table", "texts_of", "trigrams"),
+    "texts": ("TEXT_BYTES", "TextStore", "text_table", "texts_of", "count_trigrams"),
     "transforms": ("Transform", "TransformOptions", "Transforms"),
 }
 
@@ -84,6 +84,7 @@ __all__ = [
     "Transforms",
     "batches",
     "choose_augmentation",
+    "count_trigrams",
     "create_sampler",
     "decode",
     "decode_images",
@@ -101,7 +102,6 @@ __all__ = [
     "text_table",
     "texts_of",
     "tidy_names",
-    "trigrams",
 ]
 
 

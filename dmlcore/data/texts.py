@@ -67,7 +67,7 @@ def texts_of(samples: Tensor) -> list[str]:
     return [row.tobytes().rstrip(b"\0").decode("utf-8", "replace") for row in samples.cpu().numpy()]
 
 
-def trigrams(samples: Tensor, buckets: int = 2048) -> Tensor:
+def count_trigrams(samples: Tensor, buckets: int = 2048) -> Tensor:
     """How often each three bytes on end occur in texts, spread over buckets, as `log(1 + count)`: float32 [B, buckets].
 
     Args:

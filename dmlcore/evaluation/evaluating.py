@@ -114,14 +114,14 @@ def evaluate_named(
 def raw_features(dataset: LabelledDataset, *, workers: int = 0) -> Tensor:
     """The samples as they are: features, pixels with larger images averaged down to 32 x 32, or counts of the trigrams of
     texts; [N, F] float32."""
-    from dmlcore.data import trigrams
+    from dmlcore.data import count_trigrams
 
     parts = []
     for inputs in samples(dataset, workers=workers):
         if inputs.ndim == 4 and max(inputs.shape[2:]) > RAW_SIDE:
             inputs = functional.adaptive_avg_pool2d(inputs, RAW_SIDE)  # [b, C, 32, 32]
         if inputs.dtype == torch.uint8:
-            inputs = trigrams(inputs)
+            inputs = count_trigrams(inputs)
         parts.append(inputs.flatten(1))
     return torch.cat(parts)
 

@@ -30,7 +30,7 @@ _LONGEST = 256  # tokens: longer texts are rarely told apart by what follows
 _HEADS = ("pooler.", "cls.", "classifier.", "lm_head.", "predictions.", "embeddings.position_ids")
 _SMALL_FILES = (".json", ".txt", ".model")  # configurations and tokenizers, beside the weights
 _MOST_CACHED = 2**18  # texts whose tokens are kept
-_POOLINGS = {"pooling_mode_mean_tokens": "avg", "pooling_mode_cls_token": "cls", "pooling_mode_max_tokens": "max"}
+_POOLINGS: dict[str, Literal["avg", "max", "cls"]] = {"mean": "avg", "max": "max", "cls": "cls"}  # by sentence-transformers
 
 
 @dataclass(frozen=True)
@@ -119,7 +119,7 @@ class HuggingFaceTrunk(PretrainedTrunk):
         return with_changes(super().kept(options, folder), arch=str(folder))
 
     def _padded(self, texts: list[str], device: torch.device) -> tuple[Tensor, Tensor]:
-        """Tokens int64 [B, L] of texts, filled up to the longest of the batch, and bool [B, L]: which of them are the text's."""
+        """Tokens int64 [B, L] of texts, filled up to the longest of the batch, and bool [B, L]: which are the text's."""
         new = [text for text in dict.fromkeys(texts) if text not in self._tokens]
         if len(self._tokens) + len(new) > _MOST_CACHED:
             self._tokens.clear()
@@ -225,10 +225,16 @@ class _Folder:
             return "avg"
         place = str(self.modules[kinds.index("Pooling")].get("path", ""))
         settings = _read_json(self._inside(place) / "config.json", {})
-        modes = [mode for mode, is_on in settings.items() if mode.startswith("pooling_mode_") and is_on is True]
-        if len(modes) > 1 or (modes and modes[0] not in _POOLINGS):
-            raise ConfigError(f"'{self.root}' pools by {' and '.join(modes)}: choose another by --hf.pool")
-        return _POOLINGS[modes[0]] if modes else settings.get("pooling_mode", "avg").replace("mean", "avg")  # type: ignore
+        modes = settings.get("pooling_mode")
+        if modes is None:  # as older versions of sentence-transformers wrote it
+            words = {
+                name.removeprefix("pooling_mode_"): is_on for name, is_on in settings.items() if name.startswith("pooling_m")
+            }
+            modes = [word.removesuffix("_tokens").removesuffix("_token") for word, is_on in words.items() if is_on is True]
+        names = [str(mode) for mode in (modes if isinstance(modes, list) else [modes])]
+        if len(names) != 1 or names[0] not in _POOLINGS:
+            raise ConfigError(f"'{self.root}' pools by {' and '.join(names) or 'nothing'}: choose another by --hf.pool")
+        return _POOLINGS[names[0]]
 
     def copy(self, target: Path) -> None:
         """Write the small files to another folder: all that makes a network and a tokenizer but the weights."""

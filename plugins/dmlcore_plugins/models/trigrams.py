@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 import dmlcore
 from dmlcore.config import check_range
-from dmlcore.data import trigrams
+from dmlcore.data import count_trigrams
 from dmlcore.models import Trunk
 
 
@@ -42,7 +42,7 @@ class Trigrams(Trunk):
 
     def forward(self, samples: Tensor) -> Tensor:
         """Features [B, hidden + buckets] of texts uint8 [B, bytes]."""
-        counts = trigrams(samples, self.options.buckets)  # [B, buckets]
+        counts = count_trigrams(samples, self.options.buckets)  # [B, buckets]
         return torch.cat([self.hidden(counts).relu(), counts], 1)
 
 
