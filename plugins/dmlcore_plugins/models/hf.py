@@ -210,10 +210,13 @@ class _Folder:
         transformers = import_library("transformers", "transformers")
         with _quiet(transformers):
             try:
-                return transformers.AutoTokenizer.from_pretrained(str(self.path), **_SAFE)
+                tokenizer = transformers.AutoTokenizer.from_pretrained(str(self.path), **_SAFE)
             except Exception as error:  # as above
                 reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
                 raise DataError(f"the tokenizer in '{self.path}' cannot be loaded: {reason[:200]}") from error
+        if len(tokenizer) <= len(tokenizer.all_special_ids):  # transformers makes an empty one where the files are missing
+            raise DataError(f"the folder '{self.path}' has no tokenizer, which encoders of texts need")
+        return tokenizer
 
     def pooling(self) -> Literal["avg", "max", "cls"]:
         """How sentence-transformers pools the tokens; their mean where nothing is said."""
