@@ -85,9 +85,10 @@ KINDS = _table(
         "dmlcore.models.Trunk",
         "model",
         "Trunks: what `--model` can name.",
-        """Subclasses of `dmlcore.models.Trunk`: `forward` maps samples `[B, C, H, W]` in 0..1 or `[B, F]` to features `[B,
-        features]`. A linear head follows. A trunk that goes by further names, such as those of networks it wraps, says by
-        `claims` what they mean.""",
+        """Subclasses of `dmlcore.models.Trunk`: `forward` maps samples `[B, C, H, W]` in 0..1, `[B, F]`, or texts uint8 `[B,
+        bytes]` to features `[B, features]`. A linear head follows. A trunk that wraps the networks of a library names by
+        `names_option` the option that stands for the network: `NAME/resnet18` is then the trunk `NAME` with that option. What
+        its run must keep to build it again, such as published weights, is written by `keep`.""",
         "dmlcore train --model $name --data features.npz --steps 50",
     ),
     Kind(
