@@ -253,3 +253,29 @@ def test_a_damaged_file_of_kept_weights_is_one_line(tmp_path: Path) -> None:
     kept.write_bytes(kept.read_bytes()[:-1000])
     with pytest.raises((DataError, TrainingError), match=r"weights\.pt' cannot be read"):
         TrainedRun(tmp_path / "run")
+
+
+def test_adapters_are_trained_alone_and_merged_into_the_served_model(timm: Any, tmp_path: Path) -> None:
+    pytest.importorskip("peft", reason="peft is not installed: pip install peft")
+    plain, adapted = (image_model("timm/test_vit", weights="none", lora=rank).eval() for rank in (0, 2))
+    images = torch.rand(2, 3, 64, 64)
+    assert torch.allclose(plain.trunk(images), adapted.trunk(images), atol=1e-6)  # at first they change nothing
+    trained = {name for name, value in adapted.trunk.named_parameters() if value.requires_grad}
+    assert trained and all(".lora_" in name for name in trained)
+    network = timm.create_model("test_vit", img_size=32)
+    torch.save(network.state_dict(), tmp_path / "w.pth")
+    data = str(image_folder(tmp_path / "images", size=(32, 32), mode="RGB"))
+    options = {"weights": str(tmp_path / "w.pth"), "lora": 2}
+    result = train(data=data, model="timm/test_vit", timm=options, steps=4, out=tmp_path / "run", learning_rate=0.05, **QUICK)
+    (tmp_path / "w.pth").unlink()
+    run = TrainedRun(tmp_path / "run")
+    served: Any = run.model.trunk
+    assert served.network.state_dict().keys() == timm.create_model("test_vit", img_size=32, num_classes=0).state_dict().keys()
+    assert not torch.allclose(served.network.blocks[0].attn.qkv.weight, network.blocks[0].attn.qkv.weight, atol=1e-4)
+    assert torch.equal(served.network.pos_embed, network.pos_embed)
+    again = run.evaluate()
+    assert again["metrics"]["test"] == pytest.approx(result["metrics"]["test"], abs=1e-6)
+    first, then = (told["baselines"]["untrained network"]["test"] for told in (result, again))
+    assert then == pytest.approx(first)
+    assert train(resume=tmp_path / "run", steps=6)["steps"] == 6
+    assert image_model("torchvision/resnet18", weights="none", lora=1).trunk.features == 512  # convolutions

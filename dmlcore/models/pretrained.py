@@ -15,8 +15,10 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
+from dmlcore.config import check_range
 from dmlcore.errors import ConfigError
 from dmlcore.files import expanded, make_folder
+from dmlcore.models.adapters import add_adapters, merge_adapters, own_weights
 from dmlcore.models.pooling import Pooling
 from dmlcore.models.trunks import Trunk
 from dmlcore.models.weight_files import write_weights
@@ -38,12 +40,15 @@ class PretrainedOptions:
     pool: Pooling = "auto"
     """What makes one vector of the features at all places: their avg, max or gem (generalised mean), the cls token, or auto:
     what the network was made for."""
+    lora: int = 0
+    """Rank of adapters beside the layers, which are trained instead of the network's own weights; 0: none."""
     mean: tuple[float, ...] | None = None
     """Mean of red, green and blue in 0..1 that is taken off the pixels (default: as the weights expect it)."""
     std: tuple[float, ...] | None = None
     """Deviation of red, green and blue that pixels are divided by (default: as the weights expect it)."""
 
     def __post_init__(self) -> None:
+        check_range("lora", self.lora, least=0)
         if not self.weights:
             raise ConfigError(f"weights is empty, but must be {PUBLISHED}, {AT_RANDOM} or a file")
         if self.has_file:  # a run must find the file from any working folder
@@ -68,7 +73,7 @@ class PretrainedOptions:
 
 class PretrainedTrunk(Trunk):
     """A network of another library without its classifier. Images are normalised here, and grey ones repeated in three
-    channels. A subclass sets `network` and `features`, and calls `expect`.
+    channels. A subclass sets `network` and `features`, and calls `expect` and `adapt`.
     """
 
     network: nn.Module
@@ -89,6 +94,16 @@ class PretrainedTrunk(Trunk):
     def normalised(self, images: Tensor) -> Tensor:
         """What the network takes [B, 3, H, W] of images [B, C, H, W] in 0..1."""
         return (images.expand(-1, 3, -1, -1) - self.mean) / self.std
+
+    def adapt(self) -> None:
+        """Add the adapters that the options ask for. To be called when the network has its weights."""
+        if self.options.lora:
+            add_adapters(self.network, self.options.lora)
+
+    def merge(self) -> None:
+        """Make what the adapters have learnt part of the network's weights."""
+        if self.options.lora:
+            merge_adapters(self.network)
 
     def count_features(self, samples: Tensor, expected_side: int) -> int:
         """The columns of `forward`, found by calling it on one sample.
@@ -118,7 +133,7 @@ class PretrainedTrunk(Trunk):
         """Write the weights that training starts from, if they are not drawn from the seed."""
         if not self.options.is_drawn:
             make_folder(folder)
-            write_weights(folder / KEPT, self.network)
+            write_weights(folder / KEPT, own_weights(self.network))
 
     @classmethod
     def kept(cls, options: _Options, folder: Path) -> _Options:

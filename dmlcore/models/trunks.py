@@ -67,6 +67,9 @@ class Trunk(nn.Module, ABC):
             folder: for the trunk alone; it may not exist yet.
         """
 
+    def merge(self) -> None:
+        """Called once training is over and the trunk is only used: what was trained beside its weights becomes part of them."""
+
     @classmethod
     def kept(cls, options: Any, folder: Path) -> Any:
         """The options by which the trunk is built out of what `keep` wrote.

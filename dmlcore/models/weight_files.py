@@ -51,14 +51,14 @@ def read_weights(file: Path) -> dict[str, Any]:
     return dict(weights)
 
 
-def write_weights(file: Path, network: nn.Module) -> None:
-    """Write a network's weights, for `read_weights`.
+def write_weights(file: Path, weights: Mapping[str, Tensor]) -> None:
+    """Write a network's state, for `read_weights`.
 
     Raises:
         TrainingError: the file cannot be written.
     """
     buffer = io.BytesIO()
-    torch.save({name: value.cpu() for name, value in network.state_dict().items()}, buffer)
+    torch.save({name: value.cpu() for name, value in weights.items()}, buffer)
     write_atomically(file, buffer.getbuffer())
 
 

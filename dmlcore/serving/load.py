@@ -79,6 +79,7 @@ class TrainedRun:
             raise ConfigError(
                 f"the checkpoint does not fit {self.folder.config}, which was changed since: {str(error).splitlines()[0]}"
             ) from error
+        self.model.trunk.merge()
         self.model.to(self.device).eval()
 
     def __call__(self, samples: Tensor) -> Tensor:

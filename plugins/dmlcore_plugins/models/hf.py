@@ -73,6 +73,7 @@ class HuggingFaceTrunk(PretrainedTrunk):
         # Transformers of images have a position for each patch of the size they were made for.
         self._arguments = {"interpolate_pos_encoding": True} if "interpolate_pos_encoding" in signature else {}
         samples = torch.zeros(1, *sample_shape, dtype=torch.uint8 if self.takes_texts else torch.float32)
+        self.adapt()
         self.features = self.count_features(samples, self.image_size(options))
 
     @classmethod
@@ -101,11 +102,18 @@ class HuggingFaceTrunk(PretrainedTrunk):
         places = rows_of(output.last_hidden_state)  # [B, N, C]
         is_map = output.last_hidden_state.ndim == 4
         if self.pool is not None:
-            return self.pool(places)
+            own = 0 if is_map or self.options.pool == "cls" else self._own_places(samples, places.shape[1])
+            return self.pool(places[:, own:])
         pooled = getattr(output, "pooler_output", None)
         if pooled is not None:
             return pooled.flatten(1)
         return places.mean(1) if is_map else places[:, 0]
+
+    def _own_places(self, images: Tensor, count: int) -> int:
+        """How many of the places stand for the whole image, which come before those of its patches."""
+        side = getattr(self.network.config, "patch_size", None)
+        patches = (images.shape[2] // side) * (images.shape[3] // side) if isinstance(side, int) else count
+        return max(count - patches, 0)
 
     def keep(self, folder: Path) -> None:
         """Write the configuration and the tokenizer too."""

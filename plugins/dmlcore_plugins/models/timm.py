@@ -71,6 +71,7 @@ class TimmTrunk(PretrainedTrunk):
             )
         self.pool = None if options.pool == "auto" else Pool(options.pool)
         self.expect(expected.mean, expected.std)
+        self.adapt()
         self.features = self.count_features(torch.zeros(1, *sample_shape), self.image_size(options))
 
     @classmethod

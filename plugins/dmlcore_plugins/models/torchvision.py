@@ -63,6 +63,7 @@ class TorchvisionTrunk(PretrainedTrunk):
             _replace_pooling(self.network, options)
         expected = _expected(options.arch)
         self.expect(expected.get("mean"), expected.get("std"))
+        self.adapt()
         self.features = self.count_features(torch.zeros(1, *sample_shape), self.image_size(options))
 
     @classmethod
