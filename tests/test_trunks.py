@@ -17,6 +17,7 @@ from dmlcore.errors import ConfigError, DataError, TrainingError
 from dmlcore.models import ImagesWanted, Pool, build_model, images_wanted, load_weights, rows_of
 from dmlcore.serving import TrainedRun
 from dmlcore.training import checkpoints, train
+from dmlcore.training.building import build_run_model
 
 QUICK: dict[str, Any] = {"plugins": "ms", "classes_per_batch": 4, "samples_per_class": 2, "eval_every": 2, "compress": 8}
 
@@ -31,6 +32,10 @@ def without_network(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def image_model(name: str, side: int = 64, **options: Any) -> Any:
     return build_model(name, sample_shape=(3, side, side), kind="images", options=options)
+
+
+def first_model(run: TrainedRun) -> Any:
+    return build_run_model(run.config, run.sample_shape, run.kind, run.folder.kept_trunk)
 
 
 class Small(nn.Module):
@@ -234,7 +239,7 @@ def test_a_run_needs_neither_the_weights_file_nor_its_working_folder(tmp_path: P
     again = run.evaluate()
     assert again["metrics"]["test"] == pytest.approx(result["metrics"]["test"], abs=1e-6)
     assert again["baselines"]["untrained network"] == result["baselines"]["untrained network"]  # of the file's weights
-    untrained: Any = run._untrained().trunk
+    untrained: Any = first_model(run).trunk
     assert torch.equal(untrained.network.conv1[0].weight, published.conv1[0].weight)
     resumed = train(resume=tmp_path / "moved", steps=6)
     assert resumed["steps"] == 6 and resumed["baselines"]["untrained network"] == result["baselines"]["untrained network"]
@@ -270,7 +275,7 @@ def test_adapters_are_trained_alone_and_merged_into_the_served_model(timm: Any, 
     (tmp_path / "w.pth").unlink()
     run = TrainedRun(tmp_path / "run", checkpoint="last")
     served: Any = run.model.trunk
-    with_adapters = run._untrained().eval()
+    with_adapters = first_model(run).eval()
     with_adapters.load_state_dict(checkpoints.load(tmp_path / "run" / "checkpoints", "last")["model"])
     small = torch.rand(3, 3, 32, 32)
     assert torch.allclose(run(small), with_adapters.serve(small), atol=1e-5)
