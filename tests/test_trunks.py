@@ -16,7 +16,8 @@ from dmlcore.data import open_data
 from dmlcore.errors import ConfigError, DataError, TrainingError
 from dmlcore.models import ImagesWanted, Pool, build_model, images_wanted, load_weights, rows_of
 from dmlcore.serving import TrainedRun
-from dmlcore.training import train
+from dmlcore.training import checkpoints, train
+from dmlcore.training.building import build_run_model
 
 QUICK: dict[str, Any] = {"plugins": "ms", "classes_per_batch": 4, "samples_per_class": 2, "eval_every": 2, "compress": 8}
 
@@ -31,6 +32,10 @@ def without_network(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def image_model(name: str, side: int = 64, **options: Any) -> Any:
     return build_model(name, sample_shape=(3, side, side), kind="images", options=options)
+
+
+def first_model(run: TrainedRun) -> Any:
+    return build_run_model(run.config, run.sample_shape, run.kind, run.folder.kept_trunk)
 
 
 class Small(nn.Module):
@@ -233,11 +238,11 @@ def test_a_run_needs_neither_the_weights_file_nor_its_working_folder(tmp_path: P
     run = TrainedRun(tmp_path / "moved")
     again = run.evaluate()
     assert again["metrics"]["test"] == pytest.approx(result["metrics"]["test"], abs=1e-6)
-    assert again["baselines"]["before training"] == result["baselines"]["untrained network"]  # of the file's weights
-    untrained: Any = run._untrained().trunk
+    assert again["baselines"]["before training"] == result["baselines"]["before training"]  # of the file's weights
+    untrained: Any = first_model(run).trunk
     assert torch.equal(untrained.network.conv1[0].weight, published.conv1[0].weight)
     resumed = train(resume=tmp_path / "moved", steps=6)
-    assert resumed["steps"] == 6 and resumed["baselines"]["before training"] == result["baselines"]["untrained network"]
+    assert resumed["steps"] == 6 and resumed["baselines"]["before training"] == result["baselines"]["before training"]
     shutil.rmtree(tmp_path / "moved" / "trunk")
     with pytest.raises(DataError, match=r"there is no weights file '.*here/w\.pth'"):
         TrainedRun(tmp_path / "moved")
@@ -268,12 +273,16 @@ def test_adapters_are_trained_alone_and_merged_into_the_served_model(timm: Any, 
     options = {"weights": str(tmp_path / "w.pth"), "lora": 2}
     result = train(data=data, model="timm/test_vit", timm=options, steps=4, out=tmp_path / "run", learning_rate=0.05, **QUICK)
     (tmp_path / "w.pth").unlink()
-    run = TrainedRun(tmp_path / "run")
+    run = TrainedRun(tmp_path / "run", checkpoint="last")
     served: Any = run.model.trunk
+    with_adapters = first_model(run).eval()
+    with_adapters.load_state_dict(checkpoints.load(tmp_path / "run" / "checkpoints", "last")["model"])
+    small = torch.rand(3, 3, 32, 32)
+    assert torch.allclose(run(small), with_adapters.serve(small), atol=1e-5)
     assert served.network.state_dict().keys() == timm.create_model("test_vit", img_size=32, num_classes=0).state_dict().keys()
     assert not torch.allclose(served.network.blocks[0].attn.qkv.weight, network.blocks[0].attn.qkv.weight, atol=1e-4)
     assert torch.equal(served.network.pos_embed, network.pos_embed)
-    again = run.evaluate()
+    again = TrainedRun(tmp_path / "run").evaluate()
     assert again["metrics"]["test"] == pytest.approx(result["metrics"]["test"], abs=1e-6)
     first, then = (told["baselines"]["before training"]["test"] for told in (result, again))
     assert then == pytest.approx(first)

@@ -87,11 +87,11 @@ class Run:
         self.config = config.completed(self.splits.kind, self.steps, self.splits.sample_shape)
         # The order of what draws random numbers is part of a run's result.
         seed_everything(settings.run.seed)
-        shape, kind = self.splits.sample_shape, self.splits.kind
+        shape, kind, kept = self.splits.sample_shape, self.splits.kind, folder.kept_trunk
         if is_resumed:
-            model = building.build_run_model(self.config, shape, kind, folder.kept_trunk).to(self.device)
+            model = building.build_run_model(self.config, shape, kind, kept).to(self.device)
         else:
-            model = first_model(self.config, shape, kind, self.device, train, folder.kept_trunk)
+            model = first_model(self.config, shape, kind, self.device, train, kept)
         if optimiser.accumulate > self.batch_size:
             raise ConfigError(f"accumulate is {optimiser.accumulate}, but a batch has {self.batch_size} samples")
         self.model = model
