@@ -178,7 +178,7 @@ def test_images_are_known_whether_they_fit_into_memory_or_not(tmp_path: Path) ->
     first, second = (tmp_path / name for name in ("first", "second"))
     for path, middle in ((first, b"a"), (second, b"b")):
         path.write_bytes(b"0" * 50_000 + middle + b"0" * 50_000)
-    from dmlcore.data.stores import file_digests
+    from dmlcore.data.encoded import file_digests
 
     digests = file_digests([str(first), str(second), str(first)])
     assert digests[0] == digests[2] != digests[1]

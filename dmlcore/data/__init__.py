@@ -8,13 +8,16 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from dmlcore.data.array_tables import array_table
     from dmlcore.data.augmentation import CropAugmentation, ShiftAugmentation
     from dmlcore.data.class_names import is_missing, tidy_names
     from dmlcore.data.csv_tables import CsvRow, read_csv
     from dmlcore.data.datasets import LabelledDataset
+    from dmlcore.data.encoded import BytesImages, EncodedImages, PathImages
     from dmlcore.data.image_search import ImageSearch, is_image, sub_folders
     from dmlcore.data.image_tables import (
         ImageOptions,
+        PixelOptions,
         choose_augmentation,
         decode_images,
         image_table,
@@ -32,12 +35,21 @@ if TYPE_CHECKING:
     from dmlcore.data.transforms import Transform, TransformOptions, Transforms
 
 _HOMES = {
+    "array_tables": ("array_table",),
     "augmentation": ("CropAugmentation", "ShiftAugmentation"),
     "class_names": ("is_missing", "tidy_names"),
     "csv_tables": ("CsvRow", "read_csv"),
     "datasets": ("LabelledDataset",),
+    "encoded": ("BytesImages", "EncodedImages", "PathImages"),
     "image_search": ("ImageSearch", "is_image", "sub_folders"),
-    "image_tables": ("ImageOptions", "choose_augmentation", "decode_images", "image_table", "report_unreadable"),
+    "image_tables": (
+        "ImageOptions",
+        "PixelOptions",
+        "choose_augmentation",
+        "decode_images",
+        "image_table",
+        "report_unreadable",
+    ),
     "images": ("IMAGE_SUFFIXES", "UNREADABLE", "decode"),
     "loading": ("Batches", "OrderedBatches", "batches"),
     "opening": ("default_source", "find_source", "load_table", "open_data"),
@@ -56,16 +68,20 @@ __all__ = [
     "UNREADABLE",
     "BatchSampler",
     "Batches",
+    "BytesImages",
     "ClassSplit",
     "CropAugmentation",
     "CsvRow",
     "DataSource",
+    "EncodedImages",
     "FeatureStore",
     "ImageFiles",
     "ImageOptions",
     "ImageSearch",
     "LabelledDataset",
     "OrderedBatches",
+    "PathImages",
+    "PixelOptions",
     "PixelStore",
     "RecordedSplit",
     "SamplerOptions",
@@ -77,6 +93,7 @@ __all__ = [
     "Transform",
     "TransformOptions",
     "Transforms",
+    "array_table",
     "batches",
     "choose_augmentation",
     "create_sampler",

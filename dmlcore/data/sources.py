@@ -47,7 +47,7 @@ class Table:
     split: np.ndarray | None = None
     skipped: list[str] = field(default_factory=list)
     augmentation: Augmentation | None = None
-    sample_names: list[str] | None = None
+    sample_names: Sequence[str] | None = None
     split_note: str = ""
     class_groups: list[str] | None = None
     digests: Callable[[], np.ndarray] | None = None

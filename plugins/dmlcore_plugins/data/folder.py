@@ -14,6 +14,7 @@ from dmlcore.data import (
     DataSource,
     ImageOptions,
     ImageSearch,
+    PathImages,
     Table,
     image_table,
     is_image,
@@ -76,7 +77,7 @@ class Folder(DataSource):
                 f"folder '{root}' holds no images (known: {' '.join(sorted(IMAGE_SUFFIXES))}){_hint(root)}{reasons}"
             )
         table = image_table(
-            paths,
+            PathImages(paths, str(root)),
             np.array(labels, dtype=np.int64),
             class_names,
             self.options,

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 import dmlcore
-from dmlcore.data import DataSource, ImageOptions, Table, image_table, is_missing, read_csv, split_words, tidy_names
+from dmlcore.data import DataSource, ImageOptions, PathImages, Table, image_table, is_missing, read_csv, split_words, tidy_names
 from dmlcore.errors import DataError
 from dmlcore.files import expanded
 
@@ -56,7 +56,7 @@ class Manifest(DataSource):
         number = {name: label for label, name in enumerate(class_names)}
         has_split = any(part for _, _, part in rows)
         table = image_table(
-            [path for path, _, _ in rows],
+            PathImages([path for path, _, _ in rows], str(file.parent)),
             np.array([number[tidied[label]] for _, label, _ in rows], dtype=np.int64),
             class_names,
             self.options,
