@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from dmlcore import data, ensemble, evaluation, kernels, losses, models, testing, training
     from dmlcore.ensemble import LossEnsemble
     from dmlcore.losses import CrossBatchMemory
+    from dmlcore.training import train
 
 _PACKAGES = ("data", "ensemble", "evaluation", "kernels", "losses", "models", "testing", "training")
 
@@ -30,6 +31,7 @@ __all__ = [
     "losses",
     "models",
     "testing",
+    "train",
     "training",
 ]
 
@@ -41,4 +43,6 @@ def __getattr__(name: str) -> Any:
         return importlib.import_module("dmlcore.ensemble").LossEnsemble
     if name == "CrossBatchMemory":
         return importlib.import_module("dmlcore.losses").CrossBatchMemory
+    if name == "train":
+        return importlib.import_module("dmlcore.training").train
     raise AttributeError(f"module 'dmlcore' has no attribute '{name}'")

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from dmlcore.data.array_tables import array_table
+    from dmlcore.data.arrow_tables import ColumnOptions, arrow_table, joined_parts, pyarrow
     from dmlcore.data.augmentation import CropAugmentation, ShiftAugmentation
     from dmlcore.data.class_names import is_missing, tidy_names
     from dmlcore.data.csv_tables import CsvRow, read_csv
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
     from dmlcore.data.images import IMAGE_SUFFIXES, UNREADABLE, decode
     from dmlcore.data.loading import Batches, OrderedBatches, batches
     from dmlcore.data.opening import default_source, find_source, load_table, open_data
+    from dmlcore.data.python_data import PythonData
     from dmlcore.data.recorded_splits import RecordedSplit
     from dmlcore.data.samplers import BatchSampler, SamplerOptions, create_sampler
     from dmlcore.data.sources import DataSource, Table
@@ -36,6 +38,7 @@ if TYPE_CHECKING:
 
 _HOMES = {
     "array_tables": ("array_table",),
+    "arrow_tables": ("ColumnOptions", "arrow_table", "joined_parts", "pyarrow"),
     "augmentation": ("CropAugmentation", "ShiftAugmentation"),
     "class_names": ("is_missing", "tidy_names"),
     "csv_tables": ("CsvRow", "read_csv"),
@@ -53,6 +56,7 @@ _HOMES = {
     "images": ("IMAGE_SUFFIXES", "UNREADABLE", "decode"),
     "loading": ("Batches", "OrderedBatches", "batches"),
     "opening": ("default_source", "find_source", "load_table", "open_data"),
+    "python_data": ("PythonData",),
     "recorded_splits": ("RecordedSplit",),
     "samplers": ("BatchSampler", "SamplerOptions", "create_sampler"),
     "sources": ("DataSource", "Table"),
@@ -70,6 +74,7 @@ __all__ = [
     "Batches",
     "BytesImages",
     "ClassSplit",
+    "ColumnOptions",
     "CropAugmentation",
     "CsvRow",
     "DataSource",
@@ -83,6 +88,7 @@ __all__ = [
     "PathImages",
     "PixelOptions",
     "PixelStore",
+    "PythonData",
     "RecordedSplit",
     "SamplerOptions",
     "ShiftAugmentation",
@@ -94,6 +100,7 @@ __all__ = [
     "TransformOptions",
     "Transforms",
     "array_table",
+    "arrow_table",
     "batches",
     "choose_augmentation",
     "create_sampler",
@@ -104,8 +111,10 @@ __all__ = [
     "image_table",
     "is_image",
     "is_missing",
+    "joined_parts",
     "load_table",
     "open_data",
+    "pyarrow",
     "read_csv",
     "report_unreadable",
     "split_words",

@@ -62,6 +62,8 @@ class PathImages:
         return len(self.paths)
 
     def opened(self, row: int) -> str:
+        if not os.path.isfile(self.paths[row]):  # a pipe would be waited for
+            raise FileNotFoundError("it does not exist, or is no file")
         return self.paths[row]
 
     def shown(self, row: int) -> str:
@@ -80,12 +82,10 @@ class BytesImages:
     Args:
         content: has a length, and gives bytes by number.
         rows: int64 [N], which of them. None: all.
-        where: what they are in, for messages.
     """
 
-    def __init__(self, content: Sequence[bytes], where: str, rows: np.ndarray | None = None) -> None:
+    def __init__(self, content: Sequence[bytes], rows: np.ndarray | None = None) -> None:
         self._content = content
-        self._where = where
         self._rows = np.arange(len(content)) if rows is None else rows
 
     def __len__(self) -> int:
@@ -95,10 +95,10 @@ class BytesImages:
         return io.BytesIO(self._content[int(self._rows[row])])
 
     def shown(self, row: int) -> str:
-        return f"{self._where}:{self._rows[row]}"
+        return f"row {self._rows[row]}"
 
     def select(self, rows: np.ndarray) -> BytesImages:
-        return BytesImages(self._content, self._where, self._rows[rows])
+        return BytesImages(self._content, self._rows[rows])
 
     def digests(self) -> np.ndarray:
         numbers = np.empty(len(self), dtype=np.uint64)

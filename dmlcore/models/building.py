@@ -5,12 +5,14 @@ from __future__ import annotations
 from typing import Any, Literal
 
 import torch
+from torch import nn
 
 from dmlcore import plugins
 from dmlcore.config import build_options, check_range
 from dmlcore.errors import ConfigError, PluginError
 from dmlcore.models.embedding import EmbeddingModel
 from dmlcore.models.naming import find_trunk
+from dmlcore.models.python_model import PythonModel
 
 
 def default_image_size(name: str | None = None, options: dict[str, Any] | None = None) -> int:
@@ -28,7 +30,7 @@ def default_image_size(name: str | None = None, options: dict[str, Any] | None =
 
 
 def build_model(
-    name: str | None = None,
+    name: str | nn.Module | None = None,
     *,
     sample_shape: tuple[int, ...],
     kind: str,
@@ -42,7 +44,8 @@ def build_model(
     """A model with freshly drawn (or, if its options say so, trained) weights. The global random state is left as it was.
 
     Args:
-        name: a trunk's name, or one that it claims; None: the default of the kind of data.
+        name: a trunk's name, or one that it claims; None: the default of the kind of data. Or a module of your own as the
+            trunk, samples to features [B, F], of which a copy is taken.
         sample_shape: of one sample, (C, H, W) or (F,).
         kind: `images` or `features`.
         embedding_dim: D >= 1.
@@ -56,7 +59,8 @@ def build_model(
         ConfigError: an unknown name or option, a trunk that cannot take this data.
     """
     check_range("embedding_dim", embedding_dim, least=1)
-    component, implied = find_trunk(name, kind)
+    module = name if isinstance(name, nn.Module) else None
+    component, implied = find_trunk(name, kind) if module is None else (PythonModel, {})
     trunk_options = build_options(component.Options, {**implied, **(options or {})}, component.name)
     if kind not in component.accepts:
         fitting = sorted(entry.name for entry in plugins.registry("model").values() if kind in entry.component.accepts)
@@ -66,7 +70,7 @@ def build_model(
         )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        trunk = component(trunk_options, sample_shape)
+        trunk = component(trunk_options, sample_shape) if module is None else PythonModel(trunk_options, sample_shape, module)
         if not isinstance(getattr(trunk, "features", None), int):
             raise PluginError(f"model '{component.name}' does not set 'features', the columns of its output")
         return EmbeddingModel(trunk, embedding_dim, normalize=normalize, head_norm=head_norm, **head)

@@ -47,7 +47,7 @@ def find_trunk(name: str | None, kind: str) -> tuple[type[Trunk], dict[str, Any]
     name = name or default_trunk(kind)
     if name in entries:
         return entries[name].component, {}
-    if plugins.plugin_files.is_reference(name):
+    if plugins.plugin_files.is_reference(name) or plugins.is_stand_in("model", name):
         return plugins.find("model", name).component, {}
     claims: dict[str, dict[str, Any]] = {}
     failures: list[ConfigError] = []

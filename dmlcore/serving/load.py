@@ -17,10 +17,11 @@ from dmlcore.evaluation import evaluating
 from dmlcore.files import expanded
 from dmlcore.models import EmbeddingModel
 from dmlcore.training import checkpoints
-from dmlcore.training.building import build_components, build_run_model, choose_device, open_splits
+from dmlcore.training.building import build_components, build_untrained_model, choose_device, open_splits
 from dmlcore.training.changes import check_unchanged
 from dmlcore.training.configuration import RunConfig
 from dmlcore.training.folder import NO_SPLIT, RunFolder
+from dmlcore.training.objects import check_objects, parted
 from dmlcore.training.result import named_metrics
 
 OF_A_MODEL = ("loss", "model", "compressor")  # kinds without which no model is built
@@ -51,6 +52,8 @@ class TrainedRun:
         checkpoint: `best`, `last` or `previous`.
         device: `auto`, `cpu`, `cuda` or `cuda:N`.
         trusts_plugins: run the files of code that the folder's `config.toml` names, whoever made it.
+        data, model, losses: the objects that the run was given in Python, if it was. Without the data, only other data can be
+            evaluated.
 
     Raises:
         ConfigError: there is no run or no such checkpoint, or its `config.toml` was changed.
@@ -58,11 +61,21 @@ class TrainedRun:
     """
 
     def __init__(
-        self, folder: str | Path, *, checkpoint: str = "best", device: str = "auto", trusts_plugins: bool = False
+        self,
+        folder: str | Path,
+        *,
+        checkpoint: str = "best",
+        device: str = "auto",
+        trusts_plugins: bool = False,
+        data: Any = None,
+        model: Any = None,
+        losses: Any = None,
     ) -> None:
+        _, self._objects = parted(data, model, losses, {})
         self.folder = RunFolder.open(folder)
         self._trusts_plugins = trusts_plugins
         self.config = self._read_config()
+        check_objects(self._objects, self.config.names(), str(self.folder.path), ("model", "loss"))
         self.device = choose_device(device)
         self._recorded = RecordedSplit.read(self.folder.split) if self.folder.split.exists() else None
         state = checkpoints.load(self.folder.checkpoints, checkpoint)
@@ -89,11 +102,11 @@ class TrainedRun:
 
     def _read_config(self, *kinds: str) -> RunConfig:
         """The configuration; of the components in files, only those that the model and some kinds need are imported."""
-        return RunConfig.read_run(self.folder.config, self._source(*kinds))
+        return RunConfig.read_run(self.folder.config, self._source(*kinds)).with_objects(self._objects)
 
     def _untrained(self) -> EmbeddingModel:
         with trust.reading(self._source()):
-            return build_run_model(self.config, self.sample_shape, self.kind)
+            return build_untrained_model(self.config, self.folder, self.sample_shape, self.kind)
 
     def open(self) -> Splits:
         """The run's own data, split as when the run was made.
@@ -102,6 +115,7 @@ class TrainedRun:
             DataError: the data has another kind or shape, or classes that were renamed since; or classes may be called held out
                 that were trained on.
         """
+        check_objects(self._objects, self.config.names(), str(self.folder.path))
         with trust.reading(self._source("data")):
             splits = open_splits(self._read_config("data"), self._recorded)
         self.check_fits(splits.name, splits)

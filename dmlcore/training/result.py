@@ -16,7 +16,7 @@ from dmlcore.errors import TrainingError
 from dmlcore.evaluation import Metric, evaluating
 from dmlcore.models import EmbeddingModel
 from dmlcore.training import checkpoints
-from dmlcore.training.building import build_run_model
+from dmlcore.training.building import build_untrained_model
 from dmlcore.training.run import Run
 from dmlcore.version import VERSION
 
@@ -35,7 +35,7 @@ def final_result(run: Run) -> dict[str, Any]:
             f" {run.best.step}: another process has changed it"
         )
     run.model.load_state_dict(best["model"])
-    untrained = build_run_model(run.config, run.splits.sample_shape, run.splits.kind).to(run.device)
+    untrained = build_untrained_model(run.config, run.folder, run.splits.sample_shape, run.splits.kind).to(run.device)
     untrained.served = "whole"  # what it could be compressed to was never fitted
     parts = {part: getattr(run.splits, part) for part in ("validation", "test")}
     workers = run.config.settings.data.workers

@@ -78,7 +78,8 @@ class Run:
         self.config = config.completed(self.splits.kind, self.steps)
         # The order of what draws random numbers is part of a run's result.
         seed_everything(settings.run.seed)
-        self.model = building.build_run_model(self.config, self.splits.sample_shape, self.splits.kind).to(self.device)
+        untrained = building.build_untrained_model(self.config, folder, self.splits.sample_shape, self.splits.kind)
+        self.model = untrained.to(self.device)
         self.ensemble = building.build_ensemble(self.config, train.num_classes, self.model.trunk.features).to(self.device)
         self.extras = Extras(self.model, self.config.settings)
         self.memory = building.build_memory(self.config, self.ensemble, self.model, self.batch_size)
@@ -128,6 +129,11 @@ class Run:
             shares = self.ensemble.weighting.importances[torch.tensor(has_head)].to(self.model.shares)
             self.model.shares.copy_(shares / shares.sum() if shares.sum() > 0 else torch.full_like(shares, 1 / len(shares)))
         self.compression.fit(self.splits.train, self.config.settings.data.workers)
+
+    def save_start(self) -> None:
+        """Write `checkpoints/start.pt` for a module from Python, whose first weights nobody can draw again."""
+        if self.config.objects.model is not None:
+            checkpoints.save_start(self.folder.checkpoints, self.weights())
 
     def save_best(self) -> Path:
         """Write `checkpoints/best.pt`; returns its path."""

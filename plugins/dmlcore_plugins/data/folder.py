@@ -35,6 +35,7 @@ class Folder(DataSource):
     name = "folder"
     Options = ImageOptions
     reads = "a folder with a sub-folder per class"
+    gives_way = True
 
     @classmethod
     def claims(cls, path: Path) -> bool:
