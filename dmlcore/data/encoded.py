@@ -70,7 +70,7 @@ class PathImages:
         return writable_text(os.path.relpath(self.paths[row], self._where) if self._where else self.paths[row])
 
     def select(self, rows: np.ndarray) -> PathImages:
-        return PathImages([self.paths[row] for row in rows.tolist()], self._where)
+        return PathImages([str(self.paths[int(row)]) for row in rows], self._where)
 
     def digests(self) -> np.ndarray:
         return file_digests(self.paths)

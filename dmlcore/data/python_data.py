@@ -51,7 +51,7 @@ class PythonData(DataSource):
             data = data.dataset
         if isinstance(data, Mapping) and "x" in data:
             return self._of_arrays(data)
-        if isinstance(data, tuple | list) and len(data) == 2 and len(np.shape(data[0])):
+        if isinstance(data, tuple | list) and len(data) == 2 and all(map(_is_column, data)):
             return self._of_arrays({"x": data[0], "y": data[1]})
         sizes = {"image_size": self.image_size, "default_image_size": self.default_image_size}
         table, names, split = _columns_of(data)
@@ -92,15 +92,19 @@ def as_array(values: Any, name: str) -> np.ndarray:
     return array
 
 
+def _is_column(values: Any) -> bool:
+    """Whether something may be an array or a list of samples or labels, and no sample with its label."""
+    return hasattr(values, "__len__") and not isinstance(values, str | bytes | tuple | Mapping)
+
+
 def _columns_of(data: Any) -> tuple[Any, list[str] | None, np.ndarray | None]:
     """A table of Arrow, the names of its classes and its split, out of a data set of Hugging Face, a dict of such by part, or a
     table of Arrow. None: it is none of these."""
-    if isinstance(data, Mapping) and data and all(_is_hugging_face(part) for part in data.values()):
-        first = next(iter(data.values()))
-        tables = {str(word): part.with_format("arrow")[:] for word, part in data.items()}
-        table, split = joined_parts(tables, _WHERE)
-        return table, _class_names(first), split
-    if _is_hugging_face(data):
+    parts: dict[str, Any] = dict(data) if isinstance(data, Mapping) else {}
+    if parts and all(_is_hugging_face(part) for part in parts.values()):
+        table, split = joined_parts({str(word): part.with_format("arrow")[:] for word, part in parts.items()}, _WHERE)
+        return table, _class_names(next(iter(parts.values()))), split
+    if not parts and _is_hugging_face(data):
         return data.with_format("arrow")[:], _class_names(data), None
     is_arrow = type(data).__module__.partition(".")[0] == "pyarrow" and hasattr(data, "column_names")
     return (data if is_arrow else None), None, None

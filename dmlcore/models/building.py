@@ -60,7 +60,7 @@ def build_model(
     """
     check_range("embedding_dim", embedding_dim, least=1)
     module = name if isinstance(name, nn.Module) else None
-    component, implied = find_trunk(name, kind) if module is None else (PythonModel, {})
+    component, implied = (PythonModel, {}) if isinstance(name, nn.Module) else find_trunk(name, kind)
     trunk_options = build_options(component.Options, {**implied, **(options or {})}, component.name)
     if kind not in component.accepts:
         fitting = sorted(entry.name for entry in plugins.registry("model").values() if kind in entry.component.accepts)

@@ -183,8 +183,8 @@ def build_ensemble(config: RunConfig, num_classes: int, features: int = 0) -> Lo
     members: list[losses.Loss] = []
     given = iter(config.objects.losses)
     for (table, component), seen in zip(config.of_kind("loss").items(), columns, strict=True):
-        if plugins.is_stand_in("loss", component.name):
-            members.append(built_loss(next(given)))
+        if plugins.is_stand_in("loss", component.name) and (loss := next(given, None)) is not None:
+            members.append(built_loss(loss))
             continue
         width = settings.model.embedding_dim if seen is None else seen[1] - seen[0]
         options = config.options.get(table, {})

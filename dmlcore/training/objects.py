@@ -6,6 +6,7 @@ A configuration names them `python_data`, `python_model` and `python_loss`. A ru
 from __future__ import annotations
 
 import copy
+import os
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -54,7 +55,7 @@ def parted(data: Any, model: Any, losses: Any, values: Mapping[str, Any]) -> tup
         raise ConfigError("losses and plugins both name the losses; leave one out")
     if data is not None:
         is_setting = _is_name(data) or (isinstance(data, dict) and "x" not in data and not _holds_data(data))
-        values["data"] = data if is_setting else "python_data"
+        values["data"] = "python_data" if not is_setting else os.fspath(data) if _is_name(data) else data
         data = None if is_setting else data
     if model is not None:
         is_setting = _is_name(model) or isinstance(model, dict)
@@ -149,7 +150,7 @@ def _name_of(loss: Any) -> str:
         return loss.name
     if isinstance(loss, NormLoss):
         raise ConfigError(f"the regulariser {type(loss).__name__} must go by a name: register it, or name it as FILE.py:CLASS")
-    if not callable(loss):
+    if not callable(loss) or isinstance(loss, type):
         raise ConfigError(f"a loss is {type(loss).__name__}, but must be a name, a dmlcore loss, or take embeddings and labels")
     return "python_loss"
 
