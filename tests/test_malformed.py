@@ -9,6 +9,7 @@ import pytest
 from malformed_readers import READERS, attempt
 
 COUNTS = {"npz": 200, "csv": 120, "images": 60, "toml": 300, "splits": 300, "pickles": 300}
+COUNTS |= {"npy": 200, "tar": 100, "parquet": 120, "arrow": 120}
 LONGEST = 5.0  # seconds
 
 

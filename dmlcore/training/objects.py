@@ -6,7 +6,6 @@ A configuration names them `python_data`, `python_model` and `python_loss`. A ru
 from __future__ import annotations
 
 import copy
-import os
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -55,7 +54,7 @@ def parted(data: Any, model: Any, losses: Any, values: Mapping[str, Any]) -> tup
         raise ConfigError("losses and plugins both name the losses; leave one out")
     if data is not None:
         is_setting = _is_name(data) or (isinstance(data, dict) and "x" not in data and not _holds_data(data))
-        values["data"] = "python_data" if not is_setting else os.fspath(data) if _is_name(data) else data
+        values["data"] = "python_data" if not is_setting else str(data) if _is_name(data) else data
         data = None if is_setting else data
     if model is not None:
         is_setting = _is_name(model) or isinstance(model, dict)

@@ -57,7 +57,7 @@ def read_arrays(file: Path) -> dict[str, np.ndarray]:
             with opened:
                 arrays = {}
                 for name in opened.files:
-                    arrays[name] = _valid(opened[name])
+                    arrays[name] = valid_array(opened[name])
                 return arrays
     except FileNotFoundError:
         raise DataError(f"there is no file '{file}'") from None
@@ -74,7 +74,7 @@ def read_arrays(file: Path) -> dict[str, np.ndarray]:
     raise DataError(f"'{file}' is a single array, but x and y are needed: save it with numpy.savez(file, x=..., y=...)")
 
 
-def _valid(array: np.ndarray) -> np.ndarray:
+def valid_array(array: np.ndarray) -> np.ndarray:
     """The array, if it is one whose text is Unicode: numpy takes any four bytes for a character.
 
     Raises:
