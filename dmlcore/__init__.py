@@ -12,12 +12,12 @@ from dmlcore.hookspecs import hookimpl
 from dmlcore.version import VERSION as __version__
 
 if TYPE_CHECKING:
-    from dmlcore import data, ensemble, evaluation, kernels, losses, models, testing, training
+    from dmlcore import data, ensemble, evaluation, kernels, losses, models, serving, testing, training
     from dmlcore.ensemble import LossEnsemble
     from dmlcore.losses import CrossBatchMemory
     from dmlcore.training import train
 
-_PACKAGES = ("data", "ensemble", "evaluation", "kernels", "losses", "models", "testing", "training")
+_PACKAGES = ("data", "ensemble", "evaluation", "kernels", "losses", "models", "serving", "testing", "training")
 
 __all__ = [
     "CrossBatchMemory",
@@ -30,6 +30,7 @@ __all__ = [
     "kernels",
     "losses",
     "models",
+    "serving",
     "testing",
     "train",
     "training",

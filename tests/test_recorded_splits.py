@@ -253,3 +253,20 @@ def test_a_search_and_its_run_have_one_split(tmp_path: Path, monkeypatch: pytest
     assert len(tests) == 3 and tests[0] == tests[1] == tests[2]
     assert result["data"]["parts"]["test"] == {"classes": 14, "samples": 84}
     assert "class 00" not in TrainedRun(tmp_path / "run").open().test.class_names
+
+
+def test_equal_samples_are_matched_in_their_order():
+    from dmlcore.data.recorded_splits import _matched
+
+    generator = np.random.default_rng(0)
+    for _ in range(200):
+        sizes = generator.integers(0, 30, 2)
+        entries, rows = ((generator.integers(0, 4, n), generator.integers(0, 3, n).astype(np.uint64)) for n in sizes)
+        waiting = list(zip(range(sizes[1]), *map(np.ndarray.tolist, rows), strict=True))
+        expected = []
+        for label, digest in zip(*map(np.ndarray.tolist, entries), strict=True):
+            first = next((row for row in waiting if row[1:] == (label, digest)), None)
+            expected.append(-1 if first is None else first[0])
+            waiting = [row for row in waiting if row is not first]
+        matched, left_over = _matched(entries, rows)
+        assert matched.tolist() == expected and left_over.tolist() == [row for row, _, _ in waiting]
