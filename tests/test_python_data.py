@@ -19,7 +19,7 @@ from dmlcore.cli import main
 from dmlcore.data import FeatureStore, PixelStore, open_data
 from dmlcore.errors import ConfigError, DataError
 from dmlcore.losses import Loss, create
-from dmlcore.serving import TrainedRun
+from dmlcore.serving import TrainedRun, write_embeddings
 from dmlcore.training import Logger
 
 CLASSES, SAMPLES, WIDTH = 10, 5, 6
@@ -222,6 +222,9 @@ def test_a_run_of_objects(tmp_path):
     run = TrainedRun(tmp_path / "run", data=features(), model=network(7), losses=losses[2:])
     measured = run.evaluate()
     assert measured["metrics"] == result["metrics"] and measured["baselines"] == result["baselines"]
+    others = TrainedRun(tmp_path / "run", model=network(), losses=losses[2:]).evaluate((features()[0] + 9, features()[1]))
+    assert others["data"] == "python_data" and "all" in others["metrics"] and not others["notes"]
+    assert write_embeddings(run, features(), tmp_path / "e.npz")["samples"] == CLASSES * SAMPLES
     other = tmp_path / "other.npz"
     np.savez(other, x=features()[0], y=features()[1])
     assert "all" in TrainedRun(tmp_path / "run", model=network(), losses=losses[2:]).evaluate(str(other))["metrics"]

@@ -104,15 +104,14 @@ def _columns_of(data: Any) -> tuple[Any, list[str] | None, np.ndarray | None]:
     if parts and all(_is_hugging_face(part) for part in parts.values()):
         table, split = joined_parts({str(word): part.with_format("arrow")[:] for word, part in parts.items()}, _WHERE)
         return table, _class_names(next(iter(parts.values()))), split
-    if _is_hugging_face(data):
-        return data.with_format("arrow")[:], _class_names(data), None
+    if not parts and _is_hugging_face(data):
+        whole: Any = data
+        return whole.with_format("arrow")[:], _class_names(whole), None
     is_arrow = type(data).__module__.partition(".")[0] == "pyarrow" and hasattr(data, "column_names")
     return (data if is_arrow else None), None, None
 
 
 def _is_hugging_face(data: Any) -> bool:
-    if isinstance(data, Mapping):
-        return False
     return all(hasattr(data, name) for name in ("with_format", "column_names", "features", "__getitem__", "__len__"))
 
 

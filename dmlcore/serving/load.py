@@ -123,13 +123,17 @@ class TrainedRun:
             self._check_counts(splits)
         return splits
 
-    def parts(self, data: str | None = None, options: dict[str, Any] | None = None) -> Parts:
+    def parts(self, data: Any = None, options: dict[str, Any] | None = None) -> Parts:
         """The run's own data in its parts, or other data brought to the shape the model takes, as one part, `all`.
+
+        Args:
+            data: a name, a path, or the data themselves, as `open_data` takes them. None: the run's own.
+            options: of the data.
 
         Raises:
             DataError: as `open`.
         """
-        if data is not None:
+        if isinstance(data, str):
             plugin_files.remember(plugin_files.absolute(data))  # the user named it now
         if self._is_own(data) and not options:
             splits = self.open()
@@ -137,14 +141,15 @@ class TrainedRun:
             return Parts(splits.name, {name: part for name, part in named.items() if part is not None}, list(splits.notes))
         size = self.sample_shape[1] if self.kind == "images" else None
         assert data is not None
-        _, table = load_table(data, options=options, image_size=size, needs_labels=False)
-        self.check_fits(data, table)
+        source, table = load_table(data, options=options, image_size=size, needs_labels=False)
+        name = data if isinstance(data, str) else source.name
+        self.check_fits(name, table)
         rows = np.arange(len(table.labels))
         whole = LabelledDataset(table.samples, rows, table.labels, table.class_names, table.sample_shape)
         notes = [*table.skipped, *self._notes_on_trained(table)]
         if self._is_own(data):
             notes.append("the options are not the run's: some of these classes may have been trained on")
-        return Parts(data, {"all": whole}, notes, table.has_labels)
+        return Parts(name, {"all": whole}, notes, table.has_labels)
 
     def _notes_on_trained(self, table: Table) -> list[str]:
         if self._recorded is None:
@@ -182,20 +187,25 @@ class TrainedRun:
                 f" trained on {self.kind} of shape {self.sample_shape}"
             )
 
-    def _is_own(self, data: str | None) -> bool:
+    def _is_own(self, data: Any) -> bool:
         own = self.config.settings.data.source
         assert own is not None
+        if data is not None and not isinstance(data, str):
+            return False
         return data is None or data == own or (Path(own).is_absolute() and expanded(data).resolve() == Path(own))
 
-    def evaluate(self, data: str | None = None, options: dict[str, Any] | None = None) -> dict[str, Any]:
-        """Metrics and baselines: of the run's validation and test classes, or of all classes of other data.
+    def evaluate(self, data: Any = None, options: dict[str, Any] | None = None) -> dict[str, Any]:
+        """Metrics and baselines: of the run's validation and test classes, or of all classes of other data. Arguments as of
+        `parts`.
 
         Raises:
             DataError: the data cannot be used, or has no labels.
         """
         opened = self.parts(data, options)
         if not opened.has_labels:
-            raise DataError(f"'{data}' has no labels, so nothing can be measured on it. `dmlcore embed` writes its embeddings")
+            raise DataError(
+                f"'{opened.name}' has no labels, so nothing can be measured on it. `dmlcore embed` writes its embeddings"
+            )
         parts = {name: part for name, part in opened.parts.items() if name in ("validation", "test", "all")}
         notes = [*opened.notes, *(f"{name}: {why}" for name, part in parts.items() if (why := evaluating.why_not_ranked(part)))]
         parts = {name: part for name, part in parts.items() if len(part)}
