@@ -250,3 +250,37 @@ def test_arrays_that_cannot_be_used(tmp_path):
     (tmp_path / "birds.npy").write_bytes(b"no array")
     with pytest.raises(DataError, match=r"no \.npy file, or a damaged one: it does not begin like one"):
         open_data(str(tmp_path / "birds.npy"))
+
+
+def write_csv(path: Path, *, mark: str = ",", **columns) -> str:
+    lines = [mark.join(columns), *(mark.join(map(str, row)) for row in zip(*columns.values(), strict=True))]
+    path.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    return str(path)
+
+
+@pytest.mark.parametrize(("name", "mark"), [("f.csv", ","), ("f.csv", ";"), ("f.tsv", "\t")])
+def test_features_in_a_text_file(tmp_path, name, mark):
+    texts = np.array(NAMES)[LABELS]
+    split = np.where(LABELS < 6, "train", "test")
+    values = {f"f{number}": [repr(float(value)) for value in numbers()[:, number]] for number in range(WIDTH)}
+    path = write_csv(tmp_path / name, mark=mark, id=[f"n{row}" for row in range(COUNT)], **values, label=texts, split=split)
+    splits = open_data(path)
+    same(splits, reference(tmp_path, y=texts, split=split))
+    assert "columns not used, since they hold no numbers: id" in splits.notes
+
+
+@pytest.mark.parametrize(
+    ("columns", "message"),
+    [
+        ({"a": range(COUNT), "kind": LABELS}, "has no column 'label'; it has a, kind"),
+        ({"a": [1, "x", *[2] * (COUNT - 2)], "label": LABELS}, r"line 3 of .*: 'a' is 'x', but features are numbers"),
+        ({"a": [1, "", *[2] * (COUNT - 2)], "label": LABELS}, r"line 3 of .*: 'a' is '', but features are numbers"),
+        ({"a": [1, "1e39", *[2] * (COUNT - 2)], "label": LABELS}, r"line 3 of .*: 'a' is '1e39'"),
+        ({"a": ["x"] * COUNT, "label": LABELS}, "has no column 'path'; it has a, label"),
+        ({"a": range(COUNT), "label": [""] * COUNT}, "'y' in .* has no label"),
+    ],
+)
+def test_features_in_a_text_file_that_cannot_be_used(tmp_path, columns, message):
+    with pytest.raises(DataError, match=message) as caught:
+        open_data(write_csv(tmp_path / "f.csv", **columns))
+    assert "\n" not in str(caught.value)

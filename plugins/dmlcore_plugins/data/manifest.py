@@ -1,15 +1,31 @@
-"""Image lists: a CSV file with the columns `path`, `label` and, if wanted, `split`. `csv_tables` reads the text."""
+"""CSV files: lists of images with the columns `path` and `label`, or a column of labels beside others of numbers, the features.
+Both may have a column `split`. `csv_tables` reads the text.
+"""
 
 from __future__ import annotations
 
 import difflib
+import math
 import os
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 
 import dmlcore
-from dmlcore.data import DataSource, ImageOptions, PathImages, Table, image_table, is_missing, read_csv, split_words, tidy_names
+from dmlcore.data import (
+    CsvRow,
+    DataSource,
+    ImageOptions,
+    PathImages,
+    Table,
+    array_table,
+    image_table,
+    is_missing,
+    read_csv,
+    split_words,
+    tidy_names,
+)
 from dmlcore.errors import DataError
 from dmlcore.files import expanded
 
@@ -17,11 +33,11 @@ _COLUMNS = ("path", "label", "split")
 
 
 class Manifest(DataSource):
-    """Images listed in a CSV file, with paths relative to the file's folder."""
+    """Images listed in a CSV file, with paths relative to the file's folder, or features in columns of numbers."""
 
     name = "csv"
     Options = ImageOptions
-    reads = "a .csv or .tsv with path,label"
+    reads = "a .csv or .tsv with label and path or features"
 
     @classmethod
     def claims(cls, path: Path) -> bool:
@@ -29,16 +45,20 @@ class Manifest(DataSource):
         return path.suffix.lower() in (".csv", ".tsv") and not path.is_dir()
 
     def load(self) -> Table:
-        """Read the list, find the images and read as many as fit in memory.
+        """Read the features; or the list, find the images and read as many as fit in memory.
 
         Raises:
             DataError: no such file, a damaged one, a missing column, an unknown part of a split, more than half of the images
-                missing.
+                missing, features that are no numbers.
         """
         if not self.options.path:
             raise DataError("the data 'csv' needs a path: --data FILE.csv, or --csv.path FILE.csv")
         file = expanded(self.options.path)
-        rows, notes = _read(file, self.needs_labels)
+        columns, table_rows = read_csv(file, (*_COLUMNS, "official_split"))
+        features = _feature_columns(columns, table_rows)
+        if features:
+            return self._features(file, columns, features, table_rows)
+        rows, notes = _read(file, columns, table_rows, self.needs_labels)
         missing = [path for path, _, _ in rows if not os.path.isfile(path)]
         if 2 * len(missing) > len(rows):
             raise DataError(
@@ -69,10 +89,51 @@ class Manifest(DataSource):
         table.has_labels = class_names != [""]
         return table
 
+    def _features(self, file: Path, columns: list[str], features: list[str], rows: Sequence[CsvRow]) -> Table:
+        """A table of the columns of numbers."""
+        if self.needs_labels:
+            _check_columns(columns, file, ("label",))
+        x = np.empty((len(rows), len(features)), dtype=np.float32)
+        for number, row in enumerate(rows):
+            x[number] = [_number(row, name, file) for name in features]
+        arrays = {"x": x}
+        for name, column in (("y", "label"), ("split", "split"), ("official_split", "official_split")):
+            if column in columns:
+                arrays[name] = np.array([row.values[column] for row in rows])
+        table = array_table(arrays, f"'{file}'", self.options, needs_labels=self.needs_labels)
+        unused = [name for name in columns if name not in (*_COLUMNS, "official_split", *features)]
+        if unused:
+            table.skipped.insert(0, f"columns not used, since they hold no numbers: {', '.join(unused)}")
+        return table
 
-def _read(file: Path, needs_labels: bool) -> tuple[list[tuple[str, str, str]], list[str]]:
+
+def _feature_columns(columns: list[str], rows: Sequence[CsvRow]) -> list[str]:
+    """The columns of a file without paths that begin with a number; none where it is to be a list of images."""
+    if "path" in columns or not rows:
+        return []
+    return [name for name in columns if name not in (*_COLUMNS, "official_split") and _is_number(rows[0].values[name])]
+
+
+def _is_number(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return "_" not in text  # which Python takes within numbers
+
+
+def _number(row: CsvRow, name: str, file: Path) -> float:
+    text = row.values[name]
+    number = float(text) if _is_number(text) else math.nan
+    if not abs(number) <= float(np.finfo(np.float32).max):
+        raise DataError(f"line {row.line} of '{file}': '{name}' is '{text}', but features are numbers of 32 bits")
+    return number
+
+
+def _read(
+    file: Path, columns: list[str], table: Sequence[CsvRow], needs_labels: bool
+) -> tuple[list[tuple[str, str, str]], list[str]]:
     """Path, label and part of every row, and what the user should know. Labels are empty where there is no such column."""
-    columns, table = read_csv(file, (*_COLUMNS, "official_split"))
     notes = _check_columns(columns, file, ("path", "label") if needs_labels else ("path",))
     has_labels = "label" in columns
     part = "split" if "split" in columns else "official_split"
