@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from data_files import class_sets
+from data_files import class_sets, image_folder
 from PIL import Image
 
 from dmlcore.cli import main
@@ -67,6 +67,12 @@ def test_a_file_a_folder_and_a_pattern(tmp_path):
     assert isinstance(whole.train.samples, ImageFiles)
     assert torch.equal(whole.test.batch(range(6)), first.test.batch(range(6)))
     assert whole.sample_names[0].startswith("s-00.tar:")
+
+
+def test_an_archive_beside_the_folders_of_classes_is_no_shard(tmp_path):
+    image_folder(tmp_path)
+    write_shard(tmp_path / "backup.tar", samples(range(3)))
+    assert set().union(*class_sets(open_data(str(tmp_path)))) == {f"class {label}" for label in range(8)}
 
 
 @pytest.mark.parametrize("label", ["cls", "json", "txt"])

@@ -21,7 +21,7 @@ from typing import BinaryIO
 import numpy as np
 
 import dmlcore
-from dmlcore.data import IMAGE_SUFFIXES, DataSource, ImageOptions, Table, image_table, is_missing, tidy_names
+from dmlcore.data import IMAGE_SUFFIXES, DataSource, ImageOptions, Table, image_table, is_missing, sub_folders, tidy_names
 from dmlcore.errors import DataError
 from dmlcore.files import expanded, writable_text
 
@@ -54,12 +54,13 @@ class WebDataset(DataSource):
 
     @classmethod
     def claims(cls, path: Path) -> bool:
-        """Files that end in .tar, patterns of such with braces, and folders with such files."""
+        """Files that end in .tar, patterns of such with braces, and folders with such files but without sub-folders, which
+        would be classes."""
         if path.suffix.lower() == ".tar":
             return not path.is_dir()
         try:
-            return path.is_dir() and any(_is_shard(entry) for entry in os.scandir(path))
-        except OSError:
+            return path.is_dir() and any(_is_shard(entry) for entry in os.scandir(path)) and not sub_folders(path)
+        except (OSError, DataError):
             return False
 
     def load(self) -> Table:
