@@ -12,11 +12,12 @@ from dmlcore.hookspecs import hookimpl
 from dmlcore.version import VERSION as __version__
 
 if TYPE_CHECKING:
-    from dmlcore import data, ensemble, evaluation, kernels, losses, models, testing, training
+    from dmlcore import data, ensemble, evaluation, kernels, losses, models, serving, testing, training
     from dmlcore.ensemble import LossEnsemble
     from dmlcore.losses import CrossBatchMemory
+    from dmlcore.training import train
 
-_PACKAGES = ("data", "ensemble", "evaluation", "kernels", "losses", "models", "testing", "training")
+_PACKAGES = ("data", "ensemble", "evaluation", "kernels", "losses", "models", "serving", "testing", "training")
 
 __all__ = [
     "CrossBatchMemory",
@@ -29,7 +30,9 @@ __all__ = [
     "kernels",
     "losses",
     "models",
+    "serving",
     "testing",
+    "train",
     "training",
 ]
 
@@ -41,4 +44,6 @@ def __getattr__(name: str) -> Any:
         return importlib.import_module("dmlcore.ensemble").LossEnsemble
     if name == "CrossBatchMemory":
         return importlib.import_module("dmlcore.losses").CrossBatchMemory
+    if name == "train":
+        return importlib.import_module("dmlcore.training").train
     raise AttributeError(f"module 'dmlcore' has no attribute '{name}'")

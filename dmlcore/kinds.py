@@ -21,6 +21,8 @@ class Kind:
         summary: first line of the hook's description: what it is, and where it can be named.
         contract: what the hook returns, and what the classes promise.
         example: a command that uses one, with `$name` for its name.
+        stand_in: dotted name of the class that stands, by the name `python_KIND`, for an object that a Python program gives to
+            a run; empty: there are no such.
     """
 
     name: str
@@ -30,6 +32,7 @@ class Kind:
     summary: str
     contract: str
     example: str
+    stand_in: str = ""
 
 
 def _table(*kinds: Kind) -> dict[str, Kind]:
@@ -48,6 +51,7 @@ KINDS = _table(
         with others, and returns a scalar. A `PairLoss` writes `row_values` instead: similarities `[A, N]` and bool masks
         `[A, N]` in, values and counts `[V, A]` out.""",
         "dmlcore train --plugins ms,$name --steps 50",
+        "dmlcore.losses.python_loss.PythonLoss",
     ),
     Kind(
         "miner",
@@ -90,6 +94,7 @@ KINDS = _table(
         `names_option` the option that stands for the network: `NAME/resnet18` is then the trunk `NAME` with that option. What
         its run must keep to build it again, such as published weights, is written by `keep`.""",
         "dmlcore train --model $name --data features.npz --steps 50",
+        "dmlcore.models.python_model.PythonModel",
     ),
     Kind(
         "data",
@@ -100,6 +105,7 @@ KINDS = _table(
         """Subclasses of `dmlcore.data.DataSource`: `load` returns a `Table` of N samples, labels int64 `[N]`
         and class names. A source that reads files says by `claims` which paths mean it, and by `reads` how they look.""",
         "dmlcore train --data $name --steps 50",
+        "dmlcore.data.python_data.PythonData",
     ),
     Kind(
         "transform",

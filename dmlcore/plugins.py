@@ -246,6 +246,9 @@ def find(kind: str, name: str) -> Entry:
     """
     if not isinstance(name, str):
         raise ConfigError(f"a {kind} is named by text, got {type(name).__name__}")
+    if is_stand_in(kind, name):
+        module, _, class_name = KINDS[kind].stand_in.rpartition(".")
+        return Entry(kind, name, getattr(importlib.import_module(module), class_name), "dmlcore", "")
     if plugin_files.is_reference(name):
         return _in_a_file(kind, name)
     entries = registry(kind)
@@ -256,6 +259,11 @@ def find(kind: str, name: str) -> Entry:
         return aliases[name.casefold()]
     names = {*entries, *(alias for entry in entries.values() for alias in entry.aliases)}
     raise ConfigError(f"there is no {kind} '{name}'.{suggestion(name, names)} `dmlcore plugins` lists them all.")
+
+
+def is_stand_in(kind: str, name: str) -> bool:
+    """Whether a name stands for an object that a Python program gives: `python_data`, `python_model`, `python_loss`."""
+    return bool(KINDS[kind].stand_in) and name == f"python_{kind}"
 
 
 def recorded_name(kind: str, name: str) -> str:

@@ -74,7 +74,8 @@ def mutated(content: bytes, rng: np.random.Generator, tokens: tuple[bytes, ...] 
     return kind, bytes(data)
 
 
-def _mutations(files: list[tuple[str, bytes]], seed: int, count: int, tokens: tuple[bytes, ...] = ()) -> Inputs:
+def mutations(files: list[tuple[str, bytes]], seed: int, count: int, tokens: tuple[bytes, ...] = ()) -> Inputs:
+    """Mutations of each of some files in turn, given by name and content."""
     rng = np.random.default_rng(seed)
     for number in range(count):
         name, content = files[number % len(files)]
@@ -158,7 +159,7 @@ def npz(seed: int, count: int) -> Inputs:
         b"PK\3\4",
         b"PK\1\2",
     )
-    for number, (name, content) in enumerate(_mutations(files, seed, count, tokens)):
+    for number, (name, content) in enumerate(mutations(files, seed, count, tokens)):
         if number % 2:
             yield name, content
     rng = np.random.default_rng((seed, 1))
@@ -187,7 +188,7 @@ def manifests(seed: int, count: int) -> Inputs:
         f'"{path}";{label};{("train", "val", "test")[row % 3]}\r\n' for row, (path, label) in enumerate(rows)
     )
     tokens = (b'""', b",,", b"\n\n", b"path", b"label", b"split", b"train", b"../", b"/dev/zero", b"/etc", b"<NA>")
-    yield from _mutations([("plain.csv", plain.encode()), ("parts.csv", parts.encode())], seed, count, tokens)
+    yield from mutations([("plain.csv", plain.encode()), ("parts.csv", parts.encode())], seed, count, tokens)
 
 
 def images(seed: int, count: int) -> Inputs:
@@ -220,7 +221,7 @@ def images(seed: int, count: int) -> Inputs:
         buffer = io.BytesIO()
         picture.save(buffer, {"jpg": "JPEG", "tiff": "TIFF", "jp2": "JPEG2000"}.get(name[2:], name[2:].upper()), **options)
         files.append((name, buffer.getvalue()))
-    yield from _mutations(files, seed, count, (b"IEND", b"IHDR", b"\xff\xd9", b"\xff\xd8", b"\x7f\xff\xff\xff"))
+    yield from mutations(files, seed, count, (b"IEND", b"IHDR", b"\xff\xd9", b"\xff\xd8", b"\x7f\xff\xff\xff"))
 
 
 def settings(seed: int, count: int) -> Inputs:
@@ -245,7 +246,7 @@ def settings(seed: int, count: int) -> Inputs:
         b"\\ud800",
         b"9" * 30,
     )
-    yield from _mutations([("settings.toml", text)], seed, count // 2, tokens)
+    yield from mutations([("settings.toml", text)], seed, count // 2, tokens)
     rng = np.random.default_rng((seed, 1))
     keys = sorted(PLACES)
     values = (
@@ -305,7 +306,7 @@ def splits(seed: int, count: int) -> Inputs:
         b"9" * 30,
     )
     texts = [("one.json", json.dumps(file).encode()), ("two.json", json.dumps(file, indent=1).encode())]
-    yield from _mutations(texts, seed, count // 2, tokens)
+    yield from mutations(texts, seed, count // 2, tokens)
     rng = np.random.default_rng((seed, 1))
     values = [
         None,
@@ -354,4 +355,4 @@ def pickles(seed: int, count: int) -> Inputs:
     value = {"train": [1, 2, 3], "test": ["a", "é", None], "fid": np.float64(1.5), "parts": {"0": (True, 2.5, 2**70)}}
     files = [(f"protocol{protocol}.pkl", pickle.dumps(value, protocol=protocol)) for protocol in range(6)]
     tokens = (b"(", b".", b"R", b"c__builtin__\neval\n", b"\x8a\xff", b"h\0", b"2", b"b", b"\x96", b"e" * 9, b"]" * 300, b"s")
-    yield from _mutations(files, seed, count, tokens)
+    yield from mutations(files, seed, count, tokens)

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import re
 import warnings
@@ -12,6 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import malformed
+import malformed_tables
 import numpy as np
 from malformed import CLASSES, SAMPLES, Inputs
 from PIL import Image
@@ -59,6 +61,20 @@ def read_manifest(file: Path) -> None:
     assert _samples(data) + skipped == lines, (lines, data.notes)
 
 
+def read_rows(file: Path) -> None:
+    """A table that is read has samples, all of which can be fetched; none is lost without a note."""
+    data = open_data(str(file), options={"memory_mb": 0})
+    for part in (data.train, data.validation, data.test):
+        part.batch(range(len(part)))
+    assert _samples(data) + _count(data.notes, r"(rows|samples|images?) (without|that)") > 0
+
+
+def read_pair(file: Path) -> None:
+    """No row of an array is lost without a note."""
+    np.save(file.with_name(f"{file.stem}_y.npy"), np.repeat(np.arange(CLASSES), SAMPLES))
+    assert _samples(open_data(str(file))) == CLASSES * SAMPLES
+
+
 def read_image(file: Path) -> None:
     """An image among whole ones is read, or counted in a note, in memory and as a file alike."""
     counts = set()
@@ -99,7 +115,11 @@ READERS: dict[str, tuple[Callable[[int, int], Inputs], Callable[[Path], None]]] 
     "toml": (malformed.settings, read_settings),
     "splits": (malformed.splits, read_splits),
     "pickles": (malformed.pickles, read_plain_pickle),
+    "npy": (malformed_tables.arrays, read_pair),
+    "tar": (malformed_tables.shards, read_rows),
 }
+if importlib.util.find_spec("pyarrow") is not None:
+    READERS |= {"parquet": (malformed_tables.parquet, read_rows), "arrow": (malformed_tables.arrow, read_rows)}
 
 
 def attempt(kind: str, name: str, content: bytes, folder: Path) -> str:

@@ -557,7 +557,7 @@ def test_a_mistyped_command_gets_the_nearest_name(here: Callable[..., tuple[int,
     assert the_line(here("trian")[2]) == 'error: Unknown command "trian". Did you mean "train"? See `dmlcore --help`.'
     line = the_line(here("xyzzy")[2])
     assert (
-        "Commands: embed, eval, fewshot, info, kernels, ood, plugins, report, runs, splits, train. See `dmlcore --help`."
+        "Commands: data, embed, eval, fewshot, info, kernels, ood, plugins, report, runs, splits, train. See `dmlcore --help`."
         in line
     )
     assert the_line(here("splits", "odo")[2]).endswith('Did you mean "ood"? See `dmlcore splits --help`.')

@@ -13,6 +13,7 @@ from PIL import Image
 from dmlcore.data import (
     open_data,
 )
+from dmlcore.data.encoded import PathImages
 from dmlcore.data.stores import ImageFiles, PixelStore
 from dmlcore.errors import DataError
 
@@ -106,7 +107,8 @@ def test_transparency_is_white_and_depth_is_kept(tmp_path):
     image_folder(tmp_path)
     Image.new("RGBA", (32, 32), (0, 0, 0, 0)).save(tmp_path / "class 0" / "clear.png")
     Image.fromarray(np.full((32, 32), 128 * 257, dtype=np.uint16)).save(tmp_path / "class 1" / "deep.png")
-    store = ImageFiles([str(tmp_path / "class 0" / "clear.png"), str(tmp_path / "class 1" / "deep.png")], (32, 32), 1)
+    paths = [str(tmp_path / "class 0" / "clear.png"), str(tmp_path / "class 1" / "deep.png")]
+    store = ImageFiles(PathImages(paths), (32, 32), 1)
     values = store.fetch(np.array([0, 1]))
     assert values[0].min() == 1
     assert torch.allclose(values[1], torch.tensor(128 / 255))

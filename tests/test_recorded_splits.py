@@ -178,7 +178,7 @@ def test_images_are_known_whether_they_fit_into_memory_or_not(tmp_path: Path) ->
     first, second = (tmp_path / name for name in ("first", "second"))
     for path, middle in ((first, b"a"), (second, b"b")):
         path.write_bytes(b"0" * 50_000 + middle + b"0" * 50_000)
-    from dmlcore.data.stores import file_digests
+    from dmlcore.data.encoded import file_digests
 
     digests = file_digests([str(first), str(second), str(first)])
     assert digests[0] == digests[2] != digests[1]
@@ -267,3 +267,20 @@ def test_other_data_where_the_own_are_gone(tmp_path: Path, capsys: pytest.Captur
     capsys.readouterr()
     assert cli.main(["eval", run]) == 2
     assert "there is no data set" in capsys.readouterr().err
+
+
+def test_equal_samples_are_matched_in_their_order():
+    from dmlcore.data.recorded_splits import _matched
+
+    generator = np.random.default_rng(0)
+    for _ in range(200):
+        sizes = generator.integers(0, 30, 2)
+        entries, rows = ((generator.integers(0, 4, n), generator.integers(0, 3, n).astype(np.uint64)) for n in sizes)
+        waiting = list(zip(range(sizes[1]), *map(np.ndarray.tolist, rows), strict=True))
+        expected = []
+        for label, digest in zip(*map(np.ndarray.tolist, entries), strict=True):
+            first = next((row for row in waiting if row[1:] == (label, digest)), None)
+            expected.append(-1 if first is None else first[0])
+            waiting = [row for row in waiting if row is not first]
+        matched, left_over = _matched(entries, rows)
+        assert matched.tolist() == expected and left_over.tolist() == [row for row, _, _ in waiting]

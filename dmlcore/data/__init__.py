@@ -8,13 +8,17 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from dmlcore.data.array_tables import array_table
+    from dmlcore.data.arrow_tables import ColumnOptions, arrow_table, joined_parts, pyarrow
     from dmlcore.data.augmentation import CropAugmentation, ShiftAugmentation
     from dmlcore.data.class_names import is_missing, tidy_names
     from dmlcore.data.csv_tables import CsvRow, read_csv
     from dmlcore.data.datasets import LabelledDataset
+    from dmlcore.data.encoded import BytesImages, EncodedImages, PathImages
     from dmlcore.data.image_search import ImageSearch, is_image, sub_folders
     from dmlcore.data.image_tables import (
         ImageOptions,
+        PixelOptions,
         choose_augmentation,
         decode_images,
         image_table,
@@ -23,6 +27,7 @@ if TYPE_CHECKING:
     from dmlcore.data.images import IMAGE_SUFFIXES, UNREADABLE, decode
     from dmlcore.data.loading import Batches, OrderedBatches, batches
     from dmlcore.data.opening import default_source, find_source, load_table, open_data
+    from dmlcore.data.python_data import PythonData
     from dmlcore.data.recorded_splits import RecordedSplit
     from dmlcore.data.samplers import BatchSampler, SamplerOptions, create_sampler
     from dmlcore.data.sources import KINDS_OF_DATA, DataSource, Table
@@ -33,15 +38,26 @@ if TYPE_CHECKING:
     from dmlcore.data.transforms import Transform, TransformOptions, Transforms
 
 _HOMES = {
+    "array_tables": ("array_table",),
+    "arrow_tables": ("ColumnOptions", "arrow_table", "joined_parts", "pyarrow"),
     "augmentation": ("CropAugmentation", "ShiftAugmentation"),
     "class_names": ("is_missing", "tidy_names"),
     "csv_tables": ("CsvRow", "read_csv"),
     "datasets": ("LabelledDataset",),
+    "encoded": ("BytesImages", "EncodedImages", "PathImages"),
     "image_search": ("ImageSearch", "is_image", "sub_folders"),
-    "image_tables": ("ImageOptions", "choose_augmentation", "decode_images", "image_table", "report_unreadable"),
+    "image_tables": (
+        "ImageOptions",
+        "PixelOptions",
+        "choose_augmentation",
+        "decode_images",
+        "image_table",
+        "report_unreadable",
+    ),
     "images": ("IMAGE_SUFFIXES", "UNREADABLE", "decode"),
     "loading": ("Batches", "OrderedBatches", "batches"),
     "opening": ("default_source", "find_source", "load_table", "open_data"),
+    "python_data": ("PythonData",),
     "recorded_splits": ("RecordedSplit",),
     "samplers": ("BatchSampler", "SamplerOptions", "create_sampler"),
     "sources": ("KINDS_OF_DATA", "DataSource", "Table"),
@@ -60,17 +76,23 @@ __all__ = [
     "UNREADABLE",
     "BatchSampler",
     "Batches",
+    "BytesImages",
     "ClassSplit",
+    "ColumnOptions",
     "CropAugmentation",
     "CsvRow",
     "DataSource",
+    "EncodedImages",
     "FeatureStore",
     "ImageFiles",
     "ImageOptions",
     "ImageSearch",
     "LabelledDataset",
     "OrderedBatches",
+    "PathImages",
+    "PixelOptions",
     "PixelStore",
+    "PythonData",
     "RecordedSplit",
     "SamplerOptions",
     "ShiftAugmentation",
@@ -82,6 +104,8 @@ __all__ = [
     "Transform",
     "TransformOptions",
     "Transforms",
+    "array_table",
+    "arrow_table",
     "batches",
     "choose_augmentation",
     "count_trigrams",
@@ -93,8 +117,10 @@ __all__ = [
     "image_table",
     "is_image",
     "is_missing",
+    "joined_parts",
     "load_table",
     "open_data",
+    "pyarrow",
     "read_csv",
     "report_unreadable",
     "split_words",

@@ -1,5 +1,5 @@
-"""From image paths and labels to a table: which files can be read, at what size, and whether they fit in memory. Where the
-paths come from is in `image_search`, and in the sources.
+"""From encoded images and labels to a table: which can be read, at what size, and whether they fit in memory. Where the images
+come from is in `image_search`, and in the sources.
 """
 
 from __future__ import annotations
@@ -15,23 +15,23 @@ import numpy as np
 from dmlcore import progress
 from dmlcore.config import check_range
 from dmlcore.data.augmentation import CropAugmentation, ShiftAugmentation
+from dmlcore.data.encoded import EncodedImages, ShownNames
 from dmlcore.data.images import UNREADABLE, Header, Interpolation, decode, read_header
 from dmlcore.data.sources import Augmentation, Table
-from dmlcore.data.stores import ImageFiles, PixelStore, file_digests
+from dmlcore.data.stores import ImageFiles, PixelStore
 from dmlcore.errors import DataError
 from dmlcore.files import writable_text
 
 LARGEST_KEPT = 128  # images that all have one size up to this many pixels keep it
 PHOTO_SIZE = 112  # from this size on images are taken for photographs, which may be cropped and mirrored
+MOST_LOOKED_AT = 2**18  # images that are read before the training, to find damaged ones: reading 10^7 takes hours
 _NAMED = 3  # unreadable files named in a note
 
 
 @dataclass(frozen=True)
-class ImageOptions:
-    """Options of every source that reads images."""
+class PixelOptions:
+    """Options of every source that has images."""
 
-    path: str = ""
-    """Where the data lies."""
     augment: Literal["auto", "none", "shift", "crop"] = "auto"
     """Random changes while training: small shifts and turns, random crops, or auto: crops for colour images of 112 pixels and
     more, shifts for others."""
@@ -46,7 +46,15 @@ class ImageOptions:
         check_range("memory_mb", self.memory_mb, least=0)
 
 
-def choose_augmentation(options: ImageOptions, sample_shape: Sequence[int]) -> Augmentation | None:
+@dataclass(frozen=True)
+class ImageOptions(PixelOptions):
+    """Options of every source that reads images from a path."""
+
+    path: str = ""
+    """Where the data lies."""
+
+
+def choose_augmentation(options: PixelOptions, sample_shape: Sequence[int]) -> Augmentation | None:
     """What `options.augment` and `options.flip` mean for images of a shape (C, H, W)."""
     change = options.augment
     if change == "auto":  # a part of a small drawing may be another character, a part of a photograph is still the same thing
@@ -75,32 +83,32 @@ def choose_size(headers: Sequence[Header], image_size: int | None, default_image
     return default_image_size, default_image_size
 
 
-def _try_header(path: str) -> Header | str:
+def _try_header(images: EncodedImages, row: int) -> Header | str:
     try:
-        return read_header(path)
+        return read_header(images.opened(row))
     except UNREADABLE as error:
         return str(error)
 
 
 def decode_images(
-    paths: Sequence[str], size: tuple[int, int], channels: int, interpolation: Interpolation = "bilinear"
+    images: EncodedImages, size: tuple[int, int], channels: int, interpolation: Interpolation = "bilinear"
 ) -> tuple[np.ndarray, dict[int, str]]:
-    """Decode files by several threads. The arguments are those of `decode`.
+    """Decode images by several threads. Size, channels and interpolation are those of `decode`.
 
     Returns:
         uint8 [N, channels, height, width], and by row why a file cannot be decoded. Such rows of the pixels are undefined.
     """
-    pixels = np.empty((len(paths), channels, *size), dtype=np.uint8)  # [N, C, H, W]
+    pixels = np.empty((len(images), channels, *size), dtype=np.uint8)  # [N, C, H, W]
 
     def fill(row: int) -> None:
-        pixels[row] = decode(paths[row], size, channels, interpolation)
+        pixels[row] = decode(images.opened(row), size, channels, interpolation)
 
-    return pixels, _failures(len(paths), fill, "decoding images")
+    return pixels, _failures(len(images), fill, "decoding images")
 
 
-def _damaged(paths: Sequence[str], channels: int) -> dict[int, str]:
-    """By row why a file cannot be decoded, found by decoding it as small as it goes."""
-    return _failures(len(paths), lambda row: decode(paths[row], (1, 1), channels), "checking images")
+def _damaged(images: EncodedImages, channels: int) -> dict[int, str]:
+    """By row why an image cannot be decoded, found by decoding it as small as it goes."""
+    return _failures(len(images), lambda row: decode(images.opened(row), (1, 1), channels), "checking images")
 
 
 def _failures(count: int, read: Callable[[int], object], label: str) -> dict[int, str]:
@@ -118,26 +126,24 @@ def _failures(count: int, read: Callable[[int], object], label: str) -> dict[int
     return failed
 
 
-def report_unreadable(paths: Sequence[str], failed: dict[int, str], where: str) -> list[str]:
+def report_unreadable(images: EncodedImages, failed: dict[int, str], where: str) -> list[str]:
     """A note that counts the images which cannot be read and names the first; none where all can.
 
     Args:
-        paths: of all images.
+        images: all of them.
         failed: by row why an image cannot be read.
-        where: the folder that paths are shown relative to.
+        where: what they are in, for messages.
 
     Raises:
         DataError: more than half of the images cannot be read.
     """
     if not failed:
         return []
-    shown = [
-        f"'{writable_text(os.path.relpath(paths[row], where))}' ({_brief(failed[row])})" for row in sorted(failed)[:_NAMED]
-    ]
+    shown = [f"'{images.shown(row)}' ({_brief(failed[row])})" for row in sorted(failed)[:_NAMED]]
     ellipsis = ", ..." if len(failed) > _NAMED else ""
-    if 2 * len(failed) > len(paths):
+    if 2 * len(failed) > len(images):
         raise DataError(
-            f"{len(failed)} of {len(paths)} images in '{where}' cannot be read: {', '.join(shown)}{ellipsis}."
+            f"{len(failed)} of {len(images)} images in '{where}' cannot be read: {', '.join(shown)}{ellipsis}."
             f" Is the path right?"
         )
     verb = "image that cannot be read was" if len(failed) == 1 else "images that cannot be read were"
@@ -149,78 +155,97 @@ def _brief(reason: str) -> str:
 
 
 def image_table(
-    paths: list[str],
+    images: EncodedImages,
     labels: np.ndarray,
     class_names: list[str],
-    options: ImageOptions,
+    options: PixelOptions,
     where: str,
     *,
     split: np.ndarray | None = None,
     image_size: int | None = None,
     default_image_size: int = 64,
 ) -> Table:
-    """A table of image files. Unreadable ones are left out and reported in `skipped`.
+    """A table of encoded images. Unreadable ones are left out and reported in `skipped`.
 
     Args:
-        paths: of the files, at least one.
+        images: at least one.
         labels: int64 [N], index into `class_names`.
         class_names: a name per class. Classes without any readable image are dropped.
         options: of the source.
-        where: the folder for messages. Paths are shown relative to it.
+        where: what they are in, for messages.
         split: text [N] or None.
         image_size: side asked for by the user, pixels, or None.
-        default_image_size: side for files of different sizes, pixels.
+        default_image_size: side for images of different sizes, pixels.
 
     Raises:
         DataError: more than half of the images cannot be read.
     """
-    headers = [_try_header(path) for path in progress.track(paths, "reading image headers", len(paths))]
+    looked_at = _looked_at(len(images))
+    seen = images if len(looked_at) == len(images) else images.select(looked_at)
+    headers = [_try_header(seen, row) for row in progress.track(range(len(seen)), "reading image headers", len(seen))]
     failed = {row: header for row, header in enumerate(headers) if isinstance(header, str)}
-    report_unreadable(paths, failed, where)  # refuses a folder of rubbish before anything is decoded
+    report_unreadable(seen, failed, where)  # refuses a folder of rubbish before anything is decoded
     readable = [header for header in headers if isinstance(header, Header)]
     size = choose_size(readable, image_size, default_image_size)
     channels = 1 if all(header.is_grey for header in readable) else 3
-    interpolation = "bilinear" if options.interpolation == "auto" else options.interpolation
-    samples, rows = _stored(paths, failed, size, channels, interpolation, options.memory_mb * 2**20)
     shape = (channels, *size)
-    notes = report_unreadable(paths, failed, where)
+    fits = len(images) * channels * size[0] * size[1] <= options.memory_mb * 2**20 and seen is images
+    interpolation = "bilinear" if options.interpolation == "auto" else options.interpolation
+    pixels = _decoded_or_checked(seen, failed, size, channels, interpolation, keeps=fits)
+    notes = report_unreadable(seen, failed, where)
+    if seen is not images:
+        notes.append(f"{len(seen):,} of {len(images):,} images were looked at, evenly spread: a damaged one ends the training")
+    is_whole = np.ones(len(images), dtype=bool)
+    is_whole[looked_at[list(failed)]] = False
+    rows = np.flatnonzero(is_whole)
     present, dense = np.unique(labels[rows], return_inverse=True)
     if len(present) < len(class_names):
         lost = len(class_names) - len(present)
         notes.append(f"{lost} of {len(class_names)} classes have no readable image and were left out")
+    whole = images.select(rows) if failed else images
     return Table(
         kind="images",
-        samples=samples,
+        samples=(
+            ImageFiles(whole, size, channels, interpolation)
+            if pixels is None
+            else PixelStore(pixels[rows] if failed else pixels)
+        ),
         labels=dense.astype(np.int64),
         class_names=[class_names[label] for label in present],
         sample_shape=shape,
         split=None if split is None else split[rows],
         skipped=notes,
         augmentation=choose_augmentation(options, shape),
-        sample_names=[writable_text(os.path.relpath(paths[row], where)) for row in rows],
-        digests=lambda: file_digests([paths[row] for row in rows]),
+        sample_names=[whole.shown(row) for row in range(len(whole))] if seen is images else ShownNames(whole),
+        digests=whole.digests,
     )
 
 
-def _stored(
-    paths: Sequence[str],
+def _looked_at(count: int) -> np.ndarray:
+    """The images that are read before the training: all, or of very many an even spread. int64, rising."""
+    return np.unique(np.linspace(0, count - 1, min(count, MOST_LOOKED_AT)).round().astype(np.int64))
+
+
+def _decoded_or_checked(
+    images: EncodedImages,
     failed: dict[int, str],
     size: tuple[int, int],
     channels: int,
     interpolation: Interpolation,
-    most_bytes: int,
-) -> tuple[ImageFiles | PixelStore, np.ndarray]:
-    """The readable images, in memory if they fit, else as files, with their rows among the paths.
+    *,
+    keeps: bool,
+) -> np.ndarray | None:
+    """The pixels of all images, uint8 [N, C, H, W], undefined where one failed; None where they are not to be kept.
 
-    Images whose damage shows only when they are decoded are added to `failed`. Files are decoded once for this, so that the
-    same images are left out whether or not the data fit in memory.
+    Images whose damage shows only when they are decoded are added to `failed`. They are decoded once for this, so that the same
+    ones are left out whether or not the data fit in memory.
     """
-    rows = np.array([row for row in range(len(paths)) if row not in failed], dtype=np.int64)
-    readable = [paths[int(row)] for row in rows]
-    fits = len(rows) * channels * size[0] * size[1] <= most_bytes
-    pixels, damaged = decode_images(readable, size, channels, interpolation) if fits else (None, _damaged(readable, channels))
+    rows = np.array([row for row in range(len(images)) if row not in failed], dtype=np.int64)
+    readable = images.select(rows)
+    pixels, damaged = decode_images(readable, size, channels, interpolation) if keeps else (None, _damaged(readable, channels))
+    if pixels is not None and failed:
+        whole = np.empty((len(images), *pixels.shape[1:]), dtype=np.uint8)
+        whole[rows] = pixels
+        pixels = whole
     failed.update({int(rows[position]): reason for position, reason in damaged.items()})
-    whole = np.array([position for position in range(len(rows)) if position not in damaged], dtype=np.int64)
-    if pixels is None:
-        return ImageFiles([readable[position] for position in whole], size, channels, interpolation), rows[whole]
-    return PixelStore(pixels[whole] if damaged else pixels), rows[whole]
+    return pixels

@@ -8,7 +8,7 @@ import warnings
 import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, BinaryIO, Literal
 
 import numpy as np
 from PIL import Image, ImageOps
@@ -32,7 +32,7 @@ IMAGE_SUFFIXES = frozenset(
         ".tga",
     )
 )
-_GREY_MODES = frozenset(("1", "L", "LA", "I", "F", "I;16", "I;16L", "I;16B"))
+GREY_MODES = frozenset(("1", "L", "LA", "I", "F", "I;16", "I;16L", "I;16B"))
 UNREADABLE = (OSError, ValueError, SyntaxError, EOFError, struct.error, zlib.error, Image.DecompressionBombError)
 _WHITE = 255
 Interpolation = Literal["bilinear", "bicubic"]
@@ -71,27 +71,29 @@ class Header:
 
 
 @_with_known_errors
-def read_header(path: str) -> Header:
+def read_header(source: str | BinaryIO) -> Header:
     """Size and colour of an image file without decoding it.
 
     Raises:
         one of UNREADABLE: the file is no image.
     """
-    with Image.open(path) as image:
+    with Image.open(source) as image:
         width, height = image.size
         if image.getexif().get(0x0112, 1) >= 5:  # rotated by a quarter turn
             width, height = height, width
-        return Header(height, width, image.mode in _GREY_MODES)
+        return Header(height, width, image.mode in GREY_MODES)
 
 
 @_with_known_errors
-def decode(path: str, size: tuple[int, int], channels: int, interpolation: Interpolation = "bilinear") -> np.ndarray:
+def decode(
+    source: str | BinaryIO, size: tuple[int, int], channels: int, interpolation: Interpolation = "bilinear"
+) -> np.ndarray:
     """An image resized so that it covers `size`, then cut to it around the centre. Transparency is laid on white.
 
     16-bit greys become v / 257, rounded. Of 16-bit colours Pillow gives the upper 8 bits. Floats are taken as 0..255.
 
     Args:
-        path: an image file.
+        source: the path of an image file, or its bytes.
         size: height and width, pixels.
         channels: 1 for grey, 3 for colour.
         interpolation: how it is resized.
@@ -102,18 +104,26 @@ def decode(path: str, size: tuple[int, int], channels: int, interpolation: Inter
     Raises:
         one of UNREADABLE: the file is no image, is damaged or cut off, or has values beyond 16 bits or 0..255.
     """
-    with Image.open(path) as opened:
+    with Image.open(source) as opened:
         opened.draft("RGB" if channels == 3 else "L", (size[1], size[0]))  # JPEG: decode at a fraction of the size if enough
-        image = ImageOps.exif_transpose(opened)
-        if image.mode in ("I", "F") or image.mode.startswith("I;16"):
-            image = _eight_bit(image)
-        if image.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in image.info:
-            image = image.convert("RGBA")
-            image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
-        image = image.convert("L" if channels == 1 else "RGB")
-        if (image.height, image.width) != size:
-            image = ImageOps.fit(image, (size[1], size[0]), _RESAMPLING[interpolation])
-        pixels = np.asarray(image)  # [H, W] or [H, W, 3]
+        return fitted(ImageOps.exif_transpose(opened), size, channels, interpolation)
+
+
+def fitted(image: Image.Image, size: tuple[int, int], channels: int, interpolation: Interpolation = "bilinear") -> np.ndarray:
+    """A picture as `decode` gives it.
+
+    Raises:
+        ValueError: values beyond 16 bits or 0..255.
+    """
+    if image.mode in ("I", "F") or image.mode.startswith("I;16"):
+        image = _eight_bit(image)
+    if image.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in image.info:
+        image = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+    image = image.convert("L" if channels == 1 else "RGB")
+    if (image.height, image.width) != size:
+        image = ImageOps.fit(image, (size[1], size[0]), _RESAMPLING[interpolation])
+    pixels = np.asarray(image)  # [H, W] or [H, W, 3]
     return pixels[None] if channels == 1 else pixels.transpose(2, 0, 1)
 
 

@@ -15,6 +15,7 @@ from dmlcore import plugins
 from dmlcore.config import build_options, check_range
 from dmlcore.data.datasets import LabelledDataset
 from dmlcore.data.images import Interpolation
+from dmlcore.data.python_data import PythonData
 from dmlcore.data.recorded_splits import RecordedSplit
 from dmlcore.data.sources import DataSource, Table
 from dmlcore.data.split_files import ClassSplit
@@ -52,19 +53,23 @@ def find_source(data: str) -> tuple[type[DataSource], dict[str, Any]]:
     entries = plugins.registry("data")
     if data in entries:
         return entries[data].component, {}
-    if plugins.plugin_files.is_reference(data):
+    if plugins.plugin_files.is_reference(data) or plugins.is_stand_in("data", data):
         return plugins.find("data", data).component, {}
     path = expanded(data)
-    if not os.path.exists(path):  # which says no for a name that is too long or holds a NUL, too
+    exists = os.path.exists(path)  # which says no for a name that is too long or holds a NUL, too
+    if not exists and "{" not in path.name:
         raise DataError(_why_not_there(data, path, entries))
-    if not path.is_file() and not path.is_dir():
+    if exists and not path.is_file() and not path.is_dir():
         raise DataError(f"'{data}' is neither a file nor a folder, but a pipe, a socket or a device. Save the data as a file")
     # A subclass of a source, such as one of a plugin, does not inherit the paths: the two could not be told apart.
     claims = [entry for entry in entries.values() if "claims" in vars(entry.component) and entry.component.claims(path)]
+    claims = [entry for entry in claims if not entry.component.gives_way] or claims
     if len(claims) > 1:
         owners = " and ".join(f"'{entry.name}' of {entry.owner}" for entry in claims)
         name = claims[0].name
         raise DataError(f"two sources claim '{data}': {owners}. Choose by name, such as --data {name} --{name}.path {data}")
+    if not claims and not exists:
+        raise DataError(_why_not_there(data, path, entries))
     if not claims:
         forms = [entry.component.reads for entry in entries.values() if entry.component.reads]
         unpack = " Unpack it first." if path.suffix.lower() in _PACKED else ""
@@ -83,7 +88,7 @@ def _why_not_there(data: str, path: Path, entries: dict[str, plugins.Entry]) -> 
 
 
 def open_data(
-    data: str | os.PathLike[str] | None = None,
+    data: Any = None,
     *,
     options: dict[str, Any] | None = None,
     fractions: tuple[float, float, float] = (0.5, 0.15, 0.35),
@@ -98,8 +103,10 @@ def open_data(
     """Training, validation and test parts of a data set.
 
     Args:
-        data: a data set's name, or the path of a folder with a sub-folder per class, a .csv manifest (path,label[,split]) or
-            an .npz file (x, y). A name wins over a folder of the same name; `./name` is always a path. None: the default.
+        data: a data set's name, or the path of a folder with a sub-folder per class, a .csv manifest (path,label[,split]), an
+            .npz file (x, y) or another that a source claims. A name wins over a folder of the same name; `./name` is always a
+            path. Or the data themselves: arrays or tensors (x, y), a torch `Dataset` of (sample, label), a `DataLoader`, a data
+            set of Hugging Face. None: the default.
         options: of the data set.
         fractions: of the classes for train, validation and test, when the data gives no split. Their sum is 1.
         seed: of the split.
@@ -115,12 +122,13 @@ def open_data(
         ConfigError: an unknown option, fractions or sizes out of range.
         DataError: the data cannot be used; one line says why.
     """
-    data = default_source() if data is None else os.fspath(data)
+    data = default_source() if data is None else os.fspath(data) if isinstance(data, os.PathLike) else data
     check_fractions(fractions)
     source, table = load_table(
         data, options=options, image_size=image_size, default_image_size=default_image_size, interpolation=interpolation
     )
-    name = data if data in plugins.registry("data") else str(expanded(data))
+    data = data if isinstance(data, str) else source.name
+    name = data if data == source.name or data in plugins.registry("data") else str(expanded(data))
     if recorded is not None:
         parts, notes = recorded.datasets(table, is_whole=is_whole)
         record = recorded.to_json
@@ -178,7 +186,7 @@ def _split_by_source(
 
 
 def load_table(
-    data: str,
+    data: Any,
     *,
     options: dict[str, Any] | None = None,
     image_size: int | None = None,
@@ -186,18 +194,20 @@ def load_table(
     interpolation: Interpolation = "bilinear",
     needs_labels: bool = True,
 ) -> tuple[DataSource, Table]:
-    """The source that a name or path means, and all its samples, checked. Arguments and errors as of `open_data`.
+    """The source that a name, a path or an object means, and all its samples, checked. Arguments and errors as of `open_data`.
 
     Args:
         needs_labels: refuse data without labels, or of one class.
     """
     check_range("image_size", image_size, least=8, most=4096)
-    component, implied = find_source(data)
+    component, implied = find_source(data) if isinstance(data, str) else (PythonData, {})
     built = build_options(component.Options, {**(options or {}), **implied}, component.name)
     if getattr(built, "interpolation", "") == "auto":
         built = dataclasses.replace(built, interpolation=interpolation)
     source = component(built, image_size=image_size, default_image_size=default_image_size)
     source.needs_labels = needs_labels
+    if isinstance(source, PythonData) and not isinstance(data, str):
+        source.samples, data = data, source.name
     table = source.load()
     _check(table, data)
     if image_size is not None and table.kind == "images" and table.sample_shape[1:] != (image_size, image_size):

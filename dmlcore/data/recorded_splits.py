@@ -5,7 +5,7 @@ grow, shrink or be put in another order without a sample changing its part.
 from __future__ import annotations
 
 import json
-from collections import defaultdict, deque
+from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -122,18 +122,14 @@ class RecordedSplit:
 
     def _rows(self, table: Table) -> tuple[dict[str, np.ndarray], np.ndarray]:
         """The row of each entry, int64 by part, -1 where it is gone, and the rows that no entry has."""
-        places: dict[tuple[str, int, int], deque[int]] = defaultdict(deque)
-        names, digests = _distinct(table.class_names), table.content_digests().tolist()
-        for row, (label, digest) in enumerate(zip(table.labels.tolist(), digests, strict=True)):
-            places[(*names[label], digest)].append(row)
-        own, rows = _distinct(self.class_names), {}
-        for part, entries in self.parts.items():
-            rows[part] = np.full(len(entries.labels), -1, dtype=np.int64)
-            for position, (label, digest) in enumerate(zip(entries.labels.tolist(), entries.digests.tolist(), strict=True)):
-                candidates = places.get((*own[label], digest))
-                if candidates:
-                    rows[part][position] = candidates.popleft()
-        return rows, np.array(sorted(row for candidates in places.values() for row in candidates), dtype=np.int64)
+        number = {name: label for label, name in enumerate(_distinct(self.class_names))}
+        own_label = np.array([number.get(name, -1) for name in _distinct(table.class_names)], dtype=np.int64)
+        entries = list(self.parts.values())
+        labels = np.concatenate([entry.labels for entry in entries])
+        digests = np.concatenate([entry.digests for entry in entries])
+        matched, left_over = _matched((labels, digests), (own_label[table.labels], table.content_digests()))
+        ends = np.cumsum([len(entry.labels) for entry in entries])[:-1]
+        return dict(zip(self.parts, np.split(matched, ends), strict=True)), left_over
 
     def _check_classes(self, table: Table, rows: dict[str, np.ndarray], left_over: np.ndarray) -> None:
         """Refuse samples that were in one class when the run was made, and are in another one now."""
@@ -202,6 +198,30 @@ def _entries(value: Any, classes: int) -> Entries:
     if labels.shape != digests.shape or ((labels < 0) | (labels >= classes)).any():
         raise ValueError("its labels and digests do not fit together")
     return Entries(labels, digests)
+
+
+def _matched(entries: tuple[np.ndarray, np.ndarray], rows: tuple[np.ndarray, np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
+    """For each entry the row of equal label and digest, int64, -1 where there is none, and the rows that no entry has.
+
+    Of equal ones the first entry gets the first row, and so on. All is done by sorting, since there may be tens of millions.
+    """
+    count = len(entries[0])
+    labels, digests = (np.concatenate(pair) for pair in zip(entries, rows, strict=True))
+    order = np.lexsort((digests, labels))  # stable: of equal ones, entries come before rows, each in their order
+    labels, digests = labels[order], digests[order]
+    is_first = np.ones(len(order), dtype=bool)
+    is_first[1:] = (labels[1:] != labels[:-1]) | (digests[1:] != digests[:-1])
+    group = np.cumsum(is_first) - 1
+    size = np.bincount(group)
+    of_entries = np.bincount(group[order < count], minlength=len(size))
+    place = np.arange(len(order)) - np.flatnonzero(is_first)[group]  # within the group
+    is_entry = order < count
+    has_row = is_entry & (place < (size - of_entries)[group])
+    is_left_over = ~is_entry & (place >= 2 * of_entries[group])
+    matched = np.full(count, -1, dtype=np.int64)
+    entry = np.flatnonzero(has_row)
+    matched[order[entry]] = order[entry + of_entries[group[entry]]] - count
+    return matched, np.sort(order[is_left_over] - count)
 
 
 def _with(table: Table, rows: np.ndarray) -> Iterable[tuple[int, int]]:

@@ -49,7 +49,7 @@ class Table:
     split: np.ndarray | None = None
     skipped: list[str] = field(default_factory=list)
     augmentation: Augmentation | None = None
-    sample_names: list[str] | None = None
+    sample_names: Sequence[str] | None = None
     split_note: str = ""
     class_groups: list[str] | None = None
     digests: Callable[[], np.ndarray] | None = None
@@ -84,6 +84,9 @@ class DataSource(ABC):
     reads: ClassVar[str] = ""
     """The paths it claims, in words for messages, such as `a .csv with path,label`. Empty: it goes by its name only."""
 
+    gives_way: ClassVar[bool] = False
+    """Whether another source that claims the same path goes before it, as one for folders of a certain form does."""
+
     needs_labels: bool = True
     """Whether data without labels, or of one class, are refused. `load` reads it; only embedding can do without."""
 
@@ -98,7 +101,7 @@ class DataSource(ABC):
         A subclass claims none unless it says so itself.
 
         Args:
-            path: of a file or folder that exists.
+            path: of a file or folder that exists, or one with braces, `{...}`, which may mean several files.
         """
         return False
 

@@ -2,21 +2,17 @@
 
 from __future__ import annotations
 
-import hashlib
-import os
-from collections.abc import Sequence
 from typing import Protocol
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from dmlcore import progress
+from dmlcore.data.encoded import EncodedImages, digest
 from dmlcore.data.images import UNREADABLE, Interpolation, decode
 from dmlcore.errors import DataError
 
 _CHUNK = 1024  # samples that are looked at at a time
-_BLOCK = 16 * 2**10  # bytes of a large file that are looked at, at three places
 
 
 class Store(Protocol):
@@ -71,31 +67,31 @@ class PixelStore:
 
 
 class FeatureStore:
-    """Feature vectors in memory. A float16 table stays float16 and is converted when fetched.
+    """Feature vectors, or images of floats, in memory. A float16 table stays float16 and is converted when fetched.
 
     Args:
-        values: float16 or float32 [N, F].
+        values: float16 or float32 [N, F], or [N, C, H, W].
     """
 
     in_memory = True
 
     def __init__(self, values: np.ndarray) -> None:
-        assert values.dtype in (np.float16, np.float32) and values.ndim == 2
+        assert values.dtype in (np.float16, np.float32) and values.ndim > 1
         self.values = values
 
     def __len__(self) -> int:
         return len(self.values)
 
     def fetch(self, indices: np.ndarray) -> Tensor:
-        """Float32 [b, F]."""
+        """Float32 [b, F] or [b, C, H, W]."""
         return torch.from_numpy(self.values[indices]).float()
 
 
 class ImageFiles:
-    """Image files that are decoded each time they are fetched.
+    """Encoded images that are decoded each time they are fetched.
 
     Args:
-        paths: one file per sample.
+        images: one per sample.
         size: height and width to resize and cut to, pixels.
         channels: 1 for grey, 3 for colour.
         interpolation: how they are resized.
@@ -104,15 +100,15 @@ class ImageFiles:
     in_memory = False
 
     def __init__(
-        self, paths: Sequence[str], size: tuple[int, int], channels: int, interpolation: Interpolation = "bilinear"
+        self, images: EncodedImages, size: tuple[int, int], channels: int, interpolation: Interpolation = "bilinear"
     ) -> None:
-        self.paths = paths
+        self.images = images
         self.size = size
         self.channels = channels
         self.interpolation: Interpolation = interpolation
 
     def __len__(self) -> int:
-        return len(self.paths)
+        return len(self.images)
 
     def fetch(self, indices: np.ndarray) -> Tensor:
         """Float32 [b, C, H, W] in 0..1.
@@ -121,11 +117,11 @@ class ImageFiles:
             DataError: a file cannot be decoded any more.
         """
         pixels = np.empty((len(indices), self.channels, *self.size), dtype=np.uint8)
-        for row, path in enumerate(self.paths[int(index)] for index in indices):
+        for row, index in enumerate(indices.tolist()):
             try:
-                pixels[row] = decode(path, self.size, self.channels, self.interpolation)
+                pixels[row] = decode(self.images.opened(index), self.size, self.channels, self.interpolation)
             except UNREADABLE as error:
-                raise DataError(f"image '{path}' cannot be read: {error}. Repair or remove it") from error
+                raise DataError(f"image '{self.images.shown(index)}' cannot be read: {error}. Repair or remove it") from error
         return torch.from_numpy(pixels).float().div_(255)
 
 
@@ -135,34 +131,5 @@ def sample_digests(store: Store) -> np.ndarray:
     for start in range(0, len(store), _CHUNK):
         rows = np.arange(start, min(start + _CHUNK, len(store)))
         for row, values in zip(rows, store.fetch(rows).numpy(), strict=True):
-            digests[row] = _digest(np.ascontiguousarray(values).data)
+            digests[row] = digest(np.ascontiguousarray(values).data)
     return digests
-
-
-def file_digests(paths: Sequence[str]) -> np.ndarray:
-    """A number per file, uint64 [N], that follows from its length and its bytes: all of them where it is small, else those at
-    its beginning, its middle and its end.
-
-    Raises:
-        DataError: a file cannot be read.
-    """
-    digests = np.empty(len(paths), dtype=np.uint64)
-    for row, path in enumerate(progress.track(paths, "taking checksums of files", len(paths))):
-        try:
-            with open(path, "rb") as file:
-                size = os.fstat(file.fileno()).st_size
-                content = size.to_bytes(8, "big")
-                if size <= 3 * _BLOCK:
-                    content += file.read()
-                else:
-                    for place in (0, size // 2, size - _BLOCK):
-                        file.seek(place)
-                        content += file.read(_BLOCK)
-        except OSError as error:
-            raise DataError(f"image '{path}' cannot be read: {error.strerror}. Repair or remove it") from error
-        digests[row] = _digest(content)
-    return digests
-
-
-def _digest(content: bytes | memoryview) -> int:
-    return int.from_bytes(hashlib.blake2b(content, digest_size=8).digest(), "big")

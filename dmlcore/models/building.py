@@ -7,12 +7,14 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from torch import nn
 
 from dmlcore import plugins
 from dmlcore.config import build_options, check_range
 from dmlcore.errors import ConfigError, PluginError
 from dmlcore.models.embedding import EmbeddingModel
 from dmlcore.models.naming import find_trunk
+from dmlcore.models.python_model import PythonModel
 from dmlcore.models.trunks import Trunk
 
 
@@ -53,7 +55,7 @@ def _trunk_and_options(
 
 
 def build_model(
-    name: str | None = None,
+    name: str | nn.Module | None = None,
     *,
     sample_shape: tuple[int, ...],
     kind: str,
@@ -69,6 +71,7 @@ def build_model(
 
     Args:
         name: a trunk's name, or that of a library's network, as `find_trunk` takes it. None: the default of the kind of data.
+            Or a module of your own as the trunk, samples to features [B, F], of which a copy is taken.
         sample_shape: of one sample, (C, H, W) or (F,).
         kind: `images`, `features` or `texts`.
         embedding_dim: D >= 1.
@@ -83,7 +86,11 @@ def build_model(
         ConfigError: an unknown name or option, a trunk that cannot take this data.
     """
     check_range("embedding_dim", embedding_dim, least=1)
-    component, trunk_options = _trunk_and_options(name, kind, options, kept)
+    module = name if isinstance(name, nn.Module) else None
+    if isinstance(name, nn.Module):
+        component, trunk_options = PythonModel, build_options(PythonModel.Options, options or {}, PythonModel.name)
+    else:
+        component, trunk_options = _trunk_and_options(name, kind, options, kept)
     if kind not in component.accepts:
         fitting = sorted(entry.name for entry in plugins.registry("model").values() if kind in entry.component.accepts)
         raise ConfigError(
@@ -92,7 +99,7 @@ def build_model(
         )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        trunk = component(trunk_options, sample_shape)
+        trunk = component(trunk_options, sample_shape) if module is None else PythonModel(trunk_options, sample_shape, module)
         if not isinstance(getattr(trunk, "features", None), int):
             raise PluginError(f"model '{component.name}' does not set 'features', the columns of its output")
         return EmbeddingModel(trunk, embedding_dim, normalize=normalize, head_norm=head_norm, **head)

@@ -32,6 +32,7 @@ class EmbeddingModel(nn.Module):
         trunk: samples to features.
         embedding_dim: D >= 1, of each head.
         normalize: give the embeddings unit norm; False for losses that need their norms.
+        has_head: False: the trunk's features are the embedding.
         head_norm: `layer` puts a LayerNorm between trunk and head, `none` nothing.
         heads: m >= 1.
         head_names: of the heads, for reports.
@@ -55,6 +56,7 @@ class EmbeddingModel(nn.Module):
         embedding_dim: int,
         *,
         normalize: bool = True,
+        has_head: bool = True,
         head_norm: Literal["none", "layer"] = "none",
         heads: int = 1,
         head_names: Sequence[str] = (),
@@ -65,8 +67,16 @@ class EmbeddingModel(nn.Module):
     ) -> None:
         super().__init__()
         self.trunk = trunk
-        linear = nn.Linear(trunk.features, heads * embedding_dim)
-        self.head = nn.Sequential(nn.LayerNorm(trunk.features), linear) if head_norm == "layer" else linear
+        if has_head:
+            linear = nn.Linear(trunk.features, heads * embedding_dim)
+            self.head = nn.Sequential(nn.LayerNorm(trunk.features), linear) if head_norm == "layer" else linear
+        elif heads > 1 or trunk.features != embedding_dim:
+            raise ConfigError(
+                f"without a head there is one embedding of the model's {trunk.features} columns, but {heads} of {embedding_dim}"
+                f" were asked for. Say embedding_dim {trunk.features}, or leave the head"
+            )
+        else:
+            self.head = nn.Identity()
         self.heads = heads
         self.head_names = list(head_names) or [str(number) for number in range(1, heads + 1)]
         self.head_dim = embedding_dim

@@ -45,7 +45,7 @@ def find_trunk(name: str | None, kind: str) -> tuple[type[Trunk], dict[str, Any]
     name = name or default_trunk(kind)
     if name in entries:
         return entries[name].component, {}
-    if plugins.plugin_files.is_reference(name):
+    if plugins.plugin_files.is_reference(name) or plugins.is_stand_in("model", name):
         return plugins.find("model", name).component, {}
     libraries = {f"{owner}/": entry.component for owner, entry in entries.items() if entry.component.names_option}
     # Names of trunks may hold slashes themselves: the longest that fits is meant.

@@ -16,14 +16,14 @@ from dmlcore.serving.load import TrainedRun
 
 
 def write_embeddings(
-    run: TrainedRun, data: str, out: str | Path, options: dict[str, Any] | None = None, *, overwrite: bool = False
+    run: TrainedRun, data: Any, out: str | Path, options: dict[str, Any] | None = None, *, overwrite: bool = False
 ) -> dict[str, Any]:
     """Write `x` float32 [N, D], `split` (text [N]) and, where there are labels, `y` int64 [N] and `class_name` (text [N]) of
     all samples, part by part. `split` is `none` for samples of the run's data that are in no part, and `all` for other data.
 
     Args:
         run: whose model embeds.
-        data: a data set's name or a path.
+        data: a data set's name, a path, or the data themselves, as `open_data` takes them.
         out: the .npz file.
         options: of the data.
         overwrite: replace a file that exists.

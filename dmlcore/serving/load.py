@@ -18,10 +18,17 @@ from dmlcore.files import expanded
 from dmlcore.models import EmbeddingModel
 from dmlcore.training import checkpoints
 from dmlcore.training.beginning import baseline_model, name_of_baseline
-from dmlcore.training.building import build_components, build_run_model, choose_device, images_of, open_splits
+from dmlcore.training.building import (
+    build_components,
+    build_run_model,
+    choose_device,
+    images_of,
+    open_splits,
+)
 from dmlcore.training.changes import check_unchanged
 from dmlcore.training.configuration import RunConfig
 from dmlcore.training.folder import NO_SPLIT, RunFolder
+from dmlcore.training.objects import check_objects, parted
 from dmlcore.training.result import named_metrics
 
 OF_A_MODEL = ("loss", "model", "compressor")  # kinds without which no model is built
@@ -52,6 +59,8 @@ class TrainedRun:
         checkpoint: `best`, `last` or `previous`.
         device: `auto`, `cpu`, `cuda` or `cuda:N`.
         trusts_plugins: run the files of code that the folder's `config.toml` names, whoever made it.
+        data, model, losses: the objects that the run was given in Python, if it was. Without the data, only other data can be
+            evaluated.
 
     Raises:
         ConfigError: there is no run or no such checkpoint, or its `config.toml` was changed.
@@ -59,11 +68,21 @@ class TrainedRun:
     """
 
     def __init__(
-        self, folder: str | Path, *, checkpoint: str = "best", device: str = "auto", trusts_plugins: bool = False
+        self,
+        folder: str | Path,
+        *,
+        checkpoint: str = "best",
+        device: str = "auto",
+        trusts_plugins: bool = False,
+        data: Any = None,
+        model: Any = None,
+        losses: Any = None,
     ) -> None:
+        _, self._objects = parted(data, model, losses, {})
         self.folder = RunFolder.open(folder)
         self._trusts_plugins = trusts_plugins
         self.config = self._read_config()
+        check_objects(self._objects, self.config.names(), str(self.folder.path), ("model", "loss"))
         self.device = choose_device(device)
         self._recorded = RecordedSplit.read(self.folder.split) if self.folder.split.exists() else None
         state = checkpoints.load(self.folder.checkpoints, checkpoint)
@@ -92,11 +111,11 @@ class TrainedRun:
 
     def _read_config(self, *kinds: str) -> RunConfig:
         """The configuration; of the components in files, only those that the model and some kinds need are imported."""
-        return RunConfig.read_run(self.folder.config, self._source(*kinds))
+        return RunConfig.read_run(self.folder.config, self._source(*kinds)).with_objects(self._objects)
 
     def _untrained(self, train: LabelledDataset | None) -> EmbeddingModel | None:
         with trust.reading(self._source()):
-            return baseline_model(self.config, self.sample_shape, self.kind, self.device, train, self.folder.kept_trunk)
+            return baseline_model(self.config, self.sample_shape, self.kind, self.device, train, self.folder)
 
     def open(self) -> Splits:
         """The run's own data, split as when the run was made.
@@ -105,6 +124,7 @@ class TrainedRun:
             DataError: the data has another kind or shape, or classes that were renamed since; or classes may be called held out
                 that were trained on.
         """
+        check_objects(self._objects, self.config.names(), str(self.folder.path))
         with trust.reading(self._source("data")):
             splits = open_splits(self._read_config("data"), self._recorded, kept=self.folder.kept_trunk)
         self.check_fits(splits.name, splits)
@@ -112,13 +132,17 @@ class TrainedRun:
             self._check_counts(splits)
         return splits
 
-    def parts(self, data: str | None = None, options: dict[str, Any] | None = None) -> Parts:
+    def parts(self, data: Any = None, options: dict[str, Any] | None = None) -> Parts:
         """The run's own data in its parts, or other data brought to the shape the model takes, as one part, `all`.
+
+        Args:
+            data: a name, a path, or the data themselves, as `open_data` takes them. None: the run's own.
+            options: of the data.
 
         Raises:
             DataError: as `open`.
         """
-        if data is not None:
+        if isinstance(data, str):
             plugin_files.remember(plugin_files.absolute(data))  # the user named it now
         if self._is_own(data) and not options:
             splits = self.open()
@@ -128,14 +152,17 @@ class TrainedRun:
         assert data is not None
         with trust.reading(self._source()):
             images = images_of(self.config, self.folder.kept_trunk)
-        _, table = load_table(data, options=options, image_size=size, interpolation=images.interpolation, needs_labels=False)
-        self.check_fits(data, table)
+        source, table = load_table(
+            data, options=options, image_size=size, interpolation=images.interpolation, needs_labels=False
+        )
+        name = data if isinstance(data, str) else source.name
+        self.check_fits(name, table)
         rows = np.arange(len(table.labels))
         whole = LabelledDataset(table.samples, rows, table.labels, table.class_names, table.sample_shape)
         notes = [*table.skipped, *self._notes_on_trained(table)]
         if self._is_own(data):
             notes.append("the options are not the run's: some of these classes may have been trained on")
-        return Parts(data, {"all": whole}, notes, table.has_labels)
+        return Parts(name, {"all": whole}, notes, table.has_labels)
 
     def _notes_on_trained(self, table: Table) -> list[str]:
         if self._recorded is None:
@@ -173,20 +200,25 @@ class TrainedRun:
                 f" trained on {self.kind} of shape {self.sample_shape}"
             )
 
-    def _is_own(self, data: str | None) -> bool:
+    def _is_own(self, data: Any) -> bool:
         own = self.config.settings.data.source
         assert own is not None
+        if data is not None and not isinstance(data, str):
+            return False
         return data is None or data == own or (Path(own).is_absolute() and expanded(data).resolve() == Path(own))
 
-    def evaluate(self, data: str | None = None, options: dict[str, Any] | None = None) -> dict[str, Any]:
-        """Metrics and baselines: of the run's validation and test classes, or of all classes of other data.
+    def evaluate(self, data: Any = None, options: dict[str, Any] | None = None) -> dict[str, Any]:
+        """Metrics and baselines: of the run's validation and test classes, or of all classes of other data. Arguments as of
+        `parts`.
 
         Raises:
             DataError: the data cannot be used, or has no labels.
         """
         opened = self.parts(data, options)
         if not opened.has_labels:
-            raise DataError(f"'{data}' has no labels, so nothing can be measured on it. `dmlcore embed` writes its embeddings")
+            raise DataError(
+                f"'{opened.name}' has no labels, so nothing can be measured on it. `dmlcore embed` writes its embeddings"
+            )
         parts = {name: part for name, part in opened.parts.items() if name in ("validation", "test", "all")}
         notes = [*opened.notes, *(f"{name}: {why}" for name, part in parts.items() if (why := evaluating.why_not_ranked(part)))]
         parts = {name: part for name, part in parts.items() if len(part)}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
@@ -10,7 +9,7 @@ import torch
 from dmlcore.errors import ConfigError, TrainingError
 from dmlcore.evaluation import evaluating
 from dmlcore.training import checkpoints
-from dmlcore.training.building import build_run_model
+from dmlcore.training.building import build_run_model, build_untrained_model
 from dmlcore.training.extras import FITTED, Compression
 from dmlcore.training.folder import RunFolder
 
@@ -26,7 +25,7 @@ def first_model(
     kind: str,
     device: torch.device,
     train: LabelledDataset,
-    kept: Path | None = None,
+    folder: RunFolder,
 ) -> EmbeddingModel:
     """The model of a run before its first step, without what is fitted for a compressor.
 
@@ -36,13 +35,13 @@ def first_model(
         kind: of the data.
         device: where it goes.
         train: the training data.
-        kept: what the run's folder keeps of the trunk, as `RunFolder.kept_trunk` says.
+        folder: of the run, which may keep what its trunk was made of.
 
     Raises:
         ConfigError: there is no run to begin from, or it has another trunk.
         TrainingError: its checkpoint is damaged.
     """
-    model = build_run_model(config, sample_shape, kind, kept).to(device)
+    model = build_run_model(config, sample_shape, kind, folder.kept_trunk).to(device)
     settings = config.settings.model
     has_head = settings.init is not None and begin_from(model, settings.init)
     if settings.head_start == "principal" and not has_head:
@@ -86,18 +85,21 @@ def baseline_model(
     kind: str,
     device: torch.device,
     train: LabelledDataset | None,
-    kept: Path | None = None,
+    folder: RunFolder,
 ) -> EmbeddingModel | None:
     """`first_model` as the trained one is compared with it: compressed to the same length, where a compressor is fitted. None:
     what it began with is not there any more, the training data or an earlier run; or it is no other than the raw features."""
     if train is None:
         if config.settings.model.head_start == "principal" or config.settings.model.init is not None:
             return None
-        model = build_run_model(config, sample_shape, kind, kept).to(device)
+        model = build_untrained_model(config, folder, sample_shape, kind).to(device)
         model.served = "whole"  # what it could be compressed to was never fitted
         return model
     try:
-        model = first_model(config, sample_shape, kind, device, train, kept)
+        if config.objects.model is None:
+            model = first_model(config, sample_shape, kind, device, train, folder)
+        else:  # a module from Python may come with other weights now; the folder keeps those it began with
+            model = build_untrained_model(config, folder, sample_shape, kind).to(device)
     except (ConfigError, TrainingError):
         return None
     compression = Compression(model, config.settings.run.seed)

@@ -18,8 +18,11 @@ from dmlcore.data import BatchSampler, RecordedSplit, SplitFile, Splits, Transfo
 from dmlcore.ensemble import Compressor, LossEnsemble
 from dmlcore.errors import ConfigError
 from dmlcore.models import EmbeddingModel, ImagesWanted, build_model, images_wanted
+from dmlcore.training import checkpoints
 from dmlcore.training.components import Component
 from dmlcore.training.configuration import RunConfig
+from dmlcore.training.folder import RunFolder
+from dmlcore.training.objects import built_loss
 from dmlcore.training.settings import DEFAULT_STEPS, Settings, check_device
 
 
@@ -85,7 +88,7 @@ def open_splits(
     settings = config.settings.data
     images = images_of(config, kept)
     splits = open_data(
-        settings.source,
+        settings.source if config.objects.data is None else config.objects.data,
         options=config.options_of("data"),
         fractions=(settings.fractions[0], settings.fractions[1], settings.fractions[2]),
         seed=config.settings.run.seed,
@@ -138,23 +141,42 @@ def build_run_model(config: RunConfig, sample_shape: tuple[int, ...], kind: str,
     if not head_names:
         raise ConfigError("every loss is a regulariser; heads need losses of their own")
     heads = len(head_names)
-    reads_norms = any(_class_of(c).reads_norms(_options(config, table)) for table, c in config.of_kind("loss").items())
+    losses_of_run = _losses(config)
+    reads_norms = any(loss.reads_norms(options) for loss, options in losses_of_run.values())
     return build_model(
-        settings.model.trunk,
+        settings.model.trunk if config.objects.model is None else config.objects.model,
         sample_shape=tuple(sample_shape),
         kind=kind,
         embedding_dim=settings.model.embedding_dim,
         options=config.options_of("model"),
         normalize=not reads_norms,
+        has_head=settings.model.head == "linear",
         seed=settings.run.seed,
         kept=kept,
         heads=heads,
         head_names=head_names if heads > 1 else (),
-        shows_features=any(_takes_features(config, component) for component in config.of_kind("loss").values()),
+        shows_features=any(_takes_features(config, loss) for loss, _ in losses_of_run.values()),
         student=settings.model.student,
         compressor=_build_compressor(config, heads * settings.model.embedding_dim),
         served=settings.model.serve or "whole",
     )
+
+
+def build_untrained_model(config: RunConfig, folder: RunFolder, sample_shape: tuple[int, ...], kind: str) -> EmbeddingModel:
+    """The model as the run began: of a module from Python, which may now come with other weights, with those it had then.
+
+    Raises:
+        ConfigError: as `build_run_model`; or another module than the run's was given.
+    """
+    model = build_run_model(config, sample_shape, kind, folder.kept_trunk)
+    start = None if config.objects.model is None else checkpoints.load_start(folder.checkpoints)
+    if start is not None:
+        try:
+            model.load_state_dict(start["model"])
+        except RuntimeError as error:
+            reason = " ".join(str(error).split())[:160]
+            raise ConfigError(f"the model is another one than that of the run in {folder.path}: {reason}") from None
+    return model
 
 
 def _build_compressor(config: RunConfig, width: int) -> Compressor | None:
@@ -176,8 +198,12 @@ def build_ensemble(config: RunConfig, num_classes: int, features: int = 0) -> Lo
     settings = config.settings
     assert settings.ensemble.weighting is not None
     columns = _columns(config, features)
-    members = []
+    members: list[losses.Loss] = []
+    given = iter(config.objects.losses)
     for (table, component), seen in zip(config.of_kind("loss").items(), columns, strict=True):
+        if plugins.is_stand_in("loss", component.name) and (loss := next(given, None)) is not None:
+            members.append(built_loss(loss))
+            continue
         width = settings.model.embedding_dim if seen is None else seen[1] - seen[0]
         options = config.options.get(table, {})
         members.append(losses.create(component.name, num_classes=num_classes, embedding_dim=width, **options))
@@ -218,38 +244,49 @@ def _options(config: RunConfig, table: str) -> Any:
     return None if options is None else build_options(options, config.options.get(table, {}), table)
 
 
-def _is_regulariser(component: Component) -> bool:
-    return issubclass(_class_of(component), losses.NormLoss)
+def _losses(config: RunConfig) -> dict[str, tuple[type[losses.Loss], Any]]:
+    """The class and the options of each loss, by its table; of an object, its own."""
+    classes: dict[str, tuple[type[losses.Loss], Any]] = {}
+    given = iter(config.objects.losses)
+    for table, component in config.of_kind("loss").items():
+        classes[table] = _class_of(component), _options(config, table)
+        if plugins.is_stand_in("loss", component.name) and isinstance(loss := next(given, None), losses.Loss):
+            classes[table] = type(loss), loss.options
+    return classes
 
 
-def _takes_features(config: RunConfig, component: Component) -> bool:
-    return config.settings.ensemble.classifier == "features" and _class_of(component).sees_features
+def _is_regulariser(loss: type[losses.Loss]) -> bool:
+    return issubclass(loss, losses.NormLoss)
+
+
+def _takes_features(config: RunConfig, loss: type[losses.Loss]) -> bool:
+    return config.settings.ensemble.classifier == "features" and loss.sees_features
 
 
 def _heads(config: RunConfig) -> list[str]:
     """Names of the heads: the tables of the losses that have one of their own, or one name for the head they share."""
     if not config.settings.ensemble.has_heads:
         return ["shared"]
-    return [table for table, component in config.of_kind("loss").items() if not _is_regulariser(component)]
+    return [table for table, (loss, _) in _losses(config).items() if not _is_regulariser(loss)]
 
 
 def _columns(config: RunConfig, features: int) -> list[tuple[int, int] | None]:
     """The columns of the model's outputs that each loss sees, first and behind the last; None: all of them."""
     settings = config.settings
-    components = config.of_kind("loss").values()
+    members = [loss for loss, _ in _losses(config).values()]
     width = settings.model.embedding_dim or 0
     whole = width * len(_heads(config))
-    shows_features = any(_takes_features(config, component) for component in components)
+    shows_features = any(_takes_features(config, loss) for loss in members)
     if not (settings.ensemble.has_heads or shows_features or settings.model.student):
-        return [None] * len(components)
+        return [None] * len(members)
     columns: list[tuple[int, int] | None] = []
     head = 0
-    for component in components:
-        if settings.ensemble.has_heads and _is_regulariser(component):
+    for loss in members:
+        if settings.ensemble.has_heads and _is_regulariser(loss):
             columns.append(None)  # it has no head of its own and sees those of all losses
             continue
         # The features stand behind the embeddings.
-        first, length = (whole, features) if _takes_features(config, component) else (head * width, width)
+        first, length = (whole, features) if _takes_features(config, loss) else (head * width, width)
         columns.append((first, first + length))
         if settings.ensemble.has_heads:
             head += 1

@@ -25,6 +25,7 @@ FORMAT = "dmlcore-checkpoint-2"
 NAMES = ("best", "last", "previous")
 BEFORE = {"last": "previous", "best": "best.before"}
 """Under which name the checkpoint that is replaced stays."""
+_START = "start"
 
 
 def path_of(folder: Path, name: str) -> Path:
@@ -48,11 +49,32 @@ def save(folder: Path, name: str, state: dict[str, Any]) -> Path:
     Raises:
         TrainingError: it cannot be written; the earlier ones are intact.
     """
-    buffer = io.BytesIO()  # torch's own file writer reports a full disk as an opaque RuntimeError
-    torch.save({"format": FORMAT, **state}, buffer)
-    seal_archive(buffer)
-    write_atomically(_file(folder, f"{name}.new"), buffer.getbuffer())
+    write_atomically(_file(folder, f"{name}.new"), _sealed(state))
     return _put_in_place(folder, name)
+
+
+def save_start(folder: Path, state: dict[str, Any]) -> None:
+    """Write `start.pt`: the weights that a run began with, where its configuration cannot make them again.
+
+    Raises:
+        TrainingError: it cannot be written.
+    """
+    write_atomically(_file(folder, _START), _sealed(state))
+
+
+def load_start(folder: Path) -> dict[str, Any] | None:
+    """What `save_start` wrote; None: nothing.
+
+    Raises:
+        TrainingError: it is damaged.
+    """
+    path = _file(folder, _START)
+    if not path.exists():
+        return None
+    try:
+        return _read(path, "cpu")
+    except Exception as error:
+        raise TrainingError(f"{path}, the weights that the run began with, is damaged ({_first_line(error)})") from error
 
 
 def forget_best_before(folder: Path) -> None:
@@ -200,6 +222,13 @@ def _keep(path: Path, before: Path) -> None:
     else:
         os.replace(link, before)
         link.unlink(missing_ok=True)  # where both names were of one file already, nothing was renamed
+
+
+def _sealed(state: dict[str, Any]) -> memoryview:
+    buffer = io.BytesIO()  # torch's own file writer reports a full disk as an opaque RuntimeError
+    torch.save({"format": FORMAT, **state}, buffer)
+    seal_archive(buffer)
+    return buffer.getbuffer()
 
 
 class _Foreign(Exception):

@@ -16,6 +16,7 @@ from dmlcore.errors import ConfigError, suggestion
 from dmlcore.files import expanded
 from dmlcore.training.components import KIND_OF, Component, choose, why_not_chosen, with_own_names
 from dmlcore.training.implied import default_model, resolved
+from dmlcore.training.objects import Objects
 from dmlcore.training.settings import GROUPS, PLACES, Settings
 from dmlcore.training.sources import FORMAT, Source, build_from, with_data_of_splits
 
@@ -43,11 +44,13 @@ class RunConfig:
         settings: the settings.
         components: the chosen components, by table.
         options: the options given to each component, by table; complete once `completed` was called.
+        objects: what a Python program gave in place of names; no file keeps them.
     """
 
     settings: Settings = field(default_factory=Settings)
     components: dict[str, Component] = field(default_factory=dict)
     options: dict[str, dict[str, Any]] = field(default_factory=dict)
+    objects: Objects = field(default_factory=Objects, compare=False, repr=False)
 
     @classmethod
     def create(cls, **values: Any) -> RunConfig:
@@ -147,11 +150,21 @@ class RunConfig:
             if component.options is not None:
                 complete = build_options(component.options, {**component.implied, **self.options.get(table, {})}, table)
                 options[table] = {name: getattr(complete, name) for name in component.option_names()}
-        return RunConfig(settings, components, options)
+        return RunConfig(settings, components, options, self.objects)
+
+    def with_objects(self, objects: Objects) -> RunConfig:
+        """The same with what a Python program gave."""
+        return dataclasses.replace(self, objects=objects)
+
+    def names(self) -> dict[str, tuple[str, ...]]:
+        """The names of the chosen components by kind."""
+        return {kind: tuple(component.name for component in self.of_kind(kind).values()) for kind in plugins.KINDS}
 
     def _preset(self, components: dict[str, Component], sample_shape: tuple[int, ...]) -> dict[str, Any]:
         from dmlcore.models import find_trunk
 
+        if self.objects.model is not None:
+            return {}
         ((table, component),) = ((table, c) for table, c in components.items() if c.kind == "model")
         options = None
         if component.options is not None:

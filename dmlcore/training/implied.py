@@ -42,7 +42,10 @@ def resolved(settings: Settings, preset: dict[str, Any]) -> Settings:
         preset: of the trunk. It is for one embedding that all losses share.
     """
     ensemble, model = settings.ensemble, settings.model
-    preset = preset if ensemble.kind == "shared" else {}
+    preset = dict(preset) if ensemble.kind == "shared" else {}
+    if model.head == "none":  # the trunk itself says how long the embedding is
+        for key in ("head_start", "embedding_dim"):
+            preset.pop(key, None)
     compress = model.compress
     if compress is None:
         compress = preset.get("compress", LENGTH) if may_compress(settings) else 0

@@ -22,6 +22,7 @@ from dmlcore.training import reporting
 from dmlcore.training.events import Events
 from dmlcore.training.guards import Guards
 from dmlcore.training.loggers import Logger
+from dmlcore.training.objects import how_to_give, needed_objects
 from dmlcore.training.result import CHOSEN_BY, final_result
 from dmlcore.training.run import Run
 from dmlcore.training.step import take_step
@@ -52,6 +53,7 @@ class Training:
             run.model.trunk.keep(run.folder.trunk)
             run.folder.make(run.config.toml(), run.splits.record() if run.splits.record is not None else None)
             run.folder.clear_records()
+            run.save_start()
         else:
             run.restore(state)
             run.folder.keep_records(state["records"], self.events.note)
@@ -83,7 +85,7 @@ class Training:
             what = "interrupted" if status else f"its time of {run.config.settings.run.stop_after} is up: stopped"
             saved = f"the checkpoint of step {run.saved} is saved" if run.saved >= 0 else "nothing was saved yet"
             raise Interrupted(
-                f"{what} after step {run.step} of {run.steps}; {saved}. Continue by: dmlcore train --resume {run.folder.path}",
+                f"{what} after step {run.step} of {run.steps}; {saved}. {self._how_to_continue()}",
                 status,
             ) from None
         finally:
@@ -223,6 +225,10 @@ class Training:
             self.events.note(
                 f"warning: no {run.folder.report.name} was written ({reason}). Again by: dmlcore report {run.folder.path}"
             )
+
+    def _how_to_continue(self) -> str:
+        needed, place = needed_objects(self.run.config.names()), self.run.folder.path
+        return how_to_give(needed, str(place)) if needed else f"Continue by: dmlcore train --resume {place}"
 
     def _consequence(self) -> str:
         return f"Training stops after step {self.run.step}; {self.run.saved_note()}."

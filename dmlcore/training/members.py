@@ -55,7 +55,7 @@ def choose_members(
     note("chosen: " + "; ".join(f"{trial.loss} {trial.options or ''} ({trial.score:.3f})" for trial in members))
     tables = {trial.loss: trial.options for trial in members if trial.options}
     values = {**_without_search(settings), "plugins": tuple(trial.loss for trial in members)}
-    return RunConfig.resolve([Source("", values, {**config.options, **tables})])
+    return RunConfig.resolve([Source("", values, {**config.options, **tables})]).with_objects(config.objects)
 
 
 def _run_trials(
@@ -118,7 +118,8 @@ def _single(alone: Settings, config: RunConfig, loss: str, options: dict[str, An
     }
     if options:
         tables[loss] = options
-    return RunConfig.resolve([Source("", {**_without_search(alone), "plugins": (loss,)}, tables)])
+    values = {**_without_search(alone), "plugins": (loss,)}
+    return RunConfig.resolve([Source("", values, tables)]).with_objects(config.objects)
 
 
 def _without_search(settings: Settings) -> dict[str, Any]:

@@ -41,9 +41,7 @@ def final_result(run: Run, kept: dict[str, Tensor] | None = None) -> dict[str, A
             f" {run.best.step}: another process has changed it"
         )
     run.model.load_state_dict(best["model"])
-    untrained = baseline_model(
-        run.config, run.splits.sample_shape, run.splits.kind, run.device, run.splits.train, run.folder.kept_trunk
-    )
+    untrained = baseline_model(run.config, run.splits.sample_shape, run.splits.kind, run.device, run.splits.train, run.folder)
     parts = {part: getattr(run.splits, part) for part in ("validation", "test")}
     workers = run.config.settings.data.workers
     metrics, baselines = evaluating.compare(

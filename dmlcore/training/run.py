@@ -87,11 +87,11 @@ class Run:
         self.config = config.completed(self.splits.kind, self.steps, self.splits.sample_shape)
         # The order of what draws random numbers is part of a run's result.
         seed_everything(settings.run.seed)
-        shape, kind, kept = self.splits.sample_shape, self.splits.kind, folder.kept_trunk
+        shape, kind = self.splits.sample_shape, self.splits.kind
         if is_resumed:
-            model = building.build_run_model(self.config, shape, kind, kept).to(self.device)
+            model = building.build_run_model(self.config, shape, kind, folder.kept_trunk).to(self.device)
         else:
-            model = first_model(self.config, shape, kind, self.device, train, kept)
+            model = first_model(self.config, shape, kind, self.device, train, folder)
         if optimiser.accumulate > self.batch_size:
             raise ConfigError(f"accumulate is {optimiser.accumulate}, but a batch has {self.batch_size} samples")
         self.model = model
@@ -173,6 +173,11 @@ class Run:
             shares = self.ensemble.weighting.importances[torch.tensor(has_head)].to(model.shares)
             model.shares.copy_(shares / shares.sum() if shares.sum() > 0 else torch.full_like(shares, 1 / len(shares)))
         self.compression.fit(self.splits.train, self.config.settings.data.workers)
+
+    def save_start(self) -> None:
+        """Write `checkpoints/start.pt` for a module from Python, whose first weights nobody can draw again."""
+        if self.config.objects.model is not None:
+            checkpoints.save_start(self.folder.checkpoints, self.weights())
 
     def save_best(self) -> Path:
         """Write `checkpoints/best.pt`; returns its path."""

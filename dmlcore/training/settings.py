@@ -168,6 +168,8 @@ class ModelSettings:
     embedding_dim: int | None = None
     """Length of an embedding, or of each head, before compression (default: that of the data for features; else 256,
     compressed to 64; 4 times `compress` where that is given; 64 without compression, and with `wel` and `wedl`)."""
+    head: Literal["linear", "none"] = "linear"
+    """What stands between trunk and embedding: a linear map, or nothing. The trunk then gives `embedding_dim` columns."""
     compress: int | None = None
     """Length of the embedding after compression; 0: none (default: 64 where `embedding_dim` is 256 by default, else 0)."""
     head_start: Literal["random", "principal"] | None = None
@@ -188,8 +190,12 @@ class ModelSettings:
 
     def __post_init__(self) -> None:
         check_range("student_weight", self.student_weight, least=0)
+        if self.head == "none" and self.head_start == "principal":
+            raise ConfigError("head_start is principal, but head is none: there is no head that could begin so")
         _check_each(self, ("compress", "student"), least=0, most=LONGEST)
         check_range("embedding_dim", self.embedding_dim, least=1, most=WIDER * LONGEST)
+        if self.head == "none" and self.embedding_dim is None:
+            raise ConfigError("head is 'none', so embedding_dim must be given: the columns of what the model gives")
         needed = {"compressed": "compress", "student": "student"}.get(self.serve or "")
         if needed and not getattr(self, needed):
             raise ConfigError(f"serve is '{self.serve}', but {needed} is 0")

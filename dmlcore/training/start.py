@@ -21,6 +21,7 @@ from dmlcore.training.folder import NO_SPLIT, RunFolder
 from dmlcore.training.loggers import Logger
 from dmlcore.training.loop import Training
 from dmlcore.training.members import SEARCH, choose_members
+from dmlcore.training.objects import Objects, check_objects, parted
 from dmlcore.training.run import Run
 from dmlcore.training.sources import Source
 
@@ -28,6 +29,9 @@ from dmlcore.training.sources import Source
 def train(
     config: RunConfig | None = None,
     *,
+    data: Any = None,
+    model: Any = None,
+    losses: Any = None,
     out: str | Path | None = None,
     resume: str | Path | None = None,
     checkpoint: str = "last",
@@ -39,8 +43,14 @@ def train(
 
     Args:
         config: what to do; or give settings and options by keyword: `train(plugins="ms", steps=100, ms={"alpha": 4})`.
+        data: a name, a path, or the data themselves, as `dmlcore.data.open_data` takes them: arrays or tensors (x, y), a torch
+            `Dataset` of (sample, label), a `DataLoader`, a data set of Hugging Face.
+        model: instead of a name, a `torch.nn.Module` as the trunk: samples to features `[B, F]`. It stays as it is; a copy is
+            trained, with an embedding head behind it, or as it is with `head="none"`.
+        losses: names, dmlcore losses, and modules or functions of embeddings and labels: one, or a list.
         out: folder of the run; None gives `runs/<date-time>-<losses>`.
-        resume: folder of a run to continue exactly; everything but `CHANGEABLE` comes from its `config.toml`.
+        resume: folder of a run to continue exactly; everything but `CHANGEABLE` comes from its `config.toml`. What was given as
+            an object must be given again.
         checkpoint: the checkpoint to continue from: `last`, which is the newest that is intact, or `previous`.
         trusts_plugins: with `resume`: run the files of code that the folder's `config.toml` names, whoever made it.
         loggers: receivers of what happens, beside those the settings name.
@@ -62,17 +72,29 @@ def train(
     if resume is not None:
         if config is not None or out is not None:
             raise ConfigError("a resumed run takes everything from its config.toml; give no config and no out beside resume")
-        return _resume(resume, checkpoint, trusts_plugins, loggers, values)
+        named, objects = parted(data, model, losses, {})
+        given = {"data": objects.data, "model": objects.model, "plugins": objects.losses or None}
+        values |= {key: named[key] for key, value in given.items() if key in named and value is None}
+        return _resume(resume, checkpoint, trusts_plugins, loggers, values, objects)
     if trusts_plugins:
         raise ConfigError("trusts_plugins is for resume; files that you name yourself are run anyway")
-    config = config or RunConfig.create(**values)
+    if config is not None and (values or any(value is not None for value in (data, model, losses))):
+        raise ConfigError("a RunConfig says everything; give no settings, data, model or losses beside it")
+    if config is None:
+        values, objects = parted(data, model, losses, values)
+        config = RunConfig.create(**values).with_objects(objects)
     folder = RunFolder.choose(out, _names_of_losses(config))
     with plugins.blaming():
         return _train(config, folder, [*build_components(config, "logger"), *loggers], None, None)
 
 
 def _resume(
-    path: str | Path, checkpoint: str, trusts_plugins: bool, loggers: Sequence[Logger], values: dict[str, Any]
+    path: str | Path,
+    checkpoint: str,
+    trusts_plugins: bool,
+    loggers: Sequence[Logger],
+    values: dict[str, Any],
+    objects: Objects,
 ) -> dict[str, Any]:
     if checkpoint not in ("last", "previous"):
         raise ConfigError(f"checkpoint is '{checkpoint}', but a run continues from last or previous; best has no optimiser")
@@ -85,7 +107,8 @@ def _resume(
     folder = RunFolder.open(path)
     foreign = trust.Folder(folder.path, tuple(plugins.KINDS), trusts_plugins)
     with trust.reading(foreign):
-        config = _changed(folder, values)
+        config = _changed(folder, values).with_objects(objects)
+    check_objects(objects, config.names(), str(path))
     if folder.result.exists() and not {"steps", "epochs", "patience"} & values.keys():
         raise ConfigError(
             f"the run in {path} is complete. Evaluate it by `dmlcore eval {path}`, or train on with more --steps."

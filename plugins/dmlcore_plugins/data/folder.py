@@ -14,6 +14,7 @@ from dmlcore.data import (
     DataSource,
     ImageOptions,
     ImageSearch,
+    PathImages,
     Table,
     image_table,
     is_image,
@@ -34,6 +35,7 @@ class Folder(DataSource):
     name = "folder"
     Options = ImageOptions
     reads = "a folder with a sub-folder per class"
+    gives_way = True
 
     @classmethod
     def claims(cls, path: Path) -> bool:
@@ -76,7 +78,7 @@ class Folder(DataSource):
                 f"folder '{root}' holds no images (known: {' '.join(sorted(IMAGE_SUFFIXES))}){_hint(root)}{reasons}"
             )
         table = image_table(
-            paths,
+            PathImages(paths, str(root)),
             np.array(labels, dtype=np.int64),
             class_names,
             self.options,

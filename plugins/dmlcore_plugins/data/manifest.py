@@ -1,17 +1,32 @@
-"""Lists of images or texts: a CSV file with the columns `path` or `text`, `label` and, if wanted, `split`. `csv_tables` reads
-the file.
+"""CSV files: lists of images or texts with the columns `path` or `text` and `label`, or a column of labels beside others of
+numbers, the features. All may have a column `split`. `csv_tables` reads the file.
 """
 
 from __future__ import annotations
 
 import difflib
+import math
 import os
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 
 import dmlcore
-from dmlcore.data import DataSource, ImageOptions, Table, image_table, is_missing, read_csv, split_words, text_table, tidy_names
+from dmlcore.data import (
+    CsvRow,
+    DataSource,
+    ImageOptions,
+    PathImages,
+    Table,
+    array_table,
+    image_table,
+    is_missing,
+    read_csv,
+    split_words,
+    text_table,
+    tidy_names,
+)
 from dmlcore.errors import DataError
 from dmlcore.files import expanded
 
@@ -19,11 +34,11 @@ _COLUMNS = ("path", "text", "label", "split")
 
 
 class Manifest(DataSource):
-    """Images listed in a CSV file, with paths relative to the file's folder, or texts in it."""
+    """Images listed in a CSV file, with paths relative to the file's folder; texts in it; or features in columns of numbers."""
 
     name = "csv"
     Options = ImageOptions
-    reads = "a .csv or .tsv with path,label or text,label"
+    reads = "a .csv or .tsv with label and path, text or features"
 
     @classmethod
     def claims(cls, path: Path) -> bool:
@@ -31,30 +46,35 @@ class Manifest(DataSource):
         return path.suffix.lower() in (".csv", ".tsv") and not path.is_dir()
 
     def load(self) -> Table:
-        """Read the list. Of images, find the files and read as many as fit in memory.
+        """Read the features or the texts; or the list, find the images and read as many as fit in memory.
 
         Raises:
             DataError: no such file, a damaged one, a missing column, an unknown part of a split, more than half of the images
-                missing.
+                missing, features that are no numbers.
         """
         if not self.options.path:
             raise DataError("the data 'csv' needs a path: --data FILE.csv, or --csv.path FILE.csv")
         file = expanded(self.options.path)
-        rows, notes, has_texts = _read(file, self.needs_labels)
+        columns, table_rows = read_csv(file, (*_COLUMNS, "official_split"))
+        features = _feature_columns(columns, table_rows)
+        if features:
+            return self._features(file, columns, features, table_rows)
+        has_texts = "text" in columns and "path" not in columns
+        rows, notes = _read(file, columns, table_rows, self.needs_labels, has_texts=has_texts)
         if not has_texts:
             rows, notes = _existing(rows, notes, file)
         tidied, remarks = tidy_names(label for _, label, _ in rows)
         class_names = sorted(set(tidied.values()))
         number = {name: label for label, name in enumerate(class_names)}
+        has_split = any(part for _, _, part in rows)
         samples = [sample for sample, _, _ in rows]
         labels = np.array([number[tidied[label]] for _, label, _ in rows], dtype=np.int64)
-        has_split = any(part for _, _, part in rows)
         split = split_words([part for _, _, part in rows], f"'{file}'") if has_split else None
         if has_texts:
             table = text_table(samples, labels, class_names, split=split)
         else:
             table = image_table(
-                samples,
+                PathImages(samples, str(file.parent)),
                 labels,
                 class_names,
                 self.options,
@@ -66,6 +86,46 @@ class Manifest(DataSource):
         table.skipped = [*notes, *remarks, *table.skipped]
         table.has_labels = class_names != [""]
         return table
+
+    def _features(self, file: Path, columns: list[str], features: list[str], rows: Sequence[CsvRow]) -> Table:
+        """A table of the columns of numbers."""
+        if self.needs_labels:
+            _check_columns(columns, file, ("label",))
+        x = np.empty((len(rows), len(features)), dtype=np.float32)
+        for number, row in enumerate(rows):
+            x[number] = [_number(row, name, file) for name in features]
+        arrays = {"x": x}
+        for name, column in (("y", "label"), ("split", "split"), ("official_split", "official_split")):
+            if column in columns:
+                arrays[name] = np.array([row.values[column] for row in rows])
+        table = array_table(arrays, f"'{file}'", self.options, needs_labels=self.needs_labels)
+        unused = [name for name in columns if name not in (*_COLUMNS, "official_split", *features)]
+        if unused:
+            table.skipped.insert(0, f"columns not used, since they hold no numbers: {', '.join(unused)}")
+        return table
+
+
+def _feature_columns(columns: list[str], rows: Sequence[CsvRow]) -> list[str]:
+    """The columns of a file without paths and texts that begin with a number; none where it is to be a list."""
+    if "path" in columns or "text" in columns or not rows:
+        return []
+    return [name for name in columns if name not in (*_COLUMNS, "official_split") and _is_number(rows[0].values[name])]
+
+
+def _is_number(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return "_" not in text  # which Python takes within numbers
+
+
+def _number(row: CsvRow, name: str, file: Path) -> float:
+    text = row.values[name]
+    number = float(text) if _is_number(text) else math.nan
+    if not abs(number) <= float(np.finfo(np.float32).max):
+        raise DataError(f"line {row.line} of '{file}': '{name}' is '{text}', but features are numbers of 32 bits")
+    return number
 
 
 def _existing(rows: list[tuple[str, str, str]], notes: list[str], file: Path) -> tuple[list[tuple[str, str, str]], list[str]]:
@@ -85,12 +145,12 @@ def _existing(rows: list[tuple[str, str, str]], notes: list[str], file: Path) ->
     return rows, notes
 
 
-def _read(file: Path, needs_labels: bool) -> tuple[list[tuple[str, str, str]], list[str], bool]:
-    """Path or text, label and part of every row, what the user should know, and whether there are texts. Labels are empty where
-    there is no such column."""
-    columns, table = read_csv(file, (*_COLUMNS, "official_split"))
-    has_texts = "text" in columns and "path" not in columns
-    sample = "text" if has_texts else "path"
+def _read(
+    file: Path, columns: list[str], table: Sequence[CsvRow], needs_labels: bool, *, has_texts: bool
+) -> tuple[list[tuple[str, str, str]], list[str]]:
+    """Path or text, label and part of every row, and what the user should know. Labels are empty where there is no such
+    column."""
+    sample, noun = ("text", "text") if has_texts else ("path", "image")
     notes = _check_columns(columns, file, (sample, "label") if needs_labels else (sample,))
     has_labels = "label" in columns
     part = "split" if "split" in columns else "official_split"
@@ -112,13 +172,13 @@ def _read(file: Path, needs_labels: bool) -> tuple[list[tuple[str, str, str]], l
     for count, what in (
         (incomplete, f"without a {sample} or a label (empty or nan)"),
         (repeated, "that repeat an earlier one"),
-        (conflicting, f"that give an earlier {'text' if has_texts else 'image'} a second label"),
+        (conflicting, f"that give an earlier {noun} a second label"),
     ):
         if count:
             notes.append(f"{count} rows {what} were skipped")
     if not rows:
-        raise DataError(f"'{file}' lists no {'texts' if has_texts else 'images'}")
-    return rows, notes, has_texts
+        raise DataError(f"'{file}' lists no {noun}s")
+    return rows, notes
 
 
 def _check_columns(columns: list[str], file: Path, needed: tuple[str, ...]) -> list[str]:

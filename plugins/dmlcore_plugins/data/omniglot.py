@@ -10,7 +10,7 @@ import numpy as np
 
 import dmlcore
 from dmlcore.config import check_range
-from dmlcore.data import DataSource, PixelStore, ShiftAugmentation, Table, decode_images, report_unreadable
+from dmlcore.data import DataSource, PathImages, PixelStore, ShiftAugmentation, Table, decode_images, report_unreadable
 from dmlcore.errors import DataError
 from dmlcore.files import expanded
 
@@ -68,8 +68,9 @@ class Omniglot(DataSource):
         if len(set(names)) < len(names):
             twice = next(name for name in names if names.count(name) > 1)
             raise DataError(f"the character '{twice}' is in both folders of '{root}'")
-        pixels, failed = decode_images(paths, (self.options.side, self.options.side), 1)
-        notes = report_unreadable(paths, failed, str(root))
+        images = PathImages(paths, str(root))
+        pixels, failed = decode_images(images, (self.options.side, self.options.side), 1)
+        notes = report_unreadable(images, failed, str(root))
         whole = np.array([row for row in range(len(paths)) if row not in failed])
         ink = 255 - pixels[whole]  # [N, 1, side, side]
         present, ids = np.unique(np.array(labels, dtype=np.int64)[whole], return_inverse=True)
