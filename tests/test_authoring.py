@@ -31,7 +31,7 @@ ROOT = Path(__file__).parents[1]
 # What would take long by default; `circle` weighs by constants for the gradient, which finite differences do not know.
 QUICK: dict[str, dict[str, Any]] = {"linear": {"steps": 20, "batch": 32}, "lin_tanh_lin": {"batch": 32}}
 KNOWN_FAILURES = {"circle": {"gradient = finite differences"}}
-OF_LIBRARIES = ("hf", "timm", "torchvision")  # tests/test_models.py and tests/test_trunks.py have them
+OF_LIBRARIES = ("hf", "timm", "torchvision", "tensorboard", "wandb", "mlflow")  # which have tests of their own
 NEED_A_PATH = ("folder", "csv", "npz", "mnist", "omniglot", "isolet", "hugging_face", "npy", "parquet", "webdataset")
 
 

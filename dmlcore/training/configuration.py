@@ -202,10 +202,10 @@ class RunConfig:
 
 
 def _check_tables(source: Source, components: dict[str, Component]) -> None:
-    left_out = any(c.options is None and trust.is_left_out(c.kind) for c in components.values())
+    left_out = {c.table for c in components.values() if c.options is None and trust.is_left_out(c.kind)}
     for table, values in source.tables.items():
-        if table not in components and left_out:
-            continue  # of a component whose name nobody knows, since it is not needed
+        if table in left_out or (table not in components and left_out):
+            continue  # of a component whose options, or even name, nobody knows, since it is not needed
         if table not in components:
             raise source.error(why_not_chosen(table, components))
         names = components[table].option_names()
