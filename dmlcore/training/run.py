@@ -89,7 +89,7 @@ class Run:
         seed_everything(settings.run.seed)
         shape, kind = self.splits.sample_shape, self.splits.kind
         if is_resumed:
-            model = building.build_run_model(self.config, shape, kind, folder.kept_trunk).to(self.device)
+            model = building.build_untrained_model(self.config, folder, shape, kind).to(self.device)
         else:
             model = first_model(self.config, shape, kind, self.device, train, folder)
         if optimiser.accumulate > self.batch_size:
