@@ -110,6 +110,14 @@ def test_the_report_can_be_left_out(features: str, tmp_path: Path) -> None:
     assert write_report([tmp_path / "run"]).exists()
 
 
+def test_a_run_that_is_trained_on_keeps_no_old_page(features: str, tmp_path: Path) -> None:
+    train(data=features, out=tmp_path / "run", **SMALL)
+    train(resume=tmp_path / "run", steps=8)
+    assert "8 steps" in text_of(tmp_path / "run" / "report.html")
+    train(resume=tmp_path / "run", steps=9, report=False)
+    assert not (tmp_path / "run" / "report.html").exists()
+
+
 class Notes(Logger):
     def __init__(self) -> None:
         super().__init__()

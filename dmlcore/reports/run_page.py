@@ -138,7 +138,7 @@ def _strips(view: PartView, pictures: Pictured, rows: Iterable[int]) -> str:
         cells = [pictures.sample(query)]
         for near, cosine in zip(view.inspected.neighbours[row], view.inspected.similarities[row], strict=True):
             mark = "right" if view.dataset.dense_labels[near] == label else "wrong"
-            cells.append(pictures.sample(int(near), mark, f"cosine {cosine:.2f}"))
+            cells.append(pictures.sample(int(near), mark, f"cosine {round(float(cosine), 2) + 0.0:.2f}"))
         score = view.inspected.map_at_r[row]
         query_cell = f'<div class="query">{cells[0]}<small>MAP@R {number(score, 2)}</small></div>'
         lines.append(f'<div class="strip">{query_cell}{"".join(cells[1:])}</div>')

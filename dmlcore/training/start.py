@@ -186,7 +186,8 @@ def _train(
     if state is not None:
         if run.steps < state["step"]:
             raise ConfigError(f"the run in {folder.path} has done {state['step']} steps already, more than {run.steps}")
-        folder.result.unlink(missing_ok=True)  # of fewer steps
+        for path in (folder.result, folder.report):  # of fewer steps
+            path.unlink(missing_ok=True)
     plugins.plugin_files.remember(run.config.toml())
     training = Training(run, loggers, state, deadline)
     if state is not None and run.config.as_dict() != state["config"]:
