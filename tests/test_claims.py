@@ -79,13 +79,25 @@ def test_a_subclass_does_not_inherit_claims(tmp_path: Path, monkeypatch: pytest.
 
 
 def test_a_path_that_nothing_claims_is_one_line(tmp_path: Path) -> None:
-    (tmp_path / "a.parquet").touch()
+    (tmp_path / "a.xyz").touch()
     with pytest.raises(DataError) as caught:
-        find_source(str(tmp_path / "a.parquet"))
+        find_source(str(tmp_path / "a.xyz"))
     assert str(caught.value) == (
+<<<<<<< HEAD
         f"'{tmp_path}/a.parquet' cannot be read as data: give a .csv or .tsv with path,label or text,label, a folder with a"
         f" sub-folder per class or an .npz with x, y."
+=======
+        f"'{tmp_path}/a.xyz' cannot be read as data: give a .csv or .tsv with label and path or features, a folder with a"
+        f" sub-folder per class, a folder that save_to_disk wrote, an x.npy with y.npy, an .npz with x, y, a .parquet or .arrow"
+        f" with label and image or features or a .tar of WebDataset."
+>>>>>>> f4ad6aea6295870eb678babd97a219ff74209f4a
     )
+
+
+def test_a_folder_of_a_certain_form_goes_before_folders_of_any(tmp_path: Path) -> None:
+    assert find_source(str(tmp_path))[0].name == "folder"
+    (tmp_path / "a.tar").touch()
+    assert find_source(str(tmp_path))[0].name == "webdataset"
 
 
 def test_defaults_are_said_by_the_classes(monkeypatch: pytest.MonkeyPatch) -> None:

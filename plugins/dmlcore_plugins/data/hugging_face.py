@@ -21,7 +21,7 @@ class SavedDataset(DataSource):
 
     name = "hugging_face"
     Options = TableOptions
-    reads = "a folder by `save_to_disk` of Hugging Face's datasets"
+    reads = "a folder that save_to_disk wrote"
 
     @classmethod
     def claims(cls, path: Path) -> bool:

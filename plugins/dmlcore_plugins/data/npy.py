@@ -24,7 +24,7 @@ class ArrayPair(DataSource):
 
     name = "npy"
     Options = ImageOptions
-    reads = "an x.npy with y.npy beside it"
+    reads = "an x.npy with y.npy"
 
     @classmethod
     def claims(cls, path: Path) -> bool:

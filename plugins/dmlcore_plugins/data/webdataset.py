@@ -50,7 +50,7 @@ class WebDataset(DataSource):
 
     name = "webdataset"
     Options = ShardOptions
-    reads = "a .tar of WebDataset or a folder of such"
+    reads = "a .tar of WebDataset"
 
     @classmethod
     def claims(cls, path: Path) -> bool:
