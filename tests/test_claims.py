@@ -83,14 +83,9 @@ def test_a_path_that_nothing_claims_is_one_line(tmp_path: Path) -> None:
     with pytest.raises(DataError) as caught:
         find_source(str(tmp_path / "a.xyz"))
     assert str(caught.value) == (
-<<<<<<< HEAD
-        f"'{tmp_path}/a.parquet' cannot be read as data: give a .csv or .tsv with path,label or text,label, a folder with a"
-        f" sub-folder per class or an .npz with x, y."
-=======
-        f"'{tmp_path}/a.xyz' cannot be read as data: give a .csv or .tsv with label and path or features, a folder with a"
-        f" sub-folder per class, a folder that save_to_disk wrote, an x.npy with y.npy, an .npz with x, y, a .parquet or .arrow"
+        f"'{tmp_path}/a.xyz' cannot be read as data: give a .csv or .tsv with label and path, text or features, a folder"
+        f" with a sub-folder per class, a folder that save_to_disk wrote, an x.npy with y.npy, an .npz with x, y, a .parquet or .arrow"
         f" with label and image or features or a .tar of WebDataset."
->>>>>>> f4ad6aea6295870eb678babd97a219ff74209f4a
     )
 
 
