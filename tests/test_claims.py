@@ -84,8 +84,8 @@ def test_a_path_that_nothing_claims_is_one_line(tmp_path: Path) -> None:
         find_source(str(tmp_path / "a.xyz"))
     assert str(caught.value) == (
         f"'{tmp_path}/a.xyz' cannot be read as data: give a .csv or .tsv with label and path, text or features, a folder"
-        f" with a sub-folder per class, a folder that save_to_disk wrote, an x.npy with y.npy, an .npz with x, y, a .parquet or .arrow"
-        f" with label and image or features or a .tar of WebDataset."
+        f" with a sub-folder per class, a folder that save_to_disk wrote, an x.npy with y.npy, an .npz with x, y, a .parquet or"
+        f" .arrow with label and image or features or a .tar of WebDataset."
     )
 
 
