@@ -233,6 +233,7 @@ def test_an_encoder_of_images(transformers: Any, tmp_path: Path) -> None:
     (tmp_path / "preprocessor_config.json").write_text(json.dumps(processor))
     assert images_wanted(f"hf/{tmp_path}") == ImagesWanted(32, "bicubic")
     trunk: Any = build_model(f"hf/{tmp_path}", sample_shape=(1, 48, 48), kind="images").trunk.eval()
+    assert trunk.std.flatten().tolist() == [0.5, 0.5, 0.5]
     assert trunk.mean.flatten().tolist() == [0.5, 0.5, 0.25] and trunk.features == 16
     images = torch.rand(2, 1, 48, 48)
     network = transformers.ViTModel.from_pretrained(tmp_path).eval()
@@ -242,3 +243,6 @@ def test_an_encoder_of_images(transformers: Any, tmp_path: Path) -> None:
         assert torch.allclose(trunk(images), right[:, 0], atol=1e-5)
         averaged = build_model(f"hf/{tmp_path}", sample_shape=(1, 48, 48), kind="images", options={"pool": "avg"}).trunk.eval()
         assert torch.allclose(averaged(images), right[:, 1:].mean(1), atol=1e-5)
+    (tmp_path / "preprocessor_config.json").write_text(json.dumps({**processor, "image_std": [0.5, 0, "a"]}))
+    with pytest.raises(DataError, match="'image_std' in .* must be three numbers"):
+        build_model(f"hf/{tmp_path}", sample_shape=(1, 48, 48), kind="images")

@@ -126,8 +126,8 @@ class DataSettings:
     """Samples, and how batches are made of them."""
 
     source: str | None = _setting("data", None)
-    """Data set by name, a folder with one sub-folder per class, a CSV manifest, or an .npz with x and y; where only `splits`
-    are given, what these were made of (default: the embedded characters)."""
+    """Data set by name, a folder with one sub-folder per class, a CSV list of images or texts, or an .npz with x and y; where
+    only `splits` are given, what these were made of (default: the embedded characters)."""
     fractions: tuple[float, ...] = (0.5, 0.15, 0.35)
     """Fractions of the classes for training, validation and test, where the data has no split of its own."""
     splits: str | None = None
@@ -164,7 +164,7 @@ class ModelSettings:
     """The network and its embedding."""
 
     trunk: str | None = _setting("model", None)
-    """Trunk by name (default: a small one for the kind of data)."""
+    """Trunk by name, or a network of a library as LIBRARY/NAME (default: a small one for the kind of data)."""
     embedding_dim: int | None = None
     """Length of an embedding, or of each head, before compression (default: that of the data for features; else 256,
     compressed to 64; 4 times `compress` where that is given; 64 without compression, and with `wel` and `wedl`)."""

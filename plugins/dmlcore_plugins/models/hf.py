@@ -60,8 +60,7 @@ class HuggingFaceTrunk(PretrainedTrunk):
         self.folder = _Folder.find(options)
         self.takes_texts = len(sample_shape) == 1
         self.network = self.folder.network(options, takes_texts=self.takes_texts)
-        images = self.folder.images
-        self.expect(images.get("image_mean"), images.get("image_std"))
+        self.expect(self.folder.channels("image_mean"), self.folder.channels("image_std"))
         if self.takes_texts:
             self.pool = Pool(self.folder.pooling() if options.pool == "auto" else options.pool)
             self.tokenizer = self.folder.tokenizer()
@@ -185,6 +184,22 @@ class _Folder:
             raise DataError(f"the folder '{path}' holds no model of transformers: it has no config.json that can be read")
         return folder
 
+    def channels(self, name: str) -> list[float] | None:
+        """Numbers for red, green and blue out of the image processor's settings. None: it has none.
+
+        Raises:
+            DataError: they are something else.
+        """
+        values = self.images.get(name)
+        if values is None:
+            return None
+        is_number = (
+            [isinstance(value, int | float) and 0 <= value < 1e3 for value in values] if isinstance(values, list) else []
+        )
+        if len(is_number) != 3 or not all(is_number) or (name == "image_std" and 0 in values):
+            raise DataError(f"'{name}' in '{self.path / 'preprocessor_config.json'}' must be three numbers")
+        return values
+
     def network(self, options: HuggingFaceOptions, *, takes_texts: bool) -> nn.Module:
         """The encoder of images or of texts, with its weights."""
         transformers = import_library("transformers", "transformers")
@@ -282,7 +297,7 @@ def _length(options: HuggingFaceOptions, folder: _Folder, network: Any, tokenize
             raise ConfigError(f"hf.length is {options.length}, but this encoder takes {min(most)} tokens")
         return options.length
     made_for = _read_json(folder.path / "sentence_bert_config.json", {}).get("max_seq_length")
-    return min([made_for or _LONGEST, *most])
+    return min([made_for if isinstance(made_for, int) and made_for > 0 else _LONGEST, *most])
 
 
 def _read_json(file: Path, otherwise: Any) -> Any:
