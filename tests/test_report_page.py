@@ -83,7 +83,8 @@ def test_every_run_ends_with_a_page_that_says_its_result(run: Path) -> None:
         assert word in text, word
     assert f"--config '{run}'/config.toml" in text, "a folder's name is quoted for the shell"
     drawn = {name for chart in values_of(page)["charts"] for name, _, _ in chart}
-    assert {"total", "ms", "triplet", "R@1", "MAP@R", "trunk", "ms, triplet"} <= drawn
+    roles = set(next(r["learning_rates"] for r in TrainedRun(run).folder.records() if r["kind"] == "step"))
+    assert roles and {"total", "ms", "triplet", "R@1", "MAP@R", "ms, triplet", *roles} <= drawn
 
 
 def test_the_page_needs_nothing_else(run: Path) -> None:
