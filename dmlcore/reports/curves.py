@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from dmlcore.reports.html import escape
+from dmlcore.reports.html import brief, escape
 
 POINTS = 300  # of a curve at most: neighbouring records are averaged
 WIDTH, HEIGHT = 560, 230
@@ -166,7 +166,7 @@ def _draw(chart: Chart, number: int, steps: tuple[float, float], colours: dict[s
 def values_of(chart: Chart) -> list[Any]:
     """What the script needs of a chart: name, steps and values of each curve."""
     return [
-        [curve.name, [int(step) for step in curve.steps], [float(f"{value:.4g}") for value in curve.values]]
+        [brief(curve.name), [int(step) for step in curve.steps], [float(f"{value:.4g}") for value in curve.values]]
         for curve in chart.curves
     ]
 

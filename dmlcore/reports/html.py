@@ -19,12 +19,15 @@ from dmlcore.texts import printable
 LONGEST_TEXT = 300  # letters of a name from outside; the rest says nothing more on a page
 
 
-def escape(text: object) -> str:
-    """Text as a page shows it, within tags and within quoted attributes."""
+def brief(text: object) -> str:
+    """Text as a page may show it: no characters that are not seen, and not too many."""
     words = printable(str(text))
-    if len(words) > LONGEST_TEXT:
-        words = f"{words[:LONGEST_TEXT]}…"
-    return html.escape(words)
+    return f"{words[:LONGEST_TEXT]}…" if len(words) > LONGEST_TEXT else words
+
+
+def escape(text: object) -> str:
+    """Brief text as HTML, within tags and within quoted attributes."""
+    return html.escape(brief(text))
 
 
 def number(value: float | None, digits: int = 3) -> str:

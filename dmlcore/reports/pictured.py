@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from dmlcore.reports.html import LONGEST_TEXT, Raw, escape
+from dmlcore.reports.html import Raw, brief, escape
 from dmlcore.reports.run_facts import PartView
 from dmlcore.reports.thumbnails import DRAWN, thumbnails
 
@@ -74,7 +74,7 @@ class Pictured:
             pictures_of.setdefault(int(view.dataset.dense_labels[position]), []).append(position)
         classes = {
             label: [
-                view.dataset.class_names[label][:LONGEST_TEXT],
+                brief(view.dataset.class_names[label]),
                 int(sizes[label]),
                 round(float(view.scores.recall[label]), 3),
                 round(float(view.scores.map_at_r[label]), 3),
