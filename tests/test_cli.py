@@ -158,12 +158,11 @@ def test_train_ends_with_the_table_and_the_next_command(
         "validation",
         "test",
         "raw features",
-        "untrained network",
     ):
         assert word in out
     (folder,) = (tmp_path / "runs").iterdir()
     assert folder.name.endswith("-ms+triplet")
-    assert out.rstrip().splitlines()[-1] == f"Continue by: dmlcore eval runs/{folder.name}"
+    assert f"Use it by: dmlcore embed runs/{folder.name} --data DATA --out embeddings.npz" in out
 
 
 def test_a_terminal_gets_a_bar_with_speed_and_terms(

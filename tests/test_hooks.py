@@ -265,7 +265,7 @@ def test_dmlcore_metrics(features: str, tmp_path: Path) -> None:
         test = result["metrics"]["test"]
         assert test["guest_metric.count"] == test["queries"] and test["guest_metric.nothing"] is None
         assert test["uniformity.uniformity"] < 0 and test["uniformity.alignment"] > 0
-        assert result["baselines"]["untrained network"]["test"]["guest_metric.count"] == test["queries"]
+        assert result["baselines"]["raw features"]["test"]["guest_metric.count"] == test["queries"]
         assert '"guest_metric.count"' in (tmp_path / "run" / "metrics.jsonl").read_text()
         from dmlcore.serving import TrainedRun
 
