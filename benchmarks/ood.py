@@ -62,7 +62,7 @@ FAMILIES = (
         "emoji, class means",
         "emoji_mobilenetv2.npz",
         {"number": 7},
-        {"steps": 300, "eval_every": 50, "learning_rate": 1e-3},
+        {"steps": 300, "eval_every": 50, "learning_rate": 1e-3, "model": "mlp"},
         3,
         "raw features",
     ),

@@ -135,7 +135,7 @@ def test_holm_rejects_from_the_smallest_p_value_until_one_is_too_large() -> None
 
 
 def test_networks_of_their_own_are_concatenated(folder: Path, tmp_path: Path) -> None:
-    common = {"steps": 3, "eval_every": 3, "embedding_dim": 64, "device": "cpu", "log_every": 3, "seed": 0}
+    common = {"steps": 3, "eval_every": 3, "embedding_dim": 64, "device": "cpu", "log_every": 3, "seed": 0, "model": "mlp"}
     job = runs.Job("banking", "arms", "nets: b x 3", 0, ("ms", "sup_con"), {**common, "ms": {"beta": 40.0}}, nets=True)
     row = runs._train(job, str(prepare(SMALL, 0, folder, tmp_path)))
     assert set(row["embeddings"]) == {"whole", "compressed"} and row["served"] == row["embeddings"]["compressed"]

@@ -224,7 +224,7 @@ def test_validation_chooses_the_checkpoint_and_the_result_is_complete(features: 
     written = json.loads((tmp_path / "run" / "result.json").read_text())
     assert written["metrics"] == json.loads(json.dumps(result["metrics"]))
     assert set(written["metrics"]) == {"validation", "test"}
-    assert set(written["baselines"]) == {"raw features", "untrained network"}
+    assert set(written["baselines"]) == {"raw features", "before training"}
     assert {"seed", "versions", "wall_seconds", "losses", "data", "steps"} <= set(written)
     for parts in [written["metrics"], *written["baselines"].values()]:
         assert all({"recall@1", "recall@8", "r_precision", "map@r", "map"} <= set(parts[part]) for part in parts)
