@@ -15,7 +15,20 @@ from .invariants import MISTAKE, error_of, hash_of, read_json, records, timeless
 from .process import Fault, Said, Warm
 
 TRAIN = ["train", "--data", "x.npz", "--plugins", "ms", "--steps", "4", "--eval-every", "2", "--compress", "0"]
-TRAIN += ["--warmup", "1", "--embedding-dim", "4", "--model", "mlp", "--mlp.hidden", "8", "--learning-rate", "0.01", "--out", "run"]
+TRAIN += [
+    "--warmup",
+    "1",
+    "--embedding-dim",
+    "4",
+    "--model",
+    "mlp",
+    "--mlp.hidden",
+    "8",
+    "--learning-rate",
+    "0.01",
+    "--out",
+    "run",
+]
 SHORT = ["--epochs", "2", "--target-epochs", "2", "--patience", "2", "--episodes", "2", "--episode-patience", "2"]
 SHORT += ["--episode-check", "2", "--mlp.hidden", "4", "--model", "mlp", "--embedding-dim", "4", "--replications", "1"]
 FEWSHOT = ["fewshot", "--data", "x.npz", "--source-classes", "0-5", "--n", "3", "--k", "2", "--out", "grid", *SHORT]
