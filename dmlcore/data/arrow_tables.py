@@ -4,6 +4,7 @@ there is such a table, and where it comes from is in the sources.
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
 from collections.abc import Mapping, Sequence
@@ -49,13 +50,11 @@ def pyarrow() -> Any:
         DataError: it is not installed; the message has the command.
     """
     try:
-        import pyarrow
-        import pyarrow.compute
-        import pyarrow.ipc
-        import pyarrow.parquet
+        for part in ("compute", "ipc", "parquet"):
+            importlib.import_module(f"pyarrow.{part}")
     except ImportError as error:
         raise DataError(f"tables of Parquet and Arrow need the package pyarrow ({error}). Run `pip install pyarrow`") from None
-    return pyarrow
+    return importlib.import_module("pyarrow")
 
 
 def joined_parts(tables: Mapping[str, Any], where: str) -> tuple[Any, np.ndarray]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import importlib
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
@@ -27,8 +28,7 @@ class WandbLogger(SeriesLogger):
         """The project that runs are filed under."""
 
     def begin(self, run: Run) -> None:
-        import wandb  # pyright: ignore[reportMissingImports]
-
+        wandb = importlib.import_module("wandb")  # `import wandb` is this module to checkers of types
         path = run.folder.path.resolve()
         self._run: Any = wandb.init(
             project=self.options.project,
