@@ -100,7 +100,7 @@ def test_a_run_in_parts_equals_one_in_whole_batches(data: str, tmp_path: Path) -
         train(out=tmp_path / name, data=data, accumulate=parts, **SMALL, **NETWORK)
     whole, in_parts = (records(tmp_path / name) for name in ("whole", "parts"))
     assert [r["total"] for r in in_parts] == pytest.approx([r["total"] for r in whole], rel=1e-5)
-    with pytest.raises(ConfigError, match="accumulate is 13, but a batch has 12 samples"):
+    with pytest.raises(ConfigError, match="accumulate is 13, but a batch has 12 samples, so at most 6 parts"):
         train(out=tmp_path / "x", data=data, accumulate=13, **SMALL, **NETWORK)
 
 
@@ -342,3 +342,23 @@ def test_the_memory_of_a_step() -> None:
         "about 12 MB",
         "less than 1 MB",
     ]
+
+
+def test_what_cannot_train_is_refused(data: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    flags = ["train", "--data", data, "--plugins", "ms", "--steps", "2", "--out", str(tmp_path / "run")]
+    whole = ["--head", "none", "--embedding-dim", "12"]
+    for more, told in (
+        (whole, "there is nothing to train"),
+        ([*whole, "--freeze", "1"], "freeze is 1, but head is none"),
+        (["--processes", "2"], "--processes is for --seeds"),
+    ):
+        assert main([*flags, *more]) == 2
+        assert told in " ".join(capsys.readouterr().err.split())
+
+
+def test_embeddings_name_the_row_of_each_sample(data: str, tmp_path: Path) -> None:
+    train(out=tmp_path / "run", data=data, **SMALL)
+    assert main(["embed", str(tmp_path / "run"), "--data", data, "--out", str(tmp_path / "e.npz")]) == 0
+    with np.load(data) as own, np.load(tmp_path / "e.npz") as embeddings:
+        assert sorted(embeddings["row"]) == list(range(len(own["y"])))
+        assert [str(own["y"][row]) for row in embeddings["row"]] == embeddings["class_name"].tolist()

@@ -46,6 +46,8 @@ def dmlcore_commands(app: App, line: CommandLine) -> None:
             if resume is not None or "seed" in typed.values:
                 raise ConfigError(f"--seeds cannot be given with --{'resume' if resume is not None else 'seed'}")
             return _repeated([*files, typed], seeds, processes, out, json)
+        if processes != 1:
+            raise ConfigError("--processes is for --seeds: one run trains in one process")
         if resume is not None:
             _refuse_beside_resume(resume, [("config", config), ("out", out)], typed)
             result = _resumed(resume, checkpoint, trust_plugins, typed.values)

@@ -18,8 +18,9 @@ from dmlcore.serving.load import TrainedRun
 def write_embeddings(
     run: TrainedRun, data: Any, out: str | Path, options: dict[str, Any] | None = None, *, overwrite: bool = False
 ) -> dict[str, Any]:
-    """Write `x` float32 [N, D], `split` (text [N]) and, where there are labels, `y` int64 [N] and `class_name` (text [N]) of
-    all samples, part by part. `split` is `none` for samples of the run's data that are in no part, and `all` for other data.
+    """Write `x` float32 [N, D], `row` int64 [N], `split` (text [N]) and, where there are labels, `y` int64 [N] and `class_name`
+    (text [N]) of all samples, part by part. `row` is the sample's place among those of the data that can be read. `split` is
+    `none` for samples of the run's data that are in no part, and `all` for other data.
 
     Args:
         run: whose model embeds.
@@ -46,6 +47,7 @@ def write_embeddings(
     workers = run.config.settings.data.workers
     arrays: dict[str, Any] = {
         "x": np.concatenate([evaluating.embed(run.model, part, workers=workers).cpu().numpy() for part in parts.values()]),
+        "row": np.concatenate([np.asarray(part.rows, dtype=np.int64) for part in parts.values()]),
         "split": np.concatenate([np.full(len(part), name) for name, part in parts.items()]),
     }
     if opened.has_labels:

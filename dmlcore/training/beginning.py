@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
@@ -74,7 +75,10 @@ def begin_from(model: EmbeddingModel, folder: str) -> bool:
         for part, values in by_part.items()
     }
     if not fits["trunk"]:
-        raise ConfigError(f"the run in {folder} has another trunk than this one, so its weights cannot begin it")
+        raise ConfigError(
+            f"the run in {folder} has another trunk than '{model.trunk.name}', so its weights cannot begin it."
+            f" Choose the --model that {RunFolder(Path(folder)).config} names"
+        )
     model.load_state_dict({**own, **by_part["trunk"], **(by_part["head"] if fits["head"] else {})})
     return fits["head"]
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import nn
 
+from dmlcore.errors import ConfigError
 from dmlcore.training.settings import OptimiserSettings
 
 if TYPE_CHECKING:
@@ -43,8 +44,15 @@ def parameter_groups(model: EmbeddingModel, ensemble: LossEnsemble, settings: Op
 
 
 def build_optimiser(model: EmbeddingModel, ensemble: LossEnsemble, settings: OptimiserSettings) -> torch.optim.AdamW:
-    """AdamW over `parameter_groups`."""
-    return torch.optim.AdamW(parameter_groups(model, ensemble, settings))
+    """AdamW over `parameter_groups`.
+
+    Raises:
+        ConfigError: there is no parameter.
+    """
+    groups = parameter_groups(model, ensemble, settings)
+    if not groups:
+        raise ConfigError("there is nothing to train: neither the model nor a loss has weights. Choose another --model")
+    return torch.optim.AdamW(groups)
 
 
 def set_rates(optimiser: torch.optim.Optimizer, factor: float) -> dict[str, float]:

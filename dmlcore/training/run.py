@@ -92,8 +92,7 @@ class Run:
             model = building.build_untrained_model(self.config, folder, shape, kind).to(self.device)
         else:
             model = first_model(self.config, shape, kind, self.device, train, folder)
-        if optimiser.accumulate > self.batch_size:
-            raise ConfigError(f"accumulate is {optimiser.accumulate}, but a batch has {self.batch_size} samples")
+        self._check_is_trainable()
         self.model = model
         self.ensemble = building.build_ensemble(self.config, train.num_classes, self.model.trunk.features).to(self.device)
         self.extras = Extras(self.model, self.config.settings)
@@ -120,6 +119,15 @@ class Run:
         self.saved = -1
         self.best = Best()
         self.seconds = 0.0
+
+    def _check_is_trainable(self) -> None:
+        parts, frozen = self.config.settings.optimiser.accumulate, self.config.settings.optimiser.freeze
+        if parts > 1 and parts > self.batch_size // 2:  # statistics of one sample would be no statistics
+            raise ConfigError(
+                f"accumulate is {parts}, but a batch has {self.batch_size} samples, so at most {self.batch_size // 2} parts"
+            )
+        if frozen and self.config.settings.model.head == "none":
+            raise ConfigError(f"freeze is {frozen}, but head is none: nothing beside the trunk could train meanwhile")
 
     @property
     def served(self) -> EmbeddingModel:
