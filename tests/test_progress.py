@@ -167,7 +167,7 @@ def test_a_training_on_a_real_terminal(tmp_path: Path, columns: int) -> None:
     fcntl.ioctl(child, termios.TIOCSWINSZ, struct.pack("HHHH", 40, columns, 0, 0))
     data = feature_file(tmp_path / "data.npz")
     words = ["train", "--data", str(data), "--plugins", "ms,triplet,circle", "--steps", "30", "--out", str(tmp_path / "run")]
-    command = [sys.executable, "-m", "dmlcore", *words, "--classes-per-batch", "4", "--embedding-dim", "4"]
+    command = [sys.executable, "-P", "-m", "dmlcore", *words, "--classes-per-batch", "4", "--embedding-dim", "4"]
     environment = {**os.environ, "TERM": "xterm"}
     process = subprocess.Popen(command, stdin=child, stdout=child, stderr=child, env=environment)
     os.close(child)

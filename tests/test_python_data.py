@@ -278,7 +278,7 @@ def test_a_stopped_run_goes_on_bit_for_bit_in_another_process(tmp_path):
     with pytest.raises(KeyboardInterrupt, match=r"dmlcore\.train\(resume=.*, data=\.\.\., model=\.\.\., losses"):
         dmlcore.train(model=network(), out=tmp_path / "run", loggers=[Stopper()], **objects, **SHORT)
     code = RESUME.format(tests=str(Path(__file__).parent), run=str(tmp_path / "run"))
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    done = subprocess.run([sys.executable, "-P", "-c", code], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     result = json.loads((tmp_path / "run" / "result.json").read_bytes())
     assert result["metrics"] == whole["metrics"] and result["baselines"] == whole["baselines"]

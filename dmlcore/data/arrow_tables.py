@@ -50,8 +50,8 @@ def pyarrow() -> Any:
         DataError: it is not installed; the message has the command.
     """
     try:
-        for part in ("compute", "ipc", "parquet"):
-            importlib.import_module(f"pyarrow.{part}")
+        for module in ("pyarrow.compute", "pyarrow.ipc", "pyarrow.parquet"):
+            importlib.import_module(module)
     except ImportError as error:
         raise DataError(f"tables of Parquet and Arrow need the package pyarrow ({error}). Run `pip install pyarrow`") from None
     return importlib.import_module("pyarrow")

@@ -85,7 +85,7 @@ class Batch:
     def steepness(self) -> float:
         """What a similarity is multiplied by in an exponent."""
         options = vars(self.create(torch.float64).options)
-        factors = [float(options[name]) for name in ("scale", "softmax_scale", "gamma", "alpha", "beta") if name in options]
+        factors = [float(options.get(name) or 0) for name in ("scale", "softmax_scale", "gamma", "alpha", "beta")]
         return max([1.0, *factors, *(1 / float(options[name]) for name in ("temperature",) if options.get(name))])
 
     def __str__(self) -> str:
