@@ -362,3 +362,11 @@ def test_embeddings_name_the_row_of_each_sample(data: str, tmp_path: Path) -> No
     with np.load(data) as own, np.load(tmp_path / "e.npz") as embeddings:
         assert sorted(embeddings["row"]) == list(range(len(own["y"])))
         assert [str(own["y"][row]) for row in embeddings["row"]] == embeddings["class_name"].tolist()
+
+
+def test_features_that_begin_from_a_run_are_compared_with_its_weights(data: str, tmp_path: Path) -> None:
+    first = train(out=tmp_path / "first", data=data, learning_rate=0.01, **{**SMALL, "steps": 20})
+    assert first["chosen_step"] > 0
+    second = train(out=tmp_path / "second", data=data, init=str(tmp_path / "first"), **SMALL)
+    assert list(second["baselines"]) == ["raw features", "before training"]
+    assert second["baselines"]["before training"]["test"] == pytest.approx(first["metrics"]["test"], abs=1e-6)

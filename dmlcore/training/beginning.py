@@ -112,7 +112,8 @@ def baseline_model(
     elif model.compressor is not None:
         model.served = "whole"
     has_bare_head = kind == "features" and model.compressor is None and next(model.trunk.parameters(), None) is None
-    begins_as_identity = config.settings.model.head_start == "principal" and not model.needs_features_to_start
+    settings = config.settings.model
+    begins_as_identity = settings.init is None and settings.head_start == "principal" and not model.needs_features_to_start
     return None if has_bare_head and begins_as_identity else model
 
 
