@@ -124,3 +124,8 @@ def test_a_classifier_takes_the_network_over() -> None:
     x = torch.randn(2, 5)
     assert torch.equal(classifier(x), classifier.head(network(x).relu()))
     assert classifier.head.weight.shape == (4, 3) and classifier.head.bias.abs().sum() == 0
+
+
+def test_features_without_a_named_trunk_take_one_with_hidden_units() -> None:
+    network: Any = build_network(None, options={}, sample_shape=(5,), kind="features", embedding_dim=3, init="default", seed=0)
+    assert network.trunk.name == "mlp"

@@ -22,7 +22,7 @@ def default_model(settings: Settings, kind: str) -> str:
     """The trunk of a kind of data where none is named."""
     from dmlcore.models import default_trunk
 
-    return (settings.ensemble.kind != "shared" and plugins.defaults().TRUNKS_OF_HEADS.get(kind)) or default_trunk(kind)
+    return (settings.ensemble.kind != "shared" and plugins.defaults().TRUNKS_AT_RANDOM.get(kind)) or default_trunk(kind)
 
 
 def may_compress(settings: Settings) -> bool:

@@ -5,7 +5,7 @@ the default. `docs/reports/ensembles.md` has the measurements behind the losses 
 """
 
 LOSSES = ("circle", "binomial_deviance", "norm_softmax")
-TRUNKS_OF_HEADS = {"features": "mlp"}  # of an ensemble with heads, or a published one, in place of the trunk that says so
+TRUNKS_AT_RANDOM = {"features": "mlp"}  # in place of the default trunk, for heads, published ensembles and few-shot networks
 SAMPLER = "class_balanced"
 COMPRESSOR = "pca"
 WEIGHTING = "fixed"

@@ -7,6 +7,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from dmlcore import plugins
 from dmlcore.models import build_model
 
 Init = Literal["default", "normal", "xavier"]
@@ -53,14 +54,14 @@ def build_network(
     """The embedding network: raw embeddings `[B, D]`, the same weights for the same seed.
 
     Args:
-        name, options: of the trunk, as `dmlcore.models.build_model`.
+        name, options: of the trunk, as `dmlcore.models.build_model`. Without a name features take one that can begin at random.
         sample_shape, kind: of the data.
         embedding_dim: D.
         init: how weights are drawn.
         seed: of the weights.
     """
     network = build_model(
-        name,
+        name or plugins.defaults().TRUNKS_AT_RANDOM.get(kind),
         sample_shape=sample_shape,
         kind=kind,
         embedding_dim=embedding_dim,
