@@ -1,10 +1,10 @@
-"""`python -m benchmarks [losses|evaluation|training|calls|house|gradients|ensembles|ood|fewshot|features|gpu|report ...]`.
+"""`python -m benchmarks [NAME ...]`, one or several of the following.
 
 `losses` measures every case and size that `benchmarks/results/losses-cpu.csv` lacks (`--selection`: what the table of goals
 needs), `evaluation` retrieval metrics, `training` whole steps, `calls` those of losses on small batches, `house` the size and
 shape of the sources, `gradients` values and gradients of every loss. `ensembles` compares ensembles with single losses on
 unseen classes, `ood` does so on splits of growing shift, and `fewshot` transfers to few samples. `features` trains on features
-of good networks. `gpu` checks and measures a CUDA device, and `report` fills the measured tables of
+of good networks, `pictures` on pictures in two precisions. `gpu` checks and measures a CUDA device, and `report` fills the measured tables of
 docs/reports/performance.md. The other pages of docs/reports have the name of their benchmark.
 """
 
@@ -189,6 +189,12 @@ def _features(options: argparse.Namespace) -> None:
     features.main(options.folder, options.processes, options.plot)
 
 
+def _pictures(options: argparse.Namespace) -> None:
+    from benchmarks import pictures
+
+    pictures.main(options.folder, options.weights, options.plot)
+
+
 def _gpu(options: argparse.Namespace) -> None:
     from benchmarks.gpu import tables
 
@@ -213,6 +219,7 @@ ACTIONS: dict[str, Action] = {
     "ood": _ood,
     "fewshot": _fewshot,
     "features": _features,
+    "pictures": _pictures,
     "gpu": _gpu,
     "report": _report,
 }
@@ -240,7 +247,8 @@ def _parser() -> argparse.ArgumentParser:
     add("--csv", type=Path, help="instead of benchmarks/results/NAME-cpu.csv")
     add("--against", help="interpreter of another installation, measured in turn (calls), or that of --tree (house)")
     add("--tree", type=Path, help="root of another clone (house)")
-    add("--folder", type=Path, help="of the feature tables (ensembles, ood, fewshot, features)")
+    add("--folder", type=Path, help="of the feature tables (ensembles, ood, fewshot, features), of photographs (pictures)")
+    add("--weights", type=Path, help="of torchvision's mobilenet_v2, a .pth file (pictures)")
     add("--work", type=Path, help="of unfinished results; the same folder goes on (ood)")
     add("--processes", type=int, default=2, help="at a time (ensembles, ood, fewshot)")
     add("--json", type=Path, help="write the new rows as JSON")

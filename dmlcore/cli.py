@@ -14,6 +14,7 @@ from cyclopts import App, CycloptsError
 from cyclopts.exceptions import MissingArgumentError, UnknownCommandError, UnknownOptionError
 
 from dmlcore import commands, console, plugins
+from dmlcore.allocation import keep_freed_memory
 from dmlcore.commands import display
 from dmlcore.commands.installed import command_manager
 from dmlcore.commands.line import CommandLine
@@ -76,6 +77,7 @@ def _why(error: Exception) -> str:
 
 def script() -> None:
     """`main` as a process: exits with its status."""
+    keep_freed_memory()
     sys.exit(main())
 
 

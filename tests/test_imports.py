@@ -21,6 +21,7 @@ FLOORS = {
     "version": 0,
     "files": 1,
     "interruption": 1,
+    "allocation": 1,
     "progress": 1,
     "seals": 1,
     "trust": 1,

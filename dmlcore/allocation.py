@@ -1,0 +1,29 @@
+"""How a process of the command line asks the system for memory.
+
+A training step allocates and frees the same large arrays again and again. The C library gives each back to the system and asks
+for it anew, and the system clears every page: a tenth of the time of the default run, up to half of it with larger images.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+
+_LARGEST_KEPT = 1 << 28  # bytes: larger arrays go back to the system when they are freed
+_MOST_KEPT = 1 << 30  # bytes that are free at the end of the heap
+_OPTIONS = {  # as glibc numbers them (malloc.h), and as the environment of new processes names them
+    -3: ("MALLOC_MMAP_THRESHOLD_", _LARGEST_KEPT),
+    -1: ("MALLOC_TRIM_THRESHOLD_", _MOST_KEPT),
+}
+
+
+def keep_freed_memory() -> None:
+    """Let this process and those it starts use memory again that was freed, instead of giving it back. What the environment says
+    already stays. Nothing happens where the C library is not glibc."""
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if os.name == "posix" else None
+    if mallopt is None:
+        return
+    for number, (name, size) in _OPTIONS.items():
+        if name not in os.environ:
+            os.environ[name] = str(size)
+            mallopt(number, size)
