@@ -1,4 +1,5 @@
-"""Data of one class, of single samples, or without labels: they can be embedded, and `eval` says what cannot be measured."""
+"""Data of one class, of single samples, or without labels: they can be embedded, and `eval` says what cannot be measured. Data
+of few classes: they are trained on with a note."""
 
 from __future__ import annotations
 
@@ -11,6 +12,8 @@ import pytest
 from data_files import feature_file, image_folder, save_image
 
 from dmlcore import cli
+from dmlcore.data import open_data
+from dmlcore.errors import DataError
 from dmlcore.evaluation import retrieval_metrics
 from dmlcore.training import train
 
@@ -101,3 +104,54 @@ def test_images_without_labels(images_run: Path, tmp_path: Path, capsys: pytest.
     (tmp_path / "empty").mkdir()
     assert cli.main(["embed", str(images_run), "--data", str(tmp_path / "empty"), "--out", str(tmp_path / "x.npz")]) == 2
     assert "holds no images" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("counts", "parts"),
+    [
+        ([6, 6], [(2, 2)] * 3),  # classes and least samples of a class, by part
+        ([40, 6, 3], [(3, 2), (2, 2), (2, 2)]),
+        ([4, 4, 5, 5, 2], [(5, 2), (2, 2), (2, 2)]),
+        ([20, 20, 1, 1, 1, 1], [(6, 1), (2, 3), (2, 7)]),
+    ],
+)
+def test_few_classes_are_split_by_samples(counts: list[int], parts: list[tuple[int, int]], tmp_path: Path) -> None:
+    y = np.repeat(np.arange(len(counts)), counts)
+    splits = open_data(str(feature_file(tmp_path / "few.npz", x=rows(len(y)), y=y)))
+    sets = [splits.train, splits.validation, splits.test]
+    assert [(part.num_classes, int(np.bincount(part.dense_labels).min())) for part in sets] == parts
+    assert sorted(np.concatenate([part.rows for part in sets]).tolist()) == list(range(len(y)))
+    assert any(f"too few classes ({len(counts)})" in note and "test classes are trained on" in note for note in splits.notes)
+    assert any("only trained on" in note for note in splits.notes) == (min(counts) < 4)
+
+
+@pytest.mark.parametrize("counts", [[5, 5], [3, 3, 3, 3, 3], [6, 5], [2, 2]])
+def test_too_little_to_measure_is_refused(counts: list[int], tmp_path: Path) -> None:
+    y = np.repeat(np.arange(len(counts)), counts)
+    with pytest.raises(DataError, match=rf"{len(counts)} classes and {len(y)} samples, too few to measure"):
+        open_data(str(feature_file(tmp_path / "few.npz", x=rows(len(y)), y=y)))
+
+
+def test_a_split_of_few_classes_without_validation(tmp_path: Path) -> None:
+    y = np.repeat(["a", "b"], 8)
+    split = np.array(["train", "train", "train", "train", "train", "test", "test", "test"] * 2)
+    splits = open_data(str(feature_file(tmp_path / "two.npz", x=rows(16), y=y, split=split)))
+    assert [len(part) for part in (splits.train, splits.validation, splits.test)] == [6, 4, 6]
+    assert any("some samples of 2 are held out for it" in note for note in splits.notes)
+    assert any("2 of 2 test classes are trained on" in note for note in splits.notes)
+    split = np.array(["train", "train", "train", "test", "test", "test", "test", "test"] * 2)
+    with pytest.raises(DataError, match="no validation part, and to take one from the training part needs 4 classes"):
+        open_data(str(feature_file(tmp_path / "less.npz", x=rows(16), y=y, split=split)))
+
+
+def test_two_classes_are_trained_on(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    y = np.repeat(["a", "b"], 12)
+    data = feature_file(tmp_path / "two.npz", x=rows(24) + (y == "a")[:, None] * 3, y=y)
+    line = ["train", "--data", str(data), "--steps", "2", "--out", str(tmp_path / "run")]
+    assert cli.main(line) == 0
+    shown = capsys.readouterr().err
+    assert "2 of the test classes were trained on" in (tmp_path / "run" / "report.html").read_text()
+    assert "too few classes (2)" in shown and "training  2 steps of 2 classes x 4 samples" in shown
+    assert cli.main(["eval", str(tmp_path / "run"), "--json"]) == 0
+    test = json.loads(capsys.readouterr().out)["metrics"]["test"]
+    assert test == pytest.approx(json.loads((tmp_path / "run" / "result.json").read_text())["metrics"]["test"])

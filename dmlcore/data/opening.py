@@ -19,7 +19,16 @@ from dmlcore.data.python_data import PythonData
 from dmlcore.data.recorded_splits import RecordedSplit
 from dmlcore.data.sources import DataSource, Table
 from dmlcore.data.split_files import ClassSplit
-from dmlcore.data.splits import PARTS, Splits, check_fractions, check_part, complete_split, split_by_class
+from dmlcore.data.splits import (
+    PARTS,
+    Splits,
+    can_split_by_class,
+    check_fractions,
+    check_part,
+    complete_split,
+    split_by_class,
+    split_within_classes,
+)
 from dmlcore.data.stores import PixelStore
 from dmlcore.errors import DataError, PluginError
 from dmlcore.files import expanded
@@ -178,6 +187,8 @@ def _split_by_source(
     if len(table.class_names) == 1:
         raise DataError(f"'{data}' holds one class, '{table.class_names[0]}', but learning compares classes")
     if own_split is None:
+        if not can_split_by_class(table.labels, len(table.class_names)):
+            return split_within_classes(table.labels, fractions, seed)
         split = split_by_class(table.labels, len(table.class_names), fractions, seed)
         return split, ["classes split at random into train, validation and test: no test class is trained on"]
     split, notes = complete_split(table.labels, own_split, fractions, seed)

@@ -26,6 +26,7 @@ SPLIT_WORDS = {
     "2": "test",
 }
 _LEAST_CLASSES = 2  # of every part: with one class there is nothing to compare
+_LEAST_SAMPLES = 2  # of a class in a part: a single one finds nothing
 
 
 @dataclass
@@ -61,12 +62,14 @@ class Splits:
     def describe(self) -> dict[str, Any]:
         """The source, its parts and the notes as plain values for JSON."""
         parts = {part: {"classes": getattr(self, part).num_classes, "samples": len(getattr(self, part))} for part in PARTS}
+        trained = np.isin(np.unique(self.test.labels), self.train.labels)
         return {
             "name": self.name,
             "kind": self.kind,
             "sample_shape": list(self.sample_shape),
             "seed": self.seed,
             "parts": parts,
+            "test_classes_trained_on": int(trained.sum()),
             "notes": list(self.notes),
         }
 
@@ -103,32 +106,29 @@ def check_fractions(fractions: Sequence[float]) -> None:
         )
 
 
+def can_split_by_class(labels: np.ndarray, num_classes: int) -> bool:
+    """Whether there are two classes for every part, and one with two samples for each."""
+    return num_classes >= 3 * _LEAST_CLASSES and int((np.bincount(labels, minlength=num_classes) > 1).sum()) >= len(PARTS)
+
+
 def split_by_class(labels: np.ndarray, num_classes: int, fractions: Sequence[float], seed: int) -> np.ndarray:
     """A class-disjoint split at random. Classes with one sample are spread over the parts on their own, so that no part gets
     only such.
 
     Args:
-        labels: int64 [N] in 0..num_classes - 1.
+        labels: int64 [N] in 0..num_classes - 1, of enough classes, see `can_split_by_class`.
         num_classes: of the labels.
         fractions: of the classes for train, validation and test.
         seed: of the draw.
 
     Returns:
         text [N].
-
-    Raises:
-        DataError: too few classes for two in every part.
     """
-    counts = np.bincount(labels, minlength=num_classes)
     generator = np.random.default_rng((seed, 1))
+    counts = np.bincount(labels, minlength=num_classes)
     several = generator.permutation(np.flatnonzero(counts > 1))
     single = generator.permutation(np.flatnonzero(counts == 1))
-    if num_classes < 3 * _LEAST_CLASSES or len(several) < 3:
-        single_note = f", {len(single)} of them with a single sample" if len(single) else ""
-        raise DataError(
-            f"the data has {num_classes} classes{single_note}, but a split into train, validation and test classes"
-            f" needs at least {3 * _LEAST_CLASSES}. Add classes, or give a split with the data"
-        )
+    assert can_split_by_class(labels, num_classes)
     part_of_class = np.empty(num_classes, dtype="<U10")
     least = _LEAST_CLASSES if len(several) >= 3 * _LEAST_CLASSES else 1
     for classes, smallest in ((several, least), (single, 0)):
@@ -136,6 +136,50 @@ def split_by_class(labels: np.ndarray, num_classes: int, fractions: Sequence[flo
         for part, start, size in zip(PARTS, np.cumsum([0, *sizes[:-1]]), sizes, strict=True):
             part_of_class[classes[start : start + size]] = part
     return part_of_class[labels]
+
+
+def split_within_classes(labels: np.ndarray, fractions: Sequence[float], seed: int) -> tuple[np.ndarray, list[str]]:
+    """A split at random that gives several parts samples of the same classes, for data with few classes.
+
+    Args:
+        labels: int64 [N] in 0..C - 1. A class with two samples for each part is in all of them. One with two for two parts is
+            in training and in test or validation. A smaller one is trained on only.
+        fractions: of the samples of each class for train, validation and test.
+        seed: of the draw.
+
+    Returns:
+        text [N], and notes for the user.
+
+    Raises:
+        DataError: validation or test would have fewer than two classes.
+    """
+    counts = np.bincount(labels)
+    generator = np.random.default_rng((seed, 1))
+    in_two = generator.permutation(np.flatnonzero((counts >= 2 * _LEAST_SAMPLES) & (counts < len(PARTS) * _LEAST_SAMPLES)))
+    in_all = np.flatnonzero(counts >= len(PARTS) * _LEAST_SAMPLES)
+    if len(in_all) + len(in_two) // 2 < _LEAST_CLASSES:
+        raise DataError(
+            f"the data has {len(counts)} classes and {len(labels)} samples, too few to measure anything on samples that are not"
+            f" trained on: give {len(PARTS) * _LEAST_CLASSES} classes with two samples each, two with"
+            f" {len(PARTS) * _LEAST_SAMPLES}, or a split with the data"
+        )
+    split = np.full(len(labels), "train", dtype="<U10")
+    for label in in_all:
+        rows = generator.permutation(np.flatnonzero(labels == label))
+        _, validation, test = _sizes(len(rows), fractions, _LEAST_SAMPLES)
+        split[rows[:validation]] = "validation"
+        split[rows[validation : validation + test]] = "test"
+    for place, label in enumerate(in_two):
+        rows = generator.permutation(np.flatnonzero(labels == label))
+        split[rows[:_LEAST_SAMPLES]] = ("test", "validation")[place % 2]
+    notes = [
+        f"too few classes ({len(counts)}) to keep some apart, so samples are split at random: the test classes are trained on,"
+        f" and the scores say nothing about new classes"
+    ]
+    small = len(counts) - len(in_all) - len(in_two)
+    if small:
+        notes.append(f"{small} of {len(counts)} classes have fewer than {2 * _LEAST_SAMPLES} samples and are only trained on")
+    return split, notes
 
 
 def _sizes(count: int, fractions: Sequence[float], least: int) -> list[int]:
@@ -178,16 +222,7 @@ def complete_split(
         split[split == "validation"] = "test"
         notes.append("the data gives no test part: its validation part is the test part")
     if "validation" not in set(split):
-        classes = np.random.default_rng((seed, 2)).permutation(np.unique(labels[split == "train"]))
-        count = max(_LEAST_CLASSES, round(len(classes) * fractions[1] / (fractions[0] + fractions[1])))
-        if len(classes) < 2 * _LEAST_CLASSES:
-            raise DataError(
-                f"the split given by the data has no validation part and only {len(classes)} training classes, too"
-                f" few to take validation classes from. Give a validation part"
-            )
-        count = min(count, len(classes) - _LEAST_CLASSES)
-        split[(split == "train") & np.isin(labels, classes[:count])] = "validation"
-        notes.append(f"the data gives no validation part: {count} of {len(classes)} training classes are held out for it")
+        notes.append(_take_validation(split, labels, fractions, np.random.default_rng((seed, 2))))
     trained = np.unique(labels[split == "train"])
     for part in ("validation", "test"):
         held_out = np.unique(labels[split == part])
@@ -195,6 +230,34 @@ def complete_split(
         if shared:
             notes.append(f"not class-disjoint: {shared} of {len(held_out)} {part} classes are trained on")
     return split, notes
+
+
+def _take_validation(split: np.ndarray, labels: np.ndarray, fractions: Sequence[float], generator: np.random.Generator) -> str:
+    """Make some of the training samples the validation part: of some classes, or where these are few, some of each class.
+
+    Returns:
+        A note.
+
+    Raises:
+        DataError: too few classes and samples.
+    """
+    classes = generator.permutation(np.unique(labels[split == "train"]))
+    share = fractions[1] / (fractions[0] + fractions[1])
+    if len(classes) >= 2 * _LEAST_CLASSES:
+        count = min(max(_LEAST_CLASSES, round(len(classes) * share)), len(classes) - _LEAST_CLASSES)
+        split[(split == "train") & np.isin(labels, classes[:count])] = "validation"
+        return f"the data gives no validation part: {count} of {len(classes)} training classes are held out for it"
+    rows_of = {label: generator.permutation(np.flatnonzero((split == "train") & (labels == label))) for label in classes}
+    parted = {label: rows for label, rows in rows_of.items() if len(rows) >= 2 * _LEAST_SAMPLES}
+    if len(parted) < _LEAST_CLASSES:
+        raise DataError(
+            f"the split given by the data has no validation part, and to take one from the training part needs"
+            f" {2 * _LEAST_CLASSES} classes, or two with {2 * _LEAST_SAMPLES} samples. Give a validation part"
+        )
+    for rows in parted.values():
+        count = min(max(_LEAST_SAMPLES, round(len(rows) * share)), len(rows) - _LEAST_SAMPLES)
+        split[rows[:count]] = "validation"
+    return f"the data gives no validation part: it has few classes, so some samples of {len(parted)} are held out for it"
 
 
 def check_part(dataset: LabelledDataset, part: str) -> list[str]:

@@ -78,7 +78,13 @@ def _result(run: RunFacts) -> str:
         ]
         parts.append(table([f"{part}, by embedding", "length", *COLUMNS], rows))
     chosen = f"The checkpoint of step {result['chosen_step']:,} was chosen by {result['chosen_by'].replace('map@r', 'MAP@R')}."
-    parts.append(f"<p>{escape(chosen)} Test classes were never trained on. It took {result['wall_seconds']:,.0f} s.</p>")
+    trained = run.data.get("test_classes_trained_on", 0)
+    seen = (
+        f"{trained:,} of the test classes were trained on, with other samples"
+        if trained
+        else "Test classes were never trained on"
+    )
+    parts.append(f"<p>{escape(chosen)} {seen}. It took {result['wall_seconds']:,.0f} s.</p>")
     parts += [f'<p class="warning">{escape(text)}</p>' for text in result.get("warnings", ())]
     return "".join(parts)
 
