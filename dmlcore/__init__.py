@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from dmlcore import data, ensemble, evaluation, kernels, losses, models, serving, testing, training
     from dmlcore.ensemble import LossEnsemble
     from dmlcore.losses import CrossBatchMemory
+    from dmlcore.serving import load
     from dmlcore.training import train
 
 _PACKAGES = ("data", "ensemble", "evaluation", "kernels", "losses", "models", "serving", "testing", "training")
@@ -28,6 +29,7 @@ __all__ = [
     "evaluation",
     "hookimpl",
     "kernels",
+    "load",
     "losses",
     "models",
     "serving",
@@ -44,6 +46,8 @@ def __getattr__(name: str) -> Any:
         return importlib.import_module("dmlcore.ensemble").LossEnsemble
     if name == "CrossBatchMemory":
         return importlib.import_module("dmlcore.losses").CrossBatchMemory
+    if name == "load":
+        return importlib.import_module("dmlcore.serving").load
     if name == "train":
         return importlib.import_module("dmlcore.training").train
     raise AttributeError(f"module 'dmlcore' has no attribute '{name}'")

@@ -8,7 +8,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Iterable, Iterator
 from contextvars import ContextVar
-from typing import Protocol, TypeVar
+from typing import Any, Protocol, TypeVar
 
 T = TypeVar("T")
 
@@ -79,3 +79,34 @@ def track(items: Iterable[T], label: str, total: int, size: int = 1) -> Iterator
         for number, item in enumerate(items, 1):
             yield item
             advance(min(number * size, total))
+
+
+class Bar:
+    """A listener that shows a bar on stderr, for programs that are no command. A context manager."""
+
+    def __init__(self) -> None:
+        from rich.console import Console
+        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+        columns = (TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+        self._bar: Any = Progress(*columns, console=Console(stderr=True))
+        self._tasks: list[Any] = []
+
+    def __enter__(self) -> Bar:
+        self._bar.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._bar.stop()
+
+    def begin(self, label: str, total: int | None) -> None:
+        """See `Listener`."""
+        self._tasks.append(self._bar.add_task(label, total=total))
+
+    def advance(self, done: int) -> None:
+        """See `Listener`."""
+        self._bar.update(self._tasks[-1], completed=done)
+
+    def end(self) -> None:
+        """See `Listener`."""
+        self._tasks.pop()

@@ -15,7 +15,7 @@ import numpy as np
 from dmlcore import progress
 from dmlcore.config import check_range
 from dmlcore.data.augmentation import CropAugmentation, ShiftAugmentation
-from dmlcore.data.encoded import EncodedImages, ShownNames
+from dmlcore.data.encoded import EncodedImages, PathImages, ShownNames
 from dmlcore.data.images import UNREADABLE, Header, Interpolation, decode, read_header
 from dmlcore.data.sources import Augmentation, Table
 from dmlcore.data.stores import ImageFiles, PixelStore
@@ -218,6 +218,7 @@ def image_table(
         augmentation=choose_augmentation(options, shape),
         sample_names=[whole.shown(row) for row in range(len(whole))] if seen is images else ShownNames(whole),
         digests=whole.digests,
+        paths=whole.paths if isinstance(whole, PathImages) else None,
     )
 
 

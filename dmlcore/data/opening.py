@@ -152,7 +152,15 @@ def open_data(
     for part in PARTS if recorded is None or is_whole else ():  # of what a run has left, eval says what can be measured
         notes += check_part(parts[part], part)
     return Splits(
-        name, table.kind, table.sample_shape, **parts, notes=notes, seed=seed, sample_names=table.names(), record=record
+        name,
+        table.kind,
+        table.sample_shape,
+        **parts,
+        notes=notes,
+        seed=seed,
+        sample_names=table.names(),
+        paths=table.paths,
+        record=record,
     )
 
 

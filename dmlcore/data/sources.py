@@ -39,6 +39,7 @@ class Table:
         digests: gives uint64 [N] that follow from the content of each sample, where that is more than `samples` hold, such as
             files. None: they follow from the samples themselves.
         has_labels: whether the labels mean anything. Samples without labels are all of one class.
+        paths: the file of each sample. None: the samples are no files of their own.
     """
 
     kind: Literal["images", "features", "texts"]
@@ -54,6 +55,7 @@ class Table:
     class_groups: list[str] | None = None
     digests: Callable[[], np.ndarray] | None = None
     has_labels: bool = True
+    paths: Sequence[str] | None = None
     _content_digests: np.ndarray | None = field(default=None, init=False, repr=False)
 
     def content_digests(self) -> np.ndarray:

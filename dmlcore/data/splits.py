@@ -44,6 +44,7 @@ class Splits:
         seed: of the split.
         sample_names: a name per sample of the source, by the parts' `rows`.
         rest: samples that are in no part: of classes that a split leaves out, or new since a run was made.
+        paths: the file of each sample of the source. None: the samples are no files of their own.
         record: gives the content of the file that keeps the split (`recorded_splits`). None: there is nothing to keep.
     """
 
@@ -57,6 +58,7 @@ class Splits:
     seed: int = 0
     sample_names: Sequence[str] = ()
     rest: LabelledDataset | None = None
+    paths: Sequence[str] | None = None
     record: Callable[[], bytes] | None = None
 
     def describe(self) -> dict[str, Any]:

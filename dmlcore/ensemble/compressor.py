@@ -37,6 +37,8 @@ class Compressor(nn.Module, abc.ABC):
 
     name: ClassVar[str]
     Options: ClassVar[type] = NoOptions
+    is_ordered: ClassVar[bool] = False
+    """Whether the first d numbers of what it gives are what it would give if it compressed to d."""
     is_fitted: Tensor
 
     def __init__(self, width: int, out: int, options: Any = None, **options_by_name: Any) -> None:

@@ -7,12 +7,21 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from dmlcore.serving.embed import write_embeddings
-    from dmlcore.serving.load import TrainedRun
+    from dmlcore.serving.loading import load
+    from dmlcore.serving.model import Embedded, Model
     from dmlcore.serving.report import write_report
+    from dmlcore.serving.run import TrainedRun
 
-_HOMES = {"TrainedRun": "load", "write_embeddings": "embed", "write_report": "report"}
+_HOMES = {
+    "Embedded": "model",
+    "Model": "model",
+    "TrainedRun": "run",
+    "load": "loading",
+    "write_embeddings": "embed",
+    "write_report": "report",
+}
 
-__all__ = ["TrainedRun", "write_embeddings", "write_report"]
+__all__ = ["Embedded", "Model", "TrainedRun", "load", "write_embeddings", "write_report"]
 
 
 def __getattr__(name: str) -> Any:

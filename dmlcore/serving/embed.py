@@ -12,7 +12,7 @@ from dmlcore.errors import ConfigError
 from dmlcore.evaluation import evaluating
 from dmlcore.files import make_folder, remove_temporaries, write_atomically
 from dmlcore.seals import seal_archive
-from dmlcore.serving.load import TrainedRun
+from dmlcore.serving.run import TrainedRun
 
 
 def write_embeddings(

@@ -12,7 +12,7 @@ from dmlcore.files import make_folder, write_atomically
 from dmlcore.reports.comparison_page import comparison_page
 from dmlcore.reports.run_facts import RunFacts
 from dmlcore.reports.run_page import run_page
-from dmlcore.serving.load import TrainedRun
+from dmlcore.serving.run import TrainedRun
 from dmlcore.training import reporting
 from dmlcore.training.folder import RunFolder
 

@@ -24,6 +24,7 @@ class Pca(Compressor):
     """
 
     name = "pca"
+    is_ordered = True
 
     @dataclass(frozen=True, kw_only=True)
     class Options:

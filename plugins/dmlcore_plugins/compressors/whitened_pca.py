@@ -27,6 +27,7 @@ class WhitenedPca(Compressor):
     """
 
     name = "whitened_pca"
+    is_ordered = True
 
     @dataclass(frozen=True, kw_only=True)
     class Options:

@@ -1,21 +1,22 @@
-"""The model of a finished (or stopped) run, loaded: called on samples, given data that fits it, evaluated."""
+"""The model of a finished (or stopped) run: it knows the data of its run too, and evaluates itself."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
-import torch
-from torch import Tensor
 
-from dmlcore import plugin_files, trust
-from dmlcore.data import LabelledDataset, RecordedSplit, Splits, Table, load_table
+from dmlcore import trust
+from dmlcore.data import LabelledDataset, RecordedSplit, Splits, Table
+from dmlcore.data.images import Interpolation
 from dmlcore.errors import ConfigError, DataError
 from dmlcore.evaluation import evaluating
 from dmlcore.files import expanded
 from dmlcore.models import EmbeddingModel
+from dmlcore.serving.inputs import Parts, named_by_user
+from dmlcore.serving.model import Model
+from dmlcore.serving.samples import Preparation
 from dmlcore.training import checkpoints
 from dmlcore.training.beginning import baseline_model, name_of_baseline
 from dmlcore.training.building import (
@@ -34,24 +35,7 @@ from dmlcore.training.result import named_metrics
 OF_A_MODEL = ("loss", "model", "compressor")  # kinds without which no model is built
 
 
-@dataclass(frozen=True)
-class Parts:
-    """Data as a trained run takes them.
-
-    Attributes:
-        name: of the data.
-        parts: `train`, `validation`, `test` and `none` (in none of these) of the run's own data; else `all`.
-        notes: what the user should know.
-        has_labels: whether the labels mean anything.
-    """
-
-    name: str
-    parts: dict[str, LabelledDataset]
-    notes: list[str] = field(default_factory=list)
-    has_labels: bool = True
-
-
-class TrainedRun:
+class TrainedRun(Model):
     """The model of a run.
 
     Args:
@@ -83,28 +67,26 @@ class TrainedRun:
         self._trusts_plugins = trusts_plugins
         self.config = self._read_config()
         check_objects(self._objects, self.config.names(), str(self.folder.path), ("model", "loss"))
-        self.device = choose_device(device)
+        on_device = choose_device(device)
         self._recorded = RecordedSplit.read(self.folder.split) if self.folder.split.exists() else None
         state = checkpoints.load(self.folder.checkpoints, checkpoint)
         check_unchanged(self.folder, state["config"])
-        self.kind: str = state["kind"]
-        self.sample_shape: tuple[int, ...] = tuple(state["sample_shape"])
         self.step: int = state["step"]
+        kind, sample_shape = state["kind"], tuple(state["sample_shape"])
         with trust.reading(self._source()):
-            self.model: EmbeddingModel = build_run_model(self.config, self.sample_shape, self.kind, self.folder.kept_trunk)
+            model = build_run_model(self.config, sample_shape, kind, self.folder.kept_trunk)
+            images = images_of(self.config, self.folder.kept_trunk)
         try:
-            self.model.load_state_dict(state["model"])
+            model.load_state_dict(state["model"])
         except (RuntimeError, TypeError, AttributeError) as error:
             raise ConfigError(
                 f"the checkpoint does not fit {self.folder.config}, which was changed since: {str(error).splitlines()[0]}"
             ) from error
-        self.model.trunk.merge()
-        self.model.to(self.device).eval()
-
-    def __call__(self, samples: Tensor) -> Tensor:
-        """Embeddings [b, D] of samples [b, ...], without gradients."""
-        with torch.inference_mode():
-            return self.model.serve(samples.to(self.device))
+        model.trunk.merge()
+        model.to(on_device).eval()
+        interpolation = _interpolation(state["config"], images.interpolation)
+        name = f"the run in {self.folder.path}"
+        super().__init__(model, name, Preparation(kind, sample_shape, interpolation), on_device)
 
     def _source(self, *kinds: str) -> trust.Folder:
         return trust.Folder(self.folder.path, (*OF_A_MODEL, *kinds), self._trusts_plugins)
@@ -142,29 +124,19 @@ class TrainedRun:
         Raises:
             DataError: as `open`.
         """
-        if isinstance(data, str):
-            plugin_files.remember(plugin_files.absolute(data))  # the user named it now
+        data = named_by_user(data)
         if self._is_own(data) and not options:
             splits = self.open()
             named = {"train": splits.train, "validation": splits.validation, "test": splits.test, "none": splits.rest}
-            return Parts(splits.name, {name: part for name, part in named.items() if part is not None}, list(splits.notes))
-        size = self.sample_shape[1] if self.kind == "images" else None
+            parts = {name: part for name, part in named.items() if part is not None}
+            return Parts(splits.name, parts, list(splits.notes), True, splits.sample_names, splits.paths)
         assert data is not None
-        with trust.reading(self._source()):
-            images = images_of(self.config, self.folder.kept_trunk)
-        source, table = load_table(
-            data, options=options, image_size=size, interpolation=images.interpolation, needs_labels=False
-        )
-        name = data if isinstance(data, str) else source.name
-        self.check_fits(name, table)
-        rows = np.arange(len(table.labels))
-        whole = LabelledDataset(table.samples, rows, table.labels, table.class_names, table.sample_shape)
-        notes = [*table.skipped, *self._notes_on_trained(table)]
+        opened = super().parts(data, options)
         if self._is_own(data):
-            notes.append("the options are not the run's: some of these classes may have been trained on")
-        return Parts(name, {"all": whole}, notes, table.has_labels)
+            opened.notes.append("the options are not the run's: some of these classes may have been trained on")
+        return opened
 
-    def _notes_on_trained(self, table: Table) -> list[str]:
+    def _notes(self, table: Table) -> list[str]:
         if self._recorded is None:
             return []
         is_trained = self._recorded.trained_on(table)
@@ -182,22 +154,6 @@ class TrainedRun:
             raise DataError(
                 f"{splits.name} has changed since the run in {self.folder.path} was made, which keeps no split.json: classes"
                 f" would be called held out that were trained on. Evaluate it on other data by --data, or train again"
-            )
-
-    def check_fits(self, data: str, samples: Splits | Table) -> None:
-        """Refuse data that the model cannot take.
-
-        Args:
-            data: its name, for the message.
-            samples: what it holds.
-
-        Raises:
-            DataError: the data has another kind or shape.
-        """
-        if samples.kind != self.kind or tuple(samples.sample_shape) != self.sample_shape:
-            raise DataError(
-                f"'{data}' holds {samples.kind} of shape {tuple(samples.sample_shape)}, but the run in {self.folder.path} was"
-                f" trained on {self.kind} of shape {self.sample_shape}"
             )
 
     def _is_own(self, data: Any) -> bool:
@@ -238,3 +194,12 @@ class TrainedRun:
             **named_metrics(self.model, parts, workers, measures),
             "notes": notes,
         }
+
+
+def _interpolation(config: dict[str, Any], of_trunk: Interpolation) -> Interpolation:
+    """How the run's pictures were resized: as the options of its data say, of which no code is needed here, or as its trunk
+    prefers."""
+    for table in config.values():
+        if isinstance(table, dict) and table.get("interpolation") in get_args(Interpolation):
+            return table["interpolation"]
+    return of_trunk
