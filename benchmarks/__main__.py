@@ -3,9 +3,9 @@
 `losses` measures every case and size that `benchmarks/results/losses-cpu.csv` lacks (`--selection`: what the table of goals
 needs), `evaluation` retrieval metrics, `training` whole steps, `calls` those of losses on small batches, `house` the size and
 shape of the sources, `gradients` values and gradients of every loss. `ensembles` compares ensembles with single losses on
-unseen classes, `ood` does so on splits of growing shift, and `fewshot` transfers to few samples. `features` trains on features
-of good networks, `pictures` on pictures in two precisions. `gpu` checks and measures a CUDA device, and `report` fills the measured tables of
-docs/reports/performance.md. The other pages of docs/reports have the name of their benchmark.
+unseen classes, `ood` does so on splits of growing shift, and `fewshot` transfers to few samples. `features` trains on
+features of good networks, `pictures` on pictures in two precisions. `gpu` checks and measures a CUDA device, and `report`
+fills the measured tables of docs/reports/performance.md. The other pages of docs/reports have the name of their benchmark.
 """
 
 from __future__ import annotations

@@ -18,8 +18,8 @@ _OPTIONS = {  # as glibc numbers them (malloc.h), and as the environment of new 
 
 
 def keep_freed_memory() -> None:
-    """Let this process and those it starts use memory again that was freed, instead of giving it back. What the environment says
-    already stays. Nothing happens where the C library is not glibc."""
+    """Let this process and those it starts use freed memory again instead of giving it back. What the environment says already
+    stays. Nothing happens where the C library is not glibc."""
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if os.name == "posix" else None
     if mallopt is None:
         return
