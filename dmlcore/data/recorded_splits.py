@@ -174,13 +174,7 @@ class RecordedSplit:
             DataError: it cannot be read, or is damaged.
         """
         try:
-            body, is_sealed = unseal(json.loads(path.read_bytes().decode("utf-8", "surrogatepass")))
-            if not is_sealed:
-                raise ValueError("it has no checksum")
-            if body["format"] != FORMAT:
-                raise ValueError(f"its format is not {FORMAT}")
-            names = tuple(map(str, body["class_names"]))
-            parts = {part: _entries(body["parts"][part], len(names)) for part in (*PARTS, LEFT_OUT)}
+            return cls.of_json(path.read_bytes())
         except OSError as error:
             raise DataError(f"cannot read the split of the run, {path}: {error.strerror}") from error
         except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError) as error:
@@ -189,6 +183,21 @@ class RecordedSplit:
                 f"the split of the run, {path}, is damaged ({reason}), so nobody can say which classes were trained on."
                 f" Put it back, or train again"
             ) from error
+
+    @classmethod
+    def of_json(cls, content: bytes) -> RecordedSplit:
+        """From what `to_json` gave.
+
+        Raises:
+            ValueError and others of its kind: it is damaged.
+        """
+        body, is_sealed = unseal(json.loads(content.decode("utf-8", "surrogatepass")))
+        if not is_sealed:
+            raise ValueError("it has no checksum")
+        if body["format"] != FORMAT:
+            raise ValueError(f"its format is not {FORMAT}")
+        names = tuple(map(str, body["class_names"]))
+        parts = {part: _entries(body["parts"][part], len(names)) for part in (*PARTS, LEFT_OUT)}
         return cls(str(body["data"]), names, parts)
 
 

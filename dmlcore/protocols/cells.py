@@ -14,7 +14,7 @@ import os
 import shutil
 import signal
 import threading
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Iterable, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
@@ -143,7 +143,7 @@ def run_cells(
         # Of a cell whose process ended between its result and the end of its work.
         shutil.rmtree(folder / WORK / key, ignore_errors=True)
     try:
-        with contextlib.closing(_computed(folder, missing, function, processes)) as done:
+        with contextlib.closing(computed(folder, missing, function, processes)) as done:
             for cell, result in done:
                 results[cell.key] = _write_result(folder, cell, result)
                 tell(f"{len(results)} of {len(cells)}: {cell.key}{_headline(result)}")
@@ -154,6 +154,20 @@ def run_cells(
         ) from None
     _remove_empty(folder / WORK)
     return {cell.key: results[cell.key] for cell in cells}
+
+
+def computed(folder: Path, cells: Iterable[Cell], function: Function, processes: int) -> Generator[tuple[Cell, dict[str, Any]]]:
+    """Every cell with its result as soon as that is there.
+
+    Args:
+        folder: whose `work/KEY` is the cell's own while it runs.
+        cells: a cell is taken when a process is free for it, after the results before were handed out.
+        function: computes a cell.
+        processes: at a time; 1 computes in this process.
+    """
+    if processes == 1:
+        return _in_this_process(folder, cells, function)
+    return _in_fresh_processes(folder, cells, function, processes)
 
 
 def _write_result(folder: Path, cell: Cell, result: dict[str, Any]) -> dict[str, Any]:
@@ -169,16 +183,7 @@ def _headline(result: dict[str, Any]) -> str:
     return f"  {result['headline']}" if "headline" in result else ""
 
 
-def _computed(
-    folder: Path, cells: Sequence[Cell], function: Function, processes: int
-) -> Generator[tuple[Cell, dict[str, Any]]]:
-    """Every cell with its result as soon as that is there."""
-    if processes == 1:
-        return _in_this_process(folder, cells, function)
-    return _in_fresh_processes(folder, cells, function, processes)
-
-
-def _in_this_process(folder: Path, cells: Sequence[Cell], function: Function) -> Generator[tuple[Cell, dict[str, Any]]]:
+def _in_this_process(folder: Path, cells: Iterable[Cell], function: Function) -> Generator[tuple[Cell, dict[str, Any]]]:
     import torch
 
     threads = torch.get_num_threads()
@@ -191,12 +196,10 @@ def _in_this_process(folder: Path, cells: Sequence[Cell], function: Function) ->
 
 
 def _in_fresh_processes(
-    folder: Path, cells: Sequence[Cell], function: Function, processes: int
+    folder: Path, cells: Iterable[Cell], function: Function, processes: int
 ) -> Generator[tuple[Cell, dict[str, Any]]]:
     # Fresh interpreters: a forked one would inherit the threads' state of torch's libraries.
-    pool = ProcessPoolExecutor(
-        min(processes, len(cells)) or 1, mp_context=multiprocessing.get_context("spawn"), initializer=_begin
-    )
+    pool = ProcessPoolExecutor(processes, mp_context=multiprocessing.get_context("spawn"), initializer=_begin)
     queue = iter(cells)
     running: dict[Future, Cell] = {}
     failure: Exception | None = None

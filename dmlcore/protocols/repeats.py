@@ -5,8 +5,6 @@ from __future__ import annotations
 import functools
 import json
 import math
-import os
-import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,7 +13,7 @@ from dmlcore.config import check_range
 from dmlcore.errors import ConfigError
 from dmlcore.files import write_atomically
 from dmlcore.protocols.cells import Cell, run_cells
-from dmlcore.protocols.trained import trained
+from dmlcore.protocols.trained import headline, trained_and_moved
 from dmlcore.reports.intervals import mean_and_half
 from dmlcore.seals import seal
 from dmlcore.training.configuration import RunConfig
@@ -82,14 +80,10 @@ def train_with_seed(settings: dict[str, Any], work: Path, out: str) -> dict[str,
         work: the cell's own folder.
         out: where the run goes when it is done.
     """
-    result = trained(RunConfig.create(**settings["config"], seed=settings["seed"]), work, settings, writes_page=True)
-    kept = Path(out) / f"seed-{settings['seed']}"
-    shutil.rmtree(kept, ignore_errors=True)
-    os.replace(work / "run", kept)
-    test = result["metrics"]["test"]
-    shown = [f"{label} {test[key]:.3f}" for label, key in (("R@1", "recall@1"), ("MAP@R", "map@r")) if key in test]
+    config = RunConfig.create(**settings["config"], seed=settings["seed"])
+    result = trained_and_moved(config, work, settings, Path(out) / f"seed-{settings['seed']}")
     kept_of_result = ("metrics", "baselines", "chosen_step", "steps", "advice", "wall_seconds")
-    return {**{key: result[key] for key in kept_of_result}, "headline": "  ".join(shown)}
+    return {**{key: result[key] for key in kept_of_result}, "headline": headline(result)}
 
 
 def summary(results: dict[str, dict[str, Any]]) -> dict[str, Any]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import json
+import os
 import shutil
 from pathlib import Path
 from typing import Any
@@ -44,3 +45,18 @@ def trained(config: RunConfig, work: Path, settings: dict[str, Any], *, writes_p
     if not writes_page:
         config = dataclasses.replace(config, settings=config.settings.replace(report=False))
     return train(config, out=folder.path, loggers=[TaskLogger()])
+
+
+def trained_and_moved(config: RunConfig, work: Path, settings: dict[str, Any], place: Path) -> dict[str, Any]:
+    """As `trained`; the run, with its page, lies in `place` when it is done."""
+    result = trained(config, work, settings, writes_page=True)
+    shutil.rmtree(place, ignore_errors=True)
+    place.parent.mkdir(parents=True, exist_ok=True)
+    os.replace(work / "run", place)
+    return result
+
+
+def headline(result: dict[str, Any]) -> str:
+    """The measures of the test classes in a few words."""
+    test = result["metrics"]["test"]
+    return "  ".join(f"{label} {test[key]:.3f}" for label, key in (("R@1", "recall@1"), ("MAP@R", "map@r")) if key in test)

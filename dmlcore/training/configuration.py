@@ -126,15 +126,10 @@ class RunConfig:
                     f"options of '{table}' are given, but the model for {kind} is '{trunk}'."
                     f" Say --model {table}, or leave them out."
                 )
-        source = next(c for c in components.values() if c.kind == "data")
         settings = resolved(self.settings, self._preset(components, sample_shape)).replace(
-            model=trunk, steps=steps, epochs=None, data=_absolute(source.name) if source.implied else source.name
+            model=trunk, steps=steps, epochs=None
         )
-        if settings.model.init is not None:
-            settings = settings.replace(init=_absolute(settings.model.init))
-        if settings.data.splits is not None:
-            settings = settings.replace(splits=_absolute(settings.data.splits))
-        settings = _with_absolute_files(settings)
+        settings = _with_absolute_paths(settings, components)
         components = {
             table: dataclasses.replace(c, name=plugins.plugin_files.absolute(c.name)) for table, c in components.items()
         }
@@ -151,6 +146,10 @@ class RunConfig:
                 complete = build_options(component.options, {**component.implied, **self.options.get(table, {})}, table)
                 options[table] = {name: getattr(complete, name) for name in component.option_names()}
         return RunConfig(settings, components, options, self.objects)
+
+    def with_absolute_paths(self) -> RunConfig:
+        """The same, but meant from any working folder."""
+        return dataclasses.replace(self, settings=_with_absolute_paths(self.settings, self.components))
 
     def with_objects(self, objects: Objects) -> RunConfig:
         """The same with what a Python program gave."""
@@ -218,14 +217,18 @@ def _absolute(path: str) -> str:
     return str(expanded(path).resolve())
 
 
-def _with_absolute_files(settings: Settings) -> Settings:
-    """Settings that name components by files do so by absolute paths, so that the run can be repeated from anywhere."""
+def _with_absolute_paths(settings: Settings, components: dict[str, Component]) -> Settings:
+    """Settings that name data, runs, splits and files of code by absolute paths, so that the run can be repeated from
+    anywhere."""
     values, names = settings.values(), {}
     for key in KIND_OF:
         if isinstance(values[key], str):
             names[key] = plugins.plugin_files.absolute(values[key])
         elif isinstance(values[key], tuple):
             names[key] = tuple(plugins.plugin_files.absolute(name) for name in values[key])
+    source = next(c for c in components.values() if c.kind == "data")
+    names["data"] = _absolute(source.name) if source.implied else plugins.plugin_files.absolute(source.name)
+    names |= {key: _absolute(values[key]) for key in ("init", "splits") if values[key] is not None}
     return settings.replace(**names)
 
 

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -36,13 +36,20 @@ class Training:
         loggers: told of everything.
         state: of a checkpoint to continue from, or None: a new run, whose folder is made.
         deadline: time of `time.monotonic` at which the run saves and ends, or None.
+        goes_on: asked with the MAP@R of each evaluation that follows a step; False ends the training.
     """
 
     def __init__(
-        self, run: Run, loggers: Sequence[Logger], state: dict[str, Any] | None, deadline: float | None = None
+        self,
+        run: Run,
+        loggers: Sequence[Logger],
+        state: dict[str, Any] | None,
+        deadline: float | None = None,
+        goes_on: Callable[[Run, float], bool] = lambda run, score: True,
     ) -> None:
         self.run = run
         self.deadline = deadline
+        self.goes_on = goes_on
         self.events = Events(run, loggers)
         self.interruption = Interruption()
         self.guards = Guards(run)
@@ -97,8 +104,10 @@ class Training:
         """Train and evaluate on the validation classes; no result is written."""
         try:
             with self.interruption.installed():
+                self.events.tell("training_started", lambda logger: logger.started(self.run))
                 self._train()
         finally:
+            self.events.close()
             self.run.close()
             self.run.folder.unlock()
 
@@ -130,7 +139,9 @@ class Training:
         while run.step < run.steps and not self._is_out_of_patience():
             self.step(batches)
             if self._is_evaluated_now():
-                self._evaluate()
+                score = self._evaluate()
+                if not self.goes_on(run, score):
+                    return
             if self.deadline is not None and time.monotonic() >= self.deadline and run.step < run.steps:
                 raise Interrupted(status=0)
 
@@ -142,10 +153,9 @@ class Training:
         run = self.run
         return run.step % run.config.settings.run.eval_every == 0 or run.step == run.steps
 
-    def _evaluate(self) -> None:
+    def _evaluate(self) -> float:
+        """Measure what is served on the validation classes, and keep what belongs to it; returns the MAP@R."""
         run = self.run
-        if run.evaluated == run.step:
-            return
         began = time.perf_counter()
         run.prepare_to_serve()
         metrics = evaluating.evaluate_model(
@@ -167,6 +177,7 @@ class Training:
             for text in self.guards.of_evaluation(record[CHOSEN_BY]):
                 self.events.note(text)
             self.events.tell("evaluated", lambda logger: logger.evaluated(run, record), record=record)
+        return record[CHOSEN_BY]
 
     def _keep(self, record: dict[str, Any]) -> dict[str, Path]:
         """Write what belongs to an evaluation: its record and the checkpoints, whose paths are returned by name.

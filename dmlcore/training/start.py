@@ -83,7 +83,7 @@ def train(
     if config is None:
         values, objects = parted(data, model, losses, values)
         config = RunConfig.create(**values).with_objects(objects)
-    folder = RunFolder.choose(out, _names_of_losses(config))
+    folder = RunFolder.choose(out, names_of_losses(config))
     with plugins.blaming():
         return _train(config, folder, [*build_components(config, "logger"), *loggers], None, None)
 
@@ -154,7 +154,7 @@ def _state_of(folder: RunFolder, checkpoint: str, note: Callable[[str], None]) -
     return state
 
 
-def _names_of_losses(config: RunConfig) -> tuple[str, ...]:
+def names_of_losses(config: RunConfig) -> tuple[str, ...]:
     """Names for the folder: a loss chosen by its file goes by its own name."""
     losses = config.of_kind("loss")  # none where they are still to be chosen
     names = tuple(table if plugins.plugin_files.is_reference(loss.name) else loss.name for table, loss in losses.items())
@@ -206,9 +206,24 @@ def _split_of_search(config: RunConfig, folder: RunFolder) -> RecordedSplit:
 
 
 def validation_score(
-    config: RunConfig, folder: RunFolder, recorded: RecordedSplit | None = None, deadline: float | None = None
+    config: RunConfig,
+    folder: RunFolder,
+    recorded: RecordedSplit | None = None,
+    deadline: float | None = None,
+    *,
+    loggers: Sequence[Logger] = (),
+    goes_on: Callable[[Run, float], bool] = lambda run, score: True,
 ) -> float:
-    """Train and return the best MAP@R of the validation classes; test classes stay unseen."""
-    training = Training(Run(config, folder, recorded), [], None, deadline)
+    """Train and return the best MAP@R of the validation classes; test classes stay unseen.
+
+    Args:
+        config: of the run.
+        folder: of the run.
+        recorded: its split; None: it draws one.
+        deadline: time of `time.monotonic` at which the run saves and ends, or None.
+        loggers: receivers of what happens.
+        goes_on: asked with the MAP@R of each evaluation that follows a step; False ends the training.
+    """
+    training = Training(Run(config, folder, recorded), loggers, None, deadline, goes_on)
     training.train_only()
     return training.run.best.score
