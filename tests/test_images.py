@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import os
 from pathlib import Path
 
 import numpy as np
@@ -184,6 +185,21 @@ def test_cut_files_are_never_half_read(tmp_path, kind, options):
             except UNREADABLE:
                 continue
             assert np.array_equal(cut, values)  # nothing but padding or an end marker is missing
+
+
+def test_no_program_is_started_for_a_picture(tmp_path, monkeypatch):
+    """Pillow runs Ghostscript on EPS, whatever the file is called."""
+    ran = tmp_path / "ran"
+    program = tmp_path / "bin" / "gs"
+    program.parent.mkdir()
+    program.write_text(f"#!/bin/sh\ntouch {ran}\n")
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{program.parent}:{os.environ['PATH']}")
+    path = tmp_path / "a.jpg"
+    path.write_bytes(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 8 8\n%%EndComments\nshowpage\n%%EOF\n")
+    with pytest.raises(UNREADABLE):
+        decode(str(path), (8, 8), 3)
+    assert not ran.exists()
 
 
 def damaged_folder(root: Path) -> Path:

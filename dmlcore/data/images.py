@@ -13,31 +13,37 @@ from typing import Any, BinaryIO, Literal
 import numpy as np
 from PIL import Image, ImageOps
 
-IMAGE_SUFFIXES = frozenset(
-    (
-        ".png",
-        ".jpg",
-        ".jpeg",
-        ".bmp",
-        ".gif",
-        ".webp",
-        ".tif",
-        ".tiff",
-        ".ppm",
-        ".pgm",
-        ".pbm",
-        ".pnm",
-        ".avif",
-        ".jp2",
-        ".tga",
-    )
-)
+_FORMATS = {  # by the suffix of files; a file may be of another one of these than its suffix says
+    ".png": "PNG",
+    ".jpg": "JPEG",
+    ".jpeg": "JPEG",
+    ".bmp": "BMP",
+    ".gif": "GIF",
+    ".webp": "WEBP",
+    ".tif": "TIFF",
+    ".tiff": "TIFF",
+    ".ppm": "PPM",
+    ".pgm": "PPM",
+    ".pbm": "PPM",
+    ".pnm": "PPM",
+    ".avif": "AVIF",
+    ".jp2": "JPEG2000",
+    ".tga": "TGA",
+}
+IMAGE_SUFFIXES = frozenset(_FORMATS)
 GREY_MODES = frozenset(("1", "L", "LA", "I", "F", "I;16", "I;16L", "I;16B"))
 UNREADABLE = (OSError, ValueError, SyntaxError, EOFError, struct.error, zlib.error, Image.DecompressionBombError)
 _WHITE = 255
 Interpolation = Literal["bilinear", "bicubic"]
 _RESAMPLING = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
 warnings.filterwarnings("ignore", module=r"PIL\.")  # remarks on metadata; what cannot be decoded is an error
+
+
+@functools.cache
+def _formats() -> list[str]:
+    """What Pillow may take a file for. It knows more formats: some start programs (EPS runs Ghostscript), or are rarely tried."""
+    Image.init()
+    return sorted(set(_FORMATS.values()) & Image.OPEN.keys())
 
 
 def _with_known_errors(read: Callable[..., Any]) -> Callable[..., Any]:
@@ -77,7 +83,7 @@ def read_header(source: str | BinaryIO) -> Header:
     Raises:
         one of UNREADABLE: the file is no image.
     """
-    with Image.open(source) as image:
+    with Image.open(source, formats=_formats()) as image:
         width, height = image.size
         if image.getexif().get(0x0112, 1) >= 5:  # rotated by a quarter turn
             width, height = height, width
@@ -104,7 +110,7 @@ def decode(
     Raises:
         one of UNREADABLE: the file is no image, is damaged or cut off, or has values beyond 16 bits or 0..255.
     """
-    with Image.open(source) as opened:
+    with Image.open(source, formats=_formats()) as opened:
         opened.draft("RGB" if channels == 3 else "L", (size[1], size[0]))  # JPEG: decode at a fraction of the size if enough
         return fitted(ImageOps.exif_transpose(opened), size, channels, interpolation)
 
