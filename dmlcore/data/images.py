@@ -41,7 +41,7 @@ warnings.filterwarnings("ignore", module=r"PIL\.")  # remarks on metadata; what 
 
 @functools.cache
 def _formats() -> list[str]:
-    """What Pillow may take a file for. It knows more formats: some start programs (EPS runs Ghostscript), or are rarely tried."""
+    """What Pillow may take a file for. It knows more formats, some of which start programs: EPS runs Ghostscript."""
     Image.init()
     return sorted(set(_FORMATS.values()) & Image.OPEN.keys())
 
