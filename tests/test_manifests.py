@@ -64,7 +64,11 @@ def test_manifest_reports_what_it_skips(tmp_path):
         ("path,labl", ["a.png,1"], "no column 'label'; it has path, labl. Did you mean to name 'labl'"),
         ("path,label", [], "lists no images"),
         ("path,label", ["a.png,1", "b.png,2"], "2 of 2 images .* do not exist"),
-        ("path,label,split", ["class 0/0.png,1,training set"], "is 'training set', but must be train, validation or test"),
+        (
+            "path,label,split",
+            ["class 0/0.png,1,training set"],
+            "is 'training set', but must be train, validation, test, query or gallery",
+        ),
         ("path,label,split", ["class 0/0.png,1,train", "class 1/0.png,2,"], "split of sample 1 .* is empty"),
         ("path,label,split", ["class 0/0.png,1,train", "class 1/0.png,2,train"], "has only train"),
     ],

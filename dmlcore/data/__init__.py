@@ -25,6 +25,7 @@ if TYPE_CHECKING:
         report_unreadable,
     )
     from dmlcore.data.images import IMAGE_SUFFIXES, UNREADABLE, decode
+    from dmlcore.data.label_sets import LabelSets
     from dmlcore.data.loading import Batches, OrderedBatches, batches
     from dmlcore.data.opening import default_source, find_source, load_table, open_data
     from dmlcore.data.python_data import PythonData
@@ -32,7 +33,7 @@ if TYPE_CHECKING:
     from dmlcore.data.samplers import BatchSampler, SamplerOptions, create_sampler
     from dmlcore.data.sources import KINDS_OF_DATA, DataSource, Table
     from dmlcore.data.split_files import ClassSplit, SplitFile
-    from dmlcore.data.splits import SPLIT_WORDS, Splits, split_words
+    from dmlcore.data.splits import ROLES, SPLIT_WORDS, Splits, split_words
     from dmlcore.data.stores import FeatureStore, ImageFiles, PixelStore, Store
     from dmlcore.data.texts import TEXT_BYTES, TextStore, count_trigrams, text_table, texts_of
     from dmlcore.data.transforms import Transform, TransformOptions, Transforms
@@ -55,6 +56,7 @@ _HOMES = {
         "report_unreadable",
     ),
     "images": ("IMAGE_SUFFIXES", "UNREADABLE", "decode"),
+    "label_sets": ("LabelSets",),
     "loading": ("Batches", "OrderedBatches", "batches"),
     "opening": ("default_source", "find_source", "load_table", "open_data"),
     "python_data": ("PythonData",),
@@ -62,7 +64,7 @@ _HOMES = {
     "samplers": ("BatchSampler", "SamplerOptions", "create_sampler"),
     "sources": ("KINDS_OF_DATA", "DataSource", "Table"),
     "split_files": ("ClassSplit", "SplitFile"),
-    "splits": ("SPLIT_WORDS", "Splits", "split_words"),
+    "splits": ("ROLES", "SPLIT_WORDS", "Splits", "split_words"),
     "stores": ("FeatureStore", "ImageFiles", "PixelStore", "Store"),
     "texts": ("TEXT_BYTES", "TextStore", "text_table", "texts_of", "count_trigrams"),
     "transforms": ("Transform", "TransformOptions", "Transforms"),
@@ -71,6 +73,7 @@ _HOMES = {
 __all__ = [
     "IMAGE_SUFFIXES",
     "KINDS_OF_DATA",
+    "ROLES",
     "SPLIT_WORDS",
     "TEXT_BYTES",
     "UNREADABLE",
@@ -87,6 +90,7 @@ __all__ = [
     "ImageFiles",
     "ImageOptions",
     "ImageSearch",
+    "LabelSets",
     "LabelledDataset",
     "OrderedBatches",
     "PathImages",

@@ -22,6 +22,7 @@ class LabelledDataset(torch.utils.data.Dataset):
         class_names: of the whole table.
         sample_shape: (C, H, W) or (F,).
         augmentation: changes training batches. None for none.
+        roles: text [n] of `query`, `gallery` and `test` (both): how samples take part in an evaluation. None: all are both.
 
     Attributes:
         labels: int64 [n], ids in the table's classes.
@@ -40,6 +41,7 @@ class LabelledDataset(torch.utils.data.Dataset):
         class_names: Sequence[str],
         sample_shape: tuple[int, ...],
         augmentation: Augmentation | None = None,
+        roles: np.ndarray | None = None,
     ) -> None:
         assert len(rows) == len(labels)
         self.samples = samples
@@ -52,11 +54,28 @@ class LabelledDataset(torch.utils.data.Dataset):
         self.num_classes = len(present)
         self.sample_shape = sample_shape
         self.augmentation = augmentation
+        self.roles = roles
 
     def spread(self, most: int) -> LabelledDataset:
         """At most `most` of the samples, evenly spread over the data set, without augmentation."""
         positions = np.unique(np.linspace(0, max(len(self) - 1, 0), min(most, len(self))).round().astype(np.int64))
         return LabelledDataset(self.samples, self.rows[positions], self.labels[positions], self._table_names, self.sample_shape)
+
+    @property
+    def queries(self) -> np.ndarray:
+        """Positions of the samples that are queries, int64 [q]."""
+        return np.arange(len(self)) if self.roles is None else np.flatnonzero(self.roles != "gallery")
+
+    @property
+    def references(self) -> np.ndarray:
+        """Positions of the samples among which answers are looked for, int64 [r]."""
+        return np.arange(len(self)) if self.roles is None else np.flatnonzero(self.roles != "query")
+
+    def answers(self) -> np.ndarray:
+        """How many right answers each query has among the references, int64 [q]; a query is none of its own."""
+        queries, references = self.queries, self.references
+        counts = np.bincount(self.dense_labels[references], minlength=self.num_classes)
+        return counts[self.dense_labels[queries]] - np.isin(queries, references)
 
     @property
     def in_memory(self) -> bool:

@@ -26,6 +26,8 @@ from dmlcore.data.splits import (
     check_fractions,
     check_part,
     complete_split,
+    join_own_entries,
+    rows_of_part,
     split_by_class,
     split_within_classes,
 )
@@ -167,9 +169,9 @@ def open_data(
 def _parts(table: Table, split: np.ndarray) -> dict[str, LabelledDataset]:
     parts = {}
     for part in (*PARTS, "rest"):
-        rows = np.flatnonzero(split == ("" if part == "rest" else part))
+        rows, roles = rows_of_part(split, "" if part == "rest" else part)
         parts[part] = LabelledDataset(
-            table.samples, rows, table.labels[rows], table.class_names, table.sample_shape, table.augmentation
+            table.samples, rows, table.labels[rows], table.class_names, table.sample_shape, table.augmentation, roles
         )
     return parts
 
@@ -199,7 +201,9 @@ def _split_by_source(
             return split_within_classes(table.labels, fractions, seed)
         split = split_by_class(table.labels, len(table.class_names), fractions, seed)
         return split, ["classes split at random into train, validation and test: no test class is trained on"]
+    own_split, joined = join_own_entries(own_split, table.labels, table.content_digests)
     split, notes = complete_split(table.labels, own_split, fractions, seed)
+    notes += joined
     notes = notes if table.split is not None else notes[1:]  # a split that the source draws is not the data's own
     return split, [*([table.split_note] if table.split_note else []), *notes]
 

@@ -15,7 +15,7 @@ import numpy as np
 
 from dmlcore.data.datasets import LabelledDataset
 from dmlcore.data.sources import Table
-from dmlcore.data.splits import PARTS
+from dmlcore.data.splits import PARTS, ROLES
 from dmlcore.errors import DataError
 from dmlcore.seals import seal, unseal
 
@@ -44,7 +44,8 @@ class RecordedSplit:
     Attributes:
         data: what was trained on, for messages.
         class_names: of the data when the run was made, in their order.
-        parts: `train`, `validation`, `test` and `left out`.
+        parts: `train`, `validation`, `test` and `left out`. `query` and `gallery`, where the data have them, belong to the
+            test part.
     """
 
     data: str
@@ -62,8 +63,10 @@ class RecordedSplit:
         """
         digests = table.content_digests()
         parts = {}
-        for part in (*PARTS, LEFT_OUT):
+        for part in (*PARTS, LEFT_OUT, *ROLES):
             rows = np.flatnonzero(split == ("" if part == LEFT_OUT else part))
+            if part in ROLES and not len(rows):
+                continue
             parts[part] = Entries(table.labels[rows], digests[rows])
         return cls(data, tuple(table.class_names), parts)
 
@@ -103,8 +106,13 @@ class RecordedSplit:
         names, labels = self._named(table)
         sets = {}
         for part in PARTS:
-            here = rows[part][rows[part] >= 0]
-            sets[part] = LabelledDataset(table.samples, here, labels[here], names, table.sample_shape, table.augmentation)
+            words = [part, *(role for role in ROLES if part == "test" and role in rows)]
+            present = [rows[word][rows[word] >= 0] for word in words]
+            here = np.concatenate(present)
+            roles = np.repeat(words, [len(some) for some in present]) if len(words) > 1 else None
+            sets[part] = LabelledDataset(
+                table.samples, here, labels[here], names, table.sample_shape, table.augmentation, roles
+            )
         rest = np.concatenate([rows[LEFT_OUT][rows[LEFT_OUT] >= 0], left_over])
         return {**sets, "rest": LabelledDataset(table.samples, rest, labels[rest], names, table.sample_shape)}, notes
 
@@ -197,7 +205,8 @@ class RecordedSplit:
         if body["format"] != FORMAT:
             raise ValueError(f"its format is not {FORMAT}")
         names = tuple(map(str, body["class_names"]))
-        parts = {part: _entries(body["parts"][part], len(names)) for part in (*PARTS, LEFT_OUT)}
+        words = (*PARTS, LEFT_OUT, *(role for role in ROLES if role in body["parts"]))
+        parts = {part: _entries(body["parts"][part], len(names)) for part in words}
         return cls(str(body["data"]), names, parts)
 
 

@@ -12,6 +12,7 @@ from dmlcore.data.datasets import LabelledDataset
 from dmlcore.errors import ConfigError, DataError
 
 PARTS = ("train", "validation", "test")
+ROLES = ("query", "gallery")  # of test samples: what is asked, and among what the answers are looked for
 SPLIT_WORDS = {
     "train": "train",
     "training": "train",
@@ -24,6 +25,13 @@ SPLIT_WORDS = {
     "test": "test",
     "testing": "test",
     "2": "test",
+    "query": "query",
+    "queries": "query",
+    "q": "query",
+    "probe": "query",
+    "gallery": "gallery",
+    "reference": "gallery",
+    "references": "gallery",
 }
 _LEAST_CLASSES = 2  # of every part: with one class there is nothing to compare
 _LEAST_SAMPLES = 2  # of a class in a part: a single one finds nothing
@@ -64,6 +72,8 @@ class Splits:
     def describe(self) -> dict[str, Any]:
         """The source, its parts and the notes as plain values for JSON."""
         parts = {part: {"classes": getattr(self, part).num_classes, "samples": len(getattr(self, part))} for part in PARTS}
+        if self.test.roles is not None:
+            parts["test"] |= {"queries": len(self.test.queries), "gallery": len(self.test.references)}
         trained = np.isin(np.unique(self.test.labels), self.train.labels)
         return {
             "name": self.name,
@@ -77,7 +87,7 @@ class Splits:
 
 
 def split_words(words: Sequence[Any] | np.ndarray, where: str) -> np.ndarray:
-    """Text [N] of `train`, `validation`, `test` from the usual spellings (`val`, `dev`, 0, 1, 2, ...).
+    """Text [N] of `train`, `validation`, `test`, `query`, `gallery` from the usual spellings (`val`, 0, `probe`, ...).
 
     Args:
         words: one per sample.
@@ -91,8 +101,52 @@ def split_words(words: Sequence[Any] | np.ndarray, where: str) -> np.ndarray:
         if word.strip().lower() not in SPLIT_WORDS:
             row = int(np.flatnonzero(unique[inverse] == word)[0])
             shown = f"is '{word}'" if word.strip() else "is empty"
-            raise DataError(f"the split of sample {row} in {where} {shown}, but must be train, validation or test")
+            raise DataError(
+                f"the split of sample {row} in {where} {shown}, but must be train, validation, test, query or gallery"
+            )
     return np.array([SPLIT_WORDS[word.strip().lower()] for word in unique])[inverse]
+
+
+def rows_of_part(split: np.ndarray, part: str) -> tuple[np.ndarray, np.ndarray | None]:
+    """The rows of a part, int64 [n], and the role of each, text [n] of `test` (both), `query` and `gallery`, or None where all
+    are both. Queries and the gallery belong to the test part.
+
+    Args:
+        split: text [N], empty for rows that are in no part.
+        part: a word of the split.
+    """
+    words = ("test", *ROLES) if part == "test" else (part,)
+    rows = [np.flatnonzero(split == word) for word in words]
+    roles = np.repeat(words, [len(some) for some in rows])
+    return np.concatenate(rows), roles if sum(map(len, rows[1:])) else None
+
+
+def join_own_entries(split: np.ndarray, labels: np.ndarray, digests: Callable[[], np.ndarray]) -> tuple[np.ndarray, list[str]]:
+    """A split in which no query is in the gallery a second time: such a sample is one of `test` instead, which is both, and the
+    other row is in no part.
+
+    Args:
+        split: text [N].
+        labels: int64 [N].
+        digests: gives uint64 [N], of the content of the samples.
+
+    Returns:
+        text [N] and notes.
+    """
+    queries, gallery = (np.flatnonzero(split == role) for role in ROLES)
+    if not len(queries) or not len(gallery):
+        return split, []
+    values = digests()
+    entries = {(label, digest): [] for label, digest in zip(labels[gallery].tolist(), values[gallery].tolist(), strict=True)}
+    for row, key in zip(gallery.tolist(), zip(labels[gallery].tolist(), values[gallery].tolist(), strict=True), strict=True):
+        entries[key].append(row)
+    split, joined = split.copy(), 0
+    for row, key in zip(queries.tolist(), zip(labels[queries].tolist(), values[queries].tolist(), strict=True), strict=True):
+        if entries.get(key):
+            split[entries.pop(key)] = ""
+            split[row] = "test"
+            joined += 1
+    return split, [f"{joined} queries are in the gallery too: no query finds itself"] if joined else []
 
 
 def check_fractions(fractions: Sequence[float]) -> None:
@@ -160,10 +214,12 @@ def split_within_classes(labels: np.ndarray, fractions: Sequence[float], seed: i
     in_two = generator.permutation(np.flatnonzero((counts >= 2 * _LEAST_SAMPLES) & (counts < len(PARTS) * _LEAST_SAMPLES)))
     in_all = np.flatnonzero(counts >= len(PARTS) * _LEAST_SAMPLES)
     if len(in_all) + len(in_two) // 2 < _LEAST_CLASSES:
+        single = int((counts == 1).sum())
         raise DataError(
-            f"the data has {len(counts)} classes and {len(labels)} samples, too few to measure anything on samples that are not"
-            f" trained on: give {len(PARTS) * _LEAST_CLASSES} classes with two samples each, two with"
-            f" {len(PARTS) * _LEAST_SAMPLES}, or a split with the data"
+            f"the data has {len(counts)} classes{f', {single} of them with a single sample,' if single else ''} and"
+            f" {len(labels)} samples, too few to measure anything on samples that are not trained on: give"
+            f" {len(PARTS) * _LEAST_CLASSES} classes with two samples each, two with {len(PARTS) * _LEAST_SAMPLES}, or a split"
+            f" with the data"
         )
     split = np.full(len(labels), "train", dtype="<U10")
     for label in in_all:
@@ -202,7 +258,7 @@ def complete_split(
 
     Args:
         labels: int64 [N].
-        own_split: of the data, text [N] of `train`, `validation`, `test`.
+        own_split: of the data, text [N] of `train`, `validation`, `test`, `query`, `gallery`, or empty for no part.
         fractions: of the classes for train, validation and test.
         seed: of the draw.
 
@@ -210,28 +266,44 @@ def complete_split(
         text [N] with all parts, and notes for the user.
 
     Raises:
-        DataError: no training part, or only a training part, or too few training classes.
+        DataError: no training part, or only a training part, too few training classes, queries without a gallery.
     """
-    present = set(own_split)
+    present = set(own_split) - {""}
     if "train" not in present or len(present) == 1:
         raise DataError(
             f"the split given by the data has only {' and '.join(sorted(present))}, but needs train and test."
             f" Leave the split out to have the classes split at random"
         )
+    check_roles(present)
     notes = ["split given by the data"]
     split = own_split.astype("<U10")
-    if "test" not in present:
+    if not present & {"test", *ROLES}:
         split[split == "validation"] = "test"
         notes.append("the data gives no test part: its validation part is the test part")
     if "validation" not in set(split):
         notes.append(_take_validation(split, labels, fractions, np.random.default_rng((seed, 2))))
     trained = np.unique(labels[split == "train"])
     for part in ("validation", "test"):
-        held_out = np.unique(labels[split == part])
+        held_out = np.unique(labels[rows_of_part(split, part)[0]])
         shared = int(np.isin(held_out, trained).sum())
         if shared:
             notes.append(f"not class-disjoint: {shared} of {len(held_out)} {part} classes are trained on")
     return split, notes
+
+
+def check_roles(present: set[str]) -> None:
+    """Refuse queries without a gallery, and a gallery without queries; samples of `test` are both.
+
+    Raises:
+        DataError: there is one without the other.
+    """
+    roles = present & set(ROLES)
+    if len(roles) == 1 and "test" not in present:
+        has, lacks = ("query", "gallery") if "query" in roles else ("gallery", "query")
+        raise DataError(
+            f"the split given by the data has samples of '{has}', but none of '{lacks}', so nothing can be ranked: give both,"
+            f" or call them test, where each is a query against all others"
+        )
 
 
 def _take_validation(split: np.ndarray, labels: np.ndarray, fractions: Sequence[float], generator: np.random.Generator) -> str:
@@ -271,6 +343,8 @@ def check_part(dataset: LabelledDataset, part: str) -> list[str]:
     counts = np.bincount(dataset.dense_labels, minlength=dataset.num_classes)
     if dataset.num_classes < _LEAST_CLASSES:
         raise DataError(f"the {part} part has {dataset.num_classes} class, but needs at least {_LEAST_CLASSES}")
+    if dataset.roles is not None:
+        return _check_queries(dataset, part)
     single = int((counts == 1).sum())
     if single == dataset.num_classes:
         raise DataError(f"every class of the {part} part has a single sample, but learning and retrieval need two of a class")
@@ -278,3 +352,14 @@ def check_part(dataset: LabelledDataset, part: str) -> list[str]:
         return []
     use = "repeated in their batches" if part == "train" else "never a query, only candidates"
     return [f"{single} of {dataset.num_classes} {part} classes have a single sample: {use}"]
+
+
+def _check_queries(dataset: LabelledDataset, part: str) -> list[str]:
+    answers = dataset.answers()
+    if not answers.any():
+        raise DataError(f"no query of the {part} part has a sample of its class in the gallery, so nothing can be measured")
+    notes = [f"{part}: {len(answers):,} queries are ranked against a gallery of {len(dataset.references):,}"]
+    without = int((answers == 0).sum())
+    return (
+        [*notes, f"{without:,} of {len(answers):,} queries have no sample of their class in the gallery"] if without else notes
+    )

@@ -8,6 +8,7 @@ import contextlib
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
@@ -16,6 +17,7 @@ from dmlcore import progress
 from dmlcore.errors import PluginError
 from dmlcore.evaluation.metric import Metric, further
 from dmlcore.evaluation.metrics import retrieval_metrics
+from dmlcore.evaluation.relevance import Labels, select
 
 if TYPE_CHECKING:
     from dmlcore.data import LabelledDataset
@@ -136,24 +138,41 @@ def why_not_ranked(dataset: LabelledDataset) -> str:
         return "every class has a single sample, so no query has anything to find, and no measure of retrieval can be computed"
     if dataset.num_classes == 1:
         return "there is one class, so whatever a query finds is right, and no measure of retrieval says anything"
+    if not dataset.answers().any():
+        return "no query has a sample of its class in the gallery, so no measure of retrieval can be computed"
     return ""
 
 
 def evaluate(embeddings: Tensor, dataset: LabelledDataset, metrics: Sequence[Metric] = ()) -> dict[str, Any]:
-    """Retrieval metrics of embeddings of a data set, every sample a query against all others, and further measures.
+    """Retrieval metrics of embeddings of a data set, and further measures. Every sample is a query against all others, or
+    where the data have queries and a gallery, each query against the gallery.
 
     Args:
         embeddings: [N, D].
         dataset: N labels.
-        metrics: measures beside those of retrieval, by `METRIC.name` in what is returned.
+        metrics: measures beside those of retrieval, by `METRIC.name` in what is returned. They see all samples.
 
     Returns:
         Measures by name, without those of retrieval where these cannot be computed.
     """
     labels = torch.from_numpy(dataset.labels).to(embeddings.device)
     with progress.task(f"ranking {len(labels):,} samples"):
-        ranked = {} if why_not_ranked(dataset) else retrieval_metrics(embeddings, labels)
+        ranked = {} if why_not_ranked(dataset) else _ranked(embeddings, labels, dataset)
     return {**ranked, **further(metrics, embeddings, labels)}
+
+
+def _ranked(embeddings: Tensor, labels: Labels, dataset: LabelledDataset) -> dict[str, float]:
+    if dataset.roles is None:
+        return retrieval_metrics(embeddings, labels)
+    queries, references = dataset.queries, dataset.references
+    is_both = np.isin(queries, references)
+    return retrieval_metrics(
+        embeddings[torch.from_numpy(queries)],
+        select(labels, queries),
+        embeddings[torch.from_numpy(references)],
+        select(labels, references),
+        own=np.where(is_both, np.searchsorted(references, queries), -1) if is_both.any() else None,
+    )
 
 
 def evaluate_model(

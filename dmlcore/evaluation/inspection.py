@@ -12,36 +12,49 @@ import torch
 from torch import Tensor
 
 from dmlcore import progress
+from dmlcore.data.label_sets import LabelSets
 from dmlcore.evaluation.centring import centred
 from dmlcore.evaluation.plain import prepared
+from dmlcore.evaluation.relevance import Relevance, select
 
 CELLS = 400_000_000  # similarities computed at most: those of 20,000 samples; of more samples, fewer are queries
 FEWEST_QUERIES = 2_000
 ROWS, TILE = 256, 16_384  # queries and references at a time: 16 MB
+BLOCK = 1 << 26  # pairs of which it is known at a time whether they belong together
 
 
 @dataclass(frozen=True)
 class Inspection:
-    """What queries find among all other samples, by their cosines.
+    """What queries find among the other samples, by their cosines.
 
     Attributes:
         queries: int64 [q], their positions among the N samples, ascending.
-        neighbours: int64 [q, k], positions of the nearest others, the nearest first. k is below N.
+        neighbours: int64 [q, k], positions of the nearest references, the nearest first. k is below N.
         similarities: float32 [q, k], cosines with these.
-        positives: int64 [q], R, how many others have the query's label.
-        recall: float64 [q], 1 where the nearest has the query's label; NaN where R is 0.
+        is_right: bool [q, k], which of these have the query's label, or share one with it.
+        positives: int64 [q], R, how many references do.
+        recall: float64 [q], 1 where the nearest does; NaN where R is 0.
         map_at_r: float64 [q], average precision cut after rank R; NaN where R is 0.
     """
 
     queries: np.ndarray
     neighbours: np.ndarray
     similarities: np.ndarray
+    is_right: np.ndarray
     positives: np.ndarray
     recall: np.ndarray
     map_at_r: np.ndarray
 
 
-def inspect(embeddings: Tensor, labels: np.ndarray, k: int = 8, *, cells: int = CELLS) -> Inspection:
+def inspect(
+    embeddings: Tensor,
+    labels: np.ndarray | LabelSets,
+    k: int = 8,
+    *,
+    queries: np.ndarray | None = None,
+    references: np.ndarray | None = None,
+    cells: int = CELLS,
+) -> Inspection:
     """Look at every query by itself; of many samples, at an even sample of queries.
 
     Similarities pass in tiles, so no N x N matrix is kept. A negative exactly as similar as a positive comes first, as in
@@ -49,52 +62,67 @@ def inspect(embeddings: Tensor, labels: np.ndarray, k: int = 8, *, cells: int = 
 
     Args:
         embeddings: [N, D] floating point, finite, N >= 2.
-        labels: int64 [N].
+        labels: int64 [N], or sets of labels.
         k: neighbours of a query.
+        queries: int64, positions of those that ask, ascending. None: all.
+        references: int64, positions among which the answers are looked for, ascending, two at least. None: all.
         cells: similarities computed at most, if that leaves `FEWEST_QUERIES` queries.
     """
-    count = len(embeddings)
-    k = min(k, count - 1)
-    number = min(count, max(FEWEST_QUERIES, cells // count))
-    queries = np.linspace(0, count - 1, number).round().astype(np.int64)
+    everyone = np.arange(len(embeddings))
+    queries = everyone if queries is None else queries
+    among = everyone if references is None else references
+    count = len(among)
+    number = min(len(queries), max(FEWEST_QUERIES, cells // count))
+    queries = queries[np.linspace(0, len(queries) - 1, number).round().astype(np.int64)]
     x, _, metric = centred(embeddings.detach(), None, "cosine")
     x, units = prepared(x, metric), prepared(embeddings.detach(), "cosine")
-    halves = x.square().sum(1) / 2 if metric == "euclidean" else None  # [N]
-    dense = torch.from_numpy(np.unique(labels, return_inverse=True)[1].reshape(-1)).to(x.device)
-    others = torch.bincount(dense)[dense] - 1  # [N]
+    theirs = x if references is None else x[torch.from_numpy(references).to(x.device)]  # [M, D]
+    halves = theirs.square().sum(1) / 2 if metric == "euclidean" else None  # [M]
+    of_all = torch.from_numpy(labels).to(x.device) if isinstance(labels, np.ndarray) else labels
+    relevance = Relevance(of_all, select(of_all, among), x.device)
+    place = torch.full((len(x),), -1, device=x.device)
+    place[torch.from_numpy(among).to(x.device)] = torch.arange(count, device=x.device)
+    most = count - int(np.isin(queries, among).any())  # a query does not find itself
+    k = min(k, most)
+    positions = torch.from_numpy(among).to(x.device)
+    size = max(1, min(ROWS, BLOCK // count))
     parts = []
-    chunks = torch.from_numpy(queries).to(x.device).split(ROWS)
-    for rows in progress.track(chunks, "looking at queries", number, ROWS):
-        wanted = others[rows]  # [c]
-        nearest = _nearest(x, halves, dense, rows, max(k, int(wanted.max())))  # [c, K]
-        recall, map_at_r = _scores(dense[nearest] == dense[rows, None], wanted)
-        nearest = nearest[:, :k]
-        cosines = torch.einsum("cd,ckd->ck", units[rows], units[nearest])
-        parts.append([part.cpu().numpy() for part in (nearest, cosines.float(), wanted, recall, map_at_r)])
+    for rows in progress.track(torch.from_numpy(queries).to(x.device).split(size), "looking at queries", number, size):
+        relevant = relevance.of(rows)  # [c, M]
+        own = place[rows]
+        itself = (own >= 0).nonzero()[:, 0]
+        relevant[itself, own[itself]] = False
+        wanted = relevant.sum(1)  # [c]
+        nearest = _nearest(x[rows], theirs, halves, relevant, own, max(k, min(int(wanted.max()), most)))  # [c, K]
+        is_hit = relevant.gather(1, nearest)
+        recall, map_at_r = _scores(is_hit, wanted)
+        near = positions[nearest[:, :k]]
+        cosines = torch.einsum("cd,ckd->ck", units[rows], units[near])
+        parts.append([part.cpu().numpy() for part in (near, cosines.float(), is_hit[:, :k], wanted, recall, map_at_r)])
     return Inspection(queries, *(np.concatenate(column) for column in zip(*parts, strict=True)))
 
 
-def _nearest(x: Tensor, halves: Tensor | None, dense: Tensor, rows: Tensor, k: int) -> Tensor:
-    """The k rows most similar to each of some rows, themselves left out: [c, k]. References pass in tiles.
+def _nearest(queries: Tensor, x: Tensor, halves: Tensor | None, relevant: Tensor, own: Tensor, k: int) -> Tensor:
+    """The k references most similar to each of some queries, themselves left out: [c, k]. References pass in tiles.
 
     Args:
-        x: [N, D].
-        halves: [N], taken from the products; None: nothing is.
-        dense: int64 [N], labels.
-        rows: int64 [c].
-        k: below N.
+        queries: [c, D].
+        x: [M, D], references.
+        halves: [M], taken from the products; None: nothing is.
+        relevant: bool [c, M], which are right.
+        own: int64 [c], the reference that is the query, or -1.
+        k: below M, or M where no query is a reference.
     """
     low = x.new_tensor(-torch.inf)
-    values, places = low.expand(len(rows), 0), rows.new_empty(len(rows), 0)
+    values, places = low.expand(len(queries), 0), own.new_empty(len(queries), 0)
     for start in range(0, len(x), TILE):
         tile = slice(start, start + TILE)
-        s = x[rows] @ x[tile].T  # [c, t]
+        s = queries @ x[tile].T  # [c, t]
         if halves is not None:
             s -= halves[tile]
-        positive = dense[rows, None] == dense[tile]  # [c, t]
-        s = torch.where(positive, torch.nextafter(s, low), s)
-        own = (rows >= start) & (rows < start + s.shape[1])
-        s[own, rows[own] - start] = low  # no query finds itself
+        s = torch.where(relevant[:, tile], torch.nextafter(s, low), s)
+        here = (own >= start) & (own < start + s.shape[1])
+        s[here, own[here] - start] = low  # no query finds itself
         best = s.topk(min(k, s.shape[1]), dim=1)
         values, places = torch.cat([values, best.values], 1), torch.cat([places, best.indices + start], 1)
         best = values.topk(min(k, values.shape[1]), dim=1)

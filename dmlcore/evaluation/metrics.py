@@ -9,37 +9,43 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from dmlcore.data.label_sets import LabelSets
 from dmlcore.errors import ConfigError, suggestion
 from dmlcore.evaluation import plain
 from dmlcore.evaluation.centring import centred
+from dmlcore.evaluation.relevance import Labels
 from dmlcore.kernels import neighbours
+from dmlcore.losses.relations import label_matrix
 
 METRICS = ("cosine", "dot", "euclidean")
 
 
 def retrieval_metrics(
     embeddings: Tensor | np.ndarray,
-    labels: Tensor | np.ndarray | Sequence[int],
+    labels: Tensor | np.ndarray | Sequence[int] | LabelSets,
     references: Tensor | np.ndarray | None = None,
-    reference_labels: Tensor | np.ndarray | Sequence[int] | None = None,
+    reference_labels: Tensor | np.ndarray | Sequence[int] | LabelSets | None = None,
     recall_at: Sequence[int] = (1, 2, 4, 8),
     *,
     metric: str = "cosine",
+    own: Tensor | np.ndarray | Sequence[int] | None = None,
 ) -> dict[str, float]:
     """How often the nearest neighbours of a sample have its label.
 
-    Without `references` every sample is a query against all others. The references with a query's label are its positives. The
+    Without `references` every sample is a query against all others. The references with a query's label are its positives, and
+    where samples have several labels, those that share at least one with it. The
     results are exact: the whole ranking counts, and memory stays bounded. If a negative is exactly as similar as a positive,
     the negative comes first, so collapsed embeddings score lowest. A common offset of all vectors costs no digits: Euclidean
     distances are computed without it, and so are cosines of vectors that all point into a narrow cone.
 
     Args:
         embeddings: `[N, D]` finite numbers. float16 and bfloat16 are compared in float32.
-        labels: `[N]` integers within int64.
-        references: `[M, D]`, or None: the other samples. A query that is among the references finds itself.
-        reference_labels: `[M]` integers, or None with `references`.
+        labels: `[N]` integers within int64; or several of each sample: a matrix `[N, L]` of 0 and 1, or `LabelSets`.
+        references: `[M, D]`, or None: the other samples. A query that is among the references finds itself, unless `own` tells.
+        reference_labels: of `M` references, of the same form, or None with `references`.
         recall_at: the values of k, each >= 1. Values above the number of references have no meaning.
         metric: `cosine` (a zero vector stays zero), `dot` or `euclidean`.
+        own: `[N]` integers, which reference is the query itself and does not count, or -1. Needs references.
 
     Returns:
         Numbers by name: means over the queries that have positives, and two counts. R is a query's number of positives.
@@ -64,14 +70,19 @@ def retrieval_metrics(
     reference_vectors, reference_classes = None, None
     if references is not None or reference_labels is not None:
         x, reference_vectors, reference_classes = _with_references(x, references, reference_labels)
+        _check_one_form(y, reference_classes)
+    itself = None if own is None else _own(own, x, reference_vectors)
     with torch.no_grad():
         x, reference_vectors, metric = centred(x, reference_vectors, metric)
-        rank = plain.rank_positives if neighbours.why_not(x) else neighbours.rank_positives
-        results = rank(x, y, reference_vectors, reference_classes, ks, metric).cpu().numpy()  # [5 + K, N]
+        if isinstance(y, Tensor) and not isinstance(reference_classes, LabelSets) and own is None and not neighbours.why_not(x):
+            results = neighbours.rank_positives(x, y, reference_vectors, reference_classes, ks, metric)  # [5 + K, N]
+        else:
+            results = plain.rank_positives(x, y, reference_vectors, reference_classes, ks, metric, itself)
+    results = results.cpu().numpy()
     return _means(results, ks, reference_classes is not None)
 
 
-def _with_references(x: Tensor, references: Any, reference_labels: Any) -> tuple[Tensor, Tensor, Tensor]:
+def _with_references(x: Tensor, references: Any, reference_labels: Any) -> tuple[Tensor, Tensor, Labels]:
     """Queries and references of one type on one device, and the references' labels."""
     if references is None or reference_labels is None:
         missing = "reference_labels" if reference_labels is None else "references"
@@ -136,11 +147,35 @@ def _vectors(values: Any, name: str) -> Tensor:
     return x
 
 
-def _labels(values: Any, count: int, name: str, device: torch.device) -> Tensor:
+def _check_one_form(labels: Labels, reference_labels: Labels) -> None:
+    forms = [
+        f"sets of {side.count} labels" if isinstance(side, LabelSets) else "one each" for side in (labels, reference_labels)
+    ]
+    if forms[0] != forms[1]:
+        raise ConfigError(f"labels are {forms[0]} and reference_labels {forms[1]}; both must be of one form")
+
+
+def _own(values: Any, x: Tensor, references: Tensor | None) -> Tensor:
+    """Which reference each query is, int64 [N]."""
+    if references is None:
+        raise ConfigError("own says which reference a query is; it needs references")
+    own = _labels(values, len(x), "own", x.device)
+    if isinstance(own, LabelSets) or bool(((own < -1) | (own >= len(references))).any()):
+        raise ConfigError(f"own must hold -1 or numbers of the {len(references)} references")
+    return own
+
+
+def _labels(values: Any, count: int, name: str, device: torch.device) -> Labels:
+    if isinstance(values, LabelSets):
+        if len(values) != count:
+            raise ConfigError(f"{name} must be of {count} samples, got {len(values)}")
+        return values
     try:
         y = values if isinstance(values, Tensor) else torch.as_tensor(np.ascontiguousarray(values))
     except (TypeError, ValueError) as error:
         raise ConfigError(f"{name} must be whole numbers: {str(error).splitlines()[0]}") from None
+    if y.ndim == 2 and len(y) == count and (y.shape[1] > 1 or y.dtype == torch.bool):
+        return LabelSets.of_matrix(label_matrix(y, name).cpu().numpy())
     if y.ndim != 1 or len(y) != count:
         raise ConfigError(f"{name} must have the shape [{count}], one per row, got {list(y.shape)}")
     if y.is_floating_point() or y.is_complex():

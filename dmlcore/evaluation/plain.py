@@ -8,6 +8,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from dmlcore.evaluation.relevance import Labels, Relevance
+
 CHUNK_CELLS = 1 << 22  # similarities held at a time
 
 
@@ -44,11 +46,12 @@ def _distinct(embeddings: Tensor) -> tuple[Tensor, Tensor | None]:
 
 def rank_positives(
     queries: Tensor,
-    query_labels: Tensor,
+    query_labels: Labels,
     references: Tensor | None,
-    reference_labels: Tensor | None,
+    reference_labels: Labels | None,
     ks: Sequence[int],
     metric: str,
+    own: Tensor | None = None,
 ) -> Tensor:
     """What every query finds.
 
@@ -59,18 +62,20 @@ def rank_positives(
 
     Args:
         queries: [Q, D] float32 or float64, finite.
-        query_labels: [Q] int64.
+        query_labels: [Q] int64, or sets of labels: those that share a label are positives.
         references: [N, D]; None: every query against all other queries.
-        reference_labels: [N] int64, or None.
+        reference_labels: of N references, or None.
         ks: numbers of nearest references, each at least 1.
         metric: "cosine", "dot" or "euclidean".
+        own: [Q] int64, the reference that is the query itself and does not count, or -1. None: there is none.
 
     Returns:
         [5 + len(ks), Q] float64: number of positives, rank of the first, r_precision, map@r, map, then for every k the
         positives among the k nearest. Zeros for a query without a positive.
     """
-    own = references is None
     theirs, their_labels = queries, query_labels
+    if references is None:
+        own = torch.arange(len(queries), device=queries.device)
     if references is not None and reference_labels is not None:
         theirs, their_labels = references, reference_labels
     values = torch.zeros(5 + len(ks), len(queries), dtype=torch.float64, device=queries.device)
@@ -79,6 +84,7 @@ def rank_positives(
     columns, place = _distinct(prepared(theirs, metric))
     rows = prepared(queries, metric)
     halves = columns.double().square().sum(1).to(columns.dtype) / 2 if metric == "euclidean" else None  # [N]
+    relevance = Relevance(query_labels, their_labels, queries.device)
     chunk = max(1, CHUNK_CELLS // len(theirs))
     for start in range(0, len(queries), chunk):
         part = slice(start, min(start + chunk, len(queries)))
@@ -87,12 +93,13 @@ def rank_positives(
             s = s - halves  # the query's own half changes no order
         if place is not None:
             s = s[:, place]
-        positive = query_labels[part, None] == their_labels  # [c, N]
-        # A query is never its own negative: it is taken out of the positives only, after the negatives are set apart.
+        positive = relevance.of(torch.arange(part.start, part.stop, device=s.device))  # [c, N]
+        itself = torch.nonzero(own[part] >= 0)[:, 0] if own is not None else None
+        if own is not None and itself is not None:
+            positive[itself, own[part][itself]] = True  # nor is it a negative
         negatives = s.masked_fill(positive, -torch.inf).sort(dim=1).values
-        if own:
-            index = torch.arange(part.start, part.stop, device=s.device)
-            positive[index - part.start, index] = False
+        if own is not None and itself is not None:
+            positive[itself, own[part][itself]] = False
         values[:, part] = _results(s, positive, negatives, ks)
     return values
 

@@ -80,7 +80,7 @@ def look(embeddings: Tensor, dataset: LabelledDataset, name: str, sample_names: 
         name: of the part.
         sample_names: a name per sample of the whole table.
     """
-    inspected = inspection.inspect(embeddings, dataset.labels)
+    inspected = inspection.inspect(embeddings, dataset.labels, queries=dataset.queries, references=dataset.references)
     names = [str(sample_names[row]) for row in np.asarray(dataset.rows)]
     return PartView(
         name,

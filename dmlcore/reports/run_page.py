@@ -140,10 +140,10 @@ def _strips(view: PartView, pictures: Pictured, rows: Iterable[int]) -> str:
     lines = []
     for row in rows:
         query = int(view.inspected.queries[row])
-        label = view.dataset.dense_labels[query]
         cells = [pictures.sample(query)]
-        for near, cosine in zip(view.inspected.neighbours[row], view.inspected.similarities[row], strict=True):
-            mark = "right" if view.dataset.dense_labels[near] == label else "wrong"
+        found = (view.inspected.neighbours[row], view.inspected.similarities[row], view.inspected.is_right[row])
+        for near, cosine, is_right in zip(*found, strict=True):
+            mark = "right" if is_right else "wrong"
             cells.append(pictures.sample(int(near), mark, f"cosine {round(float(cosine), 2) + 0.0:.2f}"))
         score = view.inspected.map_at_r[row]
         query_cell = f'<div class="query">{cells[0]}<small>MAP@R {number(score, 2)}</small></div>'

@@ -12,6 +12,7 @@ from dmlcore.errors import ConfigError
 from dmlcore.evaluation import evaluating
 from dmlcore.files import make_folder, remove_temporaries, write_atomically
 from dmlcore.seals import seal_archive
+from dmlcore.serving.inputs import words_of
 from dmlcore.serving.run import TrainedRun
 
 
@@ -20,7 +21,8 @@ def write_embeddings(
 ) -> dict[str, Any]:
     """Write `x` float32 [N, D], `row` int64 [N], `split` (text [N]) and, where there are labels, `y` int64 [N] and `class_name`
     (text [N]) of all samples, part by part. `row` is the sample's place among those of the data that can be read. `split` is
-    `none` for samples of the run's data that are in no part, and `all` for other data.
+    `query` or `gallery` for test samples that are only one of these, `none` for samples of the run's data that are in no part,
+    and `all` for other data.
 
     Args:
         run: whose model embeds.
@@ -48,7 +50,7 @@ def write_embeddings(
     arrays: dict[str, Any] = {
         "x": np.concatenate([evaluating.embed(run.model, part, workers=workers).cpu().numpy() for part in parts.values()]),
         "row": np.concatenate([np.asarray(part.rows, dtype=np.int64) for part in parts.values()]),
-        "split": np.concatenate([np.full(len(part), name) for name, part in parts.items()]),
+        "split": np.concatenate([words_of(name, part) for name, part in parts.items()]),
     }
     if opened.has_labels:
         names = [np.array(part.class_names, dtype=str)[part.dense_labels] for part in parts.values()]

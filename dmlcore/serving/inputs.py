@@ -14,6 +14,7 @@ import numpy as np
 from dmlcore import plugin_files
 from dmlcore.data import ImageFiles, LabelledDataset, PathImages, PixelOptions, PixelStore, Table, image_table, load_table
 from dmlcore.data import text_table as table_of_texts
+from dmlcore.data.splits import ROLES, check_roles, join_own_entries, rows_of_part
 from dmlcore.errors import DataError
 from dmlcore.files import expanded
 from dmlcore.serving.samples import Preparation, is_picture_file
@@ -27,7 +28,8 @@ class Parts:
 
     Attributes:
         name: of the data.
-        parts: `train`, `validation`, `test` and `none` (in none of these) of a run's own data; else `all`.
+        parts: `train`, `validation`, `test` and `none` (in none of these) of a run's own data. Of other data `all`, or `test`
+            and `none` where these have queries and a gallery.
         notes: what the user should know.
         has_labels: whether the labels mean anything.
         sample_names: a name per sample of the source, by the parts' `rows`.
@@ -52,7 +54,7 @@ class Parts:
         whole = LabelledDataset(
             first.samples, rows[order], dense.astype(np.int64)[order], [str(name) for name in names], first.sample_shape
         )
-        split = np.concatenate([np.full(len(part), name) for name, part in parts.items()])
+        split = np.concatenate([words_of(name, part) for name, part in parts.items()])
         return whole, split[order]
 
     def places(self, rows: np.ndarray) -> np.ndarray:
@@ -65,6 +67,33 @@ class Parts:
         if self.paths is not None or not all(name.isdecimal() for name in self.sample_names[:1]):
             return rows
         return np.array([int(str(self.sample_names[row])) for row in rows.tolist()], dtype=np.int64)
+
+
+def words_of(name: str, part: LabelledDataset) -> np.ndarray:
+    """What a split says of the samples of a part, text [n]: its name, or the roles of test samples."""
+    return np.full(len(part), name) if part.roles is None else part.roles
+
+
+def parts_of(table: Table) -> tuple[dict[str, LabelledDataset], list[str]]:
+    """Data that no run knows as one part, `all`. Where they have queries and a gallery, these as `test` and the rest as `none`.
+    And notes.
+
+    Raises:
+        DataError: there are queries without a gallery, or a gallery without queries.
+    """
+
+    def part(rows: np.ndarray, roles: np.ndarray | None = None) -> LabelledDataset:
+        return LabelledDataset(table.samples, rows, table.labels[rows], table.class_names, table.sample_shape, roles=roles)
+
+    everyone = np.arange(len(table.labels))
+    if table.split is None or not np.isin(table.split, ROLES).any():
+        return {"all": part(everyone)}, []
+    check_roles(set(table.split))
+    split, notes = join_own_entries(table.split, table.labels, table.content_digests)
+    rows, roles = rows_of_part(split, "test")
+    parts = {"test": part(rows, roles), "none": part(np.setdiff1d(everyone, rows))}
+    test = parts["test"]
+    return parts, [*notes, f"{len(test.queries):,} queries are ranked against a gallery of {len(test.references):,}"]
 
 
 def named_by_user(data: Any) -> Any:

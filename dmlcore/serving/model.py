@@ -15,10 +15,10 @@ from torch.nn import functional
 
 from dmlcore import progress
 from dmlcore.config import check_range
-from dmlcore.data import LabelledDataset, Splits, Table
+from dmlcore.data import Splits, Table
 from dmlcore.errors import ConfigError, DataError, PluginError
 from dmlcore.models import EmbeddingModel
-from dmlcore.serving.inputs import Parts, named_by_user, table_for
+from dmlcore.serving.inputs import Parts, named_by_user, parts_of, table_for
 from dmlcore.serving.samples import Preparation, dataset_batches, default_threads, is_picture_file
 
 Precision = Literal["fp32", "bf16", "fp16"]
@@ -188,12 +188,13 @@ class Model:
         )
 
     def parts(self, data: Any, options: dict[str, Any] | None = None) -> Parts:
-        """Data brought to the shape that the model takes, as one part, `all`. Arguments and errors as of `embed`."""
+        """Data brought to the shape that the model takes, as one part, `all`, or as queries and gallery where they have
+        these. Arguments and errors as of `embed`."""
         name, table = table_for(self.preparation, named_by_user(data), options)
         self.check_fits(name, table)
-        rows = np.arange(len(table.labels))
-        whole = LabelledDataset(table.samples, rows, table.labels, table.class_names, table.sample_shape)
-        return Parts(name, {"all": whole}, [*table.skipped, *self._notes(table)], table.has_labels, table.names(), table.paths)
+        parts, notes = parts_of(table)
+        notes = [*table.skipped, *notes, *self._notes(table)]
+        return Parts(name, parts, notes, table.has_labels, table.names(), table.paths)
 
     def _notes(self, table: Table) -> list[str]:
         """What a user should know of data that a model meets."""

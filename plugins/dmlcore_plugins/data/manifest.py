@@ -14,6 +14,8 @@ import numpy as np
 
 import dmlcore
 from dmlcore.data import (
+    ROLES,
+    SPLIT_WORDS,
     CsvRow,
     DataSource,
     ImageOptions,
@@ -155,7 +157,7 @@ def _read(
     has_labels = "label" in columns
     part = "split" if "split" in columns else "official_split"
     rows: list[tuple[str, str, str]] = []
-    seen: dict[str, str] = {}
+    seen: dict[str, int] = {}
     incomplete = repeated = conflicting = 0
     for row in table:
         path, label, split = row.values[sample], row.values.get("label", ""), row.values.get(part, "")
@@ -164,10 +166,15 @@ def _read(
             continue
         whole = path if has_texts else str(file.parent / path)
         if whole in seen:
-            repeated += seen[whole] == label
-            conflicting += seen[whole] != label
+            earlier = seen[whole]
+            if rows[earlier][1] != label:
+                conflicting += 1
+            elif {SPLIT_WORDS.get(word.lower()) for word in (rows[earlier][2], split)} == set(ROLES):
+                rows[earlier] = (whole, label, "test")  # a query that is in the gallery too
+            else:
+                repeated += 1
             continue
-        seen[whole] = label
+        seen[whole] = len(rows)
         rows.append((whole, label, split))
     for count, what in (
         (incomplete, f"without a {sample} or a label (empty or nan)"),
