@@ -8,6 +8,7 @@ import math
 import os
 import pickletools
 import re
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -24,12 +25,25 @@ def write_atomically(path: Path, content: bytes | memoryview) -> None:
     Raises:
         TrainingError: the disk is full or the folder cannot be written.
     """
+    with replacing(path) as temporary, open(temporary, "wb") as file:
+        file.write(content)
+
+
+@contextlib.contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """A temporary file for the block to write, which takes the place of another one when it is safely on the disk.
+
+    Args:
+        path: the file that is replaced. After an error it is as it was.
+
+    Raises:
+        TrainingError: the disk is full or the folder cannot be written.
+    """
     # Beside the target, because renaming is atomic only within one file system.
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        with open(temporary, "wb") as file:
-            file.write(content)
-            file.flush()
+        yield temporary
+        with open(temporary, "rb+") as file:
             os.fsync(file.fileno())
         os.replace(temporary, path)
         sync_folder(path.parent)

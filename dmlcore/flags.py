@@ -36,11 +36,14 @@ def flag(name: str, kind: Any, text: str, default: Any = None, *, is_positional:
         kind: its type; a switch if `bool`.
         text: the help.
         default: None shows none; `inspect.Parameter.empty` makes the flag mandatory.
-        is_positional: it is a word of its own, and mandatory.
+        is_positional: it is a word of its own, and mandatory without a default.
     """
     details = Parameter(help=text, negative=() if kind is bool else None, show_default=default not in (None, False))
     if is_positional:
-        return inspect.Parameter(name, inspect.Parameter.POSITIONAL_OR_KEYWORD, annotation=Annotated[kind, details])
+        default = inspect.Parameter.empty if default is None else default
+        return inspect.Parameter(
+            name, inspect.Parameter.POSITIONAL_OR_KEYWORD, annotation=Annotated[kind, details], default=default
+        )
     return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, annotation=Annotated[kind, details], default=default)
 
 

@@ -38,6 +38,20 @@ def seal_archive(archive: io.BytesIO) -> None:
     archive.write(_MARK + digest.encode())
 
 
+def seal_archive_file(path: Path) -> None:
+    """`seal_archive` for a file that may be larger than the memory."""
+    with open(path, "rb+") as file:
+        file.seek(-_END_SIZE, os.SEEK_END)
+        assert file.read(4) == _END, "no zip archive, or one with a comment"
+        file.seek(-2, os.SEEK_END)
+        file.write(_COMMENT_SIZE.to_bytes(2, "little"))
+        file.seek(0)
+        digest = hashlib.sha256()
+        while part := file.read(1 << 22):
+            digest.update(part)
+        file.write(_MARK + digest.hexdigest().encode())
+
+
 def check_archive(content: bytes | memoryview) -> bool:
     """Whether a zip archive carries a checksum, which is then right.
 

@@ -1,40 +1,49 @@
-"""`dmlcore embed`: write the embeddings of data as an .npz file."""
+"""`dmlcore embed`: write the embeddings of anything that a model takes as a file."""
 
 from __future__ import annotations
 
 import inspect
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from cyclopts import App
 
 from dmlcore import console
 from dmlcore.commands.line import CommandLine
-from dmlcore.commands.trained import LOADING, RUN, data_options
+from dmlcore.commands.trained import ENCODING, LOADING, MODEL, data_options
+from dmlcore.errors import ConfigError
 from dmlcore.flags import COMMON, command, flag
 from dmlcore.hookspecs import hookimpl
+
+_SOURCE = "What to embed: a picture, a folder of pictures, a table, a text file with a text per line, or a data set's name."
 
 
 @hookimpl
 def dmlcore_commands(app: App, line: CommandLine) -> None:
     flags = [
-        RUN,
-        flag("data", str, "What to embed: a data set's name or a path.", inspect.Parameter.empty),
-        flag("out", Path, "The .npz file to write.", inspect.Parameter.empty),
+        MODEL,
+        flag("source", str, _SOURCE, "", is_positional=True),
+        flag("data", str | None, "The same as a flag."),
+        flag("out", Path, "The file to write: .npz, .npy, .parquet or .arrow.", inspect.Parameter.empty),
         flag("overwrite", bool, "Replace the file if it exists.", False),
-        *line.add_data("embed"),
+        *ENCODING,
+        *line.add_data("embed", place=2),
         *LOADING,
         *COMMON,
     ]
-    app.command(command(_embed, flags, "Write the embeddings of data as an .npz file."), name="embed")
+    app.command(command(_embed, flags, "Write the embeddings of anything that a model takes as a file."), name="embed")
 
 
 def _embed(
-    run: Path,
+    model: str,
+    source: str,
     *,
-    data: str,
+    data: str | None,
     out: Path,
     overwrite: bool,
+    batch_size: int,
+    workers: int | None,
+    precision: Literal["fp32", "bf16", "fp16"],
     checkpoint: str,
     device: str,
     trust_plugins: bool,
@@ -42,15 +51,35 @@ def _embed(
     debug: bool,
     **tables: Any,
 ) -> int:
-    from dmlcore.serving import TrainedRun, write_embeddings
+    from dmlcore.serving import load, write_embeddings
 
-    trained = TrainedRun(run, checkpoint=checkpoint, device=device, trusts_plugins=trust_plugins)
-    result = write_embeddings(trained, data, out, data_options(tables), overwrite=overwrite)
+    if bool(source) == bool(data):
+        raise ConfigError(
+            "both INPUT and --data say what to embed; leave one out"
+            if source
+            else "nothing to embed is given: name it behind the model, as in `dmlcore embed MODEL photos --out x.npz`"
+        )
+    trained = load(model, checkpoint=checkpoint, device=device, trust_plugins=trust_plugins)
+    result = write_embeddings(
+        trained,
+        source or data,
+        out,
+        data_options(tables),
+        overwrite=overwrite,
+        batch_size=batch_size,
+        workers=workers,
+        precision=precision,
+        note=console.say,
+    )
     if json:
         console.show_json(result)
     else:
-        for note in result["notes"]:
-            console.say(note)
+        for text in result["notes"]:
+            console.say(text)
         count, length = result["samples"], result["embedding_dim"]
-        console.show(f"{count:,} embeddings of {length} in {out} ({', '.join(result['arrays'])})")
+        noun = "embedding" if count == 1 else "embeddings"
+        names = result.get("arrays") or result["columns"]
+        console.show(f"{count:,} {noun} of {length} in {out} ({', '.join(names)})")
+        if "beside" in result:
+            console.show(f"Which samples these are: {result['beside']} ({', '.join(result['columns'])})")
     return 0

@@ -7,7 +7,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Iterable
 
-from dmlcore.errors import suggestion
+from dmlcore.errors import DataError, suggestion
 from dmlcore.flags import component_flags
 from dmlcore.training.components import Component, data_component, why_not_chosen
 
@@ -55,10 +55,25 @@ class CommandLine:
         """Flags of all components that are named, a group each."""
         return [component_flags(component) for component in self.components.values() if component.option_names()]
 
-    def add_data(self, command: str) -> list[inspect.Parameter]:
-        """Flags of the data source that `--data` names, where the line is for this command."""
-        data = self.values_of("data").get("data") if self.command == command else None
-        return self.add(data_component(data)) if data else []
+    def add_data(self, command: str, *, place: int | None = None) -> list[inspect.Parameter]:
+        """Flags of the data source that `--data` names, where the line is for this command.
+
+        Args:
+            command: its name, the first word.
+            place: of the word that may name the data instead, a path that need not be one of a source.
+        """
+        if self.command != command:
+            return []
+        data = self.values_of("data").get("data")
+        if data is not None or place is None:
+            return self.add(data_component(data)) if data else []
+        words = self.words[: place + 1]
+        if len(words) <= place or any(word.startswith("-") for word in words):
+            return []
+        try:
+            return self.add(data_component(words[place]))
+        except DataError:  # such as a single picture, or what is not there, which is told when it is opened
+            return []
 
     def why_not_option(self, word: str) -> str:
         """Why a flag `--TABLE.option` is refused; empty where it is no such flag or no component is named."""

@@ -27,6 +27,7 @@ class LabelledDataset(torch.utils.data.Dataset):
     Attributes:
         labels: int64 [n], ids in the table's classes.
         dense_labels: int64 [n], 0..num_classes - 1.
+        table_names: a name per class of the table.
         class_names: a name per dense label.
         num_classes: of this part.
         sample_shape: of one sample.
@@ -49,17 +50,30 @@ class LabelledDataset(torch.utils.data.Dataset):
         self.labels = labels
         present, dense = np.unique(labels, return_inverse=True)
         self.dense_labels = dense.astype(np.int64)
-        self._table_names = class_names
+        self.table_names = class_names
         self.class_names = [str(class_names[label]) for label in present]
         self.num_classes = len(present)
         self.sample_shape = sample_shape
         self.augmentation = augmentation
         self.roles = roles
 
+    @classmethod
+    def joined(cls, parts: Sequence[LabelledDataset]) -> LabelledDataset:
+        """The samples of some parts of one table, at least one, in the order of the table and without augmentation."""
+        rows = np.concatenate([part.rows for part in parts])
+        labels = np.concatenate([part.labels for part in parts])
+        order = np.argsort(rows, kind="stable")
+        first = parts[0]
+        return cls(first.samples, rows[order], labels[order], first.table_names, first.sample_shape)
+
+    def between(self, start: int, end: int) -> LabelledDataset:
+        """The samples at some positions, without augmentation."""
+        return LabelledDataset(self.samples, self.rows[start:end], self.labels[start:end], self.table_names, self.sample_shape)
+
     def spread(self, most: int) -> LabelledDataset:
         """At most `most` of the samples, evenly spread over the data set, without augmentation."""
         positions = np.unique(np.linspace(0, max(len(self) - 1, 0), min(most, len(self))).round().astype(np.int64))
-        return LabelledDataset(self.samples, self.rows[positions], self.labels[positions], self._table_names, self.sample_shape)
+        return LabelledDataset(self.samples, self.rows[positions], self.labels[positions], self.table_names, self.sample_shape)
 
     @property
     def queries(self) -> np.ndarray:

@@ -45,17 +45,9 @@ class Parts:
 
     def joined(self) -> tuple[LabelledDataset, np.ndarray]:
         """All samples in the order of their source, and the part of each, text [N]."""
-        parts = {name: part for name, part in self.parts.items() if len(part)}
-        rows = np.concatenate([part.rows for part in parts.values()])
-        order = np.argsort(rows, kind="stable")
-        first = next(iter(parts.values()))
-        labels = np.concatenate([np.array(part.class_names, dtype=object)[part.dense_labels] for part in parts.values()])
-        names, dense = np.unique(labels.astype(str), return_inverse=True)
-        whole = LabelledDataset(
-            first.samples, rows[order], dense.astype(np.int64)[order], [str(name) for name in names], first.sample_shape
-        )
-        split = np.concatenate([words_of(name, part) for name, part in parts.items()])
-        return whole, split[order]
+        whole = LabelledDataset.joined(list(self.parts.values()))
+        split = np.concatenate([words_of(name, part) for name, part in self.parts.items()])
+        return whole, split[np.argsort(np.concatenate([part.rows for part in self.parts.values()]), kind="stable")]
 
     def places(self, rows: np.ndarray) -> np.ndarray:
         """Where samples stand in their source, int64 [n]: in tables the numbers of their rows, in other data the place among

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import os
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
@@ -76,6 +77,14 @@ class Model:
     def embedding_dim(self) -> int:
         """D, the length of an embedding."""
         return self.model.embedding_dim
+
+    def fingerprint(self) -> str:
+        """SHA-256 of the weights and their names, by which the model is known again."""
+        digest = hashlib.sha256()
+        for name, value in sorted(self.model.state_dict().items()):
+            digest.update(f"{name} {value.dtype} {list(value.shape)}\n".encode())
+            digest.update(value.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().data)
+        return digest.hexdigest()
 
     def __call__(self, samples: Tensor) -> Tensor:
         """Embeddings [b, D] of samples [b, ...], without gradients."""

@@ -175,18 +175,40 @@ class Preparation:
         return f"a picture: a path, one of Pillow, uint8 [H, W] or [H, W, 3] of any size, or floats {shape} in 0..1"
 
 
-def dataset_batches(dataset: LabelledDataset, batch_size: int, threads: int) -> Iterator[Tensor]:
+def dataset_batches(
+    dataset: LabelledDataset, batch_size: int, threads: int, failed: dict[int, str] | None = None
+) -> Iterator[Tensor]:
     """Batches of all samples of a data set in their order, as training evaluates them.
 
     Args:
         dataset: N samples.
         batch_size: samples of all batches but the last.
         threads: that read samples which are not in memory while others are used.
+        failed: receives by position why a sample cannot be read, which is then zeros. None: that is an error.
+
+    Raises:
+        DataError: a sample cannot be read.
     """
     size = batch_size if dataset.in_memory else _piece(batch_size)
     starts = range(0, len(dataset), size)
-    tasks = (lambda start=start: dataset.batch(range(start, min(start + size, len(dataset)))) for start in starts)
+    tasks = (lambda start=start: _read(dataset, range(start, min(start + size, len(dataset))), failed) for start in starts)
     return _joined(_ahead(tasks, 0 if dataset.in_memory else threads, 2 * batch_size // size), batch_size)
+
+
+def _read(dataset: LabelledDataset, positions: range, failed: dict[int, str] | None) -> Tensor:
+    try:
+        return dataset.batch(positions)
+    except DataError:
+        if failed is None:
+            raise
+    rows = []
+    for position in positions:
+        try:
+            rows.append(dataset.batch([position]))
+        except DataError as error:
+            failed[position] = str(error)
+            rows.append(torch.zeros(1, *dataset.sample_shape))
+    return torch.cat(rows)
 
 
 def default_threads() -> int:
