@@ -38,7 +38,7 @@ def flag(name: str, kind: Any, text: str, default: Any = None, *, is_positional:
         default: None shows none; `inspect.Parameter.empty` makes the flag mandatory.
         is_positional: it is a word of its own, and mandatory without a default.
     """
-    details = Parameter(help=text, negative=() if kind is bool else None, show_default=default not in (None, False))
+    details = Parameter(help=text, negative=() if kind is bool else None, show_default=default not in (None, False, ""))
     if is_positional:
         default = inspect.Parameter.empty if default is None else default
         return inspect.Parameter(

@@ -141,6 +141,25 @@ sys.exit(cli.main(["embed", *sys.argv[2:], "--batch-size", "4"]))
 """
 
 
+def test_it_goes_on_after_an_interruption(model: Any, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(embed, "_BLOCK", 8)
+    append, notes = embed.GrowingMatrix.append, list[str]()
+
+    def interrupted(self: Any, block: np.ndarray, failed: dict[int, str]) -> None:
+        append(self, block, failed)
+        if self.rows == 16:
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+        patched.setattr(embed.GrowingMatrix, "append", interrupted)
+        write_embeddings(model, str(photos), tmp_path / "e.npy", batch_size=4)
+    assert not (tmp_path / "e.npy").exists()
+    write_embeddings(model, str(photos), tmp_path / "e.npy", batch_size=4, note=notes.append)
+    assert notes == ["16 embeddings are there already, intact: going on from these"]
+    assert np.array_equal(np.load(tmp_path / "e.npy"), model.embed(str(photos), batch_size=4).embeddings)
+
+
+@pytest.mark.slow
 def test_it_goes_on_after_kill_9(model: Any, run: Path, photos: Path, tmp_path: Path) -> None:
     out = tmp_path / "e.npy"
     words = [str(run), str(photos), "--out", str(out)]
