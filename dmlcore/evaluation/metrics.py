@@ -79,7 +79,7 @@ def retrieval_metrics(
         else:
             results = plain.rank_positives(x, y, reference_vectors, reference_classes, ks, metric, itself)
     results = results.cpu().numpy()
-    return _means(results, ks, reference_classes is not None)
+    return means(results, ks, reference_classes is not None)
 
 
 def _with_references(x: Tensor, references: Any, reference_labels: Any) -> tuple[Tensor, Tensor, Labels]:
@@ -97,7 +97,7 @@ def _with_references(x: Tensor, references: Any, reference_labels: Any) -> tuple
     return x.to(dtype), vectors.to(dtype), labels
 
 
-def _means(results: np.ndarray, ks: list[int], has_references: bool) -> dict[str, float]:
+def means(results: np.ndarray, ks: list[int], has_references: bool = False) -> dict[str, float]:
     """Means over the queries that have a positive, from the rows of `plain.rank_positives`: `[5 + K, N]`."""
     counted = results[0] > 0
     queries = int(counted.sum())

@@ -100,11 +100,11 @@ def rank_positives(
         negatives = s.masked_fill(positive, -torch.inf).sort(dim=1).values
         if own is not None and itself is not None:
             positive[itself, own[part][itself]] = False
-        values[:, part] = _results(s, positive, negatives, ks)
+        values[:, part] = results(s, positive, negatives, ks)
     return values
 
 
-def _results(s: Tensor, positive: Tensor, negatives: Tensor, ks: Sequence[int]) -> Tensor:
+def results(s: Tensor, positive: Tensor, negatives: Tensor, ks: Sequence[int]) -> Tensor:
     """The rows of `rank_positives` for some queries.
 
     Args:

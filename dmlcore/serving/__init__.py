@@ -7,6 +7,9 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from dmlcore.serving.embed import write_embeddings
+    from dmlcore.serving.gathering import gather
+    from dmlcore.serving.index import Index, build_index
+    from dmlcore.serving.index_changes import add_entries, remove_entries
     from dmlcore.serving.loading import load
     from dmlcore.serving.model import Embedded, Model
     from dmlcore.serving.report import write_report
@@ -14,14 +17,31 @@ if TYPE_CHECKING:
 
 _HOMES = {
     "Embedded": "model",
+    "Index": "index",
     "Model": "model",
     "TrainedRun": "run",
+    "add_entries": "index_changes",
+    "build_index": "index",
+    "gather": "gathering",
     "load": "loading",
+    "remove_entries": "index_changes",
     "write_embeddings": "embed",
     "write_report": "report",
 }
 
-__all__ = ["Embedded", "Model", "TrainedRun", "load", "write_embeddings", "write_report"]
+__all__ = [
+    "Embedded",
+    "Index",
+    "Model",
+    "TrainedRun",
+    "add_entries",
+    "build_index",
+    "gather",
+    "load",
+    "remove_entries",
+    "write_embeddings",
+    "write_report",
+]
 
 
 def __getattr__(name: str) -> Any:
