@@ -555,10 +555,9 @@ def test_a_broken_plugin_does_not_break_the_help(install: Callable[[str, str], N
 def test_a_mistyped_command_gets_the_nearest_name(here: Callable[..., tuple[int, str, str]]) -> None:
     assert the_line(here("trian")[2]) == 'error: Unknown command "trian". Did you mean "train"? See `dmlcore --help`.'
     line = the_line(here("xyzzy")[2])
-    assert (
-        "Commands: data, embed, eval, fewshot, info, kernels, ood, plugins, report, runs, splits, train. See `dmlcore --help`."
-        in line
-    )
+    named = re.search(r"Commands: (.+)\. See `dmlcore --help`\.", line)
+    assert named is not None and {"data", "embed", "train"} < set(named[1].split(", "))
+    assert named[1].split(", ") == sorted(named[1].split(", "))
     assert the_line(here("splits", "odo")[2]).endswith('Did you mean "ood"? See `dmlcore splits --help`.')
 
 

@@ -155,7 +155,7 @@ class AllPairs:
         return np.concatenate(parts) if parts else np.empty(0, dtype=np.float32)
 
     def negatives(self) -> Iterator[tuple[int, np.ndarray, np.ndarray]]:
-        """Tiles of similarities: the first row and column, float32 [r, n], and bool [r, n], which of them are pairs of different
+        """Tiles of similarities: the first row and column, float32 [r, n], and bool [r, n], which are pairs of different
         classes that no other tile holds."""
         count = len(self.x)
         for first in progress.track(range(0, count, ROWS), "comparing pairs", count, ROWS):
