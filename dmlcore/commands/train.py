@@ -24,7 +24,7 @@ MORE = "Options of chosen losses, model and data are shown too: `dmlcore train -
 
 @hookimpl
 def dmlcore_commands(app: App, line: CommandLine) -> None:
-    files = _choose(line) if line.command == "train" else []
+    files = choose_components(line) if line.command == "train" else []
 
     def train(
         *,
@@ -73,7 +73,7 @@ def dmlcore_commands(app: App, line: CommandLine) -> None:
     app.command(command(train, flags, TEXT + ("" if line.components else f"\n\n{MORE}")), name="train")
 
 
-def _choose(line: CommandLine) -> list[Source]:
+def choose_components(line: CommandLine) -> list[Source]:
     """Take in what the line chooses, by itself and by a configuration file, whose source is returned."""
     values = line.values_of(*CHOOSING, "splits", "config", "resume")
     files = [Source.read(values["config"])] if "config" in values else []

@@ -136,10 +136,13 @@ class Run:
 
     def memory_needed(self) -> str:
         """Memory that a step needs, in words."""
+        return requirements.told(self.bytes_needed(self.batch_size))
+
+    def bytes_needed(self, batch_size: int) -> int:
+        """Memory that a step with so many samples needs, about."""
         optimiser = self.config.settings.optimiser
-        samples = -(-self.batch_size // optimiser.accumulate)
-        size = requirements.bytes_of_a_step(self.model, tuple(self.splits.sample_shape), samples, optimiser.precision)
-        return requirements.told(size)
+        samples = -(-batch_size // optimiser.accumulate)
+        return requirements.bytes_of_a_step(self.model, tuple(self.splits.sample_shape), samples, optimiser.precision)
 
     def freeze_trunk(self, is_frozen: bool) -> None:
         """Let the trunk train or not."""
@@ -156,6 +159,11 @@ class Run:
         )
         for inputs, labels in self._batches:
             yield inputs.to(self.device, non_blocking=True), labels.to(self.device, non_blocking=True)
+
+    def end_batches(self) -> None:
+        """Forget the present batches, and what was drawn ahead for them."""
+        self.close()
+        self._batches = None
 
     def close(self) -> None:
         """End what works for the run."""
@@ -197,18 +205,8 @@ class Run:
         Args:
             seconds: time trained so far.
         """
-        # Workers draw ahead of the step, so the batches know better than the sampler where the stream is.
-        position = (self._batches.state_dict() if self._batches else None) or self.sampler.state_dict()
-        position = {key: value.tolist() if isinstance(value, np.ndarray) else value for key, value in position.items()}
         state = {
-            **self.weights(),
-            "trained": None if self.averaged is None else self.model.state_dict(),
-            "passage": self.passage.state_dict(),
-            "memory": None if self.memory is None else self.memory.memory_state(),
-            "optimiser": self.optimiser.state_dict(),
-            "compression": self.compression.state_dict(),
-            "sampler": position,
-            "random": random_state(self.device),
+            **self.state(),
             "evaluated": self.evaluated,
             "best_step": self.best.step,
             "best_score": self.best.score,
@@ -219,6 +217,37 @@ class Run:
         self.saved = self.step
         checkpoints.forget_best_before(self.folder.checkpoints)
         return path
+
+    def state(self) -> dict[str, Any]:
+        """All that a step may change, by reference."""
+        # Workers draw ahead of the step, so the batches know better than the sampler where the stream is.
+        position = (self._batches.state_dict() if self._batches else None) or self.sampler.state_dict()
+        position = {key: value.tolist() if isinstance(value, np.ndarray) else value for key, value in position.items()}
+        return {
+            **self.weights(),
+            "trained": None if self.averaged is None else self.model.state_dict(),
+            "passage": self.passage.state_dict(),
+            "memory": None if self.memory is None else self.memory.memory_state(),
+            "optimiser": self.optimiser.state_dict(),
+            "compression": self.compression.state_dict(),
+            "sampler": position,
+            "random": random_state(self.device),
+        }
+
+    def load_state(self, state: dict[str, Any]) -> None:
+        """Go back to what `state` gave."""
+        self.served.load_state_dict(state["model"])
+        if self.averaged is not None:
+            self.model.load_state_dict(state["trained"])
+        self.passage.load_state_dict(state["passage"])
+        self.ensemble.load_state_dict(state["ensemble"])
+        if self.memory is not None:
+            self.memory.load_memory_state(state["memory"])
+        self.optimiser.load_state_dict(state["optimiser"])
+        self.compression.load_state_dict(state["compression"])
+        self.sampler.load_state_dict(state["sampler"])
+        restore_random_state(state["random"], self.device)
+        self.step = state["step"]
 
     def saved_note(self) -> str:
         """What there is to continue from, for messages about why a run stops."""
@@ -233,17 +262,7 @@ class Run:
             TrainingError: the checkpoint belongs to another model or to other data, or the best one is another than it names.
         """
         try:
-            self.served.load_state_dict(state["model"])
-            if self.averaged is not None:
-                self.model.load_state_dict(state["trained"])
-            self.passage.load_state_dict(state["passage"])
-            self.ensemble.load_state_dict(state["ensemble"])
-            if self.memory is not None:
-                self.memory.load_memory_state(state["memory"])
-            self.optimiser.load_state_dict(state["optimiser"])
-            self.compression.load_state_dict(state["compression"])
-            self.sampler.load_state_dict(state["sampler"])
-            restore_random_state(state["random"], self.device)
+            self.load_state(state)
             self._restore_position(state)
         except Exception as error:  # whatever PyTorch and numpy make of values of wrong types and shapes
             reason = (
@@ -263,5 +282,5 @@ class Run:
                 raise ValueError(f"its '{name}' is wrong")
         if not (math.isfinite(score) and math.isfinite(seconds)):
             raise ValueError("its 'best_score' or 'seconds' is wrong")
-        self.step = self.saved = state["step"]
+        self.saved = self.step
         self.evaluated, self.best, self.seconds = evaluated, Best(best_step, score), seconds

@@ -17,20 +17,23 @@ if TYPE_CHECKING:
     from dmlcore.training.run import Run
 
 
-def take_step(run: Run, inputs: Tensor, labels: Tensor) -> StepRecord:
+def take_step(run: Run, inputs: Tensor, labels: Tensor, factor: float | None = None) -> StepRecord:
     """Train on a batch and count the step.
 
     Args:
         run: its model, losses, optimiser and `step` are changed.
         inputs: [B, ...].
         labels: [B] int64.
+        factor: on the learning rates; None: the schedule's.
 
     Raises:
         TrainingError: a loss or gradient is not finite, and no parameter was changed; or the memory of the device is full.
         PluginError: a loss that is no single number.
     """
     settings, number = run.config.settings, run.step + 1
-    rates = optimiser.set_rates(run.optimiser, schedule.factor(run.step, run.steps, settings.optimiser.warmup))
+    if factor is None:
+        factor = schedule.factor(run.step, run.steps, settings.optimiser.warmup)
+    rates = optimiser.set_rates(run.optimiser, factor)
     run.model.train()
     run.freeze_trunk(number <= settings.optimiser.freeze)
     run.loss.train()
