@@ -8,23 +8,39 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from dmlcore.models.architecture import architecture_of, build_architecture, serving_state
     from dmlcore.models.building import ImagesWanted, build_model, images_wanted
     from dmlcore.models.embedding import EmbeddingModel
     from dmlcore.models.naming import default_trunk, find_trunk
     from dmlcore.models.pooling import Pool, rows_of
     from dmlcore.models.pretrained import PretrainedOptions, PretrainedTrunk, import_library, not_here
     from dmlcore.models.trunks import Trunk
-    from dmlcore.models.weight_files import in_torch_cache, load_weights, read_weights, write_weights
+    from dmlcore.models.weight_files import (
+        do_weights_follow,
+        in_torch_cache,
+        load_weights,
+        read_weights,
+        weights_follow,
+        write_weights,
+    )
     from dmlcore.models.weight_names import without_prefixes
 
 _HOMES = {
+    "architecture": ("architecture_of", "build_architecture", "serving_state"),
     "building": ("ImagesWanted", "build_model", "images_wanted"),
     "embedding": ("EmbeddingModel",),
     "naming": ("default_trunk", "find_trunk"),
     "pooling": ("Pool", "rows_of"),
     "pretrained": ("PretrainedOptions", "PretrainedTrunk", "import_library", "not_here"),
     "trunks": ("Trunk",),
-    "weight_files": ("in_torch_cache", "load_weights", "read_weights", "write_weights"),
+    "weight_files": (
+        "do_weights_follow",
+        "in_torch_cache",
+        "load_weights",
+        "read_weights",
+        "weights_follow",
+        "write_weights",
+    ),
     "weight_names": ("without_prefixes",),
 }
 
@@ -35,8 +51,11 @@ __all__ = [
     "PretrainedOptions",
     "PretrainedTrunk",
     "Trunk",
+    "architecture_of",
+    "build_architecture",
     "build_model",
     "default_trunk",
+    "do_weights_follow",
     "find_trunk",
     "images_wanted",
     "import_library",
@@ -45,6 +64,8 @@ __all__ = [
     "not_here",
     "read_weights",
     "rows_of",
+    "serving_state",
+    "weights_follow",
     "without_prefixes",
     "write_weights",
 ]

@@ -21,7 +21,7 @@ from dmlcore.files import expanded, make_folder
 from dmlcore.models.adapters import add_adapters, merge_adapters, own_weights
 from dmlcore.models.pooling import Pooling
 from dmlcore.models.trunks import Trunk
-from dmlcore.models.weight_files import write_weights
+from dmlcore.models.weight_files import do_weights_follow, write_weights
 
 _IMAGENET_MEAN = (0.485, 0.456, 0.406)
 _IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -114,6 +114,7 @@ class PretrainedTrunk(Trunk):
         """Make what the adapters have learnt part of the network's weights."""
         if self.options.lora:
             merge_adapters(self.network)
+            self.options = dataclasses.replace(self.options, lora=0)
 
     def count_features(self, samples: Tensor, expected_side: int) -> int:
         """The columns of `forward`, found by calling it on one sample.
@@ -141,9 +142,13 @@ class PretrainedTrunk(Trunk):
 
     def keep(self, folder: Path) -> None:
         """Write the weights that training starts from, if they are not drawn from the seed."""
-        if not self.options.is_drawn:
+        if not self.options.is_drawn and not do_weights_follow():
             make_folder(folder)
             write_weights(folder / KEPT, own_weights(self.network))
+
+    def shared_options(self) -> Any:
+        """The options without the places of files."""
+        return dataclasses.replace(self.options, weights=PUBLISHED) if self.options.has_file else self.options
 
     @classmethod
     def kept(cls, options: _Options, folder: Path) -> _Options:

@@ -70,6 +70,21 @@ class Trunk(nn.Module, ABC):
     def merge(self) -> None:
         """Called once training is over and the trunk is only used: what was trained beside its weights becomes part of them."""
 
+    def shared_options(self) -> Any:
+        """The options as a model has them that is given away: without places on this computer, which `keep` makes needless."""
+        return self.options
+
+    def sentence_modules(self, folder: Path) -> list[dict[str, Any]] | None:
+        """Write the trunk as modules of sentence-transformers that need no code of dmlcore. None: it cannot be written so.
+
+        Args:
+            folder: of the model, for a sub-folder per module.
+
+        Returns:
+            A `path` and a `type` for each, as its `modules.json` lists them.
+        """
+        return None
+
     @classmethod
     def kept(cls, options: Any, folder: Path) -> Any:
         """The options by which the trunk is built out of what `keep` wrote.

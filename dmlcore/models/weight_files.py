@@ -4,9 +4,11 @@ may have are in `weight_names`.
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import io
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextvars import ContextVar
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +22,24 @@ from dmlcore.models.weight_names import without_prefixes
 _WRAPPERS = ("state_dict", "model", "model_state_dict")  # keys under which training scripts store weights
 _CLASSIFIER = 2  # entries of a linear layer: the classifier, which a trunk has none of
 _LEAST_CACHED = 1024  # bytes: less is what an interrupted download leaves
+
+
+_FOLLOWING: ContextVar[bool] = ContextVar("following", default=False)
+
+
+@contextlib.contextmanager
+def weights_follow() -> Iterator[None]:
+    """While a model is built, or written, whose whole state is kept apart: its trunk then reads, or writes, no weights."""
+    token = _FOLLOWING.set(True)
+    try:
+        yield
+    finally:
+        _FOLLOWING.reset(token)
+
+
+def do_weights_follow() -> bool:
+    """Whether this is inside `weights_follow`."""
+    return _FOLLOWING.get()
 
 
 def read_weights(file: Path) -> dict[str, Any]:

@@ -7,7 +7,9 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from dmlcore.serving.embed import write_embeddings
+    from dmlcore.serving.exporting import export_folder
     from dmlcore.serving.gathering import gather
+    from dmlcore.serving.hub import push
     from dmlcore.serving.index import Index, build_index
     from dmlcore.serving.index_changes import add_entries, remove_entries
     from dmlcore.serving.loading import load
@@ -22,8 +24,10 @@ _HOMES = {
     "TrainedRun": "run",
     "add_entries": "index_changes",
     "build_index": "index",
+    "export_folder": "exporting",
     "gather": "gathering",
     "load": "loading",
+    "push": "hub",
     "remove_entries": "index_changes",
     "write_embeddings": "embed",
     "write_report": "report",
@@ -36,8 +40,10 @@ __all__ = [
     "TrainedRun",
     "add_entries",
     "build_index",
+    "export_folder",
     "gather",
     "load",
+    "push",
     "remove_entries",
     "write_embeddings",
     "write_report",

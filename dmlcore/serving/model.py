@@ -63,6 +63,7 @@ class Model:
     Attributes:
         kind: `images`, `features` or `texts`.
         sample_shape: of one sample, (C, H, W), (F,) or (bytes,).
+        about: what is known of its training, for its card: losses, data, metrics and so on.
     """
 
     def __init__(self, model: EmbeddingModel, name: str, preparation: Preparation, device: torch.device) -> None:
@@ -72,6 +73,7 @@ class Model:
         self.kind = preparation.kind
         self.sample_shape = preparation.sample_shape
         self.device = device
+        self.about: dict[str, Any] = {}
 
     @property
     def embedding_dim(self) -> int:

@@ -13,7 +13,7 @@ from dmlcore.data.images import Interpolation
 from dmlcore.errors import ConfigError, DataError
 from dmlcore.evaluation import evaluating
 from dmlcore.files import expanded
-from dmlcore.models import EmbeddingModel
+from dmlcore.models import EmbeddingModel, weights_follow
 from dmlcore.serving.inputs import Parts, named_by_user
 from dmlcore.serving.model import Model
 from dmlcore.serving.samples import Preparation
@@ -33,6 +33,8 @@ from dmlcore.training.objects import check_objects, parted
 from dmlcore.training.result import named_metrics
 
 OF_A_MODEL = ("loss", "model", "compressor")  # kinds without which no model is built
+MEASURED = ("metrics", "baselines", "advice", "chosen_step", "chosen_by")
+OF_A_CARD = ("losses", "data", "steps", "seed", "versions", *MEASURED)  # of `result.json`
 
 
 class TrainedRun(Model):
@@ -74,7 +76,8 @@ class TrainedRun(Model):
         self.step: int = state["step"]
         kind, sample_shape = state["kind"], tuple(state["sample_shape"])
         with trust.reading(self._source()):
-            model = build_run_model(self.config, sample_shape, kind, self.folder.kept_trunk)
+            with weights_follow():
+                model = build_run_model(self.config, sample_shape, kind, self.folder.kept_trunk)
             images = images_of(self.config, self.folder.kept_trunk)
         try:
             model.load_state_dict(state["model"])
@@ -87,6 +90,17 @@ class TrainedRun(Model):
         interpolation = _interpolation(state["config"], images.interpolation)
         name = f"the run in {self.folder.path}"
         super().__init__(model, name, Preparation(kind, sample_shape, interpolation), on_device)
+        self.about = self._about()
+
+    def _about(self) -> dict[str, Any]:
+        result = self.folder.read_result() if self.folder.result.exists() else {}
+        about = {key: result[key] for key in OF_A_CARD if key in result}
+        if self.step != about.get("chosen_step"):  # another checkpoint, which nobody has measured
+            about = {key: value for key, value in about.items() if key not in MEASURED}
+        data = about.get("data")
+        if isinstance(data, dict):  # without places on this computer
+            about["data"] = {"name": Path(str(data.get("name"))).name, "kind": self.kind, "parts": data.get("parts")}
+        return about
 
     def _source(self, *kinds: str) -> trust.Folder:
         return trust.Folder(self.folder.path, (*OF_A_MODEL, *kinds), self._trusts_plugins)

@@ -22,7 +22,16 @@ from dmlcore.config import check_range
 from dmlcore.data import texts_of
 from dmlcore.errors import ConfigError, DataError
 from dmlcore.files import expanded, make_folder, write_atomically
-from dmlcore.models import Pool, PretrainedOptions, PretrainedTrunk, import_library, load_weights, not_here, rows_of
+from dmlcore.models import (
+    Pool,
+    PretrainedOptions,
+    PretrainedTrunk,
+    do_weights_follow,
+    import_library,
+    load_weights,
+    not_here,
+    rows_of,
+)
 
 _SAFE: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}  # neither fetched nor run
 _BICUBIC = 3  # Pillow's number, which image processors have as `resample`
@@ -31,6 +40,7 @@ _HEADS = ("pooler.", "cls.", "classifier.", "lm_head.", "predictions.", "embeddi
 _SMALL_FILES = (".json", ".txt", ".model")  # configurations and tokenizers, beside the weights
 _MOST_CACHED = 2**18  # texts whose tokens are kept
 _POOLINGS: dict[str, Literal["avg", "max", "cls"]] = {"mean": "avg", "max": "max", "cls": "cls"}  # by sentence-transformers
+_POOLING_FLAGS = ("cls_token", "mean_tokens", "max_tokens")  # as every version of sentence-transformers reads them
 
 
 @dataclass(frozen=True)
@@ -114,11 +124,31 @@ class HuggingFaceTrunk(PretrainedTrunk):
         patches = (images.shape[2] // side) * (images.shape[3] // side) if isinstance(side, int) else count
         return max(count - patches, 0)
 
+    def sentence_modules(self, folder: Path) -> list[dict[str, Any]] | None:
+        """Its network and tokenizer as a Transformer of sentence-transformers, with a Pooling behind it."""
+        modes = {ours: theirs for theirs, ours in _POOLINGS.items()}
+        network: Any = self.network
+        if not self.takes_texts or self.pool is None or self.pool.how not in modes or network.config.is_encoder_decoder:
+            return None
+        place, pooling = make_folder(folder / "0_Transformer"), make_folder(folder / "1_Pooling")
+        network.save_pretrained(place)
+        self.tokenizer.save_pretrained(place)
+        settings = {"max_seq_length": self.length, "do_lower_case": False}
+        write_atomically(place / "sentence_bert_config.json", json.dumps(settings).encode())
+        flags = {f"pooling_mode_{word}": word.startswith(modes[self.pool.how]) for word in _POOLING_FLAGS}
+        write_atomically(pooling / "config.json", json.dumps({"word_embedding_dimension": self.features, **flags}).encode())
+        kinds = {"0_Transformer": "Transformer", "1_Pooling": "Pooling"}
+        return [{"path": path, "type": f"sentence_transformers.models.{kind}"} for path, kind in kinds.items()]
+
     def keep(self, folder: Path) -> None:
         """Write the configuration and the tokenizer too."""
         super().keep(folder)
         make_folder(folder)
         self.folder.copy(folder)
+
+    def shared_options(self) -> HuggingFaceOptions:
+        """The options without the places of files and folders."""
+        return with_changes(super().shared_options(), arch=self.folder.root.name)
 
     @classmethod
     def kept(cls, options: HuggingFaceOptions, folder: Path) -> HuggingFaceOptions:
@@ -207,7 +237,7 @@ class _Folder:
             try:
                 config = transformers.AutoConfig.from_pretrained(str(self.path), **_SAFE)
                 config = getattr(config, "text_config" if takes_texts else "vision_config", None) or config
-                if options.has_file or options.is_drawn:
+                if options.has_file or options.is_drawn or do_weights_follow():
                     network = transformers.AutoModel.from_config(config, trust_remote_code=False).float()
                     missing: set[str] = set()
                 else:
@@ -223,7 +253,7 @@ class _Folder:
         network = network.get_encoder() if getattr(config, "is_encoder_decoder", False) else network
         if isinstance(getattr(getattr(network, "pooler", None), "dense", None), nn.Linear):
             network.pooler = None  # made for guessing the next sentence or a class; untrained in many folders
-        if options.has_file:
+        if options.has_file and not do_weights_follow():
             prefix = f"{network.base_model_prefix}." if getattr(network, "base_model_prefix", "") else ""
             load_weights(network, Path(options.weights), options.arch, further_prefix=prefix, ignored=_HEADS)
         return network

@@ -23,6 +23,7 @@ from dmlcore.models import (
     Pool,
     PretrainedOptions,
     PretrainedTrunk,
+    do_weights_follow,
     import_library,
     in_torch_cache,
     load_weights,
@@ -119,8 +120,8 @@ def _expected(arch: str) -> Any:
 
 
 def _weights_file(options: TimmOptions, expected: Any) -> Path | None:
-    """The file of the weights. None: they are drawn at random."""
-    if options.is_drawn:
+    """The file of the weights. None: they are drawn at random, or follow."""
+    if options.is_drawn or do_weights_follow():
         return None
     if options.has_file:
         return Path(options.weights)

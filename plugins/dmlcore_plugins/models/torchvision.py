@@ -19,6 +19,7 @@ from dmlcore.models import (
     Pool,
     PretrainedOptions,
     PretrainedTrunk,
+    do_weights_follow,
     import_library,
     in_torch_cache,
     load_weights,
@@ -55,7 +56,7 @@ class TorchvisionTrunk(PretrainedTrunk):
         models = _models()
         _check_arch(options.arch)
         file = _weights_file(options)
-        self.network = _create(models, options, min(height, width), is_drawn=file is None)
+        self.network = _create(models, options, min(height, width), is_drawn=options.is_drawn)
         _remove_classifier(self.network, options.arch)
         if file is not None:
             load_weights(self.network, file, options.arch, ignored=_AUXILIARY, adapt=_renamed)
@@ -111,8 +112,8 @@ def _expected(arch: str) -> dict[str, Any]:
 
 
 def _weights_file(options: TorchvisionOptions) -> Path | None:
-    """The file of the weights. None: they are drawn at random."""
-    if options.is_drawn:
+    """The file of the weights. None: they are drawn at random, or follow."""
+    if options.is_drawn or do_weights_follow():
         return None
     if options.has_file:
         return Path(options.weights)
