@@ -75,7 +75,7 @@ def _with_nan() -> np.ndarray:
         ({"x": np.zeros((50, 8, 8), dtype=np.float32)}, "but must be features"),
         ({"x": np.zeros((50, 8, 8, 2), dtype=np.uint8)}, "but must be features"),
         ({"x": np.zeros((50, 6), dtype=complex)}, "must hold numbers"),
-        ({"y": np.zeros((50, 2))}, "one label per row"),
+        ({"y": np.zeros((50, 1))}, "one label per row"),
         ({"y": np.linspace(0, 1, 50)}, "fractions or infinite"),
         ({"y": np.r_[np.inf, np.arange(49.0)]}, "fractions or infinite"),
         ({"y": np.full(50, np.nan)}, "has no label: all are empty or nan"),

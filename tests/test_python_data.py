@@ -167,7 +167,7 @@ def test_data_sets_of_hugging_face(tmp_path):
         (lambda x, y: ([object()] * 50, y), "holds Python objects"),
         (lambda x, y: 3, "type int cannot be read by number"),
         (lambda x, y: Listed([], []), "have no samples"),
-        (lambda x, y: Listed(x, [[0, 1]] * 50), r"label 0 of the data from Python is \[2\]"),
+        (lambda x, y: Listed(x, [[[0, 1]]] * 50), r"label 0 of the data from Python is \[1, 2\]"),
         (lambda x, y: Listed([*x[:-1], x[0, :3]], y), "samples of the data from Python differ"),
         (lambda x, y: Listed(x[:, :, None], y), r"are \[6, 1\], but must be"),
         (lambda x, y: list(x), r"item 0 of the data from Python is ndarray, but must be \(sample, label\)"),

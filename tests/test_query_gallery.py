@@ -159,10 +159,10 @@ def test_queries_without_answers() -> None:
     data = arrays()
     data["split"][data["y"] == 0] = "train"
     data["split"][(data["y"] == 1) & (data["split"] == "gallery")] = "train"
-    assert "2 of 14 queries have no sample of their class in the gallery" in open_data(data).notes
+    assert "2 of 14 test samples have none of its class in the gallery" in open_data(data).notes
     data["split"] = np.where(data["split"] == "gallery", "train", data["split"])
     data["split"][data["y"] == 0] = "gallery"
-    with pytest.raises(DataError, match="no query of the test part has a sample of its class in the gallery"):
+    with pytest.raises(DataError, match="no sample of the test part has one of its class in the gallery"):
         open_data(data)
 
 

@@ -183,7 +183,7 @@ def test_a_damaged_folder_of_hugging_face_is_one_line(tmp_path, arrow, file, con
         ({"label": LABELS, "x": [None, *[[1.0]] * (COUNT - 1)]}, "have the lengths none, 1"),
         ({"label": LABELS, "x": [None, *[1.0] * (COUNT - 1)]}, "NaN or infinite in 1 rows, the first is row 0"),
         ({"label": LABELS / 7, "x": [1.0] * COUNT}, "fractions or infinite"),
-        ({"label": [[1]] * COUNT, "x": [1.0] * COUNT}, "holds list.*but labels are whole numbers or text"),
+        ({"label": [[[1]]] * COUNT, "x": [1.0] * COUNT}, "holds list.*but labels are whole numbers or text"),
         ({"label": [None] * COUNT, "x": [1.0] * COUNT}, "labels are whole numbers or text|has no label"),
         ({"label": [""] * COUNT, "x": [1.0] * COUNT}, "has no label"),
         ({"label": [], "x": []}, "has no rows"),

@@ -61,17 +61,21 @@ def _show(source: str, *, image_size: int | None, json: bool, debug: bool, **tab
         "samples": f"{facts['samples']:,}" + ("" if facts["in_memory"] else ", decoded when they are needed"),
         "classes": f"{classes:,}" if classes else "none: the data have no labels",
     }
+    noun = "label" if facts["labels"] else "class"
+    if facts["labels"]:
+        shown["labels"] = f"{facts['labels']:,}; samples have several"
+        del shown["classes"]
     if classes:
         per_class = facts["samples_per_class"]
         if per_class["least"] == per_class["most"]:
-            shown["samples per class"] = f"{per_class['most']:,}"
+            shown[f"samples per {noun}"] = f"{per_class['most']:,}"
         else:
-            shown["samples per class"] = f"{per_class['least']:,} to {per_class['most']:,}, median {per_class['median']:g}"
+            shown[f"samples per {noun}"] = f"{per_class['least']:,} to {per_class['most']:,}, median {per_class['median']:g}"
             shown["largest"] = ", ".join(f"{name} ({count:,})" for name, count in facts["largest"][:_NAMED])
             shown["smallest"] = ", ".join(f"{name} ({count:,})" for name, count in facts["smallest"][:_NAMED])
         parts = facts["split"]
         shown["split"] = (
-            ", ".join(f"{part} {count:,}" for part, count in parts.items()) if parts else "none: drawn by class when training"
+            ", ".join(f"{part} {count:,}" for part, count in parts.items()) if parts else f"none: drawn by {noun} when training"
         )
     console.show_facts(shown)
     for note in facts["notes"]:

@@ -61,10 +61,8 @@ def _first_lines(run: Run) -> list[tuple[str, str]]:
         f"{loss['name']} ({'fused' if loss['fused'] else 'not fused: ' + str(loss['why_not_fused'])})"
         for loss in run.ensemble.describe()
     )
-    parts = "; ".join(
-        f"{part} {len(getattr(run.splits, part)):,} samples of {getattr(run.splits, part).num_classes:,} classes"
-        for part in ("train", "validation", "test")
-    )
+    parts = "; ".join(f"{part} {run.splits.count_of(part)}" for part in ("train", "validation", "test"))
+    unit = "classes" if run.splits.train.sets is None else "labels"
     done = f", {run.step:,} done already" if run.step else ""
     return [
         ("run", str(run.folder.path)),
@@ -76,7 +74,7 @@ def _first_lines(run: Run) -> list[tuple[str, str]]:
         ("memory", f"a step needs {run.memory_needed()}"),
         (
             "training",
-            f"{run.steps:,} steps{done} of {run.classes_per_batch} classes x {settings.data.samples_per_class} samples,"
+            f"{run.steps:,} steps{done} of {run.classes_per_batch} {unit} x {settings.data.samples_per_class} samples,"
             f" seed {settings.run.seed}, validation every {settings.run.eval_every} steps",
         ),
     ]

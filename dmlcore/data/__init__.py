@@ -27,13 +27,15 @@ if TYPE_CHECKING:
     from dmlcore.data.images import IMAGE_SUFFIXES, UNREADABLE, decode
     from dmlcore.data.label_sets import LabelSets
     from dmlcore.data.loading import Batches, OrderedBatches, batches
+    from dmlcore.data.multi_label import NamedSets, named_sets, parted_labels, set_classes
     from dmlcore.data.opening import default_source, find_source, load_table, open_data
+    from dmlcore.data.part_words import ROLES, SPLIT_WORDS, split_words
     from dmlcore.data.python_data import PythonData
     from dmlcore.data.recorded_splits import RecordedSplit
     from dmlcore.data.samplers import BatchSampler, SamplerOptions, create_sampler
     from dmlcore.data.sources import KINDS_OF_DATA, DataSource, Table
     from dmlcore.data.split_files import ClassSplit, SplitFile
-    from dmlcore.data.splits import ROLES, SPLIT_WORDS, Splits, split_words
+    from dmlcore.data.splits import Splits
     from dmlcore.data.stores import FeatureStore, ImageFiles, PixelStore, Store
     from dmlcore.data.texts import TEXT_BYTES, TextStore, count_trigrams, text_table, texts_of
     from dmlcore.data.transforms import Transform, TransformOptions, Transforms
@@ -58,13 +60,15 @@ _HOMES = {
     "images": ("IMAGE_SUFFIXES", "UNREADABLE", "decode"),
     "label_sets": ("LabelSets",),
     "loading": ("Batches", "OrderedBatches", "batches"),
+    "multi_label": ("NamedSets", "named_sets", "parted_labels", "set_classes"),
     "opening": ("default_source", "find_source", "load_table", "open_data"),
     "python_data": ("PythonData",),
     "recorded_splits": ("RecordedSplit",),
     "samplers": ("BatchSampler", "SamplerOptions", "create_sampler"),
     "sources": ("KINDS_OF_DATA", "DataSource", "Table"),
     "split_files": ("ClassSplit", "SplitFile"),
-    "splits": ("ROLES", "SPLIT_WORDS", "Splits", "split_words"),
+    "part_words": ("ROLES", "SPLIT_WORDS", "split_words"),
+    "splits": ("Splits",),
     "stores": ("FeatureStore", "ImageFiles", "PixelStore", "Store"),
     "texts": ("TEXT_BYTES", "TextStore", "text_table", "texts_of", "count_trigrams"),
     "transforms": ("Transform", "TransformOptions", "Transforms"),
@@ -92,6 +96,7 @@ __all__ = [
     "ImageSearch",
     "LabelSets",
     "LabelledDataset",
+    "NamedSets",
     "OrderedBatches",
     "PathImages",
     "PixelOptions",
@@ -123,10 +128,13 @@ __all__ = [
     "is_missing",
     "joined_parts",
     "load_table",
+    "named_sets",
     "open_data",
+    "parted_labels",
     "pyarrow",
     "read_csv",
     "report_unreadable",
+    "set_classes",
     "split_words",
     "sub_folders",
     "text_table",

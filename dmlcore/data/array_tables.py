@@ -8,8 +8,9 @@ import numpy as np
 
 from dmlcore.data.class_names import is_missing, tidy_names
 from dmlcore.data.image_tables import PixelOptions, choose_augmentation
+from dmlcore.data.multi_label import NamedSets, labelled_rows, set_classes, sets_of_matrix
+from dmlcore.data.part_words import split_words
 from dmlcore.data.sources import Table
-from dmlcore.data.splits import split_words
 from dmlcore.data.stores import FeatureStore, PixelStore
 from dmlcore.errors import DataError
 from dmlcore.files import writable_text
@@ -26,28 +27,37 @@ def array_table(
     *,
     needs_labels: bool = True,
     takes_floats: bool = False,
+    sets: NamedSets | None = None,
 ) -> Table:
     """A table of features or of images of one size.
 
     Args:
         arrays: `x` (float [N, F] features, or uint8 [N, H, W], [N, H, W, C] or [N, C, H, W] images) and `y` (whole numbers or
-            text [N]). There may be `class_name` and `class_group` (text [C] for labels 0..C - 1), and `split` or
-            `official_split` (text or 0, 1, 2 per sample). Others are mentioned in a note.
+            text [N], or a matrix [N, L] of 0 and 1: which labels each sample has). There may be `class_name` and `class_group`
+            (text [C] for labels 0..C - 1), and `split` or `official_split` (text or 0, 1, 2 per sample). Others are mentioned
+            in a note.
         where: what holds them, for messages.
         options: how images are augmented.
         needs_labels: refuse arrays without `y`.
         takes_floats: take images of floats [N, C, H, W] as they are.
+        sets: labels of the samples instead of `y`, where they have several.
 
     Raises:
         DataError: a missing array, wrong shapes or types, numbers that are not finite, no label at all.
     """
-    has_labels = "y" in arrays
-    for array in ("x", "y") if needs_labels else ("x",):
+    has_labels = "y" in arrays or sets is not None
+    for array in ("x", "y") if needs_labels and sets is None else ("x",):
         if array not in arrays:
             raise DataError(f"{where} has no array '{array}'; it has {', '.join(map(writable_text, arrays)) or 'none'}")
     x = arrays["x"]
     if x.ndim == 0 or len(x) == 0:
         raise DataError(f"'x' in {where} is empty")
+    if "y" in arrays and arrays["y"].ndim == 2 and (arrays["y"].shape[1] > 1 or arrays["y"].dtype == bool):
+        if len(arrays["y"]) != len(x):
+            raise DataError(f"'y' in {where} has {len(arrays['y'])} rows, but 'x' has {len(x)}")
+        sets = sets_of_matrix(arrays["y"], arrays.get("class_name"), where)
+    if sets is not None:
+        return _table_of_sets(x, sets, arrays, where, options, takes_floats)
     if has_labels:
         y, has_label = present_labels(arrays["y"], len(x), where)
     else:
@@ -63,15 +73,39 @@ def array_table(
     if not has_label.all():
         notes.append(f"{int((~has_label).sum())} rows without a label (empty or nan) were left out")
         x, samples = x[has_label], [str(row) for row in np.flatnonzero(has_label)]
-    about = {"sample_names": samples, "class_groups": groups, "has_labels": has_labels}
+    table = _table(x, labels, class_names, where, options, takes_floats)
+    table.split, table.skipped, table.sample_names = split, notes, samples
+    table.class_groups, table.has_labels = groups, has_labels
+    return table
+
+
+def _table_of_sets(
+    x: np.ndarray, sets: NamedSets, arrays: Mapping[str, np.ndarray], where: str, options: PixelOptions, takes_floats: bool
+) -> Table:
+    """A table of samples that have several labels each; those with none are left out."""
+    rows, notes = labelled_rows(sets, len(x), where)
+    classes = set_classes(sets.sets.select(rows), sets.names)
+    table = _table(x[rows] if len(rows) < len(x) else x, classes.labels, classes.class_names, where, options, takes_floats)
+    table.label_sets, table.label_names = classes.sets, sets.names
+    has_label = np.zeros(len(x), dtype=bool)
+    has_label[rows] = True
+    table.split, table.skipped = _split(arrays, len(x), has_label, where), notes
+    table.sample_names = [str(row) for row in rows] if len(rows) < len(x) else None
+    unused = [name for name in arrays if name not in ARRAYS or name == "class_group"]
+    if unused:
+        notes.append(f"arrays not used: {', '.join(writable_text(name) for name in unused)}")
+    return table
+
+
+def _table(
+    x: np.ndarray, labels: np.ndarray, class_names: list[str], where: str, options: PixelOptions, takes_floats: bool
+) -> Table:
     if x.ndim == 2:
-        store = FeatureStore(finite_features(x, where))
-        return Table("features", store, labels, class_names, (x.shape[1],), split, notes, **about)
+        return Table("features", FeatureStore(finite_features(x, where)), labels, class_names, (x.shape[1],))
     is_float = takes_floats and x.ndim == 4 and x.dtype.kind == "f" and 0 not in x.shape
     store = FeatureStore(finite_features(x, where)) if is_float else PixelStore(_pixels(x, where))
     shape = tuple(store.values.shape[1:] if isinstance(store, FeatureStore) else store.pixels.shape[1:])
-    augmentation = choose_augmentation(options, shape)
-    return Table("images", store, labels, class_names, shape, split, notes, augmentation, **about)
+    return Table("images", store, labels, class_names, shape, augmentation=choose_augmentation(options, shape))
 
 
 def present_labels(y: np.ndarray, count: int, where: str, noun: str = "y") -> tuple[np.ndarray, np.ndarray]:

@@ -19,14 +19,16 @@ from dmlcore.data.class_names import is_missing
 from dmlcore.data.encoded import BytesImages, PathImages
 from dmlcore.data.image_tables import PixelOptions, image_table
 from dmlcore.data.indexed_datasets import LABELS, SAMPLES
+from dmlcore.data.multi_label import NamedSets, labelled_rows, named_sets, set_classes, sets_of_matrix
+from dmlcore.data.part_words import SPLIT_WORDS, split_words
 from dmlcore.data.sources import Table
-from dmlcore.data.splits import SPLIT_WORDS, split_words
 from dmlcore.data.stores import FeatureStore
 from dmlcore.errors import DataError, suggestion
 from dmlcore.files import writable_text
 
 _PATHS = ("path", "image_path", "file_name", "filename", "file")
 _SPLITS = ("split", "official_split")
+_LISTS = ("numbers", "texts")  # kinds of columns of lists
 _NAMED = 8  # columns named in a message
 
 
@@ -89,8 +91,8 @@ def arrow_table(
     """A table of images or features out of the columns of a `pyarrow.Table`.
 
     Args:
-        table: with a column of labels (whole numbers or text), and one of images (bytes, paths, or structs of both as Hugging
-            Face writes them), one of lists of numbers, or several of numbers. A column `split` is respected.
+        table: with a column of labels (whole numbers or text, or lists of them), and one of images (bytes, paths, or structs of
+            both as Hugging Face writes them), one of lists of numbers, or several of numbers. A column `split` is respected.
         where: what it is, for messages.
         options: which columns, and how images are augmented and kept.
         folder: that paths are relative to. None: the working folder.
@@ -107,7 +109,15 @@ def arrow_table(
     columns = _Columns(table, where, options, needs_labels)
     notes = columns.notes()
     has_label = np.ones(len(table), dtype=bool)
-    if columns.label is None:
+    sets = None
+    if columns.label is not None and _kind(table.column(columns.label).type) in _LISTS:
+        listed = class_names if class_names is not None else _listed_names(table, columns.label)
+        sets = _sets_of(table.column(columns.label), where, columns.label, listed)
+        labelled, remarks = labelled_rows(sets, len(table), where, columns.label)
+        labels, names, class_sets = set_classes(sets.sets.select(labelled), sets.names)
+        has_label = np.isin(np.arange(len(table)), labelled)
+        notes += remarks
+    elif columns.label is None:
         labels, names = np.zeros(len(table), dtype=np.int64), [""]
     else:
         y, has_label = _labels_of(table.column(columns.label), where, columns.label)
@@ -118,18 +128,22 @@ def arrow_table(
         words = [str(word).strip() if word is not None else "" for word in _values(table.column(columns.split), where)]
         split = split_words(words, where)
     rows = np.flatnonzero(has_label)
-    if len(rows) < len(table):
+    if len(rows) < len(table) and sets is None:
         notes.append(f"{len(table) - len(rows)} rows without a label (empty or nan) were left out")
-        split = None if split is None else split[rows]
+    split = None if split is None else split[rows]
     if columns.image is not None:
         column = table.column(columns.image)
         images = _images_of(column, where, columns.image, folder).select(rows)
-        sizes = {"image_size": image_size, "default_image_size": default_image_size}
-        result = image_table(images, labels, names, options, where, split=split, **sizes)
+        about: dict[str, Any] = {"image_size": image_size, "default_image_size": default_image_size}
+        if sets is not None:
+            about |= {"label_sets": class_sets, "label_names": sets.names}
+        result = image_table(images, labels, names, options, where, split=split, **about)
     else:
         values = finite_features(_features_of(table, columns.features, where), where, "features")[rows]
         result = Table("features", FeatureStore(values), labels, names, (values.shape[1],), split)
         result.sample_names = [str(row) for row in rows] if len(rows) < len(table) else None
+        if sets is not None:
+            result.label_sets, result.label_names = class_sets, sets.names
     result.skipped = notes + result.skipped
     result.has_labels = columns.label is not None
     return result
@@ -205,7 +219,7 @@ def _kind(kind: Any) -> str:
     if types.is_integer(kind) or types.is_floating(kind) or types.is_boolean(kind):
         return "number"
     if types.is_list(kind) or types.is_large_list(kind) or types.is_fixed_size_list(kind):
-        return "numbers" if _kind(kind.value_type) == "number" else str(kind)
+        return {"number": "numbers", "text": "texts"}.get(_kind(kind.value_type), str(kind))
     return str(kind)
 
 
@@ -233,6 +247,16 @@ def _labels_of(column: Any, where: str, name: str) -> tuple[np.ndarray, np.ndarr
     y, has_label = present_labels(column.drop_null().to_numpy(), int(is_valid.sum()), where, name)
     is_valid[is_valid] = has_label
     return y, is_valid
+
+
+def _sets_of(column: Any, where: str, name: str, names: Sequence[str] | None) -> NamedSets:
+    """The labels of a column of lists: of labels, or of bools that say of each label whether it is there."""
+    lists = _values(column, where)
+    if pyarrow().types.is_boolean(column.type.value_type):
+        if len({len(entry or ()) for entry in lists}) > 1:
+            raise DataError(f"the lists of '{name}' in {where} hold bools, one for each label, but differ in length")
+        return sets_of_matrix(np.array(lists, dtype=bool), np.array(names) if names else None, where, name)
+    return named_sets(lists, names, f"'{name}' in {where}")
 
 
 def _images_of(column: Any, where: str, name: str, folder: Path | None) -> PathImages | BytesImages:
@@ -293,7 +317,8 @@ def _listed_names(table: Any, label: str) -> list[str] | None:
     """The names of the classes as Hugging Face writes them beside a table's columns; None: there are none."""
     try:
         about = json.loads((table.schema.metadata or {})[b"huggingface"])
-        names = about["info"]["features"][label]["names"]
+        feature = about["info"]["features"][label]
+        names = (feature if "names" in feature else feature["feature"])["names"]
     except (KeyError, TypeError, ValueError, RecursionError):
         return None
     return [str(name) for name in names] if isinstance(names, list) and names else None

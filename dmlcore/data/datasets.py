@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from dmlcore.data.label_sets import LabelSets
 from dmlcore.data.sources import Augmentation
 from dmlcore.data.stores import Store
 
@@ -23,6 +24,8 @@ class LabelledDataset(torch.utils.data.Dataset):
         sample_shape: (C, H, W) or (F,).
         augmentation: changes training batches. None for none.
         roles: text [n] of `query`, `gallery` and `test` (both): how samples take part in an evaluation. None: all are both.
+        sets: the labels of each class of the table where samples have several.
+        label_names: of the labels of the sets.
 
     Attributes:
         labels: int64 [n], ids in the table's classes.
@@ -30,6 +33,8 @@ class LabelledDataset(torch.utils.data.Dataset):
         table_names: a name per class of the table.
         class_names: a name per dense label.
         num_classes: of this part.
+        sets: labels of each dense class where samples have several, else None.
+        judged: bool [L], the labels that count in an evaluation; None: all do.
         sample_shape: of one sample.
         in_memory: fetching is cheap, so that worker processes would not pay.
     """
@@ -43,6 +48,8 @@ class LabelledDataset(torch.utils.data.Dataset):
         sample_shape: tuple[int, ...],
         augmentation: Augmentation | None = None,
         roles: np.ndarray | None = None,
+        sets: LabelSets | None = None,
+        label_names: Sequence[str] = (),
     ) -> None:
         assert len(rows) == len(labels)
         self.samples = samples
@@ -56,6 +63,9 @@ class LabelledDataset(torch.utils.data.Dataset):
         self.sample_shape = sample_shape
         self.augmentation = augmentation
         self.roles = roles
+        self.sets = None if sets is None else sets.select(present)
+        self.label_names = label_names
+        self.judged: np.ndarray | None = None
 
     @classmethod
     def joined(cls, parts: Sequence[LabelledDataset]) -> LabelledDataset:
@@ -85,11 +95,29 @@ class LabelledDataset(torch.utils.data.Dataset):
         """Positions of the samples among which answers are looked for, int64 [r]."""
         return np.arange(len(self)) if self.roles is None else np.flatnonzero(self.roles != "query")
 
-    def answers(self) -> np.ndarray:
-        """How many right answers each query has among the references, int64 [q]; a query is none of its own."""
+    @property
+    def num_labels(self) -> int:
+        """How many labels there are: the classes, or where samples have several, those that count in an evaluation."""
+        return self.num_classes if self.sets is None else len(np.unique(self.judged_sets().index))
+
+    def judged_sets(self) -> LabelSets:
+        """The labels of each sample that count in an evaluation, where samples have several."""
+        assert self.sets is not None
+        sets = self.sets if self.judged is None else self.sets.only(self.judged)
+        return sets.select(self.dense_labels)
+
+    def has_answer(self) -> np.ndarray:
+        """Whether a query has a right answer among the references, bool [q]; it is none of its own."""
         queries, references = self.queries, self.references
-        counts = np.bincount(self.dense_labels[references], minlength=self.num_classes)
-        return counts[self.dense_labels[queries]] - np.isin(queries, references)
+        is_reference = np.isin(queries, references)
+        if self.sets is None:
+            counts = np.bincount(self.dense_labels[references], minlength=self.num_classes)
+            return counts[self.dense_labels[queries]] > is_reference
+        sets = self.judged_sets()
+        counts = np.bincount(sets.select(references).index, minlength=sets.count)
+        asked = sets.select(queries)
+        of_query = np.repeat(np.arange(len(queries)), asked.sizes)
+        return np.bincount(of_query, counts[asked.index] > is_reference[of_query], minlength=len(queries)) > 0
 
     @property
     def in_memory(self) -> bool:

@@ -17,6 +17,7 @@ from dmlcore.config import check_range
 from dmlcore.data.augmentation import CropAugmentation, ShiftAugmentation
 from dmlcore.data.encoded import EncodedImages, PathImages, ShownNames
 from dmlcore.data.images import UNREADABLE, Header, Interpolation, decode, read_header
+from dmlcore.data.label_sets import LabelSets
 from dmlcore.data.sources import Augmentation, Table
 from dmlcore.data.stores import ImageFiles, PixelStore
 from dmlcore.errors import DataError
@@ -164,6 +165,8 @@ def image_table(
     split: np.ndarray | None = None,
     image_size: int | None = None,
     default_image_size: int = 64,
+    label_sets: LabelSets | None = None,
+    label_names: Sequence[str] = (),
 ) -> Table:
     """A table of encoded images. Unreadable ones are left out and reported in `skipped`.
 
@@ -176,6 +179,7 @@ def image_table(
         split: text [N] or None.
         image_size: side asked for by the user, pixels, or None.
         default_image_size: side for images of different sizes, pixels.
+        label_sets, label_names: of the classes, where samples have several labels.
 
     Raises:
         DataError: more than half of the images cannot be read.
@@ -218,6 +222,8 @@ def image_table(
         augmentation=choose_augmentation(options, shape),
         sample_names=[whole.shown(row) for row in range(len(whole))] if seen is images else ShownNames(whole),
         digests=whole.digests,
+        label_sets=None if label_sets is None else label_sets.select(present),
+        label_names=list(label_names),
         paths=whole.paths if isinstance(whole, PathImages) else None,
     )
 

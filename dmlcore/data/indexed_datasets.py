@@ -14,6 +14,7 @@ from torch.utils.data import Subset
 from dmlcore.data.array_tables import named_classes, present_labels
 from dmlcore.data.image_tables import LARGEST_KEPT, PixelOptions, choose_augmentation
 from dmlcore.data.images import GREY_MODES, fitted
+from dmlcore.data.multi_label import NamedSets, named_sets, set_classes, sets_of_matrix
 from dmlcore.data.sources import Table
 from dmlcore.data.stores import FeatureStore, PixelStore
 from dmlcore.errors import DataError
@@ -111,7 +112,7 @@ def dataset_table(
 
     Args:
         dataset: has a length and gives (sample, label) by number. A sample is a tensor or an array ([F], or [C, H, W]), or a
-            picture of Pillow; a label is a whole number or text.
+            picture of Pillow; a label is a whole number or text, or a vector of 0 and 1 or a list of texts: several labels.
         options: how images are augmented, and kept.
         where: what it is, for messages.
         image_size: side of pictures that is asked for, pixels, or None.
@@ -127,10 +128,18 @@ def dataset_table(
     first = store.sample(0)
     if first.ndim not in (1, 3) or 0 in first.shape:
         raise DataError(f"samples of {where} are {list(first.shape)}, but must be [F] or [C, H, W]")
-    labels, has_label = present_labels(_labels(dataset, where), len(dataset), where, "label")
-    if not has_label.all():
-        raise DataError(f"{int((~has_label).sum())} samples of {where} have no label. Leave them out")
-    labels, class_names, notes = named_classes(labels, _names_of_classes(dataset), where, "classes")
+    about: dict[str, Any] = {}
+    if np.ndim(parts_of(dataset[0], 0, where)[1]) == 1:
+        sets = _label_sets(dataset, where)
+        if not sets.sets.sizes.all():
+            raise DataError(f"{int((sets.sets.sizes == 0).sum())} samples of {where} have no label. Leave them out")
+        labels, class_names, class_sets = set_classes(sets.sets, sets.names)
+        notes, about = sets.notes, {"label_sets": class_sets, "label_names": sets.names}
+    else:
+        labels, has_label = present_labels(_labels(dataset, where), len(dataset), where, "label")
+        if not has_label.all():
+            raise DataError(f"{int((~has_label).sum())} samples of {where} have no label. Leave them out")
+        labels, class_names, notes = named_classes(labels, _names_of_classes(dataset), where, "classes")
     is_random = _is_random(store)
     augmentation = choose_augmentation(options, tuple(first.shape)) if first.ndim == 3 and not is_random else None
     kind = "images" if first.ndim == 3 else "features"
@@ -139,11 +148,11 @@ def dataset_table(
             "its samples change each time they are read: no other augmentation, and they are known again by their place"
         )
         places = np.arange(len(dataset), dtype=np.uint64)
-        return Table(kind, store, labels, class_names, tuple(first.shape), None, notes, digests=lambda: places)
+        return Table(kind, store, labels, class_names, tuple(first.shape), None, notes, digests=lambda: places, **about)
     width = 1 if first.dtype == torch.uint8 else 4  # bytes
     fits = first.numel() * len(dataset) * width <= options.memory_mb * 2**20
     samples = _kept(store, first) if fits else store
-    return Table(kind, samples, labels, class_names, tuple(first.shape), None, notes, augmentation)
+    return Table(kind, samples, labels, class_names, tuple(first.shape), None, notes, augmentation, **about)
 
 
 def _picture_form(
@@ -182,6 +191,21 @@ def _labels(dataset: Any, where: str) -> np.ndarray:
         if np.array_equal(listed[[0, len(dataset) // 2, len(dataset) - 1]], probes):  # no `target_transform` changes them
             return listed
     return np.array([_label(dataset, index, where) for index in range(len(dataset))])
+
+
+def _label_sets(dataset: Any, where: str) -> NamedSets:
+    """The labels of a data set whose samples have several: a vector of 0 and 1 each, or a list of texts."""
+    entries = [parts_of(dataset[index], index, where)[1] for index in range(len(dataset))]
+    names = _names_of_classes(dataset)
+    if all(isinstance(entry, list | tuple) and all(isinstance(label, str) for label in entry) for entry in entries):
+        return named_sets(entries, where=where)
+    try:
+        matrix = np.stack([np.asarray(entry.cpu() if isinstance(entry, Tensor) else entry) for entry in entries])
+    except (TypeError, ValueError) as error:
+        raise DataError(f"the labels of {where} are vectors of different lengths ({error})") from None
+    if matrix.ndim != 2:
+        raise DataError(f"the labels of {where} are {list(matrix.shape[1:])}, but must be one, or a vector of 0 and 1")
+    return sets_of_matrix(matrix, names, where, "label")
 
 
 def _label(dataset: Any, index: int, where: str) -> Any:

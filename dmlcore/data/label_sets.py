@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -51,6 +51,10 @@ class LabelSets:
         """int64 [n], how many labels each has."""
         return np.diff(self.starts)
 
+    def bounds(self) -> Iterator[tuple[int, int]]:
+        """Where the labels of each thing begin and end in `index`."""
+        return itertools.pairwise(self.starts.tolist())
+
     def select(self, things: np.ndarray) -> LabelSets:
         """The sets of some things, int64 [m], in their order."""
         sizes = self.sizes[things]
@@ -79,10 +83,9 @@ class LabelSets:
     def distinct(self) -> tuple[LabelSets, np.ndarray]:
         """The sets that differ, in the order in which they come first, and int64 [n]: which of them each thing has."""
         numbers: dict[bytes, int] = {}
-        bounds = self.starts.tolist()
         place = np.empty(len(self), dtype=np.int64)
         first = []
-        for thing, (start, stop) in enumerate(itertools.pairwise(bounds)):
+        for thing, (start, stop) in enumerate(self.bounds()):
             key = self.index[start:stop].tobytes()
             if key not in numbers:
                 numbers[key] = len(numbers)

@@ -15,19 +15,18 @@ from dmlcore import plugins
 from dmlcore.config import build_options, check_range
 from dmlcore.data.datasets import LabelledDataset
 from dmlcore.data.images import Interpolation
+from dmlcore.data.multi_label import held_out_labels, split_by_label
+from dmlcore.data.part_words import PARTS, join_own_entries, rows_of_part
 from dmlcore.data.python_data import PythonData
 from dmlcore.data.recorded_splits import RecordedSplit
 from dmlcore.data.sources import DataSource, Table
 from dmlcore.data.split_files import ClassSplit
 from dmlcore.data.splits import (
-    PARTS,
     Splits,
     can_split_by_class,
     check_fractions,
     check_part,
     complete_split,
-    join_own_entries,
-    rows_of_part,
     split_by_class,
     split_within_classes,
 )
@@ -151,6 +150,7 @@ def open_data(
         parts = _parts(table, split)
         record = functools.partial(_record, table, split, name)
     notes = [*table.skipped, *notes]
+    _judge_by_new_labels(parts)
     for part in PARTS if recorded is None or is_whole else ():  # of what a run has left, eval says what can be measured
         notes += check_part(parts[part], part)
     return Splits(
@@ -171,9 +171,25 @@ def _parts(table: Table, split: np.ndarray) -> dict[str, LabelledDataset]:
     for part in (*PARTS, "rest"):
         rows, roles = rows_of_part(split, "" if part == "rest" else part)
         parts[part] = LabelledDataset(
-            table.samples, rows, table.labels[rows], table.class_names, table.sample_shape, table.augmentation, roles
+            table.samples,
+            rows,
+            table.labels[rows],
+            table.class_names,
+            table.sample_shape,
+            table.augmentation,
+            roles,
+            table.label_sets,
+            table.label_names,
         )
     return parts
+
+
+def _judge_by_new_labels(parts: dict[str, LabelledDataset]) -> None:
+    """Where samples have several labels, let validation and test be judged by labels that are not trained on, if they can."""
+    trained = parts["train"]
+    for part in ("validation", "test"):
+        if trained.sets is not None and parts[part].sets is not None:
+            parts[part].judged = held_out_labels(parts[part].judged_sets(), trained.judged_sets())
 
 
 def _record(table: Table, split: np.ndarray, name: str) -> bytes:
@@ -196,13 +212,15 @@ def _split_by_source(
     own_split = source.split(table, seed)
     if len(table.class_names) == 1:
         raise DataError(f"'{data}' holds one class, '{table.class_names[0]}', but learning compares classes")
+    if own_split is None and table.label_sets is not None:
+        return split_by_label(table.label_sets.select(table.labels), fractions, seed)
     if own_split is None:
         if not can_split_by_class(table.labels, len(table.class_names)):
             return split_within_classes(table.labels, fractions, seed)
         split = split_by_class(table.labels, len(table.class_names), fractions, seed)
         return split, ["classes split at random into train, validation and test: no test class is trained on"]
     own_split, joined = join_own_entries(own_split, table.labels, table.content_digests)
-    split, notes = complete_split(table.labels, own_split, fractions, seed)
+    split, notes = complete_split(table.labels, own_split, fractions, seed, table.label_sets)
     notes += joined
     notes = notes if table.split is not None else notes[1:]  # a split that the source draws is not the data's own
     return split, [*([table.split_note] if table.split_note else []), *notes]

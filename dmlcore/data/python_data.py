@@ -14,6 +14,7 @@ from dmlcore.data.array_tables import ARRAYS, array_table
 from dmlcore.data.arrow_tables import ColumnOptions, arrow_table, joined_parts
 from dmlcore.data.image_tables import PixelOptions
 from dmlcore.data.indexed_datasets import dataset_table
+from dmlcore.data.multi_label import named_sets
 from dmlcore.data.sources import DataSource, Table
 from dmlcore.errors import DataError
 
@@ -68,8 +69,12 @@ class PythonData(DataSource):
         unknown = [str(name) for name in arrays if name not in ARRAYS]
         if unknown:
             raise DataError(f"{_WHERE} have '{unknown[0]}', but arrays are called {', '.join(ARRAYS)}")
+        sets = None
+        if _are_lists_of_labels(arrays.get("y")):
+            sets = named_sets(arrays["y"], arrays.get("class_name"), f"'y' in {_WHERE}")
+            arrays = {name: values for name, values in arrays.items() if name not in ("y", "class_name")}
         plain = {name: as_array(values, name) for name, values in arrays.items() if values is not None}
-        return array_table(plain, _WHERE, self.options, needs_labels=self.needs_labels, takes_floats=True)
+        return array_table(plain, _WHERE, self.options, needs_labels=self.needs_labels, takes_floats=True, sets=sets)
 
 
 def as_array(values: Any, name: str) -> np.ndarray:
@@ -90,6 +95,13 @@ def as_array(values: Any, name: str) -> np.ndarray:
     if array.dtype.kind == "O":
         raise DataError(f"'{name}' in {_WHERE} holds Python objects, but must hold numbers or text, with rows of one length")
     return array
+
+
+def _are_lists_of_labels(values: Any) -> bool:
+    """Whether labels are lists of labels, and no rows of 0 and 1 of one length, which are a matrix."""
+    if not isinstance(values, list | tuple) or not all(isinstance(entry, list | tuple | set) for entry in values):
+        return False
+    return len({len(entry) for entry in values}) != 1 or any(label not in (0, 1) for entry in values for label in entry)
 
 
 def _is_column(values: Any) -> bool:
@@ -117,5 +129,6 @@ def _is_hugging_face(data: Any) -> bool:
 
 def _class_names(data: Any) -> list[str] | None:
     """The names of the one column of classes; None where none or several are such."""
-    names = [list(feature.names) for feature in data.features.values() if getattr(feature, "names", None)]
+    inner = (getattr(feature, "feature", feature) for feature in data.features.values())  # of a list of classes, the class
+    names = [list(feature.names) for feature in inner if getattr(feature, "names", None)]
     return names[0] if len(names) == 1 else None

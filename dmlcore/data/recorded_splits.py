@@ -14,8 +14,9 @@ from typing import Any
 import numpy as np
 
 from dmlcore.data.datasets import LabelledDataset
+from dmlcore.data.label_sets import LabelSets
+from dmlcore.data.part_words import PARTS, ROLES
 from dmlcore.data.sources import Table
-from dmlcore.data.splits import PARTS, ROLES
 from dmlcore.errors import DataError
 from dmlcore.seals import seal, unseal
 
@@ -104,6 +105,7 @@ class RecordedSplit:
             shares = ", ".join(f"{number:,} {part}" for part, number in gone.items() if number)
             notes.append(f"{missing:,} samples that the run was made with are no longer in the data: {shares}")
         names, labels = self._named(table)
+        label_sets = None if table.label_sets is None else _renumbered(table.label_sets, table.labels, labels, len(names))
         sets = {}
         for part in PARTS:
             words = [part, *(role for role in ROLES if part == "test" and role in rows)]
@@ -111,7 +113,15 @@ class RecordedSplit:
             here = np.concatenate(present)
             roles = np.repeat(words, [len(some) for some in present]) if len(words) > 1 else None
             sets[part] = LabelledDataset(
-                table.samples, here, labels[here], names, table.sample_shape, table.augmentation, roles
+                table.samples,
+                here,
+                labels[here],
+                names,
+                table.sample_shape,
+                table.augmentation,
+                roles,
+                label_sets,
+                table.label_names,
             )
         rest = np.concatenate([rows[LEFT_OUT][rows[LEFT_OUT] >= 0], left_over])
         return {**sets, "rest": LabelledDataset(table.samples, rest, labels[rest], names, table.sample_shape)}, notes
@@ -240,6 +250,15 @@ def _matched(entries: tuple[np.ndarray, np.ndarray], rows: tuple[np.ndarray, np.
     entry = np.flatnonzero(has_row)
     matched[order[entry]] = order[entry + of_entries[group[entry]]] - count
     return matched, np.sort(order[is_left_over] - count)
+
+
+def _renumbered(sets: LabelSets, labels: np.ndarray, new_labels: np.ndarray, count: int) -> LabelSets:
+    """The sets of classes by other numbers of these; a class of the run that is gone has none."""
+    own = np.full(count, -1, dtype=np.int64)
+    own[new_labels] = labels
+    present = np.flatnonzero(own >= 0)
+    chosen = sets.select(own[present])
+    return LabelSets.of_pairs(np.repeat(present, chosen.sizes), chosen.index, count, sets.count)
 
 
 def _with(table: Table, rows: np.ndarray) -> Iterable[tuple[int, int]]:

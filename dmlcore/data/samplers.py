@@ -12,6 +12,7 @@ from torch.utils.data import Sampler
 
 from dmlcore import plugins
 from dmlcore.config import build_options
+from dmlcore.data.label_sets import LabelSets
 from dmlcore.errors import PluginError
 
 
@@ -40,17 +41,20 @@ class BatchSampler(Sampler[list[int]]):
 
     name: ClassVar[str]
     Options: ClassVar[type] = SamplerOptions
+    for_label_sets: ClassVar[type[BatchSampler] | None] = None
+    """What takes its place where samples have several labels: a sampler that takes `LabelSets` for `labels`. None: it is given
+    classes, which are the samples with the same labels."""
 
     def __init__(
         self,
-        labels: np.ndarray,
+        labels: np.ndarray | LabelSets,
         classes_per_batch: int,
         samples_per_class: int,
         seed: int,
         steps: int | None = None,
         options: Any = None,
     ) -> None:
-        self.labels = np.asarray(labels)
+        self.labels: Any = labels if isinstance(labels, LabelSets) else np.asarray(labels)
         self.classes_per_batch = classes_per_batch
         self.samples_per_class = samples_per_class
         self.seed = seed
@@ -102,7 +106,7 @@ class BatchSampler(Sampler[list[int]]):
 
 def create_sampler(
     name: str,
-    labels: np.ndarray,
+    labels: np.ndarray | LabelSets,
     classes_per_batch: int,
     samples_per_class: int,
     *,
@@ -114,7 +118,7 @@ def create_sampler(
 
     Args:
         name: of the sampler, or `FILE.py:CLASS`.
-        labels: int64 [N].
+        labels: int64 [N], or sets of labels where the sampler takes them or says what does.
         classes_per_batch: P, 2..number of classes.
         samples_per_class: K >= 1.
         seed: of the stream.
@@ -125,5 +129,7 @@ def create_sampler(
         ConfigError: an unknown name or option, numbers out of range.
     """
     component: Any = plugins.find("sampler", name).component
+    if isinstance(labels, LabelSets) and component.for_label_sets is not None:
+        component = component.for_label_sets
     built = build_options(component.Options, options, component.name)
     return component(labels, classes_per_batch, samples_per_class, seed, steps, built)

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from dmlcore.data.label_sets import LabelSets
 from dmlcore.data.stores import Store, sample_digests
 
 Augmentation = Callable[[Tensor, torch.Generator], Tensor]
@@ -39,6 +40,9 @@ class Table:
         digests: gives uint64 [N] that follow from the content of each sample, where that is more than `samples` hold, such as
             files. None: they follow from the samples themselves.
         has_labels: whether the labels mean anything. Samples without labels are all of one class.
+        label_sets: the labels of each class where samples have several; a class is the samples with the same labels. None: a
+            class is a label.
+        label_names: a name per label of the sets.
         paths: the file of each sample. None: the samples are no files of their own.
     """
 
@@ -55,6 +59,8 @@ class Table:
     class_groups: list[str] | None = None
     digests: Callable[[], np.ndarray] | None = None
     has_labels: bool = True
+    label_sets: LabelSets | None = None
+    label_names: list[str] = field(default_factory=list)
     paths: Sequence[str] | None = None
     _content_digests: np.ndarray | None = field(default=None, init=False, repr=False)
 

@@ -9,30 +9,10 @@ from typing import Any
 import numpy as np
 
 from dmlcore.data.datasets import LabelledDataset
+from dmlcore.data.label_sets import LabelSets
+from dmlcore.data.part_words import PARTS, ROLES, check_roles, rows_of_part
 from dmlcore.errors import ConfigError, DataError
 
-PARTS = ("train", "validation", "test")
-ROLES = ("query", "gallery")  # of test samples: what is asked, and among what the answers are looked for
-SPLIT_WORDS = {
-    "train": "train",
-    "training": "train",
-    "0": "train",
-    "validation": "validation",
-    "val": "validation",
-    "valid": "validation",
-    "dev": "validation",
-    "1": "validation",
-    "test": "test",
-    "testing": "test",
-    "2": "test",
-    "query": "query",
-    "queries": "query",
-    "q": "query",
-    "probe": "query",
-    "gallery": "gallery",
-    "reference": "gallery",
-    "references": "gallery",
-}
 _LEAST_CLASSES = 2  # of every part: with one class there is nothing to compare
 _LEAST_SAMPLES = 2  # of a class in a part: a single one finds nothing
 
@@ -69,84 +49,29 @@ class Splits:
     paths: Sequence[str] | None = None
     record: Callable[[], bytes] | None = None
 
+    def count_of(self, part: str) -> str:
+        """The samples of a part, in words."""
+        dataset = getattr(self, part)
+        return f"{len(dataset):,} samples of {dataset.num_labels:,} {'classes' if dataset.sets is None else 'labels'}"
+
     def describe(self) -> dict[str, Any]:
         """The source, its parts and the notes as plain values for JSON."""
         parts = {part: {"classes": getattr(self, part).num_classes, "samples": len(getattr(self, part))} for part in PARTS}
+        if self.train.sets is not None:
+            parts = {part: {**counts, "labels": getattr(self, part).num_labels} for part, counts in parts.items()}
         if self.test.roles is not None:
             parts["test"] |= {"queries": len(self.test.queries), "gallery": len(self.test.references)}
-        trained = np.isin(np.unique(self.test.labels), self.train.labels)
+        known = self.train.labels if self.train.sets is None else self.train.judged_sets().index
+        tested = self.test.labels if self.test.sets is None else self.test.judged_sets().index
         return {
             "name": self.name,
             "kind": self.kind,
             "sample_shape": list(self.sample_shape),
             "seed": self.seed,
             "parts": parts,
-            "test_classes_trained_on": int(trained.sum()),
+            "test_classes_trained_on": int(np.isin(np.unique(tested), known).sum()),
             "notes": list(self.notes),
         }
-
-
-def split_words(words: Sequence[Any] | np.ndarray, where: str) -> np.ndarray:
-    """Text [N] of `train`, `validation`, `test`, `query`, `gallery` from the usual spellings (`val`, 0, `probe`, ...).
-
-    Args:
-        words: one per sample.
-        where: the file, for messages.
-
-    Raises:
-        DataError: an unknown word or none at all.
-    """
-    unique, inverse = np.unique(np.asarray(words).astype(str), return_inverse=True)
-    for word in unique:
-        if word.strip().lower() not in SPLIT_WORDS:
-            row = int(np.flatnonzero(unique[inverse] == word)[0])
-            shown = f"is '{word}'" if word.strip() else "is empty"
-            raise DataError(
-                f"the split of sample {row} in {where} {shown}, but must be train, validation, test, query or gallery"
-            )
-    return np.array([SPLIT_WORDS[word.strip().lower()] for word in unique])[inverse]
-
-
-def rows_of_part(split: np.ndarray, part: str) -> tuple[np.ndarray, np.ndarray | None]:
-    """The rows of a part, int64 [n], and the role of each, text [n] of `test` (both), `query` and `gallery`, or None where all
-    are both. Queries and the gallery belong to the test part.
-
-    Args:
-        split: text [N], empty for rows that are in no part.
-        part: a word of the split.
-    """
-    words = ("test", *ROLES) if part == "test" else (part,)
-    rows = [np.flatnonzero(split == word) for word in words]
-    roles = np.repeat(words, [len(some) for some in rows])
-    return np.concatenate(rows), roles if sum(map(len, rows[1:])) else None
-
-
-def join_own_entries(split: np.ndarray, labels: np.ndarray, digests: Callable[[], np.ndarray]) -> tuple[np.ndarray, list[str]]:
-    """A split in which no query is in the gallery a second time: such a sample is one of `test` instead, which is both, and the
-    other row is in no part.
-
-    Args:
-        split: text [N].
-        labels: int64 [N].
-        digests: gives uint64 [N], of the content of the samples.
-
-    Returns:
-        text [N] and notes.
-    """
-    queries, gallery = (np.flatnonzero(split == role) for role in ROLES)
-    if not len(queries) or not len(gallery):
-        return split, []
-    values = digests()
-    entries = {(label, digest): [] for label, digest in zip(labels[gallery].tolist(), values[gallery].tolist(), strict=True)}
-    for row, key in zip(gallery.tolist(), zip(labels[gallery].tolist(), values[gallery].tolist(), strict=True), strict=True):
-        entries[key].append(row)
-    split, joined = split.copy(), 0
-    for row, key in zip(queries.tolist(), zip(labels[queries].tolist(), values[queries].tolist(), strict=True), strict=True):
-        if entries.get(key):
-            split[entries.pop(key)] = ""
-            split[row] = "test"
-            joined += 1
-    return split, [f"{joined} queries are in the gallery too: no query finds itself"] if joined else []
 
 
 def check_fractions(fractions: Sequence[float]) -> None:
@@ -249,7 +174,11 @@ def _sizes(count: int, fractions: Sequence[float], least: int) -> list[int]:
 
 
 def complete_split(
-    labels: np.ndarray, own_split: np.ndarray, fractions: Sequence[float], seed: int
+    labels: np.ndarray,
+    own_split: np.ndarray,
+    fractions: Sequence[float],
+    seed: int,
+    label_sets: LabelSets | None = None,
 ) -> tuple[np.ndarray, list[str]]:
     """A split given by the data with its missing parts filled in.
 
@@ -261,6 +190,7 @@ def complete_split(
         own_split: of the data, text [N] of `train`, `validation`, `test`, `query`, `gallery`, or empty for no part.
         fractions: of the classes for train, validation and test.
         seed: of the draw.
+        label_sets: the labels of each class where samples have several. Validation is then drawn from the samples.
 
     Returns:
         text [N] with all parts, and notes for the user.
@@ -281,29 +211,24 @@ def complete_split(
         split[split == "validation"] = "test"
         notes.append("the data gives no test part: its validation part is the test part")
     if "validation" not in set(split):
-        notes.append(_take_validation(split, labels, fractions, np.random.default_rng((seed, 2))))
-    trained = np.unique(labels[split == "train"])
+        generator = np.random.default_rng((seed, 2))
+        take = _take_validation if label_sets is None else _take_validation_samples
+        notes.append(take(split, labels, fractions, generator))
+    trained = _labels_of(labels[split == "train"], label_sets)
+    noun = "class" if label_sets is None else "label"
     for part in ("validation", "test"):
-        held_out = np.unique(labels[rows_of_part(split, part)[0]])
+        held_out = _labels_of(labels[rows_of_part(split, part)[0]], label_sets)
         shared = int(np.isin(held_out, trained).sum())
         if shared:
-            notes.append(f"not class-disjoint: {shared} of {len(held_out)} {part} classes are trained on")
+            plural = "classes" if label_sets is None else "labels"
+            notes.append(f"not {noun}-disjoint: {shared} of {len(held_out)} {part} {plural} are trained on")
     return split, notes
 
 
-def check_roles(present: set[str]) -> None:
-    """Refuse queries without a gallery, and a gallery without queries; samples of `test` are both.
-
-    Raises:
-        DataError: there is one without the other.
-    """
-    roles = present & set(ROLES)
-    if len(roles) == 1 and "test" not in present:
-        has, lacks = ("query", "gallery") if "query" in roles else ("gallery", "query")
-        raise DataError(
-            f"the split given by the data has samples of '{has}', but none of '{lacks}', so nothing can be ranked: give both,"
-            f" or call them test, where each is a query against all others"
-        )
+def _labels_of(classes: np.ndarray, label_sets: LabelSets | None) -> np.ndarray:
+    """The classes that there are, or the labels that samples of these classes have."""
+    present = np.unique(classes)
+    return present if label_sets is None else np.unique(label_sets.select(present).index)
 
 
 def _take_validation(split: np.ndarray, labels: np.ndarray, fractions: Sequence[float], generator: np.random.Generator) -> str:
@@ -334,6 +259,18 @@ def _take_validation(split: np.ndarray, labels: np.ndarray, fractions: Sequence[
     return f"the data gives no validation part: it has few classes, so some samples of {len(parted)} are held out for it"
 
 
+def _take_validation_samples(
+    split: np.ndarray, labels: np.ndarray, fractions: Sequence[float], generator: np.random.Generator
+) -> str:
+    """As `_take_validation`, whatever the classes of the samples."""
+    rows = generator.permutation(np.flatnonzero(split == "train"))
+    count = max(_LEAST_SAMPLES, round(len(rows) * fractions[1] / (fractions[0] + fractions[1])))
+    if len(rows) < 2 * count:
+        raise DataError("the split given by the data has no validation part, and too few training samples to take one from")
+    split[rows[:count]] = "validation"
+    return f"the data gives no validation part: {count:,} of {len(rows):,} training samples are held out for it"
+
+
 def check_part(dataset: LabelledDataset, part: str) -> list[str]:
     """Refuse a part on which nothing can be learnt or measured, and mention classes with a single sample.
 
@@ -341,10 +278,11 @@ def check_part(dataset: LabelledDataset, part: str) -> list[str]:
         DataError: fewer than two classes, or no class with two samples.
     """
     counts = np.bincount(dataset.dense_labels, minlength=dataset.num_classes)
-    if dataset.num_classes < _LEAST_CLASSES:
-        raise DataError(f"the {part} part has {dataset.num_classes} class, but needs at least {_LEAST_CLASSES}")
-    if dataset.roles is not None:
-        return _check_queries(dataset, part)
+    if min(dataset.num_classes, dataset.num_labels) < _LEAST_CLASSES:
+        what = "class" if dataset.sets is None else "label"
+        raise DataError(f"the {part} part has {dataset.num_labels} {what}, but needs at least {_LEAST_CLASSES}")
+    if dataset.roles is not None or dataset.sets is not None:
+        return _check_answers(dataset, part)
     single = int((counts == 1).sum())
     if single == dataset.num_classes:
         raise DataError(f"every class of the {part} part has a single sample, but learning and retrieval need two of a class")
@@ -354,12 +292,18 @@ def check_part(dataset: LabelledDataset, part: str) -> list[str]:
     return [f"{single} of {dataset.num_classes} {part} classes have a single sample: {use}"]
 
 
-def _check_queries(dataset: LabelledDataset, part: str) -> list[str]:
-    answers = dataset.answers()
-    if not answers.any():
-        raise DataError(f"no query of the {part} part has a sample of its class in the gallery, so nothing can be measured")
-    notes = [f"{part}: {len(answers):,} queries are ranked against a gallery of {len(dataset.references):,}"]
-    without = int((answers == 0).sum())
-    return (
-        [*notes, f"{without:,} of {len(answers):,} queries have no sample of their class in the gallery"] if without else notes
-    )
+def _check_answers(dataset: LabelledDataset, part: str) -> list[str]:
+    """The same where there is more to a right answer than an equal class: a gallery, or several labels."""
+    has_answer, notes = dataset.has_answer(), []
+    what = "with a common label" if dataset.sets is not None else "of its class"
+    where = "in the gallery" if dataset.roles is not None else "beside it"
+    if not has_answer.any():
+        raise DataError(f"no sample of the {part} part has one {what} {where}, so nothing can be learnt or measured")
+    if dataset.roles is not None:
+        notes.append(f"{part}: {len(has_answer):,} queries are ranked against a gallery of {len(dataset.references):,}")
+    if dataset.judged is not None:
+        notes.append(f"{part}: judged by the {dataset.num_labels:,} labels that no training sample has; others do not count")
+    without = int((~has_answer).sum())
+    if without:
+        notes.append(f"{without:,} of {len(has_answer):,} {part} samples have none {what} {where}")
+    return notes

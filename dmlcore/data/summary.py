@@ -26,9 +26,12 @@ def summary(data: Any, options: dict[str, Any] | None = None, image_size: int | 
         DataError: the data cannot be used.
     """
     source, table = load_table(data, options=options, image_size=image_size, needs_labels=False)
-    counts = np.bincount(table.labels, minlength=len(table.class_names))
+    counts, names = np.bincount(table.labels, minlength=len(table.class_names)), table.class_names
+    if table.label_sets is not None:  # a sample counts for each of its labels
+        names = table.label_names
+        counts = np.bincount(table.label_sets.select(table.labels).index, minlength=len(names))
     order = np.argsort(-counts, kind="stable")
-    listed = [(table.class_names[label], int(counts[label])) for label in order]
+    listed = [(names[label], int(counts[label])) for label in order]
     parts = {} if table.split is None else dict(zip(*np.unique(table.split, return_counts=True), strict=True))
     return {
         "source": source.name,
@@ -37,6 +40,7 @@ def summary(data: Any, options: dict[str, Any] | None = None, image_size: int | 
         "samples": len(table.labels),
         "in_memory": table.samples.in_memory,
         "classes": len(table.class_names) if table.has_labels else 0,
+        "labels": len(table.label_names),
         "samples_per_class": {"least": int(counts.min()), "median": float(np.median(counts)), "most": int(counts.max())},
         "largest": listed[:_LISTED],
         "smallest": listed[::-1][:_LISTED],

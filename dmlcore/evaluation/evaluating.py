@@ -134,12 +134,12 @@ def why_not_ranked(dataset: LabelledDataset) -> str:
     """Why the measures of retrieval cannot be computed on a data set; empty: they can."""
     if not len(dataset):
         return "no samples are left, so nothing can be measured"
-    if dataset.num_classes == len(dataset):
+    if not dataset.has_answer().any():
+        if dataset.roles is not None:
+            return "no query has a sample of its class in the gallery, so no measure of retrieval can be computed"
         return "every class has a single sample, so no query has anything to find, and no measure of retrieval can be computed"
     if dataset.num_classes == 1:
         return "there is one class, so whatever a query finds is right, and no measure of retrieval says anything"
-    if not dataset.answers().any():
-        return "no query has a sample of its class in the gallery, so no measure of retrieval can be computed"
     return ""
 
 
@@ -150,14 +150,16 @@ def evaluate(embeddings: Tensor, dataset: LabelledDataset, metrics: Sequence[Met
     Args:
         embeddings: [N, D].
         dataset: N labels.
-        metrics: measures beside those of retrieval, by `METRIC.name` in what is returned. They see all samples.
+        metrics: measures beside those of retrieval, by `METRIC.name` in what is returned. They see all samples, and take those
+            with the same labels for a class.
 
     Returns:
         Measures by name, without those of retrieval where these cannot be computed.
     """
     labels = torch.from_numpy(dataset.labels).to(embeddings.device)
+    relevant = labels if dataset.sets is None else dataset.judged_sets()
     with progress.task(f"ranking {len(labels):,} samples"):
-        ranked = {} if why_not_ranked(dataset) else _ranked(embeddings, labels, dataset)
+        ranked = {} if why_not_ranked(dataset) else _ranked(embeddings, relevant, dataset)
     return {**ranked, **further(metrics, embeddings, labels)}
 
 

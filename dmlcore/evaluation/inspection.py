@@ -159,16 +159,19 @@ class ClassScores:
     map_at_r: np.ndarray
 
 
-def class_scores(inspection: Inspection, dense_labels: np.ndarray) -> ClassScores:
-    """The measures of each class.
+def class_scores(inspection: Inspection, dense_labels: np.ndarray | LabelSets) -> ClassScores:
+    """The measures of each class, or of each label: a query counts for all of its labels.
 
     Args:
         inspection: of N samples.
-        dense_labels: int64 [N] in 0..C-1.
+        dense_labels: int64 [N] in 0..C-1, or sets of labels.
     """
-    counted = inspection.positives > 0
-    classes = dense_labels[inspection.queries[counted]]
-    size = int(dense_labels.max()) + 1
+    counted = np.flatnonzero(inspection.positives > 0)
+    if isinstance(dense_labels, LabelSets):
+        sets, size = dense_labels.select(inspection.queries[counted]), dense_labels.count
+        classes, counted = sets.index, np.repeat(counted, sets.sizes)
+    else:
+        classes, size = dense_labels[inspection.queries[counted]], int(dense_labels.max()) + 1
     queries = np.bincount(classes, minlength=size)
     with np.errstate(invalid="ignore"):
         recall, map_at_r = (

@@ -102,7 +102,10 @@ class Pictured:
         return chosen
 
     def _taken_for(self) -> dict[int, list[list[int]]]:
-        """By class that is mentioned, the classes of its queries' nearest neighbours where these are others, with counts."""
+        """By class that is mentioned, the classes of its queries' nearest neighbours where these are others, with counts. None
+        where samples have several labels."""
+        if self.view.confusions is None:
+            return {}
         labels, inspected = self.view.dataset.dense_labels, self.view.inspected
         pairs = Counter(zip(labels[inspected.queries].tolist(), labels[inspected.neighbours[:, 0]].tolist(), strict=True))
         taken_for: dict[int, list[list[int]]] = {}

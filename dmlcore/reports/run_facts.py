@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from dmlcore.data import LabelledDataset
+from dmlcore.data import LabelledDataset, LabelSets
 from dmlcore.evaluation import inspection
 
 
@@ -24,8 +24,9 @@ class PartView:
         sample_names: a name per sample of the part.
         embeddings: [N, D] float32 on the CPU.
         inspected: what its queries find.
-        scores: by class.
-        confusions: the most frequent first.
+        scores: by class; samples with the same labels are a class.
+        label_scores: by label, where samples have several and count for each, else None.
+        confusions: the most frequent first; None where samples have several labels, so that no class is taken for one other.
     """
 
     name: str
@@ -34,7 +35,8 @@ class PartView:
     embeddings: Tensor
     inspected: inspection.Inspection
     scores: inspection.ClassScores
-    confusions: list[inspection.Confusion]
+    label_scores: inspection.ClassScores | None
+    confusions: list[inspection.Confusion] | None
 
 
 @dataclass(frozen=True)
@@ -80,7 +82,8 @@ def look(embeddings: Tensor, dataset: LabelledDataset, name: str, sample_names: 
         name: of the part.
         sample_names: a name per sample of the whole table.
     """
-    inspected = inspection.inspect(embeddings, dataset.labels, queries=dataset.queries, references=dataset.references)
+    labels = dataset.labels if dataset.sets is None else dataset.judged_sets()
+    inspected = inspection.inspect(embeddings, labels, queries=dataset.queries, references=dataset.references)
     names = [str(sample_names[row]) for row in np.asarray(dataset.rows)]
     return PartView(
         name,
@@ -89,5 +92,6 @@ def look(embeddings: Tensor, dataset: LabelledDataset, name: str, sample_names: 
         embeddings.cpu(),
         inspected,
         inspection.class_scores(inspected, dataset.dense_labels),
-        inspection.confusions(inspected, dataset.dense_labels),
+        inspection.class_scores(inspected, labels) if isinstance(labels, LabelSets) else None,
+        inspection.confusions(inspected, dataset.dense_labels) if dataset.sets is None else None,
     )

@@ -37,7 +37,7 @@ def run_page(run: RunFacts) -> bytes:
             ("Neighbours", _neighbours(run.view, pictures)),
             ("Worst queries", _worst(run.view, pictures)),
             ("Confusions", _confusions(run.view, pictures)),
-            ("Classes", _classes(run.view, pictures)),
+            ("Classes", _classes(run.view, pictures)) if run.view.label_scores is None else ("Labels", _labels(run.view)),
         ]
         data |= pictures.for_script()
     sections += [
@@ -116,8 +116,10 @@ def _embedding(view: PartView, pictures: Pictured, *, with_umap: bool) -> str:
 
 def _neighbours(view: PartView, pictures: Pictured) -> str:
     rows = np.unique(np.linspace(0, len(view.inspected.queries) - 1, GALLERY).round().astype(int))
-    return "<p>A query at the left, and the samples most similar to it. Green: of its class. Red: of another.</p>" + _strips(
-        view, pictures, rows
+    return (
+        "<p>A query at the left, and the samples most similar to it. Green: "
+        + ("of its class. Red: of another.</p>" if view.label_scores is None else "with a common label. Red: without.</p>")
+        + _strips(view, pictures, rows)
     )
 
 
@@ -152,6 +154,10 @@ def _strips(view: PartView, pictures: Pictured, rows: Iterable[int]) -> str:
 
 
 def _confusions(view: PartView, pictures: Pictured) -> str:
+    if view.confusions is None:
+        return (
+            "<p>Samples have several labels, so none is simply taken for another. The table of labels shows the weak ones.</p>"
+        )
     if not view.confusions:
         return "<p>Every nearest neighbour is of the query's class.</p>"
     rows = [
@@ -167,6 +173,23 @@ def _confusions(view: PartView, pictures: Pictured) -> str:
     return "<p>Queries whose nearest neighbour is of another class, by pairs of classes.</p>" + table(
         ["class", "taken for", "queries", "of the class", "most similar pair"], rows
     )
+
+
+def _labels(view: PartView) -> str:
+    """The table of labels, where samples have several."""
+    scores, dataset = view.label_scores, view.dataset
+    assert scores is not None
+    sizes = np.bincount(dataset.judged_sets().index, minlength=len(dataset.label_names))
+    present = np.flatnonzero(sizes)
+    order = present[np.argsort(scores.map_at_r[present], kind="stable")][:CLASSES]
+    rows = [
+        (dataset.label_names[label], int(sizes[label]), float(scores.recall[label]), float(scores.map_at_r[label]))
+        for label in order
+    ]
+    notes = "A sample counts for each of its labels. Click a heading to sort."
+    if len(order) < len(present):
+        notes += f" The {len(order):,} of {len(present):,} labels with the lowest MAP@R."
+    return f'<p>{notes}</p><div class="tall">{table(["label", "samples", "R@1", "MAP@R"], rows, sorts=True)}</div>'
 
 
 def _classes(view: PartView, pictures: Pictured) -> str:
@@ -197,12 +220,13 @@ def settings_table(settings: Sequence[dict[str, Any]], names: Sequence[str] = ("
 
 
 def _data(run: RunFacts) -> str:
-    rows = [(part, int(counts["classes"]), int(counts["samples"])) for part, counts in run.data["parts"].items()]
+    noun = "labels" if "labels" in run.data["parts"]["train"] else "classes"
+    rows = [(part, int(counts[noun]), int(counts["samples"])) for part, counts in run.data["parts"].items()]
     shape = " x ".join(map(str, run.data["sample_shape"]))
     about = facts([("source", run.data["name"]), ("kind", run.data["kind"]), ("shape of a sample", shape)])
     notes = "".join(f"<li>{escape(note)}</li>" for note in run.data["notes"])
     why = f'<p class="warning">{escape(run.why_not_ranked)}</p>' if run.why_not_ranked else ""
-    return about + table(["part", "classes", "samples"], rows) + (f"<ul>{notes}</ul>" if notes else "") + why
+    return about + table(["part", noun, "samples"], rows) + (f"<ul>{notes}</ul>" if notes else "") + why
 
 
 def _commands(run: RunFacts) -> list[tuple[str, str]]:

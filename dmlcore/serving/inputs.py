@@ -14,7 +14,7 @@ import numpy as np
 from dmlcore import plugin_files
 from dmlcore.data import ImageFiles, LabelledDataset, PathImages, PixelOptions, PixelStore, Table, image_table, load_table
 from dmlcore.data import text_table as table_of_texts
-from dmlcore.data.splits import ROLES, check_roles, join_own_entries, rows_of_part
+from dmlcore.data.part_words import ROLES, check_roles, join_own_entries, rows_of_part
 from dmlcore.errors import DataError
 from dmlcore.files import expanded
 from dmlcore.serving.samples import Preparation, is_picture_file
@@ -75,7 +75,16 @@ def parts_of(table: Table) -> tuple[dict[str, LabelledDataset], list[str]]:
     """
 
     def part(rows: np.ndarray, roles: np.ndarray | None = None) -> LabelledDataset:
-        return LabelledDataset(table.samples, rows, table.labels[rows], table.class_names, table.sample_shape, roles=roles)
+        return LabelledDataset(
+            table.samples,
+            rows,
+            table.labels[rows],
+            table.class_names,
+            table.sample_shape,
+            roles=roles,
+            sets=table.label_sets,
+            label_names=table.label_names,
+        )
 
     everyone = np.arange(len(table.labels))
     if table.split is None or not np.isin(table.split, ROLES).any():

@@ -9,12 +9,11 @@ import re
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
 from dmlcore import losses, plugins
 from dmlcore.config import build_options
-from dmlcore.data import BatchSampler, RecordedSplit, SplitFile, Splits, Transforms, open_data
+from dmlcore.data import BatchSampler, LabelledDataset, RecordedSplit, SplitFile, Splits, Transforms, open_data
 from dmlcore.ensemble import Compressor, LossEnsemble
 from dmlcore.errors import ConfigError
 from dmlcore.models import EmbeddingModel, ImagesWanted, build_model, images_wanted
@@ -109,11 +108,14 @@ def build_components(config: RunConfig, kind: str) -> list[Any]:
     return [_class_of(component)(_options(config, table)) for table, component in config.of_kind(kind).items()]
 
 
-def build_sampler(config: RunConfig, labels: np.ndarray, classes_per_batch: int, steps: int) -> BatchSampler:
-    """What composes the training batches; `labels` are dense, int64 [N]."""
+def build_sampler(config: RunConfig, train: LabelledDataset, classes_per_batch: int, steps: int) -> BatchSampler:
+    """What composes the training batches."""
     ((table, component),) = config.of_kind("sampler").items()
-    settings = config.settings
-    return _class_of(component)(
+    settings, sampler = config.settings, _class_of(component)
+    labels = train.dense_labels
+    if train.sets is not None and sampler.for_label_sets is not None:
+        sampler, labels = sampler.for_label_sets, train.judged_sets()
+    return sampler(
         labels,
         classes_per_batch,
         settings.data.samples_per_class,

@@ -255,7 +255,7 @@ def free_memory() -> int:
 
 
 def _sized(run: Run, fits: Callable[[int], bool], needed: Callable[[int], int], limit: int, how: str) -> BatchSize:
-    most, samples = run.splits.train.num_classes, run.config.settings.data.samples_per_class
+    most, samples = run.splits.train.num_labels, run.config.settings.data.samples_per_class
     if run.memory is not None:  # of earlier batches, which holds a whole one
         most = min(most, run.memory.size // samples)
     classes = largest(fits, min(2, most), most)
@@ -264,7 +264,7 @@ def _sized(run: Run, fits: Callable[[int], bool], needed: Callable[[int], int], 
             f"not even a batch of two classes x {samples} samples fits on {run.device}. Use a smaller --image-size or --model,"
             f" or --accumulate"
         )
-    of_memory = "--memory holds no larger batch" if most < run.splits.train.num_classes else "these are all training classes"
+    of_memory = "--memory holds no larger batch" if most < run.splits.train.num_labels else "these are all training classes"
     end = of_memory if classes == most else "one class more does not fit"
     return BatchSize(classes, samples, needed(classes), limit, f"{end}; {how}")
 

@@ -45,10 +45,12 @@ class Guards:
         return list(self._told.values())
 
     def of_batch(self, labels: Tensor) -> Iterator[str]:
-        """What is wrong with a batch, labels [B]."""
-        if len(labels.unique()) == len(labels):
+        """What is wrong with a batch, labels [B] or bool [B, L]."""
+        is_alone = len(labels.unique()) == len(labels) if labels.ndim == 1 else int(labels.sum(0).max()) < 2
+        if is_alone:
+            what = "class" if labels.ndim == 1 else "label"
             yield from self._once(
-                "pairs", "no two samples of a batch share a class: losses between samples learn nothing from it"
+                "pairs", f"no two samples of a batch share a {what}: losses between samples learn nothing from it"
             )
 
     def of_step(self, record: StepRecord) -> Iterator[str]:

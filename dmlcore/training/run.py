@@ -20,6 +20,7 @@ from dmlcore.errors import ConfigError, TrainingError
 from dmlcore.evaluation import Metric
 from dmlcore.models import EmbeddingModel
 from dmlcore.training import building, checkpoints, requirements
+from dmlcore.training.adapting import for_label_sets
 from dmlcore.training.averaging import AveragedWeights
 from dmlcore.training.beginning import first_model
 from dmlcore.training.configuration import RunConfig
@@ -52,7 +53,7 @@ class Run:
         folder: `RunFolder`; `folder.path` is the path.
         device: where the model is.
         splits: the data.
-        classes_per_batch: at most as many as the data has.
+        classes_per_batch: at most as many as the data has; labels, where samples have several.
         batch_size: samples of a batch.
         model: the embedding model.
         ensemble: the losses.
@@ -81,9 +82,11 @@ class Run:
         self.device = building.choose_device(settings.run.device)
         self.splits = building.open_splits(config, recorded, is_whole=True, kept=folder.kept_trunk)
         train = self.splits.train
-        self.classes_per_batch = min(settings.data.classes_per_batch, train.num_classes)
+        self.classes_per_batch = min(settings.data.classes_per_batch, train.num_labels)
         self.batch_size = self.classes_per_batch * settings.data.samples_per_class
         self.steps = building.count_steps(settings, len(train), self.batch_size)
+        if train.sets is not None:
+            config = for_label_sets(config, self.splits)
         self.config = config.completed(self.splits.kind, self.steps, self.splits.sample_shape)
         # The order of what draws random numbers is part of a run's result.
         seed_everything(settings.run.seed)
@@ -111,7 +114,7 @@ class Run:
         self.averaged = AveragedWeights(model, optimiser.average) if optimiser.average is not None else None
         self.compression = Compression(self.model, settings.run.seed, self.served)
         self._trained = [p for p in model.trunk.parameters() if p.requires_grad]
-        self.sampler = building.build_sampler(self.config, train.dense_labels, self.classes_per_batch, self.steps)
+        self.sampler = building.build_sampler(self.config, train, self.classes_per_batch, self.steps)
         self.metrics: list[Metric] = building.build_components(self.config, "metric")
         self._batches: Batches | None = None
         self.step = 0
@@ -152,12 +155,15 @@ class Run:
             self.model.trunk.eval()  # nor do its running means move
 
     def batches(self) -> Iterator[tuple[Tensor, Tensor]]:
-        """Batches from the present step on: samples [B, ...] and dense labels [B], on the device."""
+        """Batches from the present step on, on the device: samples [B, ...] and dense labels [B], or where samples have several
+        which of them, bool [B, L]."""
         settings = self.config.settings
         self._batches = batches(
             self.splits.train, self.sampler, workers=settings.data.workers, augment=True, seed=settings.run.seed
         )
+        sets = self.splits.train.sets
         for inputs, labels in self._batches:
+            labels = labels if sets is None else torch.from_numpy(sets.matrix(labels.numpy()))
             yield inputs.to(self.device, non_blocking=True), labels.to(self.device, non_blocking=True)
 
     def end_batches(self) -> None:

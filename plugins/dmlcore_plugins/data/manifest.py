@@ -24,7 +24,10 @@ from dmlcore.data import (
     array_table,
     image_table,
     is_missing,
+    named_sets,
+    parted_labels,
     read_csv,
+    set_classes,
     split_words,
     text_table,
     tidy_names,
@@ -32,7 +35,7 @@ from dmlcore.data import (
 from dmlcore.errors import DataError
 from dmlcore.files import expanded
 
-_COLUMNS = ("path", "text", "label", "split")
+_COLUMNS = ("path", "text", "label", "labels", "split")
 
 
 class Manifest(DataSource):
@@ -65,15 +68,23 @@ class Manifest(DataSource):
         rows, notes = _read(file, columns, table_rows, self.needs_labels, has_texts=has_texts)
         if not has_texts:
             rows, notes = _existing(rows, notes, file)
-        tidied, remarks = tidy_names(label for _, label, _ in rows)
-        class_names = sorted(set(tidied.values()))
-        number = {name: label for label, name in enumerate(class_names)}
+        has_sets = _label_column(columns) == "labels"
+        sets = named_sets([parted_labels(label) for _, label, _ in rows]) if has_sets else None
+        if sets is not None:
+            labels, class_names, class_sets = set_classes(sets.sets, sets.names)
+            about = {"label_sets": class_sets, "label_names": sets.names}
+            remarks = sets.notes
+        else:
+            tidied, remarks = tidy_names(label for _, label, _ in rows)
+            class_names, about = sorted(set(tidied.values())), {}
+            number = {name: label for label, name in enumerate(class_names)}
+            labels = np.array([number[tidied[label]] for _, label, _ in rows], dtype=np.int64)
         has_split = any(part for _, _, part in rows)
         samples = [sample for sample, _, _ in rows]
-        labels = np.array([number[tidied[label]] for _, label, _ in rows], dtype=np.int64)
         split = split_words([part for _, _, part in rows], f"'{file}'") if has_split else None
         if has_texts:
             table = text_table(samples, labels, class_names, split=split)
+            table.label_sets, table.label_names = about.get("label_sets"), list(about.get("label_names", ()))
         else:
             table = image_table(
                 PathImages(samples, str(file.parent)),
@@ -84,6 +95,7 @@ class Manifest(DataSource):
                 split=split,
                 image_size=self.image_size,
                 default_image_size=self.default_image_size,
+                **about,
             )
         table.skipped = [*notes, *remarks, *table.skipped]
         table.has_labels = class_names != [""]
@@ -91,20 +103,27 @@ class Manifest(DataSource):
 
     def _features(self, file: Path, columns: list[str], features: list[str], rows: Sequence[CsvRow]) -> Table:
         """A table of the columns of numbers."""
+        label = _label_column(columns)
         if self.needs_labels:
-            _check_columns(columns, file, ("label",))
+            _check_columns(columns, file, (label,))
         x = np.empty((len(rows), len(features)), dtype=np.float32)
         for number, row in enumerate(rows):
             x[number] = [_number(row, name, file) for name in features]
         arrays = {"x": x}
-        for name, column in (("y", "label"), ("split", "split"), ("official_split", "official_split")):
+        for name, column in (("y", label), ("split", "split"), ("official_split", "official_split")):
             if column in columns:
                 arrays[name] = np.array([row.values[column] for row in rows])
-        table = array_table(arrays, f"'{file}'", self.options, needs_labels=self.needs_labels)
+        sets = named_sets([parted_labels(str(text)) for text in arrays.pop("y")]) if label == "labels" else None
+        table = array_table(arrays, f"'{file}'", self.options, needs_labels=self.needs_labels, sets=sets)
         unused = [name for name in columns if name not in (*_COLUMNS, "official_split", *features)]
         if unused:
             table.skipped.insert(0, f"columns not used, since they hold no numbers: {', '.join(unused)}")
         return table
+
+
+def _label_column(columns: list[str]) -> str:
+    """`label`, or `labels` in a file that has only this column: several labels of a sample, with semicolons between them."""
+    return "labels" if "labels" in columns and "label" not in columns else "label"
 
 
 def _feature_columns(columns: list[str], rows: Sequence[CsvRow]) -> list[str]:
@@ -153,14 +172,15 @@ def _read(
     """Path or text, label and part of every row, and what the user should know. Labels are empty where there is no such
     column."""
     sample, noun = ("text", "text") if has_texts else ("path", "image")
-    notes = _check_columns(columns, file, (sample, "label") if needs_labels else (sample,))
-    has_labels = "label" in columns
+    notes = _check_columns(columns, file, (sample, _label_column(columns)) if needs_labels else (sample,))
+    column = _label_column(columns)
+    has_labels = column in columns
     part = "split" if "split" in columns else "official_split"
     rows: list[tuple[str, str, str]] = []
     seen: dict[str, int] = {}
     incomplete = repeated = conflicting = 0
     for row in table:
-        path, label, split = row.values[sample], row.values.get("label", ""), row.values.get(part, "")
+        path, label, split = row.values[sample], row.values.get(column, ""), row.values.get(part, "")
         if not path or (has_labels and is_missing(label)):
             incomplete += 1
             continue
@@ -196,7 +216,7 @@ def _check_columns(columns: list[str], file: Path, needed: tuple[str, ...]) -> l
             near = difflib.get_close_matches(column, columns, n=1, cutoff=0.5)
             hint = f" Did you mean to name '{near[0]}' so?" if near else ""
             raise DataError(f"'{file}' has no column '{column}'; it has {', '.join(columns)}.{hint}")
-    unused = ("text",) if "path" in needed else ("path",)
+    unused = (*(("text",) if "path" in needed else ("path",)), *(("labels",) if "label" in columns else ()))
     unknown = [name for name in columns if name not in (*_COLUMNS, "official_split") or name in unused]
     if not unknown:
         return []

@@ -12,6 +12,7 @@ import dmlcore
 from dmlcore.config import check_range
 from dmlcore.data import BatchSampler
 from dmlcore.errors import ConfigError
+from dmlcore_plugins.samplers.label_balanced import LabelBalancedSampler
 
 
 class ClassBalancedSampler(BatchSampler):
@@ -28,11 +29,14 @@ class ClassBalancedSampler(BatchSampler):
         seed: of the stream.
         steps: batches of an epoch, as `BatchSampler`. None: it never ends.
 
+    Where samples have several labels, `label_balanced` takes its place.
+
     Raises:
         ConfigError: P or K out of range.
     """
 
     name = "class_balanced"
+    for_label_sets = LabelBalancedSampler
 
     def __init__(
         self,
