@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import inspect
-from pathlib import Path
 from typing import Annotated, Any
 
 from cyclopts import Parameter
 
 from dmlcore.commands.line import CommandLine
 from dmlcore.commands.trained import LOADING
+from dmlcore.errors import ConfigError
 from dmlcore.training.components import data_component
 
 LOADING_FLAGS = [entry.name for entry in LOADING]
@@ -42,9 +42,12 @@ def data_flags(line: CommandLine, command: str, place: int) -> list[inspect.Para
     words = line.words[line.words.index(command) + 1 :]
     count = next((at for at, word in enumerate(words) if word.startswith("-")), len(words))
     words = words[:count]
-    if not -len(words) <= place < len(words) or Path(words[place]).suffix == ".npy":
+    if not -len(words) <= place < len(words):
         return []
-    return line.add(data_component(words[place]))
+    try:
+        return line.add(data_component(words[place]))
+    except ConfigError:  # a picture, a text, embeddings; or the command says what is wrong with it
+        return []
 
 
 def loading(values: dict[str, Any]) -> dict[str, Any]:
