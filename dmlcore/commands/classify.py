@@ -109,4 +109,6 @@ def _show_accuracy(about: dict[str, Any], limit: float | None, origin: str) -> N
             + (f" ({rejected:.3f} without rejection)." if limit is not None else ".")
         )
     if "strange_rejected" in about:
-        console.show_sentences(f"Of {about['strange']:,} queries of other classes, {about['strange_rejected']:.3f} are rejected.")
+        console.show_sentences(
+            f"Of {about['strange']:,} queries of other classes {about['strange_rejected']:.3f} are rejected."
+        )

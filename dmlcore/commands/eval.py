@@ -20,6 +20,7 @@ def dmlcore_commands(app: App, line: CommandLine) -> None:
     flags = [
         RUN,
         flag("data", str | None, "Other data; all of its classes are evaluated (default: the run's held-out classes)."),
+        flag("rerank", str | None, "Also measure re-ranking: `query-expansion`, `augmentation` or `k-reciprocal`."),
         *line.add_data("eval"),
         *LOADING,
         *COMMON,
@@ -31,6 +32,7 @@ def _evaluate(
     run: Path,
     *,
     data: str | None,
+    rerank: str | None,
     checkpoint: str,
     trust_plugins: bool,
     device: str,
@@ -41,7 +43,7 @@ def _evaluate(
     from dmlcore.serving import TrainedRun
 
     trained = TrainedRun(run, checkpoint=checkpoint, device=device, trusts_plugins=trust_plugins)
-    result = trained.evaluate(data, data_options(tables))
+    result = trained.evaluate(data, data_options(tables), rerank=rerank)
     console.show_json(result) if json else show_evaluation(result)
     return 0
 
@@ -50,5 +52,8 @@ def show_evaluation(result: dict[str, Any]) -> None:
     """Notes on stderr, then the tables."""
     for note in result["notes"]:
         console.say(note)
-    show_metrics(result["metrics"], result["baselines"], f"{result['data']}, step {result['step']}")
+    baselines = result["baselines"]
+    if "rerank" in result:
+        baselines = {f"re-ranked: {result['rerank']}": result["reranked"], **baselines}
+    show_metrics(result["metrics"], baselines, f"{result['data']}, step {result['step']}")
     show_embeddings(result.get("embeddings", {}))

@@ -32,7 +32,7 @@ def dmlcore_commands(app: App, line: CommandLine) -> None:
         flag(
             "threshold",
             str | None,
-            "Similarity below which nothing is a match: a number, or `none` (default: what `dmlcore verify` kept of the model).",
+            "Similarity below which nothing is a match: a number, or `none` (default: what `dmlcore verify` kept).",
         ),
         flag("others", bool, "Leave out the entry that is the query itself, by its path.", False),
         flag("rerank", str | None, "`query-expansion`, `augmentation` or `k-reciprocal`."),
@@ -104,7 +104,9 @@ def _search(
     return 0
 
 
-def open_queries(words: tuple[str, ...], model: str | None, how: dict[str, Any], options: dict[str, Any]) -> tuple[Any, Any, Any]:
+def open_queries(
+    words: tuple[str, ...], model: str | None, how: dict[str, Any], options: dict[str, Any]
+) -> tuple[Any, Any, Any]:
     """The index of the first word, the queries of the others, and the path of what embedded them or None."""
     from dmlcore.files import expanded
     from dmlcore.serving import Index, load
@@ -113,8 +115,8 @@ def open_queries(words: tuple[str, ...], model: str | None, how: dict[str, Any],
 
     index = Index(words[0])
     path = model_path(index, model)
-    needs_model = path is not None and any(not is_embeddings(expanded(word)) for word in words[1:])
-    loaded = load(path, **how) if needs_model else None
+    needs_model = any(not is_embeddings(expanded(word)) for word in words[1:])
+    loaded = load(path, **how) if path is not None and needs_model else None
     return index, queries_of(words[1:], loaded, options), path
 
 
@@ -136,7 +138,14 @@ def show_answers(answers: list[Answer]) -> None:
         best = answer.neighbours[0] if answer.neighbours else None
         found = none_of_these(answer) if best is None else best.get("label") or name_of(best)
         score = answer.nearest if best is None else best["score"]
-        rows.append([_short(name_of(answer.query), False), _text(answer.query.get("label")), found, "-" if score is None else f"{score:.3f}"])
+        rows.append(
+            [
+                _short(name_of(answer.query), False),
+                _text(answer.query.get("label")),
+                found,
+                "-" if score is None else f"{score:.3f}",
+            ]
+        )
     console.show_table(["query", "its label", "nearest", "score"], rows)
 
 

@@ -107,7 +107,11 @@ def show_verification(result: dict[str, Any]) -> None:
     console.show_facts(shown)
     if "threshold" in result:
         about = result["threshold"]
-        interval = "no interval: too few pairs" if about["low"] is None else f"95 % interval {about['low']:.4f} to {about['high']:.4f}"
-        console.show_sentences(f"Threshold for FAR {about['wanted_far']:g}: {about['threshold']:.4f} ({interval}, over classes)")
+        interval = (
+            "no interval: too few pairs" if about["low"] is None else f"95 % interval {about['low']:.4f} to {about['high']:.4f}"
+        )
+        console.show_sentences(
+            f"Threshold for FAR {about['wanted_far']:g}: {about['threshold']:.4f} ({interval}, over classes)"
+        )
     if "threshold_file" in result:
         console.show(f"Kept for `dmlcore search` and `dmlcore classify`: {result['threshold_file']}")

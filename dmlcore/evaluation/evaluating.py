@@ -14,10 +14,11 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from dmlcore import progress
-from dmlcore.errors import PluginError
+from dmlcore.errors import ConfigError, PluginError
 from dmlcore.evaluation.metric import Metric, further
 from dmlcore.evaluation.metrics import retrieval_metrics
 from dmlcore.evaluation.relevance import Labels, select
+from dmlcore.evaluation.reranking import reranked_metrics
 
 if TYPE_CHECKING:
     from dmlcore.data import LabelledDataset
@@ -175,6 +176,19 @@ def _ranked(embeddings: Tensor, labels: Labels, dataset: LabelledDataset) -> dic
         select(labels, references),
         own=np.where(is_both, np.searchsorted(references, queries), -1) if is_both.any() else None,
     )
+
+
+def rerank(embeddings: Tensor, dataset: LabelledDataset, method: str) -> dict[str, Any]:
+    """Retrieval metrics after re-ranking, every sample a query against all others; empty where nothing can be ranked.
+
+    Raises:
+        ConfigError: an unknown method, too many samples for it, or data whose queries and gallery are others.
+    """
+    if why_not_ranked(dataset):
+        return {}
+    if dataset.roles is not None:
+        raise ConfigError("re-ranking is measured with every sample as a query, but these data have queries and a gallery")
+    return reranked_metrics(embeddings, torch.from_numpy(dataset.labels), method)
 
 
 def evaluate_model(

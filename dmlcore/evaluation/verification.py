@@ -66,15 +66,11 @@ class Curve:
         return float((own * (below + self.wrong_equal / 2)).sum() / (float(self.positives) * self.negatives))
 
     def eer(self) -> tuple[float, float]:
-        """The rate where false accepts are as frequent as false rejects, and its threshold. Between corners of the curve the
-        rates are on straight lines."""
+        """The rate where false accepts are as frequent as false rejects, and its threshold."""
         far, frr = np.concatenate([[0.0], self.far]), np.concatenate([[1.0], 1 - self.tar])
         at = int(np.argmax(far >= frr))  # there is one: at the last corner no pair of one class is rejected
-        if at == 0:
-            return float(far[0]), float(self.thresholds[0])
-        gap, next_gap = frr[at - 1] - far[at - 1], frr[at] - far[at]
-        share = gap / (gap - next_gap)
-        return float(far[at - 1] + share * (far[at] - far[at - 1])), float(self.thresholds[at - 1])
+        # Towards a lower threshold false accepts grow first, and then false rejects fall: the crossing is on one of the two.
+        return float(min(far[at], frr[at - 1])), float(self.thresholds[at - 1])
 
     def tar_at(self, far: float) -> float | None:
         """The highest TAR at this FAR or below; None where there are too few pairs to tell."""

@@ -59,9 +59,7 @@ class Strips:
         else:
             picture = f"<i>{escape(title)}</i>"
         small = f"<small>{escape(sample.about)}</small>" if sample.about else ""
-        return (
-            f'<div class="sample {sample.mark}" title="{escape(title)}">{picture}<b>{escape(sample.name)}</b>{small}</div>'
-        )
+        return f'<div class="sample {sample.mark}" title="{escape(title)}">{picture}<b>{escape(sample.name)}</b>{small}</div>'
 
     def for_script(self) -> dict[str, Any]:
         """The pictures by number, as the page's script takes them. A file that is no picture any more has none."""

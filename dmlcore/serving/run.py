@@ -6,12 +6,13 @@ from pathlib import Path
 from typing import Any, get_args
 
 import numpy as np
+from torch import Tensor
 
 from dmlcore import trust
 from dmlcore.data import LabelledDataset, RecordedSplit, Splits, Table
 from dmlcore.data.images import Interpolation
 from dmlcore.errors import ConfigError, DataError
-from dmlcore.evaluation import evaluating
+from dmlcore.evaluation import evaluating, reranking
 from dmlcore.files import expanded
 from dmlcore.models import EmbeddingModel, weights_follow
 from dmlcore.serving.inputs import Parts, named_by_user
@@ -177,13 +178,19 @@ class TrainedRun(Model):
             return False
         return data is None or data == own or (Path(own).is_absolute() and expanded(data).resolve() == Path(own))
 
-    def evaluate(self, data: Any = None, options: dict[str, Any] | None = None) -> dict[str, Any]:
-        """Metrics and baselines: of the run's validation and test classes, or of all classes of other data. Arguments as of
-        `parts`.
+    def evaluate(self, data: Any = None, options: dict[str, Any] | None = None, *, rerank: str | None = None) -> dict[str, Any]:
+        """Metrics and baselines: of the run's validation and test classes, or of all classes of other data.
+
+        Args:
+            data, options: as of `parts`.
+            rerank: also measure re-ranking by this method, one of `reranking.METHODS`.
 
         Raises:
+            ConfigError: there is no such method.
             DataError: the data cannot be used, or has no labels.
         """
+        if rerank is not None:
+            reranking.check_method(rerank)
         opened = self.parts(data, options)
         if not opened.has_labels:
             raise DataError(
@@ -196,15 +203,25 @@ class TrainedRun(Model):
         workers = self.config.settings.data.workers
         with trust.reading(self._source("metric")):
             measures = build_components(self._read_config("metric"), "metric")
+        embeddings: dict[str, Tensor] = {}
         metrics, baselines = evaluating.compare(
-            self.model, untrained, parts, name=name_of_baseline(self.config), kind=self.kind, workers=workers, metrics=measures
+            self.model,
+            untrained,
+            parts,
+            name=name_of_baseline(self.config),
+            kind=self.kind,
+            workers=workers,
+            metrics=measures,
+            kept=embeddings,
         )
+        reranked = {part: evaluating.rerank(embeddings[part], parts[part], rerank) for part in parts} if rerank else {}
         return {
             "run": str(self.folder.path),
             "step": self.step,
             "data": opened.name,
             "metrics": metrics,
             "baselines": baselines,
+            **({"rerank": rerank, "reranked": reranked} if rerank else {}),
             **named_metrics(self.model, parts, workers, measures),
             "notes": notes,
         }

@@ -141,14 +141,16 @@ def _with_cosines(index: Index, x: np.ndarray, positions: np.ndarray) -> Hits:
 
 
 def without_own(index: Index, queries: Entries, hits: Hits) -> Hits:
-    """Hits without the entry that is the query itself, by its path and row; one neighbour fewer for each."""
+    """Hits without the entry that is the query itself, one fewer for each. Paths tell, and rows where those repeat."""
     if queries.path is None or "path" not in index.columns:
         raise ConfigError("entries and queries are told apart by their paths, but they have none")
-    own = [(str(Path(path).absolute()), int(row)) for path, row in zip(queries.path, queries.row, strict=True)]
+    own = [str(Path(path).absolute()) for path in queries.path]
+    has_rows = len(set(own)) < len(own)
     positions, scores = hits.positions[:, :-1].copy(), hits.scores[:, :-1].copy()
     for number, places in enumerate(hits.positions):
         entries = index.entries(np.maximum(places, 0))
-        keep = [at for at, entry in enumerate(entries) if (entry["path"], entry["row"]) != own[number]][: len(places) - 1]
+        is_own = [entry["path"] == own[number] and (not has_rows or entry["row"] == queries.row[number]) for entry in entries]
+        keep = np.flatnonzero(~np.array(is_own))[: len(places) - 1]
         positions[number], scores[number] = places[keep], hits.scores[number, keep]
     return Hits(positions, scores)
 
