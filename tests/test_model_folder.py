@@ -135,10 +135,10 @@ def test_a_trunk_of_a_library_keeps_what_it_needs(tmp_path: Path) -> None:
 def test_damaged_and_foreign_folders(run: Path, tmp_path: Path, capsys: Any) -> None:
     model = dmlcore.load(run, device="cpu")
     write_model(model, tmp_path / "m")
-    with pytest.raises(ConfigError, match="exists already: choose another --out, or replace it with --overwrite"):
+    with pytest.raises(ConfigError, match="exists already; choose another --out, or replace it with --overwrite"):
         write_model(model, tmp_path / "m")
     write_model(model, tmp_path / "m", overwrite=True)
-    with pytest.raises(ConfigError, match="it is no model folder"):
+    with pytest.raises(ConfigError, match="it is no exported model"):
         write_model(model, run, overwrite=True)
     with pytest.raises(ConfigError, match="which holds one model"):
         dmlcore.load(tmp_path / "m", checkpoint="last")

@@ -15,6 +15,8 @@ from dmlcore.errors import ConfigError
 from dmlcore.flags import COMMON, command, flag
 from dmlcore.hookspecs import hookimpl
 
+_FORMS = ("safetensors", "hf", "onnx", "torch-export")
+
 
 @hookimpl
 def dmlcore_commands(app: App, line: CommandLine) -> None:
@@ -23,6 +25,9 @@ def dmlcore_commands(app: App, line: CommandLine) -> None:
         flag("out", Path, "The folder to write.", inspect.Parameter.empty),
         flag("safetensors", bool, "A model folder, which `dmlcore.load` reads (this is the default).", False),
         flag("hf", bool, "A folder that sentence-transformers reads.", False),
+        flag("onnx", bool, "A folder with a graph of ONNX, for onnxruntime and others.", False),
+        flag("torch_export", bool, "A folder with a graph for torch.export.load.", False),
+        flag("int8", bool, "With --onnx: also a graph with weights of 8 bits, and what that costs.", False),
         flag("licence", str | None, "Of the model, such as mit or cc-by-4.0, for its card."),
         flag("name", str | None, "Of the model, for its card (default: that of the folder)."),
         flag("overwrite", bool, "Replace a model folder that exists.", False),
@@ -38,6 +43,9 @@ def _export(
     out: Path,
     safetensors: bool,
     hf: bool,
+    onnx: bool,
+    torch_export: bool,
+    int8: bool,
     licence: str | None,
     name: str | None,
     overwrite: bool,
@@ -47,17 +55,53 @@ def _export(
     json: bool,
     debug: bool,
 ) -> int:
-    from dmlcore.serving import export_folder, load
+    from dmlcore.serving import export_folder, load, write_graph
 
-    if safetensors and hf:
-        raise ConfigError("--safetensors and --hf are two forms; leave one out")
-    trained = load(model, checkpoint=checkpoint, device=device, trust_plugins=trust_plugins)
-    result: dict[str, Any] = export_folder(
-        trained, out, form="hf" if hf else "safetensors", name=name, licence=licence, overwrite=overwrite
-    )
+    forms = [name for name, is_on in zip(_FORMS, (safetensors, hf, onnx, torch_export), strict=True) if is_on]
+    if len(forms) > 1:
+        raise ConfigError(f"--{' and --'.join(forms)} are different forms; leave one out")
+    form: Any = forms[0] if forms else "safetensors"
+    is_graph = form in ("onnx", "torch-export")
+    if int8 and not is_graph:
+        raise ConfigError("--int8 goes with --onnx")
+    if is_graph and (licence or name):
+        raise ConfigError("--licence and --name are for model cards, which a folder with a graph has none of")
+    on_device = "cpu" if is_graph and device == "auto" else device
+    trained = load(model, checkpoint=checkpoint, device=on_device, trust_plugins=trust_plugins)
+    if is_graph:
+        result = write_graph(trained, out, form=form, int8=int8, overwrite=overwrite)
+    else:
+        result = export_folder(trained, out, form=form, name=name, licence=licence, overwrite=overwrite)
     if json:
         console.show_json(result)
         return 0
     console.show(f"{out}: {', '.join(result['files'])} ({result['bytes'] / 1e6:,.1f} MB)")
-    console.show_sentences(result["use"])
+    if is_graph:
+        _show_graph(result)
+    else:
+        console.show_sentences(result["use"])
     return 0
+
+
+def _show_graph(result: dict[str, Any]) -> None:
+    for name, about in result["inputs"].items():
+        console.show(f"takes {name}, {about['dtype']} [{', '.join(map(str, about['shape']))}]")
+    console.show_sentences(result["preparation"])
+    _show_differences("largest difference from the model", result["differences"])
+    small = result.get("int8")
+    if small is None:
+        return
+    _show_differences(f"with 8 bits ({small['bytes'] / 1e6:,.1f} MB)", small["differences"])
+    measured = small.get("map@r")
+    if measured is None:
+        console.show_sentences("What 8 bits cost in MAP@R was not measured: only a run has validation classes of its own.")
+    else:
+        lost = measured["model"] - measured["int8"]
+        console.show(
+            f"MAP@R on the validation classes: {measured['model']:.4f}, with 8 bits {measured['int8']:.4f} ({-lost:+.4f})"
+        )
+
+
+def _show_differences(label: str, differences: dict[str, float]) -> None:
+    sizes = ", ".join(f"{value:.1g} at {size}" for size, value in differences.items())
+    console.show(f"{label}, by batch size: {sizes}")

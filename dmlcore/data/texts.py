@@ -74,12 +74,14 @@ def count_trigrams(samples: Tensor, buckets: int = 2048) -> Tensor:
         samples: uint8 [B, bytes].
         buckets: columns; different trigrams may share one.
     """
-    used = samples.any(0).nonzero()
-    width = int(used.max()) + 1 if len(used) else 0
+    width = samples.shape[1]
+    if not torch.compiler.is_compiling():  # a graph takes all bytes: its form may not follow from what they are
+        used = samples.any(0).nonzero()
+        width = int(used.max()) + 1 if len(used) else 0
     # A zero before and two behind: a text of one byte has three trigrams.
     codes = torch.nn.functional.pad(samples[:, :width].long(), (1, 2))  # [B, width + 3]
     is_there = (codes[:, :-2] + codes[:, 1:-1] + codes[:, 2:]) > 0
     joined = (codes[:, :-2] << 16) + (codes[:, 1:-1] << 8) + codes[:, 2:]
     bucket = ((joined * _MULTIPLIER) >> 12) % buckets
-    counts = torch.zeros(len(samples), buckets, device=samples.device)
+    counts = torch.zeros(samples.shape[0], buckets, device=samples.device)
     return counts.scatter_add_(1, bucket, is_there.float()).log1p_()

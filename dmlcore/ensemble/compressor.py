@@ -103,12 +103,13 @@ class Compressor(nn.Module, abc.ABC):
         raise NotImplementedError(f"compressor '{self.name}' is learnt by fit(), not online")
 
     def check_fitted(self) -> None:
-        """Refuse to compress before the map is learnt.
+        """Refuse to compress before the map is learnt. A graph that is compiled or exported does not look: what a tensor holds
+        would decide its form. Who makes one calls this before.
 
         Raises:
             ConfigError: `fit` was not called, nor a state loaded of one that was fitted.
         """
-        if not bool(self.is_fitted):
+        if not torch.compiler.is_compiling() and not bool(self.is_fitted):
             raise ConfigError(f"compressor '{self.name}' is not fitted; call fit(embeddings, labels) or load a fitted state")
 
     @abc.abstractmethod

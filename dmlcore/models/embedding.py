@@ -143,7 +143,9 @@ class EmbeddingModel(nn.Module):
             [B, m D + F if features are shown + length of the student]: heads (unit norm if `normalize`, else raw), the
             trunk's features as they are, the student's raw embedding (no gradient of its reaches the trunk).
         """
-        features = self.trunk(samples)  # [B, F]
+        return self._outputs(self.trunk(samples))
+
+    def _outputs(self, features: Tensor) -> Tensor:
         raw = self.head(features)  # [B, m D]
         parts = [self.unit(raw).flatten(1) if self.normalize else raw]
         if self.shows_features:
@@ -155,7 +157,13 @@ class EmbeddingModel(nn.Module):
     def serve(self, samples: Tensor) -> Tensor:
         """The embedding of samples [B, ...]: [B, D] (unit norm if `normalize`, else raw), or the weighted concatenation, the
         compressed or the student's embedding, which have unit norm."""
-        outputs = self(samples)
+        return self._served(self(samples))
+
+    def serve_features(self, features: Tensor) -> Tensor:
+        """`serve` of samples whose features [B, F] the trunk has given."""
+        return self._served(self._outputs(features))
+
+    def _served(self, outputs: Tensor) -> Tensor:
         if self.served == "student":
             return functional.normalize(self.student_of(outputs).float(), dim=1)
         whole = self.whole(outputs)

@@ -74,6 +74,15 @@ class Trunk(nn.Module, ABC):
         """The options as a model has them that is given away: without places on this computer, which `keep` makes needless."""
         return self.options
 
+    def graph_inputs(self, samples: Tensor) -> dict[str, Tensor]:
+        """What an exported graph takes in place of samples, by name, each [B, ...]. A trunk whose `forward` does what no graph
+        can, such as splitting texts into words, gives what comes after that."""
+        return {"samples": samples}
+
+    def graph_forward(self, *inputs: Tensor) -> Tensor:
+        """Features [B, features] of what `graph_inputs` gave."""
+        return self(*inputs)
+
     def sentence_modules(self, folder: Path) -> list[dict[str, Any]] | None:
         """Write the trunk as modules of sentence-transformers that need no code of dmlcore. None: it cannot be written so.
 

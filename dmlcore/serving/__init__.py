@@ -9,6 +9,7 @@ if TYPE_CHECKING:
     from dmlcore.serving.embed import write_embeddings
     from dmlcore.serving.exporting import export_folder
     from dmlcore.serving.gathering import gather
+    from dmlcore.serving.graphs import write_graph
     from dmlcore.serving.hub import push
     from dmlcore.serving.index import Index, build_index
     from dmlcore.serving.index_changes import add_entries, remove_entries
@@ -30,6 +31,7 @@ _HOMES = {
     "push": "hub",
     "remove_entries": "index_changes",
     "write_embeddings": "embed",
+    "write_graph": "graphs",
     "write_report": "report",
 }
 
@@ -46,6 +48,7 @@ __all__ = [
     "push",
     "remove_entries",
     "write_embeddings",
+    "write_graph",
     "write_report",
 ]
 

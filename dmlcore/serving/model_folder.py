@@ -29,6 +29,7 @@ from dmlcore.training.building import choose_device
 from dmlcore.version import VERSION
 
 FORMAT = "dmlcore-model-1"
+GRAPH_FORMAT = "dmlcore-graph-1"
 CONFIG, WEIGHTS, CARD, TRUNK, CODE = "config.json", "model.safetensors", "README.md", "trunk", "code"
 _LONGEST = 2**24  # numbers of a sample: more is no sample
 OF_A_MODEL = ("model", "compressor")  # kinds of components in it
@@ -47,11 +48,11 @@ def write_model(
 
     Args:
         model: that is written.
-        out: the folder. One that exists is only replaced if it is a model folder.
+        out: the folder. One that exists is only replaced if a model was exported to it.
         name: of the model, for its card. None: that of the folder.
         licence: an identifier of SPDX, such as `mit` or `cc-by-4.0`. None: that of a model folder that is written again, else
             none is given.
-        overwrite: replace a model folder that exists.
+        overwrite: replace it.
         extend: is given the folder before it gets its place, and what its `config.json` holds, and may write more.
 
     Returns:
@@ -62,7 +63,7 @@ def write_model(
         TrainingError: it cannot be written; what was there before is intact.
     """
     out = Path(out)
-    with _new_folder(out, overwrite=overwrite) as folder:
+    with new_folder(out, overwrite=overwrite) as folder:
         config = fill_folder(model, folder, name=name or out.name, licence=licence)
         extend(folder, config)
     return out
@@ -143,12 +144,13 @@ def read_model(folder: Path, *, device: str = "auto", trust_plugins: bool = Fals
     return model
 
 
-def is_model(folder: Path) -> bool:
-    """Whether a folder holds a model."""
+def is_exported(folder: Path) -> bool:
+    """Whether a folder holds a model, or a graph of one, that was exported."""
     try:
-        return read_config(folder)["format"] == FORMAT
-    except (TrainingError, ConfigError):
+        config = json.loads((folder / CONFIG).read_bytes())
+    except (OSError, ValueError, RecursionError):
         return False
+    return isinstance(config, dict) and config.get("format") in (FORMAT, GRAPH_FORMAT)
 
 
 def read_config(folder: Path) -> dict[str, Any]:
@@ -172,16 +174,16 @@ def read_config(folder: Path) -> dict[str, Any]:
 
 
 @contextlib.contextmanager
-def _new_folder(out: Path, *, overwrite: bool) -> Iterator[Path]:
+def new_folder(out: Path, *, overwrite: bool) -> Iterator[Path]:
     """A folder to be written, which takes the place of `out` when the block ends without an error.
 
     Raises:
-        ConfigError: `out` exists, and is no model folder or not to be replaced.
+        ConfigError: `out` exists, and is not to be replaced.
         TrainingError: it cannot be written.
     """
-    if out.exists() and not (overwrite and is_model(out)):
-        how = "replace it with --overwrite" if is_model(out) else "it is no model folder, which --overwrite would replace"
-        raise ConfigError(f"{out} exists already: choose another --out" + (f", or {how}" if is_model(out) else f" ({how})"))
+    if out.exists() and not (overwrite and is_exported(out)):
+        further = ", or replace it with --overwrite" if is_exported(out) else ": it is no exported model, which may be replaced"
+        raise ConfigError(f"{out} exists already; choose another --out{further}")
     make_folder(out.parent)
     folder, before = (out.with_name(f".{out.name}.{os.getpid()}{ending}") for ending in (".new", ".before"))
     shutil.rmtree(folder, ignore_errors=True)

@@ -103,10 +103,8 @@ class HuggingFaceTrunk(PretrainedTrunk):
     def forward(self, samples: Tensor) -> Tensor:
         """Features [B, features] of images [B, C, H, W] in 0..1, or of texts uint8 [B, bytes]."""
         if self.takes_texts:
-            assert self.pool is not None
             tokens, is_there = self._padded(texts_of(samples), samples.device)
-            places = self.network(input_ids=tokens, attention_mask=is_there.long()).last_hidden_state  # [B, L, C]
-            return self.pool(places, is_there)
+            return self.graph_forward(tokens, is_there.long())
         output = self.network(pixel_values=self.normalised(samples), **self._arguments)
         places = rows_of(output.last_hidden_state)  # [B, N, C]
         is_map = output.last_hidden_state.ndim == 4
@@ -117,6 +115,22 @@ class HuggingFaceTrunk(PretrainedTrunk):
         if pooled is not None:
             return pooled.flatten(1)
         return places.mean(1) if is_map else places[:, 0]
+
+    def graph_inputs(self, samples: Tensor) -> dict[str, Tensor]:
+        """Of texts their tokens, which the tokenizer in the folder of the graph makes."""
+        if not self.takes_texts:
+            return super().graph_inputs(samples)
+        tokens, is_there = self._padded(texts_of(samples), samples.device)
+        return {"input_ids": tokens, "attention_mask": is_there.long()}
+
+    def graph_forward(self, *inputs: Tensor) -> Tensor:
+        """Features [B, features] of images, or of tokens int64 [B, L] and which of them are there, 1 or 0."""
+        if not self.takes_texts:
+            return self(*inputs)
+        assert self.pool is not None
+        tokens, is_there = inputs
+        places = self.network(input_ids=tokens, attention_mask=is_there).last_hidden_state  # [B, L, C]
+        return self.pool(places, is_there.bool())
 
     def _own_places(self, images: Tensor, count: int) -> int:
         """How many of the places stand for the whole image, which come before those of its patches."""
