@@ -30,7 +30,7 @@ def dmlcore_commands(app: App, line: CommandLine) -> None:
         flag("int8", bool, "With --onnx: also a graph with weights of 8 bits, and what that costs.", False),
         flag("licence", str | None, "Of the model, such as mit or cc-by-4.0, for its card."),
         flag("name", str | None, "Of the model, for its card (default: that of the folder)."),
-        flag("overwrite", bool, "Replace a model folder that exists.", False),
+        flag("overwrite", bool, "Replace what was exported there before.", False),
         *LOADING,
         *COMMON,
     ]
@@ -75,7 +75,7 @@ def _export(
     if json:
         console.show_json(result)
         return 0
-    console.show(f"{out}: {', '.join(result['files'])} ({result['bytes'] / 1e6:,.1f} MB)")
+    console.show_sentences(f"{out}: {', '.join(result['files'])} ({result['bytes'] / 1e6:,.1f} MB)")
     if is_graph:
         _show_graph(result)
     else:
@@ -91,17 +91,17 @@ def _show_graph(result: dict[str, Any]) -> None:
     small = result.get("int8")
     if small is None:
         return
-    _show_differences(f"with 8 bits ({small['bytes'] / 1e6:,.1f} MB)", small["differences"])
+    _show_differences(f"largest difference with 8 bits ({small['bytes'] / 1e6:,.1f} MB)", small["differences"])
     measured = small.get("map@r")
     if measured is None:
         console.show_sentences("What 8 bits cost in MAP@R was not measured: only a run has validation classes of its own.")
     else:
         lost = measured["model"] - measured["int8"]
-        console.show(
+        console.show_sentences(
             f"MAP@R on the validation classes: {measured['model']:.4f}, with 8 bits {measured['int8']:.4f} ({-lost:+.4f})"
         )
 
 
 def _show_differences(label: str, differences: dict[str, float]) -> None:
     sizes = ", ".join(f"{value:.1g} at {size}" for size, value in differences.items())
-    console.show(f"{label}, by batch size: {sizes}")
+    console.show_sentences(f"{label}, by batch size: {sizes}")

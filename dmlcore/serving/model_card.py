@@ -118,7 +118,8 @@ def _measures(facts: dict[str, Any]) -> str:
             if part in parts:
                 rows.append(_row(f"{part}, {name}", parts[part]))
     sentence = (
-        "Each sample is a query against all others of its part. The interval is Wilson's over the queries. It says nothing of"
+        "Each query is ranked against the other samples of its part, or against a gallery where the data name one. The"
+        " interval is Wilson's over the queries. It says nothing of"
         " other classes or another training."
     )
     return "\n".join([*rows, "", sentence])

@@ -13,6 +13,7 @@ from dmlcore.errors import DataError
 from dmlcore.files import expanded, writable_text
 from dmlcore_plugins.data.npz import valid_array
 
+_LARGE = 2**28  # bytes
 _BESIDE = {"y": ("y", "labels"), "class_name": ("class_name", "class_names"), "split": ("split",)}
 """Further arrays, and what their files are called behind the name of the first and a `_` or `.`, or instead of it."""
 
@@ -66,7 +67,9 @@ def _read(file: Path) -> np.ndarray:
     try:
         if not os.path.isfile(file):
             raise DataError(f"there is no file '{file}'")
-        array = np.load(file, allow_pickle=False)
+        # A large array stays on the disk: embedding reads it once, and training reads rows of it.
+        mode = "r" if os.path.getsize(file) > _LARGE else None
+        array = np.load(file, mmap_mode=mode, allow_pickle=False)
         return valid_array(array)
     except DataError:
         raise
