@@ -43,6 +43,10 @@ class IndexFolder:
     def __init__(self, path: Path) -> None:
         self.path = path
 
+    def is_index(self) -> bool:
+        """Whether there is an index."""
+        return (self.path / ABOUT).is_file()
+
     def check_free(self) -> None:
         """Make the folder, or see that it is empty but for what a build left that was killed.
 
