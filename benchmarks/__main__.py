@@ -4,8 +4,9 @@
 needs), `evaluation` retrieval metrics, `training` whole steps, `calls` those of losses on small batches, `house` the size and
 shape of the sources, `gradients` values and gradients of every loss. `ensembles` compares ensembles with single losses on
 unseen classes, `ood` does so on splits of growing shift, and `fewshot` transfers to few samples. `features` trains on
-features of good networks, `pictures` on pictures in two precisions. `gpu` checks and measures a CUDA device, and `report`
-fills the measured tables of docs/reports/performance.md. The other pages of docs/reports have the name of their benchmark.
+features of good networks, `pictures` on pictures in two precisions. `serving` loads a server. `gpu` checks and measures a
+CUDA device, and `report` fills the measured tables of docs/reports/performance.md. The other pages of docs/reports have the
+name of their benchmark.
 """
 
 from __future__ import annotations
@@ -195,6 +196,12 @@ def _pictures(options: argparse.Namespace) -> None:
     pictures.main(options.folder, options.weights, options.plot)
 
 
+def _serving(options: argparse.Namespace) -> None:
+    from benchmarks import serving
+
+    serving.main(options.plot)
+
+
 def _gpu(options: argparse.Namespace) -> None:
     from benchmarks.gpu import tables
 
@@ -220,6 +227,7 @@ ACTIONS: dict[str, Action] = {
     "fewshot": _fewshot,
     "features": _features,
     "pictures": _pictures,
+    "serving": _serving,
     "gpu": _gpu,
     "report": _report,
 }

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import base64
 import html
 import json
 import os
 import re
 import shutil
 import subprocess
+import time
 from pathlib import Path
 from typing import Any
 
@@ -55,3 +57,88 @@ def after_clicks(page: Path, folder: Path, script: str) -> list[Any]:
     match = re.search(r'<pre id="answers">(.*?)</pre>', text, re.S)
     assert match is not None and match[1], text[:2000]
     return json.loads(html.unescape(match[1]))
+
+
+class Tab:
+    """A page in a browser that runs in real time and talks to servers of this computer only.
+
+    Args:
+        folder: for the browser's own files.
+        size: of the window, pixels.
+    """
+
+    def __init__(self, folder: Path, size: tuple[int, int] = (1100, 800)) -> None:
+        assert BROWSER is not None
+        theirs_in, self._out = os.pipe()
+        self._in, theirs_out = os.pipe()
+
+        def connect() -> None:  # the protocol of Chrome's developer tools reads from 3 and writes to 4
+            for number, here in ((13, theirs_in), (14, theirs_out)):
+                os.dup2(here, number)
+            for number in (3, 4):
+                os.dup2(number + 10, number)
+
+        sandbox = ["--no-sandbox"] if hasattr(os, "geteuid") and os.geteuid() == 0 else []
+        command = [BROWSER, "--headless", "--disable-gpu", "--no-first-run", *sandbox, "--remote-debugging-pipe"]
+        command += ["--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1", f"--window-size={size[0]},{size[1]}"]
+        command += [f"--user-data-dir={folder / 'tab'}", "about:blank"]
+        self._process = subprocess.Popen(
+            command, preexec_fn=connect, close_fds=False, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+        )
+        os.close(theirs_in)
+        os.close(theirs_out)
+        self._number, self._buffer = 0, b""
+        self._session: str | None = None
+        pages = [target for target in self._call("Target.getTargets")["targetInfos"] if target["type"] == "page"]
+        attached = self._call("Target.attachToTarget", targetId=pages[0]["targetId"], flatten=True)
+        self._session = attached["sessionId"]
+
+    def __enter__(self) -> Tab:
+        return self
+
+    def __exit__(self, *reason: object) -> None:
+        self._process.kill()
+        self._process.wait()
+        os.close(self._in)
+        os.close(self._out)
+
+    def open(self, url: str) -> None:
+        """Go to a page."""
+        self._call("Page.navigate", url=url)
+
+    def run(self, script: str) -> Any:
+        """The value of an expression of JavaScript in the page; a promise is waited for."""
+        result = self._call("Runtime.evaluate", expression=script, awaitPromise=True, returnByValue=True)
+        assert "exceptionDetails" not in result, result["exceptionDetails"]
+        return result["result"].get("value")
+
+    def wait(self, script: str, seconds: float = 30) -> Any:
+        """The value of an expression once it is true."""
+        end = time.monotonic() + seconds
+        while not (value := self.run(script)):
+            assert time.monotonic() < end, f"{script} is {value!r} after {seconds} s"
+            time.sleep(0.05)
+        return value
+
+    def picture(self) -> bytes:
+        """What the window shows, as PNG."""
+        return base64.b64decode(self._call("Page.captureScreenshot")["data"])
+
+    def _call(self, method: str, **values: Any) -> dict[str, Any]:
+        self._number += 1
+        message: dict[str, Any] = {"id": self._number, "method": method, "params": values}
+        if self._session is not None:
+            message["sessionId"] = self._session
+        os.write(self._out, json.dumps(message).encode() + b"\0")
+        while (answer := self._next()).get("id") != self._number:
+            pass
+        assert "error" not in answer, answer
+        return answer["result"]
+
+    def _next(self) -> dict[str, Any]:
+        while b"\0" not in self._buffer:
+            part = os.read(self._in, 1 << 16)
+            assert part, "the browser has ended"
+            self._buffer += part
+        text, _, self._buffer = self._buffer.partition(b"\0")
+        return json.loads(text)

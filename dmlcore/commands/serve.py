@@ -97,16 +97,16 @@ def _token(file: Path | None) -> str | None:
 def _opened(what: Path, model: str | None, how: dict[str, Any]) -> tuple[Any, Any]:
     """The model and the index, None where there is none."""
     from dmlcore.files import expanded
-    from dmlcore.serving.gathering import open_model
     from dmlcore.serving.index import Index
     from dmlcore.serving.index_files import IndexFolder
+    from dmlcore.serving.loading import load
 
     if not IndexFolder(expanded(what)).is_index():
         if model is not None:
             raise ConfigError(f"'{what}' is no index; --model is for one")
-        return open_model(what, **how), None
+        return load(what, **how), None
     index = Index(what)
     path = model or index.about["model"]
     if path is None:
         raise ConfigError(f"the index in {what} was built from embeddings; name the model that makes them by --model")
-    return open_model(path, **how), index
+    return load(path, **how), index

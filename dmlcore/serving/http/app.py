@@ -22,7 +22,9 @@ from dmlcore.version import VERSION
 
 _PICTURE = 192  # pixels of a side of the pictures that the page shows
 _LOOK = 1.0  # seconds between looks at the folder of the index
-_PAGE_POLICY = "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; img-src blob: data:; connect-src 'self'"
+_PAGE_POLICY = (
+    "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; img-src blob: data:; connect-src 'self'"
+)
 _QUERY = [
     {"name": "k", "in": "query", "schema": {"type": "integer", "minimum": 1, "default": 10}, "description": "neighbours"},
     {
@@ -89,8 +91,7 @@ def make_app(service: Service, token: str | None = None, tell: Callable[[str], N
         return answer({"embeddings": rows.tolist()})
 
     async def search(request: Request) -> Any:  # type: ignore[valid-type]
-        """The nearest entries of the index for each sample. `answer` is the label of the nearest, or null where that is not near
-        enough."""
+        """The nearest entries of the index for each sample. `answer` is the label of the nearest, null where it is too far."""
         k = _number(request.query_params.get("k", "10"), "k", int, 1, service.limits.neighbours)
         threshold = request.query_params.get("threshold")
         limit = service.threshold if threshold is None else _number(threshold, "threshold", float, -1, 1)
@@ -125,7 +126,7 @@ def make_app(service: Service, token: str | None = None, tell: Callable[[str], N
         return responses.Response(await loop.run_in_executor(service.pool, _thumbnail, str(path)), media_type="image/jpeg")
 
     async def page() -> Any:
-        text = resources.files(__package__).joinpath("page/search.html").read_text(encoding="utf-8")
+        text = resources.files("dmlcore.serving.http").joinpath("page/search.html").read_text(encoding="utf-8")
         return responses.HTMLResponse(text, headers={"Content-Security-Policy": _PAGE_POLICY})
 
     for path, route in (("/embed", embed), ("/search", search), ("/verify", verify)):

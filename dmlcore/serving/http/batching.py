@@ -1,7 +1,7 @@
 """Samples of concurrent requests, embedded together.
 
-One thread runs the model. Whatever waits when it becomes free is its next batch. So nobody waits for a timer, a single request is
-answered at once, and many are as cheap as one large batch.
+One thread runs the model. Whatever waits when it becomes free is its next batch. So nobody waits for a timer, a single request
+is answered at once, and many are as cheap as one large batch.
 """
 
 from __future__ import annotations

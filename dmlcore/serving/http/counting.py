@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import Counter, defaultdict
 
 _BOUNDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)  # seconds
 
@@ -13,7 +13,7 @@ class Counts:
     def __init__(self) -> None:
         self._requests: Counter[tuple[str, int]] = Counter()
         self._within: dict[str, list[int]] = {}
-        self._seconds: Counter[str] = Counter()
+        self._seconds: defaultdict[str, float] = defaultdict(float)
 
     def add(self, route: str, status: int, seconds: float) -> None:
         """Count a request that was answered."""

@@ -63,7 +63,9 @@ class Guard:
 
         try:
             if self._is_stranger(scope):
-                await _refuse(sent, 401, "this server needs a token: Authorization: Bearer TOKEN", [(b"www-authenticate", b"Bearer")])
+                await _refuse(
+                    sent, 401, "this server needs a token: Authorization: Bearer TOKEN", [(b"www-authenticate", b"Bearer")]
+                )
             else:
                 async with asyncio.timeout(self._seconds):
                     await self._app(scope, received, sent)

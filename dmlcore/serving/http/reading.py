@@ -7,6 +7,7 @@ import base64
 import binascii
 import io
 import json
+from collections.abc import AsyncGenerator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -79,7 +80,9 @@ async def read_samples(request: Any, model: Model, limits: Limits, pool: ThreadP
         raise Refused(413, f"the request holds {len(samples):,} samples; at most {limits.samples:,} are taken")
     loop = asyncio.get_running_loop()
     if model.kind == "images":
-        return torch.stack(await asyncio.gather(*(loop.run_in_executor(pool, _picture, data, model, limits) for data in samples)))
+        return torch.stack(
+            await asyncio.gather(*(loop.run_in_executor(pool, _picture, data, model, limits) for data in samples))
+        )
     return await loop.run_in_executor(pool, _prepared, samples, model)
 
 
@@ -130,7 +133,7 @@ async def _files(request: Any, body: bytes, limits: Limits) -> list[bytes]:
     """The files of a form, in their order."""
     from starlette.formparsers import MultiPartException, MultiPartParser
 
-    async def stream() -> Any:
+    async def stream() -> AsyncGenerator[bytes, None]:
         yield body
 
     try:
@@ -139,7 +142,7 @@ async def _files(request: Any, body: bytes, limits: Limits) -> list[bytes]:
         )
         form = await parser.parse()
     except MultiPartException as error:
-        raise Refused(413 if "maximum number" in error.message else 400, error.message) from None
+        raise Refused(413 if error.message.startswith("Too many") else 400, error.message) from None
     except (KeyError, ValueError, UnicodeDecodeError) as error:
         raise Refused(400, f"the form cannot be read: {type(error).__name__}") from None
     try:

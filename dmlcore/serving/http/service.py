@@ -80,9 +80,7 @@ class Service:
             found = positions >= 0
             neighbours = [
                 {"position": int(position), "score": float(np.clip(score, -1, 1)), **entry}
-                for position, score, entry in zip(
-                    positions[found], scores[found], index.entries(positions[found]), strict=True
-                )
+                for position, score, entry in zip(positions[found], scores[found], index.entries(positions[found]), strict=True)
             ]
             is_near = bool(neighbours) and (threshold is None or neighbours[0]["score"] >= threshold)
             results.append({"neighbours": neighbours, "answer": neighbours[0].get("label") if is_near else None})
