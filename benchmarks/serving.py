@@ -175,7 +175,7 @@ def page(results: dict[str, Any]) -> str:
     lines += [
         "",
         f"Medians of {ROUNDS} rounds on {results['cores']} cores, which the clients share. Then came"
-        f" {many['good'] + many['refused']:,} requests, of which {many['refused']:,} were malformed and refused: {many['lost']} were"
+        f" {many['good'] + many['refused']:,} requests. {many['refused']:,} were malformed and refused, {many['lost']} were"
         f" lost, {many['other']} had another status, and memory went from {first:.0f} MB to {last:.0f} MB.",
     ]
     return "\n".join(lines)

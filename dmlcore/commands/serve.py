@@ -33,7 +33,12 @@ def dmlcore_commands(app: App, line: CommandLine) -> None:
     flags = [
         flag("what", Path, "Folder of an index, of a run, or of an exported model.", is_positional=True),
         flag("model", str | None, "The model that embeds for the index (default: the one that it was built with)."),
-        flag("threshold", float | None, "Cosine from which a neighbour is an answer and two samples are the same."),
+        flag(
+            "threshold",
+            str | None,
+            "Cosine from which a neighbour is an answer, and two samples are the same: a number, or `none` (default: what"
+            " `dmlcore verify` kept).",
+        ),
         flag("host", str, "Address to listen at; 0.0.0.0 is all of this computer's.", "127.0.0.1"),
         flag("port", int, "Port to listen at; 0 is any that is free.", 8000),
         flag("token_file", Path | None, f"File with a token that requests must bring (or the variable {_TOKEN})."),
@@ -48,7 +53,7 @@ def _serve(
     what: Path,
     *,
     model: str | None,
-    threshold: float | None,
+    threshold: str | None,
     host: str,
     port: int,
     token_file: Path | None,
@@ -59,13 +64,16 @@ def _serve(
     from dmlcore.serving.http import Limits, Service, run_server
     from dmlcore.serving.http.app import fastapi
     from dmlcore.serving.http.server import bound, is_loopback
+    from dmlcore.serving.loading import load
+    from dmlcore.serving.thresholds import chosen_threshold
 
     limits = Limits(**{name: values.pop(key) for key, name, *_ in _LIMITS})
     token = _token(token_file)
     fastapi()  # what is missing is said before anything is loaded
     with bound(host, port) as listening:
-        loaded, index = _opened(what, model, loading(values))
-        service = Service(loaded, index, threshold, limits)
+        index, path = _index_of(what, model)
+        loaded = load(path, **loading(values))
+        service = Service(loaded, index, chosen_threshold(threshold, path)[0], limits)
         address = f"http://{f'[{host}]' if ':' in host else host}:{listening.getsockname()[1]}"
         if not is_loopback(host) and token is None:
             console.say("warning: whoever reaches this address may use it; --token-file FILE asks for a token")
@@ -94,19 +102,18 @@ def _token(file: Path | None) -> str | None:
     return token
 
 
-def _opened(what: Path, model: str | None, how: dict[str, Any]) -> tuple[Any, Any]:
-    """The model and the index, None where there is none."""
+def _index_of(what: Path, model: str | None) -> tuple[Any, str | Path]:
+    """The index, None where a model is named, and the path of the model."""
     from dmlcore.files import expanded
     from dmlcore.serving.index import Index
     from dmlcore.serving.index_files import IndexFolder
-    from dmlcore.serving.loading import load
 
     if not IndexFolder(expanded(what)).is_index():
         if model is not None:
             raise ConfigError(f"'{what}' is no index; --model is for one")
-        return load(what, **how), None
+        return None, what
     index = Index(what)
     path = model or index.about["model"]
     if path is None:
         raise ConfigError(f"the index in {what} was built from embeddings; name the model that makes them by --model")
-    return load(path, **how), index
+    return index, path
