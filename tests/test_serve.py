@@ -319,6 +319,7 @@ def test_the_page_searches_by_drag_and_drop(server: Server, photos: Path, tmp_pa
             document.getElementById("drop").dispatchEvent(new DragEvent("drop", {{dataTransfer: transfer, bubbles: true}}));
         """)
         assert tab.wait("document.querySelectorAll('#found li').length") == 12
+        assert tab.run("document.getElementById('token').offsetParent === null")  # nobody asks for one
         assert tab.run("document.getElementById('answer').textContent") == "Most likely: green"
         assert tab.wait("[...document.querySelectorAll('#found img')].every(image => image.naturalWidth === 192)")
         assert tab.run("document.querySelector('#found li').textContent").startswith("green  1.000")
