@@ -118,13 +118,21 @@ def _flags_class(component: Component) -> type:
     return flags
 
 
-def _details(kind: Any, default: Any, text: str) -> tuple[Parameter, type]:
+class _Text(str):
+    """Text that the options read themselves. The help shows the name of its class."""
+
+
+_Int, _Float = (type(name, (_Text,), {}) for name in ("int", "float"))
+
+
+def _details(kind: Any, default: Any, text: str) -> tuple[Parameter, Any]:
     kind = next((choice for choice in typing.get_args(kind) if choice is not type(None)), kind) if _is_optional(kind) else kind
     shown = "none" if default is None else ",".join(map(str, default)) if isinstance(default, tuple) else str(default)
     is_said = default == () or (default is None and "default" in text)
     choices = tuple(map(str, typing.get_args(kind))) if typing.get_origin(kind) is Literal else None
     converter = None if kind is bool else _text
-    hint = kind if kind in (bool, int, float) else str
+    # None must fit: cyclopts checks a flag that is not given wherever pydantic is imported.
+    hint = {bool: bool, int: _Int, float: _Float}.get(kind, str) | None
     return Parameter(help=text, show_default=False if is_said else lambda _: shown, choices=choices, converter=converter), hint
 
 

@@ -553,6 +553,13 @@ def test_a_broken_plugin_does_not_break_the_help(install: Callable[[str, str], N
     assert not run("train", "--help").stderr
 
 
+def test_flags_are_read_beside_pydantic(here: Callable[..., tuple[int, str, str]]) -> None:
+    """Where a plugin or a logger has imported it, cyclopts checks what is not given, too."""
+    pytest.importorskip("pydantic", reason="pydantic is not installed")
+    assert the_line(here("train", "--steps", "big")[2]).startswith("error: steps is 'big', but must be a whole number")
+    assert the_line(here("train", "--plugins", "ms", "--ms.alpha", "-4")[2]).startswith("error: ms: alpha is -4")
+
+
 def test_a_mistyped_command_gets_the_nearest_name(here: Callable[..., tuple[int, str, str]]) -> None:
     assert the_line(here("trian")[2]) == 'error: Unknown command "trian". Did you mean "train"? See `dmlcore --help`.'
     line = the_line(here("xyzzy")[2])
