@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from dmlcore.data.image_search import ImageSearch, is_image, sub_folders
     from dmlcore.data.image_tables import (
         ImageOptions,
+        LevelledOptions,
         PixelOptions,
         choose_augmentation,
         decode_images,
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
     )
     from dmlcore.data.images import IMAGE_SUFFIXES, UNREADABLE, decode
     from dmlcore.data.label_sets import LabelSets
+    from dmlcore.data.levels import levelled
     from dmlcore.data.loading import Batches, OrderedBatches, batches
     from dmlcore.data.multi_label import NamedSets, named_sets, parted_labels, set_classes
     from dmlcore.data.opening import default_source, find_source, load_table, open_data
@@ -51,6 +53,7 @@ _HOMES = {
     "image_search": ("ImageSearch", "is_image", "sub_folders"),
     "image_tables": (
         "ImageOptions",
+        "LevelledOptions",
         "PixelOptions",
         "choose_augmentation",
         "decode_images",
@@ -59,6 +62,7 @@ _HOMES = {
     ),
     "images": ("IMAGE_SUFFIXES", "UNREADABLE", "decode"),
     "label_sets": ("LabelSets",),
+    "levels": ("levelled",),
     "loading": ("Batches", "OrderedBatches", "batches"),
     "multi_label": ("NamedSets", "named_sets", "parted_labels", "set_classes"),
     "opening": ("default_source", "find_source", "load_table", "open_data"),
@@ -96,6 +100,7 @@ __all__ = [
     "ImageSearch",
     "LabelSets",
     "LabelledDataset",
+    "LevelledOptions",
     "NamedSets",
     "OrderedBatches",
     "PathImages",
@@ -127,6 +132,7 @@ __all__ = [
     "is_image",
     "is_missing",
     "joined_parts",
+    "levelled",
     "load_table",
     "named_sets",
     "open_data",

@@ -8,11 +8,12 @@ import numpy as np
 
 from dmlcore.data.class_names import is_missing, tidy_names
 from dmlcore.data.image_tables import PixelOptions, choose_augmentation
+from dmlcore.data.levels import levelled
 from dmlcore.data.multi_label import NamedSets, labelled_rows, set_classes, sets_of_matrix
 from dmlcore.data.part_words import split_words
 from dmlcore.data.sources import Table
 from dmlcore.data.stores import FeatureStore, PixelStore
-from dmlcore.errors import DataError
+from dmlcore.errors import DataError, suggestion
 from dmlcore.files import writable_text
 
 ARRAYS = ("x", "y", "class_name", "class_group", "split", "official_split")
@@ -57,6 +58,8 @@ def array_table(
             raise DataError(f"'y' in {where} has {len(arrays['y'])} rows, but 'x' has {len(x)}")
         sets = sets_of_matrix(arrays["y"], arrays.get("class_name"), where)
     if sets is not None:
+        if getattr(options, "levels", ()):
+            raise DataError(f"levels are for one label per sample, but those of {where} have several")
         return _table_of_sets(x, sets, arrays, where, options, takes_floats)
     if has_labels:
         y, has_label = present_labels(arrays["y"], len(x), where)
@@ -66,7 +69,8 @@ def array_table(
     labels, class_names, notes = named_classes(y, arrays.get("class_name"), where)
     groups = named_classes(y, arrays["class_group"], where, "class_group")[1] if "class_group" in arrays else None
     split = _split(arrays, len(x), has_label, where)
-    unused = [name for name in arrays if name not in ARRAYS]
+    named = getattr(options, "levels", ())
+    unused = [name for name in arrays if name not in (*ARRAYS, *named)]
     if unused:
         notes.append(f"arrays not used: {', '.join(writable_text(name) for name in unused)}")
     samples = None
@@ -76,7 +80,23 @@ def array_table(
     table = _table(x, labels, class_names, where, options, takes_floats)
     table.split, table.skipped, table.sample_names = split, notes, samples
     table.class_groups, table.has_labels = groups, has_labels
+    if named and has_labels:
+        columns = {name: _level(arrays, name, len(has_label), where)[has_label].tolist() for name in named}
+        table.labels, table.class_names, table.levels, remarks = levelled(labels, class_names, columns, where)
+        table.class_groups = None  # of the classes as they were
+        notes += remarks
     return table
+
+
+def _level(arrays: Mapping[str, np.ndarray], name: str, count: int, where: str) -> np.ndarray:
+    """Coarser labels, text [N]."""
+    if name not in arrays:
+        raise DataError(f"{where} has no array '{name}' of coarser labels.{suggestion(name, list(arrays))}")
+    if arrays[name].shape != (count,) or arrays[name].dtype.kind not in "iuU":
+        raise DataError(
+            f"'{name}' in {where} is {arrays[name].dtype} {arrays[name].shape}, but must be a label for each of {count}"
+        )
+    return arrays[name].astype(str)
 
 
 def _table_of_sets(

@@ -19,6 +19,7 @@ from dmlcore.data.class_names import is_missing
 from dmlcore.data.encoded import BytesImages, PathImages
 from dmlcore.data.image_tables import PixelOptions, image_table
 from dmlcore.data.indexed_datasets import LABELS, SAMPLES
+from dmlcore.data.levels import LevelOptions, levelled
 from dmlcore.data.multi_label import NamedSets, labelled_rows, named_sets, set_classes, sets_of_matrix
 from dmlcore.data.part_words import SPLIT_WORDS, split_words
 from dmlcore.data.sources import Table
@@ -33,7 +34,7 @@ _NAMED = 8  # columns named in a message
 
 
 @dataclass(frozen=True)
-class ColumnOptions(PixelOptions):
+class ColumnOptions(LevelOptions, PixelOptions):
     """Options of every source of tables of columns."""
 
     label: str | None = None
@@ -131,10 +132,18 @@ def arrow_table(
     if len(rows) < len(table) and sets is None:
         notes.append(f"{len(table) - len(rows)} rows without a label (empty or nan) were left out")
     split = None if split is None else split[rows]
+    levels: dict[str, list[str]] = {}
+    if options.levels and columns.label is not None:
+        if sets is not None:
+            raise DataError(f"levels are for one label per sample, but those of {where} have several")
+        coarser = {name: _values(table.column(name), where) for name in options.levels}
+        texts = {name: ["" if some[row] is None else str(some[row]) for row in rows] for name, some in coarser.items()}
+        labels, names, levels, remarks = levelled(labels, names, texts, where)
+        notes += remarks
     if columns.image is not None:
         column = table.column(columns.image)
         images = _images_of(column, where, columns.image, folder).select(rows)
-        about: dict[str, Any] = {"image_size": image_size, "default_image_size": default_image_size}
+        about: dict[str, Any] = {"levels": levels, "image_size": image_size, "default_image_size": default_image_size}
         if sets is not None:
             about |= {"label_sets": class_sets, "label_names": sets.names}
         result = image_table(images, labels, names, options, where, split=split, **about)
@@ -142,6 +151,7 @@ def arrow_table(
         values = finite_features(_features_of(table, columns.features, where), where, "features")[rows]
         result = Table("features", FeatureStore(values), labels, names, (values.shape[1],), split)
         result.sample_names = [str(row) for row in rows] if len(rows) < len(table) else None
+        result.levels = levels
         if sets is not None:
             result.label_sets, result.label_names = class_sets, sets.names
     result.skipped = notes + result.skipped
@@ -166,7 +176,8 @@ class _Columns:
         if self.label is None and needs_labels:
             raise DataError(f"{where} has no column of labels; {self._has()}. Name it by the option `label`")
         self.split = next((name for name in _SPLITS if name in self._names), None)
-        rest = {name: kind for name, kind in kinds.items() if name not in (self.label, self.split)}
+        self._levels = [self._given(name) for name in options.levels]
+        rest = {name: kind for name, kind in kinds.items() if name not in (self.label, self.split, *self._levels)}
         self.image = self._given(options.image)
         self.features = [self._given(name) or "" for name in options.features or ()]
         if self.image is not None and kinds[self.image] not in ("image", "text"):
@@ -186,7 +197,8 @@ class _Columns:
             raise DataError(f"{where} has no column of images or numbers beside its labels; {self._has()}")
 
     def notes(self) -> list[str]:
-        unused = [name for name in self._names if name not in (self.label, self.split, self.image, *self.features)]
+        used = (self.label, self.split, self.image, *self.features, *self._levels)
+        unused = [name for name in self._names if name not in used]
         return [f"columns not used: {_listed(unused)}"] if unused else []
 
     def _given(self, name: str | None) -> str | None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import torch
@@ -11,6 +11,7 @@ from torch import Tensor
 from dmlcore.data.label_sets import LabelSets
 from dmlcore.data.sources import Augmentation
 from dmlcore.data.stores import Store
+from dmlcore.errors import ConfigError
 
 
 class LabelledDataset(torch.utils.data.Dataset):
@@ -26,6 +27,7 @@ class LabelledDataset(torch.utils.data.Dataset):
         roles: text [n] of `query`, `gallery` and `test` (both): how samples take part in an evaluation. None: all are both.
         sets: the labels of each class of the table where samples have several.
         label_names: of the labels of the sets.
+        levels: by level of coarser labels, from fine to coarse, the group of each class of the table.
 
     Attributes:
         labels: int64 [n], ids in the table's classes.
@@ -35,6 +37,8 @@ class LabelledDataset(torch.utils.data.Dataset):
         num_classes: of this part.
         sets: labels of each dense class where samples have several, else None.
         judged: bool [L], the labels that count in an evaluation; None: all do.
+        levels: as given.
+        finest: the same samples with their finest labels, where these are coarser ones.
         sample_shape: of one sample.
         in_memory: fetching is cheap, so that worker processes would not pay.
     """
@@ -50,6 +54,7 @@ class LabelledDataset(torch.utils.data.Dataset):
         roles: np.ndarray | None = None,
         sets: LabelSets | None = None,
         label_names: Sequence[str] = (),
+        levels: Mapping[str, Sequence[str]] | None = None,
     ) -> None:
         assert len(rows) == len(labels)
         self.samples = samples
@@ -66,6 +71,34 @@ class LabelledDataset(torch.utils.data.Dataset):
         self.sets = None if sets is None else sets.select(present)
         self.label_names = label_names
         self.judged: np.ndarray | None = None
+        self.levels = dict(levels or {})
+        self.finest = self
+
+    def at_level(self, level: str) -> LabelledDataset:
+        """The same samples with the labels of a coarser level.
+
+        Raises:
+            ConfigError: there is no such level.
+        """
+        if level not in self.levels:
+            known = f"they have {', '.join(self.levels)}" if self.levels else "they have none"
+            raise ConfigError(f"there is no level '{level}' of the labels; {known}. The option `levels` of the data names them")
+        names, groups = np.unique(np.array(self.levels[level]), return_inverse=True)
+        dataset = LabelledDataset(
+            self.samples,
+            self.rows,
+            groups.astype(np.int64)[self.labels],
+            [str(name) for name in names],
+            self.sample_shape,
+            self.augmentation,
+            self.roles,
+        )
+        dataset.finest = self
+        return dataset
+
+    def labels_by_level(self) -> np.ndarray:
+        """int64 [n, levels], from the finest labels to the coarsest."""
+        return np.stack([self.labels, *(self.at_level(level).labels for level in self.levels)], axis=1)
 
     @classmethod
     def joined(cls, parts: Sequence[LabelledDataset]) -> LabelledDataset:

@@ -5,7 +5,7 @@ come from is in `image_search`, and in the sources.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Literal
@@ -18,6 +18,7 @@ from dmlcore.data.augmentation import CropAugmentation, ShiftAugmentation
 from dmlcore.data.encoded import EncodedImages, PathImages, ShownNames
 from dmlcore.data.images import UNREADABLE, Header, Interpolation, decode, read_header
 from dmlcore.data.label_sets import LabelSets
+from dmlcore.data.levels import LevelOptions
 from dmlcore.data.sources import Augmentation, Table
 from dmlcore.data.stores import ImageFiles, PixelStore
 from dmlcore.errors import DataError
@@ -53,6 +54,11 @@ class ImageOptions(PixelOptions):
 
     path: str = ""
     """Where the data lies."""
+
+
+@dataclass(frozen=True)
+class LevelledOptions(LevelOptions, ImageOptions):
+    """Options of sources that read a path and may have coarser labels."""
 
 
 def choose_augmentation(options: PixelOptions, sample_shape: Sequence[int]) -> Augmentation | None:
@@ -167,6 +173,7 @@ def image_table(
     default_image_size: int = 64,
     label_sets: LabelSets | None = None,
     label_names: Sequence[str] = (),
+    levels: Mapping[str, Sequence[str]] | None = None,
 ) -> Table:
     """A table of encoded images. Unreadable ones are left out and reported in `skipped`.
 
@@ -180,6 +187,7 @@ def image_table(
         image_size: side asked for by the user, pixels, or None.
         default_image_size: side for images of different sizes, pixels.
         label_sets, label_names: of the classes, where samples have several labels.
+        levels: of the classes, where they have coarser labels.
 
     Raises:
         DataError: more than half of the images cannot be read.
@@ -224,6 +232,7 @@ def image_table(
         digests=whole.digests,
         label_sets=None if label_sets is None else label_sets.select(present),
         label_names=list(label_names),
+        levels={level: [str(groups[label]) for label in present] for level, groups in (levels or {}).items()},
         paths=whole.paths if isinstance(whole, PathImages) else None,
     )
 

@@ -151,6 +151,7 @@ def open_data(
         record = functools.partial(_record, table, split, name)
     notes = [*table.skipped, *notes]
     _judge_by_new_labels(parts)
+    notes += _notes_on_levels(parts)
     for part in PARTS if recorded is None or is_whole else ():  # of what a run has left, eval says what can be measured
         notes += check_part(parts[part], part)
     return Splits(
@@ -180,6 +181,7 @@ def _parts(table: Table, split: np.ndarray) -> dict[str, LabelledDataset]:
             roles,
             table.label_sets,
             table.label_names,
+            table.levels,
         )
     return parts
 
@@ -190,6 +192,16 @@ def _judge_by_new_labels(parts: dict[str, LabelledDataset]) -> None:
     for part in ("validation", "test"):
         if trained.sets is not None and parts[part].sets is not None:
             parts[part].judged = held_out_labels(parts[part].judged_sets(), trained.judged_sets())
+
+
+def _notes_on_levels(parts: dict[str, LabelledDataset]) -> list[str]:
+    """Which coarser labels of the test part are trained on, whatever the finest ones are."""
+    notes = []
+    for level in parts["train"].levels:
+        trained, tested = parts["train"].at_level(level), parts["test"].at_level(level)
+        shared = len(set(tested.class_names) & set(trained.class_names))
+        notes.append(f"level '{level}': {shared} of {tested.num_classes} test groups are trained on")
+    return notes
 
 
 def _record(table: Table, split: np.ndarray, name: str) -> bytes:

@@ -5,6 +5,7 @@ apart here.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -14,6 +15,7 @@ from dmlcore.data.array_tables import ARRAYS, array_table
 from dmlcore.data.arrow_tables import ColumnOptions, arrow_table, joined_parts
 from dmlcore.data.image_tables import PixelOptions
 from dmlcore.data.indexed_datasets import dataset_table
+from dmlcore.data.levels import LevelOptions
 from dmlcore.data.multi_label import named_sets
 from dmlcore.data.sources import DataSource, Table
 from dmlcore.errors import DataError
@@ -25,6 +27,11 @@ _FORMS = (
 )
 
 
+@dataclass(frozen=True)
+class PythonOptions(LevelOptions, PixelOptions):
+    """Options of data from Python."""
+
+
 class PythonData(DataSource):
     """What stands for data that a Python program gives. A configuration can name it, but not bring the data.
 
@@ -33,7 +40,7 @@ class PythonData(DataSource):
     """
 
     name = "python_data"
-    Options = PixelOptions
+    Options = PythonOptions
     samples: Any = None
 
     def load(self) -> Table:
@@ -57,7 +64,12 @@ class PythonData(DataSource):
         sizes = {"image_size": self.image_size, "default_image_size": self.default_image_size}
         table, names, split = _columns_of(data)
         if table is not None:
-            options = ColumnOptions(augment=self.options.augment, flip=self.options.flip, memory_mb=self.options.memory_mb)
+            options = ColumnOptions(
+                levels=self.options.levels,
+                augment=self.options.augment,
+                flip=self.options.flip,
+                memory_mb=self.options.memory_mb,
+            )
             return arrow_table(table, _WHERE, options, class_names=names, split=split, needs_labels=self.needs_labels, **sizes)
         if isinstance(data, IterableDataset) or not (hasattr(data, "__getitem__") and hasattr(data, "__len__")):
             raise DataError(f"data of the type {type(data).__name__} cannot be read by number: {_FORMS}")
@@ -66,7 +78,7 @@ class PythonData(DataSource):
         return dataset_table(data, self.options, _WHERE, **sizes)
 
     def _of_arrays(self, arrays: Mapping[str, Any]) -> Table:
-        unknown = [str(name) for name in arrays if name not in ARRAYS]
+        unknown = [str(name) for name in arrays if name not in (*ARRAYS, *self.options.levels)]
         if unknown:
             raise DataError(f"{_WHERE} have '{unknown[0]}', but arrays are called {', '.join(ARRAYS)}")
         sets = None

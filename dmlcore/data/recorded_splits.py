@@ -105,7 +105,10 @@ class RecordedSplit:
             shares = ", ".join(f"{number:,} {part}" for part, number in gone.items() if number)
             notes.append(f"{missing:,} samples that the run was made with are no longer in the data: {shares}")
         names, labels = self._named(table)
-        label_sets = None if table.label_sets is None else _renumbered(table.label_sets, table.labels, labels, len(names))
+        own = np.full(len(names), -1, dtype=np.int64)  # the number that the table has for a class
+        own[labels] = table.labels
+        label_sets = None if table.label_sets is None else _renumbered(table.label_sets, own)
+        levels = {level: [groups[place] if place >= 0 else "" for place in own] for level, groups in table.levels.items()}
         sets = {}
         for part in PARTS:
             words = [part, *(role for role in ROLES if part == "test" and role in rows)]
@@ -122,6 +125,7 @@ class RecordedSplit:
                 roles,
                 label_sets,
                 table.label_names,
+                levels,
             )
         rest = np.concatenate([rows[LEFT_OUT][rows[LEFT_OUT] >= 0], left_over])
         return {**sets, "rest": LabelledDataset(table.samples, rest, labels[rest], names, table.sample_shape)}, notes
@@ -252,13 +256,11 @@ def _matched(entries: tuple[np.ndarray, np.ndarray], rows: tuple[np.ndarray, np.
     return matched, np.sort(order[is_left_over] - count)
 
 
-def _renumbered(sets: LabelSets, labels: np.ndarray, new_labels: np.ndarray, count: int) -> LabelSets:
-    """The sets of classes by other numbers of these; a class of the run that is gone has none."""
-    own = np.full(count, -1, dtype=np.int64)
-    own[new_labels] = labels
+def _renumbered(sets: LabelSets, own: np.ndarray) -> LabelSets:
+    """The sets of classes by other numbers of these, int64 [C]: which they were; -1 for one that is gone, which has none."""
     present = np.flatnonzero(own >= 0)
     chosen = sets.select(own[present])
-    return LabelSets.of_pairs(np.repeat(present, chosen.sizes), chosen.index, count, sets.count)
+    return LabelSets.of_pairs(np.repeat(present, chosen.sizes), chosen.index, len(own), sets.count)
 
 
 def _with(table: Table, rows: np.ndarray) -> Iterable[tuple[int, int]]:

@@ -43,6 +43,7 @@ class Table:
         label_sets: the labels of each class where samples have several; a class is the samples with the same labels. None: a
             class is a label.
         label_names: a name per label of the sets.
+        levels: names of levels of coarser labels, from fine to coarse, and the group of each class at each.
         paths: the file of each sample. None: the samples are no files of their own.
     """
 
@@ -61,6 +62,7 @@ class Table:
     has_labels: bool = True
     label_sets: LabelSets | None = None
     label_names: list[str] = field(default_factory=list)
+    levels: dict[str, list[str]] = field(default_factory=dict)
     paths: Sequence[str] | None = None
     _content_digests: np.ndarray | None = field(default=None, init=False, repr=False)
 

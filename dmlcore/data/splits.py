@@ -61,7 +61,7 @@ class Splits:
             parts = {part: {**counts, "labels": getattr(self, part).num_labels} for part, counts in parts.items()}
         if self.test.roles is not None:
             parts["test"] |= {"queries": len(self.test.queries), "gallery": len(self.test.references)}
-        known = self.train.labels if self.train.sets is None else self.train.judged_sets().index
+        known = self.train.finest.labels if self.train.sets is None else self.train.judged_sets().index
         tested = self.test.labels if self.test.sets is None else self.test.judged_sets().index
         return {
             "name": self.name,

@@ -161,7 +161,16 @@ def evaluate(embeddings: Tensor, dataset: LabelledDataset, metrics: Sequence[Met
     relevant = labels if dataset.sets is None else dataset.judged_sets()
     with progress.task(f"ranking {len(labels):,} samples"):
         ranked = {} if why_not_ranked(dataset) else _ranked(embeddings, relevant, dataset)
-    return {**ranked, **further(metrics, embeddings, labels)}
+    levels = torch.from_numpy(dataset.labels_by_level()).to(labels.device) if dataset.levels else None
+    return {**ranked, **further(metrics, embeddings, labels, levels)}
+
+
+def evaluate_levels(
+    embeddings: Tensor, part: str, dataset: LabelledDataset, metrics: Sequence[Metric] = ()
+) -> dict[str, dict[str, Any]]:
+    """`evaluate` by the name of the part, and measures of retrieval by `PART (LEVEL)` for each level of coarser labels."""
+    levels = {f"{part} ({level})": evaluate(embeddings, dataset.at_level(level)) for level in dataset.levels}
+    return {part: evaluate(embeddings, dataset, metrics), **levels}
 
 
 def _ranked(embeddings: Tensor, labels: Labels, dataset: LabelledDataset) -> dict[str, float]:
@@ -227,19 +236,23 @@ def compare(
         kept: receives the embeddings of the trained model by part, [N, D], for what else is done with them.
 
     Returns:
-        Metrics by part, and metrics by baseline and part.
+        Metrics by part (and `PART (LEVEL)`), and metrics by baseline and part.
     """
     raw = _RAW[kind]
-    options: dict[str, Any] = {"workers": workers, "metrics": metrics}
-    results = {}
+    results: dict[str, dict[str, Any]] = {}
     for part, dataset in parts.items():
         embeddings = embed(model, dataset, workers=workers)
-        results[part] = evaluate(embeddings, dataset, metrics)
+        results |= evaluate_levels(embeddings, part, dataset, metrics)
         if kept is not None:
             kept[part] = embeddings
-    baselines = {raw: {part: evaluate_raw(dataset, **options) for part, dataset in parts.items()}}
+    without = {raw: lambda dataset: raw_features(dataset, workers=workers)}
     if untrained is not None:
-        baselines[name] = {part: evaluate_model(untrained, dataset, **options) for part, dataset in parts.items()}
+        without[name] = lambda dataset: embed(untrained, dataset, workers=workers)
+    baselines: dict[str, dict[str, dict[str, Any]]] = {}
+    for baseline, embedded in without.items():
+        baselines[baseline] = {}
+        for part, dataset in parts.items():
+            baselines[baseline] |= evaluate_levels(embedded(dataset), part, dataset, metrics)
     return results, baselines
 
 

@@ -29,6 +29,8 @@ class Metric(ABC):
 
     name: ClassVar[str]
     Options: ClassVar[type] = MetricOptions
+    takes_levels: ClassVar[bool] = False
+    """Whether labels are `[N, L]`, from the finest level to the coarsest, where the data have several levels."""
 
     def __init__(self, options: Any = None, **values: Any) -> None:
         if options is not None and values:
@@ -41,22 +43,24 @@ class Metric(ABC):
 
         Args:
             embeddings: `[N, D]` float32, without gradients, on the model's device, as the model serves them.
-            labels: `[N]` int64, on the same device.
+            labels: `[N]` int64, on the same device, or `[N, L]` with `takes_levels`.
 
         Returns:
             Numbers by name; NaN where one is not defined.
         """
 
 
-def further(metrics: Iterable[Metric], embeddings: Tensor, labels: Tensor) -> dict[str, float | None]:
-    """What further measures say, by `METRIC.name`; None for a number that is not finite.
+def further(
+    metrics: Iterable[Metric], embeddings: Tensor, labels: Tensor, levels: Tensor | None = None
+) -> dict[str, float | None]:
+    """What further measures say, by `METRIC.name`; None for a number that is not finite. `levels` are labels `[N, L]`.
 
     Raises:
         PluginError: one gives something else than numbers by name.
     """
     results: dict[str, float | None] = {}
     for metric in metrics:
-        values = metric(embeddings, labels)
+        values = metric(embeddings, levels if metric.takes_levels and levels is not None else labels)
         try:
             numbers = {str(name): float(value) for name, value in values.items()}
         except (AttributeError, TypeError, ValueError):

@@ -84,6 +84,7 @@ def parts_of(table: Table) -> tuple[dict[str, LabelledDataset], list[str]]:
             roles=roles,
             sets=table.label_sets,
             label_names=table.label_names,
+            levels=table.levels,
         )
 
     everyone = np.arange(len(table.labels))

@@ -98,6 +98,8 @@ def open_splits(
         recorded=recorded,
         is_whole=is_whole,
     )
+    if settings.level is not None:
+        splits.train = splits.train.at_level(settings.level)
     if settings.transforms is not None:
         splits.train.augmentation = Transforms(build_components(config, "transform"), splits.kind)
     return splits

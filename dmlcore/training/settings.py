@@ -134,6 +134,8 @@ class DataSettings:
     """File of class splits, as `dmlcore splits` makes it, that says which classes are trained on and which are tested."""
     split: str | None = None
     """Id of a split in `splits` (default: its default split)."""
+    level: str | None = None
+    """Level of the labels that the losses train on, of those that the data's option `levels` names (default: the label)."""
     image_size: int | None = None
     """Side of the square images in pixels (default: what the data has)."""
     transforms: tuple[str, ...] | None = None

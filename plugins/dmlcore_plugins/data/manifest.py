@@ -18,12 +18,13 @@ from dmlcore.data import (
     SPLIT_WORDS,
     CsvRow,
     DataSource,
-    ImageOptions,
+    LevelledOptions,
     PathImages,
     Table,
     array_table,
     image_table,
     is_missing,
+    levelled,
     named_sets,
     parted_labels,
     read_csv,
@@ -42,7 +43,7 @@ class Manifest(DataSource):
     """Images listed in a CSV file, with paths relative to the file's folder; texts in it; or features in columns of numbers."""
 
     name = "csv"
-    Options = ImageOptions
+    Options = LevelledOptions
     reads = "a .csv or .tsv with label and path, text or features"
 
     @classmethod
@@ -61,11 +62,14 @@ class Manifest(DataSource):
             raise DataError("the data 'csv' needs a path: --data FILE.csv, or --csv.path FILE.csv")
         file = expanded(self.options.path)
         columns, table_rows = read_csv(file, (*_COLUMNS, "official_split"))
-        features = _feature_columns(columns, table_rows)
+        levels = self.options.levels
+        if levels:
+            _check_columns(columns, file, levels)
+        features = _feature_columns(columns, table_rows, levels)
         if features:
             return self._features(file, columns, features, table_rows)
         has_texts = "text" in columns and "path" not in columns
-        rows, notes = _read(file, columns, table_rows, self.needs_labels, has_texts=has_texts)
+        rows, notes = _read(file, columns, table_rows, self.needs_labels, has_texts=has_texts, levels=levels)
         if not has_texts:
             rows, notes = _existing(rows, notes, file)
         has_sets = _label_column(columns) == "labels"
@@ -79,12 +83,21 @@ class Manifest(DataSource):
             class_names, about = sorted(set(tidied.values())), {}
             number = {name: label for label, name in enumerate(class_names)}
             labels = np.array([number[tidied[label]] for _, label, _ in rows], dtype=np.int64)
+        if levels:
+            if sets is not None:
+                raise DataError(f"levels are for one label per sample, but those of '{file}' have several")
+            texts = _levels_of(
+                [sample for sample, _, _ in rows], table_rows, levels, "text" if has_texts else "path", file.parent
+            )
+            labels, class_names, about["levels"], more = levelled(labels, class_names, texts, f"'{file}'")
+            remarks = [*remarks, *more]
         has_split = any(part for _, _, part in rows)
         samples = [sample for sample, _, _ in rows]
         split = split_words([part for _, _, part in rows], f"'{file}'") if has_split else None
         if has_texts:
             table = text_table(samples, labels, class_names, split=split)
-            table.label_sets, table.label_names = about.get("label_sets"), list(about.get("label_names", ()))
+            for name, value in about.items():
+                setattr(table, name, value)
         else:
             table = image_table(
                 PathImages(samples, str(file.parent)),
@@ -113,9 +126,10 @@ class Manifest(DataSource):
         for name, column in (("y", label), ("split", "split"), ("official_split", "official_split")):
             if column in columns:
                 arrays[name] = np.array([row.values[column] for row in rows])
+        arrays |= {name: np.array([row.values[name] for row in rows]) for name in self.options.levels}
         sets = named_sets([parted_labels(str(text)) for text in arrays.pop("y")]) if label == "labels" else None
         table = array_table(arrays, f"'{file}'", self.options, needs_labels=self.needs_labels, sets=sets)
-        unused = [name for name in columns if name not in (*_COLUMNS, "official_split", *features)]
+        unused = [name for name in columns if name not in (*_COLUMNS, "official_split", *features, *self.options.levels)]
         if unused:
             table.skipped.insert(0, f"columns not used, since they hold no numbers: {', '.join(unused)}")
         return table
@@ -126,11 +140,21 @@ def _label_column(columns: list[str]) -> str:
     return "labels" if "labels" in columns and "label" not in columns else "label"
 
 
-def _feature_columns(columns: list[str], rows: Sequence[CsvRow]) -> list[str]:
+def _levels_of(
+    samples: list[str], rows: Sequence[CsvRow], levels: tuple[str, ...], column: str, folder: Path
+) -> dict[str, list[str]]:
+    """The coarser labels of samples, by the first row that each stands in."""
+    first: dict[str, CsvRow] = {}
+    for row in rows:
+        first.setdefault(row.values[column] if column == "text" else str(folder / row.values[column]), row)
+    return {level: [first[sample].values[level] for sample in samples] for level in levels}
+
+
+def _feature_columns(columns: list[str], rows: Sequence[CsvRow], levels: tuple[str, ...]) -> list[str]:
     """The columns of a file without paths and texts that begin with a number; none where it is to be a list."""
     if "path" in columns or "text" in columns or not rows:
         return []
-    return [name for name in columns if name not in (*_COLUMNS, "official_split") and _is_number(rows[0].values[name])]
+    return [name for name in columns if name not in (*_COLUMNS, "official_split", *levels) and _is_number(rows[0].values[name])]
 
 
 def _is_number(text: str) -> bool:
@@ -167,12 +191,18 @@ def _existing(rows: list[tuple[str, str, str]], notes: list[str], file: Path) ->
 
 
 def _read(
-    file: Path, columns: list[str], table: Sequence[CsvRow], needs_labels: bool, *, has_texts: bool
+    file: Path,
+    columns: list[str],
+    table: Sequence[CsvRow],
+    needs_labels: bool,
+    *,
+    has_texts: bool,
+    levels: tuple[str, ...] = (),
 ) -> tuple[list[tuple[str, str, str]], list[str]]:
     """Path or text, label and part of every row, and what the user should know. Labels are empty where there is no such
     column."""
     sample, noun = ("text", "text") if has_texts else ("path", "image")
-    notes = _check_columns(columns, file, (sample, _label_column(columns)) if needs_labels else (sample,))
+    notes = _check_columns(columns, file, (sample, _label_column(columns)) if needs_labels else (sample,), levels)
     column = _label_column(columns)
     has_labels = column in columns
     part = "split" if "split" in columns else "official_split"
@@ -208,7 +238,7 @@ def _read(
     return rows, notes
 
 
-def _check_columns(columns: list[str], file: Path, needed: tuple[str, ...]) -> list[str]:
+def _check_columns(columns: list[str], file: Path, needed: tuple[str, ...], levels: tuple[str, ...] = ()) -> list[str]:
     if not columns:
         raise DataError(f"'{file}' is empty: the first line must name the columns path,label[,split] or text,label[,split]")
     for column in needed:
@@ -217,7 +247,7 @@ def _check_columns(columns: list[str], file: Path, needed: tuple[str, ...]) -> l
             hint = f" Did you mean to name '{near[0]}' so?" if near else ""
             raise DataError(f"'{file}' has no column '{column}'; it has {', '.join(columns)}.{hint}")
     unused = (*(("text",) if "path" in needed else ("path",)), *(("labels",) if "label" in columns else ()))
-    unknown = [name for name in columns if name not in (*_COLUMNS, "official_split") or name in unused]
+    unknown = [name for name in columns if name not in (*_COLUMNS, "official_split", *levels) or name in unused]
     if not unknown:
         return []
     near = [name for name in unknown if difflib.get_close_matches(name.lower(), ["split"], cutoff=0.6)]

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 
 import dmlcore
-from dmlcore.data import DataSource, ImageOptions, Table, array_table
+from dmlcore.data import DataSource, LevelledOptions, Table, array_table
 from dmlcore.errors import DataError
 from dmlcore.files import expanded
 from dmlcore.seals import check_archive_file
@@ -22,7 +22,7 @@ class ArrayFile(DataSource):
     """
 
     name = "npz"
-    Options = ImageOptions
+    Options = LevelledOptions
     reads = "an .npz with x, y"
 
     @classmethod
