@@ -270,6 +270,8 @@ def test_training_without_choosing(tmp_path: Path, capsys: pytest.CaptureFixture
     evaluated = json.loads(capsys.readouterr().out)
     assert evaluated["metrics"]["test"] == pytest.approx(result["metrics"]["test"])
     assert cli.main(["eval", str(tmp_path / "run"), "--data", str(tmp_path / "m.npz"), "--checkpoint", "last"]) == 0
+    assert cli.main(["eval", str(tmp_path / "run"), "--rerank", "k-reciprocal"]) == 2
+    assert "one label per sample, but these have several" in capsys.readouterr().err
     out = tmp_path / "e.npz"
     assert cli.main(["embed", str(tmp_path / "run"), "--data", str(tmp_path / "m.npz"), "--out", str(out)]) == 0
     with np.load(out) as file:

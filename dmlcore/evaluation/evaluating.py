@@ -191,12 +191,14 @@ def rerank(embeddings: Tensor, dataset: LabelledDataset, method: str) -> dict[st
     """Retrieval metrics after re-ranking, every sample a query against all others; empty where nothing can be ranked.
 
     Raises:
-        ConfigError: an unknown method, too many samples for it, or data whose queries and gallery are others.
+        ConfigError: an unknown method, too many samples for it, data with queries and a gallery, or with several labels.
     """
     if why_not_ranked(dataset):
         return {}
     if dataset.roles is not None:
         raise ConfigError("re-ranking is measured with every sample as a query, but these data have queries and a gallery")
+    if dataset.sets is not None:
+        raise ConfigError("re-ranking is measured with one label per sample, but these have several")
     return reranked_metrics(embeddings, torch.from_numpy(dataset.labels), method)
 
 
@@ -205,11 +207,6 @@ def evaluate_model(
 ) -> dict[str, Any]:
     """Retrieval metrics of a model on a data set, and further measures."""
     return evaluate(embed(model, dataset, workers=workers), dataset, metrics)
-
-
-def evaluate_raw(dataset: LabelledDataset, *, workers: int = 0, metrics: Sequence[Metric] = ()) -> dict[str, Any]:
-    """The baseline without a model: retrieval on raw pixels or features."""
-    return evaluate(raw_features(dataset, workers=workers), dataset, metrics)
 
 
 def compare(
