@@ -124,7 +124,8 @@ KINDS = _table(
         "sampler",
         "Rules that compose training batches: what `--sampler` can name.",
         """Subclasses of `dmlcore.data.BatchSampler`, made from the dense labels `[N]` of the training data. `draw(step)` gives
-        the rows `[P * K]` of a batch, and depends on nothing but its arguments, the step and the seed.""",
+        the rows `[P * K]` of a batch, and depends on nothing but its arguments, the step and the seed. Where samples have
+        several labels, those with the same labels are a class, unless `for_label_sets` names a sampler of sets of labels.""",
         "dmlcore train --sampler $name --steps 50",
     ),
     Kind(
@@ -134,7 +135,8 @@ KINDS = _table(
         "metrics",
         "Measures of embeddings, reported beside the standard ones: what `--metrics` can name.",
         """Subclasses of `dmlcore.evaluation.Metric`, called with embeddings `[N, D]` float32 and labels `[N]` int64 of one
-        part of the data. They return numbers by name, which appear as `METRIC.name` in `metrics.jsonl` and `result.json`.""",
+        part of the data. They return numbers by name, which appear as `METRIC.name` in `metrics.jsonl` and `result.json`. With
+        `takes_levels` the labels are `[N, L]`, from the finest level to the coarsest, where the data have coarser labels.""",
         "dmlcore train --metrics $name --steps 50",
     ),
     Kind(
