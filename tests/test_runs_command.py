@@ -32,7 +32,8 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("runs")
     data = str(feature_file(folder / "data.npz"))
     train(data=data, out=folder / "first", **SMALL)
-    train(data=data, out=folder / "deep" / "second", seed=1, learning_rate=0.01, ms={"alpha": 3.0}, **SMALL)
+    more = {"seed": 1, "learning_rate": 0.01, "accumulate": 2, "patience": 9, "ms": {"alpha": 3.0}}
+    train(data=data, out=folder / "deep" / "second", **more, **SMALL)
     with pytest.raises(KeyboardInterrupt):
         train(data=data, out=folder / "third", loggers=[Stop()], **{**SMALL, "plugins": "triplet"})
     return folder
@@ -54,7 +55,7 @@ def test_states_scores_and_settings(runs: Path) -> None:
     assert rows["first"].test["map@r"] == result["metrics"]["test"]["map@r"] and rows["first"].step == 4
     assert rows["third"].test == {} and rows["third"].step == 3 and "map@r" in rows["third"].validation
     keys = differing(list(rows.values()))
-    assert {"plugins", "learning_rate", "seed", "ms.alpha"} <= set(keys)
+    assert {"plugins", "learning_rate", "accumulate", "patience", "seed", "ms.alpha"} <= set(keys)
     assert "triplet.margin" not in keys and "report" not in keys, "a choice of losses says that itself"
 
 

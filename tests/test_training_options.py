@@ -286,9 +286,9 @@ def _record(step: int, **values: Any) -> StepRecord:
     return StepRecord(1.0, {}, {"ms": 1.0}, {"ms": values.pop("active", 1.0)}, {"ms": 1.0}, {}, {}, {}, {}, step, **values)
 
 
-def _guards(head_dim: int = 8) -> guards.Guards:
+def _guards(head_dim: int = 8, step: int = 0) -> guards.Guards:
     ensemble = SimpleNamespace(names=["ms"], members=[create("ms")])
-    return guards.Guards(SimpleNamespace(ensemble=ensemble, model=SimpleNamespace(head_dim=head_dim), step=10))  # type: ignore[arg-type]
+    return guards.Guards(SimpleNamespace(ensemble=ensemble, model=SimpleNamespace(head_dim=head_dim), step=step))  # type: ignore[arg-type]
 
 
 def test_warnings_about_steps() -> None:
@@ -308,6 +308,10 @@ def test_warnings_about_evaluations() -> None:
     watch = _guards()
     assert not [text for score in (0.5, 0.4, 0.6, 0.4, 0.4) for text in watch.of_evaluation(score)]
     assert [text for score in (0.4, 0.4) for text in watch.of_evaluation(score)] == [watch.told[0]]
+    assert "below the one before any training" in watch.told[0]
+    resumed = _guards(step=10)  # what was before is not known
+    (text,) = (text for score in (0.5, 0.4, 0.4, 0.4) for text in resumed.of_evaluation(score))
+    assert "below the one of step 10" in text
 
 
 def test_effective_rank() -> None:
@@ -346,7 +350,7 @@ def test_the_memory_of_a_step() -> None:
 
 def test_what_cannot_train_is_refused(data: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     flags = ["train", "--data", data, "--plugins", "ms", "--steps", "2", "--out", str(tmp_path / "run")]
-    whole = ["--head", "none", "--embedding-dim", "12"]
+    whole = ["--head", "none"]
     for more, told in (
         (whole, "there is nothing to train"),
         ([*whole, "--freeze", "1"], "freeze is 1, but head is none"),

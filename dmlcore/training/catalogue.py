@@ -64,7 +64,7 @@ def list_runs(folder: str | Path) -> list[RunSummary]:
 
 def differing(runs: Sequence[RunSummary]) -> list[str]:
     """The settings that are not the same in all runs and may change what is learnt, in the order of the configuration."""
-    idle = {*CHANGEABLE} - {"steps", "epochs"}
+    idle = {*CHANGEABLE} - {"steps", "epochs", "patience", "accumulate"}
     return [key for key in differing_keys([run.settings for run in runs]) if key not in idle]
 
 

@@ -33,6 +33,7 @@ class Guards:
         self._dead: dict[str, int] = {}
         self._skipped = 0
         self._scores: list[float] = []
+        self._first = ""  # evaluation that this process saw
         self._proxies = {
             name: _size(loss)
             for name, loss in zip(run.ensemble.names, run.ensemble.members, strict=True)
@@ -77,11 +78,13 @@ class Guards:
 
     def of_evaluation(self, score: float) -> Iterator[str]:
         """What an evaluation shows, by its MAP@R on the validation classes."""
+        if not self._scores:
+            self._first = "before any training" if self.run.step == 0 else f"of step {self.run.step}"
         self._scores.append(score)
         if len(self._scores) > WORSE and all(later < self._scores[0] for later in self._scores[-WORSE:]):
             yield from self._once(
                 "worse",
-                f"{WORSE} evaluations in a row are below the first one, before any training."
+                f"{WORSE} evaluations in a row are below the one {self._first}."
                 " Try a smaller --learning-rate; the best checkpoint is kept",
             )
         if self.run.step:
