@@ -92,7 +92,8 @@ KINDS = _table(
         """Subclasses of `dmlcore.models.Trunk`: `forward` maps samples `[B, C, H, W]` in 0..1, `[B, F]`, or texts uint8 `[B,
         bytes]` to features `[B, features]`. A linear head follows. A trunk that wraps the networks of a library names by
         `names_option` the option that stands for the network: `NAME/resnet18` is then the trunk `NAME` with that option. What
-        its run must keep to build it again, such as published weights, is written by `keep`.""",
+        its run must keep to build it again, such as published weights, is written by `keep`. Settings that suit the trunk, such
+        as a low rate where it is trained already, are given by `preset`.""",
         "dmlcore train --model $name --data features.npz --steps 50",
         "dmlcore.models.python_model.PythonModel",
     ),
@@ -127,6 +128,17 @@ KINDS = _table(
         the rows `[P * K]` of a batch, and depends on nothing but its arguments, the step and the seed. Where samples have
         several labels, those with the same labels are a class, unless `for_label_sets` names a sampler of sets of labels.""",
         "dmlcore train --sampler $name --steps 50",
+    ),
+    Kind(
+        "optimizer",
+        "dmlcore_optimizers",
+        "dmlcore.training.Optimizer",
+        "optimizer",
+        "Rules that turn gradients into steps: what `--optimizer` can name.",
+        """Subclasses of `dmlcore.training.Optimizer`: `build` takes groups of parameters, each a dict with `params`, `lr` and
+        `weight_decay`, and returns a `torch.optim.Optimizer` over them. One that `climbs` gives by `perturbation` where each
+        weight of the model is moved to before the gradient is taken again, on the same batch.""",
+        "dmlcore train --optimizer $name --steps 50",
     ),
     Kind(
         "metric",

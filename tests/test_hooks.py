@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import inspect
+import json
 import types
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -24,7 +25,7 @@ from dmlcore.errors import ConfigError, PluginError, TrainingError
 from dmlcore.evaluation import Metric
 from dmlcore.losses import Loss, Miner
 from dmlcore.models import Trunk
-from dmlcore.training import Logger, RunConfig, train
+from dmlcore.training import Logger, Optimizer, RunConfig, train
 
 ROOT = Path(__file__).parents[1]
 SHORT: dict[str, Any] = {"classes_per_batch": 6, "embedding_dim": 8, "eval_every": 2, "steps": 2, "plugins": "contrastive"}
@@ -56,7 +57,7 @@ def installed(**hooks: Callable[..., Any]) -> Iterator[None]:
 def test_every_hook_has_a_test_a_description_and_a_paragraph() -> None:
     tests = [node.name for node in ast.parse(Path(__file__).read_text()).body if isinstance(node, ast.FunctionDef)]
     text = (ROOT / "docs" / "guide" / "plugins.md").read_text(encoding="utf-8")
-    assert len(hook_names()) == 17 and {kind.hook for kind in plugins.KINDS.values()} < set(hook_names())
+    assert len(hook_names()) == 18 and {kind.hook for kind in plugins.KINDS.values()} < set(hook_names())
     for name in hook_names():
         hook = getattr(hookspecs, name)
         assert any(f"test_{name}" in test for test in tests), f"{name} has no test in {Path(__file__).name}"
@@ -247,6 +248,22 @@ def test_dmlcore_samplers(features: str, tmp_path: Path) -> None:
         assert len(seen) == 2 and seen[0] == seen[1] and len(set(seen[0])) == 4  # six samples of each class
     shuffled = train(out=tmp_path / "shuffled", data=features, sampler="shuffled", **SHORT)
     assert shuffled["steps"] == 2
+
+
+class GuestOptimizer(Optimizer):
+    """No step at all."""
+
+    name = "guest_optimizer"
+
+    def build(self, groups):
+        return torch.optim.SGD([{**group, "lr": 0.0, "base_rate": 0.0} for group in groups])
+
+
+def test_dmlcore_optimizers(features: str, tmp_path: Path) -> None:
+    with installed(dmlcore_optimizers=lambda: [GuestOptimizer]):
+        train(out=tmp_path / "run", data=features, optimizer="guest_optimizer", **SHORT)
+        records = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+        assert len({record["map@r"] for record in records if record["kind"] == "evaluation"}) == 1
 
 
 class GuestMetric(Metric):

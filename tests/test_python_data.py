@@ -20,7 +20,7 @@ from dmlcore.data import FeatureStore, PixelStore, open_data
 from dmlcore.errors import ConfigError, DataError
 from dmlcore.losses import Loss, create
 from dmlcore.serving import TrainedRun, write_embeddings
-from dmlcore.training import Logger
+from dmlcore.training import Logger, RunConfig
 
 CLASSES, SAMPLES, WIDTH = 10, 5, 6
 SHORT = {"steps": 6, "eval_every": 2, "compress": 0, "embedding_dim": 8, "device": "cpu"}
@@ -248,8 +248,10 @@ def test_a_whole_model_has_no_head(tmp_path):
         assert torch.equal(run(samples), nn.functional.normalize(run.model.trunk(samples), dim=1))
     with pytest.raises(ConfigError, match="Say embedding_dim 12"):
         dmlcore.train(data=features(), model=network(), out=tmp_path / "b", **{**options, "embedding_dim": 9})
-    with pytest.raises(ConfigError, match="embedding_dim must be given"):
-        dmlcore.train(data=features(), model=network(), head="none", out=tmp_path / "c")
+    short = {key: value for key, value in SHORT.items() if key != "embedding_dim"}
+    dmlcore.train(data=features(), model=network(), losses="ms", head="none", out=tmp_path / "c", **short)
+    config = RunConfig.read(tmp_path / "c" / "config.toml")
+    assert (config.settings.model.embedding_dim, config.settings.model.compress) == (12, 0)  # as wide as the network
 
 
 class Stopper(Logger):

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from dmlcore.models.architecture import architecture_of, build_architecture, serving_state
-    from dmlcore.models.building import ImagesWanted, build_model, images_wanted
+    from dmlcore.models.building import ImagesWanted, build_model, build_trunk, images_wanted
     from dmlcore.models.embedding import EmbeddingModel
     from dmlcore.models.naming import default_trunk, find_trunk
     from dmlcore.models.pooling import Pool, rows_of
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 _HOMES = {
     "architecture": ("architecture_of", "build_architecture", "serving_state"),
-    "building": ("ImagesWanted", "build_model", "images_wanted"),
+    "building": ("ImagesWanted", "build_model", "build_trunk", "images_wanted"),
     "embedding": ("EmbeddingModel",),
     "naming": ("default_trunk", "find_trunk"),
     "pooling": ("Pool", "rows_of"),
@@ -54,6 +54,7 @@ __all__ = [
     "architecture_of",
     "build_architecture",
     "build_model",
+    "build_trunk",
     "default_trunk",
     "do_weights_follow",
     "find_trunk",

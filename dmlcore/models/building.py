@@ -86,6 +86,30 @@ def build_model(
         ConfigError: an unknown name or option, a trunk that cannot take this data.
     """
     check_range("embedding_dim", embedding_dim, least=1)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        trunk = _trunk(name, sample_shape, kind, options, kept)
+        return EmbeddingModel(trunk, embedding_dim, normalize=normalize, head_norm=head_norm, **head)
+
+
+def build_trunk(
+    name: str | nn.Module | None = None,
+    *,
+    sample_shape: tuple[int, ...],
+    kind: str,
+    options: dict[str, Any] | None = None,
+    seed: int = 0,
+    kept: Path | None = None,
+) -> Trunk:
+    """The trunk of a model alone. Arguments and errors are those of `build_model`."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return _trunk(name, sample_shape, kind, options, kept)
+
+
+def _trunk(
+    name: str | nn.Module | None, sample_shape: tuple[int, ...], kind: str, options: dict[str, Any] | None, kept: Path | None
+) -> Trunk:
     module = name if isinstance(name, nn.Module) else None
     if isinstance(name, nn.Module):
         component, trunk_options = PythonModel, build_options(PythonModel.Options, options or {}, PythonModel.name)
@@ -97,9 +121,7 @@ def build_model(
             f"model '{component.name}' takes {' and '.join(sorted(component.accepts))}, but the data are {kind}."
             f" Models for {kind}: {', '.join(fitting)}"
         )
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        trunk = component(trunk_options, sample_shape) if module is None else PythonModel(trunk_options, sample_shape, module)
-        if not isinstance(getattr(trunk, "features", None), int):
-            raise PluginError(f"model '{component.name}' does not set 'features', the columns of its output")
-        return EmbeddingModel(trunk, embedding_dim, normalize=normalize, head_norm=head_norm, **head)
+    trunk = component(trunk_options, sample_shape) if module is None else PythonModel(trunk_options, sample_shape, module)
+    if not isinstance(getattr(trunk, "features", None), int):
+        raise PluginError(f"model '{component.name}' does not set 'features', the columns of its output")
+    return trunk

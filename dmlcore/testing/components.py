@@ -10,7 +10,7 @@ from typing import Any
 from dmlcore.config import build_options, option_help
 from dmlcore.errors import ConfigError
 from dmlcore.kinds import KINDS
-from dmlcore.testing import ensembles, inputs, losses, outputs
+from dmlcore.testing import ensembles, inputs, losses, optimizers, outputs
 from dmlcore.testing.report import Check, Report
 
 _CHECKS: dict[str, Callable[[type, dict[str, Any], Report], None]] = {
@@ -23,6 +23,7 @@ _CHECKS: dict[str, Callable[[type, dict[str, Any], Report], None]] = {
     "data": inputs.check_data,
     "transform": inputs.check_transform,
     "sampler": inputs.check_sampler,
+    "optimizer": optimizers.check_optimizer,
 }
 
 

@@ -11,12 +11,14 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from dmlcore.training.configuration import RunConfig
     from dmlcore.training.loggers import Logger, SeriesLogger, SeriesOptions, flat_numbers
+    from dmlcore.training.optimiser import Optimizer
     from dmlcore.training.run import Run
     from dmlcore.training.settings import Settings
     from dmlcore.training.start import train
 
 _HOMES = {
     "Logger": "loggers",
+    "Optimizer": "optimiser",
     "Run": "run",
     "RunConfig": "configuration",
     "SeriesLogger": "loggers",
@@ -26,7 +28,7 @@ _HOMES = {
     "train": "start",
 }
 
-__all__ = ["Logger", "Run", "RunConfig", "SeriesLogger", "SeriesOptions", "Settings", "flat_numbers", "train"]
+__all__ = ["Logger", "Optimizer", "Run", "RunConfig", "SeriesLogger", "SeriesOptions", "Settings", "flat_numbers", "train"]
 
 
 def __getattr__(name: str) -> Any:

@@ -4,6 +4,7 @@ but their options. The optimiser is built in `optimiser.py`.
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import re
 from pathlib import Path
@@ -16,11 +17,12 @@ from dmlcore.config import build_options
 from dmlcore.data import BatchSampler, LabelledDataset, RecordedSplit, SplitFile, Splits, Transforms, open_data
 from dmlcore.ensemble import Compressor, LossEnsemble
 from dmlcore.errors import ConfigError
-from dmlcore.models import EmbeddingModel, ImagesWanted, build_model, images_wanted
+from dmlcore.models import EmbeddingModel, ImagesWanted, build_model, build_trunk, images_wanted
 from dmlcore.training import checkpoints
 from dmlcore.training.components import Component
 from dmlcore.training.configuration import RunConfig
 from dmlcore.training.folder import RunFolder
+from dmlcore.training.implied import default_model
 from dmlcore.training.objects import built_loss
 from dmlcore.training.settings import DEFAULT_STEPS, Settings, check_device
 
@@ -125,6 +127,27 @@ def build_sampler(config: RunConfig, train: LabelledDataset, classes_per_batch: 
         steps=steps,
         options=_options(config, table),
     )
+
+
+def with_width_of_trunk(config: RunConfig, sample_shape: tuple[int, ...], kind: str, kept: Path | None = None) -> RunConfig:
+    """The configuration with embeddings as long as its trunk is wide, which is built to see it.
+
+    Args:
+        config: without a length of embeddings.
+        sample_shape: shape of one sample.
+        kind: `images`, `features` or `texts`.
+        kept: as for `images_of`.
+    """
+    settings = config.settings
+    trunk = build_trunk(
+        settings.model.trunk or default_model(settings, kind) if config.objects.model is None else config.objects.model,
+        sample_shape=tuple(sample_shape),
+        kind=kind,
+        options=config.options_of("model"),
+        seed=settings.run.seed,
+        kept=kept,
+    )
+    return dataclasses.replace(config, settings=settings.replace(embedding_dim=trunk.features))
 
 
 def build_run_model(config: RunConfig, sample_shape: tuple[int, ...], kind: str, kept: Path | None = None) -> EmbeddingModel:

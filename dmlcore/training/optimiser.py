@@ -1,19 +1,60 @@
-"""AdamW with one group per role: trunk, head, proxies, learnable scalars of losses, ensemble weights."""
+"""What all optimizers share: a group per role (trunk, head, proxies, learnable scalars of losses, ensemble weights), rates and
+clipping. The optimizers themselves are plugins.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from typing import TYPE_CHECKING
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import nn
 
-from dmlcore.errors import ConfigError
+from dmlcore.errors import ConfigError, PluginError
 from dmlcore.training.settings import OptimiserSettings
 
 if TYPE_CHECKING:
     from dmlcore.ensemble import LossEnsemble
     from dmlcore.models import EmbeddingModel
+
+
+@dataclass(frozen=True)
+class NoOptimizerOptions:
+    """Options of an optimizer that has none."""
+
+
+class Optimizer:
+    """A rule that turns gradients into steps.
+
+    Args:
+        options: an instance of `Options`.
+    """
+
+    name: ClassVar[str] = ""
+    climbs: ClassVar[bool] = False
+    """Whether the gradient is taken a second time, where `perturbation` moves the weights of the model to. Then both passes see
+    the same batch, the same random numbers and the same state of the losses, and batch statistics are updated once."""
+    Options: ClassVar[type] = NoOptimizerOptions
+
+    def __init__(self, options: Any = None) -> None:
+        self.options: Any = self.Options() if options is None else options
+
+    def build(self, groups: list[dict[str, Any]]) -> torch.optim.Optimizer:
+        """The optimizer over groups of parameters, all of whose state its `state_dict` has.
+
+        Args:
+            groups: dicts with `params`, `lr`, `weight_decay`, and keys of dmlcore (`role`, `base_rate`), which must stay.
+        """
+        raise NotImplementedError(f"the optimizer '{self.name}' must write build()")
+
+    def perturbation(self, parameters: Sequence[nn.Parameter]) -> list[torch.Tensor]:
+        """What is added to each parameter before the second pass.
+
+        Args:
+            parameters: of the model, with gradients. In float16 these are all scaled by one unknown number.
+        """
+        raise NotImplementedError(f"the optimizer '{self.name}' climbs, so it must write perturbation()")
 
 
 def parameter_groups(model: EmbeddingModel, ensemble: LossEnsemble, settings: OptimiserSettings) -> list[dict]:
@@ -43,16 +84,24 @@ def parameter_groups(model: EmbeddingModel, ensemble: LossEnsemble, settings: Op
     return groups
 
 
-def build_optimiser(model: EmbeddingModel, ensemble: LossEnsemble, settings: OptimiserSettings) -> torch.optim.AdamW:
-    """AdamW over `parameter_groups`.
+def build_optimiser(
+    model: EmbeddingModel, ensemble: LossEnsemble, settings: OptimiserSettings, optimizer: Optimizer
+) -> torch.optim.Optimizer:
+    """An optimizer over `parameter_groups`.
 
     Raises:
         ConfigError: there is no parameter.
+        PluginError: the plugin gives no optimizer, or one over other groups.
     """
     groups = parameter_groups(model, ensemble, settings)
     if not groups:
         raise ConfigError("there is nothing to train: neither the model nor a loss has weights. Choose another --model")
-    return torch.optim.AdamW(groups)
+    built = optimizer.build(groups)
+    if not isinstance(built, torch.optim.Optimizer) or [group.get("role") for group in built.param_groups] != [
+        group["role"] for group in groups
+    ]:
+        raise PluginError(f"the optimizer '{optimizer.name}' must build a torch.optim.Optimizer over the groups it is given")
+    return built
 
 
 def set_rates(optimiser: torch.optim.Optimizer, factor: float) -> dict[str, float]:

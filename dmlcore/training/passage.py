@@ -55,7 +55,7 @@ class Passage:
         rows = []
         with torch.no_grad():
             for part in self._inputs:
-                self._random.append(self._random_state())
+                self._random.append(self.random_state())
                 rows.append(self._run(part))
             for buffer, before in zip(self.model.buffers(), statistics, strict=True):
                 buffer.copy_(before)  # the second pass updates running means
@@ -73,7 +73,7 @@ class Passage:
             return
         assert outputs.grad is not None
         for part, state, gradient in zip(self._inputs, self._random, torch.tensor_split(outputs.grad, self.parts), strict=True):
-            self._set_random_state(state)
+            self.set_random_state(state)
             again = self._run(part)
             if again.requires_grad:
                 again.backward(gradient)
@@ -112,11 +112,11 @@ class Passage:
         with torch.autocast(self.device.type, self.dtype, enabled=self.dtype is not None):
             return self._call(inputs).float()
 
-    def _random_state(self) -> list[Tensor]:
+    def random_state(self) -> list[Tensor]:
         states = [torch.get_rng_state()]
         return [*states, torch.cuda.get_rng_state(self.device)] if self.device.type == "cuda" else states
 
-    def _set_random_state(self, states: list[Tensor]) -> None:
+    def set_random_state(self, states: list[Tensor]) -> None:
         torch.set_rng_state(states[0])
         if self.device.type == "cuda":
             torch.cuda.set_rng_state(states[1], self.device)

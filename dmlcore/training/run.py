@@ -63,7 +63,8 @@ class Run:
         loss: what a batch is given to: the memory if there is one, else the ensemble.
         sampler: composes the batches.
         metrics: measures beside those of retrieval.
-        optimiser: AdamW with a `role` in every group.
+        optimizer: the rule of a step, by which `optimiser` was built.
+        optimiser: of PyTorch, with a `role` in every group.
         passage: takes batches through the model.
         averaged: the running average of the weights, or None.
         step: optimiser steps done.
@@ -87,6 +88,8 @@ class Run:
         self.steps = building.count_steps(settings, len(train), self.batch_size)
         if train.sets is not None:
             config = for_label_sets(config, self.splits)
+        if settings.model.head == "none" and settings.model.embedding_dim is None:
+            config = building.with_width_of_trunk(config, self.splits.sample_shape, self.splits.kind, folder.kept_trunk)
         self.config = config.completed(self.splits.kind, self.steps, self.splits.sample_shape)
         # The order of what draws random numbers is part of a run's result.
         seed_everything(settings.run.seed)
@@ -103,7 +106,8 @@ class Run:
         if self.memory is not None:
             self.memory.to(self.device)
         self.loss: nn.Module = self.ensemble if self.memory is None else self.memory
-        self.optimiser = build_optimiser(self.model, self.ensemble, self.config.settings.optimiser)
+        (self.optimizer,) = building.build_components(self.config, "optimizer")
+        self.optimiser = build_optimiser(self.model, self.ensemble, self.config.settings.optimiser, self.optimizer)
         self.passage = Passage(
             model,
             self.device,

@@ -171,7 +171,7 @@ class ModelSettings:
     """Length of an embedding, or of each head, before compression (default: that of the data for features; else 256,
     compressed to 64; 4 times `compress` where that is given; 64 without compression, and with `wel` and `wedl`)."""
     head: Literal["linear", "none"] = "linear"
-    """What stands between trunk and embedding: a linear map, or nothing. The trunk then gives `embedding_dim` columns."""
+    """What stands between trunk and embedding: a linear map, or nothing. An embedding is then as long as the trunk is wide."""
     compress: int | None = None
     """Length of the embedding after compression; 0: none (default: 64 where `embedding_dim` is 256 by default, else 0)."""
     head_start: Literal["random", "principal"] | None = None
@@ -196,8 +196,6 @@ class ModelSettings:
             raise ConfigError("head_start is principal, but head is none: there is no head that could begin so")
         _check_each(self, ("compress", "student"), least=0, most=LONGEST)
         check_range("embedding_dim", self.embedding_dim, least=1, most=WIDER * LONGEST)
-        if self.head == "none" and self.embedding_dim is None:
-            raise ConfigError("head is 'none', so embedding_dim must be given: the columns of what the model gives")
         needed = {"compressed": "compress", "student": "student"}.get(self.serve or "")
         if needed and not getattr(self, needed):
             raise ConfigError(f"serve is '{self.serve}', but {needed} is 0")
@@ -205,8 +203,10 @@ class ModelSettings:
 
 @dataclass(frozen=True)
 class OptimiserSettings:
-    """Learning rates, decay and clipping."""
+    """Optimizer, learning rates, decay and clipping."""
 
+    optimizer: str = defaults().OPTIMIZER
+    """What turns gradients into steps."""
     learning_rate: float | None = None
     """Highest learning rate of the trunk; it rises over `warmup` steps and falls as a cosine (default: 2e-3; 5e-4 for
     features, and what suits the trunk where it is trained already)."""
@@ -221,7 +221,7 @@ class OptimiserSettings:
     weights_factor: float = 1.0
     """Learning rate of learnable ensemble weights, relative to the trunk's."""
     weight_decay: float = 1e-4
-    """AdamW's decay of the trunk and the head."""
+    """Decay of the trunk and the head."""
     clip: float | None = 10.0
     """Largest norm of the gradient, of the model and of everything else apart; `none` switches clipping off."""
 

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from dmlcore.errors import PluginError, TrainingError
 from dmlcore.training import optimiser, schedule
+from dmlcore.training.climbing import Climb
 from dmlcore.training.diagnosis import why_not_finite
 from dmlcore.training.measurements import Measurements, StepRecord, effective_rank
 
@@ -39,15 +40,13 @@ def take_step(run: Run, inputs: Tensor, labels: Tensor, factor: float | None = N
     run.loss.train()
     run.optimiser.zero_grad(set_to_none=True)
     run.ensemble.measures_gradients = number % settings.run.log_every == 0
+    climb = Climb(run) if run.optimizer.climbs else None
     try:
-        outputs = run.passage.outputs(inputs)  # [B, W]
-        embeddings = run.model.losses_part(outputs)
-        embeddings.retain_grad()  # for the diagnosis
-        total = run.loss(embeddings, labels)
-        _check_is_a_number(total, run.ensemble.names)
-        extra_terms = run.extras.terms(outputs)
-        total = sum(extra_terms.values(), start=total)
-        run.passage.backward(total, outputs)
+        embeddings, total, extra_terms = _pass(run, inputs, labels)
+        measured = _measure(run, total, extra_terms, embeddings)
+        if climb is not None and climb.begin():
+            with climb:
+                _pass(run, inputs, labels)
     except torch.OutOfMemoryError as error:
         raise TrainingError(
             f"step {number}: not enough memory on {run.device} for a batch of {len(labels)}."
@@ -56,7 +55,8 @@ def take_step(run: Run, inputs: Tensor, labels: Tensor, factor: float | None = N
         ) from error
     run.passage.unscale(run.optimiser)
     norms = optimiser.clip(run.optimiser, settings.optimiser.clip)
-    record = _measure(run, total, norms, extra_terms, embeddings).fetch()
+    measured.gradient_norms = {"model": norms[0], "losses": norms[1]}
+    record = measured.fetch()
     reason = why_not_finite(record, run.ensemble, embeddings, labels)
     overflows = run.passage.scaler.is_enabled() and math.isfinite(record.total)  # the step is left out
     if reason and not overflows:
@@ -77,12 +77,25 @@ def take_step(run: Run, inputs: Tensor, labels: Tensor, factor: float | None = N
     return record
 
 
-def _measure(run: Run, total: Tensor, norms: Tensor, extra_terms: dict[str, Tensor], embeddings: Tensor) -> Measurements:
+def _pass(run: Run, inputs: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+    """Forward and backward: embeddings, total and terms beside the losses. Gradients are added."""
+    outputs = run.passage.outputs(inputs)  # [B, W]
+    embeddings = run.model.losses_part(outputs)
+    embeddings.retain_grad()  # for the diagnosis
+    total = run.loss(embeddings, labels)
+    _check_is_a_number(total, run.ensemble.names)
+    extra_terms = run.extras.terms(outputs)
+    total = sum(extra_terms.values(), start=total)
+    run.passage.backward(total, outputs)
+    return embeddings, total, extra_terms
+
+
+def _measure(run: Run, total: Tensor, extra_terms: dict[str, Tensor], embeddings: Tensor) -> Measurements:
     ensemble = run.ensemble
     gradients = ensemble.gradient_norms if ensemble.measures_gradients else {}
     return Measurements(
         total=total,
-        gradient_norms={"model": norms[0], "losses": norms[1]},
+        gradient_norms={},
         terms={name: ensemble.terms[name] for name in ensemble.names},
         active={name: ensemble.active[name] for name in ensemble.names},
         weights=ensemble.weights,

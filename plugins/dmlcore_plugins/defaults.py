@@ -8,6 +8,7 @@ LOSSES = ("circle", "binomial_deviance", "norm_softmax")
 TRUNKS_AT_RANDOM = {"features": "mlp"}  # in place of the default trunk, for heads, published ensembles and few-shot networks
 SAMPLER = "class_balanced"
 COMPRESSOR = "pca"
+OPTIMIZER = "adamw"
 WEIGHTING = "fixed"
 WEIGHTING_OF_SEVERAL = "equal_gradient_norms"  # several losses on one embedding
 WEIGHTING_LEARNT = "floor_square_penalty"  # of the published methods, WEL and WEDL

@@ -1,0 +1,53 @@
+"""Adam with decoupled weight decay."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+import dmlcore
+from dmlcore.config import check_range
+from dmlcore.training import Optimizer
+
+
+class AdamW(Optimizer):
+    """Adam whose decay of the weights is apart from the gradient.
+
+    Source: Loshchilov, Hutter, "Decoupled Weight Decay Regularization", ICLR 2019.
+    """
+
+    name = "adamw"
+
+    @dataclass(frozen=True, kw_only=True)
+    class Options:
+        """Options of `adamw`."""
+
+        betas: tuple[float, ...] = (0.9, 0.999)
+        """Decay of the two running means of the gradient, each in [0, 1)."""
+        eps: float = 1e-8
+        """Added to the denominator, > 0."""
+
+        def __post_init__(self) -> None:
+            check_betas(self.betas)
+            check_range("eps", self.eps, above=0)
+
+    def build(self, groups: list[dict[str, Any]]) -> torch.optim.Optimizer:
+        return torch.optim.AdamW(groups, betas=self.options.betas, eps=self.options.eps)
+
+
+def check_betas(betas: tuple[float, ...]) -> None:
+    """Refuse what are no two decays.
+
+    Raises:
+        ConfigError: they are not.
+    """
+    check_range("the number of betas", len(betas), least=2, most=2)
+    for beta in betas:
+        check_range("betas", beta, least=0, below=1)
+
+
+@dmlcore.hookimpl
+def dmlcore_optimizers() -> list[type]:
+    return [AdamW]
