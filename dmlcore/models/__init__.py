@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from dmlcore.models.architecture import architecture_of, build_architecture, serving_state
     from dmlcore.models.building import ImagesWanted, build_model, build_trunk, images_wanted
+    from dmlcore.models.checkpointing import checkpoint_stages
     from dmlcore.models.embedding import EmbeddingModel
     from dmlcore.models.naming import default_trunk, find_trunk
     from dmlcore.models.pooling import Pool, rows_of
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
 _HOMES = {
     "architecture": ("architecture_of", "build_architecture", "serving_state"),
     "building": ("ImagesWanted", "build_model", "build_trunk", "images_wanted"),
+    "checkpointing": ("checkpoint_stages",),
     "embedding": ("EmbeddingModel",),
     "naming": ("default_trunk", "find_trunk"),
     "pooling": ("Pool", "rows_of"),
@@ -55,6 +57,7 @@ __all__ = [
     "build_architecture",
     "build_model",
     "build_trunk",
+    "checkpoint_stages",
     "default_trunk",
     "do_weights_follow",
     "find_trunk",

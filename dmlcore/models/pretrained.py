@@ -19,6 +19,7 @@ from dmlcore.config import check_range
 from dmlcore.errors import ConfigError
 from dmlcore.files import expanded, make_folder
 from dmlcore.models.adapters import add_adapters, merge_adapters, own_weights
+from dmlcore.models.checkpointing import checkpoint_stages
 from dmlcore.models.pooling import Pooling
 from dmlcore.models.trunks import Trunk
 from dmlcore.models.weight_files import do_weights_follow, write_weights
@@ -74,6 +75,13 @@ class PretrainedOptions:
         return self.weights not in (PUBLISHED, AT_RANDOM)
 
 
+_CHECKPOINTING: dict[str, dict[str, Any]] = {
+    "set_grad_checkpointing": {"enable": True},
+    "gradient_checkpointing_enable": {"gradient_checkpointing_kwargs": {"use_reentrant": False}},
+}
+"""Methods by which networks of libraries keep few activations, and their arguments."""
+
+
 class PretrainedTrunk(Trunk):
     """A network of another library without its classifier. Images are normalised here, and grey ones repeated in three
     channels. A subclass sets `network` and `features`, and calls `expect` and `adapt`.
@@ -109,6 +117,18 @@ class PretrainedTrunk(Trunk):
         """Add the adapters that the options ask for. To be called when the network has its weights."""
         if self.options.lora:
             add_adapters(self.network, self.options.lora)
+
+    def checkpoint_gradients(self) -> None:
+        """By the library's own means, or else stage by stage."""
+        network: Any = self.network
+        for name, arguments in _CHECKPOINTING.items():
+            if hasattr(network, name):
+                try:
+                    getattr(network, name)(**arguments)
+                except (AssertionError, NotImplementedError, ValueError) as error:  # it has the method, and refuses
+                    raise ConfigError(f"'{self.name}' has no gradient checkpointing for this network ({error})") from None
+                return
+        checkpoint_stages(network)
 
     def merge(self) -> None:
         """Make what the adapters have learnt part of the network's weights."""

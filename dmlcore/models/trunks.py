@@ -8,6 +8,8 @@ from typing import Any, ClassVar, Literal
 
 from torch import Tensor, nn
 
+from dmlcore.errors import ConfigError
+
 
 class Trunk(nn.Module, ABC):
     """Base of everything `--model` can name. A plugin registers subclasses by the hook `dmlcore_models`.
@@ -66,6 +68,14 @@ class Trunk(nn.Module, ABC):
         Args:
             folder: for the trunk alone; it may not exist yet.
         """
+
+    def checkpoint_gradients(self) -> None:
+        """Let the trunk keep few activations for the backward pass, and compute the others again.
+
+        Raises:
+            ConfigError: it cannot.
+        """
+        raise ConfigError(f"the model '{self.name}' has no gradient checkpointing. Leave --gradient-checkpointing out")
 
     def merge(self) -> None:
         """Called once training is over and the trunk is only used: what was trained beside its weights becomes part of them."""

@@ -32,14 +32,23 @@ class Passage:
         precision: `fp32`, `bf16` or `fp16`.
         parts: of a batch, >= 1.
         compiles: the model by torch.compile.
+        computes_again: the backward pass computes parts of the model again, and so would move batch statistics twice.
     """
 
     def __init__(
-        self, model: EmbeddingModel, device: torch.device, *, precision: str = "fp32", parts: int = 1, compiles: bool = False
+        self,
+        model: EmbeddingModel,
+        device: torch.device,
+        *,
+        precision: str = "fp32",
+        parts: int = 1,
+        compiles: bool = False,
+        computes_again: bool = False,
     ) -> None:
         self.model = model
         self.device = device
         self.parts = parts
+        self.computes_again = computes_again
         self.dtype = DTYPES.get(precision)
         self.scaler = torch.amp.GradScaler(device.type, enabled=precision == "fp16")
         self._call: Any = torch.compile(model) if compiles else model
@@ -68,7 +77,7 @@ class Passage:
             total: of the losses.
             outputs: of `outputs`, of which it was computed.
         """
-        self.scaler.scale(total).backward()
+        self._backward(self.scaler.scale(total))
         if self.parts == 1:
             return
         assert outputs.grad is not None
@@ -76,7 +85,7 @@ class Passage:
             self.set_random_state(state)
             again = self._run(part)
             if again.requires_grad:
-                again.backward(gradient)
+                self._backward(again, gradient)
         self._inputs, self._random = [], []
 
     def unscale(self, optimiser: torch.optim.Optimizer) -> None:
@@ -107,6 +116,13 @@ class Passage:
         """Restore what `state_dict` gave."""
         if self.scaler.is_enabled():
             self.scaler.load_state_dict(state)
+
+    def _backward(self, value: Tensor, gradient: Tensor | None = None) -> None:
+        statistics = [buffer.clone() for buffer in self.model.buffers()] if self.computes_again else []
+        value.backward(gradient)
+        with torch.no_grad():
+            for buffer, after in zip(self.model.buffers(), statistics, strict=False):
+                buffer.copy_(after)
 
     def _run(self, inputs: Tensor) -> Tensor:
         with torch.autocast(self.device.type, self.dtype, enabled=self.dtype is not None):

@@ -99,6 +99,12 @@ class Run:
         else:
             model = first_model(self.config, shape, kind, self.device, train, folder)
         self._check_is_trainable()
+        if self.config.settings.model.gradient_checkpointing:
+            model.trunk.checkpoint_gradients()
+        self._format = torch.contiguous_format
+        if self.config.settings.model.channels_last and kind == "images":
+            self._format = torch.channels_last
+            model.trunk.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.model = model
         self.ensemble = building.build_ensemble(self.config, train.num_classes, self.model.trunk.features).to(self.device)
         self.extras = Extras(self.model, self.config.settings)
@@ -114,6 +120,7 @@ class Run:
             precision=optimiser.precision,
             parts=optimiser.accumulate,
             compiles=self.config.settings.model.compile,
+            computes_again=self.config.settings.model.gradient_checkpointing,
         )
         self.averaged = AveragedWeights(model, optimiser.average) if optimiser.average is not None else None
         self.compression = Compression(self.model, settings.run.seed, self.served)
@@ -168,7 +175,8 @@ class Run:
         sets = self.splits.train.sets
         for inputs, labels in self._batches:
             labels = labels if sets is None else torch.from_numpy(sets.matrix(labels.numpy()))
-            yield inputs.to(self.device, non_blocking=True), labels.to(self.device, non_blocking=True)
+            inputs = inputs.to(self.device, non_blocking=True, memory_format=self._format)
+            yield inputs, labels.to(self.device, non_blocking=True)
 
     def end_batches(self) -> None:
         """Forget the present batches, and what was drawn ahead for them."""

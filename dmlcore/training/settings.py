@@ -181,6 +181,10 @@ class ModelSettings:
     """Folder of a run whose best weights the model begins with. A head of another length begins anew."""
     compile: bool = False
     """Let torch.compile compile the model."""
+    gradient_checkpointing: bool = False
+    """Keep few activations of the trunk and compute the others again in the backward pass: less memory, a third more time."""
+    channels_last: bool = False
+    """Keep images and weights of the trunk with the channels innermost, which many convolutions are faster with."""
     compressor: str = defaults().COMPRESSOR
     """How embeddings are compressed, where they are."""
     student: int = 0

@@ -162,9 +162,11 @@ def make_plan(
     configs = [RunConfig.create(**config.with_absolute_paths().as_dict()) for _, config in arms]
     splits = open_splits(configs[0])
     assert splits.record is not None
+    if splits.train.sets is not None and folds > 1:
+        raise ConfigError("the samples have several labels, so no folds share no class. Say --folds 1")
     record = splits.record()
     settings = configs[0].settings
-    batch_size = min(settings.data.classes_per_batch, splits.train.num_classes) * settings.data.samples_per_class
+    batch_size = min(settings.data.classes_per_batch, splits.train.num_labels) * settings.data.samples_per_class
     steps = count_steps(settings, len(splits.train), batch_size)
     planned = []
     for name, config in zip(names, configs, strict=True):

@@ -7,6 +7,7 @@ from typing import Literal
 
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint_sequential
 
 import dmlcore
 from dmlcore.errors import ConfigError
@@ -58,10 +59,18 @@ class Conv(Trunk):
             before, stride = channels, 1
         self.blocks = nn.Sequential(*layers)
         self.features = 2 * before
+        self.segments = 0  # of the blocks that are computed again in the backward pass
+
+    def checkpoint_gradients(self) -> None:
+        self.segments = len(self.options.channels)
 
     def forward(self, samples: Tensor) -> Tensor:
         """Features [B, 2 * channels] of images [B, C, H, W] in 0..1."""
-        places = self.blocks(samples.to(memory_format=torch.channels_last) - 0.5)  # [B, C', h, w]
+        pixels = samples.to(memory_format=torch.channels_last) - 0.5
+        if self.segments and torch.is_grad_enabled():
+            places = checkpoint_sequential(self.blocks, self.segments, pixels, use_reentrant=False)
+        else:
+            places = self.blocks(pixels)  # [B, C', h, w]
         return torch.cat([places.mean((2, 3)), places.amax((2, 3))], 1)
 
 
