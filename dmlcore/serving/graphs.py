@@ -178,7 +178,6 @@ def _dynamic_shapes(example: dict[str, Tensor]) -> tuple[tuple[dict[int, Any], .
 
 
 def _write_onnx(graph: nn.Module, example: dict[str, Tensor], path: Path, about: str) -> None:
-    onnx = importlib.import_module("onnx")
     with _quiet():
         program: Any = torch.onnx.export(
             graph,
@@ -190,11 +189,9 @@ def _write_onnx(graph: nn.Module, example: dict[str, Tensor], path: Path, about:
             opset_version=_OPSET,
             verbose=False,
         )
-        proto = program.model_proto
-    entry = proto.metadata_props.add()
-    entry.key, entry.value = "dmlcore", about
-    onnx.save_model(proto, str(path))
-    onnx.checker.check_model(str(path))
+        program.model.metadata_props["dmlcore"] = about
+        program.save(path)  # what a file of ONNX cannot hold, 2 GB, goes into a second one
+    importlib.import_module("onnx.checker").check_model(str(path))
 
 
 def _write_exported(graph: nn.Module, example: dict[str, Tensor], path: Path, about: str) -> None:

@@ -59,21 +59,33 @@ class Model:
         name: of what it was loaded from, for messages.
         preparation: how samples become what it takes.
         device: that it runs on.
+        about: what is known of its training.
 
     Attributes:
         kind: `images`, `features` or `texts`.
         sample_shape: of one sample, (C, H, W), (F,) or (bytes,).
-        about: what is known of its training, for its card: losses, data, metrics and so on.
     """
 
-    def __init__(self, model: EmbeddingModel, name: str, preparation: Preparation, device: torch.device) -> None:
+    def __init__(
+        self,
+        model: EmbeddingModel,
+        name: str,
+        preparation: Preparation,
+        device: torch.device,
+        about: dict[str, Any] | None = None,
+    ) -> None:
         self.model = model
         self.name = name
         self.preparation = preparation
         self.kind = preparation.kind
         self.sample_shape = preparation.sample_shape
         self.device = device
-        self.about: dict[str, Any] = {}
+        self._about = about or {}
+
+    @property
+    def about(self) -> dict[str, Any]:
+        """What is known of its training, for its card: losses, data, metrics and so on."""
+        return self._about
 
     @property
     def embedding_dim(self) -> int:

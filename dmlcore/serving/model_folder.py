@@ -139,9 +139,8 @@ def read_model(folder: Path, *, device: str = "auto", trust_plugins: bool = Fals
     except Exception as error:  # a file that was changed can hold anything, which fails in any way
         raise _damaged(folder / CONFIG, error) from error
     about = config.get("about")
-    model = Model(module.to(on_device).eval(), str(folder), Preparation(kind, shape, interpolation), on_device)
-    model.about = about if isinstance(about, dict) else {}
-    return model
+    preparation = Preparation(kind, shape, interpolation)
+    return Model(module.to(on_device).eval(), str(folder), preparation, on_device, about if isinstance(about, dict) else {})
 
 
 def is_exported(folder: Path) -> bool:

@@ -91,15 +91,20 @@ class TrainedRun(Model):
         interpolation = _interpolation(state["config"], images.interpolation)
         name = f"the run in {self.folder.path}"
         super().__init__(model, name, Preparation(kind, sample_shape, interpolation), on_device)
-        self.about = self._about()
 
-    def _about(self) -> dict[str, Any]:
+    @property
+    def about(self) -> dict[str, Any]:
+        """What `result.json` says of its training, without places on this computer.
+
+        Raises:
+            TrainingError: that is damaged.
+        """
         result = self.folder.read_result() if self.folder.result.exists() else {}
         about = {key: result[key] for key in OF_A_CARD if key in result}
         if self.step != about.get("chosen_step"):  # another checkpoint, which nobody has measured
             about = {key: value for key, value in about.items() if key not in MEASURED}
         data = about.get("data")
-        if isinstance(data, dict):  # without places on this computer
+        if isinstance(data, dict):
             about["data"] = {"name": Path(str(data.get("name"))).name, "kind": self.kind, "parts": data.get("parts")}
         return about
 
