@@ -157,6 +157,21 @@ def test_a_graph_of_a_run_by_the_command(tmp_path: Path, capsys: pytest.CaptureF
     assert np.abs(module(torch.from_numpy(pixels)).detach().numpy() - expected).max() < CLOSE
 
 
+def test_what_8_bits_cost_is_measured_where_there_are_data(tmp_path: Path) -> None:
+    for package in ("onnx", "onnxscript", "onnxruntime"):
+        pytest.importorskip(package, reason=f"{package} is not installed")
+    data = feature_file(tmp_path / "x.npz", classes=12)
+    quick: dict[str, Any] = {"steps": 1, "eval_every": 1, "report": False, "embedding_dim": 4, "compress": 0}
+    train(data=str(data), out=tmp_path / "run", **quick)
+    run = dmlcore.load(tmp_path / "run", device="cpu")
+    measured = write_graph(run, tmp_path / "g", int8=True)["int8"]["map@r"]
+    expected = run.evaluate()["metrics"]["validation"]["map@r"]
+    assert measured["model"] == pytest.approx(expected, abs=1e-6) and abs(measured["int8"] - expected) < 0.2
+    data.unlink()
+    small = write_graph(run, tmp_path / "g", int8=True, overwrite=True)["int8"]
+    assert "x.npz" in small["why_not_measured"] and "map@r" not in small
+
+
 def test_a_module_from_python_becomes_a_graph(tmp_path: Path) -> None:
     trunk = torch.nn.Sequential(torch.nn.Linear(6, 9), torch.nn.ReLU())
     quick: dict[str, Any] = {"steps": 1, "eval_every": 1, "report": False, "embedding_dim": 4, "compress": 0}

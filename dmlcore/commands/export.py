@@ -94,7 +94,7 @@ def _show_graph(result: dict[str, Any]) -> None:
     _show_differences(f"largest difference with 8 bits ({small['bytes'] / 1e6:,.1f} MB)", small["differences"])
     measured = small.get("map@r")
     if measured is None:
-        console.show_sentences("What 8 bits cost in MAP@R was not measured: only a run has validation classes of its own.")
+        console.show_sentences(f"What 8 bits cost in MAP@R was not measured: {small['why_not_measured']}")
     else:
         lost = measured["model"] - measured["int8"]
         console.show_sentences(

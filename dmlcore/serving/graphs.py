@@ -19,12 +19,13 @@ import torch
 from torch import Tensor, nn
 
 from dmlcore.data import TEXT_BYTES, LabelledDataset, TextStore
-from dmlcore.errors import ConfigError, TrainingError
+from dmlcore.errors import ConfigError, DataError, DmlcoreError, TrainingError
 from dmlcore.evaluation import evaluating
 from dmlcore.files import plain
 from dmlcore.models import EmbeddingModel, weights_follow
 from dmlcore.serving.model import BATCH, Model
 from dmlcore.serving.model_folder import CONFIG, GRAPH_FORMAT, TRUNK, new_folder
+from dmlcore.serving.run import TrainedRun
 from dmlcore.serving.samples import dataset_batches
 from dmlcore.version import VERSION
 
@@ -76,7 +77,8 @@ def write_graph(
 
     Returns:
         `out`, `form`, `files`, `bytes`, `inputs`, `preparation`, `differences` by batch size, the largest between graph and
-        model, and with `int8` the same and `map@r` on the validation classes, of the model and of the 8 bits.
+        model, and with `int8` the same and `map@r` on the validation classes, of the model and of the 8 bits, or
+        `why_not_measured`.
 
     Raises:
         ConfigError: a package is missing, `out` exists, the model is not on the CPU, or it cannot be made a graph.
@@ -242,9 +244,10 @@ def _write_int8(model: Model, graph: nn.Module, path: Path, out: Path) -> dict[s
         quantization.quantize_dynamic(str(path), str(out), weight_type=quantization.QuantType.QUInt8)
     run = _runner(out, "onnx")
     result: dict[str, Any] = {"bytes": out.stat().st_size, "differences": _differences(model, graph, run)}
-    validation = _validation_of(model)
-    if validation is None:
-        return result
+    try:
+        validation = _validation_of(model)
+    except DmlcoreError as error:  # such as data that are gone
+        return {**result, "why_not_measured": str(error)}
 
     def measured(embed: Callable[[Tensor], Tensor]) -> float | None:
         rows = torch.cat([embed(batch) for batch in dataset_batches(validation, BATCH, 0)])
@@ -260,14 +263,19 @@ def _write_int8(model: Model, graph: nn.Module, path: Path, out: Path) -> dict[s
     return result
 
 
-def _validation_of(model: Model) -> LabelledDataset | None:
-    """The validation part of a run's data; None where there is none that can be ranked."""
-    from dmlcore.serving.run import TrainedRun
+def _validation_of(model: Model) -> LabelledDataset:
+    """The validation part of a run's data.
 
+    Raises:
+        DataError: there is none that can be ranked.
+        ConfigError: it needs code that was not consented to.
+    """
     if not isinstance(model, TrainedRun):
-        return None
+        raise DataError("only a run has validation classes of its own")
     validation = model.open().validation
-    return None if evaluating.why_not_ranked(validation) else validation
+    if reason := evaluating.why_not_ranked(validation):
+        raise DataError(reason)
+    return validation
 
 
 def _packages(*names: str) -> None:
