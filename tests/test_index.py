@@ -19,7 +19,7 @@ faiss: Any = pytest.importorskip("faiss", reason="an index needs faiss-cpu")
 pytest.importorskip("pyarrow", reason="an index needs pyarrow")
 
 from dmlcore.serving import index_kinds  # noqa: E402
-from dmlcore.serving.entries import Entries, of_arrays, read_embeddings, unit  # noqa: E402
+from dmlcore.serving.entries import Entries, is_embeddings, of_arrays, read_embeddings, unit  # noqa: E402
 from dmlcore.serving.index import Index, build_index  # noqa: E402
 from dmlcore.serving.index_changes import add_entries, remove_entries  # noqa: E402
 
@@ -241,8 +241,15 @@ def test_the_command(trained: tuple[Path, Path], here: Callable[..., tuple[int, 
     assert status == 0 and "400 entries of 8" in out and "recall@10 1.000" in out
     status, out, _ = here("index", tmp_path / "index", "--remove", "row<100", "--add", data)
     assert status == 0 and "400 added, 0 replaced, 100 removed" in out, out
-    embeddings = tmp_path / "embeddings.npz"
-    assert here("embed", run, "--data", data, "--out", embeddings)[0] == 0
+    for suffix in (".npy", ".arrow", ".parquet", ".npz"):
+        embeddings = tmp_path / f"embeddings{suffix}"
+        assert here("embed", run, data, "--out", embeddings)[0] == 0
+        assert is_embeddings(embeddings)
+        read = read_embeddings(embeddings)
+        assert read.label is not None and len(set(read.label)) == 50 and read.row.tolist() == list(range(400))
+    assert not is_embeddings(data)
+    status, out, err = here("index", run, embeddings, "--out", tmp_path / "third")
+    assert status == 0 and "taken as they are" in err
     assert here("index", embeddings, "--out", tmp_path / "second")[0] == 0
     whole, second = Index(tmp_path / "index"), Index(tmp_path / "second")
     assert len(whole) == 700 and len(second) == 400 and second.about["model"] is None

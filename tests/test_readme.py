@@ -16,7 +16,7 @@ from PIL import Image
 
 ROOT = Path(__file__).parent.parent
 README = ROOT / "README.md"
-GUIDE_PAGES = ("start", "seeing", "own-data", "ensembles", "shift-and-few-shot", "in-your-own-code")
+GUIDE_PAGES = ("start", "seeing", "search", "own-data", "ensembles", "shift-and-few-shot", "in-your-own-code")
 GUIDE = [ROOT / "docs" / "guide" / f"{name}.md" for name in GUIDE_PAGES]
 PAGES = [README, *GUIDE]
 INSTALLS = ("pip install", "pytest")  # run by .ci/run, in an environment of their own

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from dmlcore.reports.html import escape
-from dmlcore.reports.thumbnails import file_thumbnails
 
 MOST_PICTURES = 600
 
@@ -17,14 +16,14 @@ class Sample:
     """A sample on a page.
 
     Attributes:
-        path: of its picture; empty where it has none.
+        picture: key of its picture; None where it has none.
         name: such as its class.
         about: what stands below.
         title: what is shown when it is pointed at.
         mark: `right`, `wrong` or empty.
     """
 
-    path: str
+    picture: Hashable | None
     name: str
     about: str = ""
     title: str = ""
@@ -32,10 +31,15 @@ class Sample:
 
 
 class Strips:
-    """Rows of samples, whose pictures are kept once."""
+    """Rows of samples, whose pictures are kept once.
 
-    def __init__(self) -> None:
-        self._numbers: dict[str, int] = {}
+    Args:
+        addresses: gives `data:` addresses of pictures by their keys, fewer where some cannot be had.
+    """
+
+    def __init__(self, addresses: Callable[[list[Any]], dict[Any, str]]) -> None:
+        self._addresses = addresses
+        self._numbers: dict[Hashable, int] = {}
 
     def strip(self, samples: Sequence[Sample], about: str = "", *, has_query: bool = False) -> str:
         """A row as HTML.
@@ -52,16 +56,17 @@ class Strips:
         return f'{head}<div class="strip">{"".join(cells)}</div>'
 
     def _cell(self, sample: Sample) -> str:
-        title = sample.title or sample.path
-        if sample.path and (sample.path in self._numbers or len(self._numbers) < MOST_PICTURES):
-            number = self._numbers.setdefault(sample.path, len(self._numbers))
+        key = sample.picture
+        if key is not None and (key in self._numbers or len(self._numbers) < MOST_PICTURES):
+            number = self._numbers.setdefault(key, len(self._numbers))
             picture = f'<img data-s="{number}" alt="">'
         else:
-            picture = f"<i>{escape(title)}</i>"
+            picture = f"<i>{escape(sample.title)}</i>"
         small = f"<small>{escape(sample.about)}</small>" if sample.about else ""
-        return f'<div class="sample {sample.mark}" title="{escape(title)}">{picture}<b>{escape(sample.name)}</b>{small}</div>'
+        name = f"<b>{escape(sample.name)}</b>"
+        return f'<div class="sample {sample.mark}" title="{escape(sample.title)}">{picture}{name}{small}</div>'
 
     def for_script(self) -> dict[str, Any]:
-        """The pictures by number, as the page's script takes them. A file that is no picture any more has none."""
-        addresses = file_thumbnails(list(self._numbers))
-        return {"pictures": {number: addresses[path] for path, number in self._numbers.items() if path in addresses}}
+        """The pictures by number, as the page's script takes them."""
+        addresses = self._addresses(list(self._numbers))
+        return {"pictures": {number: addresses[key] for key, number in self._numbers.items() if key in addresses}}

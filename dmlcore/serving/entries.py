@@ -4,8 +4,9 @@ wrote is read as it is, and other data pass through a model.
 
 from __future__ import annotations
 
+import csv
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -103,23 +104,27 @@ def unit(vectors: np.ndarray) -> np.ndarray:
     return scaled / np.where(length > 0, length, 1)
 
 
+def normalised(entries: Entries) -> Entries:
+    """The entries with vectors of length one."""
+    return replace(entries, vectors=unit(entries.vectors))
+
+
 def is_embeddings(path: Path) -> bool:
     """Whether a file holds embeddings with the place of each, as `dmlcore embed` writes them, and not data to embed."""
     if not path.is_file():
         return False
-    if path.suffix == ".npz":
-        try:
+    try:
+        if path.suffix == ".npz":
             if not check_archive_file(path):
                 return False
             with np.load(path, allow_pickle=False) as arrays:
                 return {"x", "row"} <= set(arrays.files)
-        except (SealError, OSError, ValueError):
-            return False  # reading it says why
-    if path.suffix in (".parquet", ".arrow"):
-        try:
-            return b"dmlcore" in (_schema(path).metadata or {})
-        except (OSError, ValueError):
-            return False
+        if path.suffix == ".npy":
+            return "row" in _beside(path)
+        if path.suffix in (".parquet", ".arrow"):
+            return {"embedding", "row"} <= set(_schema(path).names)
+    except (SealError, DataError, OSError, ValueError):
+        return False  # reading it says why
     return False
 
 
@@ -131,12 +136,29 @@ def _schema(path: Path) -> Any:
         return arrow.ipc.open_file(source).schema
 
 
+def _beside(path: Path) -> dict[str, Any]:
+    """The columns of the .csv that `dmlcore embed` writes beside an .npy; none where there is no such file."""
+    file = path.with_suffix(".csv")
+    if not file.is_file():
+        return {}
+    with open(file, newline="", encoding="utf-8") as lines:
+        reader = csv.DictReader(lines)
+        if "row" not in (reader.fieldnames or ()):
+            return {}
+        columns: dict[str, Any] = {name: [] for name in reader.fieldnames or ()}
+        for row in reader:
+            for name, values in columns.items():
+                values.append(row[name] or "")
+    return {**columns, "row": np.array(columns["row"], dtype=np.int64)}
+
+
 def read_embeddings(path: str | Path) -> Entries:
     """Embeddings out of a file.
 
     Args:
         path: an .npz with the array `x` (and `path`, `row`, `label` or `class_name`, and others of one value per row), an .npy
-            of vectors alone, or a .parquet or .arrow with a column of lists of numbers. Nothing in them is run.
+            of vectors, perhaps with a .csv of the same name beside it, or a .parquet or .arrow with a column of lists of
+            numbers. Nothing in them is run.
 
     Raises:
         DataError: there is no such file, it is damaged, or holds no embeddings.
@@ -148,7 +170,8 @@ def read_embeddings(path: str | Path) -> Entries:
         raise DataError(f"there is no file '{path}'")
     try:
         if path.suffix == ".npy":
-            return _of_arrays({"x": np.load(path, mmap_mode="r", allow_pickle=False)}, str(path))
+            vectors = np.load(path, mmap_mode="r", allow_pickle=False)
+            return _of_arrays({"x": vectors, **_beside(path)}, str(path))
         if path.suffix == ".npz":
             check_archive_file(path)
             with np.load(path, allow_pickle=False) as arrays:
@@ -208,6 +231,8 @@ def _of_arrays(arrays: Mapping[str, Any], where: str) -> Entries:
     label = next((beside.pop(key) for key in _LABELS if key in beside), None)
     for key in _LABELS:
         beside.pop(key, None)  # the same labels as numbers
+    if set(beside.get("split", ())) == {"all"}:
+        del beside["split"]  # as `dmlcore embed` says of data that are not the run's own
     path = beside.pop("path", None)
     row = np.asarray(beside.pop("row", np.arange(count)))
     if row.dtype.kind not in "iu":

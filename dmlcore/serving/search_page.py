@@ -7,6 +7,7 @@ from typing import Any
 
 from dmlcore.reports.html import escape, page
 from dmlcore.reports.strips import Sample, Strips
+from dmlcore.reports.thumbnails import file_thumbnails
 from dmlcore.serving.search import Answer
 
 MOST_QUERIES = 200
@@ -19,14 +20,14 @@ def search_page(answers: Sequence[Answer], about: str) -> bytes:
         answers: of the queries; the first `MOST_QUERIES` are shown.
         about: a sentence below the title.
     """
-    strips, rows = Strips(), []
+    strips, rows = Strips(file_thumbnails), []
     for answer in answers[:MOST_QUERIES]:
         label = answer.query.get("label")
-        samples = [Sample(answer.query.get("path", ""), label or name_of(answer.query), title=name_of(answer.query))]
+        samples = [Sample(answer.query.get("path") or None, label or name_of(answer.query), title=name_of(answer.query))]
         for entry in answer.neighbours:
             mark = "" if not label or not entry.get("label") else "right" if entry["label"] == label else "wrong"
             name = entry.get("label") or name_of(entry)
-            samples.append(Sample(entry.get("path") or "", name, f"{entry['score']:.3f}", name_of(entry), mark))
+            samples.append(Sample(entry.get("path") or None, name, f"{entry['score']:.3f}", name_of(entry), mark))
         rows.append(strips.strip(samples, none_of_these(answer), has_query=True))
     more = len(answers) - MOST_QUERIES
     note = f"<p>{more:,} further queries are not shown.</p>" if more > 0 else ""
