@@ -285,6 +285,7 @@ def test_many_samples_and_classes_make_no_large_page(run: Path) -> None:
         embeddings,
         inspected,
         inspection.class_scores(inspected, labels),
+        None,
         inspection.confusions(inspected, labels),
     )
     records = [{"kind": "step", "step": step, "total": 1 / step, "terms": {"ms": 0.5}} for step in range(1, 20_001)]
