@@ -428,7 +428,7 @@ def test_an_edited_configuration_is_not_evaluated(finished: Path, tmp_path: Path
     (out / "config.toml").write_text(text.replace("embedding_dim = 8", "embedding_dim = 9"))
     assert main(["eval", str(out)]) == 2
     assert "embedding_dim = 9 instead of 8" in " ".join(capsys.readouterr().err.split())
-    (out / "config.toml").write_text(text.replace("workers = 0", "workers = 1"))
+    (out / "config.toml").write_text(text.replace("[data]\n", "[data]\nworkers = 1\n"))
     assert main(["eval", str(out)]) == 0
 
 

@@ -15,8 +15,10 @@ from dmlcore.data import (
     OrderedBatches,
     ShiftAugmentation,
     batches,
+    loading,
     open_data,
 )
+from dmlcore.data.loading import default_workers
 
 
 @pytest.mark.parametrize("augmentation", [ShiftAugmentation(flip=True), CropAugmentation()], ids=["shift", "crop"])
@@ -70,6 +72,20 @@ def test_batches_are_the_same_with_any_number_of_workers(tmp_path):
             assert torch.equal(samples, expected_samples) and torch.equal(labels, expected_labels)
             assert labels.dtype == torch.int64
         assert torch.equal(before, torch.random.get_rng_state())
+
+
+def test_workers_where_nothing_is_said(tmp_path, monkeypatch):
+    image_folder(tmp_path, size=(40, 44), mode="RGB")
+    files, memory = (open_data(str(tmp_path), options={"memory_mb": size}).train for size in (0, 512))
+    sampler = ClassBalancedSampler(files.dense_labels, 3, 2, seed=5, steps=2)
+    ordered = OrderedBatches(len(files), 4)
+    for threads, workers in ((1, 0), (2, 1), (4, 3), (64, 8)):
+        monkeypatch.setattr(torch, "get_num_threads", lambda threads=threads: threads)
+        assert default_workers(files, sampler) == workers
+        assert default_workers(memory, sampler) == 0 == default_workers(files, ordered)
+        monkeypatch.setattr(loading, "_FEW", 1)
+        assert default_workers(files, ordered) == workers
+        monkeypatch.undo()
 
 
 @pytest.mark.parametrize("workers", [0, 2])

@@ -18,9 +18,12 @@ from torch.utils.data import DataLoader, Dataset
 
 from dmlcore.data.datasets import LabelledDataset
 from dmlcore.data.samplers import BatchSampler
+from dmlcore.data.stores import ImageFiles
 from dmlcore.errors import TrainingError
 
 _GRACE = 5  # seconds that a process which loads data goes on after it was told to end
+_FEW = 2000  # samples that are loaded sooner than processes are started
+_MOST_WORKERS = 8  # that start by themselves
 _AHEAD = 2  # batches each worker prepares before they are asked for
 
 
@@ -50,9 +53,10 @@ class Batches(Iterator[tuple[Tensor, Tensor]]):
     Args:
         dataset: where samples come from.
         sampler: index lists.
-        workers: processes that decode image files. Data in memory is fetched without any.
+        workers: processes that decode image files. Data in memory is fetched without any. None: as `default_workers` says.
         augment: change the samples at random, if the data has an augmentation.
         seed: of the augmentation. The n-th batch has a random stream of its own.
+        pinned: give batches in memory from which a GPU copies while the program goes on.
     """
 
     def __init__(
@@ -60,15 +64,19 @@ class Batches(Iterator[tuple[Tensor, Tensor]]):
         dataset: LabelledDataset,
         sampler: Iterable[list[int]],
         *,
-        workers: int = 0,
+        workers: int | None = 0,
         augment: bool = False,
         seed: int = 0,
+        pinned: bool = False,
     ) -> None:
         self._sampler = sampler
         self._resumable = sampler if isinstance(sampler, BatchSampler) else None
         self._state = self._resumable.state_dict() if self._resumable else None
         self._asked: deque[dict[str, Any]] = deque()  # states after the batches that workers prepare
+        self._pinned = pinned
         tasks = _Tasks(dataset, augment, seed)
+        if workers is None:
+            workers = default_workers(dataset, sampler)
         if workers and not dataset.in_memory:
             loader = DataLoader(
                 tasks,
@@ -91,7 +99,7 @@ class Batches(Iterator[tuple[Tensor, Tensor]]):
             batch = next(self._source)
         if self._asked:
             self._state = self._asked.popleft()
-        return batch
+        return (batch[0].pin_memory(), batch[1].pin_memory()) if self._pinned else batch
 
     def close(self) -> None:
         """End the processes that load data, as their parent would at its own end, but late and with a traceback."""
@@ -179,9 +187,19 @@ def batches(
     dataset: LabelledDataset,
     sampler: Iterable[list[int]],
     *,
-    workers: int = 0,
+    workers: int | None = 0,
     augment: bool = False,
     seed: int = 0,
+    pinned: bool = False,
 ) -> Batches:
     """An iterator of batches. See `Batches`."""
-    return Batches(dataset, sampler, workers=workers, augment=augment, seed=seed)
+    return Batches(dataset, sampler, workers=workers, augment=augment, seed=seed, pinned=pinned)
+
+
+def default_workers(dataset: LabelledDataset, sampler: Iterable[list[int]]) -> int:
+    """Processes that decode pictures where nothing is said: one for each thread that this process computes with but one, at
+    most 8. None for data in memory, for a data set of Python, which may not stand it, and for few samples once."""
+    is_short = isinstance(sampler, OrderedBatches) and len(dataset) < _FEW
+    if is_short or not isinstance(dataset.samples, ImageFiles):
+        return 0
+    return min(torch.get_num_threads() - 1, _MOST_WORKERS)

@@ -48,7 +48,7 @@ def _evaluating(model: nn.Module) -> Iterator[None]:
         model.train(was_training)
 
 
-def samples(dataset: LabelledDataset, batch_size: int = 256, workers: int = 0) -> Iterator[Tensor]:
+def samples(dataset: LabelledDataset, batch_size: int = 256, workers: int | None = 0) -> Iterator[Tensor]:
     """All samples in order, as float32 batches [b, ...] without augmentation."""
     from dmlcore.data import OrderedBatches, batches
 
@@ -57,14 +57,14 @@ def samples(dataset: LabelledDataset, batch_size: int = 256, workers: int = 0) -
         yield inputs
 
 
-def embed(model: nn.Module, dataset: LabelledDataset, *, batch_size: int = 256, workers: int = 0) -> Tensor:
+def embed(model: nn.Module, dataset: LabelledDataset, *, batch_size: int = 256, workers: int | None = 0) -> Tensor:
     """Embeddings of a data set, in its order.
 
     Args:
         model: gives [b, D] for a batch; run in evaluation mode, on the device it is on.
         dataset: N samples.
         batch_size: samples at a time.
-        workers: processes that decode image files.
+        workers: processes that decode image files. None: as `dmlcore.data.loading.default_workers` says.
 
     Returns:
         [N, D] float32, on the model's device.
@@ -83,7 +83,7 @@ def embed(model: nn.Module, dataset: LabelledDataset, *, batch_size: int = 256, 
 
 
 def embed_named(
-    model: EmbeddingModel, dataset: LabelledDataset, *, batch_size: int = 256, workers: int = 0, only: str | None = None
+    model: EmbeddingModel, dataset: LabelledDataset, *, batch_size: int = 256, workers: int | None = 0, only: str | None = None
 ) -> dict[str, Tensor]:
     """Everything a model could serve, by name (`whole`, `head NAME`, `compressed`, `student`): `[N, d]` float32 each.
 
@@ -91,7 +91,7 @@ def embed_named(
         model: run in evaluation mode, on the device it is on.
         dataset: N samples.
         batch_size: samples at a time.
-        workers: processes that decode image files.
+        workers: processes that decode image files. None: as `dmlcore.data.loading.default_workers` says.
         only: one name.
     """
     device = next((p.device for p in model.parameters()), torch.device("cpu"))
@@ -107,7 +107,7 @@ def embed_named(
 
 
 def evaluate_named(
-    model: EmbeddingModel, dataset: LabelledDataset, *, workers: int = 0, metrics: Sequence[Metric] = ()
+    model: EmbeddingModel, dataset: LabelledDataset, *, workers: int | None = 0, metrics: Sequence[Metric] = ()
 ) -> dict[str, dict[str, Any]]:
     """Retrieval metrics of everything a model could serve, by name; `embedding_dim` is the length of each."""
     return {
@@ -116,7 +116,7 @@ def evaluate_named(
     }
 
 
-def raw_features(dataset: LabelledDataset, *, workers: int = 0) -> Tensor:
+def raw_features(dataset: LabelledDataset, *, workers: int | None = 0) -> Tensor:
     """The samples as they are: features, pixels with larger images averaged down to 32 x 32, or counts of the trigrams of
     texts; [N, F] float32."""
     from dmlcore.data import count_trigrams
@@ -203,7 +203,7 @@ def rerank(embeddings: Tensor, dataset: LabelledDataset, method: str) -> dict[st
 
 
 def evaluate_model(
-    model: nn.Module, dataset: LabelledDataset, *, workers: int = 0, metrics: Sequence[Metric] = ()
+    model: nn.Module, dataset: LabelledDataset, *, workers: int | None = 0, metrics: Sequence[Metric] = ()
 ) -> dict[str, Any]:
     """Retrieval metrics of a model on a data set, and further measures."""
     return evaluate(embed(model, dataset, workers=workers), dataset, metrics)
@@ -216,7 +216,7 @@ def compare(
     *,
     kind: str,
     name: str = "untrained network",
-    workers: int = 0,
+    workers: int | None = 0,
     metrics: Sequence[Metric] = (),
     kept: dict[str, Tensor] | None = None,
 ) -> tuple[dict[str, dict[str, Any]], dict[str, dict[str, dict[str, Any]]]]:
@@ -228,7 +228,7 @@ def compare(
         parts: data sets by name.
         kind: `images`, `features` or `texts`.
         name: of the untrained model among the baselines.
-        workers: processes that decode image files.
+        workers: processes that decode image files. None: as `dmlcore.data.loading.default_workers` says.
         metrics: measures beside those of retrieval.
         kept: receives the embeddings of the trained model by part, [N, D], for what else is done with them.
 

@@ -83,7 +83,7 @@ class Compression:
             self.optimiser.step()
         return loss
 
-    def fit(self, dataset: LabelledDataset, workers: int) -> None:
+    def fit(self, dataset: LabelledDataset, workers: int | None) -> None:
         """Fit a compressor that is not trained online to the embeddings of the training data, without augmentation."""
         compressor = self.served.compressor
         if compressor is None or not self.is_fitted:

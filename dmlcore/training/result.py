@@ -99,7 +99,7 @@ def advice(metrics: dict[str, Any], baselines: dict[str, Any], *, is_random: boo
 
 
 def named_metrics(
-    model: EmbeddingModel, parts: dict[str, LabelledDataset], workers: int, metrics: Sequence[Metric] = ()
+    model: EmbeddingModel, parts: dict[str, LabelledDataset], workers: int | None, metrics: Sequence[Metric] = ()
 ) -> dict[str, Any]:
     """`{"embeddings": {name: {part: metrics}}}` of a model that could serve more than one embedding, else nothing."""
     if model.heads == 1 and model.compressor is None and model.student is None:

@@ -170,7 +170,12 @@ class Run:
         which of them, bool [B, L]."""
         settings = self.config.settings
         self._batches = batches(
-            self.splits.train, self.sampler, workers=settings.data.workers, augment=True, seed=settings.run.seed
+            self.splits.train,
+            self.sampler,
+            workers=settings.data.workers,
+            augment=True,
+            seed=settings.run.seed,
+            pinned=self.device.type == "cuda",
         )
         sets = self.splits.train.sets
         for inputs, labels in self._batches:

@@ -140,8 +140,9 @@ class DataSettings:
     """Side of the square images in pixels (default: what the data has)."""
     transforms: tuple[str, ...] | None = None
     """Random changes of training batches, separated by commas, in their order (default: what the data brings)."""
-    workers: int = 0
-    """Processes that decode image files."""
+    workers: int | None = None
+    """Processes that decode image files; they change no batch (default: one per thread but one, at most 8, where pictures do
+    not fit in memory)."""
     classes_per_batch: int = 32
     """Classes in a batch; fewer where the data has fewer."""
     samples_per_class: int = 4

@@ -88,7 +88,7 @@ class Tail(nn.Module):
         return functional.normalize(self.model.serve(features).float(), dim=1)
 
 
-def trunk_features(model: EmbeddingModel, dataset: LabelledDataset, *, workers: int = 0) -> Tensor:
+def trunk_features(model: EmbeddingModel, dataset: LabelledDataset, *, workers: int | None = 0) -> Tensor:
     """Features [N, F] of a data set before the last layer, float32 on the model's device.
 
     They are all kept: 10^6 samples of 2,048 numbers are 8 GB.
