@@ -27,3 +27,11 @@ def keep_freed_memory() -> None:
         if name not in os.environ:
             os.environ[name] = str(size)
             mallopt(number, size)
+
+
+def give_back_freed_memory() -> None:
+    """Give freed memory back to the system, before work that needs much for something else. Nothing happens where the C library
+    is not glibc."""
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if os.name == "posix" else None
+    if trim is not None:
+        trim(0)

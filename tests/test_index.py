@@ -173,6 +173,23 @@ def test_a_named_file_outside_the_folder_is_never_opened(tmp_path: Path) -> None
         Index(folder)
 
 
+def test_an_index_that_lacks_something_is_refused(tmp_path: Path) -> None:
+    from dmlcore.seals import seal, unseal
+
+    folder = tmp_path / "index"
+    build_index(entries(count=300), folder, kind="hnsw")
+    whole, _ = unseal(json.loads((folder / "index.json").read_text()))
+    for key in ("files", "count", "dim", "kind", "effort", "removed", "model", "measures"):
+        for value in ("absent", None, -1, [], "../x"):
+            about = {name: entry for name, entry in whole.items() if name != key}
+            about |= {} if value == "absent" else {key: value}
+            (folder / "index.json").write_text(json.dumps(seal(about)))
+            if key in about and key in ("model", "measures"):
+                continue  # shown, and not relied upon
+            with pytest.raises((TrainingError, ConfigError)):
+                Index(folder)
+
+
 def test_an_index_is_never_written_over(tmp_path: Path) -> None:
     folder = tmp_path / "index"
     folder.mkdir()

@@ -5,6 +5,7 @@ wrote is read as it is, and other data pass through a model.
 from __future__ import annotations
 
 import csv
+import mmap
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -102,6 +103,13 @@ def unit(vectors: np.ndarray) -> np.ndarray:
     scaled = vectors / np.where(largest > 0, largest, 1)
     length = np.linalg.norm(scaled, axis=1, keepdims=True)
     return scaled / np.where(length > 0, length, 1)
+
+
+def release(vectors: np.ndarray) -> None:
+    """Give back the memory that the pages of a file take which were read. They are read again when they are needed."""
+    pages = getattr(vectors, "_mmap", None)
+    if pages is not None and hasattr(mmap, "MADV_DONTNEED"):
+        pages.madvise(mmap.MADV_DONTNEED)
 
 
 def normalised(entries: Entries) -> Entries:

@@ -11,12 +11,13 @@ from typing import Any
 import numpy as np
 
 from dmlcore import progress
+from dmlcore.allocation import give_back_freed_memory
 from dmlcore.data import pyarrow
 from dmlcore.errors import ConfigError, DataError, TrainingError
 from dmlcore.files import expanded
 from dmlcore.locks import FolderLock
 from dmlcore.serving import conditions, index_files, index_kinds
-from dmlcore.serving.entries import Entries, unit
+from dmlcore.serving.entries import Entries, release, unit
 from dmlcore.serving.index_files import IndexFolder
 from dmlcore.version import VERSION
 
@@ -125,7 +126,7 @@ class Index:
         Raises:
             ConfigError: another length of vectors, a k below 1, or a condition that cannot be read.
         """
-        queries = self._checked(queries)
+        queries = self.checked(queries)
         if k < 1:
             raise ConfigError(f"k is {k}, but must be at least 1")
         allowed = self._allowed(where)
@@ -140,7 +141,13 @@ class Index:
             return Hits(positions, scores)
         return self._approximate(queries, k, allowed, effort or self.about["effort"], number)
 
-    def _checked(self, queries: Any) -> np.ndarray:
+    def checked(self, queries: Any) -> np.ndarray:
+        """Queries as unit vectors, float32 [Q, D].
+
+        Raises:
+            ConfigError: another shape.
+            DataError: numbers that are not finite.
+        """
         if hasattr(queries, "detach"):
             queries = queries.detach().cpu().numpy()
         queries = np.asarray(queries, dtype=np.float32)
@@ -185,6 +192,7 @@ class Index:
             return {"queries": 0}
         with progress.task("measuring recall"):
             right = _others(self.search(queries, most + 1, is_exact=True).positions, rows)[:, :most]
+            release(self.vectors)  # all of them were read
             for effort in self.structure.efforts:
                 began = time.perf_counter()
                 places = _others(self.search(queries, most + 1, effort=effort).positions, rows)[:, :most]
@@ -280,8 +288,8 @@ def write_generation(
         structure = grown if grown is not None else kind(dim)
         structure.add(vectors[structure.faiss.ntotal :]) if grown is not None else structure.build(vectors, settings["seed"])
         files["search"] = target.write("search", generation, structure.save)
-        del structure, grown  # its memory; the file is opened below
-        index_files.release(vectors)
+        del structure, grown  # the file is opened below
+        give_back_freed_memory()
     about = {
         **settings,
         "generation": generation,

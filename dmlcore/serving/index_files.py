@@ -10,7 +10,6 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
-import mmap
 import os
 import re
 from collections.abc import Callable, Sequence
@@ -25,6 +24,8 @@ from dmlcore.errors import ConfigError, TrainingError
 from dmlcore.files import make_folder, plain, remove_temporaries, sync_folder, write_atomically, write_error
 from dmlcore.locks import NAME as LOCK
 from dmlcore.seals import SealError, seal, unseal
+from dmlcore.serving.entries import release
+from dmlcore.serving.index_kinds import KINDS
 
 ABOUT = "index.json"
 FORMAT, VERSION = "dmlcore index", 1
@@ -80,6 +81,8 @@ class IndexFolder:
             raise ConfigError(f"{path} is no index of dmlcore")
         if about.get("version") != VERSION:
             raise ConfigError(f"{path} has version {about.get('version')}, but this dmlcore reads version {VERSION}")
+        if not _has_all(about):
+            raise TrainingError(f"{path} lacks something that an index has. Build the index again")
         return about
 
     def _has_files(self) -> bool:
@@ -149,6 +152,22 @@ class IndexFolder:
                     (self.path / name).unlink()
 
 
+def _has_all(about: dict[str, Any]) -> bool:
+    """Whether what a search needs is there and of its type."""
+    numbers = ("count", "dim", "removed", "generation", "effort")
+    files = about.get("files")
+    return (
+        all(type(about.get(name)) is int and about[name] >= 0 for name in numbers)
+        and about.get("kind") in list(KINDS)
+        and {"asked_kind", "memory", "seed", "model", "reason", "measures", "columns"} <= about.keys()
+        and isinstance(files, dict)
+        and {"vectors", "entries"} <= files.keys() <= _SUFFIXES.keys()
+        and all(isinstance(entry, dict) and {"name", "bytes", "sha256"} <= entry.keys() for entry in files.values())
+        and all(isinstance(entry["name"], str) for entry in files.values())
+        and (about["kind"] == "flat") == ("search" not in files)
+    )
+
+
 def _digest(path: Path) -> str:
     size = path.stat().st_size
     digest = hashlib.sha256()
@@ -199,13 +218,6 @@ def read_vectors(path: Path, count: int, dim: int) -> np.ndarray:
     if vectors.shape != (count, dim) or vectors.dtype != np.float32:
         raise TrainingError(f"{path} is {vectors.dtype} of shape {vectors.shape}. Build the index again")
     return vectors
-
-
-def release(vectors: np.ndarray) -> None:
-    """Give back the memory that the pages of a file take which were read. They are read again when they are needed."""
-    pages = getattr(vectors, "_mmap", None)
-    if pages is not None and hasattr(mmap, "MADV_DONTNEED"):
-        pages.madvise(mmap.MADV_DONTNEED)
 
 
 def write_table(path: Path, table: Any) -> None:

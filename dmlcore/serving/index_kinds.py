@@ -15,6 +15,7 @@ import numpy as np
 
 from dmlcore import progress
 from dmlcore.errors import ConfigError, TrainingError, suggestion
+from dmlcore.serving.entries import release
 
 GB = 1_000_000_000
 EXACT = 20_000_000  # numbers that are searched exactly: 160,000 vectors of 128 take some 10 ms a query on one core
@@ -70,6 +71,7 @@ class Structure(ABC):
         pieces = range(0, len(vectors), _PIECE)
         for start in progress.track(pieces, f"building {self.name}", len(vectors), _PIECE):
             self.faiss.add(np.ascontiguousarray(vectors[start : start + _PIECE]))
+            release(vectors)
 
     def search(self, queries: np.ndarray, k: int, effort: int, allowed: np.ndarray | None) -> np.ndarray:
         """Candidates int64 [Q, k]; -1 where there are no more.

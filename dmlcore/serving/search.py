@@ -13,7 +13,7 @@ from dmlcore.errors import ConfigError, DataError
 from dmlcore.evaluation import reranking
 from dmlcore.evaluation.reranking import RerankOptions
 from dmlcore.files import expanded
-from dmlcore.serving.entries import SUFFIXES, Entries, is_embeddings, of_arrays, select, unit
+from dmlcore.serving.entries import SUFFIXES, Entries, is_embeddings, of_arrays, select
 from dmlcore.serving.gathering import gather
 from dmlcore.serving.index import Hits, Index
 from dmlcore.serving.model import Model
@@ -112,7 +112,7 @@ def find(
         return index.search(queries, k, where=where)
     reranking.check_method(rerank)
     options = options or RerankOptions()
-    x = unit(queries.detach().cpu().numpy() if hasattr(queries, "detach") else queries)
+    x = index.checked(queries)
     hits = index.search(x, max(options.neighbours, 1), where=where)
     expanded_x = reranking.expand(x, index.vectors[np.maximum(hits.positions, 0)], hits.scores, options.alpha)
     if rerank == "query-expansion":
