@@ -219,6 +219,9 @@ def _run_commands(here: Callable[..., tuple[int, str, str]], root: Path, photos:
     assert status == 0 and "none of these" in out
     status, out, _ = here("eval", run, "--data", photos, "--rerank", "k-reciprocal", "--json")
     assert status == 0 and json.loads(out)["reranked"]["test"]["queries"] == 16
+    exported = root / "exported"
+    assert here("export", run, "--safetensors", "--out", exported)[0] == 0
+    assert here("verify", exported, "--data", photos, "--far", "0.05", "--only-show")[0] == 0
     for words in (
         ("search", index),
         ("search", index, "nothing.jpg"),
@@ -228,6 +231,7 @@ def _run_commands(here: Callable[..., tuple[int, str, str]], root: Path, photos:
         ("search", root, picture),
         ("classify", index, picture, "--by", "magic"),
         ("verify", run, "--far", "2"),
+        ("verify", exported),
         ("verify", root / "nothing.npz"),
         ("eval", run, "--rerank", "best"),
     ):

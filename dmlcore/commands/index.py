@@ -85,7 +85,8 @@ def _build(
     IndexFolder(out).check_free()
     model = load(words[0], **how) if len(words) == 2 else None
     entries = gather(words[-1], model, options)
-    path = str(expanded(words[0]).resolve()) if model is not None else None
+    is_local = expanded(words[0]).exists()  # else it is an address
+    path = None if model is None else str(expanded(words[0]).resolve()) if is_local else words[0]
     for note in entries.notes:
         console.say(note)
     index = build_index(entries, out, kind=kind, memory=memory, seed=seed, model=path)

@@ -106,15 +106,15 @@ def _search(
 
 def open_queries(
     words: tuple[str, ...], model: str | None, how: dict[str, Any], options: dict[str, Any]
-) -> tuple[Any, Any, Any]:
-    """The index of the first word, the queries of the others, and the path of what embedded them or None."""
+) -> tuple[Index, Entries, str | None]:
+    """The index of the first word, the queries of the others, and what embedded them or None."""
     from dmlcore.files import expanded
     from dmlcore.serving import Index, load
     from dmlcore.serving.entries import is_embeddings
-    from dmlcore.serving.search import model_path, queries_of
+    from dmlcore.serving.search import model_of, queries_of
 
     index = Index(words[0])
-    path = model_path(index, model)
+    path = model_of(index, model)
     needs_model = any(not is_embeddings(expanded(word)) for word in words[1:])
     loaded = load(path, **how) if path is not None and needs_model else None
     return index, queries_of(words[1:], loaded, options), path

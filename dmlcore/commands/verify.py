@@ -19,7 +19,7 @@ from dmlcore.hookspecs import hookimpl
 @hookimpl
 def dmlcore_commands(app: App, line: CommandLine) -> None:
     flags = [
-        flag("model", Path, "A model, or a file of embeddings with labels.", is_positional=True),
+        flag("model", str, "A model, or a file of embeddings with labels.", is_positional=True),
         flag("data", str | None, "Labelled data whose pairs are compared (default: the run's held-out classes)."),
         flag("pairs", Path | None, "A file of pairs instead: first,second,same[,fold], or the layout of LFW."),
         flag("root", Path | None, "The folder that paths of --pairs start from (default: that of the file)."),
@@ -34,7 +34,7 @@ def dmlcore_commands(app: App, line: CommandLine) -> None:
 
 
 def _verify(
-    model: Path,
+    model: str,
     *,
     data: str | None,
     pairs: Path | None,
@@ -46,7 +46,8 @@ def _verify(
     debug: bool,
     **values: Any,
 ) -> int:
-    from dmlcore.serving import load
+    from dmlcore.files import expanded
+    from dmlcore.serving import TrainedRun, load
     from dmlcore.serving.gathering import gather, is_model
     from dmlcore.serving.thresholds import write_threshold
     from dmlcore.serving.verify import read_pairs, verify_entries, verify_pairs
@@ -60,10 +61,14 @@ def _verify(
         result = verify_pairs(read_pairs(pairs, root), load(model, **how))
     else:
         loaded = load(model, **how) if is_model(model) else None
-        entries = gather(str(model), None) if loaded is None else held_out(loaded, data, data_options(values))
+        if loaded is not None and data is None and not isinstance(loaded, TrainedRun):
+            raise ConfigError(f"'{model}' is no run, so it has no held-out classes of its own; give labelled data by --data")
+        entries = gather(model) if loaded is None else held_out(loaded, data, data_options(values))
         result = verify_entries(entries, far=far, seed=seed)
-        if not only_show:
-            about = {**result["threshold"], "data": data or "held-out classes" if loaded is not None else str(model)}
+        if not only_show and not expanded(model).exists():
+            result["notes"].append("the threshold is not kept: the model is no folder here")
+        elif not only_show:
+            about = {**result["threshold"], "data": data or "held-out classes" if loaded is not None else model}
             result["threshold_file"] = str(write_threshold(model, about))
     if json:
         console.show_json(result)

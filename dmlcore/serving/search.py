@@ -198,7 +198,6 @@ def rows_of(entries: Entries, text: str | None) -> Entries:
     return select(entries, rows)
 
 
-def model_path(index: Index, asked: str | Path | None) -> Path | None:
-    """The path of what embeds queries: what was asked for, else what built the index."""
-    path = asked if asked is not None else index.about["model"]
-    return None if path is None else expanded(path)
+def model_of(index: Index, asked: str | None) -> str | None:
+    """What embeds queries, as a path or an address: what was asked for, else what built the index."""
+    return asked if asked is not None else index.about["model"]
