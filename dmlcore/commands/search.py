@@ -17,6 +17,8 @@ from dmlcore.flags import COMMON, command, flag
 from dmlcore.hookspecs import hookimpl
 
 if TYPE_CHECKING:
+    from dmlcore.serving.entries import Entries
+    from dmlcore.serving.index import Index
     from dmlcore.serving.search import Answer
 
 IN_FULL = 12  # queries that get a table each; of more, each gets a line
