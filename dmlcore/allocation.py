@@ -11,7 +11,7 @@ import os
 
 _LARGEST_KEPT = 1 << 28  # bytes: larger arrays go back to the system when they are freed
 _MOST_KEPT = 1 << 30  # bytes that are free at the end of the heap
-_OPTIONS = {  # as glibc numbers them (malloc.h), and as the environment of new processes names them
+_OPTIONS = {  # as glibc numbers them, and as the environment of new processes names them
     -3: ("MALLOC_MMAP_THRESHOLD_", _LARGEST_KEPT),
     -1: ("MALLOC_TRIM_THRESHOLD_", _MOST_KEPT),
 }

@@ -1,5 +1,5 @@
-"""An afternoon with dmlcore, by its commands alone: photographs, training, the page, the model, an index, a threshold, an export
-and a server that finds a new picture."""
+"""An afternoon with dmlcore, by its commands alone: photographs, training, the page, the model, an index, a threshold, an
+export and a server that finds a new picture."""
 
 from __future__ import annotations
 
