@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
+
+SHARED = Path(os.environ.get("DML_SHARED_DATA", Path(__file__).parents[2] / "shared" / "data"))
+"""Where data lie that do not come with the package; tests that need them are skipped elsewhere."""
 
 
 def save_image(path: Path, *, seed: int = 0, size: tuple[int, int] = (32, 32), mode: str = "L") -> None:

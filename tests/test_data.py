@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from data_files import class_sets, feature_file
+from data_files import SHARED, class_sets, feature_file
 from dmlcore_plugins.samplers.class_balanced import ClassBalancedSampler
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -23,7 +23,6 @@ from dmlcore.data.stores import PixelStore
 from dmlcore.errors import ConfigError, DataError
 
 ROOT = Path(__file__).parents[1]
-SHARED = Path(os.environ.get("DML_SHARED_DATA", ROOT.parent / "shared" / "data"))
 
 
 def test_names_that_do_not_exist(tmp_path, monkeypatch):

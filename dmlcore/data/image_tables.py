@@ -174,6 +174,7 @@ def image_table(
     label_sets: LabelSets | None = None,
     label_names: Sequence[str] = (),
     levels: Mapping[str, Sequence[str]] | None = None,
+    most_looked_at: int = MOST_LOOKED_AT,
 ) -> Table:
     """A table of encoded images. Unreadable ones are left out and reported in `skipped`.
 
@@ -188,11 +189,12 @@ def image_table(
         default_image_size: side for images of different sizes, pixels.
         label_sets, label_names: of the classes, where samples have several labels.
         levels: of the classes, where they have coarser labels.
+        most_looked_at: images that are read to find damaged ones, evenly spread. All are where they fit into memory.
 
     Raises:
         DataError: more than half of the images cannot be read.
     """
-    looked_at = _looked_at(len(images))
+    looked_at = _looked_at(len(images), most_looked_at)
     seen = images if len(looked_at) == len(images) else images.select(looked_at)
     headers = [_try_header(seen, row) for row in progress.track(range(len(seen)), "reading image headers", len(seen))]
     failed = {row: header for row, header in enumerate(headers) if isinstance(header, str)}
@@ -201,7 +203,10 @@ def image_table(
     size = choose_size(readable, image_size, default_image_size)
     channels = 1 if all(header.is_grey for header in readable) else 3
     shape = (channels, *size)
-    fits = len(images) * channels * size[0] * size[1] <= options.memory_mb * 2**20 and seen is images
+    fits = len(images) * channels * size[0] * size[1] <= options.memory_mb * 2**20 and len(images) <= MOST_LOOKED_AT
+    if fits and seen is not images:  # all are decoded now
+        failed = {int(looked_at[row]): reason for row, reason in failed.items()}
+        seen, looked_at = images, np.arange(len(images))
     interpolation = "bilinear" if options.interpolation == "auto" else options.interpolation
     pixels = _decoded_or_checked(seen, failed, size, channels, interpolation, keeps=fits)
     notes = report_unreadable(seen, failed, where)
@@ -234,12 +239,13 @@ def image_table(
         label_names=list(label_names),
         levels={level: [str(groups[label]) for label in present] for level, groups in (levels or {}).items()},
         paths=whole.paths if isinstance(whole, PathImages) else None,
+        unreadable={seen.shown(row): _brief(failed[row]) for row in sorted(failed)},
     )
 
 
-def _looked_at(count: int) -> np.ndarray:
+def _looked_at(count: int, most: int) -> np.ndarray:
     """The images that are read before the training: all, or of very many an even spread. int64, rising."""
-    return np.unique(np.linspace(0, count - 1, min(count, MOST_LOOKED_AT)).round().astype(np.int64))
+    return np.unique(np.linspace(0, count - 1, min(count, most)).round().astype(np.int64))
 
 
 def _decoded_or_checked(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, Literal
@@ -45,6 +45,7 @@ class Table:
         label_names: a name per label of the sets.
         levels: names of levels of coarser labels, from fine to coarse, and the group of each class at each.
         paths: the file of each sample. None: the samples are no files of their own.
+        unreadable: by name why an image was left out, since it cannot be read.
     """
 
     kind: Literal["images", "features", "texts"]
@@ -64,6 +65,7 @@ class Table:
     label_names: list[str] = field(default_factory=list)
     levels: dict[str, list[str]] = field(default_factory=dict)
     paths: Sequence[str] | None = None
+    unreadable: Mapping[str, str] = field(default_factory=dict)
     _content_digests: np.ndarray | None = field(default=None, init=False, repr=False)
 
     def content_digests(self) -> np.ndarray:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from dmlcore.config import build_options
-from dmlcore.data import KINDS_OF_DATA, BatchSampler, DataSource, Table, Transform
+from dmlcore.data import KINDS_OF_DATA, ROLES, BatchSampler, DataSource, Table, Transform
 from dmlcore.testing.report import NotApplicable, Report
 
 SHAPES = {"images": (3, 16, 12), "features": (10,)}  # of what transforms can change
@@ -61,9 +61,9 @@ def check_data(component: type[DataSource], options: dict[str, Any], report: Rep
         parts = source.split(t, 0)
         if parts is None:
             return ": classes are divided at random"
-        names = {"train", "validation", "test", ""}
+        names = {"train", "validation", "test", *ROLES, ""}
         if len(parts) != len(t.samples) or not set(np.unique(parts)) <= names:
-            return f"split must be {len(t.samples)} words of train, validation, test"
+            return f"split must be {len(t.samples)} words of train, validation, test, query, gallery"
         return None if np.array_equal(parts, np.asarray(source.split(t, 0))) else "the same seed gives another split"
 
     def again() -> str | None:

@@ -16,6 +16,7 @@ from dmlcore.data import (
     ImageSearch,
     PathImages,
     Table,
+    find_source,
     image_table,
     is_image,
     sub_folders,
@@ -130,8 +131,13 @@ def _hint(root: Path) -> str:
     if manifests:
         return f". Did you mean the manifest '{manifests[0]}'?"
     folders = sub_folders(root)
-    if len(folders) == 1 and len(sub_folders(folders[0])) > 1:
+    if len(folders) == 1 and (len(sub_folders(folders[0])) > 1 or find_source(str(folders[0]))[0] is not Folder):
         return f". Did you mean '{folders[0]}'?"
+    if len(folders) == 1:
+        return (
+            ". Put the images of each class into a folder of its own, or list them in a .csv with path,label. Published data"
+            " sets are read with their lists, which must lie beside the images"
+        )
     return ""
 
 
