@@ -4,9 +4,9 @@
 needs), `evaluation` retrieval metrics, `training` whole steps, `calls` those of losses on small batches, `house` the size and
 shape of the sources, `gradients` values and gradients of every loss. `ensembles` compares ensembles with single losses on
 unseen classes, `ood` does so on splits of growing shift, and `fewshot` transfers to few samples. `features` trains on
-features of good networks, `pictures` on pictures in two precisions. `serving` loads a server. `gpu` checks and measures a
-CUDA device, and `report` fills the measured tables of docs/reports/performance.md. The other pages of docs/reports have the
-name of their benchmark.
+features of good networks, `pictures` on pictures in two precisions. `serving` loads a server, and `scale` uses a model on a
+million rows. `gpu` checks and measures a CUDA device, and `report` fills the measured tables of docs/reports/performance.md.
+The other pages of docs/reports have the name of their benchmark.
 """
 
 from __future__ import annotations
@@ -202,6 +202,12 @@ def _serving(options: argparse.Namespace) -> None:
     serving.main(options.plot)
 
 
+def _scale(options: argparse.Namespace) -> None:
+    from benchmarks import scale
+
+    scale.main(options.plot, *([] if options.sizes is None else [int(options.sizes)]))
+
+
 def _gpu(options: argparse.Namespace) -> None:
     from benchmarks.gpu import tables
 
@@ -228,6 +234,7 @@ ACTIONS: dict[str, Action] = {
     "features": _features,
     "pictures": _pictures,
     "serving": _serving,
+    "scale": _scale,
     "gpu": _gpu,
     "report": _report,
 }
@@ -239,7 +246,7 @@ def _parser() -> argparse.ArgumentParser:
     add("benchmarks", nargs="*", choices=[*ACTIONS, []], help="losses and evaluation by default")
     add("--selection", action="store_true", help="what the table of goals needs, in at most 20 minutes")
     add("--quick", action="store_true", help="small sizes, no torch.compile")
-    add("--sizes", help="numbers of samples N, comma-separated, instead of all (losses)")
+    add("--sizes", help="numbers of samples N, comma-separated, instead of all (losses), or the number of rows (scale)")
     add("--widths", help="dimensions d, comma-separated, instead of 128,512 (losses) or 64 (calls)")
     add("--case", help="names of loss cases, comma-separated, instead of all (losses)")
     add("--rivals", help="comma-separated, instead of all: fused, plain, compiled, pml (losses)")
