@@ -1,4 +1,4 @@
-"""`dmlcore data` and its sub-commands: show, example. `data` does the work."""
+"""`dmlcore data` and its sub-commands: show, check, example. `data` does the work."""
 
 from __future__ import annotations
 
@@ -25,6 +25,8 @@ def dmlcore_commands(app: App, line: CommandLine) -> None:
     size = flag("image_size", int | None, "Side that images are resized to, pixels (default: what the data has).")
     text = "Show what data hold: samples, classes, sizes, and what is left out."
     data.command(command(_show, [source, size, *_option_flags(line), *COMMON], text), name="show")
+    text = "Read every sample and say what is recognised, what cannot be read, and what stands in two parts of the split."
+    data.command(command(_check, [source, *_option_flags(line), *COMMON], text), name="check")
     flags = [
         flag("folder", Path, "The folder to write, which is new or empty.", is_positional=True),
         flag("classes", int, "Classes.", 40),
@@ -39,10 +41,11 @@ def dmlcore_commands(app: App, line: CommandLine) -> None:
 
 
 def _option_flags(line: CommandLine) -> list[inspect.Parameter]:
-    """Flags of the source that `dmlcore data show SOURCE` names."""
-    if line.command != "data" or "show" not in line.words:
+    """Flags of the source that `dmlcore data show SOURCE`, or `check`, names."""
+    verb = next((word for word in line.words[1:2] if word in ("show", "check")), None)
+    if line.command != "data" or verb is None:
         return []
-    behind = line.words[line.words.index("show") + 1 :]
+    behind = line.words[2:]
     named = behind[0] if behind and not behind[0].startswith("-") else None
     return line.add(data_component(named)) if named else []
 
@@ -81,6 +84,59 @@ def _show(source: str, *, image_size: int | None, json: bool, debug: bool, **tab
     for note in facts["notes"]:
         console.show(f"note: {note}")
     return 0
+
+
+def _check(source: str, *, json: bool, debug: bool, **tables: Any) -> int:
+    from dmlcore.data.check import check_data
+
+    facts = check_data(source, data_options(tables))
+    if json:
+        console.show_json(facts)
+        return 0
+    classes = facts["classes"]
+    shown = {
+        "source": facts["source"],
+        "samples": f"{facts['samples']:,} {facts['kind']}",
+        "classes": f"{classes:,}" if classes else "none: the data have no labels",
+    }
+    if len(facts["parts"]) == 1 and classes:
+        shown["smallest class"] = _smallest(facts["smallest_class"])
+    elif classes:
+        for part, counts in facts["parts"].items():
+            about = f"{counts['samples']:,} samples of {counts['classes']:,} classes"
+            shown[part] = f"{about}, the smallest is {_smallest(counts['smallest_class'])}" if counts["samples"] else "nothing"
+    for side, (least, median, most) in (facts["sizes"] or {}).items():
+        shown[f"{side}s"] = f"{least:,} to {most:,} pixels, median {median:,.0f}"
+    if facts["kind"] == "images":
+        names = [f"{name} ({reason})" for name, reason in facts["unreadable"].items()]
+        shown["unreadable"] = f"{len(names):,}" + (f": {', '.join(names[:_NAMED])}" if names else "")
+    for key, what in (("exact_copies", "the same content"), ("near_copies", "nearly the same")):
+        if facts[key] is not None:
+            shown[what] = _copies(facts[key])
+    console.show_facts(shown)
+    for key, what in (("exact_copies", "same"), ("near_copies", "near")):
+        for one, other in (facts[key] or {"pairs": []})["pairs"][:_NAMED]:
+            console.show(f"{what}: {_sample(one)} and {_sample(other)}")
+    for note in facts["notes"]:
+        console.show(f"note: {note}")
+    return 0
+
+
+def _smallest(of: dict[str, Any]) -> str:
+    return f"{of['name']} ({of['samples']:,})"
+
+
+def _sample(of: dict[str, str]) -> str:
+    return f"{of['name']} ({of['class']}, {of['part']})" if of["class"] else of["name"]
+
+
+def _copies(of: dict[str, Any]) -> str:
+    if not of["samples"]:
+        return "none"
+    words = [f"{of['samples']:,} samples"]
+    words += [f"{count:,} stand in both {parts}" for parts, count in of["between_parts"].items()]
+    words += [f"{of['of_two_classes']:,} are in two classes"] if of["of_two_classes"] else []
+    return "; ".join(words)
 
 
 def _example(folder: Path, *, classes: int, samples: int, size: int, seed: int, json: bool, debug: bool) -> int:

@@ -146,7 +146,7 @@ def open_data(
         if class_split is not None:
             split, notes = _split_by_names(table, class_split, data)
         else:
-            split, notes = _split_by_source(source, table, fractions, seed, data)
+            split, notes = split_by_source(source, table, fractions, seed, data)
         parts = _parts(table, split)
         record = functools.partial(_record, table, split, name)
     notes = [*table.skipped, *notes]
@@ -217,10 +217,14 @@ def _split_by_names(table: Table, class_split: ClassSplit, data: str) -> tuple[n
     return split, notes
 
 
-def _split_by_source(
+def split_by_source(
     source: DataSource, table: Table, fractions: tuple[float, float, float], seed: int, data: str
 ) -> tuple[np.ndarray, list[str]]:
-    """The part of every sample, text [N], as the source has it or at random by class, and notes."""
+    """The part of every sample, text [N], as the source has it or at random by class, and notes.
+
+    Raises:
+        DataError: the data cannot be split.
+    """
     own_split = source.split(table, seed)
     if len(table.class_names) == 1:
         raise DataError(f"'{data}' holds one class, '{table.class_names[0]}', but learning compares classes")
@@ -266,6 +270,12 @@ def load_table(
     if image_size is not None and table.kind == "images" and table.sample_shape[1:] != (image_size, image_size):
         table = _resized(table, image_size, getattr(built, "interpolation", interpolation), data)
     return source, table
+
+
+def undecoded(data: str) -> dict[str, Any]:
+    """Options by which a source of image files decodes none before it is asked for."""
+    fields = getattr(find_source(data)[0].Options, "__dataclass_fields__", {})
+    return {"memory_mb": 0} if "memory_mb" in fields else {}
 
 
 def _check(table: Table, data: str) -> None:

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from dmlcore.data.opening import find_source, load_table
+from dmlcore.data.opening import find_source, load_table, undecoded
 from dmlcore.data.sources import Table
 from dmlcore.data.split_files import ClassSplit, SplitFile
 from dmlcore.errors import DataError, suggestion
@@ -56,7 +56,7 @@ def import_published(
         DataError: another file, classes or images that the data lack.
     """
     published = _read(path)
-    _, table = load_table(data, options={**_undecoded(data), **(options or {})})
+    _, table = load_table(data, options={**undecoded(data), **(options or {})})
     matched = _Matched(table, data)
     sides = {identity: _sides(split, identity, matched) for identity, split in published.items()}
     start, notes = _default(sides, published, default)
@@ -75,12 +75,6 @@ def import_published(
     place = str(expanded(data).resolve()) if find_source(data)[1] else absolute(data)
     made_by = {"command": "splits import", "file": Path(path).name}
     return SplitFile(place, dict(options or {}), start, tuple(splits), made_by), [*table.skipped, *notes, *matched.notes]
-
-
-def _undecoded(data: str) -> dict[str, Any]:
-    """Options by which a source of image files reads no more than their headers: only names are wanted."""
-    fields = getattr(find_source(data)[0].Options, "__dataclass_fields__", {})
-    return {"memory_mb": 0} if "memory_mb" in fields else {}
 
 
 def _read(path: str | Path) -> dict[str, dict[Any, Any]]:
