@@ -180,3 +180,17 @@ def test_groups_are_those_that_were_drawn() -> None:
         cluster(of_arrays(x), by="hdbscan", count=3)
     with pytest.raises(DataError, match="too few"):
         cluster(of_arrays(x[:2]))
+
+
+def test_only_what_is_looked_for_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    x, labels = drawn()
+    np.savez(tmp_path / "data.npz", x=x, y=labels)
+    page = tmp_path / "faults.html"
+    assert cli.main(["clean", str(tmp_path / "data.npz"), "--find", "duplicate,label", "--html", str(page)]) == 0
+    out = capsys.readouterr().out
+    assert "Near duplicates" in out and "Outliers" not in out and "Classes that overlap" not in out
+    assert "Outliers" not in page.read_text()
+    assert cli.main(["clean", str(tmp_path / "data.npz"), "--find", "outlier", "--json"]) == 0
+    assert list(json.loads(capsys.readouterr().out)["found"]) == ["outlier"]
+    unlabelled = find_faults(Subject(normalised(of_arrays(x))))
+    assert list(unlabelled.counts()) == ["duplicate", "outlier"] and "only duplicates" in unlabelled.notes[-1]

@@ -52,7 +52,7 @@ def test_a_flat_folder_of_pictures_and_one_picture(
     done = capsys.readouterr()
     assert "5 embeddings of 8" in done.out and "1 image that cannot be read was skipped: 'broken.png'" in done.err
     with np.load(tmp_path / "e.npz") as file:
-        assert sorted(file.files) == ["path", "row", "split", "x"]
+        assert sorted(file.files) == ["model", "path", "row", "split", "x"]
         assert [Path(path).name for path in file["path"]] == [f"{number}.png" for number in range(5)]
         assert np.array_equal(file["x"], model.encode(list(file["path"]))) and file["row"].tolist() == list(range(5))
     one = tmp_path / "flat" / "3.png"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,8 @@ from dmlcore.serving import index_kinds  # noqa: E402
 from dmlcore.serving.entries import Entries, is_embeddings, of_arrays, read_embeddings, unit  # noqa: E402
 from dmlcore.serving.index import Index, build_index  # noqa: E402
 from dmlcore.serving.index_changes import add_entries, remove_entries  # noqa: E402
+from dmlcore.serving.search import without_own  # noqa: E402
+from dmlcore.serving.thresholds import chosen_threshold, write_threshold  # noqa: E402
 
 COUNT, DIM, CLASSES = 2_000, 16, 50
 
@@ -281,3 +284,90 @@ def test_the_command(trained: tuple[Path, Path], here: Callable[..., tuple[int, 
     ):
         status, out, err = here(*words)
         assert status == 2 and err.splitlines()[-1].startswith("error: ") and not out, words
+
+
+def test_vectors_of_another_model_are_refused(
+    trained: tuple[Path, Path], here: Callable[..., tuple[int, str, str]], tmp_path: Path
+) -> None:
+    data, run = trained
+    other, index = tmp_path / "other", tmp_path / "index"
+    settings = {"plugins": "ms", "steps": 2, "classes_per_batch": 8, "embedding_dim": 8, "report": False}
+    train(data=str(data), out=other, seed=1, **settings)  # embeddings of the same length
+    assert here("index", run, data, "--out", index)[0] == 0
+    for suffix in (".npz", ".arrow", ".parquet"):
+        mine, theirs = tmp_path / f"mine{suffix}", tmp_path / f"theirs{suffix}"
+        for model, out in ((run, mine), (other, theirs)):
+            assert here("embed", model, data, "--out", out)[0] == 0
+        for words in (
+            ("search", index, theirs, "--rows", "0"),
+            ("classify", index, theirs),
+            ("index", index, "--add", theirs),
+            ("index", run, theirs, "--out", tmp_path / "mixed"),
+            ("search", index, mine, theirs),
+        ):
+            status, out, err = here(*words)
+            assert status == 2 and "model" in err and not out, (words, err)
+        assert here("search", index, mine, "--rows", "0")[0] == 0
+    assert here("search", index, data, "--model", other, "--rows", "0")[0] == 2
+    assert here("export", run, "--out", tmp_path / "exported")[0] == 0
+    assert here("search", index, data, "--model", tmp_path / "exported", "--rows", "0")[0] == 0, "the same weights elsewhere"
+    assert here("index", tmp_path / "mine.npz", "--out", tmp_path / "of-file")[0] == 0
+    assert here("search", tmp_path / "of-file", tmp_path / "theirs.npz")[0] == 2
+    Index(index).check_model("")  # nothing says what made a query
+
+
+def test_a_model_that_was_trained_on_or_moved(
+    trained: tuple[Path, Path], here: Callable[..., tuple[int, str, str]], tmp_path: Path
+) -> None:
+    data, source = trained
+    run, index = tmp_path / "run", tmp_path / "index"
+    shutil.copytree(source, run)
+    assert here("index", run, data, "--out", index)[0] == 0
+    assert here("verify", run, "--far", "0.1")[0] == 0
+    status, out, err = here("search", index, data, "--rows", "0")
+    assert status == 0 and "Matches reach" in out, err
+    shutil.rmtree(run)
+    settings = {"plugins": "ms", "steps": 2, "classes_per_batch": 8, "embedding_dim": 8, "report": False}
+    train(data=str(data), out=run, seed=1, **settings)
+    status, out, err = here("search", index, data, "--rows", "0")
+    assert status == 2 and "Build it again" in err, "other weights in the same folder"
+    run.rename(tmp_path / "moved")
+    for words in (("search", index, data), ("classify", index, data), ("index", index, "--add", data)):
+        status, out, err = here(*words)
+        assert status == 2 and "--model" in err.splitlines()[-1] and str(run) in err, err
+
+
+def test_a_threshold_of_other_weights_is_not_used(tmp_path: Path) -> None:
+    write_threshold(tmp_path, {"threshold": 0.5, "wanted_far": 0.01, "fingerprint": "a"})
+    assert chosen_threshold(None, tmp_path, "a")[0] == chosen_threshold(None, tmp_path)[0] == 0.5
+    value, words = chosen_threshold(None, tmp_path, "b")
+    assert value is None and "dmlcore verify" in words
+
+
+def test_more_neighbours_than_entries_without_the_own(tmp_path: Path) -> None:
+    x, labels = vectors(count=12)
+    paths = [str(tmp_path / f"{row}.jpg") for row in range(12)]
+    index = build_index(of_arrays(x, labels, paths), tmp_path / "index")
+    queries = of_arrays(x[:1], paths=paths[:1])
+    hits = without_own(index, queries, index.search(x[:1], 31))
+    assert sorted(hits.positions[0].tolist()) == [-1] * 19 + list(range(1, 12))
+
+
+def test_queries_that_are_entries_are_told(here: Callable[..., tuple[int, str, str]], tmp_path: Path) -> None:
+    x, labels = np.random.default_rng(0).normal(size=(40, 6)), np.arange(40) % 20
+    paths = np.array([str(tmp_path / f"{row}.jpg") for row in range(40)])
+    np.savez(tmp_path / "e.npz", x=x, row=np.arange(40), class_name=labels.astype(str), path=paths)
+    assert here("index", tmp_path / "e.npz", "--out", tmp_path / "index")[0] == 0
+    status, out, _ = here("classify", tmp_path / "index", tmp_path / "e.npz", "--k", 1)
+    assert status == 0 and "1.000 are right" in " ".join(out.split()) and "40 of the queries are entries" in out
+    status, out, _ = here("classify", tmp_path / "index", tmp_path / "e.npz", "--k", 1, "--others", "--json")
+    answer = json.loads(out)
+    s = x / np.linalg.norm(x, axis=1, keepdims=True)
+    s = s @ s.T
+    np.fill_diagonal(s, -2)
+    assert answer["own"] == 0 and answer["accuracy"] == pytest.approx(np.mean(labels[s.argmax(1)] == labels))
+    assert here("classify", tmp_path / "index", tmp_path / "e.npz", "--by", "means", "--others")[0] == 2
+    status, out, _ = here(
+        "search", tmp_path / "index", tmp_path / "e.npz", "--where", "label=99", "--threshold", 0.1, "--rows", 0
+    )
+    assert status == 0 and "no entry meets the conditions" in out and "none of these" not in out

@@ -28,6 +28,7 @@ def dmlcore_commands(app: App, line: CommandLine) -> None:
         words_flag("INDEX QUERY...: the folder of an index; then pictures, folders, tables, files of embeddings, or texts."),
         flag("by", str, "`neighbours`, `means` of classes, or `probe`, a linear one.", "neighbours"),
         flag("k", int, "Neighbours that vote.", 10),
+        flag("others", bool, "Leave out the entry that is the query itself, by its path; for `neighbours`.", False),
         flag("rows", str | None, "Rows of the queries, such as `0,4,10-19` (default: all)."),
         flag(
             "threshold",
@@ -48,6 +49,7 @@ def _classify(
     *words: str,
     by: str,
     k: int,
+    others: bool,
     rows: str | None,
     threshold: str | None,
     out: Path | None,
@@ -68,8 +70,8 @@ def _classify(
         raise ConfigError(f"out is '{out}', but must end in .csv")
     index, queries, path = open_queries(words, model, loading(values), data_options(values))
     queries = rows_of(queries, rows)
-    limit, origin = chosen_threshold(threshold, path)
-    verdicts = classify(index, queries, by=by, k=k, threshold=limit)
+    limit, origin = chosen_threshold(threshold, path, queries.model)
+    verdicts = classify(index, queries, by=by, k=k, threshold=limit, others=others)
     about = accuracy(verdicts, set(index.values("label")[index.positions()]))
     table = [
         [name_of(v.query), v.query.get("label") or "", v.label or "", f"{v.share:.3f}", v.guess, f"{v.nearest:.3f}"]
@@ -107,6 +109,11 @@ def _show_accuracy(about: dict[str, Any], limit: float | None, origin: str) -> N
         console.show_sentences(
             f"Of {about['known']:,} queries whose class the index has, {about['accuracy']:.3f} are right"
             + (f" ({rejected:.3f} without rejection)." if limit is not None else ".")
+        )
+    if about["own"] and "accuracy" in about:
+        console.show_sentences(
+            f"{about['own']:,} of the queries are entries of the index, or equal to one, which makes them easy."
+            " With --others no query finds its own entry."
         )
     if "strange_rejected" in about:
         console.show_sentences(

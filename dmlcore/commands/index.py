@@ -100,14 +100,15 @@ def _change(folder: str, additions: list[str], conditions: list[str], model: str
     from dmlcore.serving.gathering import gather
     from dmlcore.serving.index import Index
     from dmlcore.serving.index_changes import add_entries, remove_entries
+    from dmlcore.serving.search import model_of
 
     index = Index(folder)
     counts: dict[str, Any] = {"added": 0, "replaced": 0, "removed": 0}
     if conditions:
         result = remove_entries(folder, conditions)
         counts["removed"], index = result["removed"], result["index"]
-    path = model or index.about["model"]
     needs_model = any(not is_embeddings(expanded(data)) for data in additions)
+    path = model_of(index, model, is_needed=needs_model)
     loaded = load(path, **how) if path is not None and needs_model else None
     for data in additions:
         entries = gather(data, loaded)

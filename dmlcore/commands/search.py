@@ -72,7 +72,7 @@ def _search(
         raise ConfigError(f"html is '{html}', but must end in .html")
     index, queries, path = open_queries(words, model, loading(values), data_options(values))
     queries = rows_of(queries, rows)
-    limit, origin = chosen_threshold(threshold, path)
+    limit, origin = chosen_threshold(threshold, path, queries.model)
     hits = find(index, queries.vectors, k + others, where=where or (), rerank=rerank)
     if others:
         hits = without_own(index, queries, hits)
@@ -116,10 +116,12 @@ def open_queries(
     from dmlcore.serving.search import model_of, queries_of
 
     index = Index(words[0])
-    path = model_of(index, model)
     needs_model = any(not is_embeddings(expanded(word)) for word in words[1:])
+    path = model_of(index, model, is_needed=needs_model)
     loaded = load(path, **how) if path is not None and needs_model else None
-    return index, queries_of(words[1:], loaded, options), path
+    queries = queries_of(words[1:], loaded, options)
+    index.check_model(queries.model)
+    return index, queries, path
 
 
 def show_answers(answers: list[Answer]) -> None:
@@ -131,7 +133,7 @@ def show_answers(answers: list[Answer]) -> None:
             label = answer.query.get("label")
             console.show(name_of(answer.query) + (f" ({label})" if label else ""))
             if not answer.neighbours:
-                console.show(f"  {none_of_these(answer) or 'nothing meets the conditions'}")
+                console.show(f"  {none_of_these(answer)}")
                 continue
             _show_neighbours(answer.neighbours)
         return

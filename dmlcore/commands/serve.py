@@ -73,10 +73,13 @@ def _serve(
     with bound(host, port) as listening:
         index, path = _index_of(what, model)
         loaded = load(path, **loading(values))
-        service = Service(loaded, index, chosen_threshold(threshold, path)[0], limits)
+        limit, origin = chosen_threshold(threshold, path, loaded.fingerprint())
+        service = Service(loaded, index, limit, limits)
         address = f"http://{f'[{host}]' if ':' in host else host}:{listening.getsockname()[1]}"
         if not is_loopback(host) and token is None:
             console.say("warning: whoever reaches this address may use it; --token-file FILE asks for a token")
+        if limit is None and origin:
+            console.say(origin)
         if json:
             console.show_json({"url": address, **service.describe()})
         else:
@@ -107,13 +110,14 @@ def _index_of(what: Path, model: str | None) -> tuple[Any, str | Path]:
     from dmlcore.files import expanded
     from dmlcore.serving.index import Index
     from dmlcore.serving.index_files import IndexFolder
+    from dmlcore.serving.search import model_of
 
     if not IndexFolder(expanded(what)).is_index():
         if model is not None:
             raise ConfigError(f"'{what}' is no index; --model is for one")
         return None, what
     index = Index(what)
-    path = model or index.about["model"]
+    path = model_of(index, model)
     if path is None:
         raise ConfigError(f"the index in {what} was built from embeddings; name the model that makes them by --model")
     return index, path

@@ -69,6 +69,8 @@ def _verify(
             result["notes"].append("the threshold is not kept: the model is no folder here")
         elif not only_show:
             about = {**result["threshold"], "data": data or "held-out classes" if loaded is not None else model}
+            if entries.model:
+                about["fingerprint"] = entries.model
             result["threshold_file"] = str(write_threshold(model, about))
     if json:
         console.show_json(result)

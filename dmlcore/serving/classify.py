@@ -13,9 +13,11 @@ from dmlcore import progress
 from dmlcore.errors import ConfigError, DataError, suggestion
 from dmlcore.serving.entries import Entries, unit
 from dmlcore.serving.index import Index
+from dmlcore.serving.search import without_own
 
 TEMPERATURE = 0.1  # of the weights of neighbours: a similarity lower by it weighs 1 / e
 PROBED = 50_000  # entries that a linear probe is fitted to at most
+SAME = 1 - 1e-5  # cosine of a query and an entry that are the same but for rounding
 _PIECE = 65_536
 
 
@@ -39,7 +41,13 @@ class Verdict:
 
 
 def classify(
-    index: Index, queries: Entries, *, by: str = "neighbours", k: int = 10, threshold: float | None = None
+    index: Index,
+    queries: Entries,
+    *,
+    by: str = "neighbours",
+    k: int = 10,
+    threshold: float | None = None,
+    others: bool = False,
 ) -> list[Verdict]:
     """A class for each query.
 
@@ -50,16 +58,21 @@ def classify(
             (logistic regression on the entries).
         k: neighbours that vote.
         threshold: a query whose nearest entry is less similar is of none of these classes. None: every query gets a class.
+        others: the entry that is the query itself, by its path, has no vote.
 
     Raises:
-        ConfigError: an unknown way, or queries of another length.
+        ConfigError: an unknown way, `others` with another way than `neighbours` or without paths, or queries of another length.
         DataError: entries without labels, or of one class for a probe.
     """
     if by not in WAYS:
         raise ConfigError(f"there is no way to classify by '{by}'.{suggestion(by, WAYS)}")
     if "label" not in index.columns:
         raise DataError(f"the entries of {index.folder.path} have no labels, so there is no class to give")
-    hits = index.search(queries.vectors, k)
+    if others and by != "neighbours":
+        raise ConfigError(f"others leaves a query's own entry out of the neighbours, but classes are given by {by}")
+    hits = index.search(queries.vectors, k + others)
+    if others:
+        hits = without_own(index, queries, hits)
     shares, names = WAYS[by](index, unit(queries.vectors), hits.positions, hits.scores)
     best = shares.argmax(1)
     columns = queries.all_columns()
@@ -149,7 +162,8 @@ WAYS: dict[str, Callable[[Index, np.ndarray, np.ndarray, np.ndarray], tuple[np.n
 
 
 def accuracy(verdicts: list[Verdict], classes: set[str]) -> dict[str, Any]:
-    """How right verdicts are where queries have labels: of those whose class the index has, and of the others.
+    """How right verdicts are where queries have labels: of those whose class the index has, and of the others. `own` counts the
+    queries that are as an entry is, as where the index was built of them.
 
     Args:
         verdicts: of `classify`.
@@ -159,6 +173,7 @@ def accuracy(verdicts: list[Verdict], classes: set[str]) -> dict[str, Any]:
     known = [verdict for verdict in labelled if verdict.query["label"] in classes]
     strange = [verdict for verdict in labelled if verdict.query["label"] not in classes]
     about: dict[str, Any] = {"labelled": len(labelled), "known": len(known), "strange": len(strange)}
+    about["own"] = sum(verdict.nearest >= SAME for verdict in verdicts)
     if known:
         about["accuracy"] = float(np.mean([verdict.label == verdict.query["label"] for verdict in known]))
         about["accuracy_without_rejection"] = float(np.mean([verdict.guess == verdict.query["label"] for verdict in known]))

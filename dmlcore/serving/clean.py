@@ -74,15 +74,17 @@ class Faults:
         faults: by kind, and the surest first.
         samples: N.
         notes: what the user should know.
+        kinds: what was looked for.
     """
 
     faults: list[Fault]
     samples: int
     notes: list[str] = field(default_factory=list)
+    kinds: tuple[str, ...] = KINDS
 
     def counts(self) -> dict[str, int]:
-        """Faults by kind."""
-        return {kind: sum(fault.kind == kind for fault in self.faults) for kind in KINDS}
+        """Faults by kind, of those kinds that were looked for."""
+        return {kind: sum(fault.kind == kind for fault in self.faults) for kind in KINDS if kind in self.kinds}
 
 
 def subject_of(data: Any, model: Model | None = None, options: dict[str, Any] | None = None) -> Subject:
@@ -157,10 +159,10 @@ def find_faults(
     if len(classes) > 1:
         shares = data_faults.class_shares(near, labels, len(classes))
         agreement = data_faults.agreement(shares, labels)
-        if agreement < POOR:
+        if agreement < POOR and {"label", "overlap"} & set(kinds):
             notes.append(
-                f"of the neighbours only {agreement:.0%} share a sample's label: these vectors tell classes badly, and wrong"
-                f" labels too. Name a better --model"
+                f"of the neighbours only {agreement:.0%} share a sample's label: by these vectors neither wrong labels nor"
+                " overlaps are found well. Name a better --model"
             )
         if "label" in kinds:
             faults += _doubts(shares, labels, classes, near)
@@ -168,9 +170,11 @@ def find_faults(
         if "overlap" in kinds:
             faults += _overlaps(shares, labels, classes, entries.vectors)
     else:
-        notes.append("without labels of two classes only duplicates and outliers are looked for")
+        if {"label", "overlap"} & set(kinds):
+            notes.append("without labels of two classes only duplicates and outliers are looked for")
+        kinds = tuple(kind for kind in kinds if kind not in ("label", "overlap"))
         faults += _outliers(near, far) if "outlier" in kinds else []
-    return Faults(faults, count, notes)
+    return Faults(faults, count, notes, kinds)
 
 
 def neighbours(vectors: np.ndarray, k: int) -> Neighbours:

@@ -7,7 +7,7 @@ from typing import Any
 from dmlcore.reports.html import escape, page
 from dmlcore.reports.strips import Sample, Strips
 from dmlcore.reports.thumbnails import thumbnails
-from dmlcore.serving.clean import KINDS, Faults, Subject
+from dmlcore.serving.clean import Faults, Subject
 
 MOST = 120  # faults of a kind that are shown
 TITLES = {
@@ -29,7 +29,7 @@ def clean_page(subject: Subject, faults: Faults, name: str) -> bytes:
     dataset = subject.dataset
     strips = Strips(lambda positions: {} if dataset is None or subject.pictures is None else thumbnails(dataset, positions))
     sections = []
-    for kind in KINDS:
+    for kind in faults.counts():
         of_kind = [fault for fault in faults.faults if fault.kind == kind]
         rows = [
             strips.strip(

@@ -90,7 +90,7 @@ def write_embeddings(
         is_read[list(matrix.failed)] = False
         columns = Columns.of(parts, whole, split, is_read)
         remove_temporaries(out.parent)
-        files = write_columns(out, matrix.values(), is_read, columns)
+        files = write_columns(out, matrix.values(), is_read, columns, identity["model"])
         matrix.remove()
     about = {"run": str(model.folder.path), "step": model.step} if isinstance(model, TrainedRun) else {"model": model.name}
     return {

@@ -14,6 +14,7 @@ from dmlcore.data import LabelledDataset, pyarrow
 from dmlcore.errors import ConfigError
 from dmlcore.files import replacing, writable_text
 from dmlcore.seals import seal_archive_file
+from dmlcore.serving.entries import MODEL
 from dmlcore.serving.inputs import Parts
 
 FORMS = (".npz", ".npy", ".parquet", ".arrow")
@@ -77,7 +78,7 @@ def check_form(out: Path, *, overwrite: bool) -> None:
         pyarrow()
 
 
-def write_columns(out: Path, values: np.ndarray, is_read: np.ndarray, columns: Columns) -> dict[str, Any]:
+def write_columns(out: Path, values: np.ndarray, is_read: np.ndarray, columns: Columns, model: str) -> dict[str, Any]:
     """Write a file of embeddings.
 
     Args:
@@ -85,6 +86,7 @@ def write_columns(out: Path, values: np.ndarray, is_read: np.ndarray, columns: C
         values: float32 [M, D].
         is_read: bool [M], which rows are embeddings, N of them.
         columns: of these N.
+        model: fingerprint of what embedded them, which an `.npy` has no place for.
 
     Returns:
         `arrays` or `columns`, their names; `beside`, a second file.
@@ -102,6 +104,7 @@ def write_columns(out: Path, values: np.ndarray, is_read: np.ndarray, columns: C
             arrays |= {"y": columns.labels, "class_name": columns.class_names[columns.labels]}
         if columns.paths is not None:
             arrays["path"] = np.array(columns.paths, dtype=str)
+        arrays[MODEL] = np.array(model)
         with replacing(out) as temporary:
             with open(temporary, "wb") as file:
                 np.savez(file, **arrays)
@@ -121,16 +124,18 @@ def write_columns(out: Path, values: np.ndarray, is_read: np.ndarray, columns: C
                 file.write(np.ascontiguousarray(chunk).data)
         return {"arrays": ["x"], "beside": str(beside), "columns": list(columns.between(0, 0))}
     with replacing(out) as temporary:
-        _write_arrow(temporary, values, is_read, columns, is_parquet=out.suffix == ".parquet")
+        _write_arrow(temporary, values, is_read, columns, model, is_parquet=out.suffix == ".parquet")
     return {"columns": [*columns.between(0, 0), "embedding"]}
 
 
-def _write_arrow(path: Path, values: np.ndarray, is_read: np.ndarray, columns: Columns, *, is_parquet: bool) -> None:
+def _write_arrow(
+    path: Path, values: np.ndarray, is_read: np.ndarray, columns: Columns, model: str, *, is_parquet: bool
+) -> None:
     arrow = pyarrow()
     kinds = {"row": arrow.int64(), "path": arrow.string(), "label": arrow.string(), "split": arrow.string()}
     width = values.shape[1]
     fields = [arrow.field(name, kinds[name]) for name in columns.between(0, 0)]
-    schema = arrow.schema([*fields, arrow.field("embedding", arrow.list_(arrow.float32(), width))])
+    schema = arrow.schema([*fields, arrow.field("embedding", arrow.list_(arrow.float32(), width))], {MODEL: model})
     opened = arrow.parquet.ParquetWriter(str(path), schema) if is_parquet else arrow.ipc.new_file(str(path), schema)
     with opened as writer:
         start = 0

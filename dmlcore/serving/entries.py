@@ -22,6 +22,7 @@ SUFFIXES = (".npz", ".npy", ".parquet", ".arrow")
 IDENTITY = ("path", "row", "label")
 _VECTORS = ("x", "embedding", "embeddings", "vector", "vectors")  # what the array or column of embeddings is called
 _LABELS = ("label", "class_name", "y")
+MODEL = "model"  # an array without a shape, or an entry of a table's metadata: the fingerprint of the model
 _PIECE = 65_536  # rows looked at in one go, to keep temporary memory small
 
 
@@ -36,6 +37,7 @@ class Entries:
         label: text of each, empty where it has none; or None where no entry has one.
         columns: further values of each, numbers or text [N], by name.
         notes: what the user should know.
+        model: fingerprint of the model that embedded them, empty where it is not known.
     """
 
     vectors: np.ndarray
@@ -44,6 +46,7 @@ class Entries:
     label: list[str] | None
     columns: dict[str, Any] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
+    model: str = ""
 
     def __post_init__(self) -> None:
         if self.vectors.ndim != 2 or 0 in self.vectors.shape:
@@ -93,6 +96,7 @@ def select(entries: Entries, rows: Sequence[int]) -> Entries:
         None if entries.label is None else [entries.label[row] for row in rows],
         {name: [values[row] for row in rows] for name, values in entries.columns.items()},
         entries.notes,
+        entries.model,
     )
 
 
@@ -201,6 +205,9 @@ def _columns(path: Path) -> dict[str, Any]:
         with arrow.memory_map(str(path)) as source:
             table = arrow.ipc.open_file(source).read_all()
     types, columns = arrow.types, {}
+    model = (table.schema.metadata or {}).get(MODEL.encode())
+    if model is not None:
+        columns[MODEL] = np.array(model.decode(errors="replace"))
     for name in table.column_names:
         column = table[name].combine_chunks()
         column = column.chunk(0) if isinstance(column, arrow.ChunkedArray) else column
@@ -242,6 +249,7 @@ def _of_arrays(arrays: Mapping[str, Any], where: str) -> Entries:
     if set(beside.get("split", ())) == {"all"}:
         del beside["split"]  # as `dmlcore embed` says of data that are not the run's own
     path = beside.pop("path", None)
+    model = arrays.get(MODEL)
     row = np.asarray(beside.pop("row", np.arange(count)))
     if row.dtype.kind not in "iu":
         raise DataError(f"'row' in {where} is of type {row.dtype}, but must hold whole numbers")
@@ -251,6 +259,7 @@ def _of_arrays(arrays: Mapping[str, Any], where: str) -> Entries:
         row.astype(np.int64),
         None if label is None else [str(value) for value in label],
         beside,
+        model=str(model) if model is not None and np.ndim(model) == 0 else "",
     )
 
 

@@ -20,7 +20,7 @@ def gather(data: Any, model: Model | None = None, options: dict[str, Any] | None
         options: of the data.
 
     Raises:
-        ConfigError: the data need a model, or are embeddings of another length than the model's.
+        ConfigError: the data need a model, or are embeddings of another length or model than the model's.
         DataError: the data cannot be used.
     """
     if isinstance(data, str | Path):
@@ -35,13 +35,17 @@ def gather(data: Any, model: Model | None = None, options: dict[str, Any] | None
                 raise ConfigError(
                     f"'{data}' holds embeddings of {entries.vectors.shape[1]}, but {model.name} gives {model.embedding_dim}"
                 )
+            if entries.model and entries.model != model.fingerprint():
+                raise ConfigError(f"'{data}' holds embeddings of another model than {model.name}, or of other weights of it")
             entries.notes.append(f"'{data}' holds embeddings, which are taken as they are")
             return entries
     elif model is None:
         raise ConfigError("data that are no file of embeddings need a model")
     embedded = model.embed(data, options)
     columns = {} if embedded.splits is None else {"split": embedded.splits}
-    return Entries(embedded.embeddings, embedded.paths, embedded.rows, embedded.labels, columns, list(embedded.notes))
+    return Entries(
+        embedded.embeddings, embedded.paths, embedded.rows, embedded.labels, columns, list(embedded.notes), model.fingerprint()
+    )
 
 
 def is_model(path: str | Path) -> bool:

@@ -95,6 +95,22 @@ class Index:
         """What is known of each entry."""
         return self.table.column_names
 
+    def check_model(self, fingerprint: str) -> None:
+        """Refuse vectors of another model, whose cosines with those of the index mean nothing.
+
+        Args:
+            fingerprint: of what embedded them. Empty: it is not known, as where the index does not know its own.
+
+        Raises:
+            ConfigError: it is not the one that the index was built with.
+        """
+        own = self.about.get("fingerprint")
+        if own and fingerprint and own != fingerprint:
+            raise ConfigError(
+                f"the index in {self.folder.path} was built with another model, or before the model was trained on:"
+                " similarities would mean nothing. Build it again, or use its own model"
+            )
+
     def positions(self) -> np.ndarray:
         """Positions of the entries that can be found, int64."""
         return np.arange(self.about["count"]) if self.there is None else np.flatnonzero(self.there)
@@ -244,7 +260,7 @@ def build_index(
     target.check_free()
     lock = FolderLock(target.path)
     try:
-        settings = {"asked_kind": kind, "memory": memory, "seed": seed, "model": model}
+        settings = {"asked_kind": kind, "memory": memory, "seed": seed, "model": model, "fingerprint": entries.model}
         return write_generation(target, [(entries.vectors, None)], table_of(entries), settings, generation=1)
     finally:
         lock.release()

@@ -30,7 +30,7 @@ def add_entries(folder: str | Path, entries: Entries) -> dict[str, Any]:
         `added`, `replaced`, `entries` and the `index` as it is now.
 
     Raises:
-        ConfigError: another length of vectors, a column of another type, or another process changes the index.
+        ConfigError: another length of vectors or another model, a column of another type, or another process changes the index.
     """
     with _Change(folder) as index:
         if entries.vectors.shape[1] != index.dim:
@@ -38,6 +38,7 @@ def add_entries(folder: str | Path, entries: Entries) -> dict[str, Any]:
                 f"the embeddings have length {entries.vectors.shape[1]}, but the index in {index.folder.path} holds vectors of"
                 f" {index.dim}. Was it built with another model?"
             )
+        index.check_model(entries.model)
         arrow, new = pyarrow(), table_of(entries)
         try:
             table = arrow.concat_tables([index.table, new], promote_options="default")
@@ -114,7 +115,7 @@ def _same_identity(index: Index, entries: Entries) -> np.ndarray:
 
 def _next(index: Index, entries: Entries | None, table: Any, there: np.ndarray) -> Index:
     """Write the next generation. Many removed entries are left out for good, and the structure is built anew."""
-    settings = {key: index.about[key] for key in _SETTINGS}
+    settings = {key: index.about[key] for key in _SETTINGS} | {"fingerprint": index.about.get("fingerprint", "")}
     generation = index.about["generation"] + 1
     kind, _ = index_kinds.choose(len(table), index.dim, settings["memory"], settings["asked_kind"])
     is_compacted = kind is index_kinds.Flat or (~there).mean() > REMOVED

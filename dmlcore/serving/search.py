@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ from dmlcore.evaluation.reranking import RerankOptions
 from dmlcore.files import expanded
 from dmlcore.serving.entries import SUFFIXES, Entries, is_embeddings, of_arrays, select
 from dmlcore.serving.gathering import gather
+from dmlcore.serving.hub import SCHEME
 from dmlcore.serving.index import Hits, Index
 from dmlcore.serving.model import Model
 
@@ -54,10 +55,13 @@ def queries_of(words: Sequence[str], model: Model | None, options: dict[str, Any
     for word in words:
         path = expanded(word)
         if model is not None and model.kind == "texts" and not path.exists():
-            parts.append(of_arrays(model.encode([word]), paths=[word]))
+            parts.append(replace(of_arrays(model.encode([word]), paths=[word]), model=model.fingerprint()))
             continue
         is_file = is_embeddings(path) or (model is None and path.suffix in SUFFIXES)
         parts.append(gather(word, None if is_file else _needed(model, word), options))
+    known = sorted({part.model for part in parts if part.model})
+    if len(known) > 1:
+        raise ConfigError("the queries were embedded by different models, and no index can compare all of them")
     vectors = np.concatenate([part.vectors for part in parts]) if len(parts) > 1 else parts[0].vectors
     return Entries(
         vectors,
@@ -67,6 +71,7 @@ def queries_of(words: Sequence[str], model: Model | None, options: dict[str, Any
         if any(part.label is not None for part in parts)
         else None,
         notes=[note for part in parts for note in part.notes],
+        model=known[0] if known else "",
     )
 
 
@@ -149,7 +154,10 @@ def without_own(index: Index, queries: Entries, hits: Hits) -> Hits:
     positions, scores = hits.positions[:, :-1].copy(), hits.scores[:, :-1].copy()
     for number, places in enumerate(hits.positions):
         entries = index.entries(np.maximum(places, 0))
-        is_own = [entry["path"] == own[number] and (not has_rows or entry["row"] == queries.row[number]) for entry in entries]
+        is_own = [
+            place >= 0 and entry["path"] == own[number] and (not has_rows or entry["row"] == queries.row[number])
+            for place, entry in zip(places, entries, strict=True)
+        ]
         keep = np.flatnonzero(~np.array(is_own))[: len(places) - 1]
         positions[number], scores[number] = places[keep], hits.scores[number, keep]
     return Hits(positions, scores)
@@ -198,6 +206,23 @@ def rows_of(entries: Entries, text: str | None) -> Entries:
     return select(entries, rows)
 
 
-def model_of(index: Index, asked: str | None) -> str | None:
-    """What embeds queries, as a path or an address: what was asked for, else what built the index."""
-    return asked if asked is not None else index.about["model"]
+def model_of(index: Index, asked: str | None, *, is_needed: bool = True) -> str | None:
+    """What embeds queries, as a path or an address: what was asked for, else what built the index.
+
+    Args:
+        index: that is searched.
+        asked: a path or an address, or None.
+        is_needed: something will be embedded.
+
+    Raises:
+        ConfigError: the model is needed, and is no longer where it was.
+    """
+    path = asked if asked is not None else index.about["model"]
+    if path is None or str(path).startswith(SCHEME):
+        return path
+    if asked is None and is_needed and not expanded(path).exists():
+        raise ConfigError(
+            f"the index in {index.folder.path} was built with the model in {path}, which is not there;"
+            " say by --model where it is now"
+        )
+    return path

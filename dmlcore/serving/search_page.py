@@ -41,7 +41,9 @@ def name_of(entry: dict[str, Any]) -> str:
 
 
 def none_of_these(answer: Answer) -> str:
-    """What is said of a query that nothing reaches the threshold of; else empty."""
-    if answer.is_known is not False:
+    """What is said of a query without neighbours; else empty."""
+    if answer.neighbours:
         return ""
-    return "none of these" + (f" (the nearest reaches {answer.nearest:.3f})" if answer.nearest is not None else "")
+    if answer.nearest is None:
+        return "no entry meets the conditions"
+    return f"none of these (the nearest reaches {answer.nearest:.3f})"

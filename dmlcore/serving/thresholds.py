@@ -46,12 +46,13 @@ def read_threshold(model: str | Path) -> dict[str, Any] | None:
     return about
 
 
-def chosen_threshold(word: str | None, model: str | Path | None) -> tuple[float | None, str]:
+def chosen_threshold(word: str | None, model: str | Path | None, fingerprint: str = "") -> tuple[float | None, str]:
     """The threshold to use, and where it comes from in words.
 
     Args:
         word: what the user asked for: a number, `none`, or None for what is kept of the model.
         model: its path, or None.
+        fingerprint: of the model that embeds now. What was kept before it was trained on is not used. Empty: not known.
 
     Raises:
         ConfigError: the word is neither.
@@ -60,6 +61,8 @@ def chosen_threshold(word: str | None, model: str | Path | None) -> tuple[float 
         about = read_threshold(model) if model is not None else None
         if about is None:
             return None, "no threshold is kept of the model; `dmlcore verify` finds one"
+        if fingerprint and about.get("fingerprint", fingerprint) != fingerprint:
+            return None, "the threshold that is kept is of other weights of the model; `dmlcore verify` finds one for these"
         rate = about.get("wanted_far")
         return float(about["threshold"]), "" if rate is None else f"for a false-accept rate of {rate:g} a pair"
     if word.lower() == "none":

@@ -29,12 +29,13 @@ class Service:
         limits: on requests.
 
     Raises:
-        ConfigError: the index holds vectors of another length than the model's, or the threshold is no cosine.
+        ConfigError: the index holds vectors of another length or another model, or the threshold is no cosine.
     """
 
     def __init__(self, model: Model, index: Index | None, threshold: float | None, limits: Limits) -> None:
         check_range("threshold", threshold, least=-1, most=1)
         self.model, self.index, self.threshold, self.limits = model, index, threshold, limits
+        self.fingerprint = model.fingerprint() if index is not None else ""
         if index is not None:
             self._check(index)
         self.counts = Counts()
@@ -52,6 +53,7 @@ class Service:
                 f"the index in {index.folder.path} holds vectors of {index.dim}, but {self.model.name} gives embeddings of"
                 f" {self.model.embedding_dim}"
             )
+        index.check_model(self.fingerprint)
 
     def describe(self) -> dict[str, Any]:
         """The model and the index as plain values for JSON."""
