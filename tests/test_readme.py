@@ -19,6 +19,7 @@ README = ROOT / "README.md"
 GUIDE_PAGES = ("start", "seeing", "search", "own-data", "ensembles", "shift-and-few-shot", "in-your-own-code")
 GUIDE = [ROOT / "docs" / "guide" / f"{name}.md" for name in GUIDE_PAGES]
 PAGES = [README, *GUIDE]
+SEARCH = ROOT / "docs" / "guide" / "search.md"
 INSTALLS = ("pip install", "pytest")  # run by .ci/run, in an environment of their own
 
 
@@ -106,6 +107,18 @@ def test_the_python_of_the_page(page: Path, least: int, folders: dict[Path, Path
     assert run("\n".join(python), folders[page]).strip()
 
 
+@pytest.mark.slow
+def test_the_python_of_the_page_on_search(tmp_path: Path) -> None:
+    (python,) = [block.text for block in blocks(SEARCH) if block.language == "python"]
+    needed = ("dmlcore data example ", "dmlcore train ", "dmlcore index runs/shop photos --out shop.index")
+    lines = [line for block in blocks(SEARCH) if block.language == "bash" for line in block.text.splitlines()]
+    words = [shlex.split(line)[1:] for line in lines if line.startswith(needed)]
+    folder = reader(tmp_path, SEARCH)
+    assert len(words) == 3
+    run(f"import sys; from dmlcore.cli import main; sys.exit(max(main(argv) for argv in {words}))", folder)
+    assert len(run(python, folder).splitlines()) == 3
+
+
 def test_every_block_is_run_or_known() -> None:
     for page in PAGES:
         assert {block.language for block in blocks(page)} <= {"bash", "python", "toml", "text"}, page
@@ -113,7 +126,7 @@ def test_every_block_is_run_or_known() -> None:
             if block.language == "toml":
                 assert block.text.startswith("# settings.toml\n") or "[project.entry-points.dmlcore]" in block.text
             if block.language == "python":
-                assert page in (README, GUIDE[-1]), f"nothing runs the Python of {page.name}"
+                assert page in (README, SEARCH, GUIDE[-1]), f"nothing runs the Python of {page.name}"
 
 
 def test_two_lines_do_all_the_set_up() -> None:
