@@ -148,7 +148,8 @@ KINDS = _table(
         "Measures of embeddings, reported beside the standard ones: what `--metrics` can name.",
         """Subclasses of `dmlcore.evaluation.Metric`, called with embeddings `[N, D]` float32 and labels `[N]` int64 of one
         part of the data. They return numbers by name, which appear as `METRIC.name` in `metrics.jsonl` and `result.json`. With
-        `takes_levels` the labels are `[N, L]`, from the finest level to the coarsest, where the data have coarser labels.""",
+        `takes_levels` the labels are `[N, L]`, from the finest level to the coarsest, where the data have coarser labels. With
+        `takes_roles` the positions of `queries` and `references` are given by name.""",
         "dmlcore train --metrics $name --steps 50",
     ),
     Kind(

@@ -8,7 +8,6 @@ import contextlib
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
@@ -16,24 +15,23 @@ from torch.nn import functional
 from dmlcore import progress
 from dmlcore.errors import ConfigError, PluginError
 from dmlcore.evaluation.metric import Metric, further
-from dmlcore.evaluation.metrics import retrieval_metrics
-from dmlcore.evaluation.relevance import Labels, select
+from dmlcore.evaluation.metrics import RECALL_AT
+from dmlcore.evaluation.queries import QueryScores, rank_queries
 from dmlcore.evaluation.reranking import reranked_metrics
 
 if TYPE_CHECKING:
     from dmlcore.data import LabelledDataset
     from dmlcore.models import EmbeddingModel
 
-COLUMNS = {
-    "R@1": "recall@1",
-    "R@2": "recall@2",
-    "R@4": "recall@4",
-    "R@8": "recall@8",
-    "R-prec": "r_precision",
-    "MAP@R": "map@r",
-    "mAP": "map",
-}
+
+def columns(recall_at: Sequence[int] = RECALL_AT) -> dict[str, str]:
+    """The columns of a table of results: their headings, and the measure in each."""
+    return {**{f"R@{k}": f"recall@{k}" for k in recall_at}, "R-prec": "r_precision", "MAP@R": "map@r", "mAP": "map"}
+
+
+COLUMNS = columns()
 _RAW = {"images": "raw pixels", "features": "raw features", "texts": "raw trigrams"}
+HALF = "± (95 %)"  # the row of half intervals
 RAW_SIDE = 32  # pixels: larger images are averaged down to this before they are compared as they are
 
 
@@ -151,43 +149,59 @@ def evaluate(embeddings: Tensor, dataset: LabelledDataset, metrics: Sequence[Met
     Args:
         embeddings: [N, D].
         dataset: N labels.
-        metrics: measures beside those of retrieval, by `METRIC.name` in what is returned. They see all samples, and take those
-            with the same labels for a class.
+        metrics: measures beside those of retrieval, by `METRIC.name` in what is returned. Samples with the same labels are
+            of one class to them.
 
     Returns:
         Measures by name, without those of retrieval where these cannot be computed.
     """
+    return measure(embeddings, dataset, metrics)[0]
+
+
+def measure(
+    embeddings: Tensor, dataset: LabelledDataset, metrics: Sequence[Metric] = (), recall_at: Sequence[int] = RECALL_AT
+) -> tuple[dict[str, Any], QueryScores | None]:
+    """`evaluate` with chosen values of k, and what each query finds, if anything can be ranked."""
+    with progress.task(f"ranking {len(dataset):,} samples"):
+        scores = None if why_not_ranked(dataset) else rank_queries(embeddings, dataset, recall_at)
     labels = torch.from_numpy(dataset.labels).to(embeddings.device)
-    relevant = labels if dataset.sets is None else dataset.judged_sets()
-    with progress.task(f"ranking {len(labels):,} samples"):
-        ranked = {} if why_not_ranked(dataset) else _ranked(embeddings, relevant, dataset)
     levels = torch.from_numpy(dataset.labels_by_level()).to(labels.device) if dataset.levels else None
-    return {**ranked, **further(metrics, embeddings, labels, levels)}
+    roles = (torch.from_numpy(dataset.queries), torch.from_numpy(dataset.references))
+    return {**(scores.means if scores else {}), **further(metrics, embeddings, labels, levels, roles)}, scores
 
 
 def evaluate_levels(
-    embeddings: Tensor, part: str, dataset: LabelledDataset, metrics: Sequence[Metric] = ()
+    embeddings: Tensor,
+    part: str,
+    dataset: LabelledDataset,
+    metrics: Sequence[Metric] = (),
+    recall_at: Sequence[int] = RECALL_AT,
+    kept: dict[str, QueryScores] | None = None,
 ) -> dict[str, dict[str, Any]]:
-    """`evaluate` by the name of the part, and measures of retrieval by `PART (LEVEL)` for each level of coarser labels."""
-    levels = {f"{part} ({level})": evaluate(embeddings, dataset.at_level(level)) for level in dataset.levels}
-    return {part: evaluate(embeddings, dataset, metrics), **levels}
+    """`evaluate` by the name of the part, and measures of retrieval by `PART (LEVEL)` for each level of coarser labels.
+
+    Args:
+        embeddings: [N, D].
+        part: its name.
+        dataset: N samples.
+        metrics: further measures of the finest labels.
+        recall_at: the values of k.
+        kept: receives by the same names what each query finds.
+    """
+    results: dict[str, dict[str, Any]] = {}
+    for name, labelled in by_level(part, dataset).items():
+        results[name], scores = measure(embeddings, labelled, metrics if name == part else (), recall_at)
+        if kept is not None and scores is not None:
+            kept[name] = scores
+    return results
 
 
-def _ranked(embeddings: Tensor, labels: Labels, dataset: LabelledDataset) -> dict[str, float]:
-    if dataset.roles is None:
-        return retrieval_metrics(embeddings, labels)
-    queries, references = dataset.queries, dataset.references
-    is_both = np.isin(queries, references)
-    return retrieval_metrics(
-        embeddings[torch.from_numpy(queries)],
-        select(labels, queries),
-        embeddings[torch.from_numpy(references)],
-        select(labels, references),
-        own=np.where(is_both, np.searchsorted(references, queries), -1) if is_both.any() else None,
-    )
+def by_level(part: str, dataset: LabelledDataset) -> dict[str, LabelledDataset]:
+    """A part by its name, and by `PART (LEVEL)` with each level of coarser labels."""
+    return {part: dataset, **{f"{part} ({level})": dataset.at_level(level) for level in dataset.levels}}
 
 
-def rerank(embeddings: Tensor, dataset: LabelledDataset, method: str) -> dict[str, Any]:
+def rerank(embeddings: Tensor, dataset: LabelledDataset, method: str, recall_at: Sequence[int] = RECALL_AT) -> dict[str, Any]:
     """Retrieval metrics after re-ranking, every sample a query against all others; empty where nothing can be ranked.
 
     Raises:
@@ -199,7 +213,7 @@ def rerank(embeddings: Tensor, dataset: LabelledDataset, method: str) -> dict[st
         raise ConfigError("re-ranking is measured with every sample as a query, but these data have queries and a gallery")
     if dataset.sets is not None:
         raise ConfigError("re-ranking is measured with one label per sample, but these have several")
-    return reranked_metrics(embeddings, torch.from_numpy(dataset.labels), method)
+    return reranked_metrics(embeddings, torch.from_numpy(dataset.labels), method, recall_at=recall_at)
 
 
 def evaluate_model(
@@ -235,37 +249,58 @@ def compare(
     Returns:
         Metrics by part (and `PART (LEVEL)`), and metrics by baseline and part.
     """
-    raw = _RAW[kind]
     results: dict[str, dict[str, Any]] = {}
     for part, dataset in parts.items():
         embeddings = embed(model, dataset, workers=workers)
         results |= evaluate_levels(embeddings, part, dataset, metrics)
         if kept is not None:
             kept[part] = embeddings
-    without = {raw: lambda dataset: raw_features(dataset, workers=workers)}
+    return results, baselines_of(untrained, parts, kind=kind, name=name, workers=workers, metrics=metrics)
+
+
+def baselines_of(
+    untrained: nn.Module | None,
+    parts: dict[str, LabelledDataset],
+    *,
+    kind: str,
+    name: str,
+    workers: int = 0,
+    metrics: Sequence[Metric] = (),
+    recall_at: Sequence[int] = RECALL_AT,
+) -> dict[str, dict[str, dict[str, Any]]]:
+    """Metrics by baseline and part: the samples as they are, and an untrained model if there is one. Arguments as of `compare`;
+    `recall_at` are the values of k."""
+    without = {_RAW[kind]: lambda dataset: raw_features(dataset, workers=workers)}
     if untrained is not None:
         without[name] = lambda dataset: embed(untrained, dataset, workers=workers)
     baselines: dict[str, dict[str, dict[str, Any]]] = {}
     for baseline, embedded in without.items():
         baselines[baseline] = {}
         for part, dataset in parts.items():
-            baselines[baseline] |= evaluate_levels(embedded(dataset), part, dataset, metrics)
-    return results, baselines
+            baselines[baseline] |= evaluate_levels(embedded(dataset), part, dataset, metrics, recall_at)
+    return baselines
 
 
 def table_rows(
-    metrics: dict[str, dict[str, Any]], baselines: dict[str, dict[str, dict[str, Any]]]
+    metrics: dict[str, dict[str, Any]],
+    baselines: dict[str, dict[str, dict[str, Any]]],
+    halves: dict[str, dict[str, float]] | None = None,
+    measures: Sequence[str] = tuple(COLUMNS.values()),
 ) -> list[tuple[str, list[float | None]]]:
-    """Rows of the table of results: a label, and a number per entry of `COLUMNS`.
+    """Rows of the table of results: a label, and a number per measure.
 
     Args:
         metrics: by part (`validation`, `test`).
         baselines: by name, then by part.
+        halves: of intervals, by part, which stand below the metrics.
+        measures: their names.
     """
     rows = []
     for part, values in metrics.items():
-        rows.append((part, [values.get(key) for key in COLUMNS.values()]))
+        rows.append((part, [values.get(key) for key in measures]))
+        if halves and part in halves:
+            rows.append((f"  {HALF}", [halves[part].get(key) for key in measures]))
         for name, parts in baselines.items():
             if part in parts:
-                rows.append((f"  {name}", [parts[part].get(key) for key in COLUMNS.values()]))
+                rows.append((f"  {name}", [parts[part].get(key) for key in measures]))
     return rows

@@ -8,6 +8,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
+import torch
 from torch import Tensor
 
 from dmlcore.config import build_options
@@ -31,6 +32,9 @@ class Metric(ABC):
     Options: ClassVar[type] = MetricOptions
     takes_levels: ClassVar[bool] = False
     """Whether labels are `[N, L]`, from the finest level to the coarsest, where the data have several levels."""
+    takes_roles: ClassVar[bool] = False
+    """Whether `queries` and `references` are given by name too: int64 positions of the samples that ask, and of those among
+    which answers are looked for. A sample may be both, and does not find itself. Other measures see all as one set."""
 
     def __init__(self, options: Any = None, **values: Any) -> None:
         if options is not None and values:
@@ -51,16 +55,30 @@ class Metric(ABC):
 
 
 def further(
-    metrics: Iterable[Metric], embeddings: Tensor, labels: Tensor, levels: Tensor | None = None
+    metrics: Iterable[Metric],
+    embeddings: Tensor,
+    labels: Tensor,
+    levels: Tensor | None = None,
+    roles: tuple[Tensor, Tensor] | None = None,
 ) -> dict[str, float | None]:
-    """What further measures say, by `METRIC.name`; None for a number that is not finite. `levels` are labels `[N, L]`.
+    """What further measures say, by `METRIC.name`; None for a number that is not finite.
+
+    Args:
+        metrics: that are asked.
+        embeddings: [N, D].
+        labels: int64 [N].
+        levels: labels [N, L] where the data have several levels.
+        roles: int64 positions of queries and of references. None: all are both.
 
     Raises:
         PluginError: one gives something else than numbers by name.
     """
     results: dict[str, float | None] = {}
+    everyone = torch.arange(len(labels))
+    queries, references = (part.to(labels.device) for part in roles or (everyone, everyone))
     for metric in metrics:
-        values = metric(embeddings, levels if metric.takes_levels and levels is not None else labels)
+        known = {"queries": queries, "references": references} if metric.takes_roles else {}
+        values = metric(embeddings, levels if metric.takes_levels and levels is not None else labels, **known)
         try:
             numbers = {str(name): float(value) for name, value in values.items()}
         except (AttributeError, TypeError, ValueError):

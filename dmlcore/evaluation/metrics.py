@@ -18,6 +18,7 @@ from dmlcore.kernels import neighbours
 from dmlcore.losses.relations import label_matrix
 
 METRICS = ("cosine", "dot", "euclidean")
+RECALL_AT = (1, 2, 4, 8)
 
 
 def retrieval_metrics(
@@ -25,7 +26,7 @@ def retrieval_metrics(
     labels: Tensor | np.ndarray | Sequence[int] | LabelSets,
     references: Tensor | np.ndarray | None = None,
     reference_labels: Tensor | np.ndarray | Sequence[int] | LabelSets | None = None,
-    recall_at: Sequence[int] = (1, 2, 4, 8),
+    recall_at: Sequence[int] = RECALL_AT,
     *,
     metric: str = "cosine",
     own: Tensor | np.ndarray | Sequence[int] | None = None,
@@ -62,7 +63,23 @@ def retrieval_metrics(
 
     Source: R-precision and MAP@R as in Musgrave, Belongie and Lim, "A Metric Learning Reality Check", ECCV 2020, section 3.2.
     """
-    ks = _checked_ks(recall_at)
+    results, ks = rank(embeddings, labels, references, reference_labels, recall_at, metric=metric, own=own)
+    return means(results, ks, references is not None)
+
+
+def rank(
+    embeddings: Tensor | np.ndarray,
+    labels: Tensor | np.ndarray | Sequence[int] | LabelSets,
+    references: Tensor | np.ndarray | None = None,
+    reference_labels: Tensor | np.ndarray | Sequence[int] | LabelSets | None = None,
+    recall_at: Sequence[int] = RECALL_AT,
+    *,
+    metric: str = "cosine",
+    own: Tensor | np.ndarray | Sequence[int] | None = None,
+) -> tuple[np.ndarray, list[int]]:
+    """What every query finds: the rows of `plain.rank_positives`, float64 [5 + K, N], and the K values of k. Arguments and
+    errors as of `retrieval_metrics`, but that queries may have nothing to find."""
+    ks = checked_ks(recall_at)
     if metric not in METRICS:
         raise ConfigError(f"unknown metric {metric!r}.{suggestion(str(metric), METRICS)}")
     x = _vectors(embeddings, "embeddings")
@@ -78,8 +95,7 @@ def retrieval_metrics(
             results = neighbours.rank_positives(x, y, reference_vectors, reference_classes, ks, metric)  # [5 + K, N]
         else:
             results = plain.rank_positives(x, y, reference_vectors, reference_classes, ks, metric, itself)
-    results = results.cpu().numpy()
-    return means(results, ks, reference_classes is not None)
+    return results.cpu().numpy(), ks
 
 
 def _with_references(x: Tensor, references: Any, reference_labels: Any) -> tuple[Tensor, Tensor, Labels]:
@@ -97,6 +113,20 @@ def _with_references(x: Tensor, references: Any, reference_labels: Any) -> tuple
     return x.to(dtype), vectors.to(dtype), labels
 
 
+def by_query(results: np.ndarray, ks: Sequence[int]) -> dict[str, np.ndarray]:
+    """The measures of each query by name, float64 [N]: NaN for one that has no positive.
+
+    Args:
+        results: the rows of `plain.rank_positives`, [5 + K, N].
+        ks: the K values of k.
+    """
+    positives, first = results[0], np.where(results[0] > 0, results[1], np.nan)
+    values = {f"recall@{k}": np.where(positives > 0, first <= k, np.nan) for k in ks}
+    values |= {f"precision@{k}": hits / k for k, hits in zip(ks, results[5:], strict=True)}
+    values |= {"r_precision": results[2], "map@r": results[3], "map": results[4]}
+    return {name: np.where(positives > 0, rows, np.nan) for name, rows in {**values, "mrr": 1 / first}.items()}
+
+
 def means(results: np.ndarray, ks: list[int], has_references: bool = False) -> dict[str, float]:
     """Means over the queries that have a positive, from the rows of `plain.rank_positives`: `[5 + K, N]`."""
     counted = results[0] > 0
@@ -107,14 +137,16 @@ def means(results: np.ndarray, ks: list[int], has_references: bool = False) -> d
         raise ConfigError("no query has a positive: every label occurs once; pass at least two samples of some class")
     if queries < len(counted):
         results = results[:, counted]
-    first = results[1]
-    out = {f"recall@{k}": float((first <= k).mean()) for k in ks}
-    out |= {f"precision@{k}": float(hits.mean() / k) for k, hits in zip(ks, results[5:], strict=True)}
-    out |= {"r_precision": float(results[2].mean()), "map@r": float(results[3].mean()), "map": float(results[4].mean())}
-    return out | {"mrr": float((1 / first).mean()), "queries": float(queries), "excluded": float(len(counted) - queries)}
+    values = {name: float(rows.mean()) for name, rows in by_query(results, ks).items()}
+    return values | {"queries": float(queries), "excluded": float(len(counted) - queries)}
 
 
-def _checked_ks(recall_at: Any) -> list[int]:
+def checked_ks(recall_at: Any) -> list[int]:
+    """The different values of k.
+
+    Raises:
+        ConfigError: one is no whole number of at least 1.
+    """
     try:
         ks = list(recall_at)
     except TypeError:

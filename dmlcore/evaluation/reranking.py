@@ -6,7 +6,7 @@ Vectors have unit norm, and `s(q, x) = q @ x` is their cosine.
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -225,7 +225,7 @@ def reranked_metrics(
     labels: Tensor,
     method: str,
     options: RerankOptions | None = None,
-    recall_at: tuple[int, ...] = (1, 2, 4, 8),
+    recall_at: Sequence[int] = metrics.RECALL_AT,
 ) -> dict[str, Any]:
     """The measures of `retrieval_metrics` after re-ranking, every sample a query against all others.
 

@@ -6,7 +6,9 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from dmlcore.serving.compare_models import compare_evaluations
     from dmlcore.serving.embed import write_embeddings
+    from dmlcore.serving.evaluation import Evaluation, EvaluationOptions, evaluate
     from dmlcore.serving.exporting import export_folder
     from dmlcore.serving.gathering import gather
     from dmlcore.serving.graphs import write_graph
@@ -20,11 +22,15 @@ if TYPE_CHECKING:
 
 _HOMES = {
     "Embedded": "model",
+    "Evaluation": "evaluation",
+    "EvaluationOptions": "evaluation",
     "Index": "index",
     "Model": "model",
     "TrainedRun": "run",
     "add_entries": "index_changes",
     "build_index": "index",
+    "compare_evaluations": "compare_models",
+    "evaluate": "evaluation",
     "export_folder": "exporting",
     "gather": "gathering",
     "load": "loading",
@@ -37,11 +43,15 @@ _HOMES = {
 
 __all__ = [
     "Embedded",
+    "Evaluation",
+    "EvaluationOptions",
     "Index",
     "Model",
     "TrainedRun",
     "add_entries",
     "build_index",
+    "compare_evaluations",
+    "evaluate",
     "export_folder",
     "gather",
     "load",

@@ -7,7 +7,7 @@ import hashlib
 import os
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 import torch
@@ -16,8 +16,9 @@ from torch.nn import functional
 
 from dmlcore import progress
 from dmlcore.config import check_range
-from dmlcore.data import Splits, Table
+from dmlcore.data import LabelledDataset, Splits, Table
 from dmlcore.errors import ConfigError, DataError, PluginError
+from dmlcore.evaluation import Metric
 from dmlcore.models import EmbeddingModel
 from dmlcore.serving.inputs import Parts, named_by_user, parts_of, table_for
 from dmlcore.serving.samples import Preparation, dataset_batches, default_threads, is_picture_file
@@ -81,6 +82,31 @@ class Model:
         self.sample_shape = preparation.sample_shape
         self.device = device
         self._about = about or {}
+
+    has_data: ClassVar[bool] = False
+    """Whether it knows the data that it was trained on, and which of them were held out."""
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """What it was loaded from, for a result."""
+        return {"model": self.name}
+
+    @property
+    def workers(self) -> int:
+        """Processes that decode image files in an evaluation."""
+        return 0
+
+    def baseline(self, train: LabelledDataset | None) -> tuple[str, EmbeddingModel | None]:
+        """Name and model of what it began as, or None where that is not known.
+
+        Args:
+            train: the part that it was trained on, if known.
+        """
+        return "", None
+
+    def measures(self) -> list[Metric]:
+        """The measures beside those of retrieval that it was trained with."""
+        return []
 
     @property
     def about(self) -> dict[str, Any]:

@@ -6,15 +6,15 @@ from pathlib import Path
 from typing import Any, get_args
 
 import numpy as np
-from torch import Tensor
 
 from dmlcore import trust
 from dmlcore.data import LabelledDataset, RecordedSplit, Splits, Table
 from dmlcore.data.images import Interpolation
 from dmlcore.errors import ConfigError, DataError
-from dmlcore.evaluation import evaluating, reranking
+from dmlcore.evaluation import Metric
 from dmlcore.files import expanded
 from dmlcore.models import EmbeddingModel, weights_follow
+from dmlcore.serving.evaluation import EvaluationOptions, evaluate
 from dmlcore.serving.inputs import Parts, named_by_user
 from dmlcore.serving.model import Model
 from dmlcore.serving.samples import Preparation
@@ -31,8 +31,8 @@ from dmlcore.training.changes import check_unchanged
 from dmlcore.training.configuration import RunConfig
 from dmlcore.training.folder import NO_SPLIT, RunFolder
 from dmlcore.training.objects import check_objects, parted
-from dmlcore.training.result import named_metrics
 
+NAMED = 10  # classes in a note
 OF_A_MODEL = ("loss", "model", "compressor")  # kinds without which no model is built
 MEASURED = ("metrics", "baselines", "advice", "chosen_step", "chosen_by")
 OF_A_CARD = ("losses", "data", "steps", "seed", "versions", *MEASURED)  # of `result.json`
@@ -53,6 +53,8 @@ class TrainedRun(Model):
         ConfigError: there is no run or no such checkpoint, or its `config.toml` was changed.
         TrainingError: the checkpoint is damaged; the message names one that is intact.
     """
+
+    has_data = True
 
     def __init__(
         self,
@@ -115,9 +117,22 @@ class TrainedRun(Model):
         """The configuration; of the components in files, only those that the model and some kinds need are imported."""
         return RunConfig.read_run(self.folder.config, self._source(*kinds)).with_objects(self._objects)
 
-    def _untrained(self, train: LabelledDataset | None) -> EmbeddingModel | None:
+    @property
+    def identity(self) -> dict[str, Any]:
+        return {"run": str(self.folder.path), "step": self.step}
+
+    @property
+    def workers(self) -> int:
+        return self.config.settings.data.workers
+
+    def baseline(self, train: LabelledDataset | None) -> tuple[str, EmbeddingModel | None]:
         with trust.reading(self._source()):
-            return baseline_model(self.config, self.sample_shape, self.kind, self.device, train, self.folder)
+            untrained = baseline_model(self.config, self.sample_shape, self.kind, self.device, train, self.folder)
+        return name_of_baseline(self.config), untrained
+
+    def measures(self) -> list[Metric]:
+        with trust.reading(self._source("metric")):
+            return build_components(self._read_config("metric"), "metric")
 
     def open(self) -> Splits:
         """The run's own data, split as when the run was made.
@@ -162,8 +177,14 @@ class TrainedRun(Model):
         is_trained = self._recorded.trained_on(table)
         if not is_trained.any():
             return []
-        count, classes = int(is_trained.sum()), len(np.unique(table.labels[is_trained]))
-        return [f"not held out: {count:,} of these {len(is_trained):,} samples, of {classes:,} classes, were trained on"]
+        count, classes = int(is_trained.sum()), np.unique(table.labels[is_trained])
+        named = ", ".join(f"'{table.class_names[label]}'" for label in classes[:NAMED]) + (
+            ", ..." if len(classes) > NAMED else ""
+        )
+        return [
+            f"not held out: {count:,} of these {len(is_trained):,} samples, of {len(classes):,} classes, were trained on"
+            f" ({named})"
+        ]
 
     def _check_counts(self, splits: Splits) -> None:
         """Refuse a split that was drawn anew, for want of the run's own, and differs from what the run's result says of it."""
@@ -183,53 +204,21 @@ class TrainedRun(Model):
             return False
         return data is None or data == own or (Path(own).is_absolute() and expanded(data).resolve() == Path(own))
 
-    def evaluate(self, data: Any = None, options: dict[str, Any] | None = None, *, rerank: str | None = None) -> dict[str, Any]:
+    def evaluate(
+        self, data: Any = None, options: dict[str, Any] | None = None, *, rerank: str | None = None, **how: Any
+    ) -> dict[str, Any]:
         """Metrics and baselines: of the run's validation and test classes, or of all classes of other data.
 
         Args:
             data, options: as of `parts`.
             rerank: also measure re-ranking by this method, one of `reranking.METHODS`.
+            how: further fields of `EvaluationOptions`.
 
         Raises:
-            ConfigError: there is no such method.
+            ConfigError: there is no such method, or an option is out of range.
             DataError: the data cannot be used, or has no labels.
         """
-        if rerank is not None:
-            reranking.check_method(rerank)
-        opened = self.parts(data, options)
-        if not opened.has_labels:
-            raise DataError(
-                f"'{opened.name}' has no labels, so nothing can be measured on it. `dmlcore embed` writes its embeddings"
-            )
-        parts = {name: part for name, part in opened.parts.items() if name in ("validation", "test", "all")}
-        notes = [*opened.notes, *(f"{name}: {why}" for name, part in parts.items() if (why := evaluating.why_not_ranked(part)))]
-        parts = {name: part for name, part in parts.items() if len(part)}
-        untrained = self._untrained(opened.parts.get("train"))
-        workers = self.config.settings.data.workers
-        with trust.reading(self._source("metric")):
-            measures = build_components(self._read_config("metric"), "metric")
-        embeddings: dict[str, Tensor] = {}
-        metrics, baselines = evaluating.compare(
-            self.model,
-            untrained,
-            parts,
-            name=name_of_baseline(self.config),
-            kind=self.kind,
-            workers=workers,
-            metrics=measures,
-            kept=embeddings,
-        )
-        reranked = {part: evaluating.rerank(embeddings[part], parts[part], rerank) for part in parts} if rerank else {}
-        return {
-            "run": str(self.folder.path),
-            "step": self.step,
-            "data": opened.name,
-            "metrics": metrics,
-            "baselines": baselines,
-            **({"rerank": rerank, "reranked": reranked} if rerank else {}),
-            **named_metrics(self.model, parts, workers, measures),
-            "notes": notes,
-        }
+        return evaluate(self, data, options, EvaluationOptions(rerank=rerank, **how)).result
 
 
 def _interpolation(config: dict[str, Any], of_trunk: Interpolation) -> Interpolation:

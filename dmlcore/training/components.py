@@ -64,6 +64,11 @@ def model_component(name: str) -> Component:
     return Component(trunk.name, "model", name, trunk.Options, implied)
 
 
+def metric_component(name: str) -> Component:
+    """A measure that `--metrics` names."""
+    return _named("metric", name)
+
+
 def components(settings: Settings) -> dict[str, Component]:
     """The components that settings choose, by the table of their options.
 

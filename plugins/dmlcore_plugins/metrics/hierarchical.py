@@ -13,7 +13,8 @@ SIMILARITIES = 1 << 22  # held at a time
 
 
 class Hierarchical(Metric):
-    """Hierarchical average precision and NDCG. Every sample is a query against all others, ranked by cosine.
+    """Hierarchical average precision and NDCG. Every sample is a query against all others, ranked by cosine, or each query
+    against the gallery where the data have these.
 
     A reference that agrees with the query at `l` of `L` levels has the relevance `rel = (l / L) / (how many agree at l)`.
 
@@ -28,18 +29,22 @@ class Hierarchical(Metric):
 
     name = "hierarchical"
     takes_levels = True
+    takes_roles = True
 
-    def __call__(self, embeddings: Tensor, labels: Tensor) -> dict[str, float]:
+    def __call__(
+        self, embeddings: Tensor, labels: Tensor, queries: Tensor | None = None, references: Tensor | None = None
+    ) -> dict[str, float]:
         levels = labels if labels.ndim == 2 else labels[:, None]  # [N, L]
         x = unit(embeddings)
-        count = len(x)
+        everyone = torch.arange(len(x), device=x.device)
+        queries, references = (everyone if part is None else part for part in (queries, references))
         values: list[Tensor] = []
-        for rows in torch.arange(count, device=x.device).split(max(1, SIMILARITIES // max(count, 1))):
-            agreed = (levels[rows, None] == levels[None]).sum(2)  # [c, N]
-            others = torch.ones_like(agreed, dtype=torch.bool)
-            others[torch.arange(len(rows), device=x.device), rows] = False
-            s = (x[rows] @ x.T)[others].reshape(len(rows), count - 1)
-            values.append(_measures(s, agreed[others].reshape(len(rows), count - 1), levels.shape[1]))  # [c, 2]
+        for rows in queries.split(max(1, SIMILARITIES // max(len(references), 1))):
+            agreed = (levels[rows, None] == levels[references][None]).sum(2)  # [c, M]
+            s = x[rows] @ x[references].T
+            own = references == rows[:, None]
+            # A query itself comes last and is worth nothing, which is as if it were not there.
+            values.append(_measures(s.masked_fill(own, -torch.inf), agreed.masked_fill(own, 0), levels.shape[1]))  # [c, 2]
         measured = torch.cat(values) if values else torch.zeros(0, 2)
         means = measured[~measured[:, 0].isnan()].mean(0)
         return {"h_ap": float(means[0]), "ndcg": float(means[1])}

@@ -1,0 +1,201 @@
+"""Evaluation of a model on data, or of embeddings in a file: measures with intervals, baselines, and what each query finds. The
+measures are in `evaluation`, the comparison of several models in `compare_models.py`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from dmlcore.config import check_range
+from dmlcore.data import LabelledDataset
+from dmlcore.errors import ConfigError, DataError
+from dmlcore.evaluation import Metric, evaluating, reranking, resampling
+from dmlcore.evaluation.metrics import RECALL_AT, checked_ks
+from dmlcore.evaluation.queries import QueryScores
+from dmlcore.evaluation.resampling import ClassSums
+from dmlcore.serving.embedded_parts import MEASURED_PARTS, parts_of_entries
+from dmlcore.serving.entries import read_embeddings
+from dmlcore.serving.inputs import Parts
+from dmlcore.serving.model import BATCH, Model
+from dmlcore.serving.samples import dataset_batches, default_threads
+from dmlcore.training.result import named_metrics
+
+MOST_REPLICATES = 1_000_000
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluationOptions:
+    """What is measured.
+
+    Raises:
+        ConfigError: a value is out of range, or there is no such re-ranking.
+    """
+
+    recall_at: Sequence[int] = RECALL_AT
+    """Values of k of `recall@k` and `precision@k`."""
+    bootstrap: int = resampling.REPLICATES
+    """Replicates behind the intervals. 0: no intervals."""
+    seed: int = 0
+    """Of what is drawn for them."""
+    rerank: str | None = None
+    """Also measure re-ranking by this method, one of `reranking.METHODS`."""
+    metrics: Sequence[Metric] | None = None
+    """Further measures. None: those that the model was trained with."""
+
+    def __post_init__(self) -> None:
+        if not checked_ks(self.recall_at):
+            raise ConfigError("recall_at is empty, but must hold a whole number of at least 1")
+        check_range("bootstrap", self.bootstrap, least=0, most=MOST_REPLICATES)
+        check_range("seed", self.seed, least=0)
+        if self.rerank is not None:
+            reranking.check_method(self.rerank)
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What was measured.
+
+    Attributes:
+        result: for a file or `--json`: where the embeddings are from, `data`, `metrics` and `intervals` by part, `notes`.
+        source: names and files of the samples.
+        parts: the parts that were measured, and `PART (LEVEL)` for each level of coarser labels.
+        embeddings: [N, D] by part.
+        scores: what each query finds, by part and level. Those are missing in which nothing can be ranked.
+    """
+
+    result: dict[str, Any]
+    source: Parts
+    parts: dict[str, LabelledDataset]
+    embeddings: dict[str, Tensor]
+    scores: dict[str, QueryScores] = field(default_factory=dict)
+
+    def classes(self, name: str) -> list[dict[str, Any]]:
+        """The measures of each class of a part, the lowest MAP@R first. Of samples with several labels, those of each label."""
+        return _class_rows(self.scores[name], self.parts[name])
+
+
+def evaluate(
+    model: Model | str | Path,
+    data: Any = None,
+    options: dict[str, Any] | None = None,
+    how: EvaluationOptions | None = None,
+    *,
+    is_compared: bool = False,
+) -> Evaluation:
+    """Measure a model on data, or embeddings in a file as they are.
+
+    Args:
+        model: one that was loaded, or the file of embeddings, as `dmlcore embed` writes it.
+        data: a name, a path, or the data themselves, as `Model.parts` takes them. None: the classes that a run held out. A file
+            of embeddings takes none.
+        options: of the data.
+        how: what is measured; None: the defaults.
+        is_compared: without baselines and embeddings beside the one that is served. All samples of `data` are measured, even of
+            a run whose own data these are.
+
+    Raises:
+        ConfigError: there are no data, or too many.
+        DataError: the data cannot be used, or have no labels.
+    """
+    how = how or EvaluationOptions()
+    if isinstance(model, Model):
+        return _evaluate_model(model, data, options, how, is_compared)
+    if data is not None:
+        raise ConfigError(f"'{model}' holds embeddings, which are measured themselves: leave --data out, or name a model")
+    source = parts_of_entries(read_embeddings(model), str(model))
+    embeddings = {name: torch.from_numpy(part.samples.fetch(part.rows).numpy()) for name, part in source.parts.items()}
+    return _measured({"embeddings_file": str(model)}, source, embeddings, how, how.metrics or ())
+
+
+def _evaluate_model(
+    model: Model, data: Any, options: dict[str, Any] | None, how: EvaluationOptions, is_compared: bool
+) -> Evaluation:
+    if data is None and not model.has_data:
+        raise ConfigError(f"{model.name} has no data of its own: name some by --data")
+    opened = Model.parts(model, data, options) if is_compared and data is not None else model.parts(data, options)
+    if not opened.has_labels:
+        raise DataError(
+            f"'{opened.name}' has no labels, so nothing can be measured on it. `dmlcore embed` writes its embeddings"
+        )
+    parts = {name: part for name, part in opened.parts.items() if name in (*MEASURED_PARTS, "all")}
+    source = Parts(opened.name, parts, opened.notes, True, opened.sample_names, opened.paths)
+    threads = default_threads()
+    embeddings = {
+        name: torch.cat(list(model.embed_batches(dataset_batches(part, BATCH, threads))))
+        for name, part in parts.items()
+        if len(part)
+    }
+    metrics = model.measures() if how.metrics is None else how.metrics
+    evaluation = _measured(model.identity, source, embeddings, how, metrics)
+    if is_compared:
+        return evaluation
+    name, untrained = model.baseline(opened.parts.get("train"))
+    named = {part: dataset for part, dataset in parts.items() if len(dataset)}
+    evaluation.result["baselines"] = evaluating.baselines_of(
+        untrained, named, kind=model.kind, name=name, workers=model.workers, metrics=metrics, recall_at=how.recall_at
+    )
+    evaluation.result.update(named_metrics(model.model, named, model.workers, metrics))
+    return evaluation
+
+
+def _measured(
+    identity: dict[str, Any],
+    source: Parts,
+    embeddings: dict[str, Tensor],
+    how: EvaluationOptions,
+    metrics: Sequence[Metric],
+) -> Evaluation:
+    whys = {name: evaluating.why_not_ranked(part) for name, part in source.parts.items()}
+    notes = [*source.notes, *(f"{name}: {why}" for name, why in whys.items() if why)]
+    measured: dict[str, dict[str, Any]] = {}
+    parts: dict[str, LabelledDataset] = {}
+    scores: dict[str, QueryScores] = {}
+    for name, rows in embeddings.items():
+        parts |= evaluating.by_level(name, source.parts[name])
+        measured |= evaluating.evaluate_levels(rows, name, source.parts[name], metrics, how.recall_at, scores)
+    result: dict[str, Any] = {**identity, "data": source.name, "metrics": measured, "baselines": {}, "notes": notes}
+    if how.bootstrap:
+        result["bootstrap"] = {"replicates": how.bootstrap, "seed": how.seed, "over": "classes", "level": resampling.LEVEL}
+        result["intervals"] = {
+            name: resampling.intervals(_class_sums(of_part, parts[name]), how.bootstrap, how.seed)
+            for name, of_part in scores.items()
+        }
+    if how.rerank is not None:
+        result["rerank"] = how.rerank
+        result["reranked"] = {
+            name: evaluating.rerank(rows, source.parts[name], how.rerank, how.recall_at) for name, rows in embeddings.items()
+        }
+    return Evaluation(result, source, parts, embeddings, scores)
+
+
+def _class_sums(scores: QueryScores, dataset: LabelledDataset) -> ClassSums:
+    """What intervals draw. Of samples with several labels, those with the same ones make a class."""
+    return ClassSums.of(scores.values, dataset.dense_labels[scores.queries])
+
+
+def _class_rows(scores: QueryScores, dataset: LabelledDataset) -> list[dict[str, Any]]:
+    if dataset.sets is None:
+        values, classes, names = scores.values, dataset.dense_labels[scores.queries], dataset.class_names
+    else:  # a query counts for each of its labels
+        sets = dataset.judged_sets().select(scores.queries)
+        of_query = np.repeat(np.arange(len(sets)), sets.sizes)
+        values = {name: rows[of_query] for name, rows in scores.values.items()}
+        classes, names = sets.index, dataset.label_names
+    sums = ClassSums.of(values, classes)
+    means = sums.means()
+    order = np.argsort(means[:, sums.measures.index("map@r")], kind="stable")
+    return [
+        {
+            "class": names[int(sums.classes[at])],
+            "queries": int(sums.counts[at]),
+            **dict(zip(sums.measures, means[at].tolist(), strict=True)),
+        }
+        for at in order
+    ]
