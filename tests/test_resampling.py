@@ -92,14 +92,7 @@ def test_the_paired_test_is_that_of_scipy(classes: int) -> None:
     first, second = ClassSums.of(a, labels), ClassSums.of(b, labels)
     found = differences(first, second, 5_000)["map@r"]
     change = (second.sums - first.sums)[:, 1]
-    expected = stats.permutation_test(
-        (change,),
-        np.sum,
-        permutation_type="samples",
-        n_resamples=20_000,
-        random_state=np.random.default_rng(0),
-        vectorized=True,
-    )
+    expected = stats.permutation_test((change,), np.sum, permutation_type="samples", n_resamples=20_000, **seeded())
     assert found.value == pytest.approx(np.nanmean(b["map@r"]) - np.nanmean(a["map@r"]), abs=1e-12)
     assert found.p_flips == pytest.approx(expected.pvalue, abs=1e-9 if classes == 9 else 0.02)
     assert found.low is not None and found.high is not None and found.low < found.value < found.high

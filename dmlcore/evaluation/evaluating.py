@@ -264,7 +264,7 @@ def baselines_of(
     *,
     kind: str,
     name: str,
-    workers: int = 0,
+    workers: int | None = 0,
     metrics: Sequence[Metric] = (),
     recall_at: Sequence[int] = RECALL_AT,
 ) -> dict[str, dict[str, dict[str, Any]]]:

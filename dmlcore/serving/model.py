@@ -92,9 +92,9 @@ class Model:
         return {"model": self.name}
 
     @property
-    def workers(self) -> int:
-        """Processes that decode image files in an evaluation."""
-        return 0
+    def workers(self) -> int | None:
+        """Processes that decode image files for baselines. None: as `dmlcore.data.loading.default_workers` says."""
+        return None
 
     def baseline(self, train: LabelledDataset | None) -> tuple[str, EmbeddingModel | None]:
         """Name and model of what it began as, or None where that is not known.

@@ -122,7 +122,7 @@ class TrainedRun(Model):
         return {"run": str(self.folder.path), "step": self.step}
 
     @property
-    def workers(self) -> int:
+    def workers(self) -> int | None:
         return self.config.settings.data.workers
 
     def baseline(self, train: LabelledDataset | None) -> tuple[str, EmbeddingModel | None]:
