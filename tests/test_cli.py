@@ -290,9 +290,9 @@ MISTAKES = [
     (["train", "--config", "PLUGIN"], "PLUGIN: plugins: there is no loss 'sm'"),
     (["train", "--config", "BROKEN"], "BROKEN is not valid TOML"),
     (["train", "--config", "MISSING"], "cannot read the configuration"),
-    (["eval", "NOWHERE"], "there is no run in"),
+    (["eval", "NOWHERE"], "give the folder of a run"),
     (["eval", "TRAINED", "--checkpoint", "first"], "no checkpoint 'first'"),
-    (["eval"], "needs RUN"),
+    (["eval"], "no model is given"),
     (["trian"], 'Did you mean "train"'),
     (["train", "extra"], "extra"),
 ]
