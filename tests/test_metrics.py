@@ -52,10 +52,10 @@ ROLES = [None, ["query", "gallery", "gallery"] * 30, ["query", "gallery", "test"
 
 @pytest.mark.parametrize("roles", ROLES)
 @pytest.mark.parametrize("cells", [1 << 22, 100])
-def test_neighbours_by_loops(roles: list[str] | None, cells: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    import dmlcore_plugins.metrics.neighbours
+def test_knn_by_loops(roles: list[str] | None, cells: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    import dmlcore_plugins.metrics.knn
 
-    monkeypatch.setattr(dmlcore_plugins.metrics.neighbours, "SIMILARITIES", cells)
+    monkeypatch.setattr(dmlcore_plugins.metrics.knn, "SIMILARITIES", cells)
     x, y = samples()
     queries, references = parts(roles, len(x))
     right, precisions = [], []
@@ -70,15 +70,15 @@ def test_neighbours_by_loops(roles: list[str] | None, cells: int, monkeypatch: p
         found = sum(sum(hits[: rank + 1]) / (rank + 1) for rank in range(7) if hits[rank])
         precisions.append(found / min(7, sum(hits)))
     expected = {"accuracy": np.mean(right), "map@7": np.mean(precisions)}
-    assert measured("neighbours", x, y, roles, depth=7) == pytest.approx(expected, abs=1e-12)
+    assert measured("knn", x, y, roles, depth=7) == pytest.approx(expected, abs=1e-12)
 
 
-def test_neighbours_at_any_depth_are_the_average_precision() -> None:
+def test_knn_at_any_depth_are_the_average_precision() -> None:
     x, y = samples()
     values = evaluating.evaluate(
         torch.from_numpy(x), LabelledDataset(FeatureStore(x), np.arange(90), y, list("abcdefghijkl"), (6,))
     )
-    found = measured("neighbours", x, y, None, k=1)
+    found = measured("knn", x, y, None, k=1)
     assert found["map@1000"] == pytest.approx(values["map"]) and found["accuracy"] == pytest.approx(values["recall@1"])
 
 
@@ -109,7 +109,7 @@ def test_graded_relevance_by_loops_and_scikit_learn(roles: list[str] | None) -> 
 
 def test_clusters_agree_with_scikit_learn_and_loops() -> None:
     sklearn = pytest.importorskip("sklearn.metrics", reason="clusters need scikit-learn")
-    from dmlcore_plugins.metrics.clusters import pair_f1
+    from dmlcore_plugins.metrics.clustering import pair_f1
 
     generator = np.random.default_rng(0)
     classes, clusters = generator.integers(0, 4, 40), generator.integers(0, 5, 40)
@@ -118,10 +118,10 @@ def test_clusters_agree_with_scikit_learn_and_loops() -> None:
     assert pair_f1(classes, clusters) == pytest.approx(sklearn.f1_score(*zip(*same, strict=True)))
     assert pair_f1(classes, classes) == 1 and math.isnan(pair_f1(np.arange(3), np.arange(3)))
     x, y = np.eye(3, 8, dtype=np.float32)[np.arange(30) % 3], np.arange(30) % 3
-    assert measured("clusters", x, y, None) == pytest.approx({"nmi": 1, "ami": 1, "f1": 1})
+    assert measured("clustering", x, y, None) == pytest.approx({"nmi": 1, "ami": 1, "f1": 1})
     x, y = samples(300, 6)
-    found, shuffle = measured("clusters", x, y, None), generator.permutation(300)
-    assert found == pytest.approx(measured("clusters", x[shuffle], y[shuffle], None))
+    found, shuffle = measured("clustering", x, y, None), generator.permutation(300)
+    assert found == pytest.approx(measured("clustering", x[shuffle], y[shuffle], None))
     assert 0 < found["ami"] < found["nmi"] < 1 and 0 < found["f1"] < 1
-    unrelated = measured("clusters", generator.normal(size=(300, 6)).astype(np.float32), y, None)
+    unrelated = measured("clustering", generator.normal(size=(300, 6)).astype(np.float32), y, None)
     assert abs(unrelated["ami"]) < 0.05

@@ -17,7 +17,7 @@ from dmlcore.evaluation import Metric
 from dmlcore.losses import unit
 
 
-class Clusters(Metric):
+class Clustering(Metric):
     """k-means with as many clusters as classes, on unit vectors: NMI, AMI and F1. Needs scikit-learn.
 
     `nmi` is the mutual information of clusters and classes, divided by the mean of their entropies. It grows with the number of
@@ -28,11 +28,11 @@ class Clusters(Metric):
     Xiang, Jegelka, Savarese, "Deep Metric Learning via Lifted Structured Feature Embedding", CVPR 2016.
     """
 
-    name = "clusters"
+    name = "clustering"
 
     @dataclass(frozen=True, kw_only=True)
     class Options:
-        """Options of `clusters`."""
+        """Options of `clustering`."""
 
         starts: int = 1
         """Times that k-means begins anew, of which the best is taken, >= 1."""
@@ -81,9 +81,9 @@ def _sklearn(name: str) -> Any:
     try:
         return importlib.import_module(f"sklearn.{name}")
     except ImportError as error:
-        raise ConfigError(f"the metric 'clusters' needs scikit-learn ({error}). Run `pip install scikit-learn`") from None
+        raise ConfigError(f"the metric 'clustering' needs scikit-learn ({error}). Run `pip install scikit-learn`") from None
 
 
 @dmlcore.hookimpl
 def dmlcore_metrics() -> list[type]:
-    return [Clusters]
+    return [Clustering]

@@ -15,7 +15,7 @@ from dmlcore.losses import unit
 SIMILARITIES = 1 << 22  # held at a time
 
 
-class Neighbours(Metric):
+class Knn(Metric):
     """Accuracy of a vote of the k nearest references, and mean average precision at a depth, by cosine.
 
     `accuracy`: share of queries whose label most of their k nearest references have. Of labels with equally many votes the one
@@ -27,12 +27,12 @@ class Neighbours(Metric):
     Source: Weyand, Araujo, Cao, Sim, "Google Landmarks Dataset v2", CVPR 2020, section 4.1, for the average precision.
     """
 
-    name = "neighbours"
+    name = "knn"
     takes_roles = True
 
     @dataclass(frozen=True, kw_only=True)
     class Options:
-        """Options of `neighbours`."""
+        """Options of `knn`."""
 
         k: int = 5
         """Neighbours that vote, >= 1."""
@@ -99,4 +99,4 @@ def _mean(parts: list[Tensor]) -> float:
 
 @dmlcore.hookimpl
 def dmlcore_metrics() -> list[type]:
-    return [Neighbours]
+    return [Knn]
