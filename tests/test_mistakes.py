@@ -314,7 +314,7 @@ def test_long_ids_of_splits_have_files(refused: Callable[..., tuple[int, str]]) 
 
 def test_small_mistakes_have_their_own_words(runs: Path, refused: Callable[..., tuple[int, str]]) -> None:
     assert "where a name is missing between two commas" in refused("train", "--plugins", "ms,,triplet")[1]
-    assert "`dmlcore eval` needs RUN: Folder of a run." in refused("eval")[1]
+    assert "no model is given; name a run" in refused("eval")[1]
     assert "`dmlcore splits show` needs FILE" in refused("splits", "show")[1]
     config = copied(runs, "run") / "config.toml"
     config.write_text("plugins = ['ms']\nold_key = 1\n")  # of the version before tables

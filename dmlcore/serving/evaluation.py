@@ -110,7 +110,7 @@ def evaluate(
     if data is not None:
         raise ConfigError(f"'{model}' holds embeddings, which are measured themselves: leave --data out, or name a model")
     source = parts_of_entries(read_embeddings(model), str(model))
-    embeddings = {name: torch.from_numpy(part.samples.fetch(part.rows).numpy()) for name, part in source.parts.items()}
+    embeddings = {name: part.samples.fetch(part.rows) for name, part in source.parts.items()}
     return _measured({"embeddings_file": str(model)}, source, embeddings, how, how.metrics or ())
 
 
