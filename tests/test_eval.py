@@ -204,6 +204,10 @@ def test_what_cannot_be_compared_or_measured_is_told_in_a_line(
         status, out, err = run(capsys, *words)
         assert status == 2 and not out and re.search(text, err), (words, err)
         assert err.count("error:") == 1 and "Traceback" not in err
+    one, other = evaluate(home / "a_own.npz"), evaluate(home / "a_own.npz")
+    other.scores["test"].positives[0] += 1
+    with pytest.raises(DataError, match="other answers are right in 'test'"):
+        compare_evaluations([one, other], EvaluationOptions())
     with pytest.raises(ConfigError, match="needs two models"):
         compare_evaluations([evaluate(home / "a_own.npz")], EvaluationOptions())
     with pytest.raises(DataError, match="no file"):

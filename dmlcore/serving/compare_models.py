@@ -116,6 +116,9 @@ def _why_not_paired(first: Evaluation, second: Evaluation) -> str:
             differing = sorted(set(one.class_names) ^ set(other.class_names))
             return f"{len(differing):,} classes, such as '{differing[0]}', are in '{name}' of only one of them"
         return f"the samples of '{name}' differ, or their order, labels or roles do"
+    for name in first.scores.keys() & second.scores.keys():
+        if not np.array_equal(first.scores[name].positives, second.scores[name].positives):  # other labels count, say
+            return f"other answers are right in '{name}'"
     return ""
 
 
