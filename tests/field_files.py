@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -112,4 +113,76 @@ def in_shop(root: Path, unpacked: str = "Img") -> Path:
             rows.append(f"{file:<70}id_{item:08} {part}")
     place = root / "Eval" if unpacked else root
     write(place / "list_eval_partition.txt", [str(len(rows)), "image_name item_id evaluation_status", *rows])
+    return root
+
+
+def flowers(root: Path) -> Path:
+    labels = np.tile(np.arange(1, 10), 5)  # in no order, as in the real file
+    for n in range(len(labels)):
+        picture(root / "jpg" / f"image_{n + 1:05}.jpg", n)
+    savemat(root / "imagelabels.mat", {"labels": labels.astype(np.uint8)[None]})
+    numbers = np.arange(1, len(labels) + 1, dtype=np.uint16)[None]
+    sets = {"trnid": numbers[:, :18], "valid": numbers[:, 18:36], "tstid": numbers[:, 36:]}
+    savemat(root / "setid.mat", sets, do_compression=True)
+    return root
+
+
+BREEDS = ["Abyssinian", "american_bulldog", "basset_hound", "Bengal", "chihuahua", "Egyptian_Mau", "samoyed"]
+
+
+def pets(root: Path, end: str = "\n") -> Path:
+    rows = []
+    for label, breed in enumerate(BREEDS):
+        for n in range(4):
+            picture(root / "images" / f"{breed}_{n + 1}.jpg", 10 * label + n)
+            rows.append((n, f"{breed}_{n + 1} {label + 1} {1 if breed[0].isupper() else 2} {label + 1}"))
+    picture(root / "images" / "Bengal_999.jpg")  # in no list
+    head = ["#Image CLASS-ID SPECIES BREED ID", "#ID: 1:37 Class ids", "#SPECIES: 1:Cat 2:Dog"]
+    write(root / "annotations" / "list.txt", [*head, *(row for _, row in rows)], end)
+    write(root / "annotations" / "trainval.txt", [row for n, row in rows if n < 2], end)
+    write(root / "annotations" / "test.txt", [row for n, row in rows if n >= 2], end)
+    return root
+
+
+def tiny_imagenet(root: Path) -> Path:
+    wnids = [f"n{number:08}" for number in (2124075, 4067472, 1443537, 9428293, 2231487, 3126707)]
+    for label, wnid in enumerate(wnids):
+        for n in range(3):
+            picture(root / "train" / wnid / "images" / f"{wnid}_{n}.JPEG", 10 * label + n, (64, 64))
+        write(root / "train" / wnid / f"{wnid}_boxes.txt", [f"{wnid}_0.JPEG\t0\t0\t62\t62"])
+    rows = []
+    for n in range(12):
+        picture(root / "val" / "images" / f"val_{n}.JPEG", 100 + n, (64, 64))
+        rows.append(f"val_{n}.JPEG\t{wnids[n % 6]}\t0\t32\t44\t62")
+    picture(root / "test" / "images" / "test_0.JPEG", 200, (64, 64))
+    write(root / "wnids.txt", wnids)
+    write(root / "val" / "val_annotations.txt", rows)
+    write(root / "words.txt", ["n00001740\tentity", *(f"{wnid}\tanimal {wnid[-2:]}, other name" for wnid in wnids)])
+    return root
+
+
+def inaturalist(root: Path, *, lists: bool = False) -> Path:
+    """Eight species; two are called alike. Numbers of categories count from 0, those of validation begin behind training."""
+    groups = ["Aves", "Insecta"]
+    categories = [
+        {"id": n, "name": "Morus" if n in (2, 5) else f"Species {n}", "supercategory": groups[n // 4], "genus": f"g{n // 2}"}
+        for n in range(8)
+    ]
+    paths, number = [], 0
+    for part, count in (("train", 3), ("val", 1)):
+        images, annotations = [], []
+        for category in categories:
+            for _ in range(count):
+                number += 1
+                file = f"train_val2018/{category['supercategory']}/{category['id']}/{number:032x}.jpg"
+                picture(root / file, number)
+                paths.append((category["id"], file))
+                images.append({"id": number, "file_name": file, "license": 3, "width": 40, "height": 30})
+                annotations.append({"id": number, "image_id": number, "category_id": category["id"]})
+        content = {"images": images, "annotations": annotations[::-1], "categories": categories}
+        (root / f"{part}2018.json").write_text(json.dumps(content))
+    if lists:
+        for name, species in (("train", {0, 2, 4, 6}), ("test", {1, 3, 5, 7})):
+            lines = [file for category, file in paths if category in species]
+            write(root / "Inat_dataset_splits" / f"Inaturalist_{name}_set1.txt", lines)
     return root

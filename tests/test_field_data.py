@@ -28,6 +28,10 @@ MAKERS: dict[str, tuple[str, Any]] = {
     "cars, devkit": ("cars", files.cars_devkit),
     "sop": ("sop", files.sop),
     "in_shop": ("in_shop", files.in_shop),
+    "flowers": ("flowers", files.flowers),
+    "pets": ("pets", files.pets),
+    "tiny_imagenet": ("tiny_imagenet", files.tiny_imagenet),
+    "inaturalist": ("inaturalist", files.inaturalist),
 }
 
 
@@ -150,6 +154,77 @@ def test_in_shop_has_queries_and_a_gallery(tmp_path: Path) -> None:
     listed.write_text(whole.replace("image_name item_id", "image_pair_name_1 image_pair_name_2 item_id"))
     with pytest.raises(DataError, match="is no list of In-Shop"):
         open_data(str(root))
+
+
+def test_flowers(tmp_path: Path) -> None:
+    root = files.flowers(tmp_path / "flowers-102")
+    table = load("flowers", tmp_path)
+    assert table.class_names == [f"{n:03}" for n in range(1, 10)] and table.labels[:10].tolist() == [*range(9), 0]
+    assert parts_of_classes(table) == {"train": set(table.class_names[:4]), "test": set(table.class_names[4:])}
+    official = load("flowers", root, split="official")
+    assert official.split is not None
+    assert official.split.tolist() == ["train"] * 18 + ["validation"] * 18 + ["test"] * 9
+    files.savemat(root / "setid.mat", {"trnid": [[1]], "valid": [[2]], "tstid": [[46]]})
+    with pytest.raises(DataError, match="tstid in .* must be numbers of images from 1 to 45"):
+        load("flowers", root, split="official")
+
+
+@pytest.mark.parametrize("end", ["\n", "\r\n"])
+def test_pets(end: str, tmp_path: Path) -> None:
+    root = files.pets(tmp_path, end)
+    table = load("pets", root, levels=("species",))
+    assert table.class_names == files.BREEDS and len(table.labels) == 28
+    assert table.levels == {"species": ["cat", "dog", "dog", "cat", "dog", "cat", "dog"]}
+    assert parts_of_classes(table) == {"train": set(files.BREEDS[:4]), "test": set(files.BREEDS[4:])}
+    official = load("pets", root, split="official")
+    assert parts_of_classes(official) == {"train": set(files.BREEDS), "test": set(files.BREEDS)}
+    listed = root / "annotations" / "list.txt"
+    listed.write_text(listed.read_text().replace("samoyed_1 7 2", "samoyed_1 7 3"))
+    with pytest.raises(DataError, match="has the species '3'"):
+        load("pets", root)
+
+
+def test_tiny_imagenet(tmp_path: Path) -> None:
+    root = files.tiny_imagenet(tmp_path / "tiny-imagenet-200")
+    table = load("tiny_imagenet", tmp_path)
+    assert table.class_names[:2] == ["n01443537 animal 37", "n02124075 animal 75"] and len(table.labels) == 30
+    assert table.sample_shape == (3, 64, 64) and np.bincount(table.labels).tolist() == [5] * 6
+    assert parts_of_classes(table) == {"train": set(table.class_names[:3]), "test": set(table.class_names[3:])}
+    official = load("tiny_imagenet", root, split="official")
+    assert official.split is not None and official.split.tolist() == ["train"] * 18 + ["test"] * 12
+
+
+def test_inaturalist(tmp_path: Path) -> None:
+    root = files.inaturalist(tmp_path / "json")
+    table = load("inaturalist", root, levels=("genus", "supercategory"))
+    assert len(table.labels) == 32 and table.class_names[2] == "2 Morus" and table.class_names[5] == "5 Morus"
+    for name, label in zip(table.sample_names, table.labels.tolist(), strict=True):
+        assert name.split("/")[2] == str(label)
+    assert table.levels["genus"] == [f"g{n // 2}" for n in range(8)]
+    assert parts_of_classes(table) == {"train": set(table.class_names[:4]), "test": set(table.class_names[4:])}
+    assert "which the publications use, are not there" in table.split_note
+    official = load("inaturalist", root, split="official")
+    assert official.split is not None and official.split.tolist() == ["train"] * 24 + ["test"] * 8
+    (root / "val2018.json").write_text('{"images": [{"id": 1}], "annotations": []}')
+    with pytest.raises(DataError, match="val2018.json' is no file of iNaturalist 2018: no 'file_name'"):
+        load("inaturalist", root)
+    (root / "val2018.json").write_text("[" * 9)
+    with pytest.raises(DataError, match="is damaged"):
+        load("inaturalist", root)
+
+
+def test_inaturalist_with_the_lists_of_smooth_ap(tmp_path: Path) -> None:
+    root = files.inaturalist(tmp_path, lists=True)
+    table = load("inaturalist", root, levels=("supercategory",))
+    assert len(table.labels) == 32 and table.class_names[:2] == ["Aves/0", "Aves/1"]
+    species = ["Aves/0", "Aves/1", "Aves/2", "Aves/3", "Insecta/4", "Insecta/5", "Insecta/6", "Insecta/7"]
+    assert parts_of_classes(table) == {"train": set(species[::2]), "test": set(species[1::2])}
+    assert table.levels["supercategory"] == ["Aves"] * 4 + ["Insecta"] * 4
+    for name in ("train2018.json", "val2018.json"):
+        (root / name).unlink()
+    assert find_source(str(root))[0].name == "inaturalist" and len(load("inaturalist", root).labels) == 32
+    with pytest.raises(DataError, match="lacks train2018.json, which has the official split"):
+        load("inaturalist", root, split="official")
 
 
 def test_pictures_that_are_missing_or_damaged(tmp_path: Path) -> None:

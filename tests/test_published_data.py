@@ -15,7 +15,7 @@ from PIL import Image
 from dmlcore import plugins
 from dmlcore.cli import main
 from dmlcore.data import open_data
-from dmlcore.data.opening import load_table
+from dmlcore.data.opening import find_source, load_table
 from dmlcore.errors import DataError
 from dmlcore.testing import run_checks_of
 
@@ -115,6 +115,20 @@ def test_omniglot_rotations_are_classes(tmp_path: Path) -> None:
     assert "Greek/character01/90" in table.class_names and table.class_groups and table.class_groups[6] == "Greek"
     first, turned = (table.samples.fetch(np.flatnonzero(table.labels == label)[:1])[0, 0] for label in (0, 6))
     assert np.array_equal(np.rot90(first.numpy()), turned.numpy())
+
+
+def test_omniglot_has_a_split_of_its_own(tmp_path: Path) -> None:
+    root = omniglot_files(tmp_path)
+    assert find_source(str(root))[0].name == find_source(str(root / "omniglot-py"))[0].name == "omniglot"
+    for rotations in (False, True):
+        table = load("omniglot", path=str(root), split="official", rotations=rotations)
+        assert table.split is not None and table.class_groups is not None
+        groups = {(str(part), table.class_groups[label]) for part, label in zip(table.split, table.labels, strict=True)}
+        assert groups == {("train", "Greek"), ("test", "Tengwar")}
+        assert (table.split == "train").sum() == 12 * (4 if rotations else 1)
+    assert load("omniglot", path=str(root)).split is None
+    notes = open_data("omniglot", options={"path": str(root), "split": "official"}).notes
+    assert any("alphabets of the evaluation folder are not trained on" in note for note in notes)
 
 
 def test_omniglot_that_is_damaged_gives_one_line(tmp_path: Path) -> None:

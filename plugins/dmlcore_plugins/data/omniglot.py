@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 
@@ -26,6 +27,8 @@ class OmniglotOptions:
     """Folder with `images_background` and `images_evaluation`, unpacked, or one above `omniglot-py`."""
     side: int = 28
     """Height and width of the images, pixels."""
+    split: Literal["random", "official"] = "random"
+    """Classes are divided at random, or those of the background folder train and those of the evaluation folder are tested."""
     rotations: bool = False
     """A character turned by 90, 180 and 270 degrees is a class of its own: 6,492 classes instead of 1,623."""
     augment: bool = False
@@ -41,6 +44,11 @@ class Omniglot(DataSource):
     name = "omniglot"
     Options = OmniglotOptions
 
+    @classmethod
+    def claims(cls, path: Path) -> bool:
+        """Folders with both parts, or one above."""
+        return any(all((folder / part).is_dir() for part in _PARTS) for folder in (path, path / "omniglot-py"))
+
     def load(self) -> Table:
         """Read all drawings into memory. Nothing is downloaded.
 
@@ -49,7 +57,9 @@ class Omniglot(DataSource):
         """
         if not self.options.path:
             raise DataError(
-                "the data 'omniglot' needs a path: --omniglot.path DIR, the folder above omniglot-py of torchvision"
+                "the data 'omniglot' needs a path: --omniglot.path DIR, the folder with images_background and"
+                " images_evaluation, unpacked, or the one above omniglot-py of torchvision. Omniglot is published at"
+                " https://github.com/brendenlake/omniglot"
             )
         root = _root(expanded(self.options.path))
         paths: list[str] = []
@@ -76,10 +86,13 @@ class Omniglot(DataSource):
         present, ids = np.unique(np.array(labels, dtype=np.int64)[whole], return_inverse=True)
         names = [names[label] for label in present]  # without characters none of whose drawings can be read
         samples = [os.path.basename(paths[row]) for row in whole]
+        trains = os.path.join(str(root), _PARTS[0], "")
+        split = np.array(["train" if paths[row].startswith(trains) else "test" for row in whole])
         if self.options.rotations:
             ink = np.concatenate([np.rot90(ink, turns, axes=(2, 3)) for turns in range(4)])
             ids = np.concatenate([ids + turns * len(names) for turns in range(4)])
             names, samples = [name + turn for turn in _TURNS for name in names], samples * 4
+            split = np.tile(split, 4)
         augmentation = ShiftAugmentation() if self.options.augment else None
         return Table(
             "images",
@@ -87,9 +100,11 @@ class Omniglot(DataSource):
             ids,
             names,
             ink.shape[1:],
+            split if self.options.split == "official" else None,
             skipped=notes,
             augmentation=augmentation,
             sample_names=samples,
+            split_note="the split of Omniglot: the alphabets of the evaluation folder are not trained on",
             class_groups=[name.partition("/")[0] for name in names],
         )
 
