@@ -174,7 +174,7 @@ def image_table(
     label_sets: LabelSets | None = None,
     label_names: Sequence[str] = (),
     levels: Mapping[str, Sequence[str]] | None = None,
-    most_looked_at: int = MOST_LOOKED_AT,
+    most_looked_at: int | None = None,
 ) -> Table:
     """A table of encoded images. Unreadable ones are left out and reported in `skipped`.
 
@@ -190,11 +190,12 @@ def image_table(
         label_sets, label_names: of the classes, where samples have several labels.
         levels: of the classes, where they have coarser labels.
         most_looked_at: images that are read to find damaged ones, evenly spread. All are where they fit into memory.
+            None: `MOST_LOOKED_AT`.
 
     Raises:
         DataError: more than half of the images cannot be read.
     """
-    looked_at = _looked_at(len(images), most_looked_at)
+    looked_at = _looked_at(len(images), MOST_LOOKED_AT if most_looked_at is None else most_looked_at)
     seen = images if len(looked_at) == len(images) else images.select(looked_at)
     headers = [_try_header(seen, row) for row in progress.track(range(len(seen)), "reading image headers", len(seen))]
     failed = {row: header for row, header in enumerate(headers) if isinstance(header, str)}
