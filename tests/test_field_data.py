@@ -15,7 +15,7 @@ from data_files import SHARED
 
 from dmlcore import plugins
 from dmlcore.cli import main
-from dmlcore.data import open_data
+from dmlcore.data import open_data, read_matlab
 from dmlcore.data.opening import find_source, load_table
 from dmlcore.errors import ConfigError, DataError
 from dmlcore.protocols.shift.pickles import read_pickle
@@ -374,3 +374,23 @@ def test_the_published_splits_of_cars(tmp_path: Path) -> None:
     trained = {table.class_names[label] for label in table.labels[table.split == "train"]}
     assert trained == set(splits.find("1").train)  # the standard zero-shot split is the published default
     assert not any("lack" in note for note in notes), notes
+
+
+def test_annotations_with_wrong_bytes_never_end_the_process(tmp_path: Path) -> None:
+    file, draw = tmp_path / "a.mat", np.random.default_rng(0)
+    records = np.array([("a.jpg", 1.5), ("b.jpg", 7)], dtype=[("fname", object), ("class", object)])
+    files.savemat(file, {"annotations": records, "class_names": np.array(["x", "y"], dtype=object)})
+    whole = np.frombuffer(file.read_bytes(), dtype=np.uint8)
+    values = read_matlab(file, ["annotations", "class_names"])
+    assert values["annotations"]["fname"] == ["a.jpg", "b.jpg"] and values["class_names"] == ["x", "y"]
+    assert [value.tolist() for value in values["annotations"]["class"]] == [[1.5], [7]]
+    refused = 0
+    for _ in range(500):
+        wrong = whole.copy()
+        wrong[draw.integers(128, len(whole), 3)] = draw.integers(0, 256, 3)
+        file.write_bytes(wrong[: draw.integers(100, len(whole) + 1)].tobytes())
+        try:
+            read_matlab(file, ["annotations", "class_names"])
+        except DataError:
+            refused += 1
+    assert refused > 100

@@ -259,6 +259,8 @@ def dense_ids(ids: np.ndarray, known: Sequence[int] | np.ndarray, path: Path) ->
     Raises:
         DataError: one is not known.
     """
+    if not len(known):
+        raise DataError(f"the classes that '{path}' needs are in no list: is a file empty?")
     order = np.argsort(known, kind="stable")
     ordered = np.asarray(known)[order]
     places = np.minimum(np.searchsorted(ordered, ids), len(ordered) - 1)

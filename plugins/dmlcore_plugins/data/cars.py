@@ -70,9 +70,10 @@ class Cars(PublishedImages):
                     f" devkit, at {self.home}"
                 )
             records = read_matlab(path, ["annotations"])["annotations"]
-            files += [f"{folder}/{name}" for name in matlab_texts(matlab_field(records, "fname", path), f"fname in '{path}'")]
+            pictures = matlab_texts(matlab_field(records, "fname", path), f"fname in '{path}'")
+            files += [f"{folder}/{name}" for name in pictures]
             ids.append(matlab_numbers(matlab_field(records, "class", path), f"class in '{path}'"))
-            counts.append(len(records))
+            counts.append(len(pictures))
         return files, np.concatenate(ids), np.repeat([False, True], counts), names
 
 

@@ -49,22 +49,22 @@ class INaturalist(PublishedImages):
         return self._annotated(root)
 
     def _annotated(self, root: Path) -> Listing:
-        files, ids, counts = list[str](), list[int](), list[int]()
+        files, ids, counts = list[str](), list[np.ndarray](), list[int]()
         categories: list[dict[str, Any]] = []
         for name in ("train2018.json", "val2018.json"):
             content = _json(root / name)
             try:
                 category_of = {entry["image_id"]: entry["category_id"] for entry in content["annotations"]}
                 files += [str(entry["file_name"]) for entry in content["images"]]
-                ids += [int(category_of[entry["id"]]) for entry in content["images"]]
+                ids.append(np.array([int(category_of[entry["id"]]) for entry in content["images"]], dtype=np.int64))
                 counts.append(len(content["images"]))
                 categories = categories or sorted(content["categories"], key=lambda entry: int(entry["id"]))
                 names = [str(entry["name"]) for entry in categories]
                 known = np.array([int(entry["id"]) for entry in categories], dtype=np.int64)
-            except (KeyError, TypeError, ValueError, AttributeError) as error:
+            except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
                 reason = f"no {error}" if isinstance(error, KeyError) else str(error)
                 raise DataError(f"'{root / name}' is no file of {self.title}: {reason}") from None
-        labels = dense_ids(np.array(ids, dtype=np.int64), known, root / "train2018.json")
+        labels = dense_ids(np.concatenate(ids), known, root / "train2018.json")
         split, note = first_half(labels, len(names))
         if self.options.split == "official":
             split, note = np.repeat(["train", "test"], counts), official_note(self.title)
