@@ -32,7 +32,20 @@ ROOT = Path(__file__).parents[1]
 QUICK: dict[str, dict[str, Any]] = {"linear": {"steps": 20, "batch": 32}, "lin_tanh_lin": {"batch": 32}}
 KNOWN_FAILURES = {"circle": {"gradient = finite differences"}}
 OF_LIBRARIES = ("hf", "timm", "torchvision", "tensorboard", "wandb", "mlflow")  # which have tests of their own
-NEED_A_PATH = ("folder", "csv", "npz", "mnist", "omniglot", "isolet", "hugging_face", "npy", "parquet", "webdataset")
+OF_THE_FIELD = ("cub", "cars", "sop", "in_shop", "flowers", "pets", "inaturalist", "tiny_imagenet")
+NEED_A_PATH = (
+    "folder",
+    "csv",
+    "npz",
+    "mnist",
+    "omniglot",
+    "isolet",
+    "hugging_face",
+    "npy",
+    "parquet",
+    "webdataset",
+    *OF_THE_FIELD,
+)
 
 
 @pytest.fixture

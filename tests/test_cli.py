@@ -268,7 +268,7 @@ MISTAKES = [
     (["train", "--model", "cnv"], "no model 'cnv'. Did you mean 'conv'"),
     (["train", "--weighting", "fixd"], "no weighting 'fixd'. Did you mean 'fixed'"),
     (["train", "--data", "glyph"], "Did you mean 'glyphs'"),
-    (["train", "--data", "nope.npz"], "no file or folder of that name. Data sets: glyphs, "),
+    (["train", "--data", "nope.npz"], "no file or folder of that name. Data sets: cars, cub, "),
     (["train", "--auto-trials", "3"], "auto_trials is given, but it is for plugins = auto"),
     (["train", "--transforms", "shft"], "no transform 'shft'. Did you mean 'shift'"),
     (["train", "--sampler", "shufled"], "no sampler 'shufled'. Did you mean 'shuffled'"),
