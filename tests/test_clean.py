@@ -150,13 +150,14 @@ def test_the_commands(dirty: tuple[Path, set[frozenset[str]]], tmp_path: Path, c
     np.savez(tmp_path / "embeddings.npz", x=x, row=np.arange(300), label=names)
     for by in ("kmeans", "agglomerative", "hdbscan"):
         pytest.importorskip("sklearn", reason="clusters need scikit-learn")
-        status, out, err = here("cluster", tmp_path / "embeddings.npz", "--by", by, "--out", tmp_path / "c.csv")
+        status, out, err = here("cluster", tmp_path / "embeddings.npz", "--by", by, "--out", tmp_path / f"{by}.csv")
         assert status == 0 and "NMI" in out and "\x1b[31m" not in out, err
-        assert (tmp_path / "c.csv").read_text().count("\n") == 301
+        assert (tmp_path / f"{by}.csv").read_text().count("\n") == 301
     for words in (
         ("clean", "nothing"),
         ("clean", folder, "--find", "mistakes"),
         ("clean", folder, "--out", "f.txt"),
+        ("clean", folder, "--html", tmp_path / "f.html"),  # it is there already
         ("clean", folder, "--alike", "2"),
         ("cluster", folder),
         ("cluster", tmp_path / "embeddings.npz", "--by", "magic"),

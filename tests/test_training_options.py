@@ -331,6 +331,9 @@ def test_advice_where_training_made_it_worse(data: str, tmp_path: Path, capsys: 
     assert "worse than the raw features: validation R@1" in text and "--head-start principal" in text
     better = {"test": {"recall@1": 0.5, "map@r": 0.5}}
     assert advice(better, {"raw features": {"test": {"recall@1": 0.5, "map@r": 0.4}}}, is_random=False) == []
+    worse = {"raw features": {"test": {"recall@1": 0.6, "map@r": 0.4}}}
+    assert "Try a smaller --learning-rate" in advice(better, worse, is_random=False)[-1]
+    assert "Try more --steps" in advice(better, worse, is_random=False, still_rose=True)[-1]
 
 
 def test_the_memory_of_a_step() -> None:

@@ -14,7 +14,7 @@ from dmlcore import console
 from dmlcore.commands.line import CommandLine
 from dmlcore.commands.search import open_queries
 from dmlcore.commands.trained import LOADING, data_options
-from dmlcore.commands.words import data_flags, loading, words_flag
+from dmlcore.commands.words import OVERWRITE, check_new, data_flags, loading, words_flag
 from dmlcore.errors import ConfigError
 from dmlcore.flags import COMMON, command, flag
 from dmlcore.hookspecs import hookimpl
@@ -39,6 +39,7 @@ def dmlcore_commands(app: App, line: CommandLine) -> None:
         flag("out", Path | None, "A .csv to write, with a row for each query."),
         flag("model", str | None, "The model that embeds the queries (default: the one that the index was built with)."),
         *data_flags(line, "classify", 1),
+        OVERWRITE,
         *LOADING,
         *COMMON,
     ]
@@ -54,6 +55,7 @@ def _classify(
     threshold: str | None,
     out: Path | None,
     model: str | None,
+    overwrite: bool,
     json: bool,
     debug: bool,
     **values: Any,
@@ -66,8 +68,7 @@ def _classify(
 
     if len(words) < 2:
         raise ConfigError("`dmlcore classify` needs INDEX and at least one QUERY. See `dmlcore classify --help`.")
-    if out is not None and out.suffix != ".csv":
-        raise ConfigError(f"out is '{out}', but must end in .csv")
+    check_new(out, ".csv", overwrite=overwrite)
     index, queries, path = open_queries(words, model, loading(values), data_options(values))
     queries = rows_of(queries, rows)
     limit, origin = chosen_threshold(threshold, path, queries.model)

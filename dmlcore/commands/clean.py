@@ -11,8 +11,7 @@ from cyclopts import App
 from dmlcore import console
 from dmlcore.commands.line import CommandLine
 from dmlcore.commands.trained import LOADING, data_options
-from dmlcore.commands.words import data_flags, loading
-from dmlcore.errors import ConfigError
+from dmlcore.commands.words import OVERWRITE, check_new, data_flags, loading
 from dmlcore.flags import COMMON, command, flag
 from dmlcore.hookspecs import hookimpl
 
@@ -31,6 +30,7 @@ def dmlcore_commands(app: App, line: CommandLine) -> None:
         flag("alike", float | None, "Similarity of near duplicates (default: 0.97 of pictures, 0.998 of other vectors)."),
         flag("far", float, "Robust standard deviations from which a sample is an outlier.", 4.0),
         *data_flags(line, "clean", 0),
+        OVERWRITE,
         *LOADING,
         *COMMON,
     ]
@@ -49,6 +49,7 @@ def _clean(
     k: int,
     alike: float | None,
     far: float,
+    overwrite: bool,
     json: bool,
     debug: bool,
     **values: Any,
@@ -60,8 +61,7 @@ def _clean(
     from dmlcore.serving.entries import is_embeddings, normalised, read_embeddings
 
     for path, suffix in ((out, ".csv"), (html, ".html")):
-        if path is not None and path.suffix != suffix:
-            raise ConfigError(f"'{path}' must end in {suffix}")
+        check_new(path, suffix, overwrite=overwrite)
     kinds = KINDS if find == "all" else tuple(word.strip() for word in find.split(","))
     how = loading(values)
     if model is None and is_embeddings(expanded(data)):

@@ -11,7 +11,7 @@ from cyclopts import App
 from dmlcore import console
 from dmlcore.commands.line import CommandLine
 from dmlcore.commands.trained import LOADING, data_options
-from dmlcore.commands.words import data_flags, loading, words_flag
+from dmlcore.commands.words import OVERWRITE, check_new, data_flags, loading, words_flag
 from dmlcore.errors import ConfigError
 from dmlcore.flags import COMMON, command, flag
 from dmlcore.hookspecs import hookimpl
@@ -29,6 +29,7 @@ def dmlcore_commands(app: App, line: CommandLine) -> None:
         flag("seed", int, "Seed of what is drawn.", 0),
         flag("out", Path | None, "A .csv to write, with a row for each sample."),
         *data_flags(line, "cluster", 1),
+        OVERWRITE,
         *LOADING,
         *COMMON,
     ]
@@ -42,6 +43,7 @@ def _cluster(
     least: int,
     seed: int,
     out: Path | None,
+    overwrite: bool,
     json: bool,
     debug: bool,
     **values: Any,
@@ -52,8 +54,7 @@ def _cluster(
 
     if not 1 <= len(words) <= 2:
         raise ConfigError("`dmlcore cluster` needs MODEL DATA, or a file of embeddings. See `dmlcore cluster --help`.")
-    if out is not None and out.suffix != ".csv":
-        raise ConfigError(f"out is '{out}', but must end in .csv")
+    check_new(out, ".csv", overwrite=overwrite)
     how = loading(values)
     model = load(words[0], **how) if len(words) == 2 else None
     entries = gather(words[-1], model, data_options(values))

@@ -11,7 +11,7 @@ from cyclopts import App
 from dmlcore import console
 from dmlcore.commands.line import CommandLine
 from dmlcore.commands.trained import LOADING, data_options
-from dmlcore.commands.words import data_flags, list_flag, loading, words_flag
+from dmlcore.commands.words import OVERWRITE, check_new, data_flags, list_flag, loading, words_flag
 from dmlcore.errors import ConfigError
 from dmlcore.flags import COMMON, command, flag
 from dmlcore.hookspecs import hookimpl
@@ -41,6 +41,7 @@ def dmlcore_commands(app: App, line: CommandLine) -> None:
         flag("html", Path | None, "A page with pictures to write."),
         flag("model", str | None, "The model that embeds the queries (default: the one that the index was built with)."),
         *data_flags(line, "search", 1),
+        OVERWRITE,
         *LOADING,
         *COMMON,
     ]
@@ -57,6 +58,7 @@ def _search(
     rerank: str | None,
     html: Path | None,
     model: str | None,
+    overwrite: bool,
     json: bool,
     debug: bool,
     **values: Any,
@@ -68,8 +70,7 @@ def _search(
 
     if len(words) < 2:
         raise ConfigError("`dmlcore search` needs INDEX and at least one QUERY. See `dmlcore search --help`.")
-    if html is not None and html.suffix not in (".html", ".htm"):
-        raise ConfigError(f"html is '{html}', but must end in .html")
+    check_new(html, ".html", overwrite=overwrite)
     index, queries, path = open_queries(words, model, loading(values), data_options(values))
     queries = rows_of(queries, rows)
     limit, origin = chosen_threshold(threshold, path, queries.model)

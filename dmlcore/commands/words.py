@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+from pathlib import Path
 from typing import Annotated, Any
 
 from cyclopts import Parameter
@@ -10,8 +11,10 @@ from cyclopts import Parameter
 from dmlcore.commands.line import CommandLine
 from dmlcore.commands.trained import LOADING
 from dmlcore.errors import ConfigError
+from dmlcore.flags import flag
 from dmlcore.training.components import data_component
 
+OVERWRITE = flag("overwrite", bool, "Replace files that exist.", False)
 LOADING_FLAGS = [entry.name for entry in LOADING]
 
 
@@ -53,3 +56,17 @@ def data_flags(line: CommandLine, command: str, place: int) -> list[inspect.Para
 def loading(values: dict[str, Any]) -> dict[str, Any]:
     """How to load a model, out of a command's flags."""
     return {name: values.pop(name) for name in LOADING_FLAGS if name in values}
+
+
+def check_new(path: Path | None, suffix: str, *, overwrite: bool) -> None:
+    """Refuse a file to write before anything is computed.
+
+    Raises:
+        ConfigError: it ends otherwise, or exists and shall not be replaced.
+    """
+    if path is None:
+        return
+    if path.suffix != suffix:
+        raise ConfigError(f"'{path}' must end in {suffix}")
+    if path.exists() and not overwrite:
+        raise ConfigError(f"{path} exists already; choose another name, or replace it with --overwrite")

@@ -59,7 +59,12 @@ def final_result(run: Run, kept: dict[str, Tensor] | None = None) -> dict[str, A
         "metrics": metrics,
         "baselines": baselines,
         **named_metrics(run.model, parts, workers, run.metrics),
-        "advice": advice(metrics, baselines, is_random=run.config.settings.model.head_start == "random"),
+        "advice": advice(
+            metrics,
+            baselines,
+            is_random=run.config.settings.model.head_start == "random",
+            still_rose=0 < run.best.step == run.step,
+        ),
         "chosen_step": run.best.step,
         "chosen_by": f"{CHOSEN_BY} of the validation classes",
         "steps": run.steps,
@@ -74,13 +79,14 @@ def final_result(run: Run, kept: dict[str, Tensor] | None = None) -> dict[str, A
     }
 
 
-def advice(metrics: dict[str, Any], baselines: dict[str, Any], *, is_random: bool) -> list[str]:
+def advice(metrics: dict[str, Any], baselines: dict[str, Any], *, is_random: bool, still_rose: bool = False) -> list[str]:
     """Where what was trained is worse than something that needs no training, and what to try; a sentence for each.
 
     Args:
         metrics: by part.
         baselines: by name and part.
         is_random: the embedding head began at random.
+        still_rose: the last evaluation was the best one.
     """
     sentences = []
     for name, parts in baselines.items():
@@ -94,7 +100,8 @@ def advice(metrics: dict[str, Any], baselines: dict[str, Any], *, is_random: boo
             sentences.append(f"What was trained is worse than the {name}: {', '.join(losses)}.")
     if sentences:
         start = "--head-start principal, which begins at the features, " if is_random and "raw features" in baselines else ""
-        sentences.append(f"Try {start}a smaller --learning-rate, more classes to train on, or use the {next(iter(baselines))}.")
+        change = "more --steps, since the last evaluation was the best" if still_rose else "a smaller --learning-rate"
+        sentences.append(f"Try {start}{change}, more classes to train on, or use the {next(iter(baselines))}.")
     return sentences
 
 
