@@ -52,4 +52,4 @@ def make_splits(path: Path, data: str) -> Path:
 
 
 def only(dataset: Any, rows: np.ndarray) -> Any:
-    return type(dataset)(dataset.samples, dataset.rows[rows], dataset.labels[rows], dataset._table_names, dataset.sample_shape)
+    return type(dataset)(dataset.samples, dataset.rows[rows], dataset.labels[rows], dataset.table_names, dataset.sample_shape)

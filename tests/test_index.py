@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -65,6 +67,24 @@ def test_every_kind_finds_what_faiss_finds_by_hand(kind: str, tmp_path: Path) ->
     assert [entry["path"] for entry in found] == [f"0/{position}.jpg" for position in hits.positions[0]]
     reopened = Index(tmp_path / "index", memory_mapped=False).search(queries, 10)
     np.testing.assert_array_equal(reopened.positions, hits.positions)
+
+
+def test_searches_beside_libraries_that_change_faiss(tmp_path: Path) -> None:
+    """pytorch-metric-learning imports `faiss.contrib.torch_utils`, which puts other functions in place of faiss's own."""
+    code = """
+import sys
+import faiss.contrib.torch_utils
+import numpy as np
+from dmlcore.serving.entries import Entries
+from dmlcore.serving.index import build_index
+x = np.random.default_rng(0).normal(size=(3000, 16)).astype(np.float32)
+for kind in ("flat", "hnsw", "ivf-flat", "ivf-pq"):
+    index = build_index(Entries(x, None, np.arange(3000), None, {}, []), f"{sys.argv[1]}/{kind}", kind=kind)
+    assert (index.search(x[:50], 3).positions[:, 0] == np.arange(50)).mean() > 0.9, kind
+    assert index.search(x[:1], 3, where=["row=5,6"]).positions.tolist()[0][2] == -1
+"""
+    ran = subprocess.run([sys.executable, "-P", "-c", code, str(tmp_path)], capture_output=True, text=True)
+    assert ran.returncode == 0, ran.stderr
 
 
 def test_the_kind_follows_size_and_memory() -> None:

@@ -80,7 +80,7 @@ def test_three_classes_are_measured(features_run: Path, tmp_path: Path, capsys: 
 def test_features_without_labels(features_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     np.savez(tmp_path / "bare.npz", x=rows(5), class_name=np.array(["of nothing"]))
     arrays = embedded(features_run, tmp_path / "bare.npz", tmp_path / "e.npz", capsys)
-    assert set(arrays) == {"x", "row", "split"} and arrays["split"].tolist() == ["all"] * 5
+    assert set(arrays) == {"x", "row", "split", "model"} and arrays["split"].tolist() == ["all"] * 5
     assert cli.main(["eval", str(features_run), "--data", str(tmp_path / "bare.npz")]) == 2
     assert "has no labels, so nothing can be measured on it. `dmlcore embed`" in capsys.readouterr().err
     assert cli.main(["train", "--data", str(tmp_path / "bare.npz"), "--out", str(tmp_path / "run")]) == 2

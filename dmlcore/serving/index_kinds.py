@@ -36,6 +36,12 @@ def faiss() -> Any:
         raise ConfigError(f"an index needs the package faiss ({error}). Run `pip install faiss-cpu`") from None
 
 
+def _of_arrays(owner: Any, name: str) -> Any:
+    """A function of faiss for arrays of numpy. `faiss.contrib.torch_utils`, which other libraries import, puts one in its place
+    that takes neither arrays of files nor search parameters, and keeps the original by another name."""
+    return getattr(owner, f"{name}_numpy", None) or getattr(owner, name)
+
+
 class Structure(ABC):
     """What finds candidates among N unit vectors, by their inner products.
 
@@ -86,7 +92,7 @@ class Structure(ABC):
         if allowed is not None:
             bits = np.packbits(allowed, bitorder="little")
             selector = library.IDSelectorBitmap(len(allowed), library.swig_ptr(bits))
-        return self.faiss.search(queries, k, params=self._parameters(effort, selector))[1]
+        return _of_arrays(self.faiss, "search")(queries, k, params=self._parameters(effort, selector))[1]
 
     def _parameters(self, effort: int, selector: Any) -> Any:
         raise NotImplementedError
@@ -284,15 +290,16 @@ def exact(vectors: np.ndarray, queries: np.ndarray, k: int, allowed: np.ndarray 
         allowed: bool [N], what may be found; None: all.
     """
     library = faiss()
+    knn = _of_arrays(library, "knn")
     k_all, product = min(k, len(vectors)), library.METRIC_INNER_PRODUCT
     if allowed is None:
-        scores, places = library.knn(queries, vectors, k_all, metric=product)
+        scores, places = knn(queries, vectors, k_all, metric=product)
         return _filled(scores, places, k)
     rows = np.flatnonzero(allowed)
     scores, places = np.empty((len(queries), 0), np.float32), np.empty((len(queries), 0), np.int64)
     for start in range(0, len(rows), _PIECE):
         part = rows[start : start + _PIECE]
-        of_part = library.knn(queries, np.ascontiguousarray(vectors[part]), min(k, len(part)), metric=product)
+        of_part = knn(queries, np.ascontiguousarray(vectors[part]), min(k, len(part)), metric=product)
         scores, places = np.hstack([scores, of_part[0]]), np.hstack([places, part[of_part[1]]])
         order = np.argsort(-scores, axis=1, kind="stable")[:, :k]
         scores, places = np.take_along_axis(scores, order, 1), np.take_along_axis(places, order, 1)
