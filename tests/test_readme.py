@@ -8,7 +8,7 @@ import shlex
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import pytest
@@ -75,29 +75,24 @@ def run(code: str, folder: Path) -> str:
     return done.stdout
 
 
-def commands() -> list[tuple[Path, list[str]]]:
-    """The commands of each bash block of each page, which may build on one another; blocks may not."""
-    pairs = []
-    for page in PAGES:
-        for block in blocks(page):
-            if block.language == "bash":
-                lines = [part.strip() for line in block.text.splitlines() for part in line.split("&&")]
-                pairs.append((page, [line for line in lines if not line.startswith(INSTALLS)]))
-    return [(page, lines) for page, lines in pairs if lines]
+def commands(page: Path) -> list[list[str]]:
+    """The commands of each bash block of a page, in order. They may build on one another."""
+    bash = [block for block in blocks(page) if block.language == "bash"]
+    listed = [[part.strip() for line in block.text.splitlines() for part in line.split("&&")] for block in bash]
+    return [kept for lines in listed if (kept := [line for line in lines if not line.startswith(INSTALLS)])]
 
 
-def cases() -> list[Any]:
-    """Those of the README are for every run of the tests, those of the guide are slow."""
-    return [pytest.param(*case, marks=[] if case[0] is README else pytest.mark.slow) for case in commands()]
-
-
-@pytest.mark.parametrize("page, lines", cases(), ids=lambda value: value.stem if isinstance(value, Path) else value[0])
-def test_the_commands_of_the_page(page: Path, lines: list[str], folders: dict[Path, Path]) -> None:
-    words = [shlex.split(line) for line in lines]
-    assert all(first == "dmlcore" for first, *_ in words), f"{page.name} runs something that this test does not know"
-    # One process for a block: most of the time of a short command is importing torch.
-    code = f"import sys; from dmlcore.cli import main; sys.exit(max(main(argv) for argv in {[argv for _, *argv in words]}))"
-    assert run(code, folders[page]).strip()
+# The README is for every run of the tests, the guide is slow.
+@pytest.mark.parametrize(
+    "page", [pytest.param(page, id=page.stem, marks=[] if page is README else pytest.mark.slow) for page in PAGES]
+)
+def test_the_commands_of_the_page(page: Path, folders: dict[Path, Path]) -> None:
+    for lines in commands(page):
+        words = [shlex.split(line) for line in lines]
+        assert all(first == "dmlcore" for first, *_ in words), f"{page.name} runs something that this test does not know"
+        # One process for a block: most of the time of a short command is importing torch.
+        code = f"import sys; from dmlcore.cli import main; sys.exit(max(main(argv) for argv in {[argv for _, *argv in words]}))"
+        assert run(code, folders[page]).strip()
 
 
 @pytest.mark.parametrize("page, least", [(README, 1), (GUIDE[-1], 6)], ids=["README", "in-your-own-code"])

@@ -211,10 +211,12 @@ def _run_commands(here: Callable[..., tuple[int, str, str]], root: Path, photos:
     )
     assert status == 0 and out.count("class 3") >= 48
     for by in ("neighbours", "means", "probe"):
-        status, out, err = here("classify", index, photos, "--by", by, "--threshold", "0.2", "--out", root / "c.csv", "--json")
+        status, out, err = here(
+            "classify", index, photos, "--by", by, "--threshold", "0.2", "--out", root / f"{by}.csv", "--json"
+        )
         about = json.loads(out)
         assert status == 0 and about["known"] == 48 and about["accuracy"] > 0.2, err
-        assert (root / "c.csv").read_text().count("\n") == 49
+        assert (root / f"{by}.csv").read_text().count("\n") == 49
     status, out, _ = here("classify", index, picture, "--threshold", "1.5")
     assert status == 0 and "none of these" in out
     status, out, _ = here("eval", run, "--data", photos, "--rerank", "k-reciprocal", "--json")

@@ -36,12 +36,6 @@ def faiss() -> Any:
         raise ConfigError(f"an index needs the package faiss ({error}). Run `pip install faiss-cpu`") from None
 
 
-def _of_arrays(owner: Any, name: str) -> Any:
-    """A function of faiss for arrays of numpy. `faiss.contrib.torch_utils`, which other libraries import, puts one in its place
-    that takes neither arrays of files nor search parameters, and keeps the original by another name."""
-    return getattr(owner, f"{name}_numpy", None) or getattr(owner, name)
-
-
 class Structure(ABC):
     """What finds candidates among N unit vectors, by their inner products.
 
@@ -92,7 +86,9 @@ class Structure(ABC):
         if allowed is not None:
             bits = np.packbits(allowed, bitorder="little")
             selector = library.IDSelectorBitmap(len(allowed), library.swig_ptr(bits))
-        return _of_arrays(self.faiss, "search")(queries, k, params=self._parameters(effort, selector))[1]
+        # Other libraries import `faiss.contrib.torch_utils`, which puts a function in this place that takes no parameters.
+        search = getattr(self.faiss, "search_numpy", self.faiss.search)
+        return search(queries, k, params=self._parameters(effort, selector))[1]
 
     def _parameters(self, effort: int, selector: Any) -> Any:
         raise NotImplementedError
@@ -290,7 +286,7 @@ def exact(vectors: np.ndarray, queries: np.ndarray, k: int, allowed: np.ndarray 
         allowed: bool [N], what may be found; None: all.
     """
     library = faiss()
-    knn = _of_arrays(library, "knn")
+    knn = getattr(library, "knn_numpy", library.knn)  # the same, which takes no arrays of files
     k_all, product = min(k, len(vectors)), library.METRIC_INNER_PRODUCT
     if allowed is None:
         scores, places = knn(queries, vectors, k_all, metric=product)
