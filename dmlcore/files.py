@@ -8,7 +8,7 @@ import math
 import os
 import pickletools
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -191,3 +191,23 @@ def plain(value: Any) -> Any:
     if isinstance(value, float) and not math.isfinite(value):
         return None
     return value if isinstance(value, int | float | bool | None) else writable_text(str(value))
+
+
+def check_new(path: Path, endings: Sequence[str], option: str, *, overwrite: bool) -> None:
+    """Refuse a file to write, before anything is computed.
+
+    Args:
+        path: the file.
+        endings: that it may have, such as `.csv`.
+        option: that named it, for messages.
+        overwrite: a file that exists may be replaced.
+
+    Raises:
+        ConfigError: it ends otherwise, or exists and shall not be replaced.
+    """
+    if path.suffix not in endings:
+        *others, last = endings
+        raise ConfigError(f"{option} is '{path}', but must end in {', '.join(others)}{' or ' if others else ''}{last}")
+    if path.exists() and not overwrite:
+        flag = option.replace("_", "-")
+        raise ConfigError(f"{path} exists already; choose another --{flag}, or replace it with --overwrite")

@@ -14,7 +14,7 @@ from dmlcore import console
 from dmlcore.commands.line import CommandLine
 from dmlcore.commands.search import open_queries
 from dmlcore.commands.trained import LOADING, data_options
-from dmlcore.commands.words import OVERWRITE, check_new, data_flags, loading, words_flag
+from dmlcore.commands.words import OVERWRITE, data_flags, loading, words_flag
 from dmlcore.errors import ConfigError
 from dmlcore.flags import COMMON, command, flag
 from dmlcore.hookspecs import hookimpl
@@ -60,7 +60,7 @@ def _classify(
     debug: bool,
     **values: Any,
 ) -> int:
-    from dmlcore.files import make_folder, writable_text, write_atomically
+    from dmlcore.files import check_new, make_folder, writable_text, write_atomically
     from dmlcore.serving.classify import accuracy, classify
     from dmlcore.serving.search import rows_of
     from dmlcore.serving.search_page import name_of
@@ -68,7 +68,8 @@ def _classify(
 
     if len(words) < 2:
         raise ConfigError("`dmlcore classify` needs INDEX and at least one QUERY. See `dmlcore classify --help`.")
-    check_new(out, ".csv", overwrite=overwrite)
+    if out is not None:
+        check_new(out, [".csv"], "out", overwrite=overwrite)
     index, queries, path = open_queries(words, model, loading(values), data_options(values))
     queries = rows_of(queries, rows)
     limit, origin = chosen_threshold(threshold, path, queries.model)

@@ -11,7 +11,7 @@ from cyclopts import App
 from dmlcore import console
 from dmlcore.commands.line import CommandLine
 from dmlcore.commands.trained import LOADING, data_options
-from dmlcore.commands.words import OVERWRITE, check_new, data_flags, loading
+from dmlcore.commands.words import OVERWRITE, data_flags, loading
 from dmlcore.flags import COMMON, command, flag
 from dmlcore.hookspecs import hookimpl
 
@@ -54,14 +54,15 @@ def _clean(
     debug: bool,
     **values: Any,
 ) -> int:
-    from dmlcore.files import expanded, make_folder, write_atomically
+    from dmlcore.files import check_new, expanded, make_folder, write_atomically
     from dmlcore.serving import load
     from dmlcore.serving.clean import KINDS, Subject, faults_csv, find_faults, subject_of
     from dmlcore.serving.clean_page import clean_page
     from dmlcore.serving.entries import is_embeddings, normalised, read_embeddings
 
-    for path, suffix in ((out, ".csv"), (html, ".html")):
-        check_new(path, suffix, overwrite=overwrite)
+    for path, option, ending in ((out, "out", ".csv"), (html, "html", ".html")):
+        if path is not None:
+            check_new(path, [ending], option, overwrite=overwrite)
     kinds = KINDS if find == "all" else tuple(word.strip() for word in find.split(","))
     how = loading(values)
     if model is None and is_embeddings(expanded(data)):

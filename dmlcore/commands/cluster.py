@@ -11,7 +11,7 @@ from cyclopts import App
 from dmlcore import console
 from dmlcore.commands.line import CommandLine
 from dmlcore.commands.trained import LOADING, data_options
-from dmlcore.commands.words import OVERWRITE, check_new, data_flags, loading, words_flag
+from dmlcore.commands.words import OVERWRITE, data_flags, loading, words_flag
 from dmlcore.errors import ConfigError
 from dmlcore.flags import COMMON, command, flag
 from dmlcore.hookspecs import hookimpl
@@ -48,13 +48,14 @@ def _cluster(
     debug: bool,
     **values: Any,
 ) -> int:
-    from dmlcore.files import make_folder, write_atomically
+    from dmlcore.files import check_new, make_folder, write_atomically
     from dmlcore.serving import gather, load
     from dmlcore.serving.cluster import cluster, clusters_csv
 
     if not 1 <= len(words) <= 2:
         raise ConfigError("`dmlcore cluster` needs MODEL DATA, or a file of embeddings. See `dmlcore cluster --help`.")
-    check_new(out, ".csv", overwrite=overwrite)
+    if out is not None:
+        check_new(out, [".csv"], "out", overwrite=overwrite)
     how = loading(values)
     model = load(words[0], **how) if len(words) == 2 else None
     entries = gather(words[-1], model, data_options(values))

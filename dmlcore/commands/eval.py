@@ -89,11 +89,12 @@ def _evaluate(
     **values: Any,
 ) -> int:
     from dmlcore import plugins
+    from dmlcore.files import check_new
     from dmlcore.serving import load
     from dmlcore.serving.compare_models import compare_evaluations
     from dmlcore.serving.evaluation import EvaluationOptions, evaluate
     from dmlcore.serving.gathering import is_model
-    from dmlcore.serving.query_table import check_out, write_queries
+    from dmlcore.serving.query_table import write_queries
 
     if not models:
         raise ConfigError("no model is given; name a run, a model folder or a file of embeddings, or several to compare them")
@@ -102,7 +103,7 @@ def _evaluate(
             if value:
                 raise ConfigError(f"--{name} is for one model, but {len(models)} are given")
     if per_query is not None:
-        check_out(per_query, overwrite=overwrite)
+        check_new(per_query, [".csv"], "per_query", overwrite=overwrite)
     built = None if measures is None else [plugins.find("metric", name).component(**given) for name, given in measures]
     how = EvaluationOptions(recall_at=_numbers(recall_at), bootstrap=bootstrap, seed=seed, rerank=rerank, metrics=built)
     how_to_load, is_compared = loading(values), len(models) > 1

@@ -11,7 +11,7 @@ from cyclopts import App
 from dmlcore import console
 from dmlcore.commands.line import CommandLine
 from dmlcore.commands.trained import LOADING, data_options
-from dmlcore.commands.words import OVERWRITE, check_new, data_flags, list_flag, loading, words_flag
+from dmlcore.commands.words import OVERWRITE, data_flags, list_flag, loading, words_flag
 from dmlcore.errors import ConfigError
 from dmlcore.flags import COMMON, command, flag
 from dmlcore.hookspecs import hookimpl
@@ -63,14 +63,15 @@ def _search(
     debug: bool,
     **values: Any,
 ) -> int:
-    from dmlcore.files import make_folder, write_atomically
+    from dmlcore.files import check_new, make_folder, write_atomically
     from dmlcore.serving.search import answers, find, rows_of, without_own
     from dmlcore.serving.search_page import search_page
     from dmlcore.serving.thresholds import chosen_threshold
 
     if len(words) < 2:
         raise ConfigError("`dmlcore search` needs INDEX and at least one QUERY. See `dmlcore search --help`.")
-    check_new(html, ".html", overwrite=overwrite)
+    if html is not None:
+        check_new(html, [".html"], "html", overwrite=overwrite)
     index, queries, path = open_queries(words, model, loading(values), data_options(values))
     queries = rows_of(queries, rows)
     limit, origin = chosen_threshold(threshold, path, queries.model)

@@ -13,7 +13,7 @@ from dmlcore.commands.line import CommandLine
 from dmlcore.commands.trained import TRUST
 from dmlcore.config import build_options
 from dmlcore.errors import ConfigError
-from dmlcore.files import expanded, make_folder, write_atomically
+from dmlcore.files import check_new, expanded, make_folder, write_atomically
 from dmlcore.flags import COMMON, command, flag, new_app, settings_flags, typed_values
 from dmlcore.hookspecs import hookimpl
 from dmlcore.protocols.shift.options import BuildOptions
@@ -62,7 +62,7 @@ def _add_building(splits: App, data_flags: list[inspect.Parameter], model_flags:
     ) -> int:
         from dmlcore.protocols.shift.building import build_splits
 
-        _check_out(out, overwrite)
+        check_new(out, [".json"], "out", overwrite=overwrite)
         file, notes = build_splits(
             data,
             _options(data_flags, tables),
@@ -93,7 +93,7 @@ def _add_importing(splits: App, data_flags: list[inspect.Parameter]) -> None:
     ) -> int:
         from dmlcore.protocols.shift.published import import_published
 
-        _check_out(out, overwrite)
+        check_new(out, [".json"], "out", overwrite=overwrite)
         options = _options(data_flags, tables)
         splits_file, notes = import_published(file, data, options, allows_missing=allow_missing, default=default)
         return _write(splits_file, out, notes, json)
@@ -140,13 +140,6 @@ def _settings(values: dict[str, Any]) -> BuildOptions:
 
 def _options(flags: list[inspect.Parameter], tables: dict[str, Any]) -> dict[str, Any]:
     return {name: value for flag in flags for name, value in typed_values(tables[flag.name]).items() if flag.name in tables}
-
-
-def _check_out(out: Path, overwrite: bool) -> None:
-    if out.suffix != ".json":
-        raise ConfigError(f"out is '{out}', but must end in .json")
-    if out.exists() and not overwrite:
-        raise ConfigError(f"{out} exists already; choose another --out, or replace it with --overwrite")
 
 
 def _write(file: SplitFile, out: Path, notes: list[str], json: bool) -> int:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-from pathlib import Path
 from typing import Annotated, Any
 
 from cyclopts import Parameter
@@ -56,17 +55,3 @@ def data_flags(line: CommandLine, command: str, place: int) -> list[inspect.Para
 def loading(values: dict[str, Any]) -> dict[str, Any]:
     """How to load a model, out of a command's flags."""
     return {name: values.pop(name) for name in LOADING_FLAGS if name in values}
-
-
-def check_new(path: Path | None, suffix: str, *, overwrite: bool) -> None:
-    """Refuse a file to write before anything is computed.
-
-    Raises:
-        ConfigError: it ends otherwise, or exists and shall not be replaced.
-    """
-    if path is None:
-        return
-    if path.suffix != suffix:
-        raise ConfigError(f"'{path}' must end in {suffix}")
-    if path.exists() and not overwrite:
-        raise ConfigError(f"{path} exists already; choose another name, or replace it with --overwrite")

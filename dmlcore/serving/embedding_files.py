@@ -11,8 +11,7 @@ from typing import Any
 import numpy as np
 
 from dmlcore.data import LabelledDataset, pyarrow
-from dmlcore.errors import ConfigError
-from dmlcore.files import replacing, writable_text
+from dmlcore.files import check_new, replacing, writable_text
 from dmlcore.seals import seal_archive_file
 from dmlcore.serving.entries import MODEL
 from dmlcore.serving.inputs import Parts
@@ -69,11 +68,9 @@ def check_form(out: Path, *, overwrite: bool) -> None:
         ConfigError: of another form, or it exists and is not to be replaced.
         DataError: pyarrow is missing.
     """
-    if out.suffix not in FORMS:
-        raise ConfigError(f"out is '{out}', but must end in {', '.join(FORMS[:-1])} or {FORMS[-1]}")
-    for file in (out, *([out.with_suffix(".csv")] if out.suffix == ".npy" else [])):
-        if file.exists() and not overwrite:
-            raise ConfigError(f"{file} exists already; choose another --out, or replace it with --overwrite")
+    check_new(out, FORMS, "out", overwrite=overwrite)
+    if out.suffix == ".npy":
+        check_new(out.with_suffix(".csv"), [".csv"], "out", overwrite=overwrite)
     if out.suffix in (".parquet", ".arrow"):
         pyarrow()
 

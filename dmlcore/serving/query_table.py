@@ -7,22 +7,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from dmlcore.errors import ConfigError
 from dmlcore.evaluation.queries import QueryScores, nearest_wrong
 from dmlcore.files import make_folder, replacing, writable_text
 from dmlcore.serving.evaluation import Evaluation
-
-
-def check_out(out: Path, *, overwrite: bool) -> None:
-    """Refuse a file before anything is computed.
-
-    Raises:
-        ConfigError: it is no .csv, or exists and is not to be replaced.
-    """
-    if out.suffix != ".csv":
-        raise ConfigError(f"per_query is '{out}', but must end in .csv")
-    if out.exists() and not overwrite:
-        raise ConfigError(f"{out} exists already; choose another --per-query, or replace it with --overwrite")
 
 
 def write_queries(evaluation: Evaluation, out: Path) -> int:
