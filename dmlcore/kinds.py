@@ -1,6 +1,6 @@
 """The kinds of components that plugins offer, in one table. Hooks, settings, messages, checks and docs are made from it.
 
-A new kind touches four places: a row here, the setting that chooses it (`training/settings.py`), its contract as checks
+A new kind touches four places: a row here, the setting that chooses it (`training/setting_groups`), its contract as checks
 (`testing/components.py`), and the code that uses it. A template in `authoring/templates` makes `dmlcore plugins new` write it.
 """
 

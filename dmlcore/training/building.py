@@ -24,7 +24,8 @@ from dmlcore.training.configuration import RunConfig
 from dmlcore.training.folder import RunFolder
 from dmlcore.training.implied import default_model
 from dmlcore.training.objects import built_loss
-from dmlcore.training.settings import DEFAULT_STEPS, Settings, check_device
+from dmlcore.training.setting_groups.run import DEFAULT_STEPS, check_device
+from dmlcore.training.settings import Settings
 
 
 def choose_device(name: str) -> torch.device:

@@ -10,7 +10,8 @@ from dmlcore import plugins, trust
 from dmlcore.config import unique_names
 from dmlcore.errors import ConfigError, suggestion
 from dmlcore.training.implied import chosen, default_model, may_compress
-from dmlcore.training.settings import AUTO, GROUPS, PLACES, Settings
+from dmlcore.training.setting_groups.losses import AUTO
+from dmlcore.training.settings import GROUPS, PLACES, Settings
 from dmlcore.training.sources import Source, build_from
 
 KIND_OF = {kind.setting: kind.name for kind in plugins.KINDS.values() if kind.setting in PLACES}

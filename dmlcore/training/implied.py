@@ -5,7 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 from dmlcore import plugins
-from dmlcore.training.settings import LEARNING_RATE, WIDER, Settings
+from dmlcore.training.setting_groups.model import WIDER
+from dmlcore.training.setting_groups.optimiser import LEARNING_RATE
+from dmlcore.training.settings import Settings
 
 LENGTH = 64  # of what is served where nothing is said: docs/reports/ensembles.md says why
 

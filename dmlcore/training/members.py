@@ -15,7 +15,8 @@ from dmlcore.files import in_file_name, make_folder, plain, write_atomically
 from dmlcore.seals import seal, unseal
 from dmlcore.training.configuration import RunConfig
 from dmlcore.training.folder import RunFolder
-from dmlcore.training.settings import DEFAULT_STEPS, Settings
+from dmlcore.training.setting_groups.run import DEFAULT_STEPS
+from dmlcore.training.settings import Settings
 from dmlcore.training.sources import Source
 
 SEARCH, REPORT = "search.json", "search.md"

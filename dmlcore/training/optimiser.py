@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from dmlcore.errors import ConfigError, PluginError
-from dmlcore.training.settings import OptimiserSettings
+from dmlcore.training.setting_groups.optimiser import OptimiserSettings
 
 if TYPE_CHECKING:
     from dmlcore.ensemble import LossEnsemble

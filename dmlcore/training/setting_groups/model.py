@@ -1,0 +1,58 @@
+"""Settings of the network of a run and of its embedding."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from dmlcore.config import check_range
+from dmlcore.errors import ConfigError
+from dmlcore.plugins import defaults
+from dmlcore.training.setting_groups.fields import check_each, setting
+
+LONGEST = 4096  # of what is served: fitting a compressor takes the square of 4 times that in float64, 2 GB
+WIDER = 4  # times longer an embedding is before compression
+
+
+@dataclass(frozen=True)
+class ModelSettings:
+    """The network and its embedding."""
+
+    trunk: str | None = setting("model", None)
+    """Trunk by name, or a network of a library as LIBRARY/NAME (default: a small one for the kind of data)."""
+    embedding_dim: int | None = None
+    """Length of an embedding, or of each head, before compression (default: that of the data for features; else 256,
+    compressed to 64; 4 times `compress` where that is given; 64 without compression, and with `wel` and `wedl`)."""
+    head: Literal["linear", "none"] = "linear"
+    """What stands between trunk and embedding: a linear map, or nothing. An embedding is then as long as the trunk is wide."""
+    compress: int | None = None
+    """Length of the embedding after compression; 0: none (default: 64 where `embedding_dim` is 256 by default, else 0)."""
+    head_start: Literal["random", "principal"] | None = None
+    """How the embedding head begins: at `random`, or as the `principal` axes of the trunk's features, which keeps what a
+    trained trunk, or features, know already (default: `principal` for these, else `random`)."""
+    init: str | None = None
+    """Folder of a run whose best weights the model begins with. A head of another length begins anew."""
+    compile: bool = False
+    """Let torch.compile compile the model."""
+    gradient_checkpointing: bool = False
+    """Keep few activations of the trunk and compute the others again in the backward pass: less memory, a third more time."""
+    channels_last: bool = False
+    """Keep images and weights of the trunk with the channels innermost, which many convolutions are faster with."""
+    compressor: str = defaults().COMPRESSOR
+    """How embeddings are compressed, where they are."""
+    student: int = 0
+    """Length of an extra head that learns the similarities of the whole embedding while the others train; 0: none."""
+    student_weight: float = 1.0
+    """Weight of the student's term; its gradient stops at the trunk."""
+    serve: Literal["whole", "compressed", "student"] | None = None
+    """What the model gives as its embedding (default: `compressed` where there is that, else `student`, else `whole`)."""
+
+    def __post_init__(self) -> None:
+        check_range("student_weight", self.student_weight, least=0)
+        if self.head == "none" and self.head_start == "principal":
+            raise ConfigError("head_start is principal, but head is none: there is no head that could begin so")
+        check_each(self, ("compress", "student"), least=0, most=LONGEST)
+        check_range("embedding_dim", self.embedding_dim, least=1, most=WIDER * LONGEST)
+        needed = {"compressed": "compress", "student": "student"}.get(self.serve or "")
+        if needed and not getattr(self, needed):
+            raise ConfigError(f"serve is '{self.serve}', but {needed} is 0")

@@ -1,0 +1,59 @@
+"""Settings of the length, the evaluations and the device of a run."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+from dmlcore.config import check_range, seconds_of
+from dmlcore.errors import ConfigError
+from dmlcore.training.setting_groups.fields import check_each
+
+DEFAULT_STEPS = 700
+
+
+def check_device(name: str) -> None:
+    """Refuse what is no name of a device.
+
+    Raises:
+        ConfigError: it is none.
+    """
+    if not re.fullmatch(r"auto|cpu|cuda(:[0-9]{1,3})?", name):
+        raise ConfigError(f"device is '{name}', but must be auto, cpu, cuda or cuda:N")
+
+
+@dataclass(frozen=True)
+class RunSettings:
+    """Length, evaluations, device and seed."""
+
+    steps: int | None = None
+    """Optimiser steps (default: 700, unless `epochs` is given)."""
+    epochs: int | None = None
+    """Passes over the training samples, instead of `steps`."""
+    eval_every: int = 100
+    """Steps between evaluations on the validation classes, each with a checkpoint."""
+    log_every: int = 50
+    """Steps between lines of progress where there is no terminal."""
+    patience: int | None = None
+    """Evaluations in a row without a better one after which training ends (default: it runs through all steps)."""
+    metrics: tuple[str, ...] = ()
+    """Measures of embeddings beside those of retrieval, separated by commas."""
+    loggers: tuple[str, ...] = ()
+    """Further loggers, separated by commas."""
+    report: bool = True
+    """Write `report.html`, a page to look at, when the run ends."""
+    device: str = "auto"
+    """`auto` (CUDA where there is one), `cpu`, `cuda` or `cuda:N`."""
+    seed: int = 0
+    """Seed of the split, the weights, the batches and the augmentation."""
+    stop_after: str | None = None
+    """Time, such as `3h50m`, after which the run saves a checkpoint and ends. `--resume` goes on."""
+
+    def __post_init__(self) -> None:
+        if self.steps is not None and self.epochs is not None:
+            raise ConfigError("steps and epochs are both given; leave one out")
+        check_each(self, ("steps", "epochs", "eval_every", "log_every", "patience"), least=1)
+        check_range("seed", self.seed, least=0)
+        if self.stop_after is not None:
+            seconds_of(self.stop_after, "stop_after")
+        check_device(self.device)
