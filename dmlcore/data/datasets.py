@@ -39,6 +39,7 @@ class LabelledDataset(torch.utils.data.Dataset):
         judged: bool [L], the labels that count in an evaluation; None: all do.
         levels: as given.
         finest: the same samples with their finest labels, where these are coarser ones.
+        names: of all samples of the table, by `rows`: paths of files, else their names in the data. Empty: nobody says.
         sample_shape: of one sample.
         in_memory: fetching is cheap, so that worker processes would not pay.
     """
@@ -73,6 +74,11 @@ class LabelledDataset(torch.utils.data.Dataset):
         self.judged: np.ndarray | None = None
         self.levels = dict(levels or {})
         self.finest = self
+        self.names: Sequence[str] = ()
+
+    def own_names(self) -> list[str]:
+        """The name of each sample, none where nobody says them."""
+        return [str(self.names[row]) for row in self.rows.tolist()] if len(self.names) else []
 
     def at_level(self, level: str) -> LabelledDataset:
         """The same samples with the labels of a coarser level.

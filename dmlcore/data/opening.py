@@ -149,6 +149,9 @@ def open_data(
             split, notes = split_by_source(source, table, fractions, seed, data)
         parts = _parts(table, split)
         record = functools.partial(_record, table, split, name)
+    names = table.names() if table.paths is None else table.paths
+    for part in parts.values():
+        part.names = names
     notes = [*table.skipped, *notes]
     _judge_by_new_labels(parts)
     notes += _notes_on_levels(parts)

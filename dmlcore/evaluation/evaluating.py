@@ -167,7 +167,8 @@ def measure(
     labels = torch.from_numpy(dataset.labels).to(embeddings.device)
     levels = torch.from_numpy(dataset.labels_by_level()).to(labels.device) if dataset.levels else None
     roles = (torch.from_numpy(dataset.queries), torch.from_numpy(dataset.references))
-    return {**(scores.means if scores else {}), **further(metrics, embeddings, labels, levels, roles)}, scores
+    names = dataset.own_names() if any(metric.takes_names for metric in metrics) else ()
+    return {**(scores.means if scores else {}), **further(metrics, embeddings, labels, levels, roles, names)}, scores
 
 
 def evaluate_levels(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -35,6 +35,8 @@ class Metric(ABC):
     takes_roles: ClassVar[bool] = False
     """Whether `queries` and `references` are given by name too: int64 positions of the samples that ask, and of those among
     which answers are looked for. A sample may be both, and does not find itself. Other measures see all as one set."""
+    takes_names: ClassVar[bool] = False
+    """Whether `names` are given by name too: text of each sample, the path of its file, else its name in the data."""
 
     def __init__(self, options: Any = None, **values: Any) -> None:
         if options is not None and values:
@@ -60,6 +62,7 @@ def further(
     labels: Tensor,
     levels: Tensor | None = None,
     roles: tuple[Tensor, Tensor] | None = None,
+    names: Sequence[str] = (),
 ) -> dict[str, float | None]:
     """What further measures say, by `METRIC.name`; None for a number that is not finite.
 
@@ -69,6 +72,7 @@ def further(
         labels: int64 [N].
         levels: labels [N, L] where the data have several levels.
         roles: int64 positions of queries and of references. None: all are both.
+        names: of the samples, where they have any.
 
     Raises:
         PluginError: one gives something else than numbers by name.
@@ -77,8 +81,9 @@ def further(
     everyone = torch.arange(len(labels))
     queries, references = (part.to(labels.device) for part in roles or (everyone, everyone))
     for metric in metrics:
-        known = {"queries": queries, "references": references} if metric.takes_roles else {}
-        values = metric(embeddings, levels if metric.takes_levels and levels is not None else labels, **known)
+        asked: dict[str, Any] = {"queries": queries, "references": references} if metric.takes_roles else {}
+        asked |= {"names": names} if metric.takes_names else {}
+        values = metric(embeddings, levels if metric.takes_levels and levels is not None else labels, **asked)
         try:
             numbers = {str(name): float(value) for name, value in values.items()}
         except (AttributeError, TypeError, ValueError):

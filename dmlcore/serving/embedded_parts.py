@@ -39,6 +39,8 @@ def parts_of_entries(entries: Entries, name: str) -> Parts:
     if not parts:
         parts, _ = parts_of(table)
     names = entries.path if entries.path is not None else [str(row) for row in entries.row.tolist()]
+    for part in parts.values():
+        part.names = names
     return Parts(name, parts, notes, True, names, entries.path)
 
 

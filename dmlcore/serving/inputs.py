@@ -75,7 +75,7 @@ def parts_of(table: Table) -> tuple[dict[str, LabelledDataset], list[str]]:
     """
 
     def part(rows: np.ndarray, roles: np.ndarray | None = None) -> LabelledDataset:
-        return LabelledDataset(
+        dataset = LabelledDataset(
             table.samples,
             rows,
             table.labels[rows],
@@ -86,6 +86,8 @@ def parts_of(table: Table) -> tuple[dict[str, LabelledDataset], list[str]]:
             label_names=table.label_names,
             levels=table.levels,
         )
+        dataset.names = table.names() if table.paths is None else table.paths
+        return dataset
 
     everyone = np.arange(len(table.labels))
     if table.split is None or not np.isin(table.split, ROLES).any():

@@ -1,0 +1,148 @@
+"""The metric `verification`: against scikit-learn and counting in float64, pairs out of files, and in `train` and `eval`."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from data_files import image_folder
+
+from dmlcore import cli, plugins
+from dmlcore.errors import ConfigError, DataError
+from dmlcore.evaluation import verification
+from dmlcore.evaluation.pair_files import Pairs, read_names
+
+
+def measured(x: np.ndarray, y: np.ndarray, names: Any = (), **options: Any) -> dict[str, float]:
+    metric = plugins.find("metric", "verification").component(**options)
+    return metric(torch.from_numpy(x), torch.from_numpy(y), names=names)
+
+
+def exact_samples(count: int = 150, classes: int = 15) -> tuple[np.ndarray, np.ndarray]:
+    """Vectors of four numbers +-1 and twelve zeros: their cosines are multiples of 1 / 4, exact in float32, with many ties."""
+    generator = np.random.default_rng(0)
+    y = generator.integers(0, classes, count)
+    centres = np.stack([generator.permutation(16)[:4] for _ in range(classes)])
+    x = np.zeros((count, 16), dtype=np.float32)
+    for row in range(count):
+        at = centres[y[row]].copy()
+        if generator.random() < 0.6:
+            at[:2] = generator.permutation([place for place in range(16) if place not in at])[:2]
+        x[row, at] = 1
+    return x, y
+
+
+def test_figures_in_float64_by_scikit_learn(monkeypatch: pytest.MonkeyPatch) -> None:
+    measures = pytest.importorskip("sklearn.metrics", reason="the oracle is scikit-learn")
+    monkeypatch.setattr(verification, "ROWS", 40)  # several tiles
+    x, y = exact_samples()
+    unit = x.astype(np.float64) / 2
+    i, j = np.triu_indices(len(x), 1)
+    scores, same = (unit @ unit.T)[i, j], y[i] == y[j]
+    far, tar, _ = measures.roc_curve(same, scores, drop_intermediate=False)
+    rates = (0.5, 0.1, 0.03, 0.01, 0.001)
+    values = measured(x, y, fars=(*rates, 1e-6))
+    for rate in rates:
+        assert values[f"tar@{rate:g}"] == pytest.approx(tar[far <= rate].max(), abs=1e-12)
+    assert np.isnan(values["tar@1e-06"])
+    assert values["auc"] == pytest.approx(measures.roc_auc_score(same, scores), abs=1e-12)
+    # The crossing of two step functions: the smaller of what is reached on both of its sides.
+    crossing = min(max(a, 1 - b) for a, b in zip(far, tar, strict=True))
+    assert values["eer"] <= crossing + 1e-12 and values["eer"] >= max(min(a, 1 - b) for a, b in zip(far, tar, strict=True))
+
+
+def test_the_accuracy_in_folds_by_counting() -> None:
+    generator = np.random.default_rng(2)
+    x = generator.normal(size=(60, 5)).astype(np.float32)
+    pairs = [
+        (generator.integers(60), generator.integers(60), bool(generator.integers(2)), fold)
+        for fold in range(10)
+        for _ in "abcdef"
+    ]
+    same, fold = np.array([pair[2] for pair in pairs]), np.array([pair[3] for pair in pairs])
+    unit = x.astype(np.float64) / np.linalg.norm(x.astype(np.float64), axis=1, keepdims=True)
+    scores = np.array([unit[a] @ unit[b] for a, b, _, _ in pairs])
+    accuracies = []
+    for number in range(10):
+        others = fold != number
+        best, chosen = -1, 0.0
+        for threshold in [np.inf, *sorted(scores[others], reverse=True)]:  # the highest of equally good ones
+            right = int(((scores[others] >= threshold) == same[others]).sum())
+            best, chosen = (right, threshold) if right > best else (best, chosen)
+        accuracies.append(((scores[~others] >= chosen) == same[~others]).mean())
+    about = verification.accuracy_in_folds(scores, same, fold)
+    assert about["accuracy"] == pytest.approx(np.mean(accuracies), abs=1e-12) and about["folds"] == 10
+    assert about["accuracy_deviation"] == pytest.approx(np.std(accuracies, ddof=1), abs=1e-12)
+
+
+def test_pairs_of_a_file(tmp_path: Path) -> None:
+    """The names of a file are ends of paths, and pairs of which a sample is not there are told."""
+    x, y = exact_samples()
+    names = [f"/photos/lfw/P{label}/P{label}_{row:04}.jpg" for row, label in enumerate(y)]
+    lines, expected, same = ["10\t3"], [], []
+    for fold in range(10):
+        own = [(a, b) for a in range(150) for b in range(a + 1, 150) if y[a] == y[b]][fold * 3 : fold * 3 + 3]
+        for a, b in own:
+            lines.append(f"P{y[a]}\t{a}\t{b}")
+        for a, b in [(k, k + 1) for k in range(fold * 9, 149) if y[k] != y[k + 1]][:3]:
+            lines.append(f"P{y[a]}\t{a}\tP{y[b]}\t{b}")
+            own.append((a, b))
+        expected += [float(x[a] @ x[b]) / 4 for a, b in own]
+        same += [True] * 3 + [False] * 3
+    (tmp_path / "pairs.txt").write_text("\n".join(lines) + "\n")
+    values = measured(x, y, names, pairs=str(tmp_path / "pairs.txt"), fars=(0.1,))
+    curve = verification.curve_of_pairs(np.array(expected), np.array(same))
+    about = verification.accuracy_in_folds(np.array(expected), np.array(same), np.repeat(np.arange(10), 6))
+    assert values == pytest.approx(
+        {
+            "accuracy": about["accuracy"],
+            "deviation": about["accuracy_deviation"],
+            "auc": curve.auc(),
+            "eer": curve.eer()[0],
+            "tar@0.1": curve.tar_at(0.1),
+            "missing": 0,
+        }
+    )
+    part = measured(x[:40], y[:40], names[:40], pairs=str(tmp_path / "pairs.txt"))
+    assert 0 < part["missing"] < 60
+    nothing = measured(x[:2], y[:2], ["a", "b"], pairs=str(tmp_path / "pairs.txt"))
+    assert nothing["missing"] == 60 and np.isnan(nothing["accuracy"]) and np.isnan(nothing["auc"])
+
+
+def test_names_that_mean_nothing_or_several() -> None:
+    pairs = Pairs(["a/1.jpg", "./b/2.jpg"], ["b/2.jpg", "c.jpg"], np.array([True, False]), None)
+    left, right = pairs.places(["/x/a/1.jpg", "/x/b/2.jpg"])
+    assert left.tolist() == [0, 1] and right.tolist() == [1, -1]
+    with pytest.raises(DataError, match=r"'a/1.jpg' of the pairs means several"):
+        pairs.places(["/x/a/1.jpg", "/y/a/1.jpg"])
+    assert pairs.folds(10).tolist() == [0, 0]
+
+
+def test_what_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "one.csv").write_text("first,second,same,fold\na,b,1,1\na,c,0,1\n")
+    with pytest.raises(DataError, match="one fold"):
+        read_names(tmp_path / "one.csv")
+    for options, words in (({"fars": (2.0,)}, "fars"), ({"fars": ()}, "fars is empty"), ({"drawn": 3}, "drawn")):
+        with pytest.raises(ConfigError, match=words):
+            measured(np.ones((2, 2), np.float32), np.zeros(2, np.int64), **options)
+
+
+def test_in_train_and_eval(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    photos = image_folder(tmp_path / "photos", 12, 4, mode="RGB", size=(24, 24))
+    lines = [f"class {n}/0.png,class {n}/1.png,1\nclass {n}/0.png,class {(n + 1) % 12}/2.png,0\n" for n in range(12)]
+    (tmp_path / "pairs.csv").write_text("first,second,same\n" + "".join(lines))
+    words = ["--plugins", "ms", "--steps", "2", "--classes-per-batch", "4", "--embedding-dim", "8", "--metrics", "verification"]
+    assert cli.main(["train", "--data", str(photos), "--out", str(tmp_path / "run"), *words]) == 0
+    test = json.loads((tmp_path / "run" / "result.json").read_text())["metrics"]["test"]
+    assert 0 <= test["verification.eer"] <= 1 and test["verification.tar@1e-06"] is None
+    capsys.readouterr()
+    pairs = ["--metrics", "verification", "--verification.pairs", str(tmp_path / "pairs.csv")]
+    assert cli.main(["eval", str(tmp_path / "run"), "--data", str(photos), *pairs, "--json"]) == 0
+    whole = json.loads(capsys.readouterr().out)["metrics"]
+    assert sum(part["verification.missing"] for part in whole.values()) < 12 * 2 * len(whole)
+    assert cli.main(["train", "--data", str(photos), *words, "--verification.pairs", "nothing.csv"]) == 2
+    assert "cannot read" in capsys.readouterr().err
