@@ -71,6 +71,16 @@ def test_a_cell_measures_the_weights_that_validation_chose(place: Path) -> None:
     assert not (run_folder / "checkpoints" / "last.pt").exists() and not (place / "out" / "work").exists()
 
 
+def test_a_cell_trains_on_all_classes_of_the_training_side(place: Path) -> None:
+    cells, places = cells_of(place, only=["swap1"], validation="none")
+    (result,) = running.run(cells, places, place / "out").values()
+    split = SplitFile.read(places.splits).find("swap1")
+    assert len(split.train_part) < len(split.train)
+    assert result["data"]["train"]["classes"] == len(split.train) and result["data"]["validation"]["classes"] == 0
+    assert result["chosen_step"] == result["steps"] == 12 and result["validation"] == {}
+    assert "map@r" in result["zero_shot"] and "2" in result["few_shot"]
+
+
 TRACER = """
 from dmlcore_plugins.data.npz import ArrayFile
 from dmlcore.data.stores import FeatureStore

@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from cyclopts import App
 
@@ -59,6 +59,12 @@ def _run_flags() -> list[inspect.Parameter]:
             "Steps of adaptation, one number or one for each of `--shots` (default: 1000, from 5 shots on 1500).",
         ),
         flag("adapt_rate", float, "Learning rate of adaptation.", 1e-4),
+        flag(
+            "validation",
+            Literal["classes", "samples", "none"] | None,
+            "What chooses the checkpoint, in place of what the configurations say: with `none` all training classes are"
+            " trained on, as published.",
+        ),
         flag("episodes", int | None, "Episodes of each number of shots, the first so many (default: all of the file)."),
         flag("processes", int, "Cells at a time, a thread each.", 1),
         flag("keep_models", bool, "Keep every run with its best checkpoint, below `OUT/models`.", False),
@@ -78,6 +84,7 @@ def _run(
     data: str | None,
     seeds: int,
     split: str | None,
+    validation: str | None,
     shots: str | None,
     adapt_steps: str | None,
     adapt_rate: float,
@@ -93,7 +100,14 @@ def _run(
     check_range("processes", processes, least=1)
     adaptation = _adaptation(splits, shots, {"steps": adapt_steps, "rate": adapt_rate, "episodes": episodes})
     cells, places = running.plan(
-        splits, _words(config), data=data, seeds=seeds, adaptation=adaptation, only=_words(split), tell=console.say
+        splits,
+        _words(config),
+        data=data,
+        seeds=seeds,
+        adaptation=adaptation,
+        only=_words(split),
+        validation=validation,
+        tell=console.say,
     )
     console.say(f"{len(cells)} cells in {out}, {processes} at a time")
     if not pictures.can_draw():

@@ -75,7 +75,8 @@ def _first_lines(run: Run) -> list[tuple[str, str]]:
         (
             "training",
             f"{run.steps:,} steps{done} of {run.classes_per_batch} {unit} x {settings.data.samples_per_class} samples,"
-            f" seed {settings.run.seed}, validation every {settings.run.eval_every} steps",
+            f" seed {settings.run.seed},"
+            f" {'validation' if run.validates else 'no validation, a checkpoint'} every {settings.run.eval_every} steps",
         ),
     ]
 

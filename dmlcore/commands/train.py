@@ -156,7 +156,7 @@ def show_result(result: dict[str, Any]) -> None:
     for sentence in result["advice"]:
         console.show_sentences(sentence)
     console.show_sentences(
-        f"{result['wall_seconds']:.0f} s. The checkpoint was chosen by MAP@R of the validation classes; "
+        f"{result['wall_seconds']:.0f} s. The checkpoint was chosen by {result['chosen_by'].replace('map@r', 'MAP@R')}; "
         "test classes were used once, here."
     )
     console.show(f"Results and checkpoints: {result['run']}")

@@ -31,6 +31,7 @@ from dmlcore.data.splits import (
     split_within_classes,
 )
 from dmlcore.data.stores import PixelStore
+from dmlcore.data.validating import validate_by
 from dmlcore.errors import DataError, PluginError
 from dmlcore.files import expanded
 
@@ -107,6 +108,7 @@ def open_data(
     default_image_size: int = 64,
     interpolation: Interpolation = "bilinear",
     class_split: ClassSplit | None = None,
+    validation: str = "classes",
     recorded: RecordedSplit | None = None,
     is_whole: bool = False,
 ) -> Splits:
@@ -125,6 +127,8 @@ def open_data(
         default_image_size: see there, pixels. A model says what it needs by `dmlcore.models.images_wanted`.
         interpolation: how images are resized, where the options of the source do not say it.
         class_split: says which classes are in which part, instead of the data or the seed.
+        validation: what chooses the checkpoint: held-out training `classes`, held-out `samples` of them, or `none`. The
+            validation part is then empty.
         recorded: the split that a run keeps, which goes before all of these. What is new in the data is left out.
         is_whole: refuse data that lack a sample of `recorded`.
 
@@ -145,8 +149,10 @@ def open_data(
     else:
         if class_split is not None:
             split, notes = _split_by_names(table, class_split, data)
+            generator, by_class = np.random.default_rng((seed, 2)), table.label_sets is None
+            notes += validate_by(split, table.labels, validation, fractions, generator, by_class=by_class)
         else:
-            split, notes = split_by_source(source, table, fractions, seed, data)
+            split, notes = split_by_source(source, table, fractions, seed, data, validation)
         parts = _parts(table, split)
         record = functools.partial(_record, table, split, name)
     names = table.names() if table.paths is None else table.paths
@@ -156,7 +162,8 @@ def open_data(
     _judge_by_new_labels(parts)
     notes += _notes_on_levels(parts)
     for part in PARTS if recorded is None or is_whole else ():  # of what a run has left, eval says what can be measured
-        notes += check_part(parts[part], part)
+        if part != "validation" or validation != "none":
+            notes += check_part(parts[part], part)
     return Splits(
         name,
         table.kind,
@@ -221,7 +228,12 @@ def _split_by_names(table: Table, class_split: ClassSplit, data: str) -> tuple[n
 
 
 def split_by_source(
-    source: DataSource, table: Table, fractions: tuple[float, float, float], seed: int, data: str
+    source: DataSource,
+    table: Table,
+    fractions: tuple[float, float, float],
+    seed: int,
+    data: str,
+    validation: str = "classes",
 ) -> tuple[np.ndarray, list[str]]:
     """The part of every sample, text [N], as the source has it or at random by class, and notes.
 
@@ -231,18 +243,24 @@ def split_by_source(
     own_split = source.split(table, seed)
     if len(table.class_names) == 1:
         raise DataError(f"'{data}' holds one class, '{table.class_names[0]}', but learning compares classes")
-    if own_split is None and table.label_sets is not None:
-        return split_by_label(table.label_sets.select(table.labels), fractions, seed)
     if own_split is None:
-        if not can_split_by_class(table.labels, len(table.class_names)):
-            return split_within_classes(table.labels, fractions, seed)
-        split = split_by_class(table.labels, len(table.class_names), fractions, seed)
-        return split, ["classes split at random into train, validation and test: no test class is trained on"]
+        split, notes = _split_at_random(table, fractions, seed)
+        generator, by_class = np.random.default_rng((seed, 2)), table.label_sets is None
+        return split, [*notes, *validate_by(split, table.labels, validation, fractions, generator, by_class=by_class)]
     own_split, joined = join_own_entries(own_split, table.labels, table.content_digests)
-    split, notes = complete_split(table.labels, own_split, fractions, seed, table.label_sets)
+    split, notes = complete_split(table.labels, own_split, fractions, seed, table.label_sets, validation)
     notes += joined
     notes = notes if table.split is not None else notes[1:]  # a split that the source draws is not the data's own
     return split, [*([table.split_note] if table.split_note else []), *notes]
+
+
+def _split_at_random(table: Table, fractions: tuple[float, float, float], seed: int) -> tuple[np.ndarray, list[str]]:
+    if table.label_sets is not None:
+        return split_by_label(table.label_sets.select(table.labels), fractions, seed)
+    if not can_split_by_class(table.labels, len(table.class_names)):
+        return split_within_classes(table.labels, fractions, seed)
+    split = split_by_class(table.labels, len(table.class_names), fractions, seed)
+    return split, ["classes split at random into train, validation and test: no test class is trained on"]
 
 
 def load_table(

@@ -1,4 +1,6 @@
-"""Training, validation and test parts: by classes drawn at random, or as the data gives them. Sampling is in `samplers`."""
+"""Training, validation and test parts: by classes drawn at random, or as the data gives them. What validates where the data do
+not say it is in `validating`, sampling in `samplers`.
+"""
 
 from __future__ import annotations
 
@@ -11,10 +13,8 @@ import numpy as np
 from dmlcore.data.datasets import LabelledDataset
 from dmlcore.data.label_sets import LabelSets
 from dmlcore.data.part_words import PARTS, ROLES, check_roles, rows_of_part
+from dmlcore.data.validating import LEAST_CLASSES, LEAST_SAMPLES, take_samples, take_validation, validate_by
 from dmlcore.errors import ConfigError, DataError
-
-_LEAST_CLASSES = 2  # of every part: with one class there is nothing to compare
-_LEAST_SAMPLES = 2  # of a class in a part: a single one finds nothing
 
 
 @dataclass
@@ -52,6 +52,8 @@ class Splits:
     def count_of(self, part: str) -> str:
         """The samples of a part, in words."""
         dataset = getattr(self, part)
+        if not len(dataset):
+            return "none"
         return f"{len(dataset):,} samples of {dataset.num_labels:,} {'classes' if dataset.sets is None else 'labels'}"
 
     def describe(self) -> dict[str, Any]:
@@ -89,7 +91,7 @@ def check_fractions(fractions: Sequence[float]) -> None:
 
 def can_split_by_class(labels: np.ndarray, num_classes: int) -> bool:
     """Whether there are two classes for every part, and one with two samples for each."""
-    return num_classes >= 3 * _LEAST_CLASSES and int((np.bincount(labels, minlength=num_classes) > 1).sum()) >= len(PARTS)
+    return num_classes >= 3 * LEAST_CLASSES and int((np.bincount(labels, minlength=num_classes) > 1).sum()) >= len(PARTS)
 
 
 def split_by_class(labels: np.ndarray, num_classes: int, fractions: Sequence[float], seed: int) -> np.ndarray:
@@ -111,7 +113,7 @@ def split_by_class(labels: np.ndarray, num_classes: int, fractions: Sequence[flo
     single = generator.permutation(np.flatnonzero(counts == 1))
     assert can_split_by_class(labels, num_classes)
     part_of_class = np.empty(num_classes, dtype="<U10")
-    least = _LEAST_CLASSES if len(several) >= 3 * _LEAST_CLASSES else 1
+    least = LEAST_CLASSES if len(several) >= 3 * LEAST_CLASSES else 1
     for classes, smallest in ((several, least), (single, 0)):
         sizes = _sizes(len(classes), fractions, smallest)
         for part, start, size in zip(PARTS, np.cumsum([0, *sizes[:-1]]), sizes, strict=True):
@@ -136,32 +138,32 @@ def split_within_classes(labels: np.ndarray, fractions: Sequence[float], seed: i
     """
     counts = np.bincount(labels)
     generator = np.random.default_rng((seed, 1))
-    in_two = generator.permutation(np.flatnonzero((counts >= 2 * _LEAST_SAMPLES) & (counts < len(PARTS) * _LEAST_SAMPLES)))
-    in_all = np.flatnonzero(counts >= len(PARTS) * _LEAST_SAMPLES)
-    if len(in_all) + len(in_two) // 2 < _LEAST_CLASSES:
+    in_two = generator.permutation(np.flatnonzero((counts >= 2 * LEAST_SAMPLES) & (counts < len(PARTS) * LEAST_SAMPLES)))
+    in_all = np.flatnonzero(counts >= len(PARTS) * LEAST_SAMPLES)
+    if len(in_all) + len(in_two) // 2 < LEAST_CLASSES:
         single = int((counts == 1).sum())
         raise DataError(
             f"the data has {len(counts)} classes{f', {single} of them with a single sample,' if single else ''} and"
             f" {len(labels)} samples, too few to measure anything on samples that are not trained on: give"
-            f" {len(PARTS) * _LEAST_CLASSES} classes with two samples each, two with {len(PARTS) * _LEAST_SAMPLES}, or a split"
+            f" {len(PARTS) * LEAST_CLASSES} classes with two samples each, two with {len(PARTS) * LEAST_SAMPLES}, or a split"
             f" with the data"
         )
     split = np.full(len(labels), "train", dtype="<U10")
     for label in in_all:
         rows = generator.permutation(np.flatnonzero(labels == label))
-        _, validation, test = _sizes(len(rows), fractions, _LEAST_SAMPLES)
+        _, validation, test = _sizes(len(rows), fractions, LEAST_SAMPLES)
         split[rows[:validation]] = "validation"
         split[rows[validation : validation + test]] = "test"
     for place, label in enumerate(in_two):
         rows = generator.permutation(np.flatnonzero(labels == label))
-        split[rows[:_LEAST_SAMPLES]] = ("test", "validation")[place % 2]
+        split[rows[:LEAST_SAMPLES]] = ("test", "validation")[place % 2]
     notes = [
         f"too few classes ({len(counts)}) to keep some apart, so samples are split at random: the test classes are trained on,"
         f" and the scores say nothing about new classes"
     ]
     small = len(counts) - len(in_all) - len(in_two)
     if small:
-        notes.append(f"{small} of {len(counts)} classes have fewer than {2 * _LEAST_SAMPLES} samples and are only trained on")
+        notes.append(f"{small} of {len(counts)} classes have fewer than {2 * LEAST_SAMPLES} samples and are only trained on")
     return split, notes
 
 
@@ -179,6 +181,7 @@ def complete_split(
     fractions: Sequence[float],
     seed: int,
     label_sets: LabelSets | None = None,
+    validation: str = "classes",
 ) -> tuple[np.ndarray, list[str]]:
     """A split given by the data with its missing parts filled in.
 
@@ -191,6 +194,7 @@ def complete_split(
         fractions: of the classes for train, validation and test.
         seed: of the draw.
         label_sets: the labels of each class where samples have several. Validation is then drawn from the samples.
+        validation: of `VALIDATIONS`.
 
     Returns:
         text [N] with all parts, and notes for the user.
@@ -210,10 +214,12 @@ def complete_split(
     if not present & {"test", *ROLES}:
         split[split == "validation"] = "test"
         notes.append("the data gives no test part: its validation part is the test part")
-    if "validation" not in set(split):
-        generator = np.random.default_rng((seed, 2))
-        take = _take_validation if label_sets is None else _take_validation_samples
-        notes.append(take(split, labels, fractions, generator))
+    generator = np.random.default_rng((seed, 2))
+    if validation != "classes":
+        notes += validate_by(split, labels, validation, fractions, generator, by_class=label_sets is None)
+    elif "validation" not in set(split):
+        take = take_validation if label_sets is None else take_samples
+        notes.append(f"the data gives no validation part: {take(split, labels, fractions, generator)}")
     trained = _labels_of(labels[split == "train"], label_sets)
     noun = "class" if label_sets is None else "label"
     for part in ("validation", "test"):
@@ -231,46 +237,6 @@ def _labels_of(classes: np.ndarray, label_sets: LabelSets | None) -> np.ndarray:
     return present if label_sets is None else np.unique(label_sets.select(present).index)
 
 
-def _take_validation(split: np.ndarray, labels: np.ndarray, fractions: Sequence[float], generator: np.random.Generator) -> str:
-    """Make some of the training samples the validation part: of some classes, or where these are few, some of each class.
-
-    Returns:
-        A note.
-
-    Raises:
-        DataError: too few classes and samples.
-    """
-    classes = generator.permutation(np.unique(labels[split == "train"]))
-    share = fractions[1] / (fractions[0] + fractions[1])
-    if len(classes) >= 2 * _LEAST_CLASSES:
-        count = min(max(_LEAST_CLASSES, round(len(classes) * share)), len(classes) - _LEAST_CLASSES)
-        split[(split == "train") & np.isin(labels, classes[:count])] = "validation"
-        return f"the data gives no validation part: {count} of {len(classes)} training classes are held out for it"
-    rows_of = {label: generator.permutation(np.flatnonzero((split == "train") & (labels == label))) for label in classes}
-    parted = {label: rows for label, rows in rows_of.items() if len(rows) >= 2 * _LEAST_SAMPLES}
-    if len(parted) < _LEAST_CLASSES:
-        raise DataError(
-            f"the split given by the data has no validation part, and to take one from the training part needs"
-            f" {2 * _LEAST_CLASSES} classes, or two with {2 * _LEAST_SAMPLES} samples. Give a validation part"
-        )
-    for rows in parted.values():
-        count = min(max(_LEAST_SAMPLES, round(len(rows) * share)), len(rows) - _LEAST_SAMPLES)
-        split[rows[:count]] = "validation"
-    return f"the data gives no validation part: it has few classes, so some samples of {len(parted)} are held out for it"
-
-
-def _take_validation_samples(
-    split: np.ndarray, labels: np.ndarray, fractions: Sequence[float], generator: np.random.Generator
-) -> str:
-    """As `_take_validation`, whatever the classes of the samples."""
-    rows = generator.permutation(np.flatnonzero(split == "train"))
-    count = max(_LEAST_SAMPLES, round(len(rows) * fractions[1] / (fractions[0] + fractions[1])))
-    if len(rows) < 2 * count:
-        raise DataError("the split given by the data has no validation part, and too few training samples to take one from")
-    split[rows[:count]] = "validation"
-    return f"the data gives no validation part: {count:,} of {len(rows):,} training samples are held out for it"
-
-
 def check_part(dataset: LabelledDataset, part: str) -> list[str]:
     """Refuse a part on which nothing can be learnt or measured, and mention classes with a single sample.
 
@@ -278,9 +244,9 @@ def check_part(dataset: LabelledDataset, part: str) -> list[str]:
         DataError: fewer than two classes, or no class with two samples.
     """
     counts = np.bincount(dataset.dense_labels, minlength=dataset.num_classes)
-    if min(dataset.num_classes, dataset.num_labels) < _LEAST_CLASSES:
+    if min(dataset.num_classes, dataset.num_labels) < LEAST_CLASSES:
         what = "class" if dataset.sets is None else "label"
-        raise DataError(f"the {part} part has {dataset.num_labels} {what}, but needs at least {_LEAST_CLASSES}")
+        raise DataError(f"the {part} part has {dataset.num_labels} {what}, but needs at least {LEAST_CLASSES}")
     if dataset.roles is not None or dataset.sets is not None:
         return _check_answers(dataset, part)
     single = int((counts == 1).sum())

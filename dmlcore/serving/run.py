@@ -163,6 +163,8 @@ class TrainedRun(Model):
         if self._is_own(data) and not options:
             splits = self.open()
             named = {"train": splits.train, "validation": splits.validation, "test": splits.test, "none": splits.rest}
+            if self.config.settings.run.validation == "none":
+                del named["validation"]
             parts = {name: part for name, part in named.items() if part is not None}
             return Parts(splits.name, parts, list(splits.notes), True, splits.sample_names, splits.paths)
         assert data is not None

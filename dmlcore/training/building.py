@@ -98,6 +98,7 @@ def open_splits(
         default_image_size=images.size,
         interpolation=images.interpolation,
         class_split=SplitFile.read(settings.splits).find(settings.split) if settings.splits and recorded is None else None,
+        validation=config.settings.run.validation,
         recorded=recorded,
         is_whole=is_whole,
     )

@@ -6,6 +6,7 @@ from typing import Any
 
 from dmlcore.errors import ConfigError
 from dmlcore.training.folder import RunFolder
+from dmlcore.training.settings import PLACES
 from dmlcore.training.sources import Source
 
 CHANGEABLE = ("steps", "epochs", "loggers", "log_every", "report", "workers", "device", "stop_after", "patience", "accumulate")
@@ -27,7 +28,7 @@ def check_unchanged(folder: RunFolder, before: dict[str, Any]) -> None:
     tables = {str(table) for loggers in (before, now) for table in loggers.get("loggers") or ()}
     differences = []
     for key in {**before, **now}:
-        old, new = before.get(key), now.get(key)
+        old, new = (values.get(key, _default_of(key)) for values in (before, now))
         if old == new or key in CHANGEABLE or key in tables:
             continue
         if isinstance(old, dict) and isinstance(new, dict):
@@ -39,3 +40,9 @@ def check_unchanged(folder: RunFolder, before: dict[str, Any]) -> None:
     if differences:
         told = ", ".join(differences[:3]) + (f" and {len(differences) - 3} more" if len(differences) > 3 else "")
         raise ConfigError(f"{folder.config} has changed since the run was made: {told}. Undo that, or train a new run.")
+
+
+def _default_of(key: str) -> Any:
+    """What a setting was where nothing says it, as in a run from before there was that setting."""
+    default = PLACES[key].default if key in PLACES else None
+    return list(default) if isinstance(default, tuple) else default

@@ -134,11 +134,13 @@ class Training:
     def _train(self) -> None:
         run = self.run
         if run.evaluated < 0 or (run.evaluated < run.step and self._is_evaluated_now()):
-            self._evaluate()
+            self._evaluate() if run.validates else self._take_last()
         batches = run.batches()
         while run.step < run.steps and not self._is_out_of_patience():
             self.step(batches)
-            if self._is_evaluated_now():
+            if self._is_evaluated_now() and not run.validates:
+                self._take_last()
+            elif self._is_evaluated_now():
                 score = self._evaluate()
                 if not self.goes_on(run, score):
                     return
@@ -179,17 +181,28 @@ class Training:
             self.events.tell("evaluated", lambda logger: logger.evaluated(run, record), record=record)
         return record[CHOSEN_BY]
 
-    def _keep(self, record: dict[str, Any]) -> dict[str, Path]:
+    def _take_last(self) -> None:
+        """Keep the present weights as those that are evaluated, where no validation part chooses any."""
+        self.run.prepare_to_serve()
+        with self.interruption.after():
+            for name, path in self._keep(None).items():
+                self._tell_saved(name, path)
+
+    def _keep(self, record: dict[str, Any] | None) -> dict[str, Path]:
         """Write what belongs to an evaluation: its record and the checkpoints, whose paths are returned by name.
 
         What the state says changes only after the file that it speaks of is there.
+
+        Args:
+            record: None: nothing was evaluated, and these weights take the place of the best.
         """
         run, paths = self.run, {}
         with self.interruption.held():
-            if record["is_best"]:
+            if record is None or record["is_best"]:
                 paths["best"] = run.save_best()
-                run.best.step, run.best.score = run.step, record[CHOSEN_BY]
-            run.folder.append(record)
+                run.best.step, run.best.score = run.step, run.best.score if record is None else record[CHOSEN_BY]
+            if record is not None:
+                run.folder.append(record)
             run.evaluated = run.step
             paths["last"] = run.save(time.perf_counter() - self.began)
         return paths
@@ -204,7 +217,7 @@ class Training:
     def _finish(self) -> dict[str, Any]:
         if self.run.step < self.run.steps:
             self.events.note(f"no better evaluation since step {self.run.best.step}: training ends at step {self.run.step}")
-        self.events.note("evaluating the best checkpoint and the baselines")
+        self.events.note(f"evaluating the {'best' if self.run.validates else 'last'} checkpoint and the baselines")
         embeddings: dict[str, Tensor] = {}
         result = final_result(self.run, embeddings)
         result["wall_seconds"] = time.perf_counter() - self.began

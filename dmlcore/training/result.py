@@ -42,7 +42,7 @@ def final_result(run: Run, kept: dict[str, Tensor] | None = None) -> dict[str, A
         )
     run.model.load_state_dict(best["model"])
     untrained = baseline_model(run.config, run.splits.sample_shape, run.splits.kind, run.device, run.splits.train, run.folder)
-    parts = {part: getattr(run.splits, part) for part in ("validation", "test")}
+    parts = {part: getattr(run.splits, part) for part in (("validation", "test") if run.validates else ("test",))}
     workers = run.config.settings.data.workers
     metrics, baselines = evaluating.compare(
         run.model,
@@ -63,10 +63,10 @@ def final_result(run: Run, kept: dict[str, Tensor] | None = None) -> dict[str, A
             metrics,
             baselines,
             is_random=run.config.settings.model.head_start == "random",
-            still_rose=0 < run.best.step == run.step,
+            still_rose=run.validates and 0 < run.best.step == run.step,
         ),
         "chosen_step": run.best.step,
-        "chosen_by": f"{CHOSEN_BY} of the validation classes",
+        "chosen_by": chosen_by(run.config.settings.run.validation),
         "steps": run.steps,
         "steps_done": run.step,
         "seed": run.config.settings.run.seed,
@@ -77,6 +77,15 @@ def final_result(run: Run, kept: dict[str, Tensor] | None = None) -> dict[str, A
         "versions": versions(),
         "command": " ".join(sys.argv),
     }
+
+
+def chosen_by(validation: str) -> str:
+    """What chose the checkpoint, in words."""
+    return (
+        "its place: it is the last one, and there is no validation"
+        if validation == "none"
+        else f"{CHOSEN_BY} of the validation {validation}"
+    )
 
 
 def advice(metrics: dict[str, Any], baselines: dict[str, Any], *, is_random: bool, still_rose: bool = False) -> list[str]:

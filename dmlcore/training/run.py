@@ -144,6 +144,11 @@ class Run:
             raise ConfigError(f"freeze is {frozen}, but head is none: nothing beside the trunk could train meanwhile")
 
     @property
+    def validates(self) -> bool:
+        """Whether a validation part chooses the checkpoint; else the last one is taken."""
+        return self.config.settings.run.validation != "none"
+
+    @property
     def served(self) -> EmbeddingModel:
         """What is evaluated: the model, or the average of its weights."""
         return self.model if self.averaged is None else self.averaged.model

@@ -34,6 +34,8 @@ class Settings:
     run: RunSettings = field(default_factory=RunSettings)
 
     def __post_init__(self) -> None:
+        if self.losses.is_automatic and self.run.validation == "none":
+            raise ConfigError("plugins = auto chooses by validation, but validation is none. Name the losses")
         names, weights = self.losses.names, self.ensemble.weights
         if weights is None:
             return

@@ -50,6 +50,7 @@ def plan(
     seeds: int = 3,
     adaptation: Adaptation | None = None,
     only: Sequence[str] = (),
+    validation: str | None = None,
     tell: Callable[[str], None] = lambda line: None,
 ) -> tuple[list[Cell], Places]:
     """The cells of a comparison, split by split so that unfinished ones compare as many configurations as possible.
@@ -62,6 +63,7 @@ def plan(
         seeds: 0 .. seeds - 1, of weights and batches.
         adaptation: None: no few-shot adaptation.
         only: ids of splits. Empty: all.
+        validation: what chooses the checkpoint, in place of what the configurations say.
         tell: receives notes.
 
     Raises:
@@ -78,7 +80,8 @@ def plan(
     if data is None:
         file.check_data()
     where = data or file.data
-    read = [_read(config, where, {} if data else file.options, tell) for config in configs]
+    replaced = {} if validation is None else {"validation": validation}
+    read = [_read(config, where, {} if data else file.options, replaced, tell) for config in configs]
     _check_episodes(selected, adaptation)
     adapted = None if adaptation is None else plain(asdict(adaptation))
     cells = []
@@ -182,7 +185,7 @@ def train_and_measure(settings: dict[str, Any], work: Path, places: Places) -> d
         _keep(work / "run", Path(places.models) / key_of(settings["name"], split.id, settings["seed"]))
     return {
         "zero_shot": result["metrics"]["test"],
-        "validation": result["metrics"]["validation"],
+        "validation": result["metrics"].get("validation", {}),
         "baselines": {name: parts["test"] for name, parts in result["baselines"].items()},
         "few_shot": few_shot,
         "chosen_step": result["chosen_step"],
@@ -211,20 +214,23 @@ def _supports(config: RunConfig, split: ClassSplit, adaptation: Adaptation | Non
     }
 
 
-def _read(config: str | Path, data: str, options: dict[str, Any], tell: Callable[[str], None]) -> dict[str, Any]:
+def _read(
+    config: str | Path, data: str, options: dict[str, Any], replaced: dict[str, Any], tell: Callable[[str], None]
+) -> dict[str, Any]:
     """A configuration without what the protocol gives, checked with it.
 
     Args:
         config: a TOML file.
         data: what it is trained on.
         options: of the data.
+        replaced: settings in place of those of the file.
         tell: receives notes.
     """
     source = Source.read(config)
     dropped = [key for key in OWN if key in source.values]
     if dropped:
         tell(f"{config}: {', '.join(dropped)} {'is' if len(dropped) == 1 else 'are'} given by the protocol instead")
-    values = {key: value for key, value in source.values.items() if key not in OWN}
+    values = {**{key: value for key, value in source.values.items() if key not in OWN}, **replaced}
     tables = dict(source.tables)
     if options:
         name = data_component(data).table

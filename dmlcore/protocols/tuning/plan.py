@@ -160,6 +160,8 @@ def make_plan(
         raise ConfigError(f"arms has '{next(name for name in names if names.count(name) > 1)}' twice")
     space.check_names(specs, {table: c for _, config in arms for table, c in config.components.items()})
     configs = [RunConfig.create(**config.with_absolute_paths().as_dict()) for _, config in arms]
+    if any(config.settings.run.validation == "none" for config in configs):
+        raise ConfigError("tune chooses by validation, but validation is none. Say --validation classes, then train without it")
     splits = open_splits(configs[0])
     assert splits.record is not None
     if splits.train.sets is not None and folds > 1:

@@ -23,7 +23,7 @@ from dmlcore.training.settings import PLACES
 FACTOR = 10.0  # a default range goes from a tenth of the value to ten times
 FIXED = {
     "plugins": "it is what --arms compares",
-    **dict.fromkeys(("data", "fractions", "splits", "split", "seed"), "all trials have the same data and folds"),
+    **dict.fromkeys(("data", "fractions", "splits", "split", "seed", "validation"), "all trials have the same data and folds"),
     **dict.fromkeys(("steps", "epochs", "eval_every", "patience", "stop_after"), "all trials are of equal length"),
     **dict.fromkeys(("metrics", "loggers", "log_every", "report", "device", "workers"), "no result depends on it"),
 }

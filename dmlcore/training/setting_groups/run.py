@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from typing import Literal
 
 from dmlcore.config import check_range, seconds_of
 from dmlcore.errors import ConfigError
@@ -30,8 +31,11 @@ class RunSettings:
     """Optimiser steps (default: 700, unless `epochs` is given)."""
     epochs: int | None = None
     """Passes over the training samples, instead of `steps`."""
+    validation: Literal["classes", "samples", "none"] = "classes"
+    """What chooses the checkpoint: training classes that are held out, `samples` of all training classes that are held out, or
+    `none`. Then the validation part is trained on too, nothing is evaluated before the end, and the last checkpoint is kept."""
     eval_every: int = 100
-    """Steps between evaluations on the validation classes, each with a checkpoint."""
+    """Steps between evaluations on the validation part, each with a checkpoint; without that part, between checkpoints."""
     log_every: int = 50
     """Steps between lines of progress where there is no terminal."""
     patience: int | None = None
@@ -52,6 +56,8 @@ class RunSettings:
     def __post_init__(self) -> None:
         if self.steps is not None and self.epochs is not None:
             raise ConfigError("steps and epochs are both given; leave one out")
+        if self.validation == "none" and self.patience is not None:
+            raise ConfigError("patience needs evaluations, but validation is none. Leave it out, or say --validation classes")
         check_each(self, ("steps", "epochs", "eval_every", "log_every", "patience"), least=1)
         check_range("seed", self.seed, least=0)
         if self.stop_after is not None:
