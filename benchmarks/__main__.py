@@ -1,12 +1,12 @@
 """`python -m benchmarks [NAME ...]`, one or several of the following.
 
 `losses` measures every case and size that `benchmarks/results/losses-cpu.csv` lacks (`--selection`: what the table of goals
-needs), `evaluation` retrieval metrics, `training` whole steps, `calls` those of losses on small batches, `house` the size and
-shape of the sources, `gradients` values and gradients of every loss. `ensembles` compares ensembles with single losses on
-unseen classes, `ood` does so on splits of growing shift, and `fewshot` transfers to few samples. `features` trains on
-features of good networks, `pictures` on pictures in two precisions. `serving` loads a server, and `scale` uses a model on a
-million rows. `gpu` checks and measures a CUDA device, and `report` fills the measured tables of docs/reports/performance.md.
-The other pages of docs/reports have the name of their benchmark.
+needs), `evaluation` retrieval metrics, `training` whole steps, `calls` those of losses on small batches, `decoding` the
+reading of pictures, `house` the size and shape of the sources, `gradients` values and gradients of every loss. `ensembles`
+compares ensembles with single losses on unseen classes, `ood` does so on splits of growing shift, and `fewshot` transfers to
+few samples. `features` trains on features of good networks, `pictures` on pictures in two precisions. `serving` loads a server,
+and `scale` uses a model on a million rows. `gpu` checks and measures a CUDA device, and `report` fills the measured tables of
+docs/reports/performance.md. The other pages of docs/reports have the name of their benchmark.
 """
 
 from __future__ import annotations
@@ -119,6 +119,16 @@ def _calls(options: argparse.Namespace) -> list[Row]:
     return [{"benchmark": "calls", **row, **environment()} for row in rows]
 
 
+def _decoding(options: argparse.Namespace) -> list[Row]:
+    from benchmarks import decoding
+
+    rows = [{"benchmark": "decoding", **row, **environment()} for row in decoding.run(1.0 if options.quick else 15.0)]
+    write(rows, options.csv or RESULTS / "decoding-cpu.csv")
+    for row in rows:
+        print(f"{row['case']:36} {row['rival']:12} {row['microseconds']:7.0f} us  {row['ratio_to_torchvision']:.2f}")
+    return rows
+
+
 def _house(options: argparse.Namespace) -> None:
     from benchmarks import house
 
@@ -226,6 +236,7 @@ ACTIONS: dict[str, Action] = {
     "evaluation": _evaluation,
     "training": _training,
     "calls": _calls,
+    "decoding": _decoding,
     "house": _house,
     "gradients": _gradients,
     "ensembles": _ensembles,

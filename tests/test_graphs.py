@@ -141,7 +141,7 @@ def test_a_graph_of_a_run_by_the_command(tmp_path: Path, capsys: pytest.CaptureF
     about = {entry.key: entry.value for entry in onnx.load(tmp_path / "g" / "model.onnx").metadata_props}
     assert json.loads(about["dmlcore"])["inputs"] == {"pixels": {"dtype": "uint8", "shape": ["batch", 3, 24, 24]}}
     config = json.loads((tmp_path / "g" / "config.json").read_text())
-    assert "covers 24 x 24 pixels" in config["preparation"] and 0 <= config["int8"]["map@r"]["int8"] <= 1
+    assert "to cover 24 x 24 pixels" in config["preparation"] and 0 <= config["int8"]["map@r"]["int8"] <= 1
     for wrong, message in (
         (words, "exists already"),
         ([*words[:4], "--torch-export", "--int8"], "int8 is for graphs of ONNX"),

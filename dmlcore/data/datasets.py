@@ -10,7 +10,7 @@ from torch import Tensor
 
 from dmlcore.data.label_sets import LabelSets
 from dmlcore.data.sources import Augmentation
-from dmlcore.data.stores import Store
+from dmlcore.data.stores import ImageFiles, Store
 from dmlcore.errors import ConfigError
 
 
@@ -186,11 +186,15 @@ class LabelledDataset(torch.utils.data.Dataset):
 
         Args:
             indices: positions in this part.
-            augment: change them at random, if the data has an augmentation.
+            augment: change them at random, if the data has an augmentation or random views.
             generator: of the random numbers, on the CPU. Needed with `augment`.
         """
-        batch = self.samples.fetch(self.rows[np.asarray(indices, dtype=np.int64)])
-        if augment and self.augmentation is not None:
-            assert generator is not None, "augmentation needs a generator"
-            batch = self.augmentation(batch, generator)
-        return batch
+        rows = self.rows[np.asarray(indices, dtype=np.int64)]
+        if not augment:
+            return self.samples.fetch(rows)
+        assert generator is not None, "augmentation needs a generator"
+        if isinstance(self.samples, ImageFiles) and self.samples.view is not None:
+            batch = self.samples.fetch_views(rows, generator)
+        else:
+            batch = self.samples.fetch(rows)
+        return batch if self.augmentation is None else self.augmentation(batch, generator)

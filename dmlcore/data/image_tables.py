@@ -4,6 +4,8 @@ come from is in `image_search`, and in the sources.
 
 from __future__ import annotations
 
+import dataclasses
+import math
 import os
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -21,7 +23,8 @@ from dmlcore.data.label_sets import LabelSets
 from dmlcore.data.levels import LevelOptions
 from dmlcore.data.sources import Augmentation, Table
 from dmlcore.data.stores import ImageFiles, PixelStore
-from dmlcore.errors import DataError
+from dmlcore.data.views import RandomView, resize_for_test
+from dmlcore.errors import ConfigError, DataError
 from dmlcore.files import writable_text
 
 LARGEST_KEPT = 128  # images that all have one size up to this many pixels keep it
@@ -38,14 +41,44 @@ class PixelOptions:
     """Random changes while training: small shifts and turns, random crops, or auto: crops for colour images of 112 pixels and
     more, shifts for others."""
     flip: bool | None = None
-    """Mirror half of the training images; none: only together with crops."""
+    """Mirror half of the training images; none: only together with crops and with views dml."""
     interpolation: Literal["auto", "bilinear", "bicubic"] = "auto"
     """How images are resized; auto: as the model was made for, which is bilinear for most small ones."""
     memory_mb: int = 512
     """Images that fit into this many megabytes once resized are decoded once and kept; others are decoded when needed."""
+    views: Literal["square", "dml"] = "square"
+    """Which part of a photograph is seen. square: the middle square, which training crops are drawn from. dml, as in
+    publications: training crops are drawn from the whole picture, and tests see the middle of one resized to `resize`."""
+    resize: int | None = None
+    """Pixels to which the shorter side is resized before a test's middle is cut, with views dml (default: 256 for images of 224
+    to 227 pixels, else 8/7 of their side)."""
+    crop_scale: tuple[float, ...] = (0.08, 1.0)
+    """Smallest and largest training crop with views dml, as fractions of the picture's area."""
+    crop_ratio: tuple[float, ...] = (3 / 4, 4 / 3)
+    """Smallest and largest width to height of such a crop."""
 
     def __post_init__(self) -> None:
         check_range("memory_mb", self.memory_mb, least=0)
+        check_range("resize", self.resize, least=8, most=8192)
+        defaults = {field.name: field.default for field in dataclasses.fields(self)}
+        if self.views == "square":
+            for name in ("resize", "crop_scale", "crop_ratio"):
+                if getattr(self, name) != defaults[name]:
+                    raise ConfigError(f"{name} is given, but it is for views = dml, and views is square")
+        elif self.augment in ("crop", "shift"):
+            raise ConfigError(f"augment is {self.augment}, but views dml draw crops already: take auto, or none for no change")
+        for name, most in (("crop_scale", 1.0), ("crop_ratio", math.inf)):
+            values = getattr(self, name)
+            if len(values) != 2 or not 0 < values[0] <= values[1] <= most:
+                limit = "in (0, 1]" if most == 1 else "above 0"
+                raise ConfigError(f"{name} is {', '.join(map(str, values))}, but must be two rising numbers {limit}")
+
+    def random_view(self) -> RandomView | None:
+        """How training crops are drawn from whole pictures. None: they are not."""
+        if self.views == "square" or self.augment == "none":
+            return None
+        (least, most), (narrow, wide) = self.crop_scale, self.crop_ratio
+        return RandomView((least, most), (narrow, wide), flip=self.flip is not False)
 
 
 @dataclass(frozen=True)
@@ -62,8 +95,14 @@ class LevelledOptions(LevelOptions, ImageOptions):
 
 
 def choose_augmentation(options: PixelOptions, sample_shape: Sequence[int]) -> Augmentation | None:
-    """What `options.augment` and `options.flip` mean for images of a shape (C, H, W)."""
+    """What `options.augment` and `options.flip` mean for images of a shape (C, H, W).
+
+    Raises:
+        ConfigError: random views are asked for, which are drawn where image files are read.
+    """
     change = options.augment
+    if options.random_view() is not None:
+        raise ConfigError("views dml are drawn from image files, but these images are in memory in one size: take views square")
     if change == "auto":  # a part of a small drawing may be another character, a part of a photograph is still the same thing
         change = "crop" if sample_shape[0] == 3 and min(sample_shape[1:]) >= PHOTO_SIZE else "shift"
     if change == "none":
@@ -98,9 +137,13 @@ def _try_header(images: EncodedImages, row: int) -> Header | str:
 
 
 def decode_images(
-    images: EncodedImages, size: tuple[int, int], channels: int, interpolation: Interpolation = "bilinear"
+    images: EncodedImages,
+    size: tuple[int, int],
+    channels: int,
+    interpolation: Interpolation = "bilinear",
+    resize: int = 0,
 ) -> tuple[np.ndarray, dict[int, str]]:
-    """Decode images by several threads. Size, channels and interpolation are those of `decode`.
+    """Decode images by several threads. Size, channels, interpolation and resize are those of `decode`.
 
     Returns:
         uint8 [N, channels, height, width], and by row why a file cannot be decoded. Such rows of the pixels are undefined.
@@ -108,7 +151,7 @@ def decode_images(
     pixels = np.empty((len(images), channels, *size), dtype=np.uint8)  # [N, C, H, W]
 
     def fill(row: int) -> None:
-        pixels[row] = decode(images.opened(row), size, channels, interpolation)
+        pixels[row] = decode(images.opened(row), size, channels, interpolation, resize)
 
     return pixels, _failures(len(images), fill, "decoding images")
 
@@ -201,7 +244,12 @@ def image_table(
     failed = {row: header for row, header in enumerate(headers) if isinstance(header, str)}
     report_unreadable(seen, failed, where)  # refuses a folder of rubbish before anything is decoded
     readable = [header for header in headers if isinstance(header, Header)]
-    size = choose_size(readable, image_size, default_image_size)
+    resize = 0
+    if options.views == "square":
+        size = choose_size(readable, image_size, default_image_size)
+    else:
+        side = image_size or default_image_size
+        size, resize = (side, side), resize_for_test(side, options.resize)
     channels = 1 if all(header.is_grey for header in readable) else 3
     shape = (channels, *size)
     fits = len(images) * channels * size[0] * size[1] <= options.memory_mb * 2**20 and len(images) <= MOST_LOOKED_AT
@@ -209,7 +257,8 @@ def image_table(
         failed = {int(looked_at[row]): reason for row, reason in failed.items()}
         seen, looked_at = images, np.arange(len(images))
     interpolation = "bilinear" if options.interpolation == "auto" else options.interpolation
-    pixels = _decoded_or_checked(seen, failed, size, channels, interpolation, keeps=fits)
+    decoding = (size, channels, interpolation, resize)
+    pixels = _decoded_or_checked(seen, failed, decoding, keeps=fits)
     notes = report_unreadable(seen, failed, where)
     if seen is not images:
         notes.append(f"{len(seen):,} of {len(images):,} images were looked at, evenly spread: a damaged one ends the training")
@@ -221,19 +270,18 @@ def image_table(
         lost = len(class_names) - len(present)
         notes.append(f"{lost} of {len(class_names)} classes have no readable image and were left out")
     whole = images.select(rows) if failed else images
+    if pixels is not None and failed:
+        pixels = pixels[rows]
+    view = options.random_view()
     return Table(
         kind="images",
-        samples=(
-            ImageFiles(whole, size, channels, interpolation)
-            if pixels is None
-            else PixelStore(pixels[rows] if failed else pixels)
-        ),
+        samples=ImageFiles(whole, *decoding, view, pixels) if pixels is None or view else PixelStore(pixels),
         labels=dense.astype(np.int64),
         class_names=[class_names[label] for label in present],
         sample_shape=shape,
         split=None if split is None else split[rows],
         skipped=notes,
-        augmentation=choose_augmentation(options, shape),
+        augmentation=None if view else choose_augmentation(options, shape),
         sample_names=[whole.shown(row) for row in range(len(whole))] if seen is images else ShownNames(whole),
         digests=whole.digests,
         label_sets=None if label_sets is None else label_sets.select(present),
@@ -252,9 +300,7 @@ def _looked_at(count: int, most: int) -> np.ndarray:
 def _decoded_or_checked(
     images: EncodedImages,
     failed: dict[int, str],
-    size: tuple[int, int],
-    channels: int,
-    interpolation: Interpolation,
+    decoding: tuple[tuple[int, int], int, Interpolation, int],
     *,
     keeps: bool,
 ) -> np.ndarray | None:
@@ -265,7 +311,7 @@ def _decoded_or_checked(
     """
     rows = np.array([row for row in range(len(images)) if row not in failed], dtype=np.int64)
     readable = images.select(rows)
-    pixels, damaged = decode_images(readable, size, channels, interpolation) if keeps else (None, _damaged(readable, channels))
+    pixels, damaged = decode_images(readable, *decoding) if keeps else (None, _damaged(readable, decoding[1]))
     if pixels is not None and failed:
         whole = np.empty((len(images), *pixels.shape[1:]), dtype=np.uint8)
         whole[rows] = pixels

@@ -270,11 +270,14 @@ def load_table(
     image_size: int | None = None,
     default_image_size: int = 64,
     interpolation: Interpolation = "bilinear",
+    resize: int = 0,
     needs_labels: bool = True,
 ) -> tuple[DataSource, Table]:
     """The source that a name, a path or an object means, and all its samples, checked. Arguments and errors as of `open_data`.
 
     Args:
+        resize: pixels to which a trained model's pictures are resized before their middle is cut, where the options of the
+            source do not say it; 0: as much as covers the cut.
         needs_labels: refuse data without labels, or of one class.
     """
     check_range("image_size", image_size, least=8, most=4096)
@@ -282,6 +285,8 @@ def load_table(
     built = build_options(component.Options, {**(options or {}), **implied}, component.name)
     if getattr(built, "interpolation", "") == "auto":
         built = dataclasses.replace(built, interpolation=interpolation)
+    if resize and getattr(built, "views", "") == "square":
+        built = dataclasses.replace(built, views="dml", resize=resize, augment="none")
     source = component(built, image_size=image_size, default_image_size=default_image_size)
     source.needs_labels = needs_labels
     if isinstance(source, PythonData) and not isinstance(data, str):
@@ -289,7 +294,7 @@ def load_table(
     table = source.load()
     _check(table, data)
     if image_size is not None and table.kind == "images" and table.sample_shape[1:] != (image_size, image_size):
-        table = _resized(table, image_size, getattr(built, "interpolation", interpolation), data)
+        table = _resized(table, image_size, getattr(built, "interpolation", interpolation), getattr(built, "resize", 0), data)
     return source, table
 
 
@@ -314,11 +319,11 @@ def _check(table: Table, data: str) -> None:
         raise PluginError(f"data set '{data}': samples have shape {tuple(first.shape[1:])}, but it says {table.sample_shape}")
 
 
-def _resized(table: Table, image_size: int, interpolation: Interpolation, data: str) -> Table:
+def _resized(table: Table, image_size: int, interpolation: Interpolation, resize: int | None, data: str) -> Table:
     if not isinstance(table.samples, PixelStore):
         raise PluginError(f"data set '{data}' gives images of {table.sample_shape[1:]}, but {image_size} pixels were asked for")
     digests = table.content_digests()  # of the data as they are, before another release of PyTorch may resize them otherwise
     table.digests = lambda: digests
-    table.samples = table.samples.resized(image_size, interpolation)
+    table.samples = table.samples.resized(image_size, interpolation, resize or 0)
     table.sample_shape = (table.sample_shape[0], image_size, image_size)
     return table

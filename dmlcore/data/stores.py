@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Protocol
 
 import numpy as np
@@ -9,7 +10,8 @@ import torch
 from torch import Tensor
 
 from dmlcore.data.encoded import EncodedImages, digest
-from dmlcore.data.images import UNREADABLE, Interpolation, decode
+from dmlcore.data.images import UNREADABLE, Interpolation, decode, decode_part
+from dmlcore.data.views import RandomView
 from dmlcore.errors import DataError
 
 _CHUNK = 1024  # samples that are looked at at a time
@@ -51,13 +53,13 @@ class PixelStore:
         """Float32 [b, C, H, W] in 0..1."""
         return torch.from_numpy(self.pixels[indices]).float().div_(255)
 
-    def resized(self, size: int, interpolation: Interpolation = "bilinear") -> PixelStore:
-        """The same images at `size` x `size`: the shorter side is resized, the rest cut off evenly."""
+    def resized(self, size: int, interpolation: Interpolation = "bilinear", resize: int = 0) -> PixelStore:
+        """The same images at `size` x `size`: the shorter side is resized (to `resize` if that is not 0), the rest cut off."""
         parts = []
         for start in range(0, len(self), 1024):
             images = torch.from_numpy(self.pixels[start : start + 1024]).float()
             height, width = images.shape[2:]
-            scale = size / min(height, width)
+            scale = (resize or size) / min(height, width)
             target = [max(size, round(height * scale)), max(size, round(width * scale))]
             images = torch.nn.functional.interpolate(images, target, mode=interpolation, antialias=True, align_corners=False)
             top, left = (target[0] - size) // 2, (target[1] - size) // 2
@@ -95,17 +97,30 @@ class ImageFiles:
         size: height and width to resize and cut to, pixels.
         channels: 1 for grey, 3 for colour.
         interpolation: how they are resized.
+        resize: pixels to which the shorter side is resized before the cut; 0: as much as covers `size`.
+        view: which parts of them are drawn for training, or None: they have no views.
+        pixels: uint8 [N, C, H, W], what `fetch` gives, where it was decoded already.
     """
 
     in_memory = False
 
     def __init__(
-        self, images: EncodedImages, size: tuple[int, int], channels: int, interpolation: Interpolation = "bilinear"
+        self,
+        images: EncodedImages,
+        size: tuple[int, int],
+        channels: int,
+        interpolation: Interpolation = "bilinear",
+        resize: int = 0,
+        view: RandomView | None = None,
+        pixels: np.ndarray | None = None,
     ) -> None:
         self.images = images
         self.size = size
         self.channels = channels
         self.interpolation: Interpolation = interpolation
+        self.resize = resize
+        self.view = view
+        self.pixels = pixels
 
     def __len__(self) -> int:
         return len(self.images)
@@ -116,10 +131,33 @@ class ImageFiles:
         Raises:
             DataError: a file cannot be decoded any more.
         """
+        if self.pixels is not None:
+            return torch.from_numpy(self.pixels[indices]).float().div_(255)
+        size, channels, how = self.size, self.channels, self.interpolation
+        return self._decoded(indices, lambda row, index: decode(self.images.opened(index), size, channels, how, self.resize))
+
+    def fetch_views(self, indices: np.ndarray, generator: torch.Generator) -> Tensor:
+        """Random views of samples as float32 [b, C, H, W] in 0..1; only where there is a `view`.
+
+        Args:
+            indices: int64 [b], each in 0..len - 1.
+            generator: on the CPU.
+
+        Raises:
+            DataError: a file cannot be decoded any more.
+        """
+        assert self.view is not None
+        view, draws = self.view, self.view.draw(len(indices), generator)
+        size, channels, how = self.size, self.channels, self.interpolation
+        return self._decoded(
+            indices, lambda row, index: decode_part(self.images.opened(index), view, draws[row], size, channels, how)
+        )
+
+    def _decoded(self, indices: np.ndarray, read: Callable[[int, int], np.ndarray]) -> Tensor:
         pixels = np.empty((len(indices), self.channels, *self.size), dtype=np.uint8)
         for row, index in enumerate(indices.tolist()):
             try:
-                pixels[row] = decode(self.images.opened(index), self.size, self.channels, self.interpolation)
+                pixels[row] = read(row, index)
             except UNREADABLE as error:
                 raise DataError(f"image '{self.images.shown(index)}' cannot be read: {error}. Repair or remove it") from error
         return torch.from_numpy(pixels).float().div_(255)

@@ -144,9 +144,10 @@ def graph_inputs(model: Model, count: int) -> dict[str, Tensor]:
 def _about(model: Model, form: str, example: dict[str, Tensor]) -> dict[str, Any]:
     """What a graph takes and gives, for its metadata and for `config.json`."""
     height, width = model.sample_shape[1:] if model.kind == "images" else (0, 0)
+    resized = model.preparation.in_words() if model.kind == "images" else ""
     preparation = {
-        "images": f"Resize a picture so that it covers {width} x {height} pixels ({model.preparation.interpolation}), cut it"
-        f" around the centre, and give uint8 [B, {model.sample_shape[0]}, {height}, {width}]. All else is in the graph.",
+        "images": f"Resize a picture {resized}, cut {width} x {height} pixels around the centre,"
+        f" and give uint8 [B, {model.sample_shape[0]}, {height}, {width}]. All else is in the graph.",
         "features": "Give rows of numbers as they are in the data.",
         "texts": f"Give the UTF-8 of a text as uint8, filled up with zeros to {TEXT_BYTES}."
         if "bytes" in example

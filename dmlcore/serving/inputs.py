@@ -128,7 +128,12 @@ def table_for(preparation: Preparation, data: Any, options: dict[str, Any] | Non
         name, table = data, _lines(data)
     else:
         source, table = load_table(
-            data, options=options, image_size=side, interpolation=preparation.interpolation, needs_labels=False
+            data,
+            options=options,
+            image_size=side,
+            interpolation=preparation.interpolation,
+            resize=preparation.resize,
+            needs_labels=False,
         )
         name = data if isinstance(data, str) else source.name
     if kind == table.kind == "images" and table.sample_shape[0] != shape[0]:
@@ -143,6 +148,8 @@ def _picture(path: str, preparation: Preparation) -> Table:
     if not file.is_file():
         raise DataError(f"there is no file '{file}'")
     options = PixelOptions(interpolation=preparation.interpolation)
+    if preparation.resize:
+        options = PixelOptions(interpolation=preparation.interpolation, views="dml", resize=preparation.resize, augment="none")
     images, labels = PathImages([str(file)]), np.zeros(1, dtype=np.int64)
     table = image_table(images, labels, [""], options, path, image_size=preparation.sample_shape[1])
     table.has_labels = False

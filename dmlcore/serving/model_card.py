@@ -6,6 +6,7 @@ import json
 import math
 from typing import Any, Literal
 
+from dmlcore.serving.samples import Preparation
 from dmlcore.texts import in_markdown
 
 _Z = 1.96  # of a normal distribution, 95 %
@@ -66,8 +67,8 @@ def _opening(config: dict[str, Any], facts: dict[str, Any]) -> str:
 def _use(config: dict[str, Any], form: str) -> str:
     shape = config["sample_shape"]
     takes = {
-        "images": f"Pictures are resized to cover {shape[-1]} x {shape[-2] if len(shape) > 1 else 0} pixels"
-        f" ({config['preprocessing'].get('interpolation')}), then cut around the centre, in"
+        "images": f"Pictures are resized {_resized(config)}, then cut to {shape[-1]} x {shape[-2] if len(shape) > 1 else 0}"
+        f" pixels around the centre, in"
         f" {'grey' if shape[0] == 1 else 'colour'}. The network normalises the pixels itself.",
         "features": f"A sample is a row of {shape[0]} numbers, as they are in the data.",
         "texts": "A sample is a text; the network splits it into words itself.",
@@ -85,6 +86,11 @@ def _use(config: dict[str, Any], form: str) -> str:
     )
     parts = {"folder": [own], "plain": [library], "module": [own, library, module]}[form]
     return "\n\n".join([*parts, takes])
+
+
+def _resized(config: dict[str, Any]) -> str:
+    shape = tuple(config["sample_shape"])
+    return Preparation("images", shape, **config["preprocessing"]).in_words() if len(shape) == 3 else ""
 
 
 def _training(config: dict[str, Any], facts: dict[str, Any]) -> str:

@@ -84,7 +84,9 @@ def fill_folder(model: Model, folder: Path, *, name: str, licence: str | None = 
         model.model.trunk.keep(folder / TRUNK)
     state = {name: value.detach().cpu().clone().contiguous() for name, value in serving_state(model.model).items()}
     _safetensors().save_file(state, str(folder / WEIGHTS), metadata={"format": "pt"})
-    preprocessing = {"interpolation": model.preparation.interpolation} if model.kind == "images" else {}
+    preprocessing: dict[str, Any] = {}
+    if model.kind == "images":
+        preprocessing = {"interpolation": model.preparation.interpolation, "resize": model.preparation.resize}
     config = plain(
         {
             "format": FORMAT,
@@ -131,6 +133,9 @@ def read_model(folder: Path, *, device: str = "auto", trust_plugins: bool = Fals
         interpolation = config["preprocessing"].get("interpolation", "bilinear")
         if interpolation not in get_args(Interpolation):
             raise ValueError("its interpolation is none")
+        resize = config["preprocessing"].get("resize", 0)  # earlier versions had no margin
+        if not isinstance(resize, int) or (resize and resize < max(shape[1:])):
+            raise ValueError("its resize is none")
         with weights_follow(), trust.reading(trust.Folder(folder, OF_A_MODEL, trust_plugins)):
             module = build_architecture(architecture, shape, kind, kept if kept.is_dir() else None)
         module.load_state_dict(_read_weights(folder, config["weights"]["sha256"]))
@@ -139,7 +144,7 @@ def read_model(folder: Path, *, device: str = "auto", trust_plugins: bool = Fals
     except Exception as error:  # a file that was changed can hold anything, which fails in any way
         raise _damaged(folder / CONFIG, error) from error
     about = config.get("about")
-    preparation = Preparation(kind, shape, interpolation)
+    preparation = Preparation(kind, shape, interpolation, resize)
     return Model(module.to(on_device).eval(), str(folder), preparation, on_device, about if isinstance(about, dict) else {})
 
 

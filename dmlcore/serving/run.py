@@ -10,6 +10,7 @@ import numpy as np
 from dmlcore import trust
 from dmlcore.data import LabelledDataset, RecordedSplit, Splits, Table
 from dmlcore.data.images import Interpolation
+from dmlcore.data.views import resize_for_test
 from dmlcore.errors import ConfigError, DataError
 from dmlcore.evaluation import Metric
 from dmlcore.files import expanded
@@ -92,7 +93,8 @@ class TrainedRun(Model):
         model.to(on_device).eval()
         interpolation = _interpolation(state["config"], images.interpolation)
         name = f"the run in {self.folder.path}"
-        super().__init__(model, name, Preparation(kind, sample_shape, interpolation), on_device)
+        resize = _resize(state["config"], sample_shape) if kind == "images" else 0
+        super().__init__(model, name, Preparation(kind, sample_shape, interpolation, resize), on_device)
 
     @property
     def about(self) -> dict[str, Any]:
@@ -230,3 +232,11 @@ def _interpolation(config: dict[str, Any], of_trunk: Interpolation) -> Interpola
         if isinstance(table, dict) and table.get("interpolation") in get_args(Interpolation):
             return table["interpolation"]
     return of_trunk
+
+
+def _resize(config: dict[str, Any], sample_shape: tuple[int, ...]) -> int:
+    """Pixels to which the shorter side of the run's pictures was resized before the cut; 0: as much as covers it."""
+    for table in config.values():
+        if isinstance(table, dict) and table.get("views", "square") != "square":
+            return resize_for_test(sample_shape[-1], table.get("resize"))
+    return 0

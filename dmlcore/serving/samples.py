@@ -10,7 +10,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any, BinaryIO, TypeVar
 
 import numpy as np
 import torch
@@ -34,11 +34,19 @@ class Preparation:
         kind: `images`, `features` or `texts`.
         sample_shape: of one sample.
         interpolation: how pictures of another size are resized. They are then cut around the centre.
+        resize: pixels to which their shorter side is resized before; 0: as much as covers the cut.
     """
 
     kind: str
     sample_shape: tuple[int, ...]
     interpolation: Interpolation = "bilinear"
+    resize: int = 0
+
+    def in_words(self) -> str:
+        """How a picture becomes what the model takes, as the end of "Pictures are resized"."""
+        height, width = self.sample_shape[1:]
+        how = f"until the shorter side has {self.resize} pixels" if self.resize else f"to cover {width} x {height} pixels"
+        return f"{how} ({self.interpolation})"
 
     def is_one(self, samples: Any) -> bool:
         """Whether this is a single sample, and not several.
@@ -120,18 +128,27 @@ class Preparation:
             if isinstance(sample, str | os.PathLike):
                 if not os.path.isfile(sample):  # a pipe would be waited for
                     raise FileNotFoundError("it does not exist, or is no file")
-                return _unit_interval(_tensor(decode(os.fspath(sample), (size[0], size[1]), channels, self.interpolation)))
+                return _unit_interval(_tensor(self.decoded(os.fspath(sample))))
             if isinstance(sample, np.ndarray | Tensor):
                 tensor = _tensor(sample)
                 if tuple(tensor.shape) == self.sample_shape:
                     return _unit_interval(tensor)
                 sample = self._as_picture(tensor)
             if isinstance(sample, Image.Image):
-                return _unit_interval(_tensor(fitted(sample, (size[0], size[1]), channels, self.interpolation)))
+                return _unit_interval(_tensor(fitted(sample, (size[0], size[1]), channels, self.interpolation, self.resize)))
         except UNREADABLE as error:
             name = f" '{os.fspath(sample)}'" if isinstance(sample, str | os.PathLike) else ""
             raise DataError(f"the picture{name} cannot be read: {error}") from error
         raise ConfigError(f"a sample is {type(sample).__name__}, but must be {self._expected()}")
+
+    def decoded(self, source: str | BinaryIO) -> np.ndarray:
+        """The pixels of an image file, uint8 [C, H, W].
+
+        Raises:
+            one of UNREADABLE: as `dmlcore.data.decode`.
+        """
+        channels, height, width = self.sample_shape
+        return decode(source, (height, width), channels, self.interpolation, self.resize)
 
     def _as_picture(self, tensor: Tensor) -> Image.Image:
         """A picture of Pillow of uint8 [H, W], [H, W, C] or [C, H, W] in another size or with other channels."""

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dmlcore.data import UNREADABLE, decode
+from dmlcore.data import UNREADABLE
 from dmlcore.data.images import read_header
 from dmlcore.errors import DmlcoreError
 from dmlcore.serving.http.limits import Limits, Refused
@@ -153,13 +153,11 @@ async def _files(request: Any, body: bytes, limits: Limits) -> list[bytes]:
 
 def _picture(data: bytes, model: Model, limits: Limits) -> Tensor:
     """float32 [C, H, W] in 0..1 of an encoded picture."""
-    preparation = model.preparation
-    channels, height, width = preparation.sample_shape
     try:
         header = read_header(io.BytesIO(data))
         if header.height * header.width > limits.megapixels * 1e6:
             raise Refused(413, f"a picture has {header.width:,} x {header.height:,} pixels, which is too large")
-        pixels = decode(io.BytesIO(data), (height, width), channels, preparation.interpolation)
+        pixels = model.preparation.decoded(io.BytesIO(data))
     except UNREADABLE:
         raise Refused(422, "a picture cannot be read: it is damaged, or of no known format") from None
     return torch.from_numpy(pixels.copy()).float().div_(255)
