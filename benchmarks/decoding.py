@@ -77,7 +77,7 @@ def _training_arms(paths: list[str]) -> dict[str, Callable[[], object]]:
     from torchvision.transforms import v2
 
     from dmlcore.data import ImageFiles, PathImages
-    from dmlcore.data.views import RandomView
+    from dmlcore.data.crops import RandomView
 
     store = ImageFiles(PathImages(paths), (SIDE, SIDE), 3, view=RandomView())
     everything, generator = np.arange(len(paths)), torch.Generator().manual_seed(0)

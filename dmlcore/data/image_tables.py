@@ -23,7 +23,7 @@ from dmlcore.data.label_sets import LabelSets
 from dmlcore.data.levels import LevelOptions
 from dmlcore.data.sources import Augmentation, Table
 from dmlcore.data.stores import ImageFiles, PixelStore
-from dmlcore.data.views import RandomView, resize_for_test
+from dmlcore.data.crops import RandomView, resize_for_test
 from dmlcore.errors import ConfigError, DataError
 from dmlcore.files import writable_text
 

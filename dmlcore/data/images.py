@@ -15,7 +15,7 @@ import torch
 from PIL import Image, ImageOps
 from torch import Tensor
 
-from dmlcore.data.views import RandomView, middle_box
+from dmlcore.data.crops import RandomView, middle_box
 
 _FORMATS = {  # by the suffix of files; a file may be of another one of these than its suffix says
     ".png": "PNG",

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from dmlcore.data.encoded import EncodedImages, digest
 from dmlcore.data.images import UNREADABLE, Interpolation, decode, decode_part
-from dmlcore.data.views import RandomView
+from dmlcore.data.crops import RandomView
 from dmlcore.errors import DataError
 
 _CHUNK = 1024  # samples that are looked at at a time
