@@ -11,8 +11,8 @@ from dmlcore import plugins
 
 PACKAGE = Path(dmlcore.__file__).parent
 # Names that are words of the code as well: a folder's, milliseconds, noise of a measurement, options of images, a form of an
-# exported model.
-WORDS = {"ms", "folder", "noise", "shift", "crop", "linear", "identity", "csv", "hf"}
+# exported model, a setting of a run.
+WORDS = {"ms", "folder", "noise", "shift", "crop", "linear", "identity", "csv", "hf", "views"}
 # Protocols train what their publications say, and so have to name it.
 PUBLISHED = {"margin", "distance_weighted", "class_balanced", "histogram", "prototypical"}
 # What a room still names. Shrinks, never grows.

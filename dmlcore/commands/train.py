@@ -16,7 +16,7 @@ from dmlcore.errors import ConfigError
 from dmlcore.flags import COMMON, command, flag, parameter_name, run_settings_flags, typed_values
 from dmlcore.hookspecs import hookimpl
 from dmlcore.training.components import CHOOSING, choose
-from dmlcore.training.sources import Source, with_data_of_splits
+from dmlcore.training.sources import SPEAKING, Source, with_implied
 
 TEXT = "Train an embedding and evaluate it on classes it has not seen."
 MORE = "Options of chosen losses, model and data are shown too: `dmlcore train --plugins ms,triplet --help`."
@@ -75,12 +75,12 @@ def dmlcore_commands(app: App, line: CommandLine) -> None:
 
 def choose_components(line: CommandLine) -> list[Source]:
     """Take in what the line chooses, by itself and by a configuration file, whose source is returned."""
-    values = line.values_of(*CHOOSING, "splits", "config", "resume")
+    values = line.values_of(*CHOOSING, *SPEAKING, "config", "resume")
     files = [Source.read(values["config"])] if "config" in values else []
     # The plain help and a resumed run have nothing to choose.
     if "resume" not in values and (values or not line.wants_help):
-        flags = Source("", {name: value for name, value in values.items() if name in (*CHOOSING, "splits")}, {})
-        _, line.components = choose(with_data_of_splits([*files, flags]))
+        flags = Source("", {name: value for name, value in values.items() if name in (*CHOOSING, *SPEAKING)}, {})
+        _, line.components = choose(with_implied([*files, flags]))
     return files
 
 

@@ -17,7 +17,7 @@ from dmlcore.errors import ConfigError
 from dmlcore.flags import COMMON, command, flag, parameter_name, run_settings_flags, typed_values
 from dmlcore.hookspecs import hookimpl
 from dmlcore.training.components import CHOOSING, Component, choose
-from dmlcore.training.sources import Source, with_data_of_splits
+from dmlcore.training.sources import SPEAKING, Source, with_implied
 
 TEXT = (
     "Search settings and options on folds of the training and validation classes, then train the best and measure it on the"
@@ -126,17 +126,17 @@ def dmlcore_commands(app: App, line: CommandLine) -> None:
 def _choose(line: CommandLine) -> tuple[list[Source], list[dict[str, Any]]]:
     """Take in what the line chooses in all arms; the configuration file is returned in two parts, the second what it
     searches."""
-    values = line.values_of(*CHOOSING, "splits", "config", "resume", "arms")
+    values = line.values_of(*CHOOSING, *SPEAKING, "config", "resume", "arms")
     files, tables = [], []
     if "config" in values:
         file = Source.read(values["config"])
         table = file.tables.pop(TABLE, None)
         files, tables = [file], [table] if table else []
     if "resume" not in values and (values or not line.wants_help):
-        flags = {name: value for name, value in values.items() if name in (*CHOOSING, "splits")}
+        flags = {name: value for name, value in values.items() if name in (*CHOOSING, *SPEAKING)}
         for name in _arm_names(values.get("arms")):
             chosen = flags if name is None else {**flags, "plugins": name}
-            line.components |= choose(with_data_of_splits([*files, Source("", chosen, {})]))[1]
+            line.components |= choose(with_implied([*files, Source("", chosen, {})]))[1]
     return files, tables
 
 
@@ -169,7 +169,7 @@ def _arms(sources: list[Source], names: list[str | None]) -> list[tuple[str, Any
     chosen: list[dict[str, Component]] = []
     for name in names:
         arm = [] if name is None else [Source("", {"plugins": name}, {})]
-        chosen.append(choose(with_data_of_splits([*sources, *arm]))[1])
+        chosen.append(choose(with_implied([*sources, *arm]))[1])
     everywhere = {table for components in chosen for table in components}
     configs = []
     for name, components in zip(names, chosen, strict=True):

@@ -28,6 +28,7 @@ from dmlcore.data.splits import (
     check_part,
     complete_split,
     split_by_class,
+    split_samples,
     split_within_classes,
 )
 from dmlcore.data.stores import PixelStore
@@ -111,6 +112,7 @@ def open_data(
     validation: str = "classes",
     recorded: RecordedSplit | None = None,
     is_whole: bool = False,
+    needs_labels: bool = True,
 ) -> Splits:
     """Training, validation and test parts of a data set.
 
@@ -131,6 +133,7 @@ def open_data(
             validation part is then empty.
         recorded: the split that a run keeps, which goes before all of these. What is new in the data is left out.
         is_whole: refuse data that lack a sample of `recorded`.
+        needs_labels: refuse data without labels. Else those whose labels say nothing are split by samples.
 
     Raises:
         ConfigError: an unknown option, fractions or sizes out of range.
@@ -139,15 +142,25 @@ def open_data(
     data = default_source() if data is None else os.fspath(data) if isinstance(data, os.PathLike) else data
     check_fractions(fractions)
     source, table = load_table(
-        data, options=options, image_size=image_size, default_image_size=default_image_size, interpolation=interpolation
+        data,
+        options=options,
+        image_size=image_size,
+        default_image_size=default_image_size,
+        interpolation=interpolation,
+        needs_labels=needs_labels,
     )
+    has_labels = needs_labels or (table.has_labels and _tells(table.labels))
     data = data if isinstance(data, str) else source.name
     name = data if data == source.name or data in plugins.registry("data") else str(expanded(data))
     if recorded is not None:
         parts, notes = recorded.datasets(table, is_whole=is_whole)
         record = recorded.to_json
     else:
-        if class_split is not None:
+        if not has_labels:
+            split, note = split_samples(source.split(table, seed), len(table.labels), fractions, seed)
+            split[split == "validation"] = "train" if validation == "none" else "validation"
+            notes = [note]
+        elif class_split is not None:
             split, notes = _split_by_names(table, class_split, data)
             generator, by_class = np.random.default_rng((seed, 2)), table.label_sets is None
             notes += validate_by(split, table.labels, validation, fractions, generator, by_class=by_class)
@@ -161,7 +174,8 @@ def open_data(
     notes = [*table.skipped, *notes]
     _judge_by_new_labels(parts)
     notes += _notes_on_levels(parts)
-    for part in PARTS if recorded is None or is_whole else ():  # of what a run has left, eval says what can be measured
+    checked = PARTS if recorded is None or is_whole else ()  # of what a run has left, eval says what can be measured
+    for part in checked if needs_labels else checked[1:] if has_labels else ():
         if part != "validation" or validation != "none":
             notes += check_part(parts[part], part)
     return Splits(
@@ -174,7 +188,14 @@ def open_data(
         sample_names=table.names(),
         paths=table.paths,
         record=record,
+        has_labels=has_labels,
     )
+
+
+def _tells(labels: np.ndarray) -> bool:
+    """Whether there are two classes, and one with two samples."""
+    counts = np.bincount(labels)
+    return int((counts > 0).sum()) > 1 and int(counts.max()) > 1
 
 
 def _parts(table: Table, split: np.ndarray) -> dict[str, LabelledDataset]:

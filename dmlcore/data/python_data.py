@@ -61,6 +61,8 @@ class PythonData(DataSource):
             return self._of_arrays(data)
         if isinstance(data, tuple | list) and len(data) == 2 and all(map(_is_column, data)):
             return self._of_arrays({"x": data[0], "y": data[1]})
+        if not self.needs_labels and isinstance(data, np.ndarray):
+            return self._of_arrays({"x": data})
         sizes = {"image_size": self.image_size, "default_image_size": self.default_image_size}
         table, names, split = _columns_of(data)
         if table is not None:

@@ -33,6 +33,7 @@ class Splits:
         sample_names: a name per sample of the source, by the parts' `rows`.
         rest: samples that are in no part: of classes that a split leaves out, or new since a run was made.
         paths: the file of each sample of the source. None: the samples are no files of their own.
+        has_labels: whether the labels say anything: there are two classes, and one with two samples.
         record: gives the content of the file that keeps the split (`recorded_splits`). None: there is nothing to keep.
     """
 
@@ -48,6 +49,7 @@ class Splits:
     rest: LabelledDataset | None = None
     paths: Sequence[str] | None = None
     record: Callable[[], bytes] | None = None
+    has_labels: bool = True
 
     def count_of(self, part: str) -> str:
         """The samples of a part, in words."""
@@ -173,6 +175,37 @@ def _sizes(count: int, fractions: Sequence[float], least: int) -> list[int]:
         sizes[1 if sizes[1] > sizes[2] else 2] -= 1
     sizes[0] = count - sum(sizes)
     return sizes
+
+
+def split_samples(own_split: np.ndarray | None, count: int, fractions: Sequence[float], seed: int) -> tuple[np.ndarray, str]:
+    """A split of samples whose labels say nothing: as the data have it, and at random what they leave open.
+
+    Args:
+        own_split: of the data, text [N], with `train`; None: they have none.
+        count: N.
+        fractions: of the samples for train, validation and test.
+        seed: of the draw.
+
+    Returns:
+        text [N], and a note for the user.
+
+    Raises:
+        DataError: there are too few samples.
+    """
+    generator = np.random.default_rng((seed, 1))
+    split = np.full(count, "train", dtype="<U10") if own_split is None else own_split.astype("<U10")
+    note = "samples split at random" if own_split is None else "split given by the data"
+    split[np.isin(split, ROLES)] = "test"
+    free = generator.permutation(np.flatnonzero(split == "train"))
+    missing = [part for part in PARTS[1:] if part not in set(split)]
+    if len(free) < LEAST_SAMPLES * (1 + len(missing)):
+        raise DataError(
+            f"there are {len(free)} samples to train on, too few to keep some apart: give {LEAST_SAMPLES * len(PARTS)}"
+        )
+    sizes: dict[str, int] = dict(zip(PARTS, _sizes(len(free), fractions, LEAST_SAMPLES), strict=True))
+    for part in missing:
+        split[free[: sizes[part]]], free = part, free[sizes[part] :]
+    return split, note
 
 
 def complete_split(

@@ -168,7 +168,7 @@ class TrainedRun(Model):
             if self.config.settings.run.validation == "none":
                 del named["validation"]
             parts = {name: part for name, part in named.items() if part is not None}
-            return Parts(splits.name, parts, list(splits.notes), True, splits.sample_names, splits.paths)
+            return Parts(splits.name, parts, list(splits.notes), splits.has_labels, splits.sample_names, splits.paths)
         assert data is not None
         opened = super().parts(data, options)
         if self._is_own(data):

@@ -1,4 +1,4 @@
-"""What a configuration becomes for data whose samples have several labels."""
+"""What a configuration becomes for data whose samples have several labels, and what it may hold where labels are not used."""
 
 from __future__ import annotations
 
@@ -31,3 +31,18 @@ def for_label_sets(config: RunConfig, splits: Splits) -> RunConfig:
         )
     splits.notes.append(f"{names} is left out: it takes one label per sample, but these have several")
     return config.without_losses(single)
+
+
+def check_losses(config: RunConfig) -> None:
+    """Refuse losses that cannot learn from views of samples.
+
+    Raises:
+        ConfigError: a loss that owns something for each class.
+    """
+    losses = config.of_kind("loss")
+    own = [table for table, component in losses.items() if plugins.find("loss", component.name).component.needs_classes]
+    if own:
+        raise ConfigError(
+            f"{own[0]} owns a proxy per class, but views learns without classes. Choose losses between samples, such as"
+            f" {plugins.defaults().LOSSES_OF_VIEWS[0]}"
+        )

@@ -101,6 +101,7 @@ def open_splits(
         validation=config.settings.run.validation,
         recorded=recorded,
         is_whole=is_whole,
+        needs_labels=settings.views is None,
     )
     if settings.level is not None:
         splits.train = splits.train.at_level(settings.level)

@@ -18,7 +18,7 @@ from dmlcore.training.components import KIND_OF, Component, choose, why_not_chos
 from dmlcore.training.implied import default_model, resolved
 from dmlcore.training.objects import Objects
 from dmlcore.training.settings import GROUPS, PLACES, Settings
-from dmlcore.training.sources import FORMAT, Source, build_from, with_data_of_splits
+from dmlcore.training.sources import FORMAT, Source, build_from, with_implied
 
 ALWAYS_WRITTEN = (
     "data",
@@ -89,7 +89,7 @@ class RunConfig:
             ConfigError: an unknown key, a value of the wrong type or out of range, options of something that is not chosen;
                 the message names the file where the value came from one.
         """
-        sources = with_data_of_splits(sources)
+        sources = with_implied(sources)
         for source in sources:
             for key in source.values:
                 if key not in PLACES:

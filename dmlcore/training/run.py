@@ -16,11 +16,12 @@ from torch import Tensor, nn
 
 from dmlcore import losses
 from dmlcore.data import Batches, RecordedSplit, batches
+from dmlcore.data.views import with_views
 from dmlcore.errors import ConfigError, TrainingError
 from dmlcore.evaluation import Metric
 from dmlcore.models import EmbeddingModel
 from dmlcore.training import building, checkpoints, requirements
-from dmlcore.training.adapting import for_label_sets
+from dmlcore.training.adapting import check_losses, for_label_sets
 from dmlcore.training.averaging import AveragedWeights
 from dmlcore.training.beginning import first_model
 from dmlcore.training.configuration import RunConfig
@@ -82,10 +83,13 @@ class Run:
         self.folder = folder
         self.device = building.choose_device(settings.run.device)
         self.splits = building.open_splits(config, recorded, is_whole=True, kept=folder.kept_trunk)
+        if settings.data.views is not None:
+            check_losses(config)
+            self.splits = with_views(self.splits, settings.data.views, settings.run.seed)
         train = self.splits.train
         self.classes_per_batch = min(settings.data.classes_per_batch, train.num_labels)
         self.batch_size = self.classes_per_batch * settings.data.samples_per_class
-        self.steps = building.count_steps(settings, len(train), self.batch_size)
+        self.steps = building.count_steps(settings, len(train) * (settings.data.views or 1), self.batch_size)
         if train.sets is not None:
             config = for_label_sets(config, self.splits)
         if settings.model.head == "none" and settings.model.embedding_dim is None:

@@ -36,6 +36,8 @@ class Settings:
     def __post_init__(self) -> None:
         if self.losses.is_automatic and self.run.validation == "none":
             raise ConfigError("plugins = auto chooses by validation, but validation is none. Name the losses")
+        if self.data.views is not None and self.losses.is_automatic:
+            raise ConfigError("plugins is auto, which tries losses with classes, but views learns without: name losses")
         names, weights = self.losses.names, self.ensemble.weights
         if weights is None:
             return

@@ -12,12 +12,14 @@ from pathlib import Path
 from typing import Any
 
 from dmlcore.errors import ConfigError, suggestion
+from dmlcore.plugins import defaults
 from dmlcore.training.settings import GROUPS, PLACES
 
 _MOST_BYTES = 2**18
 _DEEPEST = 16
 _PART = r"(?:[\w-]+|\"[^\"\n]*\"|'[^'\n]*')"
 _DEEP_KEY = re.compile(rf"(?:^|[\[{{,])[ \t]*{_PART}(?:[ \t]*\.[ \t]*{_PART}){{{_DEEPEST}}}", re.MULTILINE)
+SPEAKING = ("splits", "views")  # keys that stand for values of other keys
 FORMAT = 2  # of the files of settings that runs write; 1 had no tables and no key `format`
 
 
@@ -89,7 +91,16 @@ class Source:
         return ConfigError(f"{self.label}: {message}" if self.label else message)
 
 
-def with_data_of_splits(sources: list[Source]) -> list[Source]:
+def with_implied(sources: list[Source]) -> list[Source]:
+    """The sources, behind those that they speak of by the keys `SPEAKING`.
+
+    Raises:
+        DataError: as `_with_data_of_splits`.
+    """
+    return _with_views(_with_data_of_splits(sources))
+
+
+def _with_data_of_splits(sources: list[Source]) -> list[Source]:
     """The sources, behind one with the data that a file of splits was made of, where `splits` is given and no `data`.
 
     Raises:
@@ -105,6 +116,15 @@ def with_data_of_splits(sources: list[Source]) -> list[Source]:
     file.check_data()
     tables = {find_source(file.data)[0].name: dict(file.options)} if file.options else {}
     return [Source(str(files[-1]), {"data": file.data}, tables), *sources]
+
+
+def _with_views(sources: list[Source]) -> list[Source]:
+    """The sources, behind one with what suits views of samples, where `views` is given: the sampler and the loss."""
+    views = next((source.values["views"] for source in reversed(sources) if "views" in source.values), None)
+    if not re.fullmatch("[0-9]+", str(views)):  # settings refuse what is no number
+        return sources
+    sampler, losses = defaults().SAMPLER_OF_VIEWS, defaults().LOSSES_OF_VIEWS
+    return [Source("", {"sampler": sampler, "samples_per_class": views, "plugins": losses}), *sources]
 
 
 def build_from(build: Callable[[dict[str, Any]], Any], parts: list[tuple[Source, dict[str, Any]]]) -> Any:

@@ -7,6 +7,8 @@ the default. `docs/reports/ensembles.md` has the measurements behind the losses 
 LOSSES = ("circle", "binomial_deviance", "norm_softmax")
 TRUNKS_AT_RANDOM = {"features": "mlp"}  # in place of the default trunk, for heads, published ensembles and few-shot networks
 SAMPLER = "class_balanced"
+SAMPLER_OF_VIEWS = "views"  # without labels
+LOSSES_OF_VIEWS = ("nt_xent",)
 COMPRESSOR = "pca"
 OPTIMIZER = "adamw"
 WEIGHTING = "fixed"

@@ -40,6 +40,9 @@ class DataSettings:
     """Samples of each class in a batch."""
     sampler: str = defaults().SAMPLER
     """How batches of `classes_per_batch` times `samples_per_class` are composed."""
+    views: int | None = None
+    """Learn without labels: each sample is a class of its own, of which a batch has so many views, by the random changes of
+    training. `classes_per_batch` then counts samples (default: classes are learnt)."""
 
     def __post_init__(self) -> None:
         if len(self.fractions) != 3:
@@ -48,6 +51,23 @@ class DataSettings:
             check_range("fractions", fraction, least=0, most=1)
         if self.split is not None and self.splits is None:
             raise ConfigError(f"split is '{self.split}', but there is no file to find it in; give splits as well")
+        self._check_views()
         check_each(self, ("image_size", "classes_per_batch"), least=1, most=MOST)
         check_range("samples_per_class", self.samples_per_class, least=2, most=MOST)
         check_range("workers", self.workers, least=0, most=1024)
+
+    def _check_views(self) -> None:
+        if self.views is None:
+            return
+        check_range("views", self.views, least=2, most=MOST)
+        if self.samples_per_class != self.views:
+            raise ConfigError(
+                f"views is {self.views}, and samples_per_class is {self.samples_per_class}: a sample is a class, and its views"
+                f" are the samples of it. Leave samples_per_class out"
+            )
+        if self.level is not None:
+            raise ConfigError(f"level is '{self.level}', but views learns without labels; leave one out")
+        if self.sampler not in (defaults().SAMPLER, defaults().SAMPLER_OF_VIEWS):
+            raise ConfigError(
+                f"sampler is '{self.sampler}', but a batch of views holds each sample {self.views} times; leave it out"
+            )

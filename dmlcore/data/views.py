@@ -1,0 +1,117 @@
+"""Learning without labels: every sample is a class of its own, seen by several views. The sampler that repeats samples in a
+batch is a plugin.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import overload
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from dmlcore.data.datasets import LabelledDataset
+from dmlcore.data.sources import Augmentation
+from dmlcore.data.splits import Splits
+from dmlcore.data.stores import Store
+from dmlcore.errors import ConfigError
+
+
+class ViewStore:
+    """Views of samples that stay the same: sample `i` has the views `i * views` to `i * views + views - 1`.
+
+    Args:
+        samples: N samples.
+        augmentation: makes a view of a sample.
+        views: of each sample.
+        seed: of the random numbers. Each view has a stream of its own.
+    """
+
+    def __init__(self, samples: Store, augmentation: Augmentation, views: int, seed: int) -> None:
+        self.samples = samples
+        self.augmentation = augmentation
+        self.views = views
+        self.seed = seed
+        self.in_memory = samples.in_memory
+
+    def __len__(self) -> int:
+        return len(self.samples) * self.views
+
+    def fetch(self, indices: np.ndarray) -> Tensor:
+        """The same view for a number, whatever else is fetched."""
+        rows, place = np.unique(indices // self.views, return_inverse=True)
+        samples = self.samples.fetch(rows)
+        parts = []
+        for number, at in zip(indices.tolist(), place.tolist(), strict=True):
+            seed = int(np.random.SeedSequence((self.seed, 9, number)).generate_state(1, np.uint64)[0] >> np.uint64(1))
+            parts.append(self.augmentation(samples[at : at + 1], torch.Generator().manual_seed(seed)))
+        return torch.cat(parts) if parts else samples
+
+
+class ViewNames(Sequence[str]):
+    """The name of each view: that of its sample.
+
+    Args:
+        names: of N samples.
+        views: of each.
+    """
+
+    def __init__(self, names: Sequence[str], views: int) -> None:
+        self.names = names
+        self.views = views
+
+    def __len__(self) -> int:
+        return len(self.names) * self.views
+
+    @overload
+    def __getitem__(self, index: int) -> str: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[str]: ...
+    def __getitem__(self, index: int | slice) -> str | list[str]:
+        if isinstance(index, slice):
+            return [self[row] for row in range(*index.indices(len(self)))]
+        return str(self.names[index // self.views])
+
+
+def with_views(splits: Splits, views: int, seed: int) -> Splits:
+    """The parts of a run that learns from views.
+
+    Each training sample is a class of its own. Validation and test keep their labels where they have any. Without labels
+    they hold fixed views, and the right answers of a view are the other views of its sample.
+
+    Args:
+        splits: as the data were opened.
+        views: of each sample.
+        seed: of the fixed views.
+
+    Raises:
+        ConfigError: nothing changes the samples, so that all views would be the same.
+    """
+    augmentation = splits.train.augmentation
+    if augmentation is None:
+        raise ConfigError(
+            f"views is {views}, but nothing changes the samples of '{splits.name}' at random, so all views of one would be the"
+            f" same. Name changes by --transforms, or let the data bring them"
+        )
+    notes = [f"labels are not used: each training sample is a class of its own, seen by {views} views"]
+    train = splits.train
+    numbers = [str(row) for row in range(len(train.samples))]
+    by_sample = LabelledDataset(train.samples, train.rows, train.rows, numbers, train.sample_shape, augmentation)
+    by_sample.names = train.names
+    if splits.has_labels:
+        by_sample.finest = train  # what tells which test classes were seen
+        return replace(splits, train=by_sample, notes=[*splits.notes, *notes])
+    notes.append(f"without labels, validation and test ask of {views} fixed views of a sample which belong together")
+    held_out = {part: _viewed(getattr(splits, part), numbers, augmentation, views, seed) for part in ("validation", "test")}
+    names = ViewNames(splits.sample_names, views)
+    return replace(splits, train=by_sample, **held_out, notes=[*splits.notes, *notes], sample_names=names, paths=None)
+
+
+def _viewed(part: LabelledDataset, numbers: list[str], augmentation: Augmentation, views: int, seed: int) -> LabelledDataset:
+    store = ViewStore(part.samples, augmentation, views, seed)
+    rows = (part.rows[:, None] * views + np.arange(views)).reshape(-1)
+    viewed = LabelledDataset(store, rows, np.repeat(part.rows, views), numbers, part.sample_shape)
+    viewed.names = ViewNames(part.names, views) if len(part.names) else ()
+    return viewed
