@@ -161,3 +161,6 @@ def test_epochs_count_samples_and_not_views(tmp_path: Path) -> None:
     config = RunConfig.create(data=str(flat_folder(tmp_path / "flat")), views=2, classes_per_batch=4, epochs=3)
     assert building.open_splits(config).has_labels is False
     assert Run(config, RunFolder(tmp_path / "run")).steps == 9  # 12 samples in batches of 4
+    whole = RunConfig.create(data=str(tmp_path / "flat"), views=2, classes_per_batch=4, epochs=3, validation="none")
+    splits = building.open_splits(whole)
+    assert (len(splits.train), len(splits.validation), len(splits.test)) == (16, 0, 8)
