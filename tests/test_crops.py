@@ -13,8 +13,8 @@ from PIL import Image
 
 import dmlcore
 from dmlcore.data import ImageFiles, PixelStore, batches, create_sampler, decode, open_data
-from dmlcore.data.images import decode_part
 from dmlcore.data.crops import RandomView, middle_box, resize_for_test
+from dmlcore.data.images import decode_part
 from dmlcore.errors import ConfigError
 from dmlcore.serving.model_folder import write_model
 

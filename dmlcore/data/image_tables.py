@@ -17,13 +17,13 @@ import numpy as np
 from dmlcore import progress
 from dmlcore.config import check_range
 from dmlcore.data.augmentation import CropAugmentation, ShiftAugmentation
+from dmlcore.data.crops import RandomView, resize_for_test
 from dmlcore.data.encoded import EncodedImages, PathImages, ShownNames
 from dmlcore.data.images import UNREADABLE, Header, Interpolation, decode, read_header
 from dmlcore.data.label_sets import LabelSets
 from dmlcore.data.levels import LevelOptions
 from dmlcore.data.sources import Augmentation, Table
 from dmlcore.data.stores import ImageFiles, PixelStore
-from dmlcore.data.crops import RandomView, resize_for_test
 from dmlcore.errors import ConfigError, DataError
 from dmlcore.files import writable_text
 

@@ -9,9 +9,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from dmlcore.data.crops import RandomView
 from dmlcore.data.encoded import EncodedImages, digest
 from dmlcore.data.images import UNREADABLE, Interpolation, decode, decode_part
-from dmlcore.data.crops import RandomView
 from dmlcore.errors import DataError
 
 _CHUNK = 1024  # samples that are looked at at a time

@@ -9,8 +9,8 @@ import numpy as np
 
 from dmlcore import trust
 from dmlcore.data import LabelledDataset, RecordedSplit, Splits, Table
-from dmlcore.data.images import Interpolation
 from dmlcore.data.crops import resize_for_test
+from dmlcore.data.images import Interpolation
 from dmlcore.errors import ConfigError, DataError
 from dmlcore.evaluation import Metric
 from dmlcore.files import expanded
