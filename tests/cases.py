@@ -51,6 +51,16 @@ class Case:
         """Whether the gradient reaches only a nearest or farthest point, which among coincident ones the last bit decides."""
         return self.options.get("mining", "all") not in ("all", "semihard")
 
+    @property
+    def takes_first(self) -> bool:
+        """Whether it takes the first samples of a class, so that the order of a class's samples matters."""
+        return "pairs" in self.options
+
+    @property
+    def counts_pairs(self) -> bool:
+        """Whether it is averaged over pairs that its kernel does not count."""
+        return self.name == "triplet" and self.options.get("average") == "all" and "mining" not in self.options
+
     def create(self, dtype: torch.dtype = torch.float64, classes: int = CLASSES, width: int = WIDTH, seed: int = 3) -> Any:
         torch.manual_seed(seed)
         return dmlcore.losses.create(self.name, num_classes=classes, embedding_dim=width, **self.options).to(dtype)
@@ -193,6 +203,10 @@ LOSSES = [
     Case("triplet", {"margin": 0.3, "mining": "easy_positive_semihard", "smooth": True}),
     Case("triplet", {"variant": "wedl"}),
     Case("triplet", {"swap": True}, _mined("TripletMarginLoss", swap=True), False),
+    Case("triplet", {"distance": "squared_euclidean", "margin": 1.0, "average": "all"}),
+    Case("triplet", {"distance": "squared_euclidean", "margin": 0.3, "mining": "semihard"}),
+    Case("triplet", {"distance": "squared_euclidean", "margin": 0.2, "mining": "semihard_else_farthest", "average": "all"}),
+    Case("triplet", {"margin": 0.2, "mining": "semihard_else_farthest"}),
     Case("sup_con", {}, _mined("SupConLoss")),
     Case("sup_con", {"temperature": 0.01}, _mined("SupConLoss", temperature=0.01)),
     Case("circle", {}, _mined("CircleLoss")),
@@ -219,6 +233,7 @@ LOSSES = [
     Case("tuplet_margin", {}, _mined("TupletMarginLoss")),
     Case("tuplet_margin", {"margin": 20.0, "scale": 90.0}, _mined("TupletMarginLoss", margin=20, scale=90)),
     Case("n_pair", scale_free=False),
+    Case("nt_xent", {"temperature": 0.04, "pairs": "one_per_class"}),
     Case("lifted_structure", {}, _mined("LiftedStructureLoss")),
     Case(
         "lifted_structure",
@@ -292,7 +307,7 @@ PROXIES = [case for case in LOSSES if case.create().needs_classes]
 FUSED = [case for case in LOSSES if case.fused]
 ON_CUDA = [case for case in FUSED if case.cuda]
 NOT_OF_PAIRS = ("prototypical", "sec", "l2_norm")  # means of classes and norms: no miner or relation chooses among them
-PAIRS = [case for case in LOSSES if case not in PROXIES and case.name not in NOT_OF_PAIRS]
+PAIRS = [case for case in LOSSES if case not in PROXIES and case.name not in NOT_OF_PAIRS and not case.takes_first]
 
 
 def embeddings_of(

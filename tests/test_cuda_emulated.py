@@ -63,6 +63,8 @@ def test_equals_the_definition(case: Case, batch: str) -> None:
 @pytest.mark.parametrize(("anchors", "references", "width"), [(33, 70, 130), (67, 1, 5), (1, 66, 1), (5, 0, 8), (3, 4, 257)])
 @pytest.mark.usefixtures("on_emulator")
 def test_references(case: Case, anchors: int, references: int, width: int) -> None:
+    if width == 1 and case.mines_beyond and "distance" in case.options:
+        pytest.skip("all vectors of one number are as far as each other, to the last bit of a cosine")
     labels, reference_labels = torch.arange(anchors) * 5 % CLASSES, torch.arange(references) * 3 % CLASSES
     x, r = embeddings_of(labels, width), embeddings_of(reference_labels, width, torch.float32, seed=1)
     compare(case, x, labels, references=r, reference_labels=reference_labels)

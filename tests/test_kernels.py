@@ -191,6 +191,8 @@ def test_gradient_under_a_random_cotangent(case: Case) -> None:
 def test_order_and_scale_do_not_matter(case: Case) -> None:
     loss, (x, y) = case.create(), BATCHES["odd"]
     order = torch.randperm(len(y), generator=torch.Generator().manual_seed(4))
+    if case.takes_first:
+        order = torch.argsort(y, stable=True)
     value, (gradient, *_) = value_and_gradients(loss, x, y, loss)
     shuffled, (shuffled_gradient, *_) = value_and_gradients(loss, x[order], y[order], loss)
     torch.testing.assert_close(shuffled, value, rtol=1e-10, atol=1e-12)
@@ -476,6 +478,8 @@ def test_windows_leave_pairs_out(case: Case, plan: str, references: bool) -> Non
         pytest.skip("its functor's anchors are pairs: it runs in plain PyTorch where some are left out")
     if case.name == "intra_pair_variance":
         pytest.skip("the means that it is given know all pairs only: it runs in plain PyTorch where some are left out")
+    if case.counts_pairs:
+        pytest.skip("it counts the pairs that a miner leaves, and these windows come without a miner")
     labels = y[torch.randperm(len(y), generator=torch.Generator().manual_seed(6))]
     vectors = embeddings_of(labels, seed=9)
     generator = torch.Generator().manual_seed(7)

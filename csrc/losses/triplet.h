@@ -1,12 +1,12 @@
-// Triplet margin loss on Euclidean distances of unit vectors, every positive with many negatives. Schroff, Kalenichenko, Philbin,
-// CVPR 2015. Those that choose one negative are in triplet_mined.h.
+// Triplet margin loss on distances of unit vectors, every positive with many negatives. Schroff, Kalenichenko, Philbin,
+// CVPR 2015. Those that choose one negative are in triplet_mined.h and triplet_else_farthest.h.
 #pragma once
 #include "dml/contract.h"
 
 DML_BEGIN
 
 // Every positive with every negative (Semihard: with those farther than the positive).
-template <class T, bool Semihard> struct TripletPairs {
+template <class T, bool Semihard, DistanceKind Kind> struct TripletPairs {
   static constexpr int kValues = 1;
   static constexpr bool kSlots = true;
   static constexpr const char* kOptions = "margin";
@@ -20,11 +20,11 @@ template <class T, bool Semihard> struct TripletPairs {
   template <class V> struct SlotSums { V active; };
 
   DML_FN Limits<T> open(Positives<T>) const { return {}; }
-  DML_FN SlotLimits<T> open_slot(T s) const { return {distance(s), distance(s) + margin}; }
-  DML_FN SlotLimits<T> absent_slot() const { return {T(0), T(0)}; }
+  DML_FN SlotLimits<T> open_slot(T s) const { return {distance_of<Kind>(s), distance_of<Kind>(s) + margin}; }
+  DML_FN SlotLimits<T> absent_slot() const { return {T(0), T(-1)}; }  // rounding takes no distance to -1
   DML_FN Sums<T> nothing() const { return {T(0)}; }
   DML_FN SlotSums<T> nothing_slot() const { return {T(0)}; }
-  template <class V> DML_FN V measure(V s) const { return distance(s); }
+  template <class V> DML_FN V measure(V s) const { return distance_of<Kind>(s); }
   template <class V> DML_FN auto is_active(V d, const SlotLimits<V>& l) const {
     if constexpr (Semihard) return (d < l.far) & (d > l.near);
     else return d < l.far;
@@ -57,17 +57,19 @@ template <class T, bool Semihard> struct TripletPairs {
     return {cotangents[0]};
   }
   DML_FN T slope_positive(T s, const Slopes<T>& w, const SlotSums<T>& k) const {
-    return w.weight * k.active * distance_slope(s);
+    return w.weight * k.active * distance_slope_of<Kind>(s);
   }
   template <class V> DML_FN V tally(V d, const SlotLimits<V>& l) const {
     return select(is_active(d, l), splat<V>(1), splat<V>(0));
   }
   template <class V> DML_FN V finish(V s, V, V tally, const Slopes<V>& w) const {
-    return -w.weight * tally * distance_slope(s);
+    return -w.weight * tally * distance_slope_of<Kind>(s);
   }
 };
-template <class T, bool> using TripletAll = TripletPairs<T, false>;
-template <class T, bool> using TripletSemihard = TripletPairs<T, true>;
+template <class T, bool> using TripletAll = TripletPairs<T, false, kEuclidean>;
+template <class T, bool> using TripletSemihard = TripletPairs<T, true, kEuclidean>;
+template <class T, bool> using TripletAllSquared = TripletPairs<T, false, kSquaredEuclidean>;
+template <class T, bool> using TripletSemihardSquared = TripletPairs<T, true, kSquaredEuclidean>;
 
 // softplus instead of the hinge, for every negative or (semihard = 1) for those with d_ap < d_an <= d_ap + margin.
 template <class T> struct TripletSoftened {
@@ -129,6 +131,8 @@ struct triplet_functors {
   template <class Table> static void list(Table& t) {
     t.template add<TripletAll>("triplet_all");
     t.template add<TripletSemihard>("triplet_semihard");
+    t.template add<TripletAllSquared>("triplet_all_squared");
+    t.template add<TripletSemihardSquared>("triplet_semihard_squared");
     t.template add<TripletSmooth>("triplet_smooth");
   }
 };

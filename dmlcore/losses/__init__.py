@@ -40,7 +40,7 @@ from dmlcore.losses.pair import PairLoss, PairOptions
 from dmlcore.losses.path import Rows
 from dmlcore.losses.proxy import ProxyLoss
 from dmlcore.losses.rows import RowLoss
-from dmlcore.losses.softmax import CentresLoss, SoftmaxLoss, widened_cosines
+from dmlcore.losses.softmax import CentresLoss, SoftmaxLoss, smoothing_of, widened_cosines
 
 __all__ = [
     "CentresLoss",
@@ -78,6 +78,7 @@ __all__ = [
     "masked_logsumexp",
     "names",
     "slack",
+    "smoothing_of",
     "squared_euclidean_distances",
     "unit",
     "widened_cosines",

@@ -114,6 +114,21 @@ class Comparison(NamedTuple):
             positive, negative = positive & ~is_own, negative & ~is_own
         return (positive, negative) if self.mining is None else self._mined(self.mining, positive, negative)
 
+    def numbers_of_pairs(self) -> tuple[Tensor, Tensor]:
+        """How many positives and how many negatives each anchor has: two int64 `[A]`."""
+        if self.relation is not None or self.mining is not None:
+            positive, negative = self.masks()
+            return positive.sum(1), negative.sum(1)
+        ordered = self.other_labels.contiguous().sort().values
+        labels, number = self.labels.contiguous(), len(ordered)
+        positives = torch.searchsorted(ordered, labels, right=True) - torch.searchsorted(ordered, labels)
+        own = self.own_index
+        if own is None or not number:
+            return positives, number - positives
+        is_there = own >= 0
+        positives = positives - (is_there & (self.other_labels[own.clamp_min(0)] == labels)).long()
+        return positives, number - is_there.long() - positives
+
     @torch.no_grad()
     def _mined(self, mining: Mining, positive: Tensor, negative: Tensor) -> tuple[Tensor, Tensor]:
         anchors, references = (unit(vectors.detach().to(self.anchors.dtype)) for vectors in (mining.anchors, mining.references))

@@ -6,7 +6,7 @@ from __future__ import annotations
 import abc
 import math
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -74,6 +74,19 @@ class SoftmaxLoss(ProxyLoss):
             logits = logits * _lengths(anchors, self.normalise[0])
         smoothed = torch.where(rows.counts > 0, self.label_smoothing * logits, torch.zeros_like(rows.values))  # [1, B]
         return Rows(rows.values - smoothed, rows.counts)
+
+
+def smoothing_of(share: float, spread: Literal["all", "others"], classes: int) -> float:
+    """The share of the target that is spread over all classes alike, as `SoftmaxLoss.label_smoothing` says it.
+
+    Args:
+        share: that is taken from the target, in [0, 1).
+        spread: over whom: all classes, the target among them (`all`), or the `others` only, `share / (classes - 1)` each.
+        classes: number of classes. A single one has no others, and nothing is spread.
+    """
+    if spread == "all":
+        return share
+    return share * classes / (classes - 1) if classes > 1 else 0.0
 
 
 class CentresLoss(ProxyLoss):

@@ -22,6 +22,9 @@ class ArcFace(SoftmaxLoss):
     that of a falling function. Where sample and target's proxy coincide or are opposite to the last bits of their cosine, the
     slope of the sine has no bound; it is taken as 0, so that gradients stay finite (pytorch-metric-learning gives NaN).
 
+    The public code of ooDML (Milbich et al., NeurIPS 2021) raises cosines below 0 to 1e-10, so that a sample far from its proxy
+    gets no gradient. That is not followed here.
+
     Source: Deng, Guo, Xue, Zafeiriou, "ArcFace: Additive Angular Margin Loss for Deep Face Recognition", CVPR 2019, eq. 3.
     """
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import nn
@@ -12,13 +12,16 @@ import dmlcore
 from dmlcore.config import check_range
 from dmlcore.errors import ConfigError
 from dmlcore.kernels import FunctorCall
-from dmlcore.losses import Comparison, LossOptions, SoftmaxLoss
+from dmlcore.losses import Comparison, LossOptions, SoftmaxLoss, smoothing_of
 
 
 class CrossEntropy(SoftmaxLoss):
     """Cross-entropy over `x . proxy_c (+ bias_c)` of the raw embeddings, mean over samples: a linear classifier whose weights
     are the proxies. Same value as `torch.nn.functional.cross_entropy(x @ proxies.T + bias, labels, label_smoothing=...)`. With
     `hidden` units the classifier sees `relu(layer(x))` instead of `x`, and `proxies` is `[C, hidden]`.
+
+    `smoothing = "others"` smooths as the public code of the ensemble of losses does: `1 - e` for the target and `e / (C - 1)`
+    for each other class. Theirs equals PyTorch's with `e C / (C - 1)`.
 
     The fused pass sees a bias as one more dimension, of which every sample has 1.
 
@@ -44,7 +47,9 @@ class CrossEntropy(SoftmaxLoss):
         hidden: int = 0
         """Units of a ReLU layer between the embedding and the classifier; 0: none."""
         label_smoothing: float = 0.0
-        """Share of the target spread evenly over all classes, in [0, 1)."""
+        """Share of the target spread evenly over classes, in [0, 1)."""
+        smoothing: Literal["all", "others"] = "all"
+        """Over which classes it is spread: all (`all`), or the `others` without the target."""
 
         def __post_init__(self) -> None:
             check_range("label_smoothing", self.label_smoothing, least=0, below=1)
@@ -64,7 +69,7 @@ class CrossEntropy(SoftmaxLoss):
 
     @property
     def label_smoothing(self) -> float:
-        return self.options.label_smoothing
+        return smoothing_of(self.options.label_smoothing, self.options.smoothing, self.num_classes)
 
     def parameter_roles(self) -> dict[str, list[nn.Parameter]]:
         """The bias learns with the proxies, the hidden layer at the rate of the trunk."""

@@ -15,10 +15,13 @@ from dmlcore.kernels import FunctorCall
 from dmlcore.losses import Comparison, PairLoss, PairOptions, Rows, distances, unit
 from dmlcore.losses.relations import check_range_of_labels
 
+RHO_SALT = 1 << 32  # apart from the seeds that draw negatives
+
 
 class Margin(PairLoss):
     """`relu(d_ap - beta + margin) + relu(beta - d_an + margin)` summed over triplets and divided by the number of non-zero
-    terms, `d` the Euclidean distance of unit vectors; plus `nu beta` where beta is learnt.
+    terms, or with `average = "triplets"` by that of the triplets with such a term; `d` is the Euclidean distance of unit
+    vectors. `nu beta` is added where beta is learnt.
 
     Over all triplets the two terms separate: each positive counts once per negative of its anchor, each negative once per
     positive, so no triplet is enumerated. `sampling = "distance_weighted"` draws one negative per pair of anchor and positive
@@ -28,13 +31,18 @@ class Margin(PairLoss):
     embeddings: the same batch in any order draws the same, every change of the embeddings draws anew, and there is no state
     to save.
 
+    `rho` regularises the sampled form (R-Margin): with this probability a pair's positive takes the place of its negative, and
+    the anchor itself that of the positive. The pair is then pushed apart, which keeps classes from collapsing to points.
+
     `beta`, a parameter `[1]` or, with `per_class`, `[num_classes]`, is a constant unless `learn_beta`. The sum of `nu beta` is
     pytorch-metric-learning's: once, or once per triplet with `per_class`, then divided like the hinges.
 
     Fused: `sampling = "all"`, on the CPU, with the exact gradient of beta.
 
-    Source: Wu, Manmatha, Smola, Krähenbühl, "Sampling Matters in Deep Embedding Learning", ICCV 2017, section 4.
-    Deviation: the bound on the sampling weights is a bound on the distance.
+    Source: Wu, Manmatha, Smola, Krähenbühl, "Sampling Matters in Deep Embedding Learning", ICCV 2017, section 4; rho: Roth,
+    Milbich, Sinha, Gupta, Ommer, Cohen, "Revisiting Training Strategies and Generalization Performance in Deep Metric
+    Learning", ICML 2020, section 4. Deviations: the bound on the sampling weights is a bound on the distance. A triplet is
+    drawn for every pair of anchor and positive, where the code of 2020 draws one for every anchor.
     """
 
     name = "margin"
@@ -66,7 +74,11 @@ class Margin(PairLoss):
         cutoff: float = 0.5
         """Distance below which all negatives are as likely, in (0, 2); only for sampling."""
         nonzero_loss_cutoff: float = 1.4
-        """Distance beyond which no negative is drawn, in (0, 2]; only for sampling."""
+        """Distance beyond which no negative is drawn, in (0, 2], with 2 for no bound; only for sampling."""
+        rho: float = 0.0
+        """Probability with which a positive is pushed away instead of a negative, in [0, 1); only for sampling."""
+        average: Literal["terms", "triplets"] = "terms"
+        """What the sum is divided by: the number of non-zero `terms`, or of `triplets` with a non-zero term."""
 
         def __post_init__(self) -> None:
             check_range("margin", self.margin, least=0, most=2)
@@ -74,6 +86,9 @@ class Margin(PairLoss):
             check_range("beta", self.beta, least=0, most=2)
             check_range("cutoff", self.cutoff, above=0, below=2)
             check_range("nonzero_loss_cutoff", self.nonzero_loss_cutoff, above=0, most=2)
+            check_range("rho", self.rho, least=0, below=1)
+            if self.rho and self.sampling == "all":
+                raise ConfigError(f"rho is {self.rho}, but needs sampling = 'distance_weighted', which draws the negatives")
 
     def __init__(
         self, options: Any = None, *, num_classes: int | None = None, embedding_dim: int | None = None, **options_by_name: Any
@@ -112,17 +127,30 @@ class Margin(PairLoss):
         positives, negatives = positive.sum(1).to(d), negative.sum(1).to(d)  # [A]
         values = torch.stack([negatives * pull.sum(1), positives * push.sum(1)])  # [2, A]
         counts = torch.stack([negatives * (pull > 0).sum(1), positives * (push > 0).sum(1)])
-        return self._finished(values, counts, positives * negatives, beta)
+        return self._finished(values, self._divisors(counts, positives * negatives), positives * negatives, beta)
 
-    def _finished(self, values: Tensor, counts: Tensor, triplets: Tensor, beta: Tensor) -> Rows:
+    def _divisors(self, counts: Tensor, triplets: Tensor) -> Tensor:
+        """`[A]` what each anchor adds to the divisor, over all triplets.
+
+        Args:
+            counts: `[2, A]`, triplets whose term of the positive, and of the negative, is not zero.
+            triplets: `[A]`, how many an anchor has.
+        """
+        if self.options.average == "terms":
+            return counts.sum(0)
+        # all pairs of a positive and a negative are triplets, so that both terms are active in a product of shares
+        return counts.sum(0) - counts[0] * counts[1] / triplets.clamp_min(1)
+
+    def _finished(self, values: Tensor, divisors: Tensor, triplets: Tensor, beta: Tensor) -> Rows:
         """With one divisor for both hinges, and the term of beta itself.
 
         Args:
-            values, counts: `[2, A]`.
+            values: `[2, A]`.
+            divisors: `[A]`.
             triplets: `[A]`, how many triplets an anchor has.
             beta: `[A]`.
         """
-        counts = counts.sum(0, keepdim=True)  # [1, A]
+        counts = divisors[None]  # [1, A]
         if self.options.learn_beta and self.options.nu > 0:
             every = counts.sum()
             if self.options.per_class:
@@ -146,14 +174,20 @@ class Margin(PairLoss):
         most = max(int(positive.sum(1).max()), 1)
         index = positive.float().topk(most, dim=1).indices  # [A, P]: each anchor's positives, then others
         counted = positive.gather(1, index) & negative.any(1, keepdim=True)
-        draws = self.draws(unit(comparison.anchors), unit(comparison.other_vectors), index)  # [A, P]
+        vectors = unit(comparison.anchors), unit(comparison.other_vectors)
+        draws = self.draws(*vectors, index)  # [A, P]
         ordered = d.sort(1)  # drawn from the nearest on, whatever the order of the batch
         weights = self.weights(ordered.values.detach(), negative.gather(1, ordered.indices), comparison.anchors.shape[1])
         drawn = ordered.values.gather(1, drawn_columns(weights, draws))  # [A, P]
-        pull = torch.relu(d.gather(1, index) - beta[:, None] + self.options.margin) * counted
+        near = d.gather(1, index)
+        if self.options.rho:
+            is_switched = self.draws(*vectors, index, RHO_SALT) < self.options.rho
+            near, drawn = torch.where(is_switched, torch.zeros_like(near), near), torch.where(is_switched, near, drawn)
+        pull = torch.relu(near - beta[:, None] + self.options.margin) * counted
         push = torch.relu(beta[:, None] - drawn + self.options.margin) * counted
-        values, counts = torch.stack([pull.sum(1), push.sum(1)]), torch.stack([(pull > 0).sum(1), (push > 0).sum(1)])  # [2, A]
-        return self._finished(values, counts.to(d), counted.sum(1).to(d), beta)
+        active = [pull > 0, push > 0] if self.options.average == "terms" else [(pull > 0) | (push > 0)]
+        divisors = torch.stack(active).sum((0, 2)).to(d)  # [A]
+        return self._finished(torch.stack([pull.sum(1), push.sum(1)]), divisors, counted.sum(1).to(d), beta)
 
     def weights(self, d: Tensor, negative: Tensor, width: int) -> Tensor:
         """The probabilities of negatives up to a factor per row.
@@ -166,7 +200,8 @@ class Margin(PairLoss):
         Returns:
             `[A, N]` float64.
         """
-        near = negative & (d <= self.options.nonzero_loss_cutoff)
+        cutoff = self.options.nonzero_loss_cutoff
+        near = negative & (d <= cutoff) if cutoff < 2 else negative  # rounding takes distances beyond 2
         d = d.double().clamp(self.options.cutoff, 2 - 1e-6)
         logs = (2 - width) * torch.log(d) - (width - 3) / 2 * torch.log(1 - d.square() / 4)
         highest = torch.where(near, logs, torch.full_like(logs, -torch.inf)).amax(1, keepdim=True)  # [A, 1]
@@ -176,18 +211,19 @@ class Margin(PairLoss):
         return torch.where(has_negative, weights, negative.double())
 
     @torch.no_grad()
-    def draws(self, anchors: Tensor, references: Tensor, index: Tensor) -> Tensor:
+    def draws(self, anchors: Tensor, references: Tensor, index: Tensor, salt: int = 0) -> Tensor:
         """A number in [0, 1) for each anchor with each of its positives.
 
         Args:
             anchors: `[A, D]`.
             references: `[N, D]`.
             index: `[A, P]`, which references.
+            salt: added to the seed, for draws apart.
 
         Returns:
             `[A, P]` float64.
         """
-        keys = _scrambled(_key(anchors) + _scrambled(index.new_tensor(self.options.seed)))  # [A]
+        keys = _scrambled(_key(anchors) + _scrambled(index.new_tensor(self.options.seed + salt)))  # [A]
         bits = _scrambled(keys[:, None] ^ _key(references)[index])  # not symmetric: the two directions of a pair draw apart
         return ((bits >> 11) & (2**53 - 1)).double() * 2.0**-53
 
@@ -204,7 +240,8 @@ class Margin(PairLoss):
         beta = context[0].to(rows.values.dtype)
         moves = beta - beta.detach()  # a positive's hinge falls with beta, a negative's rises
         values = torch.stack([rows.values[0] - rows.counts[0] * moves, rows.values[1] + rows.counts[1] * moves])
-        return self._finished(values, rows.counts[:2], rows.values[2].detach(), beta)
+        triplets = rows.values[2].detach()
+        return self._finished(values, self._divisors(rows.counts[:2], triplets), triplets, beta)
 
 
 def drawn_columns(weights: Tensor, draws: Tensor) -> Tensor:

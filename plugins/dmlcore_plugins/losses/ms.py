@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -11,11 +11,12 @@ from torch import Tensor
 import dmlcore
 from dmlcore.config import check_range
 from dmlcore.kernels import FunctorCall
-from dmlcore.losses import PairLoss, PairOptions, Rows, masked_logsumexp
+from dmlcore.losses import Comparison, PairLoss, PairOptions, Rows, masked_logsumexp
 
 
 class MultiSimilarity(PairLoss):
-    """`log(1 + sum_p exp(-alpha (s_p - base))) / alpha + log(1 + sum_n exp(beta (s_n - base))) / beta`, mean over anchors.
+    """`log(1 + sum_p exp(-alpha (s_p - base))) / alpha + log(1 + sum_n exp(beta (s_n - base))) / beta`, mean over
+    all anchors or, with `average = "active"`, over those with a value above 0, as the public code of ooDML has it.
 
     Mining keeps the positives with `s_p - epsilon < max_n s_n` and the negatives with `s_n + epsilon > min_p s_p`; a negative
     of an anchor without positives is dropped, and the other way round.
@@ -41,6 +42,8 @@ class MultiSimilarity(PairLoss):
         """Similarity that divides near from far, in [-1, 1]."""
         epsilon: float | None = 0.1
         """Width of the mining band, >= 0; `none` turns mining off."""
+        average: Literal["all", "active"] = "all"
+        """Which anchors the value is the mean of: `all`, or those for which mining leaves a pair (`active`)."""
 
         def __post_init__(self) -> None:
             check_range("alpha", self.alpha, above=0)
@@ -59,7 +62,14 @@ class MultiSimilarity(PairLoss):
         pull = masked_logsumexp(-o.alpha * (similarities - o.base), positive, plus_one=True) / o.alpha
         push = masked_logsumexp(o.beta * (similarities - o.base), negative, plus_one=True) / o.beta
         values = (pull + push)[None]  # [1, A]
-        return Rows(values, torch.ones_like(values))
+        return self.complete(Rows(values, torch.ones_like(values)), None, None)
+
+    @property
+    def completes(self) -> bool:  # type: ignore[override]
+        return self.options.average == "active"
+
+    def complete(self, rows: Rows, comparison: Comparison | None, context: Any) -> Rows:
+        return Rows(rows.values, (rows.values > 0).to(rows.counts)) if self.completes else rows
 
     def functor_call(self) -> FunctorCall:
         o = self.options

@@ -8,20 +8,22 @@ from torch import Tensor
 
 import dmlcore
 from dmlcore.kernels import FunctorCall
-from dmlcore.losses import PairLoss, PairOptions, Rows
-from dmlcore_plugins.losses.nt_xent import positives_against_negatives
+from dmlcore.losses import Comparison, PairLoss, Rows
+from dmlcore_plugins.losses.nt_xent import PairedOptions, first_pairs, positives_against_negatives
 
 
 class NPair(PairLoss):
     """`log(1 + sum_n exp(x_a . x_n - x_a . x_p))` on raw dot products, mean over all pairs of anchor and positive.
 
     Every anchor and positive of the batch is compared with all negatives of the anchor, so the value does not depend on the
-    order of the batch. With one anchor per class as embeddings and one positive per class as references this is exactly the
-    paper's loss. On unit vectors it is `nt_xent` with temperature 1.
+    order of the batch. On unit vectors it is `nt_xent` with temperature 1.
 
-    Deviation: the paper's and pytorch-metric-learning's loss on a plain batch takes one pair per class, which the library
-    finds by the order of the batch, and only the other pairs' positives as negatives; here all of them count. That library
-    also normalises its "dot products" by default. The paper's penalty on the norms is the regulariser `l2_norm`.
+    `pairs = "one_per_class"` is the paper's loss: the first sample of each class is an anchor, the second its positive, and the
+    other classes' second samples are its negatives, in the order of the batch. Samplers draw that order at random. A class with
+    one sample takes no part, nor do a third and further samples of a class.
+
+    Deviation: without that option all pairs count, with all negatives. pytorch-metric-learning takes one pair per class, and
+    normalises its "dot products" by default. The paper's penalty on the norms is the regulariser `l2_norm`.
 
     Source: Sohn, "Improved Deep Metric Learning with Multi-class N-pair Loss Objective", NIPS 2016, section 3.2.
     """
@@ -32,10 +34,14 @@ class NPair(PairLoss):
     aliases = ("NPairsLoss", "NPairLoss", "npairs")
     normalise = (False, False)
     needs_norms = True
+    reshapes = True
 
     @dataclass(frozen=True, kw_only=True)
-    class Options(PairOptions):
+    class Options(PairedOptions):
         """Options of `n_pair`."""
+
+    def reshaped(self, comparison: Comparison) -> Comparison:
+        return first_pairs(comparison) if self.options.pairs == "one_per_class" else comparison
 
     def row_values(self, similarities: Tensor, positive: Tensor, negative: Tensor) -> Rows:
         return positives_against_negatives(similarities, similarities, positive, negative)
