@@ -82,6 +82,17 @@ def test_a_run_sees_each_sample_in_views_of_its_own(tmp_path: Path) -> None:
     assert run.splits.sample_names[int(validation.rows[3])].endswith(".png")
 
 
+def test_crops_of_whole_photographs_are_views_too(tmp_path: Path) -> None:
+    flat = str(flat_folder(tmp_path / "flat"))
+    splits = open_data(flat, options={"views": "dml"}, image_size=16, needs_labels=False)
+    learnt = with_views(splits, 2, 0)
+    assert splits.train.augmentation is None
+    views = learnt.test.batch([0, 1])
+    assert not torch.equal(views[0], views[1]) and torch.equal(views, learnt.test.batch([0, 1]))
+    train = learnt.train.batch([0, 0], augment=True, generator=torch.Generator().manual_seed(0))
+    assert not torch.equal(train[0], train[1])
+
+
 def test_labels_are_used_to_measure_only(tmp_path: Path) -> None:
     photos = image_folder(tmp_path / "photos", 12, 4, mode="RGB", size=(24, 24))
     splits = open_data(str(photos), needs_labels=False)

@@ -175,6 +175,11 @@ class LabelledDataset(torch.utils.data.Dataset):
         """Several samples at once, as a `DataLoader` asks for them."""
         return list(zip(self.batch(indices), self.dense_labels[np.asarray(indices)].tolist(), strict=True))
 
+    @property
+    def has_random_changes(self) -> bool:
+        """Whether a batch for training changes at random."""
+        return self.augmentation is not None or (isinstance(self.samples, ImageFiles) and self.samples.view is not None)
+
     def batch(
         self,
         indices: Sequence[int] | np.ndarray,

@@ -13,9 +13,7 @@ import torch
 from torch import Tensor
 
 from dmlcore.data.datasets import LabelledDataset
-from dmlcore.data.sources import Augmentation
 from dmlcore.data.splits import Splits
-from dmlcore.data.stores import Store
 from dmlcore.errors import ConfigError
 
 
@@ -23,31 +21,28 @@ class ViewStore:
     """Views of samples that stay the same: sample `i` has the views `i * views` to `i * views + views - 1`.
 
     Args:
-        samples: N samples.
-        augmentation: makes a view of a sample.
+        part: of N samples, which training would change at random.
         views: of each sample.
         seed: of the random numbers. Each view has a stream of its own.
     """
 
-    def __init__(self, samples: Store, augmentation: Augmentation, views: int, seed: int) -> None:
-        self.samples = samples
-        self.augmentation = augmentation
+    def __init__(self, part: LabelledDataset, views: int, seed: int) -> None:
+        self.part = part
         self.views = views
         self.seed = seed
-        self.in_memory = samples.in_memory
+        self.in_memory = part.in_memory
 
     def __len__(self) -> int:
-        return len(self.samples) * self.views
+        return len(self.part) * self.views
 
     def fetch(self, indices: np.ndarray) -> Tensor:
         """The same view for a number, whatever else is fetched."""
-        rows, place = np.unique(indices // self.views, return_inverse=True)
-        samples = self.samples.fetch(rows)
         parts = []
-        for number, at in zip(indices.tolist(), place.tolist(), strict=True):
+        for number in indices.tolist():
             seed = int(np.random.SeedSequence((self.seed, 9, number)).generate_state(1, np.uint64)[0] >> np.uint64(1))
-            parts.append(self.augmentation(samples[at : at + 1], torch.Generator().manual_seed(seed)))
-        return torch.cat(parts) if parts else samples
+            generator = torch.Generator().manual_seed(seed)
+            parts.append(self.part.batch([number // self.views], augment=True, generator=generator))
+        return torch.cat(parts) if parts else self.part.batch([])
 
 
 class ViewNames(Sequence[str]):
@@ -89,29 +84,29 @@ def with_views(splits: Splits, views: int, seed: int) -> Splits:
     Raises:
         ConfigError: nothing changes the samples, so that all views would be the same.
     """
-    augmentation = splits.train.augmentation
-    if augmentation is None:
+    train = splits.train
+    if not train.has_random_changes:
         raise ConfigError(
             f"views is {views}, but nothing changes the samples of '{splits.name}' at random, so all views of one would be the"
             f" same. Name changes by --transforms, or let the data bring them"
         )
     notes = [f"labels are not used: each training sample is a class of its own, seen by {views} views"]
-    train = splits.train
     numbers = [str(row) for row in range(len(train.samples))]
-    by_sample = LabelledDataset(train.samples, train.rows, train.rows, numbers, train.sample_shape, augmentation)
+    by_sample = LabelledDataset(train.samples, train.rows, train.rows, numbers, train.sample_shape, train.augmentation)
     by_sample.names = train.names
     if splits.has_labels:
         by_sample.finest = train  # what tells which test classes were seen
         return replace(splits, train=by_sample, notes=[*splits.notes, *notes])
     notes.append(f"without labels, validation and test ask of {views} fixed views of a sample which belong together")
-    held_out = {part: _viewed(getattr(splits, part), numbers, augmentation, views, seed) for part in ("validation", "test")}
+    held_out = {part: _viewed(getattr(splits, part), train, numbers, views, seed) for part in ("validation", "test")}
     names = ViewNames(splits.sample_names, views)
     return replace(splits, train=by_sample, **held_out, notes=[*splits.notes, *notes], sample_names=names, paths=None)
 
 
-def _viewed(part: LabelledDataset, numbers: list[str], augmentation: Augmentation, views: int, seed: int) -> LabelledDataset:
-    store = ViewStore(part.samples, augmentation, views, seed)
+def _viewed(part: LabelledDataset, train: LabelledDataset, numbers: list[str], views: int, seed: int) -> LabelledDataset:
+    everyone = np.arange(len(part.samples))  # numbered as in the table, so that a sample keeps its views in any part
+    whole = LabelledDataset(part.samples, everyone, everyone, numbers, part.sample_shape, train.augmentation)
     rows = (part.rows[:, None] * views + np.arange(views)).reshape(-1)
-    viewed = LabelledDataset(store, rows, np.repeat(part.rows, views), numbers, part.sample_shape)
+    viewed = LabelledDataset(ViewStore(whole, views, seed), rows, np.repeat(part.rows, views), numbers, part.sample_shape)
     viewed.names = ViewNames(part.names, views) if len(part.names) else ()
     return viewed
