@@ -39,7 +39,8 @@ def architecture_of(model: EmbeddingModel) -> dict[str, Any]:
         "trunk": {"name": _name("model", model.trunk), "options": _plain(model.trunk.shared_options())},
         "embedding_dim": model.head_dim,
         "has_head": not isinstance(model.head, nn.Identity),
-        "head_norm": "layer" if isinstance(model.head, nn.Sequential) else "none",
+        "head_norm": model.head_norm,
+        "head_hidden": model.head_hidden,
         "heads": model.heads,
         "head_names": list(model.head_names),
         "normalize": model.normalize,
@@ -83,6 +84,7 @@ def build_architecture(
         options=dict(values["trunk"]["options"]),
         normalize=bool(values["normalize"]),
         head_norm=values["head_norm"],
+        head_hidden=values.get("head_hidden", 0),  # earlier versions had linear heads only
         kept=kept,
         has_head=bool(values["has_head"]),
         heads=values["heads"],

@@ -12,7 +12,7 @@ from torch import nn
 from dmlcore import plugins
 from dmlcore.config import build_options, check_range
 from dmlcore.errors import ConfigError, PluginError
-from dmlcore.models.embedding import EmbeddingModel
+from dmlcore.models.embedding import EmbeddingModel, HeadNorm
 from dmlcore.models.naming import find_trunk
 from dmlcore.models.python_model import PythonModel
 from dmlcore.models.trunks import Trunk
@@ -62,7 +62,7 @@ def build_model(
     embedding_dim: int = 64,
     options: dict[str, Any] | None = None,
     normalize: bool = True,
-    head_norm: Literal["none", "layer"] = "none",
+    head_norm: HeadNorm = "none",
     seed: int = 0,
     kept: Path | None = None,
     **head: Any,
@@ -77,10 +77,10 @@ def build_model(
         embedding_dim: D >= 1.
         options: of the trunk.
         normalize: embeddings of unit norm.
-        head_norm: `layer` puts a LayerNorm between trunk and head.
+        head_norm: `layer` puts a LayerNorm between trunk and head, `batch` a BatchNorm.
         seed: of the weights.
         kept: the folder in which a run keeps what its trunk was made of (`Trunk.keep`). None: it is made anew.
-        head: heads, student, compressor and so on, as `EmbeddingModel` takes them.
+        head: its hidden layer, heads, student, compressor and so on, as `EmbeddingModel` takes them.
 
     Raises:
         ConfigError: an unknown name or option, a trunk that cannot take this data.

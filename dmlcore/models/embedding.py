@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from dmlcore.ensemble import Compressor
 
 Served = Literal["whole", "compressed", "student"]
+HeadNorm = Literal["none", "layer", "batch"]
 
 
 class EmbeddingModel(nn.Module):
@@ -33,7 +34,8 @@ class EmbeddingModel(nn.Module):
         embedding_dim: D >= 1, of each head.
         normalize: give the embeddings unit norm; False for losses that need their norms.
         has_head: False: the trunk's features are the embedding.
-        head_norm: `layer` puts a LayerNorm between trunk and head, `none` nothing.
+        head_norm: what stands between trunk and head: `layer` a LayerNorm, `batch` a BatchNorm, `none` nothing.
+        head_hidden: units of a hidden ReLU layer of the head. 0: the head is linear. None: as many as the trunk has features.
         heads: m >= 1.
         head_names: of the heads, for reports.
         shows_features: the losses see the trunk's features too, in the last columns of what `forward` gives.
@@ -57,7 +59,8 @@ class EmbeddingModel(nn.Module):
         *,
         normalize: bool = True,
         has_head: bool = True,
-        head_norm: Literal["none", "layer"] = "none",
+        head_norm: HeadNorm = "none",
+        head_hidden: int | None = 0,
         heads: int = 1,
         head_names: Sequence[str] = (),
         shows_features: bool = False,
@@ -67,9 +70,9 @@ class EmbeddingModel(nn.Module):
     ) -> None:
         super().__init__()
         self.trunk = trunk
+        hidden = trunk.features if head_hidden is None else head_hidden
         if has_head:
-            linear = nn.Linear(trunk.features, heads * embedding_dim)
-            self.head = nn.Sequential(nn.LayerNorm(trunk.features), linear) if head_norm == "layer" else linear
+            self.head = _head(trunk.features, heads * embedding_dim, head_norm, hidden)
         elif heads > 1 or trunk.features != embedding_dim:
             raise ConfigError(
                 f"without a head there is one embedding of the model's {trunk.features} columns, but {heads} of {embedding_dim}"
@@ -77,6 +80,8 @@ class EmbeddingModel(nn.Module):
             )
         else:
             self.head = nn.Identity()
+        self.head_norm: HeadNorm = head_norm if has_head else "none"
+        self.head_hidden = hidden if has_head else 0
         self.heads = heads
         self.head_names = list(head_names) or [str(number) for number in range(1, heads + 1)]
         self.head_dim = embedding_dim
@@ -123,7 +128,7 @@ class EmbeddingModel(nn.Module):
                 shorter than they are: it begins as the identity.
         """
         linear = self.head[1] if isinstance(self.head, nn.Sequential) else self.head
-        assert isinstance(linear, nn.Linear)
+        assert isinstance(linear, nn.Linear) and self.head_hidden == 0
         if features is None:
             axes = torch.eye(self.head_dim, self.trunk.features, device=linear.weight.device)
         else:
@@ -212,3 +217,14 @@ class EmbeddingModel(nn.Module):
     def _compressed(self, whole: Tensor) -> Tensor:
         assert self.compressor is not None
         return functional.normalize(self.compressor(self.compressible(whole)), dim=1)
+
+
+def _head(features: int, length: int, norm: HeadNorm, hidden: int) -> nn.Module:
+    """A linear map, behind what else there is: a normalisation, and a hidden layer."""
+    layers: list[nn.Module] = []
+    if norm != "none":
+        layers.append(nn.LayerNorm(features) if norm == "layer" else nn.BatchNorm1d(features))
+    if hidden:
+        layers += [nn.Linear(features, hidden), nn.ReLU()]
+    last = nn.Linear(hidden or features, length)
+    return nn.Sequential(*layers, last) if layers else last

@@ -7,7 +7,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-Pooling = Literal["auto", "avg", "max", "gem", "cls"]
+Pooling = Literal["auto", "avg", "max", "avg+max", "gem", "cls"]
 _LEAST = 1e-6  # of values whose power is taken: the slope of a root is infinite at 0
 
 
@@ -15,13 +15,13 @@ class Pool(nn.Module):
     """One vector per sample of features at N places.
 
     Args:
-        how: `avg`; `max`; `gem`, the generalised mean `(mean(x^p))^(1/p)` of what is positive, whose `p` is learnt from 3 on;
-            or `cls`, the first place, which transformers keep for the whole sample.
+        how: `avg`; `max`; `avg+max`, the sum of both; `gem`, the generalised mean `(mean(x^p))^(1/p)` of what is positive,
+            whose `p` is learnt from 3 on; or `cls`, the first place, which transformers keep for the whole sample.
 
     Source: of `gem`: Radenović, Tolias, Chum, "Fine-tuning CNN Image Retrieval with No Human Annotation", TPAMI 2019, eq. 3.
     """
 
-    def __init__(self, how: Literal["avg", "max", "gem", "cls"]) -> None:
+    def __init__(self, how: Literal["avg", "max", "avg+max", "gem", "cls"]) -> None:
         super().__init__()
         self.how = how
         self.power = nn.Parameter(torch.tensor(3.0)) if how == "gem" else None
@@ -35,10 +35,9 @@ class Pool(nn.Module):
         """
         if self.how == "cls":
             return places[:, 0]
-        if self.how == "max":
-            if is_there is not None:
-                places = places.masked_fill(~is_there[..., None], -torch.inf)
-            return places.amax(1)
+        if self.how in ("max", "avg+max"):
+            most = (places if is_there is None else places.masked_fill(~is_there[..., None], -torch.inf)).amax(1)
+            return most if self.how == "max" else most + _mean(places, is_there)
         if self.power is not None:
             return _mean(places.clamp(min=_LEAST).pow(self.power), is_there).pow(1 / self.power)
         return _mean(places, is_there)

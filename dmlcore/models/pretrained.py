@@ -42,8 +42,8 @@ class PretrainedOptions:
     """pretrained: the published ones, out of this computer's cache; none: drawn at random; or a .pth, .pt or .safetensors
     file."""
     pool: Pooling = "auto"
-    """What makes one vector of the features at all places: their avg, max or gem (generalised mean), the cls token, or auto:
-    what the network was made for."""
+    """What makes one vector of the features at all places: their avg, max, avg+max (the sum of both) or gem (generalised
+    mean), the cls token, or auto: what the network was made for."""
     lora: int = 0
     """Rank of adapters beside the layers, which are trained instead of the network's own weights; 0: none."""
     mean: tuple[float, ...] | None = None

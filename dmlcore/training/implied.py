@@ -45,9 +45,10 @@ def resolved(settings: Settings, preset: dict[str, Any]) -> Settings:
     """
     ensemble, model = settings.ensemble, settings.model
     preset = dict(preset) if ensemble.kind == "shared" else {}
+    if not model.can_start_principal:
+        preset.pop("head_start", None)
     if model.head == "none":  # the trunk itself says how long the embedding is
-        for key in ("head_start", "embedding_dim"):
-            preset.pop(key, None)
+        preset.pop("embedding_dim", None)
     compress = model.compress
     if compress is None:
         compress = preset.get("compress", LENGTH) if may_compress(settings) else 0

@@ -23,8 +23,13 @@ class ModelSettings:
     embedding_dim: int | None = None
     """Length of an embedding, or of each head, before compression (default: that of the data for features; else 256,
     compressed to 64; 4 times `compress` where that is given; 64 without compression, and with `wel` and `wedl`)."""
-    head: Literal["linear", "none"] = "linear"
-    """What stands between trunk and embedding: a linear map, or nothing. An embedding is then as long as the trunk is wide."""
+    head: Literal["linear", "mlp", "none"] = "linear"
+    """What stands between trunk and embedding: a linear map, two of them with a ReLU between, or nothing. Without a head an
+    embedding is as long as the trunk is wide."""
+    head_hidden: int | None = None
+    """Hidden units of the head `mlp` (default: as many as the trunk has features)."""
+    head_norm: Literal["none", "layer", "batch"] = "none"
+    """What normalises the trunk's features before the head: LayerNorm, BatchNorm or nothing."""
     compress: int | None = None
     """Length of the embedding after compression; 0: none (default: 64 where `embedding_dim` is 256 by default, else 0)."""
     head_start: Literal["random", "principal"] | None = None
@@ -49,10 +54,21 @@ class ModelSettings:
 
     def __post_init__(self) -> None:
         check_range("student_weight", self.student_weight, least=0)
-        if self.head == "none" and self.head_start == "principal":
-            raise ConfigError("head_start is principal, but head is none: there is no head that could begin so")
+        if self.head_start == "principal" and not self.can_start_principal:
+            what = f"head is {self.head}" if self.head != "linear" else f"head_norm is {self.head_norm}"
+            raise ConfigError(f"head_start is principal, but {what}: only a linear head on the features themselves begins so")
+        if self.head == "none" and self.head_norm != "none":
+            raise ConfigError(f"head_norm is {self.head_norm}, but head is none: there is no head that it could stand before")
+        if self.head != "mlp" and self.head_hidden is not None:
+            raise ConfigError(f"head_hidden is given, but it is for head = mlp, and head is {self.head}")
+        check_range("head_hidden", self.head_hidden, least=1, most=WIDER * LONGEST)
         check_each(self, ("compress", "student"), least=0, most=LONGEST)
         check_range("embedding_dim", self.embedding_dim, least=1, most=WIDER * LONGEST)
         needed = {"compressed": "compress", "student": "student"}.get(self.serve or "")
         if needed and not getattr(self, needed):
             raise ConfigError(f"serve is '{self.serve}', but {needed} is 0")
+
+    @property
+    def can_start_principal(self) -> bool:
+        """Whether the head is a linear map of the trunk's features, which can begin as their principal axes."""
+        return self.head == "linear" and self.head_norm == "none"

@@ -11,7 +11,7 @@ from torch.utils.checkpoint import checkpoint_sequential
 
 import dmlcore
 from dmlcore.errors import ConfigError
-from dmlcore.models import Trunk
+from dmlcore.models import Pool, Trunk, rows_of
 
 _STRIDED_FROM = 48  # images with a shorter side of this many pixels are halved by the first convolution
 _POOLED_FROM = 4  # smaller maps are not pooled any more, so that any image can be taken
@@ -26,13 +26,18 @@ class ConvOptions:
     norm: Literal["batch", "none"] = "batch"
     """What normalises after each convolution: the batch, or nothing, for training that takes a few steps or samples only."""
 
+    pool: Literal["auto", "avg", "max", "avg+max", "gem"] = "auto"
+    """What makes one vector of the features at all places: their avg, max, avg+max (the sum of both) or gem (generalised mean),
+    or auto: avg and max side by side, which is twice as long."""
+
     def __post_init__(self) -> None:
         if not self.channels or min(self.channels) < 1:
             raise ConfigError(f"channels are {self.channels}, but must be one or more positive numbers")
 
 
 class Conv(Trunk):
-    """Blocks of convolution, max pooling, batch normalisation and ReLU, then the mean and the maximum over the places.
+    """Blocks of convolution, max pooling, batch normalisation and ReLU, then the mean and the maximum over the places, or
+    another pooling.
 
     Pooling before normalising makes a training step a third cheaper on a CPU than the usual order.
     """
@@ -58,19 +63,22 @@ class Conv(Trunk):
             layers += [nn.BatchNorm2d(channels), nn.ReLU()] if normalises else [nn.ReLU()]
             before, stride = channels, 1
         self.blocks = nn.Sequential(*layers)
-        self.features = 2 * before
+        self.pool = None if options.pool == "auto" else Pool(options.pool)
+        self.features = 2 * before if self.pool is None else before
         self.segments = 0  # of the blocks that are computed again in the backward pass
 
     def checkpoint_gradients(self) -> None:
         self.segments = len(self.options.channels)
 
     def forward(self, samples: Tensor) -> Tensor:
-        """Features [B, 2 * channels] of images [B, C, H, W] in 0..1."""
+        """Features [B, 2 * channels], or [B, channels] by another pooling, of images [B, C, H, W] in 0..1."""
         pixels = samples.to(memory_format=torch.channels_last) - 0.5
         if self.segments and torch.is_grad_enabled():
             places = checkpoint_sequential(self.blocks, self.segments, pixels, use_reentrant=False)
         else:
             places = self.blocks(pixels)  # [B, C', h, w]
+        if self.pool is not None:
+            return self.pool(rows_of(places))
         return torch.cat([places.mean((2, 3)), places.amax((2, 3))], 1)
 
 

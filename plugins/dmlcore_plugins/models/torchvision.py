@@ -157,7 +157,7 @@ def _renamed(weights: dict[str, Any]) -> dict[str, Any]:
 class _MapPool(nn.Module):
     """Pools a map [B, C, H, W] to [B, C, 1, 1], as the layer does that it stands for."""
 
-    def __init__(self, how: Literal["avg", "max", "gem"]) -> None:
+    def __init__(self, how: Literal["avg", "max", "avg+max", "gem"]) -> None:
         super().__init__()
         self.pool = Pool(how)
 
@@ -170,7 +170,7 @@ def _replace_pooling(network: nn.Module, options: TorchvisionOptions) -> None:
     if options.pool == "cls" or not isinstance(layer, nn.AdaptiveAvgPool2d) or layer.output_size not in (1, (1, 1)):
         raise ConfigError(
             f"the pooling of '{options.arch}' of torchvision cannot be '{options.pool}': it is for networks whose last layer"
-            f" averages a map, such as resnet18, and is avg, max or gem there. Many networks of timm take all of them"
+            f" averages a map, such as resnet18, and is avg, max, avg+max or gem there. Many networks of timm take all of them"
         )
     network.avgpool = _MapPool(options.pool)  # type: ignore[arg-type]  # not auto, not cls
 
