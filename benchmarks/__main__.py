@@ -2,11 +2,12 @@
 
 `losses` measures every case and size that `benchmarks/results/losses-cpu.csv` lacks (`--selection`: what the table of goals
 needs), `evaluation` retrieval metrics, `training` whole steps, `calls` those of losses on small batches, `decoding` the
-reading of pictures, `house` the size and shape of the sources, `gradients` values and gradients of every loss. `ensembles`
-compares ensembles with single losses on unseen classes, `ood` does so on splits of growing shift, and `fewshot` transfers to
-few samples. `features` trains on features of good networks, `pictures` on pictures in two precisions. `serving` loads a server,
-and `scale` uses a model on a million rows. `gpu` checks and measures a CUDA device, and `report` fills the measured tables of
-docs/reports/performance.md. The other pages of docs/reports have the name of their benchmark.
+reading of pictures, `house` the size and shape of the sources, `gradients` values and gradients of every loss, `fidelity` the
+published equations. `ensembles` compares ensembles with single losses on unseen classes, `ood` does so on splits of growing
+shift, and `fewshot` transfers to few samples. `features` trains on features of good networks, `pictures` on pictures in two
+precisions. `serving` loads a server, and `scale` uses a model on a million rows. `gpu` checks and measures a CUDA device, and
+`report` fills the measured tables of docs/reports/performance.md. The other pages of docs/reports have the name of their
+benchmark.
 """
 
 from __future__ import annotations
@@ -224,6 +225,15 @@ def _gpu(options: argparse.Namespace) -> None:
     tables.main(options.quick, options.minutes, options.csv, options.json)
 
 
+def _fidelity(options: argparse.Namespace) -> None:
+    from benchmarks.fidelity import page
+
+    differing = page.run()
+    print(f"wrote {page.PAGE}")
+    if differing:
+        raise SystemExit("differs from the publication: " + "; ".join(row.component for row in differing))
+
+
 def _report(options: argparse.Namespace) -> list[Row]:
     from benchmarks import report
 
@@ -239,6 +249,7 @@ ACTIONS: dict[str, Action] = {
     "decoding": _decoding,
     "house": _house,
     "gradients": _gradients,
+    "fidelity": _fidelity,
     "ensembles": _ensembles,
     "ood": _ood,
     "fewshot": _fewshot,

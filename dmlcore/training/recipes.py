@@ -77,4 +77,6 @@ def _read(path: Path, name: str) -> Recipe:
     command = about.get("command", COMMANDS[0])
     if command not in COMMANDS:
         raise ConfigError(f"{path}: command is '{command}', but must be one of {', '.join(COMMANDS)}")
-    return Recipe(name, *(about[key] for key in required), tuple(about.get("differs", ())), about.get("needs", ""), command, nested)
+    return Recipe(
+        name, *(about[key] for key in required), tuple(about.get("differs", ())), about.get("needs", ""), command, nested
+    )

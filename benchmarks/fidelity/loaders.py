@@ -1,0 +1,47 @@
+"""Published data sets: folders in the authors' layouts, opened by their path alone, against the split of the field."""
+
+from __future__ import annotations
+
+import sys
+import tempfile
+from pathlib import Path
+
+import numpy as np
+
+from benchmarks.fidelity.rows import Row
+from dmlcore.data import open_data
+
+sys.path.append(str(Path(__file__).parents[2] / "tests"))
+
+import field_files as files
+
+LAYOUTS = {
+    "CUB-200-2011": ("cub", files.cub),
+    "Cars-196, one folder of pictures": ("cars", files.cars_joined),
+    "Cars-196 with its devkit": ("cars", files.cars_devkit),
+    "Stanford Online Products": ("sop", files.sop),
+    "In-Shop": ("in_shop", files.in_shop),
+    "Flowers-102": ("flowers", files.flowers),
+    "Oxford-IIIT pets": ("pets", files.pets),
+    "iNaturalist 2018": ("inaturalist", files.inaturalist),
+    "Tiny ImageNet": ("tiny_imagenet", files.tiny_imagenet),
+}
+
+
+def rows() -> list[Row]:
+    """A row per layout."""
+    return [_row(name, source, make) for name, (source, make) in LAYOUTS.items()]
+
+
+def _row(name: str, source: str, make) -> Row:
+    with tempfile.TemporaryDirectory() as folder:
+        splits = open_data(str(make(Path(folder) / "data")))
+        trained = {*splits.train.class_names, *splits.validation.class_names}
+        tested = set(splits.test.class_names)
+        is_disjoint = not trained & tested
+        names = splits.train.table_names
+        is_half = tested == set(names[-len(tested) :]) and abs(2 * len(tested) - len(names)) <= 1
+        has_gallery = len(np.intersect1d(splits.test.queries, splits.test.references)) == 0
+    holds = is_disjoint and (has_gallery if source == "in_shop" else is_half)
+    what = "queries and gallery apart" if source == "in_shop" else f"{len(trained)} classes train, the next {len(tested)} test"
+    return Row(name, "the authors' files", f"`--data DIR`, `--data {source}`", "agrees" if holds else "differs", what)

@@ -1,0 +1,150 @@
+"""Distribution shift: ooDML. Milbich, Roth, Sinha, Schmidt, Ghassemi, Ommer, "Characterizing Generalization under
+Out-Of-Distribution Shifts in Deep Metric Learning", NeurIPS 2021, and the methods it compares.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from scipy.linalg import sqrtm
+from torch import Tensor
+from torch.nn.functional import normalize
+
+import dmlcore
+from benchmarks.fidelity.rows import Row, batch, distance, equal, same
+from dmlcore.protocols.shift.area import area_under_shift
+from dmlcore.protocols.shift.frechet import frechet_distance
+
+SEEDS = (0, 1, 2)
+BETA = float(np.float32(1.2))  # a parameter, which begins in float32
+
+
+def rows() -> list[Row]:
+    """All rows of the publication."""
+    return [_frechet(), _area(), *_margin(), *_arcface(), _proxy_anchor(), _multi_similarity()]
+
+
+def _frechet() -> Row:
+    generator = np.random.default_rng(3)
+    a, b = generator.normal(size=(100, 24)), 0.5 + generator.normal(size=(90, 24)) * np.linspace(0.5, 2, 24)
+    ca, cb = np.cov(a.T), np.cov(b.T)
+    published = ((a.mean(0) - b.mean(0)) ** 2).sum() + np.trace(ca + cb - 2 * sqrtm(ca @ cb).real)
+    error = abs(frechet_distance(a, b) - published) / published
+    return equal("Fréchet distance of class means", "eq. 1", "`dmlcore splits`", error, "against a matrix root", limit=1e-8)
+
+
+def _area() -> Row:
+    fids, values = [19.0, 52.0, 92.0, 130.0, 175.0], [0.66, 0.63, 0.6, 0.51, 0.38]
+    x = [(fid - fids[0]) / (fids[-1] - fids[0]) for fid in fids]
+    published = sum((x[i + 1] - x[i]) * (values[i] + values[i + 1]) / 2 for i in range(len(x) - 1))
+    error = abs(area_under_shift(fids, values) - published) / published
+    return equal("area under R@1 over the scaled distances", "section 4", "`dmlcore ood report`", error, "area")
+
+
+def _pairs(x: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Distances [N, N] of unit vectors, and which are positive and negative pairs."""
+    u = normalize(x, dim=1)
+    d = (u[:, None] - u).square().sum(2).clamp_min(1e-16).sqrt()
+    equals = labels[:, None] == labels
+    return d, equals & ~torch.eye(len(x), dtype=torch.bool), ~equals
+
+
+def _margin() -> list[Row]:
+    """Over all triplets: published is the sum over triplets divided by those with any term above 0."""
+
+    def summed(x: Tensor, labels: Tensor) -> tuple[Tensor, int, int]:
+        d, positive, negative = _pairs(x, labels)
+        pull, push = (d - BETA + 0.2).clamp_min(0), (BETA - d + 0.2).clamp_min(0)
+        total, triplets, terms = torch.zeros((), dtype=x.dtype), 0, 0
+        for a in range(len(d)):
+            for p in positive[a].nonzero().flatten():
+                for n in negative[a].nonzero().flatten():
+                    total = total + pull[a, p] + push[a, n]
+                    triplets += bool(pull[a, p] > 0 or push[a, n] > 0)
+                    terms += int(pull[a, p] > 0) + int(push[a, n] > 0)
+        return total, triplets, terms
+
+    def by_triplets(x: Tensor, labels: Tensor) -> Tensor:
+        total, triplets, _ = summed(x, labels)
+        return total / triplets
+
+    return [
+        _of_loss("margin, beta 1.2, divided by active triplets", "`margin`, `average = triplets`", by_triplets, "margin",
+                 average="triplets"),
+    ]  # fmt: skip
+
+
+def _of_loss(component: str, ours: str, published, name: str, **options) -> Row:
+    distances = []
+    for seed in SEEDS:
+        x, labels = batch(seed, samples=18)
+        loss = dmlcore.losses.create(name, **options).double()
+        distances.append(distance(lambda e, y=labels: published(e, y), lambda e, y=labels, f=loss: f(e, y), [x]))
+    return same(component, "section 5, and its code", ours, distances)
+
+
+def _of_proxies(component: str, ours: str, published, name: str, **options) -> Row:
+    distances = []
+    for seed in SEEDS:
+        x, labels = batch(seed)
+        torch.manual_seed(seed)
+        loss = dmlcore.losses.create(name, num_classes=6, embedding_dim=x.shape[1], **options).double()
+
+        def call(e: Tensor, proxies: Tensor, loss=loss, y=labels) -> Tensor:
+            return torch.func.functional_call(loss, {"proxies": proxies}, (e, y))
+
+        distances.append(distance(lambda e, p, y=labels: published(e, p, y), call, [x, loss.proxies.detach()]))
+    return same(component, "section 5, and its code", ours, distances)
+
+
+def _arcface() -> list[Row]:
+    def published(x: Tensor, proxies: Tensor, labels: Tensor) -> Tensor:
+        cosines = normalize(x, dim=1) @ normalize(proxies, dim=1).T
+        widened = torch.cos(torch.arccos(cosines) + 0.5)
+        logits = 16 * torch.where(torch.eye(len(proxies), dtype=torch.bool)[labels], widened, cosines)
+        return torch.nn.functional.cross_entropy(logits, labels)
+
+    return [
+        _of_proxies(
+            "ArcFace, margin 0.5, scale 16", "`arcface`", published, "arcface", margin=float(np.degrees(0.5)), scale=16.0
+        )
+    ]
+
+
+def _proxy_anchor() -> Row:
+    def published(x: Tensor, proxies: Tensor, labels: Tensor) -> Tensor:
+        s = normalize(proxies, dim=1) @ normalize(x, dim=1).T  # [C, N]
+        is_positive = torch.arange(len(proxies))[:, None] == labels
+        present = [c for c in range(len(proxies)) if is_positive[c].any()]
+        pull = sum(torch.log1p(torch.exp(-32 * (s[c][is_positive[c]] - 0.1)).sum()) for c in present) / len(present)
+        push = sum(torch.log1p(torch.exp(32 * (row[~own] + 0.1)).sum()) for row, own in zip(s, is_positive, strict=True))
+        return pull + push / len(proxies)
+
+    return _of_proxies("Proxy-Anchor 32 / 0.1", "`proxy_anchor`", published, "proxy_anchor")
+
+
+def _multi_similarity() -> Row:
+    """The mean over anchors for which mining leaves pairs."""
+
+    def published(x: Tensor, labels: Tensor) -> Tensor:
+        s = normalize(x, dim=1) @ normalize(x, dim=1).T
+        values = []
+        for a in range(len(s)):
+            is_positive = labels == labels[a]
+            is_positive[a] = False
+            positives, negatives = s[a][is_positive], s[a][labels != labels[a]]
+            far, near = negatives[negatives + 0.1 > positives.min()], positives[positives - 0.1 < negatives.max()]
+            if len(far) and len(near):
+                pull = torch.log1p(torch.exp(-2 * (near - 0.5)).sum()) / 2
+                values.append(pull + torch.log1p(torch.exp(40 * (far - 0.5)).sum()) / 40)
+        return torch.stack(values).mean()
+
+    return _of_loss(
+        "Multi-Similarity 2 / 40",
+        "`ms`, `beta = 40`, `average = active`",
+        published,
+        "ms",
+        alpha=2.0,
+        beta=40.0,
+        average="active",
+    )
