@@ -46,7 +46,7 @@ COMMON = (
 RUNS = {
     "default": "",
     "heads with compression": "--ensemble heads --compress 16",
-    "wel": "--ensemble wel",
+    "wel": "--ensemble wel --plugins circle,binomial_deviance,norm_softmax",
 }
 ENSEMBLES: dict[str, tuple[tuple[str, ...], dict[str, Any]]] = {
     "default": (("circle", "binomial_deviance", "norm_softmax"), {"weighting": "equal_gradient_norms"}),

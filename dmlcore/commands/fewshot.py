@@ -15,6 +15,7 @@ from dmlcore.config import check_range
 from dmlcore.errors import ConfigError, suggestion
 from dmlcore.flags import COMMON, command, flag, new_app, parameter_name, typed_values
 from dmlcore.hookspecs import hookimpl
+from dmlcore.training import recipes
 from dmlcore.training.components import Component, data_component, model_component
 
 if TYPE_CHECKING:
@@ -47,6 +48,7 @@ BUDGET = {
 def dmlcore_commands(app: App, line: CommandLine) -> None:
     is_typed = line.command == "fewshot"
     if is_typed:
+        _take_recipe(line)
         _add_components(line)
 
     def run(*, out: Path, processes: int, json: bool, debug: bool, **values: Any) -> int:
@@ -75,6 +77,25 @@ def dmlcore_commands(app: App, line: CommandLine) -> None:
     text = "Write the report of a folder again, also of an unfinished grid."
     fewshot.command(command(_report, [folder, *COMMON], text), name="report")
     app.command(fewshot, name="fewshot")
+
+
+def _take_recipe(line: CommandLine) -> None:
+    """Put the flags of the recipe that the line names in its place, but for those that are typed.
+
+    Raises:
+        ConfigError: there is no such recipe, or it is for another command.
+    """
+    name = line.values_of("recipe").get("recipe")
+    if name is None:
+        return
+    recipe = recipes.find(name)
+    if recipe.command != line.command:
+        raise ConfigError(f"the recipe '{name}' is for `dmlcore {recipe.command} --recipe {name}`")
+    at = next(at for at, word in enumerate(line.words) if word.partition("=")[0] == "--recipe")
+    del line.words[at : at + (1 if "=" in line.words[at] else 2)]
+    arguments = {key: str(value) for key, value in recipe.values["arguments"].items()}
+    typed = line.values_of(*arguments)
+    line.words += [f"--{key.replace('_', '-')}={value}" for key, value in arguments.items() if key not in typed]
 
 
 def _add_components(line: CommandLine) -> None:
@@ -115,6 +136,7 @@ def _run_flags() -> list[inspect.Parameter]:
         flag("stopping", Literal["paper", "validation"], "Chooses the target epoch: training score, or held-out.", "paper"),
         flag("budget", Literal["cpu", "paper"], "Lengths of training.", "cpu"),
         *(flag(name, kind | None, text) for name, (kind, text) in BUDGET.items()),
+        flag("recipe", str | None, "A recipe of `dmlcore recipes`, whose flags count where they are not typed."),
         flag("image_size", int | None, "Side to bring images to, pixels."),
         flag("seed", int, "Of tasks, weights and batches.", 0),
         flag("processes", int, "At a time.", 1),

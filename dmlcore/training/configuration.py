@@ -96,6 +96,7 @@ class RunConfig:
                     raise source.error(f"unknown key '{key}'.{suggestion(key, PLACES)}")
         settings = with_own_names(build_from(Settings.of, [(source, source.values) for source in sources]))
         _, components = choose(sources)
+        sources = [_without_idle_tables(source, components) for source in sources]
         for source in sources:
             _check_tables(source, components)
         options = {}
@@ -208,6 +209,13 @@ class RunConfig:
             if options is not None and values:
                 plain[table] = _plain(values, {f.name: f.default for f in dataclasses.fields(options)})
         return plain
+
+
+def _without_idle_tables(source: Source, components: dict[str, Component]) -> Source:
+    """The source; one that gives way without tables of components that others chose away."""
+    if not source.gives_way:
+        return source
+    return dataclasses.replace(source, tables={table: of for table, of in source.tables.items() if table in components})
 
 
 def _check_tables(source: Source, components: dict[str, Component]) -> None:

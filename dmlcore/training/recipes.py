@@ -1,5 +1,5 @@
-"""Recipes: settings and options under a name, as a publication trains, with what they reach and where they still differ. Each is
-a TOML file in the folder `recipes` of the built-in plugins, or a file of the user's. No torch here.
+"""Recipes: settings and options under a name, as a publication trains, with what they reach and where they still differ. Each
+is a TOML file in the folder `recipes` of the built-in plugins, or a file of the user's. No torch here.
 """
 
 from __future__ import annotations
@@ -77,6 +77,5 @@ def _read(path: Path, name: str) -> Recipe:
     command = about.get("command", COMMANDS[0])
     if command not in COMMANDS:
         raise ConfigError(f"{path}: command is '{command}', but must be one of {', '.join(COMMANDS)}")
-    return Recipe(
-        name, *(about[key] for key in required), tuple(about.get("differs", ())), about.get("needs", ""), command, nested
-    )
+    summary, source, reaches = (about[key] for key in required)
+    return Recipe(name, summary, source, reaches, tuple(about.get("differs", ())), about.get("needs", ""), command, nested)

@@ -4,8 +4,8 @@ where a key stands. No torch here.
 
 from __future__ import annotations
 
+import dataclasses
 import re
-import tomllib
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,13 +13,13 @@ from typing import Any
 
 from dmlcore.errors import ConfigError, suggestion
 from dmlcore.plugins import defaults
+from dmlcore.training import recipes
 from dmlcore.training.settings import GROUPS, PLACES
+from dmlcore.training.toml_files import load_toml
 
-_MOST_BYTES = 2**18
-_DEEPEST = 16
-_PART = r"(?:[\w-]+|\"[^\"\n]*\"|'[^'\n]*')"
-_DEEP_KEY = re.compile(rf"(?:^|[\[{{,])[ \t]*{_PART}(?:[ \t]*\.[ \t]*{_PART}){{{_DEEPEST}}}", re.MULTILINE)
-SPEAKING = ("splits", "views")  # keys that stand for values of other keys
+SPEAKING = ("recipe", "ensemble", "splits", "views")  # keys that stand for values of other keys
+EXCLUDED = {"epochs": "steps", "steps": "epochs", "weights": "plugins"}
+"""Settings of a recipe that do not count where another one is given beside it."""
 FORMAT = 2  # of the files of settings that runs write; 1 had no tables and no key `format`
 
 
@@ -31,11 +31,15 @@ class Source:
         label: the file, put before messages; empty for the command line and for Python.
         values: settings by key.
         tables: options by name, by component.
+        gives_way: tables of components that are not chosen are left out; elsewhere they are errors.
+        is_of_a_run: it leaves nothing open, and stands for itself without its recipe.
     """
 
     label: str
     values: dict[str, Any]
     tables: dict[str, dict[str, Any]] = field(default_factory=dict)
+    gives_way: bool = False
+    is_of_a_run: bool = False
 
     @classmethod
     def of(cls, nested: dict[str, Any], label: str = "") -> Source:
@@ -68,12 +72,12 @@ class Source:
         Raises:
             ConfigError: the file is missing or is no TOML.
         """
-        nested = _load(path)
+        nested = load_toml(path)
         if "format" not in nested and _is_of_a_run(Path(path)):
             raise _other_version(Path(path))
         if nested.pop("format", FORMAT) != FORMAT:
             raise ConfigError(f"{path} is of another format than {FORMAT}, which this version of dmlcore reads")
-        return cls.of(nested, str(path))
+        return dataclasses.replace(cls.of(nested, str(path)), is_of_a_run=_is_of_a_run(Path(path)))
 
     @classmethod
     def read_run(cls, path: Path) -> Source:
@@ -82,9 +86,9 @@ class Source:
         Raises:
             ConfigError: as `read`; or another version of dmlcore wrote it.
         """
-        if _load(path).get("format") != FORMAT:
+        if load_toml(path).get("format") != FORMAT:
             raise _other_version(path)
-        return cls.read(path)
+        return dataclasses.replace(cls.read(path), is_of_a_run=True)
 
     def error(self, message: str) -> ConfigError:
         """An error that names the file."""
@@ -96,8 +100,40 @@ def with_implied(sources: list[Source]) -> list[Source]:
 
     Raises:
         DataError: as `_with_data_of_splits`.
+        ConfigError: there is no such recipe.
     """
-    return _with_views(_with_data_of_splits(sources))
+    return _with_views(_with_data_of_splits(_with_published_losses(_with_recipe(sources))))
+
+
+def _named(key: str, sources: list[Source]) -> Any:
+    """What the last source that speaks of a key says; None where none does, or that it is `none`."""
+    value = next((source.values[key] for source in reversed(sources) if key in source.values), None)
+    return None if value in (None, "none") else value
+
+
+def _with_recipe(sources: list[Source]) -> list[Source]:
+    """The sources, behind the recipe that one names, unless that is of a run, which holds all that followed from it."""
+    name = _named("recipe", [source for source in sources if not source.is_of_a_run])
+    if not isinstance(name, str):
+        return sources
+    recipe = recipes.find(name)
+    if recipe.command != "train":
+        raise ConfigError(f"the recipe '{name}' is for `dmlcore {recipe.command} --recipe {name}`")
+    source = Source.of(recipe.values, f"recipe {name}")
+    beside = {key for other in sources for key in other.values}
+    values = {key: value for key, value in source.values.items() if EXCLUDED.get(key) not in beside}
+    return [dataclasses.replace(source, values=values, gives_way=True), *sources]
+
+
+def _with_published_losses(sources: list[Source]) -> list[Source]:
+    """The sources, behind the losses of the published ensembles, where one of these is named and no losses are."""
+    beside = {key for source in sources for key in source.values}
+    if _named("ensemble", sources) not in ("wel", "wedl") or "plugins" in beside:
+        return sources
+    table = defaults().PUBLISHED_ENSEMBLE
+    values = {"plugins": tuple(table), **({} if "weights" in beside else {"weights": tuple(row[0] for row in table.values())})}
+    options = {name: dict(options) for name, (_, options) in table.items() if options}
+    return [Source("", values, options, gives_way=True), *sources]
 
 
 def _with_data_of_splits(sources: list[Source]) -> list[Source]:
@@ -120,7 +156,7 @@ def _with_data_of_splits(sources: list[Source]) -> list[Source]:
 
 def _with_views(sources: list[Source]) -> list[Source]:
     """The sources, behind one with what suits views of samples, where `views` is given: the sampler and the loss."""
-    views = next((source.values["views"] for source in reversed(sources) if "views" in source.values), None)
+    views = _named("views", sources)
     if not re.fullmatch("[0-9]+", str(views)):  # settings refuse what is no number
         return sources
     sampler, losses = defaults().SAMPLER_OF_VIEWS, defaults().LOSSES_OF_VIEWS
@@ -157,26 +193,6 @@ def _other_version(path: Path) -> ConfigError:
         f"the run in {path.parent} was made by another version of dmlcore ({path.name} has no `format = {FORMAT}`), and"
         f" this version cannot read it. Use that version, or train again."
     )
-
-
-def _load(path: str | Path) -> dict[str, Any]:
-    try:
-        with open(path, "rb") as file:
-            content = file.read(_MOST_BYTES + 1)
-        if len(content) > _MOST_BYTES:
-            raise ConfigError(f"{path} has more than {_MOST_BYTES // 1024} KB, which no configuration needs")
-        text = content.decode("utf-8-sig")
-        if _DEEP_KEY.search(text):  # the time and the memory that reading takes grow with the square of the depth
-            raise ConfigError(f"{path} has a key of more than {_DEEPEST} parts, but settings stand in tables of one level")
-        return tomllib.loads(text)
-    except RecursionError:
-        raise ConfigError(f"{path} nests too many brackets in each other, but settings stand in tables of one level") from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path} is not valid TOML: {error}") from error
-    except ValueError as error:  # such as a number of thousands of digits
-        raise ConfigError(f"{path} cannot be read: {error}") from error
-    except OSError as error:
-        raise ConfigError(f"cannot read the configuration {path}: {error.strerror}") from error
 
 
 def _plain_name(key: str) -> str:

@@ -16,7 +16,8 @@ class EnsembleSettings:
 
     kind: Literal["shared", "heads", "wel", "wedl"] = setting("ensemble", "shared")
     """`shared`: one embedding for all losses; `heads`: a linear head for each. The published methods: `wel` is `shared` with
-    learned weights and classifiers on the trunk's features, `wedl` is `heads` with learned weights and a diversity term."""
+    learned weights and classifiers on the trunk's features, `wedl` is `heads` with learned weights and a diversity term.
+    Without `plugins` these join the four published losses with their prior weights."""
     weighting: str | None = None
     """How the losses are weighed against each other (default: gradients of equal norm for several losses on one embedding,
     unless `weights` are given or one is a regulariser of norms; learned weights with `wel` and `wedl`; else fixed ones)."""

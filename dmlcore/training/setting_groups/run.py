@@ -50,6 +50,8 @@ class RunSettings:
     """`auto` (CUDA where there is one), `cpu`, `cuda` or `cuda:N`."""
     seed: int = 0
     """Seed of the split, the weights, the batches and the augmentation."""
+    recipe: str | None = None
+    """Recipe that the settings begin with, a name of `dmlcore recipes` or a .toml file; whatever is given beside it wins."""
     stop_after: str | None = None
     """Time, such as `3h50m`, after which the run saves a checkpoint and ends. `--resume` goes on."""
 
