@@ -141,6 +141,17 @@ KINDS = _table(
         "dmlcore train --optimizer $name --steps 50",
     ),
     Kind(
+        "schedule",
+        "dmlcore_schedules",
+        "dmlcore.training.Schedule",
+        "schedule",
+        "Courses of the learning rate over the steps: what `--schedule` can name.",
+        """Subclasses of `dmlcore.training.Schedule`: `factor` takes the step, the steps of the run and those of the warm-up,
+        and returns the factor on the highest rate. One that goes by evaluations is told of each by `evaluated`, and says so by
+        `needs_validation`. Then `state_dict` has all that it remembers.""",
+        "dmlcore train --schedule $name --steps 50",
+    ),
+    Kind(
         "metric",
         "dmlcore_metrics",
         "dmlcore.evaluation.Metric",

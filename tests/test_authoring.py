@@ -378,7 +378,7 @@ def test_bench_compares_before_it_times() -> None:
 def test_the_command_hooks(here: Callable[..., tuple[int, str, str]], tmp_path: Path) -> None:
     status, out, _ = here("plugins", "hooks")
     assert status == 0 and "### `dmlcore_losses()`" in out
-    assert len(json.loads(here("plugins", "hooks", "--json")[1])["hooks"]) == 18
+    assert len(json.loads(here("plugins", "hooks", "--json")[1])["hooks"]) == 19
     (tmp_path / "page.md").write_text("no marks\n")
     status, _, err = here("plugins", "hooks", "--write", tmp_path / "page.md")
     assert status == 2 and "must have the lines" in err

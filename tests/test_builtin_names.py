@@ -11,8 +11,8 @@ from dmlcore import plugins
 
 PACKAGE = Path(dmlcore.__file__).parent
 # Names that are words of the code as well: a folder's, milliseconds, noise of a measurement, options of images, a form of an
-# exported model, a setting of a run, a form of an embedding head.
-WORDS = {"ms", "folder", "noise", "shift", "crop", "linear", "identity", "csv", "hf", "views", "mlp"}
+# exported model, a setting of a run, a similarity, a form of an embedding head.
+WORDS = {"cosine", "ms", "folder", "noise", "shift", "crop", "linear", "identity", "csv", "hf", "views", "mlp"}
 # Protocols train what their publications say, and so have to name it.
 PUBLISHED = {"margin", "distance_weighted", "class_balanced", "histogram", "prototypical"}
 # What a room still names. Shrinks, never grows.

@@ -25,7 +25,7 @@ from dmlcore.errors import ConfigError, PluginError, TrainingError
 from dmlcore.evaluation import Metric
 from dmlcore.losses import Loss, Miner
 from dmlcore.models import Trunk
-from dmlcore.training import Logger, Optimizer, RunConfig, train
+from dmlcore.training import Logger, Optimizer, RunConfig, Schedule, train
 
 ROOT = Path(__file__).parents[1]
 SHORT: dict[str, Any] = {"classes_per_batch": 6, "embedding_dim": 8, "eval_every": 2, "steps": 2, "plugins": "contrastive"}
@@ -57,7 +57,7 @@ def installed(**hooks: Callable[..., Any]) -> Iterator[None]:
 def test_every_hook_has_a_test_a_description_and_a_paragraph() -> None:
     tests = [node.name for node in ast.parse(Path(__file__).read_text()).body if isinstance(node, ast.FunctionDef)]
     text = (ROOT / "docs" / "guide" / "plugins.md").read_text(encoding="utf-8")
-    assert len(hook_names()) == 18 and {kind.hook for kind in plugins.KINDS.values()} < set(hook_names())
+    assert len(hook_names()) == 19 and {kind.hook for kind in plugins.KINDS.values()} < set(hook_names())
     for name in hook_names():
         hook = getattr(hookspecs, name)
         assert any(f"test_{name}" in test for test in tests), f"{name} has no test in {Path(__file__).name}"
@@ -264,6 +264,22 @@ def test_dmlcore_optimizers(features: str, tmp_path: Path) -> None:
         train(out=tmp_path / "run", data=features, optimizer="guest_optimizer", **SHORT)
         records = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
         assert len({record["map@r"] for record in records if record["kind"] == "evaluation"}) == 1
+
+
+class GuestSchedule(Schedule):
+    """A tenth of the rate."""
+
+    name = "guest_schedule"
+
+    def factor(self, step, steps, warmup):
+        return 0.1
+
+
+def test_dmlcore_schedules(features: str, tmp_path: Path) -> None:
+    with installed(dmlcore_schedules=lambda: [GuestSchedule]):
+        train(out=tmp_path / "run", data=features, schedule="guest_schedule", learning_rate=0.5, warmup=0, **SHORT)
+        records = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+        assert {round(r["learning_rates"]["head"], 9) for r in records if r["kind"] == "step"} == {0.05}
 
 
 class GuestMetric(Metric):

@@ -153,5 +153,9 @@ class Loss(nn.Module, abc.ABC):
         scalars = [parameter for parameter in self.parameters() if parameter is not proxies]
         return {"proxies": [proxies] if isinstance(proxies, nn.Parameter) else [], "scalars": scalars}
 
+    def classifier_parameters(self) -> list[nn.Parameter]:
+        """Parameters that are a classifier, among those of `parameter_roles`: they may have a rate and a decay of their own."""
+        return []
+
     def extra_repr(self) -> str:
         return f"{self.options}, {'fused' if self.is_fused else 'plain: ' + self.why_not_fused}"

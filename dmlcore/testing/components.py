@@ -10,7 +10,7 @@ from typing import Any
 from dmlcore.config import build_options, option_help
 from dmlcore.errors import ConfigError
 from dmlcore.kinds import KINDS
-from dmlcore.testing import ensembles, inputs, losses, optimizers, outputs
+from dmlcore.testing import ensembles, inputs, losses, optimizers, outputs, schedules
 from dmlcore.testing.report import Check, Report
 
 _CHECKS: dict[str, Callable[[type, dict[str, Any], Report], None]] = {
@@ -24,6 +24,7 @@ _CHECKS: dict[str, Callable[[type, dict[str, Any], Report], None]] = {
     "transform": inputs.check_transform,
     "sampler": inputs.check_sampler,
     "optimizer": optimizers.check_optimizer,
+    "schedule": schedules.check_schedule,
 }
 
 

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from dmlcore.training.loggers import Logger, SeriesLogger, SeriesOptions, flat_numbers
     from dmlcore.training.optimiser import Optimizer
     from dmlcore.training.run import Run
+    from dmlcore.training.schedule import Schedule
     from dmlcore.training.settings import Settings
     from dmlcore.training.start import train
 
@@ -21,6 +22,7 @@ _HOMES = {
     "Optimizer": "optimiser",
     "Run": "run",
     "RunConfig": "configuration",
+    "Schedule": "schedule",
     "SeriesLogger": "loggers",
     "SeriesOptions": "loggers",
     "Settings": "settings",
@@ -28,7 +30,18 @@ _HOMES = {
     "train": "start",
 }
 
-__all__ = ["Logger", "Optimizer", "Run", "RunConfig", "SeriesLogger", "SeriesOptions", "Settings", "flat_numbers", "train"]
+__all__ = [
+    "Logger",
+    "Optimizer",
+    "Run",
+    "RunConfig",
+    "Schedule",
+    "SeriesLogger",
+    "SeriesOptions",
+    "Settings",
+    "flat_numbers",
+    "train",
+]
 
 
 def __getattr__(name: str) -> Any:

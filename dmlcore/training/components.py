@@ -120,6 +120,7 @@ def _beside_losses(settings: Settings) -> list[Component]:
         *(_named("transform", name) for name in settings.data.transforms or ()),
         _named("sampler", settings.data.sampler),
         _named("optimizer", settings.optimiser.optimizer),
+        _named("schedule", settings.optimiser.schedule),
         *(_named("metric", name) for name in settings.run.metrics),
         *(_named("logger", name) for name in settings.run.loggers),
     ]

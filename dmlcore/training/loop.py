@@ -203,6 +203,7 @@ class Training:
                 run.best.step, run.best.score = run.step, run.best.score if record is None else record[CHOSEN_BY]
             if record is not None:
                 run.folder.append(record)
+                run.schedule.evaluated(record[CHOSEN_BY])
             run.evaluated = run.step
             paths["last"] = run.save(time.perf_counter() - self.began)
         return paths

@@ -1,5 +1,5 @@
-"""What all optimizers share: a group per role (trunk, head, proxies, learnable scalars of losses, ensemble weights), rates and
-clipping. The optimizers themselves are plugins.
+"""What all optimizers share: how they are built, their rates at a step, and clipping. The groups of parameters that they step
+are in `parameter_groups`, and the optimizers themselves are plugins.
 """
 
 from __future__ import annotations
@@ -12,7 +12,9 @@ import torch
 from torch import nn
 
 from dmlcore.errors import ConfigError, PluginError
+from dmlcore.training.parameter_groups import OF_MODEL, parameter_groups
 from dmlcore.training.setting_groups.optimiser import OptimiserSettings
+from dmlcore.training.setting_groups.rates import RateSettings
 
 if TYPE_CHECKING:
     from dmlcore.ensemble import LossEnsemble
@@ -57,43 +59,20 @@ class Optimizer:
         raise NotImplementedError(f"the optimizer '{self.name}' climbs, so it must write perturbation()")
 
 
-def parameter_groups(model: EmbeddingModel, ensemble: LossEnsemble, settings: OptimiserSettings) -> list[dict]:
-    """Groups for an optimiser, each with `role`, `params`, `base_rate` and `weight_decay`; empty roles are left out.
-
-    Only the trunk and the head decay: proxies are used by direction, and a loss's own numbers have no business near zero.
-    """
-    assert settings.learning_rate is not None
-    head = [*model.head.parameters(), *(model.student.parameters() if model.student is not None else ())]
-    roles: dict[str, tuple[list[nn.Parameter], float, float]] = {
-        "trunk": (list(model.trunk.parameters()), 1.0, settings.weight_decay),
-        "head": (head, settings.head_factor, settings.weight_decay),
-    }
-    owned = ensemble.parameter_roles()
-    for role, rate in (
-        ("proxies", settings.proxies_factor),
-        ("scalars", settings.scalars_factor),
-        ("weights", settings.weights_factor),
-    ):
-        roles[role] = (list(owned.get(role, [])), rate, 0.0)
-    groups = []
-    for role, (parameters, rate, decay) in roles.items():
-        parameters = [p for p in parameters if p.requires_grad]
-        if parameters:
-            base = settings.learning_rate * rate
-            groups.append({"role": role, "params": parameters, "lr": base, "base_rate": base, "weight_decay": decay})
-    return groups
-
-
 def build_optimiser(
-    model: EmbeddingModel, ensemble: LossEnsemble, settings: OptimiserSettings, optimizer: Optimizer
+    model: EmbeddingModel,
+    ensemble: LossEnsemble,
+    settings: OptimiserSettings,
+    optimizer: Optimizer,
+    rates: RateSettings | None = None,
 ) -> torch.optim.Optimizer:
     """An optimizer over `parameter_groups`.
 
     Raises:
-        ConfigError: there is no parameter.
+        ConfigError: there is no parameter, or as `parameter_groups`.
         PluginError: the plugin gives no optimizer, or one over other groups.
     """
-    groups = parameter_groups(model, ensemble, settings)
+    groups = parameter_groups(model, ensemble, settings, rates or RateSettings())
     if not groups:
         raise ConfigError("there is nothing to train: neither the model nor a loss has weights. Choose another --model")
     built = optimizer.build(groups)
@@ -104,11 +83,15 @@ def build_optimiser(
     return built
 
 
-def set_rates(optimiser: torch.optim.Optimizer, factor: float) -> dict[str, float]:
-    """Set every group's learning rate to its base rate times the schedule's factor; returns the rates by role."""
+def set_rates(optimiser: torch.optim.Optimizer, factor: float, of_trunk: float = 1.0) -> dict[str, float]:
+    """Set every group's learning rate to its base rate times a factor, and that of the trunk times another one as well; returns
+    the highest rate of each role."""
+    rates: dict[str, float] = {}
     for group in optimiser.param_groups:
-        group["lr"] = group["base_rate"] * factor
-    return {group["role"]: group["lr"] for group in optimiser.param_groups}
+        rate = group["base_rate"] * factor
+        group["lr"] = rate * of_trunk if group["role"] == "trunk" else rate
+        rates[group["role"]] = max(rates.get(group["role"], 0.0), group["lr"])
+    return rates
 
 
 def clip(optimiser: torch.optim.Optimizer, limit: float | None) -> torch.Tensor:
@@ -128,7 +111,7 @@ def clip(optimiser: torch.optim.Optimizer, limit: float | None) -> torch.Tensor:
         parameters = [
             p
             for group in optimiser.param_groups
-            if group["role"] != "weights" and (group["role"] in ("trunk", "head")) == is_model
+            if group["role"] != "weights" and (group["role"] in OF_MODEL) == is_model
             for p in group["params"]
         ]
         norms.append(_clip(parameters, limit))

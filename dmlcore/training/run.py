@@ -27,6 +27,7 @@ from dmlcore.training.beginning import first_model
 from dmlcore.training.configuration import RunConfig
 from dmlcore.training.extras import Compression, Extras
 from dmlcore.training.folder import RunFolder
+from dmlcore.training.freezing import freeze_parts
 from dmlcore.training.optimiser import build_optimiser
 from dmlcore.training.passage import Passage
 from dmlcore.training.random_state import random_state, restore_random_state, seed_everything
@@ -65,6 +66,7 @@ class Run:
         sampler: composes the batches.
         metrics: measures beside those of retrieval.
         optimizer: the rule of a step, by which `optimiser` was built.
+        schedule: the learning rate over the steps.
         optimiser: of PyTorch, with a `role` in every group.
         passage: takes batches through the model.
         averaged: the running average of the weights, or None.
@@ -117,7 +119,12 @@ class Run:
             self.memory.to(self.device)
         self.loss: nn.Module = self.ensemble if self.memory is None else self.memory
         (self.optimizer,) = building.build_components(self.config, "optimizer")
-        self.optimiser = build_optimiser(self.model, self.ensemble, self.config.settings.optimiser, self.optimizer)
+        (self.schedule,) = building.build_components(self.config, "schedule")
+        self._check_schedule()
+        freeze_parts(model.trunk, self.config.settings.rates)
+        self.optimiser = build_optimiser(
+            self.model, self.ensemble, self.config.settings.optimiser, self.optimizer, self.config.settings.rates
+        )
         self.passage = Passage(
             model,
             self.device,
@@ -139,13 +146,22 @@ class Run:
         self.seconds = 0.0
 
     def _check_is_trainable(self) -> None:
-        parts, frozen = self.config.settings.optimiser.accumulate, self.config.settings.optimiser.freeze
+        parts, frozen = self.config.settings.optimiser.accumulate, self.config.settings.rates.freeze
         if parts > 1 and parts > self.batch_size // 2:  # statistics of one sample would be no statistics
             raise ConfigError(
                 f"accumulate is {parts}, but a batch has {self.batch_size} samples, so at most {self.batch_size // 2} parts"
             )
+        stages = self.config.settings.rates.trainable_stages
+        if stages == 0 and self.config.settings.model.head == "none":
+            raise ConfigError("trainable_stages is 0, but head is none: nothing of the model would be trained")
         if frozen and self.config.settings.model.head == "none":
             raise ConfigError(f"freeze is {frozen}, but head is none: nothing beside the trunk could train meanwhile")
+
+    def _check_schedule(self) -> None:
+        if self.schedule.needs_validation and not self.validates:
+            raise ConfigError(
+                f"the schedule '{self.schedule.name}' goes by evaluations, but validation is none. Choose another --schedule"
+            )
 
     @property
     def validates(self) -> bool:
@@ -261,6 +277,7 @@ class Run:
             "passage": self.passage.state_dict(),
             "memory": None if self.memory is None else self.memory.memory_state(),
             "optimiser": self.optimiser.state_dict(),
+            "schedule": self.schedule.state_dict(),
             "compression": self.compression.state_dict(),
             "sampler": position,
             "random": random_state(self.device),
@@ -276,6 +293,7 @@ class Run:
         if self.memory is not None:
             self.memory.load_memory_state(state["memory"])
         self.optimiser.load_state_dict(state["optimiser"])
+        self.schedule.load_state_dict(state.get("schedule", {}))  # a run from before there were schedules has none
         self.compression.load_state_dict(state["compression"])
         self.sampler.load_state_dict(state["sampler"])
         restore_random_state(state["random"], self.device)

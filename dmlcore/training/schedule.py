@@ -1,24 +1,73 @@
-"""The learning rate over the steps, as a pure function: nothing to save, nothing to restore."""
+"""What all schedules of the learning rate share: what they are, and the rise at the beginning. The schedules themselves are
+plugins.
+"""
 
 from __future__ import annotations
 
-import math
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+from dmlcore.training.setting_groups.rates import RateSettings
 
 
-def factor(step: int, steps: int, warmup: int, floor: float = 0.01) -> float:
-    """Factor on the learning rate at a step: a straight line up, then half a cosine down to `floor`.
+@dataclass(frozen=True)
+class NoScheduleOptions:
+    """Options of a schedule that has none."""
 
-        (step + 1) / warmup                                              while step < warmup
-        floor + (1 - floor) * (1 + cos(pi * (step - warmup) / (steps - warmup))) / 2    after
+
+class Schedule:
+    """The learning rate over the steps, as a factor on the highest one.
 
     Args:
+        options: an instance of `Options`.
+    """
+
+    name: ClassVar[str] = ""
+    Options: ClassVar[type] = NoScheduleOptions
+    rises_itself: ClassVar[bool] = False
+    """Whether it has a rise of its own, and `warmup` is not used."""
+    needs_validation: ClassVar[bool] = False
+    """Whether it goes by evaluations, and so needs a validation part."""
+
+    def __init__(self, options: Any = None) -> None:
+        self.options: Any = self.Options() if options is None else options
+
+    def factor(self, step: int, steps: int, warmup: int) -> float:
+        """The factor of a step, >= 0. It depends on nothing but the arguments and what `evaluated` was told.
+
+        Args:
+            step: from 0 to `steps - 1`.
+            steps: of the whole run.
+            warmup: steps of the rise, which is multiplied with this.
+        """
+        raise NotImplementedError(f"the schedule '{self.name}' must write factor()")
+
+    def evaluated(self, score: float) -> None:
+        """Hear of the MAP@R of an evaluation on the validation part."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """What `evaluated` has changed, as numbers, texts, lists and dicts."""
+        return {}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restore what `state_dict` gave."""
+
+
+def factor(schedule: Schedule, step: int, steps: int, warmup: int) -> float:
+    """Factor on the learning rate at a step: a straight line up, times the schedule.
+
+        min(1, (step + 1) / warmup) * schedule.factor(step, steps, warmup)
+
+    Args:
+        schedule: what follows.
         step: from 0 to steps - 1.
         steps: steps of the whole run.
         warmup: steps of the line up; at most a fifth of `steps` is used.
-        floor: factor at the end.
     """
-    warmup = min(warmup, steps // 5)
-    if step < warmup:
-        return (step + 1) / warmup
-    progress = min((step - warmup) / max(steps - warmup, 1), 1.0)
-    return floor + (1 - floor) * (1 + math.cos(math.pi * progress)) / 2
+    warmup = 0 if schedule.rises_itself else min(warmup, steps // 5)
+    return min(1.0, (step + 1) / warmup if warmup else 1.0) * schedule.factor(step, steps, warmup)
+
+
+def trunk_factor(step: int, rates: RateSettings) -> float:
+    """Factor on the trunk's learning rate beside that of all: a straight line up from the end of `freeze`."""
+    return min(1.0, max(0, step - rates.freeze + 1) / rates.trunk_warmup) if rates.trunk_warmup else 1.0

@@ -19,6 +19,7 @@ from dmlcore.training.setting_groups.ensemble import EnsembleSettings
 from dmlcore.training.setting_groups.losses import LossSettings
 from dmlcore.training.setting_groups.model import ModelSettings
 from dmlcore.training.setting_groups.optimiser import OptimiserSettings
+from dmlcore.training.setting_groups.rates import RateSettings
 from dmlcore.training.setting_groups.run import RunSettings
 
 
@@ -31,6 +32,7 @@ class Settings:
     data: DataSettings = field(default_factory=DataSettings)
     model: ModelSettings = field(default_factory=ModelSettings)
     optimiser: OptimiserSettings = field(default_factory=OptimiserSettings)
+    rates: RateSettings = field(default_factory=RateSettings)
     run: RunSettings = field(default_factory=RunSettings)
 
     def __post_init__(self) -> None:
@@ -102,6 +104,7 @@ GROUPS: dict[str, type] = {
     "data": DataSettings,
     "model": ModelSettings,
     "optimiser": OptimiserSettings,
+    "rates": RateSettings,
     "run": RunSettings,
 }
 PLACES = _places()

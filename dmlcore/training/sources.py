@@ -14,6 +14,7 @@ from typing import Any
 from dmlcore.errors import ConfigError, suggestion
 from dmlcore.plugins import defaults
 from dmlcore.training import recipes
+from dmlcore.training.setting_groups.rates import ONCE_OF_OPTIMISER
 from dmlcore.training.settings import GROUPS, PLACES
 from dmlcore.training.toml_files import load_toml
 
@@ -204,6 +205,6 @@ def _why_not_in(group: str, key: str, values: dict[str, Any]) -> str:
     place = PLACES.get(key)
     if place is None:
         return f"unknown key '{key}' in [{group}].{suggestion(key, PLACES)}"
-    if place.group != group:
+    if place.group != group and not (group == "optimiser" and key in ONCE_OF_OPTIMISER):
         return f"'{key}' is a setting of [{place.group}], but stands in [{group}]"
     return f"'{key}' is given twice, in [{group}] and without a table" if key in values else ""

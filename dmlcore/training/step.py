@@ -32,11 +32,12 @@ def take_step(run: Run, inputs: Tensor, labels: Tensor, factor: float | None = N
         PluginError: a loss that is no single number.
     """
     settings, number = run.config.settings, run.step + 1
+    of_trunk = schedule.trunk_factor(run.step, settings.rates) if factor is None else 1.0
     if factor is None:
-        factor = schedule.factor(run.step, run.steps, settings.optimiser.warmup)
-    rates = optimiser.set_rates(run.optimiser, factor)
+        factor = schedule.factor(run.schedule, run.step, run.steps, settings.optimiser.warmup)
+    rates = optimiser.set_rates(run.optimiser, factor, of_trunk)
     run.model.train()
-    run.freeze_trunk(number <= settings.optimiser.freeze)
+    run.freeze_trunk(number <= settings.rates.freeze)
     run.loss.train()
     run.optimiser.zero_grad(set_to_none=True)
     run.ensemble.measures_gradients = number % settings.run.log_every == 0

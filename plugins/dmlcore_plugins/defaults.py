@@ -17,6 +17,7 @@ PUBLISHED_ENSEMBLE = {  # WEL and WEDL: the prior weight of each loss, and its o
 LOSSES_OF_VIEWS = ("nt_xent",)
 COMPRESSOR = "pca"
 OPTIMIZER = "adamw"
+SCHEDULE = "cosine"
 WEIGHTING = "fixed"
 WEIGHTING_OF_SEVERAL = "equal_gradient_norms"  # several losses on one embedding
 WEIGHTING_LEARNT = "floor_square_penalty"  # of the published methods, WEL and WEDL

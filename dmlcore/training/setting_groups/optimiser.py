@@ -1,4 +1,4 @@
-"""Settings of the optimizer of a run: rates, decay, precision."""
+"""Settings of the optimizer of a run: rate, decay, precision. Those of single parts of the model are in `rates`."""
 
 from __future__ import annotations
 
@@ -14,23 +14,17 @@ LEARNING_RATE = 2e-3  # of what begins at random
 
 @dataclass(frozen=True)
 class OptimiserSettings:
-    """Optimizer, learning rates, decay and clipping."""
+    """Optimizer, learning rate, decay and clipping."""
 
     optimizer: str = defaults().OPTIMIZER
     """What turns gradients into steps."""
     learning_rate: float | None = None
-    """Highest learning rate of the trunk; it rises over `warmup` steps and falls as a cosine (default: 2e-3; 5e-4 for
+    """Highest learning rate of the trunk; it rises over `warmup` steps and follows `schedule` (default: 2e-3; 5e-4 for
     features, and what suits the trunk where it is trained already)."""
+    schedule: str = defaults().SCHEDULE
+    """How the learning rate goes on."""
     warmup: int = 50
-    """Steps over which the learning rate rises."""
-    head_factor: float = 1.0
-    """Learning rate of the embedding head, relative to the trunk's."""
-    proxies_factor: float = 20.0
-    """Learning rate of proxies, relative to the trunk's."""
-    scalars_factor: float = 1.0
-    """Learning rate of learnable numbers inside losses, relative to the trunk's."""
-    weights_factor: float = 1.0
-    """Learning rate of learnable ensemble weights, relative to the trunk's."""
+    """Steps over which the learning rate rises, at most a fifth of all."""
     weight_decay: float = 1e-4
     """Decay of the trunk and the head."""
     clip: float | None = 10.0
@@ -43,12 +37,9 @@ class OptimiserSettings:
     time of one more forward pass."""
     average: float | None = None
     """Decay of a running average of the weights (EMA), such as 0.999, which is evaluated and served (default: none)."""
-    freeze: int = 0
-    """Steps at the beginning in which the trunk is not trained."""
 
     def __post_init__(self) -> None:
-        check_each(self, ("warmup", "weight_decay", "freeze"), least=0)
+        check_each(self, ("warmup", "weight_decay"), least=0)
         check_range("accumulate", self.accumulate, least=1)
         check_range("average", self.average, above=0, below=1)
-        rates = ("learning_rate", "clip", "head_factor", "proxies_factor", "scalars_factor", "weights_factor")
-        check_each(self, rates, above=0)
+        check_each(self, ("learning_rate", "clip"), above=0)

@@ -76,6 +76,9 @@ class CrossEntropy(SoftmaxLoss):
         hidden = [] if self.layer is None else list(self.layer.parameters())
         return {"proxies": [self.proxies, *([] if self.bias is None else [self.bias])], "scalars": hidden}
 
+    def classifier_parameters(self) -> list[nn.Parameter]:
+        return list(self.parameters())
+
     def reshaped(self, comparison: Comparison) -> Comparison:
         embeddings = comparison.anchors
         if self.layer is not None:
