@@ -35,6 +35,7 @@ def dmlcore_commands(app: App, line: CommandLine) -> None:
         checkpoint: str,
         trust_plugins: bool,
         seeds: str | None,
+        folds: int | None,
         processes: int,
         json: bool,
         debug: bool,
@@ -42,12 +43,16 @@ def dmlcore_commands(app: App, line: CommandLine) -> None:
     ) -> int:
         options = {table: typed_values(tables[parameter_name(table)]) for table in line.components if _has_flags(line, table)}
         typed = Source("", typed_values(settings), {table: values for table, values in options.items() if values})
+        if folds is not None and resume is not None:
+            raise ConfigError("--folds cannot be given with --resume: the same command with --out goes on")
+        if seeds is not None and (resume is not None or "seed" in typed.values):
+            raise ConfigError(f"--seeds cannot be given with --{'resume' if resume is not None else 'seed'}")
+        if folds is not None:
+            return _crossed([*files, typed], folds, seeds, processes, out, json)
         if seeds is not None:
-            if resume is not None or "seed" in typed.values:
-                raise ConfigError(f"--seeds cannot be given with --{'resume' if resume is not None else 'seed'}")
             return _repeated([*files, typed], seeds, processes, out, json)
         if processes != 1:
-            raise ConfigError("--processes is for --seeds: one run trains in one process")
+            raise ConfigError("--processes is for --seeds and --folds: one run trains in one process")
         if resume is not None:
             _refuse_beside_resume(resume, [("config", config), ("out", out)], typed)
             result = _resumed(resume, checkpoint, trust_plugins, typed.values)
@@ -67,7 +72,13 @@ def dmlcore_commands(app: App, line: CommandLine) -> None:
         flag("checkpoint", str, "Checkpoint to resume from: `last` or `previous`.", "last"),
         TRUST,
         flag("seeds", str | None, "Seeds such as 0-4: a run with each, and means with their intervals. --out goes on."),
-        flag("processes", int, "Runs at a time with --seeds, each with one thread.", 1),
+        flag(
+            "folds",
+            int | None,
+            "Folds of the training and validation classes: a run for each, validated on it, and their embeddings side by side."
+            " --out goes on.",
+        ),
+        flag("processes", int, "Runs at a time with --seeds and --folds, each with one thread.", 1),
         *COMMON,
     ]
     app.command(command(train, flags, TEXT + ("" if line.components else f"\n\n{MORE}")), name="train")
@@ -125,22 +136,59 @@ def _repeated(sources: list[Source], seeds: str, processes: int, out: Path | Non
     return 0
 
 
+def _crossed(sources: list[Source], folds: int, seeds: str | None, processes: int, out: Path | None, json: bool) -> int:
+    from dmlcore.protocols import crossing, repeats
+    from dmlcore.training import RunConfig
+    from dmlcore.training.folder import default_folder
+
+    config = RunConfig.resolve(sources)
+    numbers = [config.settings.run.seed] if seeds is None else repeats.seeds_of(seeds)
+    folder = out or default_folder(config.settings.losses.names)
+    summary = crossing.run(config, folds, numbers, folder, processes=processes, tell=console.say)
+    console.show_json(summary) if json else show_folds(summary)
+    return 0
+
+
+def show_folds(summary: dict[str, Any]) -> None:
+    """Means over folds, the embeddings of all folds side by side, and their intervals."""
+    several = len(summary["seeds"]) > 1
+    rows = _rows_of_means(summary) + [
+        _row_of_means(f"{part}, {summary['folds']} models concatenated", means)
+        for part, means in summary["concatenated"].items()
+    ]
+    what = f"{len(summary['seeds'])} seeds of {summary['folds']} folds" if several else f"{summary['folds']} folds"
+    console.show_table([f"mean of {what}, 95 %", *_LABELS], rows, numbers=True)
+    console.show(f"Concatenated embeddings have length {summary['embedding_dim']}. Runs: {summary['folder']}/seed-N/fold-M")
+
+
 def show_summary(summary: dict[str, Any]) -> None:
     """Means over seeds with their intervals, and how sure the difference from each baseline is."""
-    from dmlcore.evaluation.evaluating import COLUMNS
+    console.show_table([f"mean of {len(summary['seeds'])} seeds, 95 %", *_LABELS], _rows_of_means(summary), numbers=True)
+    console.show(f"Each seed draws its own split. Runs: {summary['folder']}/seed-N")
 
-    labels = ("R@1", "MAP@R")
 
-    def row(label: str, means: dict[str, list[float]]) -> tuple[str, ...]:
-        return (label, *("{:.3f} ± {:.3f}".format(*means[COLUMNS[m]]) if COLUMNS[m] in means else "-" for m in labels))
+_LABELS = ("R@1", "MAP@R")
 
+
+def _rows_of_means(summary: dict[str, Any]) -> list[tuple[str, ...]]:
     rows = []
     for part, means in summary["metrics"].items():
-        rows.append(row(part, means))
-        rows += [row(f"  {name}", parts.get(part, {})) for name, parts in summary["baselines"].items()]
-        rows += [row(f"  better than {name} by", parts.get(part, {})) for name, parts in summary["gains"].items()]
-    console.show_table([f"mean of {len(summary['seeds'])} seeds, 95 %", *labels], rows, numbers=True)
-    console.show(f"Each seed draws its own split. Runs: {summary['folder']}/seed-N")
+        rows.append(_row_of_means(part, means))
+        rows += [_row_of_means(f"  {name}", parts.get(part, {})) for name, parts in summary["baselines"].items()]
+        rows += [_row_of_means(f"  better than {name} by", parts.get(part, {})) for name, parts in summary["gains"].items()]
+    return rows
+
+
+def _row_of_means(label: str, means: dict[str, list[Any]]) -> tuple[str, ...]:
+    from dmlcore.evaluation.evaluating import COLUMNS
+
+    return (label, *(_mean_and_half(means.get(COLUMNS[name])) for name in _LABELS))
+
+
+def _mean_and_half(pair: list[Any] | None) -> str:
+    if pair is None:
+        return "-"
+    return f"{pair[0]:.3f}" if pair[1] is None else f"{pair[0]:.3f} ± {pair[1]:.3f}"
 
 
 def show_result(result: dict[str, Any]) -> None:

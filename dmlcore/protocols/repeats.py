@@ -95,12 +95,12 @@ def summary(results: dict[str, dict[str, Any]]) -> dict[str, Any]:
     """
     runs = list(results.values())
     own = [run["metrics"] for run in runs]
-    total: dict[str, Any] = {"metrics": _means(own), "baselines": {}, "gains": {}}
+    total: dict[str, Any] = {"metrics": means_of(own), "baselines": {}, "gains": {}}
     for name in runs[0]["baselines"]:
         if all(name in run["baselines"] for run in runs):
             others = [run["baselines"][name] for run in runs]
-            total["baselines"][name] = _means(others)
-            total["gains"][name] = _means([_difference(a, b) for a, b in zip(own, others, strict=True)])
+            total["baselines"][name] = means_of(others)
+            total["gains"][name] = means_of([_difference(a, b) for a, b in zip(own, others, strict=True)])
     return total
 
 
@@ -111,8 +111,12 @@ def _difference(own: dict[str, Any], other: dict[str, Any]) -> dict[str, dict[st
     }
 
 
-def _means(runs: list[dict[str, Any]]) -> dict[str, dict[str, list[float]]]:
-    """Of measures that are finite numbers in all runs."""
+def means_of(runs: list[dict[str, Any]]) -> dict[str, dict[str, list[float]]]:
+    """Mean and half of the 95 % t-interval, by part and measure, of measures that are finite numbers in all runs.
+
+    Args:
+        runs: measures by part of each. The half of a single one is NaN.
+    """
     means: dict[str, dict[str, list[float]]] = {}
     for part, measures in runs[0].items():
         for key in measures:

@@ -10,13 +10,21 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+from dmlcore.data import RecordedSplit
 from dmlcore.errors import TrainingError
 from dmlcore.files import plain, write_atomically
 from dmlcore.training.configuration import RunConfig
 from dmlcore.training.folder import RunFolder
 
 
-def trained(config: RunConfig, work: Path, settings: dict[str, Any], *, writes_page: bool = False) -> dict[str, Any]:
+def trained(
+    config: RunConfig,
+    work: Path,
+    settings: dict[str, Any],
+    *,
+    writes_page: bool = False,
+    split: RecordedSplit | None = None,
+) -> dict[str, Any]:
     """The result of training in `work/run`, from where an earlier attempt with the same settings stopped.
 
     Args:
@@ -24,6 +32,7 @@ def trained(config: RunConfig, work: Path, settings: dict[str, Any], *, writes_p
         work: the cell's own folder. What another cell left there is removed.
         settings: of the cell.
         writes_page: of a run that is kept.
+        split: of the data; None: what these or the seed say.
     """
     from dmlcore.training import train
     from dmlcore.training.loggers import TaskLogger
@@ -44,12 +53,14 @@ def trained(config: RunConfig, work: Path, settings: dict[str, Any], *, writes_p
     shutil.rmtree(folder.path, ignore_errors=True)
     if not writes_page:
         config = dataclasses.replace(config, settings=config.settings.replace(report=False))
-    return train(config, out=folder.path, loggers=[TaskLogger()])
+    return train(config, out=folder.path, split=split, loggers=[TaskLogger()])
 
 
-def trained_and_moved(config: RunConfig, work: Path, settings: dict[str, Any], place: Path) -> dict[str, Any]:
+def trained_and_moved(
+    config: RunConfig, work: Path, settings: dict[str, Any], place: Path, split: RecordedSplit | None = None
+) -> dict[str, Any]:
     """As `trained`; the run, with its page, lies in `place` when it is done."""
-    result = trained(config, work, settings, writes_page=True)
+    result = trained(config, work, settings, writes_page=True, split=split)
     shutil.rmtree(place, ignore_errors=True)
     place.parent.mkdir(parents=True, exist_ok=True)
     os.replace(work / "run", place)

@@ -36,6 +36,7 @@ def train(
     resume: str | Path | None = None,
     checkpoint: str = "last",
     trusts_plugins: bool = False,
+    split: RecordedSplit | None = None,
     loggers: Sequence[Logger] = (),
     **values: Any,
 ) -> dict[str, Any]:
@@ -53,6 +54,7 @@ def train(
             an object must be given again.
         checkpoint: the checkpoint to continue from: `last`, which is the newest that is intact, or `previous`.
         trusts_plugins: with `resume`: run the files of code that the folder's `config.toml` names, whoever made it.
+        split: which samples of the data are in which part, instead of what the data or the seed say. The run keeps it.
         loggers: receivers of what happens, beside those the settings name.
         values: settings and options, instead of `config`.
 
@@ -70,8 +72,8 @@ def train(
             f"loggers takes Logger objects, got '{loggers}'; loggers by name are a setting: RunConfig.create(loggers=...)"
         )
     if resume is not None:
-        if config is not None or out is not None:
-            raise ConfigError("a resumed run takes everything from its config.toml; give no config and no out beside resume")
+        if config is not None or out is not None or split is not None:
+            raise ConfigError("a resumed run takes everything from its folder; give no config, out or split beside resume")
         named, objects = parted(data, model, losses, {})
         given = {"data": objects.data, "model": objects.model, "plugins": objects.losses or None}
         values |= {key: named[key] for key, value in given.items() if key in named and value is None}
@@ -85,7 +87,7 @@ def train(
         config = RunConfig.create(**values).with_objects(objects)
     folder = RunFolder.choose(out, names_of_losses(config))
     with plugins.blaming():
-        return _train(config, folder, [*build_components(config, "logger"), *loggers], None, None)
+        return _train(config, folder, [*build_components(config, "logger"), *loggers], None, split)
 
 
 def _resume(
@@ -176,6 +178,8 @@ def _train(
             logger.note(text)
 
     if config.settings.losses.is_automatic:
+        if recorded is not None:
+            raise ConfigError("plugins = auto draws its own split; name the losses beside a split")
         folder.lock(note)
         recorded = _split_of_search(config, folder)
         score = functools.partial(validation_score, recorded=recorded, deadline=deadline)
