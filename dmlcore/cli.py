@@ -16,7 +16,7 @@ from cyclopts.exceptions import MissingArgumentError, UnknownCommandError, Unkno
 from dmlcore import commands, console, plugins
 from dmlcore.allocation import keep_freed_memory
 from dmlcore.commands import display
-from dmlcore.commands.installed import command_manager
+from dmlcore.commands.installed import command_manager, load_all
 from dmlcore.commands.line import CommandLine
 from dmlcore.errors import ConfigError, DmlcoreError, nearest, status_of
 from dmlcore.flags import new_app
@@ -107,12 +107,10 @@ def _add_commands(app: App, line: CommandLine) -> None:
     quick = command_manager(failed)
     plugins.call_each(quick, "dmlcore_commands", failed, app=app, line=line)
     if line.command and line.command not in _names(app):
-        # Commands may come from plugins whose source does not name the hook; finding them means to load everything.
-        try:
-            complete = plugins.manager()
-            plugins.call_each(complete, "dmlcore_commands", failed, but=quick.get_plugins(), app=app, line=line)
-        except DmlcoreError as error:
-            failed("", error)
+        # Commands may come from plugins whose source does not name the hook; finding them means to load the other plugins.
+        loaded = quick.get_plugins()
+        load_all(quick, failed)
+        plugins.call_each(quick, "dmlcore_commands", failed, but=loaded, app=app, line=line)
     for message in messages:
         console.say(f"warning: {message}")
 

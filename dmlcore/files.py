@@ -93,6 +93,22 @@ def write_error(path: Path, error: OSError) -> TrainingError:
     )
 
 
+def cache_folder() -> Path:
+    """Where things are kept that can be made again: `DML_CACHE`, else `dmlcore` in `XDG_CACHE_HOME` or `~/.cache`.
+
+    Raises:
+        ConfigError: there is no home folder and none is named.
+    """
+    if os.environ.get("DML_CACHE"):
+        return Path(os.environ["DML_CACHE"]).absolute()
+    if os.environ.get("XDG_CACHE_HOME"):
+        return Path(os.environ["XDG_CACHE_HOME"]).absolute() / "dmlcore"
+    try:
+        return Path.home() / ".cache" / "dmlcore"
+    except RuntimeError as error:
+        raise ConfigError(f"there is no folder for what is compiled and kept ({error}); set DML_CACHE") from error
+
+
 def make_folder(path: Path) -> Path:
     """Make a folder and those above it; one that exists is fine.
 

@@ -124,15 +124,24 @@ def load(manager: pluggy.PluginManager, point: metadata.EntryPoint) -> None:
     Raises:
         PluginError: it cannot be imported or breaks the hook contract.
     """
-    owner = point.dist.name if point.dist else point.name
     try:
         plugin = point.load()
     except Exception as error:
         raise PluginError(
-            f"plugin '{point.name}' of {owner} cannot be imported ({point.value}): {type(error).__name__}: {error}."
-            f" Repair or uninstall it, or set DMLCORE_PLUGINS to the plugins to load (empty: none)."
+            f"plugin '{point.name}' of {_distribution(point)} cannot be imported ({point.value}):"
+            f" {type(error).__name__}: {error}. Repair or uninstall it,"
+            f" or set DMLCORE_PLUGINS to the plugins to load (empty: none)."
         ) from error
-    register(manager, plugin, f"{owner}:{point.name}")
+    register(manager, plugin, registered_name(point))
+
+
+def registered_name(point: metadata.EntryPoint) -> str:
+    """The name under which a manager has an installed plugin."""
+    return f"{_distribution(point)}:{point.name}"
+
+
+def _distribution(point: metadata.EntryPoint) -> str:
+    return point.dist.name if point.dist else point.name
 
 
 @functools.cache

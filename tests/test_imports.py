@@ -5,13 +5,17 @@ exits, only kernels/ names the extensions, torch loads late.
 from __future__ import annotations
 
 import ast
+import os
 import subprocess
 import sys
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
 
+import torch
+
 import dmlcore
+from dmlcore import kernels
 
 PACKAGE = Path(dmlcore.__file__).parent
 # Each room may import rooms of lower number, and its own.
@@ -43,6 +47,7 @@ FLOORS = {
     "testing": 13,
     "protocols": 13,
     "description": 14,
+    "kept_descriptions": 15,
     "authoring": 15,
     "flags": 15,
     "console": 16,
@@ -188,6 +193,40 @@ def test_torch_is_loaded_on_first_use_only() -> None:
     code = "import sys, dmlcore; dmlcore.losses.create('ms'); dmlcore.data, dmlcore.models; print('torchvision' in sys.modules)"
     done = subprocess.run([sys.executable, "-P", "-c", code], capture_output=True, text=True)
     assert done.stdout.strip() == "False", done.stderr
+
+
+def test_losses_load_neither_the_graph_compiler_nor_sympy() -> None:
+    code = """
+import sys, torch, dmlcore
+loss = dmlcore.losses.create("ms")
+loss(torch.randn(8, 4, requires_grad=True), torch.arange(8) // 2).backward()
+print([name for name in ("torch._dynamo", "torch._inductor", "sympy", "torchvision") if name in sys.modules])
+"""
+    done = subprocess.run([sys.executable, "-P", "-c", code], capture_output=True, text=True)
+    assert done.stdout.strip() == "[]", done.stdout + done.stderr
+
+
+def test_our_mark_of_a_constant_is_the_compilers() -> None:
+    def ours() -> None: ...
+    def theirs() -> None: ...
+
+    kernels.constant_in_graphs(ours)
+    torch.compiler.assume_constant_result(theirs)
+    assert vars(ours) == vars(theirs) != {}
+
+
+def test_a_mistyped_command_and_a_repeated_list_load_no_torch(tmp_path: Path) -> None:
+    code = "import sys; from dmlcore.cli import main; main({words}); print('torch' in sys.modules, file=sys.stderr)"
+
+    def torch_is_loaded(*words: str) -> bool:
+        environment = {**os.environ, "DML_CACHE": str(tmp_path)}
+        command = [sys.executable, "-P", "-c", code.format(words=list(words))]
+        done = subprocess.run(command, capture_output=True, text=True, env=environment, check=True)
+        return {"True": True, "False": False}[done.stderr.split()[-1]]
+
+    assert not torch_is_loaded("trian")
+    assert torch_is_loaded("plugins", "--json")
+    assert not torch_is_loaded("plugins", "--json") and not torch_is_loaded("plugins", "ms") and not torch_is_loaded("plugins")
 
 
 def test_builtin_plugins_import_public_names_only() -> None:

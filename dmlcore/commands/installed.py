@@ -22,18 +22,35 @@ def command_manager(failed: Callable[[str, Exception], None]) -> pluggy.PluginMa
         failed: gets the name of an entry point that cannot be loaded, and the exception. The others are loaded all the same.
     """
     quick = plugins.new_manager()
+    _load(quick, failed, _may_add_commands)
+    return quick
+
+
+def load_all(quick: pluggy.PluginManager, failed: Callable[[str, Exception], None]) -> None:
+    """Load the installed plugins that `command_manager` left out.
+
+    Args:
+        quick: its manager, which gets them.
+        failed: as there.
+    """
+    names = {name for name, _ in quick.list_name_plugin()}
+    _load(quick, failed, lambda point: plugins.registered_name(point) not in names)
+
+
+def _load(
+    manager: pluggy.PluginManager, failed: Callable[[str, Exception], None], is_due: Callable[[metadata.EntryPoint], bool]
+) -> None:
     try:
         points = plugins.entry_points()
     except ConfigError as error:
         failed("", error)
-        points = []
+        return
     for point in points:
         try:
-            if _may_add_commands(point):
-                plugins.load(quick, point)
+            if is_due(point):
+                plugins.load(manager, point)
         except PluginError as error:
             failed(point.name, error)
-    return quick
 
 
 def _may_add_commands(point: metadata.EntryPoint) -> bool:

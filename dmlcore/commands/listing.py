@@ -6,8 +6,8 @@ from collections.abc import Iterable
 from typing import Any
 
 from dmlcore import console
-from dmlcore.description import describe_components
 from dmlcore.errors import ConfigError, nearest, suggestion
+from dmlcore.kept_descriptions import described_components
 from dmlcore.kinds import KINDS
 
 SUB_COMMANDS = ("new", "check", "bench", "hooks", "papers")
@@ -15,7 +15,7 @@ SUB_COMMANDS = ("new", "check", "bench", "hooks", "papers")
 
 def show(name: str | None, *, json: bool, debug: bool) -> int:
     """List everything, or what is called `name` by its name or an alias."""
-    entries = describe_components()
+    entries = described_components()
     if name is not None:
         names = {other for entry in entries for other in (entry["name"], *entry["aliases"])}
         entries = [entry for entry in entries if _is_called(entry, name)]

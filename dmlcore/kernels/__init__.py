@@ -2,7 +2,7 @@
 time."""
 
 from dmlcore.kernels import extension
-from dmlcore.kernels.extension import functors, partner_functors, why_not
+from dmlcore.kernels.extension import constant_in_graphs, functors, partner_functors, why_not
 from dmlcore.kernels.facts import info
 from dmlcore.kernels.fused import Passed, fused_pass, fused_passes, fused_rows
 from dmlcore.kernels.jit.dispatch import why_not_loaded
@@ -18,6 +18,7 @@ __all__ = [
     "Relations",
     "build_functors",
     "clear_functors",
+    "constant_in_graphs",
     "extension",
     "functors",
     "fused_pass",

@@ -7,12 +7,17 @@ import importlib
 import os
 import sys
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
+from typing import ParamSpec, TypeVar
 
 import torch  # before the extensions: it brings the OpenMP runtime they share
 
 from dmlcore.errors import ConfigError, suggestion
+
+P = ParamSpec("P")
+R = TypeVar("R")
 
 
 def _load(name: str) -> tuple[ModuleType | None, str]:
@@ -139,7 +144,16 @@ def fused_enabled() -> bool:
     return os.environ.get(SWITCH) != "0"
 
 
-@torch.compiler.assume_constant_result
+def constant_in_graphs(function: Callable[P, R]) -> Callable[P, R]:
+    """Let torch.compile call a function once and keep what it returns, as `torch.compiler.assume_constant_result` does.
+
+    That one loads the compiler with all its modules, which takes longer than torch itself, for setting this attribute.
+    """
+    vars(function)["_dynamo_marked_constant"] = True
+    return function
+
+
+@constant_in_graphs
 def why_not(device: str) -> str:
     """Why fused losses cannot run on a device type, or an empty string.
 

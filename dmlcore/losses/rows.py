@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from dmlcore.errors import PluginError
-from dmlcore.kernels import FunctorCall, partner_functors, why_not, why_not_loaded
+from dmlcore.kernels import FunctorCall, constant_in_graphs, partner_functors, why_not, why_not_loaded
 from dmlcore.losses.base import Against, Loss
 from dmlcore.losses.comparison import Comparison, compare
 from dmlcore.losses.distances import unit
@@ -241,6 +241,6 @@ def _absolute(path: Path | str, module: str | None) -> Path:
     return (Path(module).parent / path if module else Path(path)).resolve()
 
 
-@torch.compiler.assume_constant_result
+@constant_in_graphs
 def _why_no_kernel(loss: type[RowLoss], functor: str, device: str) -> str:
     return why_not(device) or why_not_loaded(functor, loss.functor_header(), device)

@@ -19,22 +19,16 @@ from pathlib import Path
 from typing import Any
 
 from dmlcore.errors import ConfigError, DmlcoreError
+from dmlcore.files import cache_folder
 
 
 def folder() -> Path:
-    """Where compiled functors are kept: `kernels` in `DML_CACHE`, else in `dmlcore` in `XDG_CACHE_HOME` or `~/.cache`.
+    """Where compiled functors are kept: `kernels` in the folder of what can be made again.
 
     Raises:
         ConfigError: there is no home folder and none is named.
     """
-    if os.environ.get("DML_CACHE"):
-        return Path(os.environ["DML_CACHE"]).absolute() / "kernels"
-    if os.environ.get("XDG_CACHE_HOME"):
-        return Path(os.environ["XDG_CACHE_HOME"]).absolute() / "dmlcore" / "kernels"
-    try:
-        return Path.home() / ".cache" / "dmlcore" / "kernels"
-    except RuntimeError as error:
-        raise ConfigError(f"there is no folder for compiled functors ({error}); set DML_CACHE") from error
+    return cache_folder() / "kernels"
 
 
 def opened() -> Path:
