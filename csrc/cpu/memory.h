@@ -36,7 +36,12 @@ class Pool {
   void give(Piece piece) {
     std::lock_guard<std::mutex> hold(lock_);
     lent_ -= piece.bytes;
-    if (piece.bytes + kept_ > kMost || free_.size() >= 64) {
+    // What the largest step took is kept for the next one, within reason: against 100,000 proxies it is 150 MB.
+    const size_t most = kMost == 0                   ? 0
+                        : highest_ever_ < kMost      ? kMost
+                        : highest_ever_ < kMostOfAll ? highest_ever_
+                                                     : kMostOfAll;
+    if (piece.bytes + kept_ > most || free_.size() >= 64) {
       std::free(piece.at);
       return;
     }
@@ -47,7 +52,7 @@ class Pool {
     std::lock_guard<std::mutex> hold(lock_);
     for (Piece& piece : free_) std::free(piece.at);
     free_.clear();
-    kept_ = 0;
+    kept_ = 0, highest_ever_ = lent_;
   }
   size_t highest_since_last() {                                        // the most bytes lent out at a time
     std::lock_guard<std::mutex> hold(lock_);
@@ -62,18 +67,20 @@ class Pool {
 
  private:
 #ifdef DML_SANITIZED
-  static constexpr size_t kMost = 0;
+  static constexpr size_t kMost = 0, kMostOfAll = 0;
 #else
   static constexpr size_t kMost = size_t(80) << 20;             // stored tiles against references take up to 64
+  static constexpr size_t kMostOfAll = size_t(512) << 20;
 #endif
   Piece lent(Piece piece) {
     lent_ += piece.bytes;
     if (lent_ > highest_) highest_ = lent_;
+    if (lent_ > highest_ever_) highest_ever_ = lent_;
     return piece;
   }
   std::mutex lock_;
   std::vector<Piece> free_;
-  size_t kept_ = 0, lent_ = 0, highest_ = 0;
+  size_t kept_ = 0, lent_ = 0, highest_ = 0, highest_ever_ = 0;
 };
 
 template <class T> class Buffer {
