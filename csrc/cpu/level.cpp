@@ -3,7 +3,7 @@
 #include <omp.h>
 #include <cstring>
 
-#include "cpu/tiles.h"
+#include "cpu/nonzero.h"
 #include "dml_losses.h"                                                // DML_LOSSES(use): the headers of csrc/losses
 
 DML_BEGIN
@@ -217,11 +217,14 @@ template <class T> static void backward(const Problem<T>& problem, const T* cota
       }
     }
     wait_for_all(p.threads);
+    bool is_finite = true;  // zero times a vector that is not finite is not zero
+    for (int64_t i = 0; i < p.A; ++i) is_finite = is_finite && !p.broken[i];
     for (int64_t k = 0; k < p.tile_count; ++k) {
       const Tile& t = p.tiles[k];
       if (!owns(p, k, t, thread, rows_own)) continue;
       const int64_t rows = t.i1 - t.i0, columns = t.j1 - t.j0, ld = rounded(columns);
       const T* cells = t.stored >= 0 ? p.stored + t.stored : tile_similarities(p, t, s);
+      int64_t nonzero = 0;
       for_strips(p, t, cells, s.slopes, [&](Strip<T>& strip, int64_t r, int64_t skip) {
         for (int64_t q = 0; skip && q < strip.rows; ++q) memset(s.slopes + (r + q) * ld, 0, skip * sizeof(T));
         if (strip.columns == 0) return;
@@ -229,7 +232,12 @@ template <class T> static void backward(const Problem<T>& problem, const T* cota
           strip.first = l == 0;
           entries[p.losses[l].functor].slope[p.triangle](p.losses[l], seen(p, p.losses[l], strip, s));
         }
+        nonzero += count_nonzero(strip.g, ld, strip.rows, strip.columns);
       });
+      if (is_finite && has_few(nonzero, rows * columns)) {
+        add_nonzero(p, t, s, nonzero, to_anchors, to_references);
+        continue;
+      }
       gemm(p, Form::nn, rows, p.D, columns, s.slopes, ld, p.references + t.j0 * p.D, p.D, true, to_anchors + t.i0 * p.D, p.D,
            s.gemm);
       if (to_references)

@@ -9,10 +9,19 @@
 DML_BEGIN
 
 constexpr int64_t kStripRows = 8;
+// Where at most one slope of so many is not zero, listing them is faster than multiplying all.
+constexpr int64_t kNonzeroShare = 5;
+
+// Slopes that are not zero, by row or by column: entries `first[line]` to `first[line + 1]`, each an index on the other side.
+template <class T> struct Listed {
+  int32_t *first, *index;
+  T* slope;
+};
 
 template <class T> struct Scratch {
   T *tile, *slopes, *masked, *block, *block_slopes, *list, *list_slopes, *kept, *kept_slopes;
   int64_t* which;
+  Listed<T> by_row, by_column;
   unsigned char* gemm;
   Accumulators* losses;
   int64_t bytes;
@@ -49,6 +58,15 @@ template <class T> struct Scratch {
     kept = reinterpret_cast<T*>(take(one_list * int64_t(sizeof(T))));
     kept_slopes = reinterpret_cast<T*>(take(one_list * int64_t(sizeof(T))));
     which = reinterpret_cast<int64_t*>(take(one_list * int64_t(sizeof(int64_t))));
+    const auto take_list = [&](int64_t lines) {
+      const int64_t entries = p.tile_rows * p.tile_columns / kNonzeroShare + Native<T>::lanes;  // written by registers
+      Listed<T> list;
+      list.first = reinterpret_cast<int32_t*>(take((lines + 1) * int64_t(sizeof(int32_t))));
+      list.index = reinterpret_cast<int32_t*>(take(entries * int64_t(sizeof(int32_t))));
+      list.slope = reinterpret_cast<T*>(take(entries * int64_t(sizeof(T))));
+      return list;
+    };
+    by_row = take_list(p.tile_rows), by_column = take_list(p.tile_columns);
     gemm = take(p.gemm ? 0 : own_gemm_bytes<T>());
     losses = reinterpret_cast<Accumulators*>(take(p.loss_count * int64_t(sizeof(Accumulators))));
     for (int l = 0; l < p.loss_count; ++l) {
