@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import importlib
 import math
 from dataclasses import dataclass
 
@@ -345,3 +346,17 @@ def test_raw_vectors_are_mined_by_cosines_in_plain_pytorch() -> None:
     positive, negative = masks_of("batch_hard", x, y)
     rows = create("contrastive", distance="dot", pos_margin=-2.0).row_values(x @ x.T, positive, negative)
     torch.testing.assert_close(loss(x, y), (rows.values.sum(1) / rows.counts.sum(1).clamp_min(1)).sum())
+
+
+@pytest.mark.parametrize("per_class", [1, 2, 5, 40])
+def test_both_ways_of_semihard_mining_choose_the_same(per_class: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    module = importlib.import_module("dmlcore_plugins.miners.semihard")
+    x, y = torch.randn(80, 6, generator=torch.Generator().manual_seed(per_class)), torch.arange(80) // per_class
+    x[3], x[9] = x[70], x[8]  # equal distances
+    both = []
+    for most in (0, 64):
+        monkeypatch.setattr(module, "MOST_COMPARED", most)
+        both.append(masks_of("semihard(margin=0.1)", x, y))
+    for by_sorting, by_comparing in zip(*both, strict=True):
+        assert torch.equal(by_sorting, by_comparing)
+    assert per_class == 1 or (both[0][0].any() and both[0][1].any())
