@@ -108,7 +108,8 @@ def _run_family(
     from dmlcore.protocols.shift import report, running
     from dmlcore.protocols.shift.adapting import Adaptation
 
-    adaptation = Adaptation(SHOTS, (QUICK,) if quick else STEPS, RATE, 2 if quick else 10)
+    episodes = 2 if quick else 10
+    adaptation = Adaptation(SHOTS, (QUICK,) if quick else STEPS, RATE, episodes, learn_beta=True, augment=False, cutoff=1.4)
     splits = _splits(family, data, place, tell)
     tried = _constraint(family, splits.default, place, quick, tell)
     configs = _configs(family, place, METHODS, quick, max(tried, key=lambda eta: tried[eta]))

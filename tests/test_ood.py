@@ -71,6 +71,16 @@ def test_a_cell_measures_the_weights_that_validation_chose(place: Path) -> None:
     assert not (run_folder / "checkpoints" / "last.pt").exists() and not (place / "out" / "work").exists()
 
 
+def test_an_episode_without_support_is_refused_before_training(place: Path) -> None:
+    file = SplitFile.read(place / "splits.json")
+    split = file.splits[1]
+    bare = dataclasses.replace(split, episodes={2: (split.episodes[2][0], dict.fromkeys(split.test, ()))})
+    file = dataclasses.replace(file, splits=(bare,), default=bare.id)
+    (place / "splits.json").write_bytes(file.to_json())
+    with pytest.raises(ConfigError, match=r"episode 2 of 2 shots .* no two classes with two support samples"):
+        cells_of(place)
+
+
 def test_a_cell_trains_on_all_classes_of_the_training_side(place: Path) -> None:
     cells, places = cells_of(place, only=["swap1"], validation="none")
     (result,) = running.run(cells, places, place / "out").values()

@@ -15,7 +15,7 @@ from dmlcore.errors import ConfigError
 from dmlcore.evaluation import evaluating
 from dmlcore.models import build_model
 from dmlcore.protocols.shift import adapting
-from dmlcore.protocols.shift.adapting import Adaptation, Tail, adapt, trunk_features, tune
+from dmlcore.protocols.shift.adapting import Adaptation, Augmented, Tail, adapt, trunk_features, tune
 
 MODELS: list[dict[str, Any]] = [
     {},
@@ -83,6 +83,52 @@ def test_adaptation_learns_what_separates_the_support() -> None:
     assert measures["after"]["recall@1"] > measures["before"]["recall@1"] + 0.1
 
 
+def test_the_boundary_and_the_cutoff_are_as_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    test = open_data(make_features(tmp_path / "features.npz")).test
+    model = build_model(sample_shape=(12,), kind="features", embedding_dim=6)
+    features, created = trunk_features(model, test), []
+    create = adapting.losses.create
+
+    def watched(*names: Any, **options: Any) -> Any:
+        created.append(create(*names, **options))
+        return created[-1]
+
+    monkeypatch.setattr(adapting.losses, "create", watched)
+    tails = []
+    for options in ({}, {"learn_beta": True, "cutoff": 1.4}):
+        tails.append(tune(Tail(model), features, test.dense_labels, 3, 1e-2, 0, Adaptation(**options)))
+    fixed, learnt = created
+    assert fixed.options.nonzero_loss_cutoff == 2 and fixed.options.average == "triplets"
+    assert fixed.beta.tolist() == pytest.approx([1.2]) and not list(fixed.parameters())
+    assert len(learnt.beta) == test.num_classes and (learnt.beta < 1.1999).any() and learnt.options.nonzero_loss_cutoff == 1.4
+    assert not torch.equal(*(next(tail.layer.parameters()) for tail in tails))
+
+
+def test_support_is_changed_at_random_before_every_step(tmp_path: Path) -> None:
+    test = open_data(make_features(tmp_path / "features.npz")).test
+    model = build_model("identity", sample_shape=(12,), kind="features", embedding_dim=6)
+    support, rows = np.array([3, 9, 20, 31, 40]), [[0, 2], [0, 2], [1, 4]]
+
+    def shift(samples: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+        return samples + torch.randn(len(samples), 1, generator=generator)
+
+    plain, changed = Augmented(model.trunk, test), Augmented(model.trunk, test.augmented(shift))
+    features = trunk_features(model, test)
+    for batch, places in zip(plain.batches(support, rows, 5), rows, strict=True):
+        assert torch.allclose(batch, features[support[places]], atol=1e-6)
+    first, second, third = changed.batches(support, rows, 5)
+    assert not torch.allclose(first, second, atol=1e-3) and not torch.allclose(third, features[support[rows[2]]], atol=1e-3)
+    again, *_ = changed.batches(support, rows, 5)
+    assert torch.equal(first, again) and model.trunk.training
+    same = adapt(model, features, test.dense_labels, [support_of(test)], 3, 1e-2, 0)
+    other = adapt(model, features, test.dense_labels, [support_of(test)], 3, 1e-2, 0, changed=changed)
+    assert same[0]["before"] == other[0]["before"] and same[0]["after"] != other[0]["after"]
+
+
+def support_of(test: Any) -> np.ndarray:
+    return np.flatnonzero(np.arange(len(test)) % PER_CLASS < 2)
+
+
 @pytest.mark.parametrize(
     "options, message",
     [
@@ -92,6 +138,7 @@ def test_adaptation_learns_what_separates_the_support() -> None:
         ({"steps": (0,)}, "adapt_steps is 0"),
         ({"rate": 0.0}, "adapt_rate is 0"),
         ({"episodes": 0}, "episodes is 0"),
+        ({"cutoff": 2.5}, "adapt_cutoff is 2.5"),
     ],
 )
 def test_adaptations_that_cannot_be(options: dict[str, Any], message: str) -> None:

@@ -161,6 +161,52 @@ def test_what_is_missing_is_one_line_or_left_out(birds: Path, tmp_path: Path) ->
     assert len(file.find("2").train) == 8 and len(file.find("2").episodes[2][0][CLASSES[8]]) == 1
 
 
+def test_episodes_that_lack_their_images_are_left_out(birds: Path, tmp_path: Path) -> None:
+    value = published()
+    for episode in value[2]["test_episodes"][2][1:]:
+        for name in list(episode)[1:]:  # a single class is left, which cannot be told from others
+            episode[name] = [np.str_(f"{name}/gone{number}.jpg") for number in range(2)]
+    for episode in value[3]["test_episodes"][4]:
+        episode.update({name: [np.str_(f"{name}/gone.jpg")] for name in episode})
+    file, notes = import_published(write(tmp_path, value), str(birds), allows_missing=True)
+    assert len(file.find("2").episodes[2]) == 1 and len(file.find("2").episodes[4]) == 3
+    assert list(file.find("3").episodes) == [2] and list(file.find("1").episodes) == [2, 4]
+    (note,) = [note for note in notes if note.startswith("episodes are left out")]
+    assert note.endswith("lacks their images: 2 of 3 of 2 shots of split '2', 3 of 3 of 4 shots of split '3'")
+
+
+def test_products_by_number_and_episodes_of_whole_classes(tmp_path: Path) -> None:
+    """As the authors' reader implies for Stanford Online Products, whose file was not at hand."""
+    items = [str(number) for number in range(111085122871, 111085122883)]  # of the products 1 to 12
+    root, draw = tmp_path / "products", np.random.default_rng(1)
+    for number, item in enumerate(items, 1):
+        (root / str(number)).mkdir(parents=True)
+        for picture in range(3):
+            Image.fromarray(draw.integers(0, 255, (8, 8), dtype=np.uint8)).save(root / str(number) / f"{item}_{picture}.png")
+    split = {
+        "train": items[:6],
+        "test": items[6:],
+        "fid": 3.0,
+        "split_train": [1, 2, 3, 4],
+        "split_val": [5, 6],
+        "test_episodes": {2: {0: [7, 9, 10], 1: [8, 12]}},
+    }
+    file, notes = import_published(write(tmp_path, {0: split}), str(root))
+    (imported,) = file.splits
+    assert imported.train == tuple("123456") and imported.train_part == tuple("1234")
+    assert imported.test == ("7", "8", "9", "10", "11", "12") and not [note for note in notes if "left out" in note]
+    (tmp_path / "splits.json").write_bytes(file.to_json())
+    assert SplitFile.read(tmp_path / "splits.json") == file
+    parts = open_data(str(root), class_split=imported)
+    test = parts.test
+    rows = support_rows(imported, 2, test.rows, parts.sample_names, test.dense_labels, test.class_names)
+    names = [{test.class_names[label] for label in test.dense_labels[support]} for support in rows]
+    assert [len(support) for support in rows] == [9, 6] and names == [{"7", "9", "10"}, {"8", "12"}]
+    for episodes, message in (([[1, 7]], "class '1' is no test class"), ([list(range(7, 13))], "takes all 6 test classes")):
+        with pytest.raises(DataError, match=message):
+            import_published(write(tmp_path, {0: {**split, "test_episodes": {2: episodes}}}), str(root))
+
+
 def test_a_class_that_would_lend_everything_keeps_two(birds: Path, tmp_path: Path) -> None:
     value = published()
     value[2]["test_episodes"] = {IMAGES: [{name: image_names(name) for name in CLASSES[8:]}]}

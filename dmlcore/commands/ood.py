@@ -59,6 +59,9 @@ def _run_flags() -> list[inspect.Parameter]:
             "Steps of adaptation, one number or one for each of `--shots` (default: 1000, from 5 shots on 1500).",
         ),
         flag("adapt_rate", float, "Learning rate of adaptation.", 1e-4),
+        flag("adapt_learn_beta", bool, "Learn the margin loss's boundary instead of holding it at 1.2, as published.", False),
+        flag("adapt_augment", bool, "Change support samples at random as in training; the trunk sees every batch anew.", True),
+        flag("adapt_cutoff", float, "Distance beyond which adaptation draws no negatives; 2: it draws among all.", 2.0),
         flag(
             "validation",
             Literal["classes", "samples", "none"] | None,
@@ -88,6 +91,9 @@ def _run(
     shots: str | None,
     adapt_steps: str | None,
     adapt_rate: float,
+    adapt_learn_beta: bool,
+    adapt_augment: bool,
+    adapt_cutoff: float,
     episodes: int | None,
     processes: int,
     keep_models: bool,
@@ -98,7 +104,8 @@ def _run(
     from dmlcore.reports import pictures
 
     check_range("processes", processes, least=1)
-    adaptation = _adaptation(splits, shots, {"steps": adapt_steps, "rate": adapt_rate, "episodes": episodes})
+    rule = {"learn_beta": adapt_learn_beta, "augment": adapt_augment, "cutoff": adapt_cutoff}
+    adaptation = _adaptation(splits, shots, {"steps": adapt_steps, "rate": adapt_rate, "episodes": episodes, **rule})
     cells, places = running.plan(
         splits,
         _words(config),

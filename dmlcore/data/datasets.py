@@ -119,6 +119,10 @@ class LabelledDataset(torch.utils.data.Dataset):
         """The samples at some positions, without augmentation."""
         return LabelledDataset(self.samples, self.rows[start:end], self.labels[start:end], self.table_names, self.sample_shape)
 
+    def augmented(self, augmentation: Augmentation | None) -> LabelledDataset:
+        """The same samples with an augmentation."""
+        return LabelledDataset(self.samples, self.rows, self.labels, self.table_names, self.sample_shape, augmentation)
+
     def spread(self, most: int) -> LabelledDataset:
         """At most `most` of the samples, evenly spread over the data set, without augmentation."""
         positions = np.unique(np.linspace(0, max(len(self) - 1, 0), min(most, len(self))).round().astype(np.int64))

@@ -37,7 +37,8 @@ class ClassSplit:
         test: names of the test classes.
         train_part: of `train`, those trained on.
         validation_part: of `train`, those that choose the checkpoint.
-        episodes: by the number of shots k: episodes, each with up to k support samples of every test class.
+        episodes: by the number of shots k: episodes, each with up to k support samples of every test class, or with all samples
+            of some of them.
     """
 
     id: str
@@ -231,6 +232,6 @@ def _episode(value: Any, what: str, shots: int, test: set[str]) -> Episode:
     for name, support in supports.items():
         if name not in test:
             raise DataError(f"{what} has class '{name}', which is no test class")
-        if len(support) > shots:
+        if len(support) > shots and len(supports) == len(test):  # else whole classes may be support, and others are searched
             raise DataError(f"{what} has {len(support)} samples of class '{name}'")
     return supports

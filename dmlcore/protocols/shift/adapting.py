@@ -5,7 +5,7 @@ the other samples is measured before and after.
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,7 +16,7 @@ from torch.nn import functional
 
 from dmlcore import losses
 from dmlcore.config import check_range
-from dmlcore.data import LabelledDataset, create_sampler
+from dmlcore.data import LabelledDataset, batches, create_sampler
 from dmlcore.errors import ConfigError
 from dmlcore.evaluation import evaluating, retrieval_metrics
 from dmlcore.models import EmbeddingModel
@@ -24,7 +24,8 @@ from dmlcore.training.building import limited
 
 REPORTED = ("recall@1", "recall@2", "recall@4", "map@r")  # measures of an episode
 CLASSES, SAMPLES = 56, 2  # of a batch, as published
-BOUNDARY_RATE = 5e-4  # of the margin loss's beta, as published
+BOUNDARY_RATE = 5e-4  # of the margin loss's beta, where it is learnt
+NO_CUTOFF = 2.0  # no two unit vectors are farther apart
 
 
 @dataclass(frozen=True)
@@ -36,12 +37,19 @@ class Adaptation:
         steps: of Adam, for each number of shots.
         rate: of Adam.
         episodes: of those stored with the split, the first so many. None: all.
+        learn_beta: train the margin loss's boundary, one per class. The published script says so, but its optimiser holds the
+            last layer only, so that its boundary stays at 1.2.
+        augment: change support samples at random before every step, as in training, where the data has such changes.
+        cutoff: distance beyond which no negative is drawn. 2: every negative may be drawn, as in the published script.
     """
 
     shots: tuple[int, ...] = (2, 5)
     steps: tuple[int, ...] = (1000, 1500)
     rate: float = 1e-4
     episodes: int | None = None
+    learn_beta: bool = False
+    augment: bool = True
+    cutoff: float = NO_CUTOFF
 
     def __post_init__(self) -> None:
         if len(self.steps) == 1 < len(self.shots):
@@ -58,6 +66,7 @@ class Adaptation:
             check_range("adapt_steps", steps, least=1)
         check_range("adapt_rate", self.rate, above=0)
         check_range("episodes", self.episodes, least=1)
+        check_range("adapt_cutoff", self.cutoff, above=0, most=2)
 
 
 class Tail(nn.Module):
@@ -96,7 +105,47 @@ def trunk_features(model: EmbeddingModel, dataset: LabelledDataset, *, workers: 
     return evaluating.embed(model.trunk, dataset, workers=workers).clone()  # the clone may take part in gradients
 
 
-def tune(tail: Tail, features: Tensor, labels: np.ndarray, steps: int, rate: float, seed: int) -> Tail:
+@dataclass(frozen=True)
+class Augmented:
+    """A part of the data whose support samples are changed at random, so that the trunk sees them anew in every step.
+
+    Attributes:
+        trunk: gives features [b, F]; run in evaluation mode.
+        dataset: the part, with an augmentation.
+        workers: processes that decode image files.
+    """
+
+    trunk: nn.Module
+    dataset: LabelledDataset
+    workers: int | None = 0
+
+    def batches(self, support: np.ndarray, rows: Iterable[list[int]], seed: int) -> Iterator[Tensor]:
+        """Features [b, F] of the samples at `support[rows]`, for one list of rows after the other."""
+        device = next((p.device for p in self.trunk.parameters()), torch.device("cpu"))
+        was_training = self.trunk.training
+        positions = [support[batch].tolist() for batch in rows]
+        drawn = batches(self.dataset, positions, workers=self.workers, augment=True, seed=seed)
+        self.trunk.eval()
+        try:
+            for samples, _ in drawn:
+                with torch.no_grad():
+                    features = self.trunk(samples.to(device)).float()
+                yield features
+        finally:
+            drawn.close()
+            self.trunk.train(was_training)
+
+
+def tune(
+    tail: Tail,
+    features: Tensor,
+    labels: np.ndarray,
+    steps: int,
+    rate: float,
+    seed: int,
+    adaptation: Adaptation | None = None,
+    changed: tuple[Augmented, np.ndarray] | None = None,
+) -> Tail:
     """Tune the last layer on support samples by the margin loss with distance-weighted negatives. Returns the same tail.
 
     Args:
@@ -104,20 +153,35 @@ def tune(tail: Tail, features: Tensor, labels: np.ndarray, steps: int, rate: flo
         features: [n, F] of the support.
         labels: int64 [n], any ids.
         steps: of Adam.
-        rate: of Adam. The boundary of the loss has its own.
-        seed: of the batches and the negatives.
+        rate: of Adam. The boundary of the loss has its own, where it is learnt.
+        seed: of the batches, the negatives and the random changes.
+        adaptation: what is said of the loss. None: the defaults.
+        changed: the part of the data that changes samples at random, and where the support lies in it, int64 [n]. None:
+            `features` are what is learnt from.
     """
+    adaptation = adaptation or Adaptation()
     present, dense = np.unique(labels, return_inverse=True)
+    options: dict[str, Any] = {"learn_beta": True, "per_class": True, "num_classes": len(present)}
     loss = losses.create(
-        "margin", learn_beta=True, per_class=True, sampling="distance_weighted", seed=seed, num_classes=len(present)
+        "margin",
+        sampling="distance_weighted",
+        nonzero_loss_cutoff=adaptation.cutoff,
+        average="triplets",
+        seed=seed,
+        **(options if adaptation.learn_beta else {}),
     ).to(features.device)
-    optimiser = torch.optim.Adam(
-        [{"params": list(tail.layer.parameters())}, {"params": list(loss.parameters()), "lr": BOUNDARY_RATE}], lr=rate
-    )
+    groups: list[dict[str, Any]] = [{"params": list(tail.layer.parameters())}]
+    if adaptation.learn_beta:
+        groups.append({"params": list(loss.parameters()), "lr": BOUNDARY_RATE})
+    optimiser = torch.optim.Adam(groups, lr=rate)
     targets = torch.from_numpy(dense.astype(np.int64)).to(features.device)
     classes = min(CLASSES, len(present))
-    for rows in create_sampler("class_balanced", dense, classes, SAMPLES, seed=seed, steps=limited(steps)):
-        value = loss(tail(features[rows]), targets[rows])
+    drawn = list(create_sampler("class_balanced", dense, classes, SAMPLES, seed=seed, steps=limited(steps)))
+    source = (features[rows] for rows in drawn)
+    if changed is not None:
+        source = changed[0].batches(changed[1], drawn, seed)
+    for rows, batch in zip(drawn, source, strict=True):
+        value = loss(tail(batch), targets[rows])
         optimiser.zero_grad(set_to_none=True)
         value.backward()
         optimiser.step()
@@ -132,6 +196,8 @@ def adapt(
     steps: int,
     rate: float,
     seed: int,
+    adaptation: Adaptation | None = None,
+    changed: Augmented | None = None,
 ) -> list[dict[str, dict[str, float]]]:
     """Adapt a model to every episode anew, and measure it before and after on the samples that are not support.
 
@@ -143,6 +209,8 @@ def adapt(
         steps: of Adam.
         rate: of Adam.
         seed: of the batches.
+        adaptation: what is said of the loss. None: the defaults.
+        changed: the test part with random changes of its samples. None: without.
 
     Returns:
         `{"before": measures, "after": measures}` of every episode.
@@ -153,7 +221,9 @@ def adapt(
         before = Tail(model)(features)
     for number, support in enumerate(episodes):
         queries = torch.from_numpy(np.setdiff1d(np.arange(len(labels)), support, assume_unique=True)).to(features.device)
-        tail = tune(Tail(model), features[torch.from_numpy(support)], labels[support], steps, rate, seed + number)
+        part = features[torch.from_numpy(support)]
+        pictures = None if changed is None else (changed, support)
+        tail = tune(Tail(model), part, labels[support], steps, rate, seed + number, adaptation, pictures)
         with torch.no_grad():
             after = tail(features[queries])
         measures.append({

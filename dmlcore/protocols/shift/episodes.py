@@ -8,6 +8,7 @@ from typing import Literal
 import numpy as np
 
 from dmlcore.data import ClassSplit
+from dmlcore.data.split_files import Episode
 from dmlcore.errors import ConfigError, DataError
 
 DEFAULT_SHOTS = (2, 5, 10)
@@ -103,6 +104,11 @@ def supports_by_class(
     return [tuple(support) for support in supports]
 
 
+def can_be_learnt(episode: Episode, least: int) -> bool:
+    """Whether an episode has two classes with `least` support samples each: less cannot tell classes apart."""
+    return sum(len(support) >= least for support in episode.values()) > 1
+
+
 def support_rows(
     split: ClassSplit,
     shots: int,
@@ -138,6 +144,10 @@ def support_rows(
     positions = []
     for episode in split.episodes[shots][:most]:
         rows = []
+        # an episode of whole classes leaves the other classes to be searched
+        is_of_classes = 1 < len(episode) < len(split.test) and all(
+            len(support) >= sizes[label_of[name]] for name, support in episode.items()
+        )
         for name, support in episode.items():
             missing = [sample for sample in support if (name, sample) not in place]
             if missing:
@@ -145,7 +155,7 @@ def support_rows(
                     f"an episode of split '{split.id}' asks for sample '{missing[0]}' of class '{name}', which the data lack"
                     f" ({len(missing)} of {len(support)} missing). Is --data what the splits were made for?"
                 )
-            if len(support) >= sizes[label_of[name]]:
+            if len(support) >= sizes[label_of[name]] and not is_of_classes:
                 raise DataError(
                     f"an episode of {shots} shots of split '{split.id}' takes all {sizes[label_of[name]]} samples of class"
                     f" '{name}'; none is left to be searched"

@@ -1,7 +1,9 @@
 """The published split files of ooDML (CUB200-2011, CARS196, Stanford Online Products), matched to local data.
 
 A file is a pickle: an id of a split to its `train` and `test` class names, `fid`, `split_train` and `split_val` (classes of the
-training side) and `test_episodes`, by shots, episode and class: names of support images. Reading the pickle is `pickles`'s.
+training side) and `test_episodes`, by shots, episode and class: names of support images. For Stanford Online Products classes
+are products, named by the number that begins their files' names, or by the number of their class. An episode is then a list of
+classes that are support as a whole. Reading the pickle is `pickles`'s.
 """
 
 from __future__ import annotations
@@ -15,11 +17,11 @@ import numpy as np
 
 from dmlcore.data.opening import find_source, load_table, undecoded
 from dmlcore.data.sources import Table
-from dmlcore.data.split_files import ClassSplit, SplitFile
+from dmlcore.data.split_files import ClassSplit, Episode, SplitFile
 from dmlcore.errors import DataError, suggestion
 from dmlcore.files import expanded
 from dmlcore.plugin_files import absolute
-from dmlcore.protocols.shift.episodes import LEFT
+from dmlcore.protocols.shift.episodes import LEFT, can_be_learnt
 from dmlcore.protocols.shift.pickles import read_pickle
 
 _NAMED = 3  # names shown of what is missing
@@ -37,7 +39,8 @@ def import_published(
 ) -> tuple[SplitFile, list[str]]:
     """Read a published file and match its names to local data.
 
-    Classes are matched by name, then without regard to case, `_` against space, and a number in front. Images are matched
+    Classes are matched by name, then without regard to case, `_` against space, and a number in front, then by what begins the
+    names of all their files before a `_`. Images are matched
     within their class, by the path below the data's folder, its last two parts, or the file's name. A name that fits several is
     no match.
 
@@ -106,7 +109,8 @@ class _Matched:
         self.notes: list[str] = []
         self.missing: dict[str, dict[str, None]] = {"classes": {}, "images": {}}
         self.short: set[str] = set()
-        self._claimed: dict[str, str] = {}
+        self.bare: list[str] = []  # episodes that lack their images
+        self._claimed: dict[tuple[str, bool], str] = {}
         self._classes = _Finder(table.class_names, [lambda name: name, str.casefold, _without_number])
         sample_names = table.names()
         order = np.argsort(table.labels, kind="stable")
@@ -115,18 +119,25 @@ class _Matched:
         for label, rows in enumerate(np.split(order, ends)):
             names = [sample_names[int(row)] for row in rows]
             self._samples[table.class_names[label]] = _Finder(names, [_path, _two_parts, _file_name])
+        self._products = _products(self._samples)
 
     def class_of(self, name: str) -> str | None:
         """The data's name of a class."""
         match = self._classes.find(name)
+        is_product = match is None and name in self._products
+        match = self._products[name] if is_product else match
         if match is None:
             self.missing["classes"][name] = None
-        elif self._claimed.setdefault(match, name) != name:
+        elif self._claimed.setdefault((match, is_product), name) != name:
             raise DataError(
-                f"two classes of the file, '{self._claimed[match]}' and '{name}', fit class '{match}' of '{self.data}';"
-                f" rename the data's classes as the file does"
+                f"two classes of the file, '{self._claimed[match, is_product]}' and '{name}', fit class '{match}' of"
+                f" '{self.data}'; rename the data's classes as the file does"
             )
         return match
+
+    def all_samples_of(self, class_name: str) -> tuple[str, ...]:
+        """The data's names of all samples of a class of the data."""
+        return tuple(self._samples[class_name].names)
 
     def samples_of(self, class_name: str, names: Sequence[str]) -> list[str]:
         """The data's names of samples of a class of the data. Where they are all it has, all but two."""
@@ -156,7 +167,21 @@ class _Matched:
             self.notes.append(
                 f"{_count('classes', sorted(self.short))} would lend all samples to an episode and lend all but {LEFT}"
             )
+        if self.bare:
+            shown = ", ".join(self.bare[:_NAMED]) + (", ..." if len(self.bare) > _NAMED else "")
+            self.notes.append(f"episodes are left out because '{self.data}' lacks their images: {shown}")
         self.notes += [f"left out because '{self.data}' lacks them: {text}" for text in texts]
+
+
+def _products(samples: dict[str, _Finder]) -> dict[str, str]:
+    """Classes by what begins the names of all their files before the last `_`, where that is of one class only."""
+    by_start: dict[str, str | None] = {}
+    for name, finder in samples.items():
+        starts = {_file_name(sample).rpartition("_")[0] for sample in finder.names}
+        start = starts.pop() if len(starts) == 1 else ""
+        if start:
+            by_start[start] = None if start in by_start else name
+    return {start: name for start, name in by_start.items() if name is not None}
 
 
 class _Finder:
@@ -273,18 +298,21 @@ def _split(
     )
 
 
-def _episodes(
-    value: Any, identity: str, test: set[str], matched: _Matched
-) -> dict[int, tuple[dict[str, tuple[str, ...]], ...]]:
+def _episodes(value: Any, identity: str, test: set[str], matched: _Matched) -> dict[int, tuple[Episode, ...]]:
     what = f"split '{identity}': test_episodes"
     if not isinstance(value, dict):
         raise DataError(f"{what} is {type(value).__name__}, but must be a dict by numbers of shots")
-    by_shots: dict[int, tuple[dict[str, tuple[str, ...]], ...]] = {}
+    by_shots: dict[int, tuple[Episode, ...]] = {}
     for shots, episodes in value.items():
         if not str(shots).isdigit() or not int(shots):
             raise DataError(f"{what} has the key '{shots}', but must have numbers of shots")
         drawn = _in_order(episodes, what)
-        by_shots[int(shots)] = tuple(_episode(episode, int(shots), what, test, matched) for episode in drawn)
+        read = [_episode(episode, int(shots), what, test, matched) for episode in drawn]
+        usable = [episode for episode in read if can_be_learnt(episode, min(int(shots), 2))]
+        if len(usable) < len(read):
+            matched.bare.append(f"{len(read) - len(usable)} of {len(read)} of {shots} shots of split '{identity}'")
+        if usable:
+            by_shots[int(shots)] = tuple(usable)
     return dict(sorted(by_shots.items()))
 
 
@@ -295,7 +323,23 @@ def _in_order(value: Any, what: str) -> Iterable[Any]:
     return value.values() if isinstance(value, dict) else value
 
 
-def _episode(value: Any, shots: int, what: str, test: set[str], matched: _Matched) -> dict[str, tuple[str, ...]]:
+def _whole_classes(value: list[Any] | tuple[Any, ...], what: str, test: set[str], matched: _Matched) -> Episode:
+    """An episode whose support is all samples of some classes."""
+    support: Episode = {}
+    for name in _names(value, f"{what}, an episode of classes"):
+        local = matched.class_of(name)
+        if local is not None and local not in test:
+            raise DataError(f"{what}: class '{name}' is no test class of the split")
+        if local is not None:
+            support[local] = matched.all_samples_of(local)
+    if len(support) == len(test):
+        raise DataError(f"{what}: an episode takes all {len(test)} test classes as support, so none is left to be searched")
+    return support
+
+
+def _episode(value: Any, shots: int, what: str, test: set[str], matched: _Matched) -> Episode:
+    if isinstance(value, list | tuple):
+        return _whole_classes(value, what, test, matched)
     if not isinstance(value, dict):
         raise DataError(f"{what} has {type(value).__name__} where an episode belongs")
     supports = {}

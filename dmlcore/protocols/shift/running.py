@@ -19,8 +19,8 @@ from dmlcore.data import ClassSplit, SplitFile
 from dmlcore.errors import ConfigError
 from dmlcore.files import in_file_name, plain
 from dmlcore.protocols.cells import Cell, run_cells
-from dmlcore.protocols.shift.adapting import Adaptation, adapt, trunk_features
-from dmlcore.protocols.shift.episodes import support_rows
+from dmlcore.protocols.shift.adapting import Adaptation, Augmented, adapt, trunk_features
+from dmlcore.protocols.shift.episodes import can_be_learnt, support_rows
 from dmlcore.protocols.trained import trained
 from dmlcore.training.components import data_component
 from dmlcore.training.configuration import RunConfig
@@ -115,6 +115,14 @@ def _check_episodes(splits: Sequence[ClassSplit], adaptation: Adaptation | None)
             stored = len(split.episodes[shots])
             if adaptation.episodes and adaptation.episodes > stored:
                 raise ConfigError(f"episodes is {adaptation.episodes}, but split '{split.id}' has {stored} of {shots} shots")
+            episodes = split.episodes[shots][: adaptation.episodes]
+            bare = [number for number, episode in enumerate(episodes) if not can_be_learnt(episode, 2)]
+            if bare:
+                raise ConfigError(
+                    f"episode {bare[0] + 1} of {shots} shots of split '{split.id}' has no two classes with two support samples,"
+                    f" so nothing can be learnt from it ({len(bare)} of {stored} episodes). Import the splits anew, or say"
+                    " --shots 0"
+                )
 
 
 def key_of(name: str, split: str, seed: int) -> str:
@@ -175,11 +183,16 @@ def train_and_measure(settings: dict[str, Any], work: Path, places: Places) -> d
     run = TrainedRun(work / "run")
     few_shot: dict[str, Any] = {}
     if adaptation is not None:
-        test = run.open().test
-        features = trunk_features(run.model, test, workers=run.config.settings.data.workers)
+        opened, workers = run.open(), run.config.settings.data.workers
+        test = opened.test
+        features = trunk_features(run.model, test, workers=workers)
+        changed = None
+        if adaptation.augment and opened.train.augmentation is not None:
+            changed = Augmented(run.model.trunk, test.augmented(opened.train.augmentation), workers)
         for shots, steps in zip(adaptation.shots, adaptation.steps, strict=True):
+            seed = 1000 * settings["seed"]
             few_shot[str(shots)] = adapt(
-                run.model, features, test.dense_labels, supports[shots], steps, adaptation.rate, seed=1000 * settings["seed"]
+                run.model, features, test.dense_labels, supports[shots], steps, adaptation.rate, seed, adaptation, changed
             )
     if places.models:
         _keep(work / "run", Path(places.models) / key_of(settings["name"], split.id, settings["seed"]))
