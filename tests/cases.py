@@ -298,6 +298,7 @@ LOSSES = [
     ),
     Case("soft_triple", {}, _proxies("SoftTripleLoss", "fc", transpose=True)),
     Case("soft_triple", {"centers_per_class": 3, "tau": 0.2}, _regularised_triples),
+    Case("uniform_prior", {}, None, False),
     Case("prototypical", {}, None, False, scale_free=False),
     Case("sec", {}, None, False, scale_free=False),
     Case("sec", {"rho": 0.2, "weight": 0.5}, None, False, scale_free=False),

@@ -224,6 +224,18 @@ def test_ms_over_anchors_that_count() -> None:
     check("ms", {"beta": 40.0, "average": "active"}, definition)
 
 
+def test_uniform_prior_by_loops() -> None:
+    def definition(x: Tensor, labels: list[int]) -> Tensor:
+        d, number = squares(x), range(len(labels))
+        return mean([torch.log(mean([torch.exp(-1.5 * d[a, n]) for n in number if n != a])) for a in number])
+
+    check("uniform_prior", {"t": 1.5}, definition)
+    loss, generator = create("uniform_prior"), torch.Generator().manual_seed(0)
+    even = torch.randn(64, 8, generator=generator)
+    crowded = even + torch.tensor([3.0, *[0.0] * 7])
+    assert loss(even, torch.arange(64)) < loss(crowded, torch.arange(64))  # the more even, the lower
+
+
 @pytest.mark.parametrize(("name", "options", "share"), [
     ("cross_entropy", {"label_smoothing": 0.15, "smoothing": "others", "bias": True}, 0.15),
     ("proxy_nca", {"variant": "wedl", "smoothing": "others"}, 0.1),
