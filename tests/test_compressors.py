@@ -255,3 +255,25 @@ def test_autocast_does_not_reach_the_objective() -> None:
     with torch.autocast("cpu", dtype=torch.bfloat16):
         matching = distance_matching(g, z)
     assert matching.dtype == torch.float32 and torch.equal(matching, distance_matching(g, z))
+
+
+def test_the_online_optimiser_is_the_published_one() -> None:
+    """One step of Adam with L2 decay, by the formulas of Kingma and Ba, 2015, algorithm 1."""
+    rate, eps, decay = 3e-3, 0.01, 0.1
+    compressor = create("lin_tanh_lin", online=True, learning_rate=rate, eps=eps, weight_decay=decay).double()
+    optimiser = compressor.online_optimiser()
+    z = torch.randn(12, compressor.width, dtype=torch.float64, generator=torch.Generator().manual_seed(3))
+    compressor.online_loss(z).backward()
+    expected = []
+    for p in compressor.parameters():
+        assert p.grad is not None
+        gradient = p.grad + decay * p.detach()
+        expected.append(p.detach() - rate * gradient / (gradient.abs() + eps))  # both means are the gradient itself at first
+    optimiser.step()
+    for p, value in zip(compressor.parameters(), expected, strict=True):
+        torch.testing.assert_close(p.detach(), value, rtol=1e-9, atol=1e-12)
+    plain = create("lin_tanh_lin", online=True).online_optimiser().param_groups[0]
+    assert (plain["lr"], plain["eps"], plain["weight_decay"], plain["betas"]) == (1e-3, 1e-8, 0, (0.9, 0.999))  # as before
+    for options in ({"eps": 0}, {"weight_decay": -1}, {"online": False, "eps": 0.1}):
+        with pytest.raises(ConfigError, match="eps|weight_decay"):
+            create("lin_tanh_lin", **options)

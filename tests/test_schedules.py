@@ -150,6 +150,18 @@ def test_a_plateau_goes_on_exactly(data: str, tmp_path: Path, monkeypatch: pytes
     assert all(torch.equal(value, parts["model"][name]) for name, value in whole["model"].items())
 
 
+def test_a_run_of_before_goes_on(data: str, tmp_path: Path) -> None:
+    """A checkpoint and a file from before there were schedules and validations, also where the file was written anew since."""
+    values = settings(data, eval_every=4)
+    train(out=tmp_path / "run", **values)
+    place = tmp_path / "run" / "checkpoints"
+    state = checkpoints.load(place, "last")
+    del state["schedule"], state["config"]["schedule"], state["config"]["cosine"], state["config"]["validation"]
+    checkpoints.save(place, "last", state)
+    train(resume=tmp_path / "run", steps=10)
+    assert "schedule" in checkpoints.load(place, "last")
+
+
 def test_misuse_is_refused(data: str, capsys: pytest.CaptureFixture[str]) -> None:
     for name, options, told in (
         ("multi_step", {"milestones": (5, 5)}, "must rise"),

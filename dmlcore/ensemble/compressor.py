@@ -53,11 +53,12 @@ class Compressor(nn.Module, abc.ABC):
 
     @property
     def is_online(self) -> bool:
-        """Whether it is trained by `online_loss`, a step after every step of the model, instead of by `fit`.
-
-        Its options then have `learning_rate`, of Adam.
-        """
+        """Whether it is trained by `online_loss`, a step after every step of the model, instead of by `fit`."""
         return False
+
+    def online_optimiser(self) -> torch.optim.Optimizer:
+        """What steps where it `is_online`: Adam, at the rate of the option `learning_rate`."""
+        return torch.optim.Adam(self.parameters(), lr=self.options.learning_rate)
 
     def fit(self, embeddings: Tensor, labels: Tensor, *, seed: int = 0) -> None:
         """Learn the map. Does nothing where `is_online`.

@@ -31,6 +31,8 @@ def check_unchanged(folder: RunFolder, before: dict[str, Any]) -> None:
         old, new = (values.get(key, _default_of(key)) for values in (before, now))
         if old == new or key in CHANGEABLE or key in tables:
             continue
+        if old is None and isinstance(new, dict):
+            continue  # of a component that an older version did not know: what is not chosen is refused anyway
         if isinstance(old, dict) and isinstance(new, dict):
             options = {**old, **new}
             names = [name for name in options if old.get(name) != new.get(name)]

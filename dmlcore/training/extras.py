@@ -61,7 +61,7 @@ class Compression:
         compressor = model.compressor
         self.optimiser = None
         if compressor is not None and compressor.is_online:
-            self.optimiser = torch.optim.Adam(compressor.parameters(), lr=compressor.options.learning_rate)
+            self.optimiser = compressor.online_optimiser()
 
     @property
     def is_fitted(self) -> bool:

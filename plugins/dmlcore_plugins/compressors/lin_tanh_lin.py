@@ -11,6 +11,7 @@ from torch import Tensor, nn
 import dmlcore
 from dmlcore.config import check_range
 from dmlcore.ensemble import Compressor, distance_matching, fit_by_distances
+from dmlcore.errors import ConfigError
 
 
 class LinTanhLin(Compressor):
@@ -42,8 +43,16 @@ class LinTanhLin(Compressor):
         """Embeddings in a step after the fact, >= 2."""
         learning_rate: float = 1e-3
         """Of every step online, > 0; after the fact of the first, falling to 0 as a cosine."""
+        eps: float = 1e-8
+        """Of Adam online, added to the denominator, > 0. The published code has 0.01."""
+        weight_decay: float = 0.0
+        """Of Adam online, as a part of the gradient, >= 0. The published code has 1e-4."""
 
         def __post_init__(self) -> None:
+            check_range("eps", self.eps, above=0)
+            check_range("weight_decay", self.weight_decay, least=0)
+            if not self.online and (self.eps != 1e-8 or self.weight_decay):
+                raise ConfigError("eps and weight_decay are for training online, but online is false. Leave them out")
             check_range("hidden", self.hidden, least=1)
             check_range("steps", self.steps, least=0)
             check_range("batch", self.batch, least=2)
@@ -57,6 +66,10 @@ class LinTanhLin(Compressor):
     @property
     def is_online(self) -> bool:
         return self.options.online
+
+    def online_optimiser(self) -> torch.optim.Optimizer:
+        o = self.options
+        return torch.optim.Adam(self.parameters(), lr=o.learning_rate, eps=o.eps, weight_decay=o.weight_decay)
 
     def online_loss(self, z: Tensor) -> Tensor:
         z = z.detach()
