@@ -22,12 +22,14 @@ SETS = {
 ROBUST = ("circle", "binomial_deviance", "sup_con")  # the losses without proxies that are nowhere far behind
 MIXED = ("circle", "binomial_deviance", "norm_softmax")  # the same with a loss of the kind that is best on emoji
 PUBLISHED = ("cross_entropy", "triplet", "binomial_deviance", "proxy_nca")  # of the stored best run, with its prior
-SEC: dict[str, tuple[str, dict[str, Any]]] = {  # the losses that the paper of `sec` combines it with
-    "ms": ("ms", {}),
-    "triplet": ("triplet", {"margin": 0.2}),
-    "triplet semihard": ("triplet", {"margin": 0.2, "mining": "semihard"}),
-    "n-pair on the sphere": ("nt_xent", {"temperature": 0.04}),
+_SQUARED = {"distance": "squared_euclidean", "average": "all"}
+SEC: dict[str, tuple[str, dict[str, Any]]] = {  # the losses that the paper of `sec` combines it with, as its code has them
+    "ms 2 / 40": ("ms", {"beta": 40.0}),
+    "triplets, squared": ("triplet", {"margin": 1.0, **_SQUARED}),
+    "semi-hard, squared": ("triplet", {"margin": 0.2, "mining": "semihard_else_farthest", **_SQUARED}),
+    "n-pair, one of a class": ("nt_xent", {"temperature": 0.04, "pairs": "one_per_class"}),
 }
+ETAS = (0.5, 1.0)  # weights of `sec`: 1 is the one that its authors' code documents
 WEIGHTINGS = (
     "floor_square_penalty",
     "floor_simplex",
@@ -170,7 +172,7 @@ def _with_constraint() -> list[Arm]:
     pairs = []
     for name, (loss, options) in SEC.items():
         pairs.append(Arm(name, (loss,), {loss: options}))
-        for eta in (0.1, 0.5):
+        for eta in ETAS:
             pairs.append(Arm(f"{name} + sec {eta}", (loss, "sec"), {"weights": (1.0, eta), loss: options}))
     return pairs
 
