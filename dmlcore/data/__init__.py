@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from dmlcore.data.images import IMAGE_SUFFIXES, UNREADABLE, decode
     from dmlcore.data.label_sets import LabelSets
     from dmlcore.data.levels import levelled
+    from dmlcore.data.library_changes import change_each, library_change
     from dmlcore.data.loading import Batches, OrderedBatches, batches
     from dmlcore.data.matlab import matlab_field, matlab_numbers, matlab_texts, read_matlab
     from dmlcore.data.multi_label import NamedSets, named_sets, parted_labels, set_classes
@@ -75,6 +76,7 @@ _HOMES = {
     "images": ("IMAGE_SUFFIXES", "UNREADABLE", "decode"),
     "label_sets": ("LabelSets",),
     "levels": ("levelled",),
+    "library_changes": ("change_each", "library_change"),
     "loading": ("Batches", "OrderedBatches", "batches"),
     "multi_label": ("NamedSets", "named_sets", "parted_labels", "set_classes"),
     "opening": ("default_source", "find_source", "load_table", "open_data"),
@@ -149,6 +151,7 @@ __all__ = [
     "array_table",
     "arrow_table",
     "batches",
+    "change_each",
     "choose_augmentation",
     "count_trigrams",
     "create_sampler",
@@ -164,6 +167,7 @@ __all__ = [
     "is_missing",
     "joined_parts",
     "levelled",
+    "library_change",
     "load_table",
     "matlab_field",
     "matlab_numbers",
