@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from dmlcore.data.multi_label import NamedSets, named_sets, parted_labels, set_classes
     from dmlcore.data.opening import default_source, find_source, load_table, open_data
     from dmlcore.data.part_words import ROLES, SPLIT_WORDS, split_words
+    from dmlcore.data.picture_index import PictureIndex, mark_of, new_index, read_index
     from dmlcore.data.published_images import (
         LevelledSplitOptions,
         Listing,
@@ -81,6 +82,7 @@ _HOMES = {
     "multi_label": ("NamedSets", "named_sets", "parted_labels", "set_classes"),
     "opening": ("default_source", "find_source", "load_table", "open_data"),
     "matlab": ("matlab_field", "matlab_numbers", "matlab_texts", "read_matlab"),
+    "picture_index": ("PictureIndex", "mark_of", "new_index", "read_index"),
     "published_images": (
         "LevelledSplitOptions",
         "Listing",
@@ -132,6 +134,7 @@ __all__ = [
     "NamedSets",
     "OrderedBatches",
     "PathImages",
+    "PictureIndex",
     "PixelOptions",
     "PixelStore",
     "PublishedImages",
@@ -169,15 +172,18 @@ __all__ = [
     "levelled",
     "library_change",
     "load_table",
+    "mark_of",
     "matlab_field",
     "matlab_numbers",
     "matlab_texts",
     "named_sets",
+    "new_index",
     "official_note",
     "open_data",
     "parted_labels",
     "pyarrow",
     "read_csv",
+    "read_index",
     "read_matlab",
     "read_rows",
     "report_unreadable",

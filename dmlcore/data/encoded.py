@@ -11,6 +11,7 @@ from typing import Any, BinaryIO, Protocol
 import numpy as np
 
 from dmlcore import progress
+from dmlcore.data.path_lists import PathList
 from dmlcore.errors import DataError
 from dmlcore.files import writable_text
 
@@ -71,6 +72,8 @@ class PathImages:
         return writable_text(os.path.relpath(self.paths[row], self._where) if self._where else self.paths[row])
 
     def select(self, rows: np.ndarray) -> PathImages:
+        if isinstance(self.paths, PathList):
+            return PathImages(self.paths.select(rows), self._where)
         return PathImages([str(self.paths[int(row)]) for row in rows], self._where)
 
     def digests(self) -> np.ndarray:

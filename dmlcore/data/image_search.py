@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from dmlcore.data.images import IMAGE_SUFFIXES
+from dmlcore.data.picture_index import mark_of
 from dmlcore.errors import DataError
 from dmlcore.files import writable_text
 
@@ -42,6 +43,7 @@ class ImageSearch:
         linked: links to folders that were followed.
         repeated: links to folders that had been read already.
         closed: folders that cannot be opened, with the reason.
+        marks: by folder that was read, what tells whether it changes, as it was before.
     """
 
     root: Path
@@ -49,6 +51,7 @@ class ImageSearch:
     linked: int = 0
     repeated: list[str] = field(default_factory=list)
     closed: list[str] = field(default_factory=list)
+    marks: dict[str, tuple[int, int]] = field(default_factory=dict)
 
     def images(self, folders: Sequence[Path], within: Sequence[Path] = ()) -> list[list[str]]:
         """The image files below each of some folders, in a fixed order.
@@ -94,6 +97,7 @@ class ImageSearch:
             if identity is None or identity in seen:  # bound to a second place, as mounts can be
                 continue
             seen.add(identity)
+            self.marks[str(folder)] = mark_of(str(folder))
             try:
                 entries = sorted((entry for entry in os.scandir(folder) if _is_shown(entry.name)), key=lambda entry: entry.name)
             except OSError as error:

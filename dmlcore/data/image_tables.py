@@ -5,6 +5,7 @@ come from is in `image_search`, and in the sources.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 import os
 from collections.abc import Callable, Mapping, Sequence
@@ -22,6 +23,7 @@ from dmlcore.data.encoded import EncodedImages, PathImages, ShownNames
 from dmlcore.data.images import UNREADABLE, Header, Interpolation, decode, read_header
 from dmlcore.data.label_sets import LabelSets
 from dmlcore.data.levels import LevelOptions
+from dmlcore.data.picture_index import LEAST, PictureIndex
 from dmlcore.data.sources import Augmentation, Table
 from dmlcore.data.stores import ImageFiles, PixelStore
 from dmlcore.errors import ConfigError, DataError
@@ -218,6 +220,7 @@ def image_table(
     label_names: Sequence[str] = (),
     levels: Mapping[str, Sequence[str]] | None = None,
     most_looked_at: int | None = None,
+    index: PictureIndex | None = None,
 ) -> Table:
     """A table of encoded images. Unreadable ones are left out and reported in `skipped`.
 
@@ -234,14 +237,20 @@ def image_table(
         levels: of the classes, where they have coarser labels.
         most_looked_at: images that are read to find damaged ones, evenly spread. All are where they fit into memory.
             None: `MOST_LOOKED_AT`.
+        index: of the images, which knows what was read of them before, and is told what is read now. None: none is kept.
 
     Raises:
         DataError: more than half of the images cannot be read.
     """
     looked_at = _looked_at(len(images), MOST_LOOKED_AT if most_looked_at is None else most_looked_at)
     seen = images if len(looked_at) == len(images) else images.select(looked_at)
-    headers = [_try_header(seen, row) for row in progress.track(range(len(seen)), "reading image headers", len(seen))]
-    failed = {row: header for row, header in enumerate(headers) if isinstance(header, str)}
+    places = looked_at
+    if index is not None and index.has_seen(places):
+        is_remembered, headers, failed = True, index.headers(), index.failed()
+    else:
+        is_remembered = False
+        headers = [_try_header(seen, row) for row in progress.track(range(len(seen)), "reading image headers", len(seen))]
+        failed = {row: header for row, header in enumerate(headers) if isinstance(header, str)}
     report_unreadable(seen, failed, where)  # refuses a folder of rubbish before anything is decoded
     readable = [header for header in headers if isinstance(header, Header)]
     resize = 0
@@ -258,7 +267,9 @@ def image_table(
         seen, looked_at = images, np.arange(len(images))
     interpolation = "bilinear" if options.interpolation == "auto" else options.interpolation
     decoding = (size, channels, interpolation, resize)
-    pixels = _decoded_or_checked(seen, failed, decoding, keeps=fits)
+    pixels = None if is_remembered and not fits else _decoded_or_checked(seen, failed, decoding, keeps=fits)
+    if index is not None and not is_remembered and looked_at is places:
+        index.remember_headers(places, headers, failed)
     notes = report_unreadable(seen, failed, where)
     if seen is not images:
         notes.append(f"{len(seen):,} of {len(images):,} images were looked at, evenly spread: a damaged one ends the training")
@@ -282,8 +293,8 @@ def image_table(
         split=None if split is None else split[rows],
         skipped=notes,
         augmentation=None if view else choose_augmentation(options, shape),
-        sample_names=[whole.shown(row) for row in range(len(whole))] if seen is images else ShownNames(whole),
-        digests=whole.digests,
+        sample_names=[whole.shown(row) for row in range(len(whole))] if len(whole) < LEAST else ShownNames(whole),
+        digests=whole.digests if index is None else functools.partial(index.digests, rows, whole.digests),
         label_sets=None if label_sets is None else label_sets.select(present),
         label_names=list(label_names),
         levels={level: [str(groups[label]) for label in present] for level, groups in (levels or {}).items()},

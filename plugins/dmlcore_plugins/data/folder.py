@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 
@@ -15,10 +17,14 @@ from dmlcore.data import (
     ImageOptions,
     ImageSearch,
     PathImages,
+    PictureIndex,
     Table,
     find_source,
     image_table,
     is_image,
+    mark_of,
+    new_index,
+    read_index,
     sub_folders,
     tidy_names,
 )
@@ -28,13 +34,22 @@ from dmlcore.files import expanded, writable_text
 _NAMED = 3  # folders named in a note
 
 
+@dataclass(frozen=True)
+class FolderOptions(ImageOptions):
+    """Options of folders of images."""
+
+    index: Literal["auto", "renew", "none"] = "auto"
+    """Whether what is learnt of 10,000 images and more is kept in the user's cache. auto: it is used until a folder changes;
+    renew: all files are looked at again; none: nothing is kept."""
+
+
 class Folder(DataSource):
     """Images in one sub-folder per class. Deeper folders count for the class above them, and links to folders are followed.
     Hidden ones are not read.
     """
 
     name = "folder"
-    Options = ImageOptions
+    Options = FolderOptions
     reads = "a folder with a sub-folder per class"
     gives_way = True
 
@@ -54,6 +69,32 @@ class Folder(DataSource):
         root = expanded(self.options.path)
         if not root.is_dir():
             raise DataError(f"there is no folder '{root}'")
+        where, purpose = os.path.abspath(root), "labels" if self.needs_labels else "images"
+        index = read_index(where, purpose) if self.options.index == "auto" else None
+        notes = [] if index is None else ["the files are as an index in the cache says; the option index = renew looks again"]
+        index = index or self._searched(root, where, purpose)
+        parts = index.arrays["parts"]
+        table = image_table(
+            PathImages(index.paths(str(root)), str(root)),
+            index.arrays["labels"].astype(np.int64),
+            index.about["class_names"],
+            self.options,
+            str(root),
+            split=np.array(index.about["parts"])[parts] if any(index.about["parts"]) else None,
+            image_size=self.image_size,
+            default_image_size=self.default_image_size,
+            index=index,
+        )
+        table.has_labels = table.class_names != [""]
+        if len(table.class_names) == 1 and self.needs_labels:
+            only = table.class_names[0]
+            raise DataError(f"folder '{root}' holds one class, '{only}', but learning compares classes{_hint(root)}")
+        table.skipped = [*index.about["notes"], *notes, *table.skipped]
+        return table
+
+    def _searched(self, root: Path, where: str, purpose: str) -> PictureIndex:
+        """What is in the folder."""
+        marks = {str(root): mark_of(str(root))}
         if not self.needs_labels and not sub_folders(root):  # pictures of nobody knows what
             parts, folders, notes = [""], [root], list[str]()
             tidied, remarks = {root.name: ""}, list[str]()
@@ -67,33 +108,23 @@ class Folder(DataSource):
         images = search.images(folders, within=above)
         paths: list[str] = []
         labels: list[int] = []
-        splits: list[str] = []
+        part_names = list(dict.fromkeys(parts))
+        part_of: list[int] = []
         for folder, part, files in zip(folders, parts, images, strict=True):
             paths += files
             labels += [number[tidied[folder.name]]] * len(files)
-            splits += [part] * len(files)
+            part_of += [part_names.index(part)] * len(files)
         notes += [*search.notes(), *remarks]
         if not paths:
             reasons = "".join(f". {note.capitalize()}" for note in search.notes())
             raise DataError(
                 f"folder '{root}' holds no images (known: {' '.join(sorted(IMAGE_SUFFIXES))}){_hint(root)}{reasons}"
             )
-        table = image_table(
-            PathImages(paths, str(root)),
-            np.array(labels, dtype=np.int64),
-            class_names,
-            self.options,
-            str(root),
-            split=np.array(splits) if any(parts) else None,
-            image_size=self.image_size,
-            default_image_size=self.default_image_size,
-        )
-        table.has_labels = table.class_names != [""]
-        if len(table.class_names) == 1 and self.needs_labels:
-            only = table.class_names[0]
-            raise DataError(f"folder '{root}' holds one class, '{only}', but learning compares classes{_hint(root)}")
-        table.skipped = notes + table.skipped
-        return table
+        marks |= {str(folder): mark_of(str(folder)) for folder in above if folder != root} | search.marks
+        about = {"class_names": class_names, "parts": part_names, "notes": notes}
+        index = new_index(where, purpose, paths, labels, part_of, marks, about)
+        index.is_kept = index.is_kept and self.options.index != "none"
+        return index
 
 
 def _classes(root: Path) -> tuple[list[str], list[Path], list[str]]:
