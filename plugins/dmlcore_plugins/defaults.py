@@ -9,10 +9,10 @@ TRUNKS_AT_RANDOM = {"features": "mlp"}  # in place of the default trunk, for hea
 SAMPLER = "class_balanced"
 SAMPLER_OF_VIEWS = "views"  # without labels
 PUBLISHED_ENSEMBLE = {  # WEL and WEDL: the prior weight of each loss, and its options
-    "cross_entropy": (2.0, {"label_smoothing": 0.15, "bias": True}),
+    "cross_entropy": (2.0, {"label_smoothing": 0.15, "smoothing": "others", "bias": True}),
     "triplet": (1.0, {"variant": "wedl"}),
     "binomial_deviance": (2.0, {"variant": "wedl"}),
-    "proxy_nca": (3.0, {"variant": "wedl"}),
+    "proxy_nca": (3.0, {"variant": "wedl", "smoothing": "others"}),
 }
 LOSSES_OF_VIEWS = ("nt_xent",)
 COMPRESSOR = "pca"

@@ -13,16 +13,16 @@ from dmlcore.losses import PairLoss, PairOptions, Rows, masked_logsumexp
 
 
 class UniformPrior(PairLoss):
-    """`log(mean_n exp(-t |x_a - x_n|^2))` over all other samples `n`, whatever their labels; `x` of unit norm, mean over anchors.
+    """`log(mean_n exp(-t |x_a - x_n|^2))` over all other samples, of unit vectors, whatever their labels; mean over anchors.
 
     The mean of the kernel is an estimate of the density at the anchor. So the loss is the Kullback-Leibler divergence of the
     embeddings' distribution from the uniform one on the sphere, up to a constant. It is meant as a further member of an
     ensemble with a small weight, as in `--plugins ms,uniform_prior --weights 1,0.1`.
 
-    Source: Sinha, Roth, Goyal, Ghassemi, Larochelle, Garg, "Uniform Priors for Data-Efficient Transfer", 2020 (the prior); Wang,
-    Isola, "Understanding Contrastive Representation Learning through Alignment and Uniformity on the Hypersphere", ICML 2020,
-    section 4.2.1 (this estimate). Deviation: the first of them matches the distributions by an adversary that learns to tell
-    embeddings from uniform samples. Here nothing is learnt beside the model, and nothing is drawn.
+    Source: Sinha, Roth, Goyal, Ghassemi, Larochelle, Garg, "Uniform Priors for Data-Efficient Transfer", 2020 (the prior);
+    Wang, Isola, "Understanding Contrastive Representation Learning through Alignment and Uniformity on the Hypersphere", ICML
+    2020, section 4.2.1 (this estimate). Deviation: the first of them matches the distributions by an adversary that learns to
+    tell embeddings from uniform samples. Here nothing is learnt beside the model, and nothing is drawn.
     """
 
     name = "uniform_prior"
