@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import fields
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +11,7 @@ import pytest
 from data_files import image_folder
 
 from dmlcore import cli, plugins
+from dmlcore.data import PixelOptions
 from dmlcore.errors import ConfigError
 from dmlcore.training import RunConfig, recipes
 from dmlcore.training.settings import GROUPS
@@ -31,8 +33,10 @@ def test_each_says_what_it_is_and_resolves(name: str) -> None:
     recipe = recipes.find(name)
     assert recipe.summary and recipe.source and recipe.reaches and recipe.differs
     config = RunConfig.create(recipe=name)
+    assert set(recipe.values.get(recipes.PICTURES, {})) <= {option.name for option in fields(PixelOptions)}
     assert config.settings.run.recipe == name
     tables = {key for key, value in recipe.values.items() if isinstance(value, dict)} - set(GROUPS)
+    tables -= {recipes.PICTURES}
     assert tables <= set(config.components)
     assert RunConfig.create(recipe=name, steps=3).settings.run.steps == 3
     assert RunConfig.create(recipe=name, plugins="ms").settings.losses.names == ("ms",)
@@ -55,7 +59,8 @@ def test_each_trains(name: str, tmp_path: Path, capsys: pytest.CaptureFixture[st
     small = [*SMALL, "--model", "conv", "--conv.channels", "4,8"]
     small += ["--compress", "6"] if name == "wedl_c" else []
     out = tmp_path / "run"
-    assert cli.main(["train", "--recipe", name, "--data", str(photos(tmp_path)), "--out", str(out), *small, "--json"]) == 0
+    words = ["train", "--recipe", name, "--data", str(photos(tmp_path)), "--out", str(out), *small, "--json"]
+    assert cli.main(words) == 0, capsys.readouterr().err
     assert 0 <= json.loads(capsys.readouterr().out)["metrics"]["test"]["recall@1"] <= 1
     assert f'recipe = "{name}"' in (out / "config.toml").read_text()
     again = RunConfig.read(out / "config.toml")  # stands for itself, whatever becomes of the recipe
@@ -82,6 +87,7 @@ def test_flags_win_over_a_file_and_a_file_over_the_recipe(tmp_path: Path) -> Non
     ms = config.options["ms"]
     assert (ms["alpha"], ms["beta"], ms["base"]) == (2.0, 30.0, 0.3)
     other = RunConfig.create(recipe="wedl", plugins="ms,triplet")
+    assert other.settings.values()["classifier_factor"] is None
     assert other.settings.ensemble.weights is None and "proxy_nca" not in other.options
     assert RunConfig.create(recipe="wedl", steps=5).settings.run.epochs is None
 

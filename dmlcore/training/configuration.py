@@ -14,6 +14,7 @@ from dmlcore import plugins, trust
 from dmlcore.config import build_options
 from dmlcore.errors import ConfigError, suggestion
 from dmlcore.files import expanded
+from dmlcore.training import recipes
 from dmlcore.training.components import KIND_OF, Component, choose, why_not_chosen, with_own_names
 from dmlcore.training.implied import default_model, resolved
 from dmlcore.training.objects import Objects
@@ -212,10 +213,16 @@ class RunConfig:
 
 
 def _without_idle_tables(source: Source, components: dict[str, Component]) -> Source:
-    """The source; one that gives way without tables of components that others chose away."""
+    """The source; one that gives way without tables of components that others chose away, and with what it says of pictures as
+    options of the data, if these have such options."""
     if not source.gives_way:
         return source
-    return dataclasses.replace(source, tables={table: of for table, of in source.tables.items() if table in components})
+    tables = {table: of for table, of in source.tables.items() if table in components}
+    pictures = source.tables.get(recipes.PICTURES, {})
+    for table, component in components.items():
+        if component.kind == "data" and set(pictures) <= set(component.option_names()):
+            tables[table] = {**pictures, **tables.get(table, {})}
+    return dataclasses.replace(source, tables=tables)
 
 
 def _check_tables(source: Source, components: dict[str, Component]) -> None:

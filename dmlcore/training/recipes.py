@@ -14,6 +14,7 @@ from dmlcore.training.toml_files import load_toml
 
 PACKAGE = "dmlcore_plugins"
 ABOUT = "recipe"  # the table of a file that says what it is
+PICTURES = "pictures"  # the table of a file with options of whatever source of pictures the data come from
 COMMANDS = ("train", "fewshot")
 
 

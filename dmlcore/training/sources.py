@@ -19,7 +19,8 @@ from dmlcore.training.settings import GROUPS, PLACES
 from dmlcore.training.toml_files import load_toml
 
 SPEAKING = ("recipe", "ensemble", "splits", "views")  # keys that stand for values of other keys
-EXCLUDED = {"epochs": "steps", "steps": "epochs", "weights": "plugins"}
+_OF_LOSSES = ("weights", "classifier_factor", "classifier_decay", "proxies_decay", "scalars_decay")
+EXCLUDED = {"epochs": "steps", "steps": "epochs", "weights_decay": "ensemble", **dict.fromkeys(_OF_LOSSES, "plugins")}
 """Settings of a recipe that do not count where another one is given beside it."""
 FORMAT = 2  # of the files of settings that runs write; 1 had no tables and no key `format`
 
