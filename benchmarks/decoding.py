@@ -22,7 +22,7 @@ TEST = 256
 
 
 def run(budget: float = 15.0) -> list[Row]:
-    """Rows with microseconds per picture, for training's random views and for the views of tests.
+    """Rows with microseconds per picture, for training's random crops and for the views of tests.
 
     Args:
         budget: seconds for each size and view.
@@ -77,14 +77,14 @@ def _training_arms(paths: list[str]) -> dict[str, Callable[[], object]]:
     from torchvision.transforms import v2
 
     from dmlcore.data import ImageFiles, PathImages
-    from dmlcore.data.crops import RandomView
+    from dmlcore.data.crops import RandomCrop
 
-    store = ImageFiles(PathImages(paths), (SIDE, SIDE), 3, view=RandomView())
+    store = ImageFiles(PathImages(paths), (SIDE, SIDE), 3, crop=RandomCrop())
     everything, generator = np.arange(len(paths)), torch.Generator().manual_seed(0)
     transform = v2.Compose([v2.RandomResizedCrop(SIDE), v2.RandomHorizontalFlip(), v2.PILToTensor(), _to_float(v2)])
     torch.manual_seed(0)
     return {
-        "dmlcore": lambda: store.fetch_views(everything, generator),
+        "dmlcore": lambda: store.fetch_crops(everything, generator),
         "torchvision": lambda: torch.stack([transform(Image.open(path).convert("RGB")) for path in paths]),
     }
 

@@ -1,4 +1,4 @@
-"""Views of photographs: what training and tests see of whole pictures, beside torchvision's transforms of the same pictures."""
+"""Crops of photographs: what training and tests see of whole pictures, beside torchvision's transforms of the same pictures."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from PIL import Image
 
 import dmlcore
 from dmlcore.data import ImageFiles, PixelStore, batches, create_sampler, decode, open_data
-from dmlcore.data.crops import RandomView, middle_box, resize_for_test
+from dmlcore.data.crops import RandomCrop, middle_box, resize_for_test
 from dmlcore.data.images import decode_part
 from dmlcore.errors import ConfigError
 from dmlcore.serving.model_folder import write_model
@@ -83,15 +83,15 @@ def test_training_crops_beside_torchvision(tmp_path: Path, width: int, height: i
     v2 = pytest.importorskip("torchvision.transforms.v2")
     picture = noisy(width, height)
     picture.save(tmp_path / "p.png", compress_level=1)
-    view = RandomView()
-    draws = view.draw(12, torch.Generator().manual_seed(3))
+    crop = RandomCrop()
+    draws = crop.draw(12, torch.Generator().manual_seed(3))
     mirrored = 0
     for row in draws:
-        left, top, right, bottom = map(int, view.box(row, width, height))
-        ours = decode_part(str(tmp_path / "p.png"), view, row, (64, 64), 3, interpolation)  # type: ignore[arg-type]
+        left, top, right, bottom = map(int, crop.box(row, width, height))
+        ours = decode_part(str(tmp_path / "p.png"), crop, row, (64, 64), 3, interpolation)  # type: ignore[arg-type]
         how = v2.InterpolationMode(interpolation)
         theirs = v2.functional.resized_crop(picture, top, left, bottom - top, right - left, [64, 64], interpolation=how)
-        if view.is_mirrored(row):
+        if crop.is_mirrored(row):
             mirrored += 1
             theirs = v2.functional.hflip(theirs)
         apart = np.abs(ours.transpose(1, 2, 0).astype(int) - np.asarray(theirs).astype(int))
@@ -105,8 +105,8 @@ def test_crops_are_drawn_as_by_torchvision() -> None:
     torch.manual_seed(0)
     picture = torch.empty(3, HEIGHT, WIDTH)
     drawn = [theirs.make_params([picture]) for _ in range(3000)]
-    view = RandomView()
-    boxes = np.array([view.box(row, WIDTH, HEIGHT) for row in view.draw(3000, torch.Generator().manual_seed(1))])
+    crop = RandomCrop()
+    boxes = np.array([crop.box(row, WIDTH, HEIGHT) for row in crop.draw(3000, torch.Generator().manual_seed(1))])
     wide, tall = boxes[:, 2] - boxes[:, 0], boxes[:, 3] - boxes[:, 1]
     ours = np.stack([boxes[:, 0], boxes[:, 1], wide, tall, wide * tall, wide / tall], 1)
     left, top, wide, tall = (np.array([part[name] for part in drawn]) for name in ("left", "top", "width", "height"))
@@ -115,12 +115,12 @@ def test_crops_are_drawn_as_by_torchvision() -> None:
         spread = right.std(0)
         np.testing.assert_allclose(np.quantile(ours, quantile, 0) / spread, np.quantile(right, quantile, 0) / spread, atol=0.12)
     # A long strip has no part of these ratios that is large: the middle is taken.
-    assert RandomView(scale=(1, 1)).box(torch.rand(23), 1000, 100) == (433, 0, 566, 100)
-    assert RandomView(scale=(1, 1)).box(torch.rand(23), 100, 1000) == (0, 433, 100, 566)
+    assert RandomCrop(scale=(1, 1)).box(torch.rand(23), 1000, 100) == (433, 0, 566, 100)
+    assert RandomCrop(scale=(1, 1)).box(torch.rand(23), 100, 1000) == (0, 433, 100, 566)
 
 
 def test_crops_reach_the_whole_picture(photos: Path) -> None:
-    splits = open_data(str(photos), options={"views": "dml"}, image_size=64)
+    splits = open_data(str(photos), options={"crops": "dml"}, image_size=64)
     assert isinstance(splits.train.samples, ImageFiles)
     generator = torch.Generator().manual_seed(0)
     seen = [splits.train.batch(range(8), augment=True, generator=generator).numpy() * 255 for _ in range(40)]
@@ -131,7 +131,7 @@ def test_crops_reach_the_whole_picture(photos: Path) -> None:
     assert area.min() < 0.15 and area.max() > 0.8
     is_mirrored = np.array([pixels[0, 0, 0] > pixels[0, 0, -1] for batch in seen for pixels in batch])
     assert 0.4 < is_mirrored.mean() < 0.6
-    narrow = open_data(str(photos), options={"views": "dml", "crop_scale": (0.5, 0.6), "flip": False}, image_size=64)
+    narrow = open_data(str(photos), options={"crops": "dml", "crop_scale": (0.5, 0.6), "flip": False}, image_size=64)
     seen = narrow.train.batch(range(12), augment=True, generator=generator).numpy() * 255
     limits = np.array([ranges(pixels) for pixels in seen])
     area = (limits[:, 1] - limits[:, 0]) * (limits[:, 3] - limits[:, 2])
@@ -139,8 +139,8 @@ def test_crops_reach_the_whole_picture(photos: Path) -> None:
     assert all(pixels[0, 0, 0] < pixels[0, 0, -1] for pixels in seen)
 
 
-def test_views_are_the_same_with_any_number_of_workers(photos: Path) -> None:
-    splits = open_data(str(photos), options={"views": "dml", "memory_mb": 0}, image_size=32)
+def test_crops_are_the_same_with_any_number_of_workers(photos: Path) -> None:
+    splits = open_data(str(photos), options={"crops": "dml", "memory_mb": 0}, image_size=32)
     draws = []
     for workers in (0, 1, 3):
         sampler = create_sampler("class_balanced", splits.train.dense_labels, 2, 2, seed=1, steps=4)
@@ -153,9 +153,9 @@ def test_views_are_the_same_with_any_number_of_workers(photos: Path) -> None:
 
 
 def test_tests_see_the_middle_whether_or_not_pictures_are_kept(photos: Path) -> None:
-    kept = open_data(str(photos), options={"views": "dml"}, image_size=64)
-    streamed = open_data(str(photos), options={"views": "dml", "memory_mb": 0}, image_size=64)
-    plain = open_data(str(photos), options={"views": "dml", "augment": "none"}, image_size=64)
+    kept = open_data(str(photos), options={"crops": "dml"}, image_size=64)
+    streamed = open_data(str(photos), options={"crops": "dml", "memory_mb": 0}, image_size=64)
+    plain = open_data(str(photos), options={"crops": "dml", "augment": "none"}, image_size=64)
     assert kept.train.samples.pixels is not None and streamed.train.samples.pixels is None
     assert isinstance(plain.train.samples, PixelStore) and plain.train.augmentation is None
     first = kept.test.batch([0, 3])
@@ -173,10 +173,10 @@ def test_large_photographs_and_turned_ones(tmp_path: Path) -> None:
     assert ranges(large) == pytest.approx([0.172, 0.828, 0.0625, 0.9375], abs=0.015)
     turned = decode(str(tmp_path / "turned.jpg"), (224, 224), 3, resize=256)
     assert np.abs(turned.astype(int) - np.rot90(large, -1, (1, 2)).astype(int)).max() <= 3
-    view = RandomView(flip=False)
-    for row in view.draw(6, torch.Generator().manual_seed(2)):
-        left, top, right, bottom = view.box(row, 1200, 1600)
-        pixels = decode_part(str(tmp_path / "turned.jpg"), view, row, (32, 32), 3)
+    crop = RandomCrop(flip=False)
+    for row in crop.draw(6, torch.Generator().manual_seed(2)):
+        left, top, right, bottom = crop.box(row, 1200, 1600)
+        pixels = decode_part(str(tmp_path / "turned.jpg"), crop, row, (32, 32), 3)
         # Red said how far right a pixel was: it is how far down now; green is how far from the right.
         place = [1 - right / 1200, 1 - left / 1200, top / 1600, bottom / 1600]
         assert [pixels[1].min() / 255, pixels[1].max() / 255, pixels[0].min() / 255, pixels[0].max() / 255] == pytest.approx(
@@ -186,19 +186,19 @@ def test_large_photographs_and_turned_ones(tmp_path: Path) -> None:
 
 def test_what_cannot_be_is_refused(photos: Path) -> None:
     for options, message in (
-        ({"resize": 256}, "resize is given, but it is for views = dml"),
-        ({"crop_scale": (0.5, 1)}, "crop_scale is given, but it is for views = dml"),
-        ({"views": "dml", "augment": "crop"}, "views dml draw crops already"),
-        ({"views": "dml", "crop_scale": (0.5, 1.5)}, "crop_scale is 0.5, 1.5, but must be two rising numbers in"),
-        ({"views": "dml", "crop_ratio": (2.0, 1.0)}, "crop_ratio is 2.0, 1.0, but must be two rising numbers above 0"),
-        ({"views": "dml", "resize": 32}, "resize is 32, but must be at least the side of the images, 64 pixels"),
-        ({"views": "wide"}, "views"),
+        ({"resize": 256}, "resize is given, but it is for crops = dml"),
+        ({"crop_scale": (0.5, 1)}, "crop_scale is given, but it is for crops = dml"),
+        ({"crops": "dml", "augment": "crop"}, "crops dml draw crops already"),
+        ({"crops": "dml", "crop_scale": (0.5, 1.5)}, "crop_scale is 0.5, 1.5, but must be two rising numbers in"),
+        ({"crops": "dml", "crop_ratio": (2.0, 1.0)}, "crop_ratio is 2.0, 1.0, but must be two rising numbers above 0"),
+        ({"crops": "dml", "resize": 32}, "resize is 32, but must be at least the side of the images, 64 pixels"),
+        ({"crops": "wide"}, "crops"),
     ):
         with pytest.raises(ConfigError, match=message):
             open_data(str(photos), options=options, image_size=64)
     with pytest.raises(ConfigError, match="drawn from image files"):
         x, y = np.zeros((40, 16, 16, 3), np.uint8), np.repeat(np.arange(8), 5)
-        open_data((x, y), options={"views": "dml"})
+        open_data((x, y), options={"crops": "dml"})
 
 
 def test_sizes_before_the_cut() -> None:
@@ -217,7 +217,7 @@ def test_a_model_keeps_its_view(photos: Path, tmp_path: Path) -> None:
         steps=2,
         image_size=32,
         out=run,
-        folder={"views": "dml"},
+        folder={"crops": "dml"},
         embedding_dim=8,
         compress=0,
         report=False,

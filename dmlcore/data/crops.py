@@ -22,7 +22,7 @@ Box = tuple[float, float, float, float]
 
 
 @dataclass(frozen=True)
-class RandomView:
+class RandomCrop:
     """A random part of the whole picture, which is then resized to the square that the model takes.
 
     Attributes:

@@ -182,7 +182,7 @@ class LabelledDataset(torch.utils.data.Dataset):
     @property
     def has_random_changes(self) -> bool:
         """Whether a batch for training changes at random."""
-        return self.augmentation is not None or (isinstance(self.samples, ImageFiles) and self.samples.view is not None)
+        return self.augmentation is not None or (isinstance(self.samples, ImageFiles) and self.samples.crop is not None)
 
     def batch(
         self,
@@ -195,15 +195,15 @@ class LabelledDataset(torch.utils.data.Dataset):
 
         Args:
             indices: positions in this part.
-            augment: change them at random, if the data has an augmentation or random views.
+            augment: change them at random, if the data has an augmentation or random crops.
             generator: of the random numbers, on the CPU. Needed with `augment`.
         """
         rows = self.rows[np.asarray(indices, dtype=np.int64)]
         if not augment:
             return self.samples.fetch(rows)
         assert generator is not None, "augmentation needs a generator"
-        if isinstance(self.samples, ImageFiles) and self.samples.view is not None:
-            batch = self.samples.fetch_views(rows, generator)
+        if isinstance(self.samples, ImageFiles) and self.samples.crop is not None:
+            batch = self.samples.fetch_crops(rows, generator)
         else:
             batch = self.samples.fetch(rows)
         return batch if self.augmentation is None else self.augmentation(batch, generator)

@@ -18,7 +18,7 @@ import numpy as np
 from dmlcore import progress
 from dmlcore.config import check_range
 from dmlcore.data.augmentation import CropAugmentation, ShiftAugmentation
-from dmlcore.data.crops import RandomView, resize_for_test
+from dmlcore.data.crops import RandomCrop, resize_for_test
 from dmlcore.data.encoded import EncodedImages, PathImages, ShownNames
 from dmlcore.data.images import UNREADABLE, Header, Interpolation, decode, read_header
 from dmlcore.data.label_sets import LabelSets
@@ -43,19 +43,19 @@ class PixelOptions:
     """Random changes while training: small shifts and turns, random crops, or auto: crops for colour images of 112 pixels and
     more, shifts for others."""
     flip: bool | None = None
-    """Mirror half of the training images; none: only together with crops and with views dml."""
+    """Mirror half of the training images; none: only together with crops."""
     interpolation: Literal["auto", "bilinear", "bicubic"] = "auto"
     """How images are resized; auto: as the model was made for, which is bilinear for most small ones."""
     memory_mb: int = 512
     """Images that fit into this many megabytes once resized are decoded once and kept; others are decoded when needed."""
-    views: Literal["square", "dml"] = "square"
+    crops: Literal["square", "dml"] = "square"
     """Which part of a photograph is seen. square: the middle square, which training crops are drawn from. dml, as in
     publications: training crops are drawn from the whole picture, and tests see the middle of one resized to `resize`."""
     resize: int | None = None
-    """Pixels to which the shorter side is resized before a test's middle is cut, with views dml (default: 256 for images of 224
+    """Pixels to which the shorter side is resized before a test's middle is cut, with crops dml (default: 256 for images of 224
     to 227 pixels, else 8/7 of their side)."""
     crop_scale: tuple[float, ...] = (0.08, 1.0)
-    """Smallest and largest training crop with views dml, as fractions of the picture's area."""
+    """Smallest and largest training crop with crops dml, as fractions of the picture's area."""
     crop_ratio: tuple[float, ...] = (3 / 4, 4 / 3)
     """Smallest and largest width to height of such a crop."""
 
@@ -63,24 +63,24 @@ class PixelOptions:
         check_range("memory_mb", self.memory_mb, least=0)
         check_range("resize", self.resize, least=8, most=8192)
         defaults = {field.name: field.default for field in dataclasses.fields(self)}
-        if self.views == "square":
+        if self.crops == "square":
             for name in ("resize", "crop_scale", "crop_ratio"):
                 if getattr(self, name) != defaults[name]:
-                    raise ConfigError(f"{name} is given, but it is for views = dml, and views is square")
+                    raise ConfigError(f"{name} is given, but it is for crops = dml, and crops is square")
         elif self.augment in ("crop", "shift"):
-            raise ConfigError(f"augment is {self.augment}, but views dml draw crops already: take auto, or none for no change")
+            raise ConfigError(f"augment is {self.augment}, but crops dml draw crops already: take auto, or none for no change")
         for name, most in (("crop_scale", 1.0), ("crop_ratio", math.inf)):
             values = getattr(self, name)
             if len(values) != 2 or not 0 < values[0] <= values[1] <= most:
                 limit = "in (0, 1]" if most == 1 else "above 0"
                 raise ConfigError(f"{name} is {', '.join(map(str, values))}, but must be two rising numbers {limit}")
 
-    def random_view(self) -> RandomView | None:
+    def random_crop(self) -> RandomCrop | None:
         """How training crops are drawn from whole pictures. None: they are not."""
-        if self.views == "square" or self.augment == "none":
+        if self.crops == "square" or self.augment == "none":
             return None
         (least, most), (narrow, wide) = self.crop_scale, self.crop_ratio
-        return RandomView((least, most), (narrow, wide), flip=self.flip is not False)
+        return RandomCrop((least, most), (narrow, wide), flip=self.flip is not False)
 
 
 @dataclass(frozen=True)
@@ -100,11 +100,11 @@ def choose_augmentation(options: PixelOptions, sample_shape: Sequence[int]) -> A
     """What `options.augment` and `options.flip` mean for images of a shape (C, H, W).
 
     Raises:
-        ConfigError: random views are asked for, which are drawn where image files are read.
+        ConfigError: random crops are asked for, which are drawn where image files are read.
     """
     change = options.augment
-    if options.random_view() is not None:
-        raise ConfigError("views dml are drawn from image files, but these images are in memory in one size: take views square")
+    if options.random_crop() is not None:
+        raise ConfigError("crops dml are drawn from image files, but these images are in memory in one size: take crops square")
     if change == "auto":  # a part of a small drawing may be another character, a part of a photograph is still the same thing
         change = "crop" if sample_shape[0] == 3 and min(sample_shape[1:]) >= PHOTO_SIZE else "shift"
     if change == "none":
@@ -254,7 +254,7 @@ def image_table(
     report_unreadable(seen, failed, where)  # refuses a folder of rubbish before anything is decoded
     readable = [header for header in headers if isinstance(header, Header)]
     resize = 0
-    if options.views == "square":
+    if options.crops == "square":
         size = choose_size(readable, image_size, default_image_size)
     else:
         side = image_size or default_image_size
@@ -283,16 +283,16 @@ def image_table(
     whole = images.select(rows) if failed else images
     if pixels is not None and failed:
         pixels = pixels[rows]
-    view = options.random_view()
+    crop = options.random_crop()
     return Table(
         kind="images",
-        samples=ImageFiles(whole, *decoding, view, pixels) if pixels is None or view else PixelStore(pixels),
+        samples=ImageFiles(whole, *decoding, crop, pixels) if pixels is None or crop else PixelStore(pixels),
         labels=dense.astype(np.int64),
         class_names=[class_names[label] for label in present],
         sample_shape=shape,
         split=None if split is None else split[rows],
         skipped=notes,
-        augmentation=None if view else choose_augmentation(options, shape),
+        augmentation=None if crop else choose_augmentation(options, shape),
         sample_names=[whole.shown(row) for row in range(len(whole))] if len(whole) < LEAST else ShownNames(whole),
         digests=whole.digests if index is None else functools.partial(index.digests, rows, whole.digests),
         label_sets=None if label_sets is None else label_sets.select(present),

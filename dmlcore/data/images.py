@@ -15,7 +15,7 @@ import torch
 from PIL import Image, ImageOps
 from torch import Tensor
 
-from dmlcore.data.crops import RandomView, middle_box
+from dmlcore.data.crops import RandomCrop, middle_box
 
 _FORMATS = {  # by the suffix of files; a file may be of another one of these than its suffix says
     ".png": "PNG",
@@ -135,7 +135,7 @@ def decode(
 @_with_known_errors
 def decode_part(
     source: str | BinaryIO,
-    view: RandomView,
+    crop: RandomCrop,
     draws: Tensor,
     size: tuple[int, int],
     channels: int,
@@ -146,8 +146,8 @@ def decode_part(
 
     Args:
         source: the path of an image file, or its bytes.
-        view: how the part is drawn.
-        draws: float64 [23], the random numbers, as `RandomView.draw` gives them.
+        crop: how the part is drawn.
+        draws: float64 [23], the random numbers, as `RandomCrop.draw` gives them.
         size, channels, interpolation: as for `decode`.
 
     Returns:
@@ -159,7 +159,7 @@ def decode_part(
     with Image.open(source, formats=_formats()) as opened:
         orientation = opened.getexif().get(_ORIENTATION, 1)
         whole = (opened.height, opened.width) if orientation >= _TURNED else opened.size
-        left, top, right, bottom = view.box(draws, *whole)
+        left, top, right, bottom = crop.box(draws, *whole)
         shrunk = max(1.0, min((right - left) / size[1], (bottom - top) / size[0]))  # pixels of the part for one of the result
         opened.draft("RGB" if channels == 3 else "L", (int(opened.width / shrunk), int(opened.height / shrunk)))
         image = opened if orientation == 1 else ImageOps.exif_transpose(opened)  # which copies
@@ -167,7 +167,7 @@ def decode_part(
         wide, tall = image.width / whole[0], image.height / whole[1]
         part = image.crop((round(left * wide), round(top * tall), round(right * wide), round(bottom * tall)))
     pixels = _resized(np.array(part), size, interpolation)  # [H, W] or [H, W, 3]
-    pixels = pixels[:, ::-1] if view.is_mirrored(draws) else pixels
+    pixels = pixels[:, ::-1] if crop.is_mirrored(draws) else pixels
     return pixels[None] if channels == 1 else pixels.transpose(2, 0, 1)
 
 

@@ -306,8 +306,8 @@ def load_table(
     built = build_options(component.Options, {**(options or {}), **implied}, component.name)
     if getattr(built, "interpolation", "") == "auto":
         built = dataclasses.replace(built, interpolation=interpolation)
-    if resize and getattr(built, "views", "") == "square":
-        built = dataclasses.replace(built, views="dml", resize=resize, augment="none")
+    if resize and getattr(built, "crops", "") == "square":
+        built = dataclasses.replace(built, crops="dml", resize=resize, augment="none")
     source = component(built, image_size=image_size, default_image_size=default_image_size)
     source.needs_labels = needs_labels
     if isinstance(source, PythonData) and not isinstance(data, str):

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from dmlcore.data.crops import RandomView
+from dmlcore.data.crops import RandomCrop
 from dmlcore.data.encoded import EncodedImages, digest
 from dmlcore.data.images import UNREADABLE, Interpolation, decode, decode_part
 from dmlcore.errors import DataError
@@ -98,7 +98,7 @@ class ImageFiles:
         channels: 1 for grey, 3 for colour.
         interpolation: how they are resized.
         resize: pixels to which the shorter side is resized before the cut; 0: as much as covers `size`.
-        view: which parts of them are drawn for training, or None: they have no views.
+        crop: which parts of them are drawn for training, or None: they have no crops.
         pixels: uint8 [N, C, H, W], what `fetch` gives, where it was decoded already.
     """
 
@@ -111,7 +111,7 @@ class ImageFiles:
         channels: int,
         interpolation: Interpolation = "bilinear",
         resize: int = 0,
-        view: RandomView | None = None,
+        crop: RandomCrop | None = None,
         pixels: np.ndarray | None = None,
     ) -> None:
         self.images = images
@@ -119,7 +119,7 @@ class ImageFiles:
         self.channels = channels
         self.interpolation: Interpolation = interpolation
         self.resize = resize
-        self.view = view
+        self.crop = crop
         self.pixels = pixels
 
     def __len__(self) -> int:
@@ -136,8 +136,8 @@ class ImageFiles:
         size, channels, how = self.size, self.channels, self.interpolation
         return self._decoded(indices, lambda row, index: decode(self.images.opened(index), size, channels, how, self.resize))
 
-    def fetch_views(self, indices: np.ndarray, generator: torch.Generator) -> Tensor:
-        """Random views of samples as float32 [b, C, H, W] in 0..1; only where there is a `view`.
+    def fetch_crops(self, indices: np.ndarray, generator: torch.Generator) -> Tensor:
+        """Random crops of samples as float32 [b, C, H, W] in 0..1; only where there is a `crop`.
 
         Args:
             indices: int64 [b], each in 0..len - 1.
@@ -146,11 +146,11 @@ class ImageFiles:
         Raises:
             DataError: a file cannot be decoded any more.
         """
-        assert self.view is not None
-        view, draws = self.view, self.view.draw(len(indices), generator)
+        assert self.crop is not None
+        crop, draws = self.crop, self.crop.draw(len(indices), generator)
         size, channels, how = self.size, self.channels, self.interpolation
         return self._decoded(
-            indices, lambda row, index: decode_part(self.images.opened(index), view, draws[row], size, channels, how)
+            indices, lambda row, index: decode_part(self.images.opened(index), crop, draws[row], size, channels, how)
         )
 
     def _decoded(self, indices: np.ndarray, read: Callable[[int, int], np.ndarray]) -> Tensor:

@@ -149,7 +149,7 @@ def _picture(path: str, preparation: Preparation) -> Table:
         raise DataError(f"there is no file '{file}'")
     options = PixelOptions(interpolation=preparation.interpolation)
     if preparation.resize:
-        options = PixelOptions(interpolation=preparation.interpolation, views="dml", resize=preparation.resize, augment="none")
+        options = PixelOptions(interpolation=preparation.interpolation, crops="dml", resize=preparation.resize, augment="none")
     images, labels = PathImages([str(file)]), np.zeros(1, dtype=np.int64)
     table = image_table(images, labels, [""], options, path, image_size=preparation.sample_shape[1])
     table.has_labels = False

@@ -237,6 +237,6 @@ def _interpolation(config: dict[str, Any], of_trunk: Interpolation) -> Interpola
 def _resize(config: dict[str, Any], sample_shape: tuple[int, ...]) -> int:
     """Pixels to which the shorter side of the run's pictures was resized before the cut; 0: as much as covers it."""
     for table in config.values():
-        if isinstance(table, dict) and table.get("views", "square") != "square":
+        if isinstance(table, dict) and table.get("crops", "square") != "square":
             return resize_for_test(sample_shape[-1], table.get("resize"))
     return 0
