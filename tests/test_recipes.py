@@ -117,7 +117,9 @@ def test_the_command_shows_them(capsys: pytest.CaptureFixture[str]) -> None:
     listed = {row["name"]: row for row in json.loads(capsys.readouterr().out)["recipes"]}
     assert list(listed) == NAMES
     assert cli.main(["recipes", "wedl"]) == 0
-    shown = " ".join(capsys.readouterr().out.split())
+    out = capsys.readouterr().out
+    shown = " ".join(out.split())
+    assert '[triplet]\nvariant = "wedl"\n' in out
     for sentence in listed["wedl"]["differs"]:
         assert sentence in shown
     assert "dmlcore train --recipe wedl" in shown and 'variant = "wedl"' in shown and "arXiv 2107.01130" in shown

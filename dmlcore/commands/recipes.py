@@ -47,7 +47,8 @@ def show_recipe(recipe: Recipe) -> None:
     for sentence in recipe.differs:
         console.show_sentences(f"- {sentence}")
     console.show()
-    console.show(tomli_w.dumps(recipe.values).rstrip())
+    for line in tomli_w.dumps(recipe.values).rstrip().splitlines():
+        console.show(line)
     console.show()
     rest = "--data DATA" if recipe.command == "train" else "--data DATA --out FOLDER"
     console.show(f"Run it: dmlcore {recipe.command} --recipe {recipe.name} {rest}")
