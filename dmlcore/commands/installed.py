@@ -27,7 +27,7 @@ def command_manager(failed: Callable[[str, Exception], None]) -> pluggy.PluginMa
 
 
 def load_all(quick: pluggy.PluginManager, failed: Callable[[str, Exception], None]) -> None:
-    """Load the installed plugins that `command_manager` left out.
+    """Load the installed plugins that `command_manager` left out, and take those that this process has registered by itself.
 
     Args:
         quick: its manager, which gets them.
@@ -35,6 +35,11 @@ def load_all(quick: pluggy.PluginManager, failed: Callable[[str, Exception], Non
     """
     names = {name for name, _ in quick.list_name_plugin()}
     _load(quick, failed, lambda point: plugins.registered_name(point) not in names)
+    if plugins.manager.cache_info().currsize:
+        names = {name for name, _ in quick.list_name_plugin()}
+        for name, plugin in plugins.manager().list_name_plugin():
+            if plugin is not None and name not in names and hasattr(plugin, COMMANDS):
+                plugins.register(quick, plugin, name)
 
 
 def _load(
