@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from benchmarks.fidelity import adapted, ensembles, loaders, shift, sphere
+from benchmarks.fidelity import adapted, deviations, ensembles, loaders, shift, sphere, training
 from benchmarks.fidelity.rows import Row
 
 PAGE = Path(__file__).parents[2] / "docs" / "reports" / "fidelity.md"
@@ -14,6 +14,8 @@ PUBLICATIONS = {
     "The spherical embedding constraint": sphere,
     "Distribution shift: ooDML": shift,
     "Adapted deep embeddings": adapted,
+    "How the recipes train": training,
+    "Defaults that are other forms": deviations,
     "Published data sets": loaders,
 }
 HEADER = """# Fidelity to the publications
