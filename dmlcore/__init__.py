@@ -13,7 +13,7 @@ from dmlcore.version import VERSION as __version__
 
 if TYPE_CHECKING:
     from dmlcore import data, ensemble, evaluation, kernels, losses, models, serving, testing, training
-    from dmlcore.ensemble import LossEnsemble
+    from dmlcore.ensemble import LossEnsemble, distributed
     from dmlcore.losses import CrossBatchMemory
     from dmlcore.serving import load
     from dmlcore.training import train
@@ -25,6 +25,7 @@ __all__ = [
     "LossEnsemble",
     "__version__",
     "data",
+    "distributed",
     "ensemble",
     "evaluation",
     "hookimpl",
@@ -42,8 +43,8 @@ __all__ = [
 def __getattr__(name: str) -> Any:
     if name in _PACKAGES:
         return importlib.import_module(f"dmlcore.{name}")
-    if name == "LossEnsemble":
-        return importlib.import_module("dmlcore.ensemble").LossEnsemble
+    if name in ("LossEnsemble", "distributed"):
+        return getattr(importlib.import_module("dmlcore.ensemble"), name)
     if name == "CrossBatchMemory":
         return importlib.import_module("dmlcore.losses").CrossBatchMemory
     if name == "load":

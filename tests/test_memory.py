@@ -337,7 +337,7 @@ def train_with_own_memory(rank: int, folder: str) -> None:
     """One of two processes: two steps of a memory whose loss has parameters, in `DistributedDataParallel`."""
     torch.distributed.init_process_group("gloo", f"file://{folder}/store", rank=rank, world_size=2)
     ensemble = dmlcore.LossEnsemble(["ms", "proxy_anchor"], num_classes=CLASSES, embedding_dim=WIDTH)
-    memory = CrossBatchMemory(ensemble, 30, WIDTH)
+    memory = dmlcore.distributed(CrossBatchMemory(ensemble, 30, WIDTH), "local")
     parallel = torch.nn.parallel.DistributedDataParallel(memory)
     for x, y in stream(2, seed=rank):
         parallel(x.float().requires_grad_(), y).backward()
@@ -347,7 +347,7 @@ def train_with_own_memory(rank: int, folder: str) -> None:
 
 @pytest.mark.slow
 @pytest.mark.skipif(not torch.distributed.is_available(), reason="this torch has no torch.distributed")
-def test_every_process_keeps_its_own_memory(tmp_path) -> None:
+def test_a_local_memory_is_of_one_process(tmp_path) -> None:
     torch.multiprocessing.spawn(train_with_own_memory, (str(tmp_path),), nprocs=2)
     for rank in range(2):
         state = torch.load(tmp_path / f"{rank}.pt")

@@ -3,6 +3,7 @@
 The search for members is `dmlcore.ensemble.search`.
 """
 
+from dmlcore.ensemble.across_ranks import distributed
 from dmlcore.ensemble.compressor import Compressor
 from dmlcore.ensemble.diversity import distance_diversity
 from dmlcore.ensemble.ensemble import LossEnsemble
@@ -21,6 +22,7 @@ __all__ = [
     "Weighting",
     "distance_diversity",
     "distance_matching",
+    "distributed",
     "explain",
     "fit_by_distances",
     "principal_axes",

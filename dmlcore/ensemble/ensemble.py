@@ -15,8 +15,10 @@ from dmlcore.ensemble.weighting import Weighting, gradients_at, initial_weights
 from dmlcore.errors import ConfigError, PluginError
 from dmlcore.losses import Comparison, Loss, RowLoss, Rows, compare, create
 from dmlcore.losses.base import Against
+from dmlcore.losses.gathering import check_group, whole_comparison
 from dmlcore.losses.path import Outcome, compared, evaluate
 from dmlcore.losses.relations import share_a_label
+from dmlcore.ranks import Group, agreed, first_of, inside, refuse_alone, same_everywhere
 
 
 class LossEnsemble(nn.Module):
@@ -30,6 +32,8 @@ class LossEnsemble(nn.Module):
         columns: per loss the columns `(first, last + 1)` of the embeddings that it sees: heads side by side; None: all columns
             for each. Losses of the same columns share a pass. A regulariser of norms with None in its place sees every head.
         num_classes, embedding_dim: for names of losses that own proxies.
+        group: the ranks whose batches together are the batch: `"world"`, a `ProcessGroup`, a `DeviceMesh` of one dimension, or
+            a `dmlcore.ranks.Group`. None: there is one process. `"local"`: there are several, and each trains for itself.
 
     Raises:
         ConfigError: no losses, unknown names, wrong weights, wrong columns, `reduction = "none"`.
@@ -45,6 +49,7 @@ class LossEnsemble(nn.Module):
         columns: Sequence[tuple[int, int] | None] | None = None,
         num_classes: int | None = None,
         embedding_dim: int | None = None,
+        group: Any = None,
     ) -> None:
         super().__init__()
         if not losses:
@@ -66,6 +71,8 @@ class LossEnsemble(nn.Module):
         options = build_options(component.Options, weighting_options or {}, weighting)
         self.weighting: Weighting = component(initial_weights(weights, len(members)), options)
         self.columns = check_columns(columns, members)
+        self.group: Group | None = check_group(group)
+        self._is_same_everywhere = False
         self.measures_gradients = False
         self._last_gradients: Tensor | None = None
         self._last_terms: Tensor | None = None
@@ -84,14 +91,14 @@ class LossEnsemble(nn.Module):
     def rows(self, embeddings: Tensor, labels: Tensor, **against: Unpack[Against]) -> dict[int, Rows]:
         """Values and counts of every member that is defined by rows, by its index. Arguments as `forward`. A miner with a seed
         repeats its last draw."""
-        comparison, members = compare(embeddings, labels, **against), self.members
+        comparison, members = self.compared(embeddings, labels, **against), self.members
         heads = None if self.columns is None else Heads(self.columns, comparison)
         outcome = self._evaluate(comparison, members, heads, advance=False)
         rows = {index: outcome.rows_of(index) for index in range(len(members))}
         return {index: values for index, values in rows.items() if values is not None}
 
     def forward(self, embeddings: Tensor, labels: Tensor, **against: Unpack[Against]) -> Tensor:
-        """The combined loss.
+        """The combined loss. With a group every rank gives its own samples, and gets the loss of all.
 
         Args:
             embeddings: `[B, D]` floating point, raw.
@@ -106,12 +113,38 @@ class LossEnsemble(nn.Module):
         Raises:
             PluginError: a member returns something else than a scalar.
         """
-        comparison = compare(embeddings, labels, **against)
+        if self.group is None:
+            if self.training and torch.is_grad_enabled() and embeddings.requires_grad:
+                refuse_alone("an ensemble")
+            return self.value_of(compare(embeddings, labels, **against))
+        with inside():
+            return self.value_of(self.compared(embeddings, labels, **against))
+
+    def compared(self, embeddings: Tensor, labels: Tensor, state: str = "", **against: Unpack[Against]) -> Comparison:
+        """What is compared with what, of all ranks where there is a group. Arguments as `forward`, and `state` as
+        `whole_comparison`."""
+        group = self.group
+        if group is None or group.size == 1:
+            return compare(embeddings, labels, **against)
+        state = f"{state}, {'training' if self.training else 'evaluation'} mode"
+        comparison = whole_comparison(group, embeddings, labels, state, **against)
+        if not self._is_same_everywhere:
+            same_everywhere(self, str(self.describe()), group, embeddings.device)
+            self._is_same_everywhere = True
+        return comparison
+
+    def value_of(self, comparison: Comparison) -> Tensor:
+        """The combined loss of a comparison, of all ranks where there is a group."""
         weighting: Weighting = self.weighting
+        embeddings = comparison.anchors
         learns = self.training and torch.is_grad_enabled() and embeddings.requires_grad
+        group = None if self.group is None or self.group.size == 1 else self.group
         if learns and weighting.looks_ahead and weighting.due():
-            weighting.learn(alignments(self, embeddings.detach(), labels))
+            helps = alignments(self, embeddings.detach(), comparison.labels)
+            weighting.learn(helps if group is None else first_of(helps, group))
         terms = self.terms_of(comparison, advance=True)
+        if group is not None:
+            terms = agreed(terms, self.names, group)
         detached = self._last_terms = terms.detach()
         if learns and (self.measures_gradients or weighting.reads_gradients):
             stacked = torch.stack(gradients_at(embeddings, terms)).flatten(1).double()  # [L, B D]
@@ -224,7 +257,7 @@ class LossEnsemble(nn.Module):
             when its value is not finite.
         """
         spoiled = {}
-        rows, comparison = self.rows(embeddings, labels), compare(embeddings, labels)
+        rows, comparison = self.rows(embeddings, labels), self.compared(embeddings, labels)
         heads = None if self.columns is None else Heads(self.columns, comparison)
         for index, (name, loss) in enumerate(zip(self.names, self.members, strict=True)):
             if index in rows:

@@ -7,12 +7,14 @@ import abc
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, TypedDict, Unpack
 
+import torch
 from torch import Tensor, nn
 
 from dmlcore.config import build_options
 from dmlcore.errors import ConfigError
 from dmlcore.losses.comparison import Comparison, compare
 from dmlcore.losses.relations import Relation
+from dmlcore.ranks import refuse_alone
 
 
 class Against(TypedDict, total=False):
@@ -108,6 +110,8 @@ class Loss(nn.Module, abc.ABC):
         Returns:
             Scalar (or `[B]` for `reduction = "none"`).
         """
+        if references is None and self.training and torch.is_grad_enabled() and getattr(embeddings, "requires_grad", False):
+            refuse_alone(f"the loss '{self.name}'")
         return self.value_of(
             compare(
                 embeddings,

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Unpack
 
 import torch
 from torch import Tensor, nn
 
 from dmlcore.errors import ConfigError
-from dmlcore.losses.base import Loss
+from dmlcore.losses.base import Against, Loss
+from dmlcore.losses.comparison import compare
+from dmlcore.losses.gathering import whole_comparison
 from dmlcore.losses.relations import Relation, label_matrix
+from dmlcore.ranks import Group, agreed, inside, refuse_alone, same_everywhere
 
 
 class CrossBatchMemory(nn.Module):
@@ -28,8 +31,8 @@ class CrossBatchMemory(nn.Module):
     An embedding that is not finite is never stored. While the memory fills, only the others are, and the host waits for the
     device to know how many. In a full memory its place keeps the older entry, and nothing waits.
 
-    Each process of a `DistributedDataParallel` training keeps a memory of its own: the entries are no buffers, which that
-    wrapper would overwrite by those of one process. They are part of the state dict, and move with the module.
+    With a group of ranks the memory holds the batches of all ranks, the same entries on every rank. The entries are no buffers,
+    which `DistributedDataParallel` would overwrite. They are part of the state dict, and move with the module.
 
     A call changes the memory in place, so call `backward` before the next call. If a plain PyTorch loss still needs entries
     that were replaced, autograd raises an error.
@@ -43,6 +46,7 @@ class CrossBatchMemory(nn.Module):
         dtype: of the entries.
 
     Attributes:
+        group: the ranks whose batches it stores, by `dmlcore.distributed`; at first the group of an ensemble.
         queue: `[size, D]` entries; the first `filled` are in use.
         labels: `[size]` int64, or `[size, ...]` with the shape and dtype of the batch's labels.
         pointer: where the next entry goes.
@@ -71,13 +75,15 @@ class CrossBatchMemory(nn.Module):
             if isinstance(number, bool) or not isinstance(number, int) or number < least:
                 raise ConfigError(f"{name} is {number!r}, but must be a whole number >= {least}")
         self.loss = loss
+        self.group: Group | None = getattr(loss, "group", None)
+        self._is_same_everywhere = False
         self.size, self.embedding_dim, self.warmup = size, embedding_dim, warmup
         self.queue = torch.zeros(size, embedding_dim, dtype=dtype)
         self.labels = torch.zeros(size, dtype=torch.int64)
         self.pointer = self.filled = self.calls = 0
 
     def forward(self, embeddings: Tensor, labels: Tensor, *, relation: Relation | Tensor | None = None) -> Tensor:
-        """The loss of a batch against the memory.
+        """The loss of a batch against the memory. With a group every rank gives its own samples, and gets the loss of all.
 
         Args:
             embeddings: `[B, D]` floating point, `B <= size` in training.
@@ -92,6 +98,40 @@ class CrossBatchMemory(nn.Module):
         """
         if isinstance(relation, Tensor):  # labels by another name
             labels, relation = relation, None
+        group = self.group
+        if group is None:
+            if self.training and torch.is_grad_enabled() and getattr(embeddings, "requires_grad", False):
+                refuse_alone("a memory")
+            return self._of_whole(embeddings, labels, relation)
+        with inside():
+            if group.size > 1:
+                embeddings, labels = self._gathered(group, embeddings, labels, relation)
+            return self._of_whole(embeddings, labels, relation)
+
+    def _gathered(self, group: Group, embeddings: Tensor, labels: Tensor, relation: Relation | None) -> tuple[Tensor, Tensor]:
+        """The batch of all ranks."""
+        state = f", {self.filled} entries after {self.calls} calls, {'training' if self.training else 'evaluation'} mode"
+        comparison = whole_comparison(group, embeddings, labels, state, relation=relation)
+        if not self._is_same_everywhere:
+            same_everywhere(self.loss, self.extra_repr(), group, embeddings.device)
+            self._is_same_everywhere = True
+        return comparison.anchors, comparison.labels
+
+    def _value(self, embeddings: Tensor, labels: Tensor, **against: Unpack[Against]) -> Tensor:
+        """What the loss says of the batch of all ranks."""
+        group = self.group
+        if group is None or group.size == 1:
+            return self.loss(embeddings, labels, **against)
+        if isinstance(self.loss, Loss):
+            value = self.loss(embeddings, labels, **against)
+            if value.ndim:
+                raise ConfigError(f"{self.loss.name}: reduction 'none' gives a value per sample of all ranks; take another")
+            return agreed(value[None], [self.loss.name], group)[0]
+        ensemble: Any = self.loss
+        ensemble.group = group
+        return ensemble.value_of(compare(embeddings, labels, **against))
+
+    def _of_whole(self, embeddings: Tensor, labels: Tensor, relation: Relation | None) -> Tensor:
         for tensor, noun in ((embeddings, "embeddings"), (labels, "labels")):
             if not isinstance(tensor, Tensor):
                 raise ConfigError(f"{noun} must be a tensor, got {type(tensor).__name__}")
@@ -103,10 +143,10 @@ class CrossBatchMemory(nn.Module):
             own = self._enqueue(embeddings, labels)
             self.calls += 1
         if self.filled == 0 or self.calls <= self.warmup:
-            return self.loss(embeddings, labels, **relations)
+            return self._value(embeddings, labels, **relations)
         # labels are copied: a part of the loss that is computed again in backward must meet those of now
         entries, entry_labels = self.queue[: self.filled], self.labels[: self.filled].clone()
-        return self.loss(embeddings, labels, references=entries, reference_labels=entry_labels, own=own, **relations)
+        return self._value(embeddings, labels, references=entries, reference_labels=entry_labels, own=own, **relations)
 
     @torch.no_grad()
     def _enqueue(self, embeddings: Tensor, labels: Tensor) -> Tensor:

@@ -1,0 +1,46 @@
+"""`dmlcore.distributed`: a loss that sees the batch of all ranks."""
+
+from __future__ import annotations
+
+from typing import Any, overload
+
+from dmlcore.ensemble.ensemble import LossEnsemble
+from dmlcore.errors import ConfigError
+from dmlcore.losses import CrossBatchMemory, Loss
+from dmlcore.ranks import GradientRule, Group
+
+
+@overload
+def distributed(loss: CrossBatchMemory, process_group: Any = None, *, gradients: GradientRule = "mean") -> CrossBatchMemory: ...
+@overload
+def distributed(loss: Loss | LossEnsemble, process_group: Any = None, *, gradients: GradientRule = "mean") -> LossEnsemble: ...
+
+
+def distributed(
+    loss: Loss | LossEnsemble | CrossBatchMemory, process_group: Any = None, *, gradients: GradientRule = "mean"
+) -> LossEnsemble | CrossBatchMemory:
+    """A loss for a training of several processes: each gives its own samples and gets the loss of all.
+
+    Value and gradients are those of one process on the union of the batches. Ranks may have different numbers of samples, or
+    none. All ranks must call it in every step. Wrap the network in `DistributedDataParallel` or `fully_shard`, and call this
+    with what the network gives. Parameters of losses get the whole gradient on every rank, so an optimiser can step them
+    without a wrapper. A wrapper changes nothing.
+
+    Before `init_process_group`, or with one rank, it is the loss alone.
+
+    Args:
+        loss: is changed and returned, so that its parameters stay the same objects. A `Loss` becomes an ensemble of one.
+        process_group: exactly the ranks over which gradients are reduced: a `ProcessGroup`, a `DeviceMesh` of one dimension,
+            or None for all. `"local"`: each rank trains for itself.
+        gradients: whether the engine takes the `mean` over the ranks, as DDP, FSDP, accelerate and Lightning do, or the `sum`.
+
+    Raises:
+        ConfigError: no loss of dmlcore, or no group.
+    """
+    group = process_group if isinstance(process_group, Group) else Group(process_group, gradients)
+    if isinstance(loss, Loss):
+        loss = LossEnsemble([loss])
+    if not isinstance(loss, LossEnsemble | CrossBatchMemory):
+        raise ConfigError(f"a Loss, a LossEnsemble or a CrossBatchMemory can be distributed, got {type(loss).__name__}")
+    loss.group = group
+    return loss

@@ -1,0 +1,23 @@
+"""The processes that train together: who they are, and what crosses between them. What they compute of it stands with the
+losses and the training."""
+
+from __future__ import annotations
+
+from dmlcore.ranks.group import GradientRule, Group, inside, is_one_of_several, refuse_alone
+from dmlcore.ranks.layout import Layout, exchange
+from dmlcore.ranks.operators import agreed, first_of, gathered, same_everywhere, whole
+
+__all__ = [
+    "GradientRule",
+    "Group",
+    "Layout",
+    "agreed",
+    "exchange",
+    "first_of",
+    "gathered",
+    "inside",
+    "is_one_of_several",
+    "refuse_alone",
+    "same_everywhere",
+    "whole",
+]

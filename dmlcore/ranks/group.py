@@ -1,0 +1,130 @@
+"""A group of ranks: the processes whose batches together are one batch."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import threading
+from collections.abc import Iterator
+from typing import Any, Literal
+
+import torch
+
+from dmlcore.errors import ConfigError
+
+GradientRule = Literal["mean", "sum"]
+LOCAL = "local"
+"""What a group is called where every rank's batch stands for itself on purpose."""
+
+_depth = threading.local()
+
+
+class Group:
+    """The ranks over which an engine such as `DistributedDataParallel` reduces gradients.
+
+    Args:
+        ranks: `"world"` or None for all, a `ProcessGroup`, or a `DeviceMesh` of one dimension. `"local"`: this rank alone.
+        gradients: whether the engine takes the `mean` of the ranks' gradients, as DDP and FSDP do, or the `sum`.
+
+    Attributes:
+        step: of a training loop that counts its steps, so that ranks at different steps are noticed; or None.
+
+    Raises:
+        ConfigError: ranks or a rule of another kind.
+    """
+
+    def __init__(self, ranks: Any = None, gradients: GradientRule = "mean") -> None:
+        if gradients not in ("mean", "sum"):
+            raise ConfigError(f"gradients is '{gradients}', but an engine takes their mean or their sum")
+        if isinstance(ranks, str) and ranks not in ("world", LOCAL):
+            raise ConfigError(f"group is '{ranks}', but must be world, local, a ProcessGroup or a DeviceMesh")
+        if not isinstance(ranks, str) and hasattr(ranks, "get_group"):  # a mesh
+            if ranks.ndim != 1:
+                raise ConfigError(f"group is a mesh of {ranks.ndim} dimensions; flatten those that gradients are reduced over")
+            ranks = ranks.get_group()
+        elif not (ranks is None or isinstance(ranks, str) or hasattr(ranks, "size")):
+            raise ConfigError(f"group must be world, local, a ProcessGroup or a DeviceMesh, got {type(ranks).__name__}")
+        self.is_local = ranks == LOCAL
+        self.process_group = None if isinstance(ranks, str) else ranks
+        self.gradients: GradientRule = gradients
+        self.step: int | None = None
+
+    @property
+    def size(self) -> int:
+        """How many ranks there are; 1 without a process group.
+
+        Raises:
+            ConfigError: several processes were started, but no process group joins them.
+        """
+        if self.is_local:
+            return 1
+        if not _is_initialized():
+            if int(os.environ.get("WORLD_SIZE", "1") or 1) > 1:
+                raise ConfigError(
+                    "several processes were started, but no process group joins them; call"
+                    " torch.distributed.init_process_group() before the loss"
+                )
+            return 1
+        size = torch.distributed.get_world_size(self.process_group)
+        if size < 1:
+            raise ConfigError("this process is no rank of the group its loss was given")
+        return size
+
+    @property
+    def rank(self) -> int:
+        """The number of this process among the ranks, from 0."""
+        return 0 if self.size == 1 else torch.distributed.get_rank(self.process_group)
+
+    @property
+    def factor(self) -> float:
+        """What gradients of embeddings are multiplied by, so that what the engine makes of them is the whole gradient."""
+        return float(self.size) if self.gradients == "mean" else 1.0
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Group:
+        return self  # processes are not copied
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        if self.process_group is not None:
+            raise ConfigError("a loss with a ProcessGroup of its own cannot be pickled; save its state_dict()")
+        return Group, (LOCAL if self.is_local else None, self.gradients)
+
+    def __repr__(self) -> str:
+        return f"Group({'local' if self.is_local else self.process_group or 'world'}, gradients={self.gradients!r})"
+
+
+def is_one_of_several() -> bool:
+    """Whether this process has joined others in a process group."""
+    return _is_initialized() and torch.distributed.get_world_size() > 1
+
+
+@contextlib.contextmanager
+def inside() -> Iterator[None]:
+    """Calls inside the block are part of a call that knows about the ranks."""
+    _depth.number = getattr(_depth, "number", 0) + 1
+    try:
+        yield
+    finally:
+        _depth.number -= 1
+
+
+def refuse_alone(noun: str) -> None:
+    """Raise where a loss would train on the batch of this rank alone without a word: engines would average gradients that are
+    not those of the whole batch.
+
+    Args:
+        noun: what is called.
+
+    Raises:
+        ConfigError: there are several ranks, and nobody said what they mean.
+    """
+    if torch.compiler.is_compiling() or not is_one_of_several() or getattr(_depth, "number", 0):
+        return
+    size = torch.distributed.get_world_size()
+    raise ConfigError(
+        f"{noun} trains in one of {size} ranks, but sees the batch of this rank alone, so gradients would be wrong; use"
+        " dmlcore.distributed(loss), or dmlcore.distributed(loss, 'local') where that is meant"
+    )
+
+
+def _is_initialized() -> bool:
+    return torch.distributed.is_available() and torch.distributed.is_initialized()

@@ -1,0 +1,157 @@
+"""What crosses between ranks in a step, forward and backward. Backward needs no word between ranks: every rank computes the
+gradient at all rows, and takes its own."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, distributed, nn
+
+from dmlcore.errors import ConfigError
+from dmlcore.ranks.group import Group
+from dmlcore.ranks.layout import Layout
+
+ALIKE = 1e-3
+"""Relative difference below which numbers of two ranks are the same numbers: they compute them from the same bits."""
+
+
+@torch.no_grad()
+def gathered(tensors: Sequence[Tensor], layout: Layout) -> list[Tensor]:
+    """The rows of all ranks, by one all-gather of bytes, so that every dtype takes the same way.
+
+    Args:
+        tensors: `[B, ...]` each, with the rows of `layout`. All but the first dimension are the same on all ranks.
+
+    Returns:
+        `[N, ...]` each, without history.
+    """
+    flat = [tensor.flatten(1) if tensor.ndim > 1 else tensor[:, None] for tensor in tensors]
+    parts = [tensor.detach().contiguous().view(torch.uint8) for tensor in flat]  # [B, bytes]
+    widths = [part.shape[1] for part in parts]
+    rows = torch.cat(parts, 1)
+    most = max(layout.sizes)
+    if layout.count < most:
+        rows = torch.cat([rows, rows.new_zeros(most - layout.count, rows.shape[1])])
+    everything = rows.new_empty(len(layout.sizes) * most, rows.shape[1])
+    distributed.all_gather_into_tensor(everything, rows, group=layout.group.process_group)
+    if set(layout.sizes) != {most}:
+        pieces = everything.split(most)
+        everything = torch.cat([piece[:size] for piece, size in zip(pieces, layout.sizes, strict=True)])
+    columns = everything.split(widths, 1)
+    return [
+        column.contiguous().view(tensor.dtype).reshape(-1, *tensor.shape[1:])
+        for column, tensor in zip(columns, tensors, strict=True)
+    ]
+
+
+class _Whole(torch.autograd.Function):
+    """All rows in forward. In backward this rank's rows of the gradient, which is complete on every rank."""
+
+    @staticmethod
+    def forward(ctx: Any, rows: Tensor, everything: list[Tensor], layout: Layout) -> Tensor:
+        ctx.layout = layout
+        return everything.pop()
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        return gradient[ctx.layout.own] * ctx.layout.group.factor, None, None
+
+
+def whole(rows: Tensor, everything: Tensor, layout: Layout) -> Tensor:
+    """The rows of all ranks as a function of this rank's.
+
+    The gradient at all rows must be computed alike by every rank. What comes back is this rank's part of it, times what the
+    group's engine divides by.
+
+    Args:
+        rows: `[B, D]` of this rank.
+        everything: `[N, D]` from `gathered`.
+        layout: which rows are whose.
+    """
+    return _Whole.apply(rows, [everything], layout) if rows.requires_grad and torch.is_grad_enabled() else everything
+
+
+class _Replaced(torch.autograd.Function):
+    """Other numbers in forward, the gradient as it is."""
+
+    @staticmethod
+    def forward(ctx: Any, values: Tensor, others: list[Tensor]) -> Tensor:
+        return others.pop()
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
+        return gradient, None
+
+
+def agreed(values: Tensor, names: Sequence[str], group: Group) -> Tensor:
+    """Numbers that every rank has computed from the same bits, made the same to the last bit: those of rank 0.
+
+    Args:
+        values: `[L]`.
+        names: of the numbers.
+        group: of the ranks.
+
+    Raises:
+        ConfigError: on the CPU, where a number differs by more than rounding. On other devices the host would wait.
+    """
+    own = values.detach().contiguous()
+    table = _of_all(own, group)
+    first = table[0].clone()
+    if values.device.type == "cpu":
+        apart = (table - first).abs() > ALIKE * first.abs()
+        if bool(apart.any()):
+            rank, index = apart.nonzero()[0].tolist()
+            raise ConfigError(
+                f"'{names[index]}' is {table[rank, index].item():.6g} on rank {rank}, but {first[index].item():.6g} on rank 0,"
+                " for the same batch; a loss that draws must draw by a seed of its own, and its parameters must agree"
+            )
+    return _Replaced.apply(values, [first]) if values.requires_grad else first
+
+
+@torch.no_grad()
+def first_of(values: Tensor, group: Group) -> Tensor:
+    """The numbers of rank 0, where each rank has drawn some.
+
+    Args:
+        values: `[L]`.
+        group: of the ranks.
+    """
+    return _of_all(values.contiguous(), group)[0].clone()
+
+
+def _of_all(values: Tensor, group: Group) -> Tensor:
+    """`[W, L]` the numbers of all ranks."""
+    table = values.new_empty(group.size, len(values))
+    distributed.all_gather_into_tensor(table, values[None], group=group.process_group)
+    return table
+
+
+@torch.no_grad()
+def same_everywhere(module: nn.Module, form: str, group: Group, device: torch.device) -> None:
+    """Give all ranks the parameters and buffers of rank 0.
+
+    Args:
+        module: the same on all ranks, but for the numbers in it.
+        form: what must be the same beside it, in words.
+        group: of the ranks.
+        device: that the group's backend can send from.
+
+    Raises:
+        ConfigError: the modules differ.
+    """
+    state = {**dict(module.named_parameters()), **dict(module.named_buffers())}
+    own = [form, *(f"{name} {list(tensor.shape)} of {tensor.dtype}" for name, tensor in sorted(state.items()))]
+    lists: list[Any] = [None] * group.size
+    distributed.all_gather_object(lists, own, group=group.process_group)
+    for rank, other in enumerate(lists):
+        if other != lists[0]:
+            here, there = next(((a, b) for a, b in zip(lists[0], other, strict=False) if a != b), ("more", "less"))
+            raise ConfigError(f"rank {rank} has another loss than rank 0: {there} instead of {here}")
+    for _, tensor in sorted(state.items()):
+        numbers = tensor.detach().to(device).contiguous()
+        source = 0 if group.process_group is None else distributed.get_global_rank(group.process_group, 0)
+        distributed.broadcast(numbers, source, group=group.process_group)
+        tensor.copy_(numbers)

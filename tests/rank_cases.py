@@ -1,0 +1,344 @@
+"""What `test_distributed.py` runs on several ranks and on one process, whose numbers must be the same: a program that each rank
+runs, and the cases."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import torch
+from cases import CLASSES, LOSSES, WIDTH, embeddings_of
+from torch import Tensor, distributed, nn
+
+import dmlcore
+from dmlcore.losses import CrossBatchMemory, Loss, create
+from dmlcore.ranks import Group, operators
+
+SAMPLES = 26
+SPLITS = ("even", "uneven", "empty", "classes")
+"""How the samples are divided: as many each, the last rank with few, one rank with none, whole classes."""
+MINERS = ("batch_hard", "easy_positive", "multi_similarity", "pair_margin", "semihard", "angular", "distance_weighted")
+Numbers = dict[str, Tensor]
+
+
+class Part:
+    """One rank's part in a case, or the whole of it in one process.
+
+    Args:
+        rank, size: of this process; (0, 1) is the one process.
+        split: one of `SPLITS`.
+    """
+
+    def __init__(self, rank: int, size: int, split: str = "even") -> None:
+        self.rank, self.size, self.split = rank, size, split
+
+    def rows(self, labels: Tensor) -> Tensor:
+        """Which rows of the batch are this rank's. Batches are ordered so that ranks' rows follow one another."""
+        count, size = len(labels), self.size
+        if size == 1:
+            return torch.arange(count)
+        if self.split == "classes":
+            bounds = [int((labels < CLASSES * rank // size).sum()) for rank in range(size + 1)]
+        elif self.split == "even":
+            bounds = [count * rank // size for rank in range(size + 1)]
+        else:
+            bounds = [0, *(count - 3 * (size - rank) for rank in range(1, size)), count]
+            if self.split == "empty":
+                bounds[-2] = count
+        return torch.arange(bounds[self.rank], bounds[self.rank + 1])
+
+    def joined(self, loss: Any, **options: Any) -> Any:
+        """A loss as the ranks call it."""
+        return loss if self.size == 1 else dmlcore.distributed(loss, **options)
+
+    def averaged(self, network: nn.Module) -> None:
+        """What an engine does after backward."""
+        if self.size > 1:
+            for parameter in network.parameters():
+                if parameter.grad is None:
+                    parameter.grad = torch.zeros_like(parameter)
+                distributed.all_reduce(parameter.grad)
+                parameter.grad /= self.size
+
+
+def batch(seed: int = 0, samples: int = SAMPLES, dtype: torch.dtype = torch.float64) -> tuple[Tensor, Tensor]:
+    """Inputs `[N, D]` and labels, ordered by class so that ranks can hold whole classes."""
+    generator = torch.Generator().manual_seed(seed)
+    labels = torch.randint(CLASSES, (samples,), generator=generator).sort().values
+    return embeddings_of(labels, seed=seed).to(dtype), labels
+
+
+def network(dtype: torch.dtype = torch.float64) -> nn.Linear:
+    torch.manual_seed(5)
+    return nn.Linear(WIDTH, WIDTH, dtype=dtype)
+
+
+def one_step(part: Part, loss: Any, x: Tensor, y: Tensor, net: nn.Module | None = None, **keywords: Any) -> Numbers:
+    """A step without an optimiser: the value, and the gradients of the network and of the loss."""
+    net = net or network(x.dtype)
+    net.zero_grad()
+    loss.zero_grad()
+    rows = part.rows(y if y.ndim == 1 else y[:, 0])
+    value = loss(net(x[rows]), y[rows], **keywords)
+    if value.requires_grad:
+        value.backward()
+    part.averaged(net)
+    numbers = {"value": value.detach()}
+    numbers |= {f"network.{name}": p.grad.clone() for name, p in net.named_parameters() if p.grad is not None}
+    named = {name.removeprefix("losses.0."): p for name, p in loss.named_parameters()}
+    return numbers | {f"loss.{name}": p.grad.clone() for name, p in named.items() if p.grad is not None}
+
+
+def of_a_loss(index: int) -> Callable[[Part], Numbers]:
+    def run(part: Part) -> Numbers:
+        case = LOSSES[index]
+        x, y = batch(index)
+        return one_step(part, part.joined(case.create()), x, y)
+
+    return run
+
+
+def of_a_reduction(name: str, reduction: str) -> Callable[[Part], Numbers]:
+    def run(part: Part) -> Numbers:
+        torch.manual_seed(3)
+        loss = create(name, num_classes=CLASSES, embedding_dim=WIDTH, reduction=reduction).double()
+        return one_step(part, part.joined(loss), *batch(4))
+
+    return run
+
+
+def of_a_miner(miner: str) -> Callable[[Part], Numbers]:
+    def run(part: Part) -> Numbers:
+        loss = part.joined(create("contrastive", miner=miner))
+        steps = [one_step(part, loss, *batch(step)) for step in range(3)]
+        return {f"{step}.{name}": tensor for step, numbers in enumerate(steps) for name, tensor in numbers.items()}
+
+    return run
+
+
+def of_a_memory(loss: Callable[[], Any]) -> Callable[[Part], Numbers]:
+    def run(part: Part) -> Numbers:
+        torch.manual_seed(3)
+        memory = part.joined(CrossBatchMemory(loss().double(), 60, WIDTH, warmup=1, dtype=torch.float64))
+        steps = [one_step(part, memory, *batch(step)) for step in range(5)]
+        numbers = {f"{step}.{name}": tensor for step, numbers in enumerate(steps) for name, tensor in numbers.items()}
+        return {name.replace("loss.loss.", "loss."): tensor for name, tensor in numbers.items()} | memory.memory_state()
+
+    return run
+
+
+MEMBERS = ["ms", "triplet", "proxy_anchor", "norm_softmax", "histogram", "sec"]
+
+
+def ensemble(weighting: str = "fixed", dtype: torch.dtype = torch.float64, **keywords: Any) -> dmlcore.LossEnsemble:
+    torch.manual_seed(7)
+    losses = dmlcore.LossEnsemble(MEMBERS, weighting, num_classes=CLASSES, embedding_dim=WIDTH, **keywords)
+    return losses.to(dtype)
+
+
+def of_a_weighting(weighting: str, dtype: torch.dtype = torch.float64, steps: int = 8) -> Callable[[Part], Numbers]:
+    """Steps of plain descent, whose error would show: Adam does not see scales."""
+
+    def run(part: Part) -> Numbers:
+        options = {"every": 2} if weighting == "held_out" else {}
+        loss, net = part.joined(ensemble(weighting, dtype, weighting_options=options)), network(dtype)
+        loss.measures_gradients = True
+        groups: list[Any] = [{"params": [*net.parameters(), *loss.losses.parameters()], "lr": 0.05}]
+        optimiser = torch.optim.SGD([*groups, {"params": list(loss.weighting.parameters()), "lr": 1e-5}])
+        numbers: Numbers = {}
+        for step in range(steps):
+            torch.manual_seed(step)  # some weightings draw
+            numbers |= {f"{step}.{key}": n for key, n in one_step(part, loss, *batch(step, dtype=dtype), net=net).items()}
+            optimiser.step()
+        numbers |= {f"weight of {name}": w for name, w in zip(loss.names, loss.weights, strict=True)}
+        numbers |= {f"norm of {name}": n for name, n in loss.gradient_norms.items()}
+        return numbers | {f"active {name}": share for name, share in loss.active.items()}
+
+    return run
+
+
+def of_heads(part: Part) -> Numbers:
+    torch.manual_seed(7)
+    spans = [(0, 5), (5, 10), (0, 5), None]
+    losses = ["ms", "contrastive", "norm_softmax", "sec"]
+    loss = dmlcore.LossEnsemble(losses, columns=spans, num_classes=CLASSES, embedding_dim=5).double()
+    return one_step(part, part.joined(loss), *batch(2))
+
+
+def of_matrices(part: Part) -> Numbers:
+    x, y = batch(3)
+    matrix = torch.stack([y, y % 2, y % 3 == 0], 1).clamp_max(1)
+    return one_step(part, part.joined(dmlcore.LossEnsemble(["ms", "triplet", "smooth_ap"])), x, matrix)
+
+
+def same_parity(labels: Tensor, others: Tensor) -> Tensor:
+    return (labels[:, None] + others[None]) % 2 == 0
+
+
+def of_a_relation(part: Part) -> Numbers:
+    loss = part.joined(dmlcore.LossEnsemble(["ms", "contrastive", "intra_pair_variance"]))
+    return one_step(part, loss, *batch(3), relation=same_parity)
+
+
+def of_references(part: Part) -> Numbers:
+    """Each rank gives its part of the references, in which its samples stand."""
+    (x, y), loss = batch(3), part.joined(dmlcore.LossEnsemble(["ms", "triplet", "lifted_structure"]))
+    rows = part.rows(y)
+    references = (x[rows] * 1.1 + 0.1).requires_grad_()
+    own = torch.arange(len(rows))
+    numbers = one_step(part, loss, x, y, references=references, reference_labels=y[rows], own=own)
+    assert references.grad is not None
+    return numbers | {"rows of references": gathered_rows(part, references.grad / part.size)}
+
+
+def gathered_rows(part: Part, rows: Tensor) -> Tensor:
+    if part.size == 1:
+        return rows
+    lists: list[Any] = [None] * part.size
+    distributed.all_gather_object(lists, rows)
+    return torch.cat(lists)
+
+
+def of_wrapped(part: Part) -> Numbers:
+    """`DistributedDataParallel` around the network and around the losses."""
+    loss, net = part.joined(ensemble()), network()
+    x, y = batch(5)
+    if part.size == 1:
+        return one_step(part, loss, x, y, net)
+    rows = part.rows(y)
+    wrapped = nn.parallel.DistributedDataParallel(net)
+    nn.parallel.DistributedDataParallel(loss)(wrapped(x[rows]), y[rows]).backward()
+    numbers: Numbers = {f"network.{name}": p.grad.clone() for name, p in net.named_parameters() if p.grad is not None}
+    numbers |= {f"loss.{name}": p.grad.clone() for name, p in loss.named_parameters() if p.grad is not None}
+    return numbers | {"value": sum(loss.terms.values(), start=torch.zeros((), dtype=torch.float64))}
+
+
+def of_a_sum(part: Part) -> Numbers:
+    """An engine that adds gradients up."""
+    loss, net = part.joined(ensemble(), gradients="sum"), network()
+    numbers = one_step(part, loss, *batch(6), net=net)
+    return {name: n * (part.size if name.startswith("network") else 1) for name, n in numbers.items()}
+
+
+class Sideways(Loss):
+    """A loss of a third party that knows nothing of ranks."""
+
+    name = "sideways"
+    takes_references = False
+
+    def forward(self, embeddings: Tensor, labels: Tensor) -> Tensor:  # type: ignore[override]
+        return (embeddings.std(0) * labels.double().std()).sum()
+
+
+CASES: dict[str, Callable[[Part], Numbers]] = {
+    **{f"loss {case.id}": of_a_loss(index) for index, case in enumerate(LOSSES)},
+    **{f"{r} of {name}": of_a_reduction(name, r) for name in ("ms", "triplet", "arcface", "l2_norm") for r in ("mean", "sum")},
+    **{f"miner {name}": of_a_miner(name) for name in MINERS},
+    "memory of a loss": of_a_memory(lambda: create("contrastive")),
+    "memory of an ensemble": of_a_memory(ensemble),
+    "heads": of_heads,
+    "label matrices": of_matrices,
+    "relation": of_a_relation,
+    "references": of_references,
+    "wrapped": of_wrapped,
+    "sum": of_a_sum,
+    "third party": lambda part: one_step(part, part.joined(Sideways()), *batch(1)),
+    "float32": of_a_weighting("equal_gradient_norms", torch.float32, steps=1),
+}
+
+
+@contextmanager
+def fault(name: str) -> Iterator[None]:
+    """Something that is planted to be noticed."""
+    if name == "no factor":
+        with mock.patch.object(Group, "factor", 1.0):
+            yield
+    elif name == "local batch":
+        with mock.patch.object(Group, "size", 1):
+            yield
+    else:
+        assert name == "wrong rows"
+        with mock.patch.object(operators.Layout, "own", property(lambda self: slice(0, self.count))):
+            yield
+
+
+FAULTS = ("no factor", "local batch", "wrong rows")
+
+
+def refused(act: Callable[[], Any]) -> str:
+    try:
+        act()
+    except dmlcore.errors.DmlcoreError as error:
+        return str(error)
+    return "nothing was refused"
+
+
+def refusals(rank: int) -> dict[str, str]:
+    """What every rank says where something cannot be right."""
+    (x, y), net = batch(1), network()
+    part = Part(rank, distributed.get_world_size())
+    rows = part.rows(y)
+    x, y = net(x[rows]), y[rows]
+    joined = dmlcore.distributed(create("ms"))
+    group = Group()
+    stepped = dmlcore.LossEnsemble(["ms"], group=group)
+
+    def at_another_step() -> None:
+        group.step = rank
+        stepped(x, y)
+
+    class Drawing(Sideways):
+        name = "drawing"
+
+        def forward(self, embeddings: Tensor, labels: Tensor) -> Tensor:  # type: ignore[override]
+            return embeddings.sum() * torch.rand(())
+
+    torch.manual_seed(rank)
+    return {
+        "ensemble alone": refused(lambda: dmlcore.LossEnsemble(["ms"])(x, y)),
+        "loss alone": refused(lambda: create("ms")(x, y)),
+        "memory alone": refused(lambda: CrossBatchMemory(create("ms"), 60, WIDTH)(x, y)),
+        "meant": refused(lambda: dmlcore.distributed(create("ms"), "local")(x, y)),
+        "evaluation": refused(lambda: dmlcore.LossEnsemble(["ms"]).eval()(x, y)),
+        "a bad batch": refused(lambda: joined(x, y.double() if rank == 1 else y)),
+        "other widths": refused(lambda: joined(x[:, : WIDTH - rank], y)),
+        "other losses": refused(lambda: dmlcore.distributed(create("ms", alpha=2.0 + rank))(x, y)),
+        "other steps": refused(at_another_step),
+        "draws": refused(lambda: dmlcore.distributed(Drawing())(x, y)),
+        "no reduction": refused(lambda: dmlcore.distributed(create("ms", reduction="none"))),
+    }
+
+
+def main(rank: int, size: int, folder: Path, splits: list[str]) -> None:
+    """What each rank runs: all cases, the faults, and what is refused; results go to files."""
+    torch.set_num_threads(1)
+    seconds = timedelta(seconds=60)
+    distributed.init_process_group("gloo", f"file://{folder}/store", rank=rank, world_size=size, timeout=seconds)
+    cases = CASES | {f"weighting {name}": of_a_weighting(name) for name in weightings()}
+    results: dict[str, Any] = {}
+    for name, run in cases.items():
+        for split in splits if name.startswith("loss") else splits[:1]:
+            results[f"{name}, {split}"] = run(Part(rank, size, split))
+    planted = {name: of_fault(name, Part(rank, size)) for name in FAULTS}
+    torch.save({"results": results, "planted": planted, "refusals": refusals(rank)}, folder / f"{rank}.pt")
+    distributed.destroy_process_group()
+
+
+def of_fault(name: str, part: Part) -> Numbers:
+    with fault(name):
+        return one_step(part, part.joined(ensemble()), *batch(5))
+
+
+def weightings() -> list[str]:
+    from dmlcore.plugins import registry
+
+    return list(registry("weighting"))
+
+
+if __name__ == "__main__":
+    main(int(sys.argv[1]), int(sys.argv[2]), Path(sys.argv[3]), sys.argv[4].split(","))

@@ -1,0 +1,116 @@
+"""Losses on several ranks: values and gradients are those of one process on all samples. `rank_cases.py` holds the cases, and
+is the program of each rank. Processes start once for all tests of a number of ranks."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import pytest
+import rank_cases
+import torch
+from rank_cases import CASES, FAULTS, Numbers, Part
+
+TESTS = Path(__file__).parent
+SECONDS = 240
+TOLERANCE = {"float32": 1e-6, "weighting": 1e-11}
+"""Elsewhere 1e-12. Weightings are compared after eight steps, in which rounding grows."""
+
+pytestmark = pytest.mark.skipif(not torch.distributed.is_available(), reason="this torch has no torch.distributed")
+
+
+def run_ranks(size: int, folder: Path, splits: str) -> list[dict[str, Any]]:
+    """Start the ranks and wait for what they write."""
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(TESTS)}
+    command = [sys.executable, "-P", str(TESTS / "rank_cases.py")]
+    ranks = [
+        subprocess.Popen([*command, str(rank), str(size), str(folder), splits], env=environment, stderr=subprocess.PIPE)
+        for rank in range(size)
+    ]
+    try:
+        texts = [rank.communicate(timeout=SECONDS)[1].decode() for rank in ranks]
+    finally:
+        for rank in ranks:
+            rank.kill()
+    assert not any(rank.returncode for rank in ranks), "\n".join(texts)[-3000:]
+    return [torch.load(folder / f"{rank}.pt") for rank in range(size)]
+
+
+@cache
+def in_one_process(name: str) -> Numbers:
+    run = CASES.get(name) or rank_cases.of_a_weighting(name.removeprefix("weighting "))
+    return run(Part(0, 1))
+
+
+def worst(numbers: Numbers, expected: Numbers) -> float:
+    """The largest relative difference."""
+    assert set(numbers) == set(expected)
+    differences = [0.0]
+    for name, tensor in expected.items():
+        scale = max(tensor.double().norm().item(), 1e-2)  # some gradients are 0 but for rounding
+        difference = (numbers[name].double() - tensor.double()).nan_to_num(0).norm().item()
+        differences.append(difference / scale if torch.equal(numbers[name].isnan(), tensor.isnan()) else float("inf"))
+    return max(differences)
+
+
+def check(ranks: list[dict[str, Any]]) -> None:
+    """All cases of all ranks against one process."""
+    wrong = {}
+    for rank, outcome in enumerate(ranks):
+        for key, numbers in outcome["results"].items():
+            name = key.rpartition(", ")[0]
+            difference = worst(numbers, in_one_process(name))
+            if not difference < TOLERANCE.get(name.partition(" ")[0], 1e-12):
+                wrong[f"{key} on rank {rank}"] = difference
+    assert not wrong, wrong
+    assert len(ranks[0]["results"]) > 180
+    for outcome in ranks[1:]:  # numbers that steer are the same to the last bit
+        for key, numbers in outcome["results"].items():
+            for name, tensor in numbers.items():
+                if name.startswith(("weight of", "norm of", "value")):
+                    assert tensor.isfinite().all(), (key, name)
+                    assert torch.equal(tensor, ranks[0]["results"][key][name]), (key, name)
+
+
+@pytest.fixture(scope="module")
+def two(tmp_path_factory) -> list[dict[str, Any]]:
+    return run_ranks(2, tmp_path_factory.mktemp("two"), "uneven,empty")
+
+
+def test_two_ranks_are_one_process(two) -> None:
+    check(two)
+
+
+def test_planted_faults_are_seen(two) -> None:
+    expected = rank_cases.one_step(Part(0, 1), rank_cases.ensemble(), *rank_cases.batch(5))
+    for name in FAULTS:
+        assert max(worst(outcome["planted"][name], expected) for outcome in two) > 0.1, name
+
+
+def test_what_cannot_be_right_is_refused_on_every_rank(two) -> None:
+    words = {
+        "ensemble alone": ("an ensemble trains in one of 2 ranks",) * 2,
+        "loss alone": ("the loss 'ms' trains in one of 2 ranks",) * 2,
+        "memory alone": ("a memory trains in one of 2 ranks",) * 2,
+        "meant": ("nothing was refused",) * 2,
+        "evaluation": ("nothing was refused",) * 2,
+        "a bad batch": ("rank 1 refused its batch", "labels of embeddings must be whole numbers"),
+        "other widths": ("rank 0 has vectors of 11 numbers",) * 2,
+        "other losses": ("rank 1 has another loss than rank 0",) * 2,
+        "other steps": ("the ranks are at different steps: [0, 1]; rank 0 left some out",) * 2,
+        "draws": ("'drawing' is",) * 2,
+        "no reduction": ("reduction 'none'",) * 2,
+    }
+    for rank, outcome in enumerate(two):
+        assert set(outcome["refusals"]) == set(words)
+        for name, text in outcome["refusals"].items():
+            assert words[name][rank] in text and "\n" not in text, (name, text)
+
+
+@pytest.mark.slow
+def test_four_ranks_are_one_process(tmp_path) -> None:
+    check(run_ranks(4, tmp_path, "classes,uneven,empty,even"))
