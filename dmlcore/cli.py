@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from cyclopts import App, CycloptsError
 from cyclopts.exceptions import MissingArgumentError, UnknownCommandError, UnknownOptionError
 
-from dmlcore import commands, console, plugins
+from dmlcore import commands, console, launch, plugins
 from dmlcore.allocation import keep_freed_memory
 from dmlcore.commands import display
 from dmlcore.commands.installed import command_manager, load_all
@@ -46,13 +46,17 @@ def main(argv: Sequence[str] | None = None) -> int:
             if any("\0" in word for word in words):
                 raise ConfigError("a word of the command holds the character 0, which no name and no path can hold")
             with display.shown():
-                return _run(CommandLine(words))
+                line = CommandLine(words)
+                launch.check_command(line.command)
+                return _run(line)
     except KeyboardInterrupt as error:
         status = status_of(error)
-        console.fail(str(error) or "interrupted", debug=debug) if status else console.say(str(error))
+        if not launch.is_silent():
+            console.fail(str(error) or "interrupted", debug=debug) if status else console.say(str(error))
         return status
     except DmlcoreError as error:
-        console.fail(error, debug=debug)
+        if not (error.is_of_all and launch.is_silent()):
+            console.fail(f"{launch.name_of_process()}{error}" if launch.name_of_process() else error, debug=debug)
         return error.exit_status
     except BrokenPipeError:  # the reader of a pipe, such as `head`, has gone
         console.give_up_stdout()

@@ -57,7 +57,7 @@ def describe_system() -> dict[str, Any]:
     import torch
 
     from dmlcore import kernels
-    from dmlcore.training.result import versions
+    from dmlcore.training.versions import versions
 
     devices = [f"cpu ({torch.get_num_threads()} threads)"]
     devices += [f"cuda:{number} ({torch.cuda.get_device_name(number)})" for number in range(torch.cuda.device_count())]

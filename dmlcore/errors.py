@@ -10,6 +10,8 @@ class DmlcoreError(Exception):
     """Base of every error raised on purpose. The command line shows it as one line and exits with `exit_status`."""
 
     exit_status = 1
+    is_of_all = False
+    """Whether every process of a training raises it, so that the first one tells it for all."""
 
 
 class ConfigError(DmlcoreError, ValueError):
@@ -28,6 +30,18 @@ class PluginError(DmlcoreError):
 
 class TrainingError(DmlcoreError):
     """Training cannot go on: a loss or gradient that is not finite, a full disk, a damaged checkpoint."""
+
+
+class AnotherFailed(TrainingError):
+    """Another process of the training has failed. It tells why, unless it was killed."""
+
+    is_of_all = True
+
+
+def of_all(error: DmlcoreError) -> DmlcoreError:
+    """An error that every process raises."""
+    error.is_of_all = True
+    return error
 
 
 class Interrupted(KeyboardInterrupt):

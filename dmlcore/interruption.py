@@ -4,9 +4,11 @@ so that what is saved is the state between two steps."""
 from __future__ import annotations
 
 import contextlib
+import math
 import signal
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from types import FrameType
 
@@ -67,11 +69,18 @@ class Interruption:
     An exception that a handler raises is lost where Python ignores exceptions, as in finalisers. So a signal also stays
     requested until a block of `after` or `held` has raised it.
 
+    Args:
+        patience: for one of several processes, which end together: a signal is `noticed` and nothing else, until they agree to
+            set `requested`. One that comes more than so many seconds later interrupts at once. 0: there is one process.
+
     Attributes:
         requested: the signal that waits, or None.
+        noticed: the signal that the other processes are to be told of, or None.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, patience: float = 0) -> None:
+        self.patience, self._since = patience, math.inf
+        self.noticed: int | None = None
         self.requested: int | None = None
         self._waits = False
         self._writes = False
@@ -116,6 +125,10 @@ class Interruption:
             interrupt(number)
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
+        self._since = min(self._since, time.monotonic())
+        if self.patience and time.monotonic() - self._since < self.patience:
+            self.noticed = number
+            return
         waits = self._writes or (self._waits and self.requested is None)
         self.requested = number
         if not waits:

@@ -35,6 +35,7 @@ FLOORS = {
     "config": 2,
     "plugin_files": 2,
     "plugins": 3,
+    "launch": 2,
     "ranks": 2,
     "kernels": 4,
     "losses": 5,

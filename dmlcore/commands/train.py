@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from cyclopts import App
 
-from dmlcore import console
+from dmlcore import console, launch
 from dmlcore.commands.line import CommandLine
 from dmlcore.commands.progress import ProgressLogger
 from dmlcore.commands.results import show_embeddings, show_metrics
 from dmlcore.commands.trained import TRUST
+from dmlcore.config import check_range
 from dmlcore.errors import ConfigError
 from dmlcore.flags import COMMON, command, flag, parameter_name, run_settings_flags, typed_values
 from dmlcore.hookspecs import hookimpl
@@ -37,12 +39,15 @@ def dmlcore_commands(app: App, line: CommandLine) -> None:
         seeds: str | None,
         folds: int | None,
         processes: int,
+        max_restarts: int,
         json: bool,
         debug: bool,
         **tables: Any,
     ) -> int:
         options = {table: typed_values(tables[parameter_name(table)]) for table in line.components if _has_flags(line, table)}
         typed = Source("", typed_values(settings), {table: values for table, values in options.items() if values})
+        if launch.place().size > 1 and (seeds is not None or folds is not None or processes != 1):
+            raise ConfigError("--seeds, --folds and --processes start processes, but this is one of several already")
         if folds is not None and resume is not None:
             raise ConfigError("--folds cannot be given with --resume: the same command with --out goes on")
         if seeds is not None and (resume is not None or "seed" in typed.values):
@@ -51,8 +56,14 @@ def dmlcore_commands(app: App, line: CommandLine) -> None:
             return _crossed([*files, typed], folds, seeds, processes, out, json)
         if seeds is not None:
             return _repeated([*files, typed], seeds, processes, out, json)
-        if processes != 1:
-            raise ConfigError("--processes is for --seeds and --folds: one run trains in one process")
+        if processes != 1 or max_restarts:
+            check_range("processes", processes, least=1)
+            check_range("max_restarts", max_restarts, least=0)
+            if max_restarts and out is None and resume is None:
+                raise ConfigError("--max-restarts needs --out, the folder in which the run goes on")
+            if resume is None:
+                _check([*files, typed], out)
+            return launch.start(processes, _words_of_a_process(line.words), max_restarts, console.fail)
         if resume is not None:
             _refuse_beside_resume(resume, [("config", config), ("out", out)], typed)
             result = _resumed(resume, checkpoint, trust_plugins, typed.values)
@@ -60,7 +71,8 @@ def dmlcore_commands(app: App, line: CommandLine) -> None:
             raise ConfigError("--trust-plugins is for --resume; files that you name yourself are run anyway")
         else:
             result = _trained([*files, typed], out)
-        console.show_json(result) if json else show_result(result)
+        if launch.place().rank == 0:
+            console.show_json(result) if json else show_result(result)
         return 0
 
     flags = [
@@ -78,7 +90,8 @@ def dmlcore_commands(app: App, line: CommandLine) -> None:
             "Folds of the training and validation classes: a run for each, validated on it, and their embeddings side by side."
             " --out goes on.",
         ),
-        flag("processes", int, "Runs at a time with --seeds and --folds, each with one thread.", 1),
+        flag("processes", int, "Processes that train together, on this machine. With --seeds and --folds: runs at a time.", 1),
+        flag("max_restarts", int, "With --processes: how often all begin again at the last checkpoint when one dies.", 0),
         *COMMON,
     ]
     app.command(command(train, flags, TEXT + ("" if line.components else f"\n\n{MORE}")), name="train")
@@ -93,6 +106,26 @@ def choose_components(line: CommandLine) -> list[Source]:
         flags = Source("", {name: value for name, value in values.items() if name in (*CHOOSING, *SPEAKING)}, {})
         _, line.components = choose(with_implied([*files, flags]))
     return files
+
+
+def _check(sources: list[Source], out: Path | None) -> None:
+    """Refuse here, in one line, what every process would refuse."""
+    from dmlcore.training import RunConfig
+    from dmlcore.training.folder import RunFolder
+
+    config = RunConfig.resolve(sources)
+    RunFolder.choose(out, config.settings.losses.names)
+
+
+def _words_of_a_process(words: Sequence[str]) -> list[str]:
+    """The command of each of several processes: without the flags that start them."""
+    left, words = [], iter(words)
+    for word in words:
+        if word.partition("=")[0] not in ("--processes", "--max-restarts"):
+            left.append(word)
+        elif "=" not in word:
+            next(words, None)
+    return left
 
 
 def _has_flags(line: CommandLine, table: str) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -41,6 +42,7 @@ class ShiftAugmentation:
     slant: float = 0.15
     scale: float = 1.15
     flip: bool = False
+    by_sample: ClassVar[bool] = True
 
     def __call__(self, images: Tensor, generator: torch.Generator) -> Tensor:
         """Changed images.
@@ -75,6 +77,7 @@ class CropAugmentation:
     area: float = 0.3
     aspect: float = 4 / 3
     flip: bool = True
+    by_sample: ClassVar[bool] = True
 
     def __call__(self, images: Tensor, generator: torch.Generator) -> Tensor:
         """Changed images.

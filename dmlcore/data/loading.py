@@ -57,6 +57,7 @@ class Batches(Iterator[tuple[Tensor, Tensor]]):
         augment: change the samples at random, if the data has an augmentation.
         seed: of the augmentation. The n-th batch has a random stream of its own.
         pinned: give batches in memory from which a GPU copies while the program goes on.
+        part: the places in a batch whose samples are given; None: all. Labels are those of the whole batch.
     """
 
     def __init__(
@@ -68,13 +69,14 @@ class Batches(Iterator[tuple[Tensor, Tensor]]):
         augment: bool = False,
         seed: int = 0,
         pinned: bool = False,
+        part: slice | None = None,
     ) -> None:
         self._sampler = sampler
         self._resumable = sampler if isinstance(sampler, BatchSampler) else None
         self._state = self._resumable.state_dict() if self._resumable else None
         self._asked: deque[dict[str, Any]] = deque()  # states after the batches that workers prepare
         self._pinned = pinned
-        tasks = _Tasks(dataset, augment, seed)
+        tasks = _Tasks(dataset, augment, seed, part)
         if workers is None:
             workers = default_workers(dataset, sampler)
         if workers and not dataset.in_memory:
@@ -171,16 +173,32 @@ class _Steps:
 class _Tasks(Dataset):
     """What a worker does: a whole batch from its number and its indices."""
 
-    def __init__(self, dataset: LabelledDataset, augment: bool, seed: int) -> None:
+    def __init__(self, dataset: LabelledDataset, augment: bool, seed: int, part: slice | None = None) -> None:
         self._dataset = dataset
+        self._part = part
         self._augment = augment
         self._seed = seed
 
     def __getitem__(self, task: tuple[int, list[int]]) -> tuple[Tensor, Tensor]:
         step, indices = task
         generator = torch.Generator().manual_seed(int(np.random.SeedSequence((self._seed, 5, step)).generate_state(1)[0]))
-        samples = self._dataset.batch(indices, augment=self._augment, generator=generator)
+        if self._part is None:
+            samples = self._dataset.batch(indices, augment=self._augment, generator=generator)
+        else:
+            samples = self._samples_of(self._part, indices, generator)
         return samples, torch.from_numpy(self._dataset.dense_labels[np.asarray(indices)])
+
+    def _samples_of(self, part: slice, indices: list[int], generator: torch.Generator) -> Tensor:
+        """Some samples of a batch, changed as they would be in the whole of it."""
+        augmentation = self._dataset.augmentation if self._augment else None
+        if augmentation is None:
+            return self._dataset.batch(indices[part])
+        if not getattr(augmentation, "by_sample", False):  # it may mix samples
+            return self._dataset.batch(indices, augment=True, generator=generator)[part]
+        samples = self._dataset.batch(indices[part])
+        everything = samples.new_zeros(len(indices), *samples.shape[1:])  # its random numbers are those of the whole batch
+        everything[part] = samples
+        return augmentation(everything, generator)[part]
 
 
 def batches(
@@ -191,9 +209,10 @@ def batches(
     augment: bool = False,
     seed: int = 0,
     pinned: bool = False,
+    part: slice | None = None,
 ) -> Batches:
     """An iterator of batches. See `Batches`."""
-    return Batches(dataset, sampler, workers=workers, augment=augment, seed=seed, pinned=pinned)
+    return Batches(dataset, sampler, workers=workers, augment=augment, seed=seed, pinned=pinned, part=part)
 
 
 def default_workers(dataset: LabelledDataset, sampler: Iterable[list[int]]) -> int:

@@ -33,6 +33,9 @@ class Transform(ABC):
     Options: ClassVar[type] = TransformOptions
     accepts: ClassVar[frozenset[str]] = frozenset(("images",))
     """Kinds of data it can change: `images`, `features`."""
+    by_sample: ClassVar[bool] = False
+    """Whether a sample's change depends on no other sample of the batch, but for the random numbers drawn. Then each of several
+    processes reads its own samples only."""
 
     def __init__(self, options: Any = None, **named: Any) -> None:
         if options is not None and named:
@@ -71,6 +74,7 @@ class Transforms:
                     f" {kind}"
                 )
         self.transforms = list(transforms)
+        self.by_sample = all(transform.by_sample for transform in self.transforms)
 
     def __call__(self, samples: Tensor, generator: torch.Generator) -> Tensor:
         """Changed samples `[B, ...]`.

@@ -5,7 +5,8 @@ themselves are in `metrics`.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Sequence
+import itertools
+from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -18,6 +19,8 @@ from dmlcore.evaluation.metric import Metric, further
 from dmlcore.evaluation.metrics import RECALL_AT
 from dmlcore.evaluation.queries import QueryScores, rank_queries
 from dmlcore.evaluation.reranking import reranked_metrics
+from dmlcore.ranks import Group, Layout, gathered
+from dmlcore.ranks.dividing import dividing, share_of
 
 if TYPE_CHECKING:
     from dmlcore.data import LabelledDataset
@@ -46,10 +49,14 @@ def _evaluating(model: nn.Module) -> Iterator[None]:
         model.train(was_training)
 
 
-def samples(dataset: LabelledDataset, batch_size: int = 256, workers: int | None = 0) -> Iterator[Tensor]:
-    """All samples in order, as float32 batches [b, ...] without augmentation."""
+def samples(
+    dataset: LabelledDataset, batch_size: int = 256, workers: int | None = 0, numbers: range | None = None
+) -> Iterator[Tensor]:
+    """All samples in order, as float32 batches [b, ...] without augmentation; of `numbers`, these batches only."""
     from dmlcore.data import OrderedBatches, batches
 
+    if numbers is not None and len(numbers) * batch_size < len(dataset):
+        dataset = dataset.between(numbers.start * batch_size, min(numbers.stop * batch_size, len(dataset)))
     ordered = batches(dataset, OrderedBatches(len(dataset), batch_size), workers=workers)
     for inputs, _ in progress.track(ordered, "embedding samples", len(dataset), batch_size):
         yield inputs
@@ -70,14 +77,32 @@ def embed(model: nn.Module, dataset: LabelledDataset, *, batch_size: int = 256, 
     device = next((p.device for p in model.parameters()), torch.device("cpu"))
     serve = getattr(model, "serve", model)  # of an EmbeddingModel, whose own call gives what losses train on
     with _evaluating(model):
-        parts = [serve(inputs.to(device)).float() for inputs in samples(dataset, batch_size, workers)]
-    embeddings = torch.cat(parts)
+        if (group := dividing()) is None:
+            embeddings = torch.cat([serve(inputs.to(device)).float() for inputs in samples(dataset, batch_size, workers)])
+        else:  # by whole batches, so that every number is that of one process to the last bit
+            embeddings = _divided(group, dataset, batch_size, workers, lambda inputs: serve(inputs.to(device)).float())
     if embeddings.ndim != 2 or len(embeddings) != len(dataset):
         raise PluginError(
             f"the model gave embeddings of shape {tuple(embeddings.shape)} for {len(dataset)} samples;"
             f" expected ({len(dataset)}, D)"
         )
     return embeddings
+
+
+def _divided(
+    group: Group, dataset: LabelledDataset, batch_size: int, workers: int | None, call: Callable[[Tensor], Tensor]
+) -> Tensor:
+    """What a function makes of all batches, each computed by one rank: `[N, D]` on all of them."""
+    count = -(-len(dataset) // batch_size)
+    shares = [share_of(count, rank, group.size) for rank in range(group.size)]
+    bounds = [min(share.start * batch_size, len(dataset)) for share in shares] + [len(dataset)]
+    sizes = tuple(stop - start for start, stop in itertools.pairwise(bounds))
+    numbers = shares[group.rank]
+    if numbers:
+        rows = torch.cat([call(inputs) for inputs in samples(dataset, batch_size, workers, numbers)])
+    else:  # one sample, for the width
+        rows = call(dataset.between(0, 1).batch([0]))[:0]
+    return gathered([rows], Layout(group, group.rank, sizes))[0]
 
 
 def embed_named(

@@ -80,6 +80,14 @@ class Group:
         """What gradients of embeddings are multiplied by, so that what the engine makes of them is the whole gradient."""
         return float(self.size) if self.gradients == "mean" else 1.0
 
+    def all_gather(self, own: torch.Tensor) -> torch.Tensor:
+        """The tensors of all ranks, one behind the other: `[W B, ...]` of `[B, ...]`, which have one shape on all."""
+        everything = own.new_empty(self.size * len(own), *own.shape[1:])
+        # torch 2.14 has given the function another name
+        gather = getattr(torch.distributed, "all_gather_single", None) or torch.distributed.all_gather_into_tensor
+        gather(everything, own.contiguous(), group=self.process_group)
+        return everything
+
     def __deepcopy__(self, memo: dict[int, Any]) -> Group:
         return self  # processes are not copied
 
@@ -107,6 +115,11 @@ def inside() -> Iterator[None]:
         _depth.number -= 1
 
 
+def is_inside() -> bool:
+    """Whether this is part of a call that all ranks take part in."""
+    return getattr(_depth, "number", 0) > 0
+
+
 def refuse_alone(noun: str) -> None:
     """Raise where a loss would train on the batch of this rank alone without a word: engines would average gradients that are
     not those of the whole batch.
@@ -117,7 +130,7 @@ def refuse_alone(noun: str) -> None:
     Raises:
         ConfigError: there are several ranks, and nobody said what they mean.
     """
-    if torch.compiler.is_compiling() or not is_one_of_several() or getattr(_depth, "number", 0):
+    if torch.compiler.is_compiling() or not is_one_of_several() or is_inside():
         return
     size = torch.distributed.get_world_size()
     raise ConfigError(

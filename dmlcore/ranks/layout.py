@@ -63,9 +63,7 @@ def exchange(
     """
     step = -1 if group.step is None else group.step
     word = torch.tensor([[error is not None, step, zlib.crc32(form.encode()), *counts]], dtype=torch.int64, device=device)
-    table = word.new_empty(group.size, word.shape[1])
-    distributed.all_gather_into_tensor(table, word, group=group.process_group)
-    failed, steps, forms, *sizes = table.T.tolist()
+    failed, steps, forms, *sizes = group.all_gather(word).T.tolist()
     if any(failed):
         if error is not None:
             raise error

@@ -34,8 +34,7 @@ def gathered(tensors: Sequence[Tensor], layout: Layout) -> list[Tensor]:
     most = max(layout.sizes)
     if layout.count < most:
         rows = torch.cat([rows, rows.new_zeros(most - layout.count, rows.shape[1])])
-    everything = rows.new_empty(len(layout.sizes) * most, rows.shape[1])
-    distributed.all_gather_into_tensor(everything, rows, group=layout.group.process_group)
+    everything = layout.group.all_gather(rows)
     if set(layout.sizes) != {most}:
         pieces = everything.split(most)
         everything = torch.cat([piece[:size] for piece, size in zip(pieces, layout.sizes, strict=True)])
@@ -97,8 +96,7 @@ def agreed(values: Tensor, names: Sequence[str], group: Group) -> Tensor:
     Raises:
         ConfigError: on the CPU, where a number differs by more than rounding. On other devices the host would wait.
     """
-    own = values.detach().contiguous()
-    table = _of_all(own, group)
+    table = group.all_gather(values.detach()[None])  # [W, L]
     first = table[0].clone()
     if values.device.type == "cpu":
         apart = (table - first).abs() > ALIKE * first.abs()
@@ -119,14 +117,7 @@ def first_of(values: Tensor, group: Group) -> Tensor:
         values: `[L]`.
         group: of the ranks.
     """
-    return _of_all(values.contiguous(), group)[0].clone()
-
-
-def _of_all(values: Tensor, group: Group) -> Tensor:
-    """`[W, L]` the numbers of all ranks."""
-    table = values.new_empty(group.size, len(values))
-    distributed.all_gather_into_tensor(table, values[None], group=group.process_group)
-    return table
+    return group.all_gather(values[None])[0].clone()
 
 
 @torch.no_grad()

@@ -9,7 +9,19 @@ from dmlcore.training.folder import RunFolder
 from dmlcore.training.settings import PLACES
 from dmlcore.training.sources import Source
 
-CHANGEABLE = ("steps", "epochs", "loggers", "log_every", "report", "workers", "device", "stop_after", "patience", "accumulate")
+CHANGEABLE = (
+    "steps",
+    "epochs",
+    "loggers",
+    "log_every",
+    "report",
+    "workers",
+    "device",
+    "stop_after",
+    "timeout",
+    "patience",
+    "accumulate",
+)
 """Settings that may be given anew to a run that goes on: how long it learns, where and in how many parts, but not what from."""
 
 

@@ -44,6 +44,8 @@ class Events:
         Raises:
             DmlcoreError: what a logger or a hook raises on purpose, to stop the run.
         """
+        if not self.run.writes:  # the process that writes tells for all
+            return
         for logger in self.loggers:
             self._tell_logger(logger, event, functools.partial(call, logger))
         hook = f"dmlcore_{event}"

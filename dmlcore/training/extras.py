@@ -16,6 +16,7 @@ from dmlcore.training.settings import Settings
 if TYPE_CHECKING:
     from dmlcore.data import LabelledDataset
     from dmlcore.models import EmbeddingModel
+    from dmlcore.training.processes import Processes
 
 FITTED = 20_000  # samples that a compressor is fitted to, at most, evenly spread over the training data
 
@@ -68,13 +69,20 @@ class Compression:
         """Whether the compressor is fitted to embeddings, rather than trained online."""
         return self.model.compressor is not None and self.optimiser is None
 
-    def step(self, samples: Tensor) -> float | None:
-        """Train an online compressor on a batch, after the model's own step; returns its loss before the step."""
+    def step(self, samples: Tensor, processes: Processes | None = None) -> float | None:
+        """Train an online compressor on a batch, after the model's own step; returns its loss before the step.
+
+        Args:
+            samples: of this process.
+            processes: whose samples together are the batch.
+        """
         compressor = self.model.compressor
         if compressor is None or self.optimiser is None:
             return None
         with torch.no_grad():
-            z = self.model.compressible(self.model.whole(self.model(samples)))  # [B, m D]
+            outputs = self.model(samples)
+            outputs = outputs if processes is None else processes.whole_of_parts(outputs)
+            z = self.model.compressible(self.model.whole(outputs))  # [B, m D]
         self.optimiser.zero_grad(set_to_none=True)
         value = compressor.online_loss(z)
         value.backward()

@@ -65,6 +65,11 @@ class RunFolder:
         """The folder in which a run keeps what its trunk was made of. None: there is no run yet, or nothing is kept."""
         return self.trunk if self.config.is_file() and self.trunk.is_dir() else None
 
+    @property
+    def is_begun(self) -> bool:
+        """Whether a run has been made in it."""
+        return self.config.is_file()
+
     @classmethod
     def choose(cls, path: str | Path | None, losses: Sequence[str]) -> RunFolder:
         """A folder for a new run; nothing is written before `make`.

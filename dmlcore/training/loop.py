@@ -18,14 +18,20 @@ from dmlcore.errors import Interrupted, TrainingError, status_of
 from dmlcore.evaluation import evaluating
 from dmlcore.files import encoded
 from dmlcore.interruption import Interruption
+from dmlcore.ranks import inside
+from dmlcore.ranks.dividing import divided
 from dmlcore.training import reporting
 from dmlcore.training.events import Events
 from dmlcore.training.guards import Guards
 from dmlcore.training.loggers import Logger
 from dmlcore.training.objects import how_to_give, needed_objects
+from dmlcore.training.processes import naming_dead_processes
 from dmlcore.training.result import CHOSEN_BY, final_result
 from dmlcore.training.run import Run
 from dmlcore.training.step import take_step
+
+PATIENCE = 10
+"""Seconds in which a second signal is taken for the same as the first. A launcher hands on what a terminal has sent to all."""
 
 
 class Training:
@@ -51,13 +57,15 @@ class Training:
         self.deadline = deadline
         self.goes_on = goes_on
         self.events = Events(run, loggers)
-        self.interruption = Interruption()
+        self.interruption = Interruption(0 if run.processes is None else PATIENCE)
         self.guards = Guards(run)
         self.is_between_steps = True
+        self.is_time_up = False
         encoded(run.config.toml(), run.folder.config.name)  # before a folder is made
         run.folder.lock(self.events.note)
         if state is None:
-            run.model.trunk.keep(run.folder.trunk)
+            if run.writes:
+                run.model.trunk.keep(run.folder.trunk)
             run.folder.make(run.config.toml(), run.splits.record() if run.splits.record is not None else None)
             run.folder.clear_records()
             run.save_start()
@@ -81,7 +89,7 @@ class Training:
                 events.tell("training_ended", lambda logger: logger.ended(run, result), result=result)
             return result
         except (KeyboardInterrupt, TrainingError) as error:
-            number = self.interruption.requested
+            number = self.interruption.requested or self.interruption.noticed
             if isinstance(error, TrainingError) and number is None:
                 raise
             # A signal to all processes may end one that loads data, and so a step, before it is noticed here.
@@ -118,7 +126,8 @@ class Training:
             began = time.perf_counter()
             inputs, labels = next(batches)
             self.is_between_steps = False
-            measured = take_step(run, inputs, labels)
+            with naming_dead_processes(run.processes, run.saved_note), inside():
+                measured = take_step(run, inputs, labels)
             warnings = list(self.guards.of_step(measured))
             if measured.step % run.config.settings.run.log_every == 0 or measured.step == 1:
                 warnings += self.guards.of_batch(labels)
@@ -130,6 +139,17 @@ class Training:
             for text in warnings:
                 self.events.note(text)
             self.events.tell("step_ended", lambda logger: logger.step_ended(run, record), record=record)
+            self._agree_on_end()
+
+    def _agree_on_end(self) -> None:
+        """Let all processes end after the same step: a signal to one interrupts all, and time is up for all."""
+        is_time_up = self.deadline is not None and time.monotonic() >= self.deadline
+        if self.run.processes is not None:
+            with naming_dead_processes(self.run.processes, self.run.saved_note):
+                number, is_late = self.run.processes.highest(self.interruption.noticed or 0, is_time_up)
+            self.interruption.requested, is_time_up = number or None, bool(is_late)
+            self.interruption.noticed = None
+        self.is_time_up = is_time_up
 
     def _train(self) -> None:
         run = self.run
@@ -144,7 +164,7 @@ class Training:
                 score = self._evaluate()
                 if not self.goes_on(run, score):
                     return
-            if self.deadline is not None and time.monotonic() >= self.deadline and run.step < run.steps:
+            if self.is_time_up and run.step < run.steps:
                 raise Interrupted(status=0)
 
     def _is_out_of_patience(self) -> bool:
@@ -159,6 +179,23 @@ class Training:
         """Measure what is served on the validation classes, and keep what belongs to it; returns the MAP@R."""
         run = self.run
         began = time.perf_counter()
+        if run.processes is not None:
+            return self._evaluate_together()
+        return self._measure(began)
+
+    def _evaluate_together(self) -> float:
+        """The same by several processes, which divide the embedding. An interrupt waits for the end."""
+        run = self.run
+        assert run.processes is not None
+        with self.interruption.after(), naming_dead_processes(run.processes, run.saved_note):
+            run.processes.check_together([*run.model.parameters(), *run.ensemble.parameters()], run.step)
+            with divided(run.processes.group):
+                score = self._measure(time.perf_counter())
+            self._agree_on_end()
+        return score
+
+    def _measure(self, began: float) -> float:
+        run = self.run
         run.prepare_to_serve()
         metrics = evaluating.evaluate_model(
             run.served, run.splits.validation, workers=run.config.settings.data.workers, metrics=run.metrics
@@ -216,6 +253,9 @@ class Training:
         self.events.tell("checkpoint_saved", lambda logger: logger.checkpoint_saved(run, name, path), name=name, path=path)
 
     def _finish(self) -> dict[str, Any]:
+        self.interruption.patience = 0  # what follows is done by one process
+        if not self.run.writes:
+            return {"run": str(self.run.folder.path)}
         if self.run.step < self.run.steps:
             self.events.note(f"no better evaluation since step {self.run.best.step}: training ends at step {self.run.step}")
         self.events.note(f"evaluating the {'best' if self.run.validates else 'last'} checkpoint and the baselines")

@@ -17,7 +17,7 @@ from dmlcore.reports.run_facts import RunFacts, look
 from dmlcore.reports.run_page import run_page
 from dmlcore.training.configuration import RunConfig
 from dmlcore.training.folder import RunFolder
-from dmlcore.training.result import versions
+from dmlcore.training.versions import versions
 
 
 def gather(

@@ -4,11 +4,8 @@ holds.
 
 from __future__ import annotations
 
-import contextlib
-import platform
 import sys
 from collections.abc import Sequence
-from importlib import metadata
 from typing import Any
 
 from torch import Tensor
@@ -20,7 +17,7 @@ from dmlcore.models import EmbeddingModel
 from dmlcore.training import checkpoints
 from dmlcore.training.beginning import baseline_model, name_of_baseline
 from dmlcore.training.run import Run
-from dmlcore.version import VERSION
+from dmlcore.training.versions import versions
 
 CHOSEN_BY = "map@r"  # of the validation classes
 
@@ -125,12 +122,3 @@ def named_metrics(
         for name, values in evaluating.evaluate_named(model, dataset, workers=workers, metrics=metrics).items():
             embeddings.setdefault(name, {})[part] = values
     return {"embeddings": embeddings}
-
-
-def versions() -> dict[str, str]:
-    """Versions that decide about a run's numbers."""
-    installed = {"dmlcore": VERSION, "python": platform.python_version()}
-    for name in ("torch", "torchvision", "numpy"):
-        with contextlib.suppress(metadata.PackageNotFoundError):
-            installed[name] = metadata.version(name)
-    return installed

@@ -20,6 +20,7 @@ from dmlcore.data.views import with_views
 from dmlcore.errors import ConfigError, TrainingError
 from dmlcore.evaluation import Metric
 from dmlcore.models import EmbeddingModel
+from dmlcore.ranks.statistics import share_statistics
 from dmlcore.training import building, checkpoints, requirements
 from dmlcore.training.adapting import check_losses, for_label_sets
 from dmlcore.training.averaging import AveragedWeights
@@ -30,6 +31,7 @@ from dmlcore.training.folder import RunFolder
 from dmlcore.training.freezing import freeze_parts
 from dmlcore.training.optimiser import build_optimiser
 from dmlcore.training.passage import Passage
+from dmlcore.training.processes import Processes
 from dmlcore.training.random_state import random_state, restore_random_state, seed_everything
 
 
@@ -49,6 +51,7 @@ class Run:
         folder: where its files lie.
         recorded: the split that was kept when the run was made. None: the run is new, and draws one.
         is_resumed: the weights are replaced at once by those of a checkpoint, so what they begin with need not be there.
+        processes: that train together; None: this one is alone.
 
     Attributes:
         config: completed `RunConfig`.
@@ -79,11 +82,17 @@ class Run:
     """
 
     def __init__(
-        self, config: RunConfig, folder: RunFolder, recorded: RecordedSplit | None = None, is_resumed: bool = False
+        self,
+        config: RunConfig,
+        folder: RunFolder,
+        recorded: RecordedSplit | None = None,
+        is_resumed: bool = False,
+        processes: Processes | None = None,
     ) -> None:
         settings, optimiser = config.settings, config.settings.optimiser
         self.folder = folder
-        self.device = building.choose_device(settings.run.device)
+        self.processes = processes
+        self.device = building.choose_device(settings.run.device) if processes is None else processes.device
         self.splits = building.open_splits(config, recorded, is_whole=True, kept=folder.kept_trunk)
         if settings.data.views is not None:
             check_losses(config)
@@ -91,6 +100,8 @@ class Run:
         train = self.splits.train
         self.classes_per_batch = min(settings.data.classes_per_batch, train.num_labels)
         self.batch_size = self.classes_per_batch * settings.data.samples_per_class
+        if processes is not None and self.batch_size < processes.size:
+            raise ConfigError(f"a batch has {self.batch_size} samples, which {processes.size} processes cannot divide")
         self.steps = building.count_steps(settings, len(train) * (settings.data.views or 1), self.batch_size)
         if train.sets is not None:
             config = for_label_sets(config, self.splits)
@@ -112,6 +123,8 @@ class Run:
             self._format = torch.channels_last
             model.trunk.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.model = model
+        if processes is not None:
+            share_statistics(model, processes.group, self.device)
         self.ensemble = building.build_ensemble(self.config, train.num_classes, self.model.trunk.features).to(self.device)
         self.extras = Extras(self.model, self.config.settings)
         self.memory = building.build_memory(self.config, self.ensemble, self.model, self.batch_size)
@@ -164,6 +177,11 @@ class Run:
             )
 
     @property
+    def writes(self) -> bool:
+        """Whether this process writes what the run leaves; one of several does."""
+        return self.processes is None or self.processes.is_first
+
+    @property
     def validates(self) -> bool:
         """Whether a validation part chooses the checkpoint; else the last one is taken."""
         return self.config.settings.run.validation != "none"
@@ -201,6 +219,7 @@ class Run:
             augment=True,
             seed=settings.run.seed,
             pinned=self.device.type == "cuda",
+            part=None if self.processes is None else self.processes.part(self.batch_size),
         )
         sets = self.splits.train.sets
         for inputs, labels in self._batches:
@@ -240,11 +259,13 @@ class Run:
 
     def save_start(self) -> None:
         """Write `checkpoints/start.pt` for a module from Python, whose first weights nobody can draw again."""
-        if self.config.objects.model is not None:
+        if self.config.objects.model is not None and self.writes:
             checkpoints.save_start(self.folder.checkpoints, self.weights())
 
     def save_best(self) -> Path:
         """Write `checkpoints/best.pt`; returns its path."""
+        if not self.writes:
+            return checkpoints.path_of(self.folder.checkpoints, "best")
         return checkpoints.save(self.folder.checkpoints, "best", self.weights())
 
     def save(self, seconds: float) -> Path:
@@ -253,6 +274,9 @@ class Run:
         Args:
             seconds: time trained so far.
         """
+        if not self.writes:
+            self.saved = self.step
+            return checkpoints.path_of(self.folder.checkpoints, "last")
         state = {
             **self.state(),
             "evaluated": self.evaluated,

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from dmlcore import plugins, trust
+from dmlcore import launch, plugins, trust
 from dmlcore.config import seconds_of
 from dmlcore.data import RecordedSplit
-from dmlcore.errors import ConfigError, TrainingError
+from dmlcore.errors import ConfigError, TrainingError, of_all
 from dmlcore.files import make_folder, write_atomically
 from dmlcore.training import checkpoints
+from dmlcore.training.agreement import check_run
 from dmlcore.training.building import build_components, open_splits
 from dmlcore.training.changes import CHANGEABLE, check_unchanged
 from dmlcore.training.configuration import RunConfig
@@ -22,6 +24,7 @@ from dmlcore.training.loggers import Logger
 from dmlcore.training.loop import Training
 from dmlcore.training.members import SEARCH, choose_members
 from dmlcore.training.objects import Objects, check_objects, parted
+from dmlcore.training.processes import Processes, folder_for, together
 from dmlcore.training.run import Run
 from dmlcore.training.sources import Source
 
@@ -59,7 +62,8 @@ def train(
         values: settings and options, instead of `config`.
 
     Returns:
-        What `result.json` holds, with `run`, the folder.
+        What `result.json` holds, with `run`, the folder. Of several processes the first one evaluates, and the others return
+        the folder alone.
 
     Raises:
         ConfigError: settings, options or data that cannot be used, or a folder that holds another run.
@@ -85,9 +89,19 @@ def train(
     if config is None:
         values, objects = parted(data, model, losses, values)
         config = RunConfig.create(**values).with_objects(objects)
-    folder = RunFolder.choose(out, names_of_losses(config))
-    with plugins.blaming():
-        return _train(config, folder, [*build_components(config, "logger"), *loggers], None, split)
+    with together(config.settings.run) as processes:
+        if processes is not None and launch.restarts() and processes.same(out is not None and RunFolder(Path(out)).is_begun):
+            assert out is not None  # torchrun has started the same command again
+            return _resume(out, checkpoint, trusts_plugins, loggers, {}, config.objects, processes)
+        folder = folder_for(processes, functools.partial(RunFolder.choose, out, names_of_losses(config)))
+        with plugins.blaming():
+            return _train(config, folder, _listeners(config, loggers, processes), None, split, processes)
+
+
+def _listeners(config: RunConfig, loggers: Sequence[Logger], processes: Processes | None) -> list[Logger]:
+    """The loggers of a run: none in a process for which another speaks."""
+    speaks = processes is None or processes.is_first
+    return [*build_components(config, "logger"), *loggers] if speaks else []
 
 
 def _resume(
@@ -97,6 +111,7 @@ def _resume(
     loggers: Sequence[Logger],
     values: dict[str, Any],
     objects: Objects,
+    processes: Processes | None = None,
 ) -> dict[str, Any]:
     if checkpoint not in ("last", "previous"):
         raise ConfigError(f"checkpoint is '{checkpoint}', but a run continues from last or previous; best has no optimiser")
@@ -116,8 +131,13 @@ def _resume(
             f"the run in {path} is complete. Evaluate it by `dmlcore eval {path}`, or train on with more --steps."
         )
     # What a resumed run builds comes from its folder still, such as a miner that is named in an option.
-    with plugins.blaming(), trust.reading(foreign):
-        listeners = [*build_components(config, "logger"), *loggers]
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(plugins.blaming())
+        stack.enter_context(trust.reading(foreign))
+        if processes is None:
+            processes = stack.enter_context(together(config.settings.run))
+        folder = folder_for(processes, lambda: folder)
+        listeners = _listeners(config, loggers, processes)
 
         def note(text: str) -> None:
             for logger in listeners:
@@ -129,7 +149,7 @@ def _resume(
             if state is not None:
                 check_unchanged(folder, state["config"])
             recorded = RecordedSplit.read(folder.split) if folder.split.exists() else None
-            return _train(config, folder, listeners, state, recorded)
+            return _train(config, folder, listeners, state, recorded, processes)
         finally:
             folder.unlock()
 
@@ -169,6 +189,7 @@ def _train(
     loggers: list[Logger],
     state: dict[str, Any] | None,
     recorded: RecordedSplit | None,
+    processes: Processes | None = None,
 ) -> dict[str, Any]:
     limit = config.settings.run.stop_after
     deadline = None if limit is None else time.monotonic() + seconds_of(limit, "stop_after")
@@ -180,17 +201,22 @@ def _train(
     if config.settings.losses.is_automatic:
         if recorded is not None:
             raise ConfigError("plugins = auto draws its own split; name the losses beside a split")
+        if processes is not None:
+            raise of_all(ConfigError("losses are chosen by one process; name them, or let one process choose them first"))
         folder.lock(note)
         recorded = _split_of_search(config, folder)
         score = functools.partial(validation_score, recorded=recorded, deadline=deadline)
         config = choose_members(config, folder, score, note)
     elif state is not None and recorded is None:
         note(NO_SPLIT.format(folder=folder.path))
-    run = Run(config, folder, recorded, is_resumed=state is not None)
+    with contextlib.nullcontext() if processes is None else processes.in_turn():
+        run = Run(config, folder, recorded, is_resumed=state is not None, processes=processes)
+    if processes is not None:
+        check_run(processes, run, "" if state is None else f"a checkpoint of step {state['step']}")
     if state is not None:
         if run.steps < state["step"]:
             raise ConfigError(f"the run in {folder.path} has done {state['step']} steps already, more than {run.steps}")
-        for path in (folder.result, folder.report):  # of fewer steps
+        for path in (folder.result, folder.report) if run.writes else ():  # of fewer steps
             path.unlink(missing_ok=True)
     plugins.plugin_files.remember(run.config.toml())
     training = Training(run, loggers, state, deadline)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from dmlcore.errors import PluginError, TrainingError
+from dmlcore.errors import PluginError, TrainingError, of_all
 from dmlcore.training import optimiser, schedule
 from dmlcore.training.climbing import Climb
 from dmlcore.training.diagnosis import why_not_finite
@@ -23,8 +23,8 @@ def take_step(run: Run, inputs: Tensor, labels: Tensor, factor: float | None = N
 
     Args:
         run: its model, losses, optimiser and `step` are changed.
-        inputs: [B, ...].
-        labels: [B] int64.
+        inputs: [B, ...]; with several processes this one's part of them.
+        labels: [B] int64, of all.
         factor: on the learning rates; None: the schedule's.
 
     Raises:
@@ -57,13 +57,15 @@ def take_step(run: Run, inputs: Tensor, labels: Tensor, factor: float | None = N
     run.passage.unscale(run.optimiser)
     norms = optimiser.clip(run.optimiser, settings.optimiser.clip)
     measured.gradient_norms = {"model": norms[0], "losses": norms[1]}
-    record = measured.fetch()
+    record = measured.fetch()  # of all samples, so that all processes raise together
     reason = why_not_finite(record, run.ensemble, embeddings, labels)
     overflows = run.passage.scaler.is_enabled() and math.isfinite(record.total)  # the step is left out
     if reason and not overflows:
-        raise TrainingError(
-            f"step {number}: {reason}. Training stops; {run.saved_note()} (in {run.folder.checkpoints})."
-            f" Try a smaller --learning-rate, or other options of that loss."
+        raise of_all(
+            TrainingError(
+                f"step {number}: {reason}. Training stops; {run.saved_note()} (in {run.folder.checkpoints})."
+                f" Try a smaller --learning-rate, or other options of that loss."
+            )
         )
     if run.ensemble.measures_gradients:
         record.effective_rank = effective_rank(embeddings)
@@ -72,7 +74,7 @@ def take_step(run: Run, inputs: Tensor, labels: Tensor, factor: float | None = N
     if run.averaged is not None:
         run.averaged.update(run.model, number)
     record.learning_rates = rates
-    online_loss = run.compression.step(inputs)
+    online_loss = run.compression.step(inputs, run.processes)
     if online_loss is not None:
         record.extra_terms["compressor"] = online_loss
     return record
@@ -80,14 +82,18 @@ def take_step(run: Run, inputs: Tensor, labels: Tensor, factor: float | None = N
 
 def _pass(run: Run, inputs: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
     """Forward and backward: embeddings, total and terms beside the losses. Gradients are added."""
-    outputs = run.passage.outputs(inputs)  # [B, W]
+    own = outputs = run.passage.outputs(inputs)  # [B, W]
+    if run.processes is not None:
+        outputs = run.processes.whole(own, len(labels))
     embeddings = run.model.losses_part(outputs)
     embeddings.retain_grad()  # for the diagnosis
     total = run.loss(embeddings, labels)
     _check_is_a_number(total, run.ensemble.names)
     extra_terms = run.extras.terms(outputs)
     total = sum(extra_terms.values(), start=total)
-    run.passage.backward(total, outputs)
+    run.passage.backward(total, own)
+    if run.processes is not None:
+        run.processes.sum_gradients(run.model.parameters())
     return embeddings, total, extra_terms
 
 

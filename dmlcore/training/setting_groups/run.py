@@ -52,6 +52,8 @@ class RunSettings:
     """Seed of the split, the weights, the batches and the augmentation."""
     recipe: str | None = None
     """Recipe that the settings begin with, a name of `dmlcore recipes` or a .toml file; whatever is given beside it wins."""
+    timeout: str = "10m"
+    """With several processes: time that one waits for the others in a step, such as `10m`, before training ends."""
     stop_after: str | None = None
     """Time, such as `3h50m`, after which the run saves a checkpoint and ends. `--resume` goes on."""
 
@@ -64,4 +66,5 @@ class RunSettings:
         check_range("seed", self.seed, least=0)
         if self.stop_after is not None:
             seconds_of(self.stop_after, "stop_after")
+        seconds_of(self.timeout, "timeout")
         check_device(self.device)

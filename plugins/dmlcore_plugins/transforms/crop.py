@@ -16,6 +16,7 @@ class Crop(Transform):
     """A random part of the image, resized to full size: for photographs."""
 
     name = "crop"
+    by_sample = True
 
     @dataclass(frozen=True, kw_only=True)
     class Options:

@@ -16,6 +16,7 @@ class Shift(Transform):
     """Small shifts, turns, slants and changes of size: for drawings, characters and small images."""
 
     name = "shift"
+    by_sample = True
 
     @dataclass(frozen=True, kw_only=True)
     class Options:

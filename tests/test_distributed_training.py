@@ -1,0 +1,245 @@
+"""`dmlcore train` in several processes: the records are those of one process, whatever happens to a process the run goes on."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from dmlcore import cli
+from dmlcore.errors import ConfigError
+from dmlcore.training import RunConfig, train
+
+SECONDS = 240
+pytestmark = pytest.mark.skipif(not torch.distributed.is_available(), reason="this torch has no torch.distributed")
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory) -> Path:
+    """A table of small pictures: 24 classes of 8."""
+    draws = np.random.default_rng(0)
+    labels = np.repeat(np.arange(24), 8)
+    centres = draws.uniform(size=(24, 12, 12, 3))
+    x = np.clip(centres[labels] + draws.normal(size=(192, 12, 12, 3)) * 0.2, 0, 1)
+    path = tmp_path_factory.mktemp("data") / "pictures.npz"
+    np.savez(path, x=(x * 255).astype(np.uint8), y=labels)
+    return path
+
+
+def settings(pictures: Path, **values: Any) -> dict[str, Any]:
+    """A run with everything that depends on the whole batch: batch statistics, changed pictures, a memory, mining."""
+    return {
+        "data": str(pictures),
+        "model": "conv",
+        "plugins": "ms,triplet,proxy_anchor",
+        "transforms": "shift",
+        "classes_per_batch": 5,
+        "samples_per_class": 3,  # 15 samples: no even division
+        "memory": 40,
+        "weighting": "fixed",
+        "optimizer": "sgd",  # Adam hides wrong scales, and blows rounding up
+        "learning_rate": 0.01,
+        "steps": 12,
+        "eval_every": 4,
+        "log_every": 2,
+        "report": False,
+        "device": "cpu",
+        **values,
+    }
+
+
+def words(values: dict[str, Any]) -> list[str]:
+    line = []
+    for name, value in values.items():
+        flag = "--" + name.replace("_", "-")
+        line += [flag if value else f"--no-{flag[2:]}"] if isinstance(value, bool) else [flag, str(value)]
+    return line
+
+
+def command(*line: str) -> list[str]:
+    return [sys.executable, "-P", "-m", "dmlcore", "train", *line]
+
+
+def environment(**values: str) -> dict[str, str]:
+    return {**os.environ, "OMP_NUM_THREADS": "1", **values}
+
+
+def run(*line: str, **values: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(command(*line), env=environment(**values), capture_output=True, text=True, timeout=SECONDS)
+
+
+def numbers(record: Any, name: str = "") -> dict[str, float]:
+    """All numbers of a record but times."""
+    if isinstance(record, dict):
+        return {key: n for part, value in record.items() for key, n in numbers(value, f"{name}.{part}").items()}
+    is_number = isinstance(record, int | float) and not isinstance(record, bool) and "second" not in name
+    return {name: float(record)} if is_number else {}
+
+
+def records(folder: Path) -> list[dict[str, float]]:
+    return [numbers(json.loads(line)) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+def check_same(folder: Path, expected: Path) -> None:
+    ours, theirs = records(folder), records(expected)
+    assert len(ours) == len(theirs) > 10
+    for a, b in zip(ours, theirs, strict=True):
+        assert a.keys() == b.keys()
+        for name, number in b.items():
+            assert abs(a[name] - number) <= 1e-5 * max(abs(number), 1e-2), (name, b[".step"], a[name], number)
+
+
+@pytest.fixture(scope="module")
+def alone(pictures, tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("alone") / "run"
+    train(RunConfig.create(**settings(pictures)), out=folder)
+    return folder
+
+
+def test_two_processes_give_the_records_of_one(pictures, alone, tmp_path) -> None:
+    done = run("--out", str(tmp_path / "run"), "--processes", "2", *words(settings(pictures)))
+    assert done.returncode == 0, done.stderr
+    check_same(tmp_path / "run", alone)
+    assert done.stdout.count("Results and checkpoints") == 1 and "Warning" not in done.stderr
+    result = json.loads((tmp_path / "run/result.json").read_text())
+    assert result["metrics"]["test"].keys() == json.loads((alone / "result.json").read_text())["metrics"]["test"].keys()
+
+
+@pytest.mark.slow
+def test_four_processes_die_and_two_go_on(pictures, alone, tmp_path) -> None:
+    folder, line = tmp_path / "run", words(settings(pictures))
+    job = subprocess.Popen(command("--out", str(folder), "--processes", "4", *line), env=environment(), stderr=subprocess.PIPE)
+    wait_for_step(folder, 6)
+    began = time.monotonic()
+    os.kill(processes_of(job.pid)[1], signal.SIGKILL)
+    _, text = job.communicate(timeout=SECONDS)
+    assert job.returncode == 128 + signal.SIGKILL and time.monotonic() - began < 30
+    errors = [line for line in text.decode().splitlines() if "error" in line]
+    assert any("was ended by signal 9" in line for line in errors) and not any("Traceback" in line for line in errors)
+    done = run("--resume", str(folder), "--processes", "2")
+    assert done.returncode == 0, done.stderr
+    check_same(folder, alone)
+
+
+@pytest.mark.slow
+def test_a_signal_to_one_process_saves_and_ends_all(pictures, alone, tmp_path) -> None:
+    folder, line = tmp_path / "run", words(settings(pictures))
+    job = subprocess.Popen(
+        command("--out", str(folder), "--processes", "2", *line), env=environment(), stderr=subprocess.PIPE, text=True
+    )
+    wait_for_step(folder, 5)
+    os.kill(processes_of(job.pid)[1], signal.SIGTERM)
+    _, text = job.communicate(timeout=SECONDS)
+    assert job.returncode == 128 + signal.SIGTERM
+    assert "interrupted after step" in text and "the checkpoint of step" in text
+    done = run("--resume", str(folder))
+    assert done.returncode == 0, done.stderr
+    check_same(folder, alone)
+
+
+@pytest.mark.slow
+def test_a_dead_process_is_started_again(pictures, alone, tmp_path) -> None:
+    folder, line = tmp_path / "run", words(settings(pictures))
+    flags = ("--out", str(folder), "--processes", "2", "--max-restarts", "1")
+    job = subprocess.Popen(command(*flags, *line), env=environment(), stderr=subprocess.PIPE, text=True)
+    wait_for_step(folder, 6)
+    os.kill(processes_of(job.pid)[0], signal.SIGKILL)
+    _, text = job.communicate(timeout=SECONDS)
+    assert job.returncode == 0, text
+    check_same(folder, alone)
+
+
+@pytest.mark.slow
+def test_processes_with_other_settings_or_data_are_refused(pictures, tmp_path) -> None:
+    with np.load(pictures) as file:
+        np.savez(tmp_path / "other.npz", x=file["x"][::-1], y=file["y"])
+    cases = {
+        "settings": (settings(pictures), settings(pictures, learning_rate=0.02)),
+        "training data": (settings("pictures.npz"), settings("pictures.npz")),
+    }
+    folders = {"settings": (tmp_path, tmp_path), "training data": (pictures.parent, tmp_path)}
+    (tmp_path / "pictures.npz").write_bytes((tmp_path / "other.npz").read_bytes())
+    for name, both in cases.items():
+        jobs = []
+        for rank, values in enumerate(both):
+            place = {"RANK": str(rank), "WORLD_SIZE": "2", "LOCAL_RANK": str(rank), "MASTER_ADDR": "localhost"}
+            port = str(free_port(tmp_path, name))
+            line = command("--out", str(tmp_path / f"run {name}"), *words(values))
+            env = environment(**place, MASTER_PORT=port)
+            jobs.append(subprocess.Popen(line, env=env, cwd=folders[name][rank], stderr=subprocess.PIPE, text=True))
+        texts = [job.communicate(timeout=SECONDS)[1] for job in jobs]
+        assert [job.returncode for job in jobs] == [2, 2], texts
+        assert f"process 1 has other {name} than process 0" in texts[0] and "error" not in texts[1]
+
+
+PORTS: dict[str, int] = {}
+
+
+def free_port(folder: Path, name: str) -> int:
+    """A port that is free now, the same for all processes of a case."""
+    import socket
+
+    if name not in PORTS:
+        with socket.socket() as probe:
+            probe.bind(("localhost", 0))
+            PORTS[name] = probe.getsockname()[1]
+    return PORTS[name]
+
+
+def wait_for_step(folder: Path, step: int) -> None:
+    until = time.monotonic() + SECONDS
+    while time.monotonic() < until:
+        path = folder / "metrics.jsonl"
+        if path.exists() and path.read_text().count('"total"') >= step:
+            return
+        time.sleep(0.02)
+    raise AssertionError(f"no step {step} in {SECONDS} s")
+
+
+def processes_of(parent: int) -> list[int]:
+    """The processes that a launcher has started, by their rank."""
+    children: dict[int, int] = {}
+    for entry in Path("/proc").iterdir():
+        try:
+            text, env = (entry / "stat").read_text(), (entry / "environ").read_bytes()
+        except (OSError, ValueError):
+            continue
+        if entry.name.isdigit() and int(text.rpartition(")")[2].split()[1]) == parent and b"LOCAL_RANK=" in env:
+            children[int(env.split(b"LOCAL_RANK=")[1].split(b"\0")[0])] = int(entry.name)
+    return [children[rank] for rank in sorted(children)]
+
+
+def test_commands_that_cannot_be_shared_are_refused(monkeypatch, capsys) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv("RANK", "1")
+    assert cli.main(["tune", "--data", "x"]) == 2
+    assert "`dmlcore tune` was started in 2 processes, but works in one" in capsys.readouterr().err
+    assert cli.main(["train", "--data", "glyphs", "--processes", "2"]) == 2
+    assert (
+        "process 1 of 2: --seeds, --folds and --processes start processes, but this is one of several"
+        in capsys.readouterr().err
+    )
+    monkeypatch.setenv("WORLD_SIZE", "many")
+    with pytest.raises(ConfigError, match="WORLD_SIZE is 'many', but must be a whole number"):
+        cli.launch.place()
+
+
+def test_mistakes_are_told_once_before_processes_start(tmp_path, capsys) -> None:
+    for line, words_of_error in (
+        (["--processes", "0"], "processes is 0"),
+        (["--max-restarts", "1"], "--max-restarts needs --out"),
+        (["--processes", "2", "--timeout", "soon"], "timeout is 'soon'"),
+        (["--processes", "2", "--seed", "-1"], "seed is -1"),
+    ):
+        assert cli.main(["train", "--data", "glyphs", *line]) == 2
+        text = capsys.readouterr().err
+        assert words_of_error in text and text.count("error") == 1
