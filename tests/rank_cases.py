@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 from unittest import mock
 
 import torch
@@ -32,9 +32,11 @@ class Part:
     Args:
         rank, size: of this process; (0, 1) is the one process.
         split: one of `SPLITS`.
+        work: divided among the ranks, or done whole by each.
     """
 
-    def __init__(self, rank: int, size: int, split: str = "even") -> None:
+    def __init__(self, rank: int, size: int, split: str = "even", work: Literal["divided", "whole"] = "whole") -> None:
+        self.work: Literal["divided", "whole"] = work
         self.rank, self.size, self.split = rank, size, split
 
     def rows(self, labels: Tensor) -> Tensor:
@@ -54,7 +56,7 @@ class Part:
 
     def joined(self, loss: Any, **options: Any) -> Any:
         """A loss as the ranks call it."""
-        return loss if self.size == 1 else dmlcore.distributed(loss, **options)
+        return loss if self.size == 1 else dmlcore.distributed(loss, work=self.work, **options)
 
     def averaged(self, network: nn.Module) -> None:
         """What an engine does after backward."""
@@ -267,6 +269,8 @@ def fault(name: str) -> Iterator[None]:
             yield
 
 
+WHOLE = ("heads", "label matrices", "relation", "memory of an ensemble", "wrapped", "weighting equal_gradient_norms")
+"""Cases that are also run with all work done by every rank. Elsewhere what can be divided is."""
 FAULTS = ("no factor", "local batch", "wrong rows")
 
 
@@ -323,7 +327,9 @@ def main(rank: int, size: int, folder: Path, splits: list[str]) -> None:
     results: dict[str, Any] = {}
     for name, run in cases.items():
         for split in splits if name.startswith("loss") else splits[:1]:
-            results[f"{name}, {split}"] = run(Part(rank, size, split))
+            results[f"{name}, {split}"] = run(Part(rank, size, split, "divided"))
+        if name in WHOLE:
+            results[f"{name}, whole"] = run(Part(rank, size, splits[0], "whole"))
     planted = {name: of_fault(name, Part(rank, size)) for name in FAULTS}
     torch.save({"results": results, "planted": planted, "refusals": refusals(rank)}, folder / f"{rank}.pt")
     distributed.destroy_process_group()

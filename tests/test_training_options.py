@@ -357,7 +357,7 @@ def test_what_cannot_train_is_refused(data: str, tmp_path: Path, capsys: pytest.
     for more, told in (
         (whole, "there is nothing to train"),
         ([*whole, "--freeze", "1"], "freeze is 1, but head is none"),
-        (["--processes", "2"], "--processes is for --seeds"),
+        (["--processes", "0"], "processes is 0"),
     ):
         assert main([*flags, *more]) == 2
         assert told in " ".join(capsys.readouterr().err.split())

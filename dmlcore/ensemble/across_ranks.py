@@ -7,17 +7,25 @@ from typing import Any, overload
 from dmlcore.ensemble.ensemble import LossEnsemble
 from dmlcore.errors import ConfigError
 from dmlcore.losses import CrossBatchMemory, Loss
-from dmlcore.ranks import GradientRule, Group
+from dmlcore.ranks import GradientRule, Group, Work
 
 
 @overload
-def distributed(loss: CrossBatchMemory, process_group: Any = None, *, gradients: GradientRule = "mean") -> CrossBatchMemory: ...
+def distributed(
+    loss: CrossBatchMemory, process_group: Any = None, *, gradients: GradientRule = "mean", work: Work = "auto"
+) -> CrossBatchMemory: ...
 @overload
-def distributed(loss: Loss | LossEnsemble, process_group: Any = None, *, gradients: GradientRule = "mean") -> LossEnsemble: ...
+def distributed(
+    loss: Loss | LossEnsemble, process_group: Any = None, *, gradients: GradientRule = "mean", work: Work = "auto"
+) -> LossEnsemble: ...
 
 
 def distributed(
-    loss: Loss | LossEnsemble | CrossBatchMemory, process_group: Any = None, *, gradients: GradientRule = "mean"
+    loss: Loss | LossEnsemble | CrossBatchMemory,
+    process_group: Any = None,
+    *,
+    gradients: GradientRule = "mean",
+    work: Work = "auto",
 ) -> LossEnsemble | CrossBatchMemory:
     """A loss for a training of several processes: each gives its own samples and gets the loss of all.
 
@@ -33,11 +41,13 @@ def distributed(
         process_group: exactly the ranks over which gradients are reduced: a `ProcessGroup`, a `DeviceMesh` of one dimension,
             or None for all. `"local"`: each rank trains for itself.
         gradients: whether the engine takes the `mean` over the ranks, as DDP, FSDP, accelerate and Lightning do, or the `sum`.
+        work: `divided`: losses whose rows stand apart are divided among the ranks. `whole`: every rank computes all. `auto`
+            divides large batches. The numbers are the same, up to rounding.
 
     Raises:
         ConfigError: no loss of dmlcore, or no group.
     """
-    group = process_group if isinstance(process_group, Group) else Group(process_group, gradients)
+    group = process_group if isinstance(process_group, Group) else Group(process_group, gradients, work)
     if isinstance(loss, Loss):
         loss = LossEnsemble([loss])
     if not isinstance(loss, LossEnsemble | CrossBatchMemory):

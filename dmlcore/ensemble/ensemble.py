@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from dmlcore.config import build_options, unique_names
 from dmlcore.ensemble.columns import Heads, check_columns
+from dmlcore.ensemble.division import Division
 from dmlcore.ensemble.lookahead import alignments
 from dmlcore.ensemble.weighting import Weighting, gradients_at, initial_weights
 from dmlcore.errors import ConfigError, PluginError
@@ -18,7 +19,7 @@ from dmlcore.losses.base import Against
 from dmlcore.losses.gathering import check_group, whole_comparison
 from dmlcore.losses.path import Outcome, compared, evaluate
 from dmlcore.losses.relations import share_a_label
-from dmlcore.ranks import Group, agreed, first_of, inside, refuse_alone, same_everywhere
+from dmlcore.ranks import Group, Layout, agreed, first_of, inside, refuse_alone, same_everywhere, summed
 
 
 class LossEnsemble(nn.Module):
@@ -72,11 +73,13 @@ class LossEnsemble(nn.Module):
         self.weighting: Weighting = component(initial_weights(weights, len(members)), options)
         self.columns = check_columns(columns, members)
         self.group: Group | None = check_group(group)
+        self.layout: Layout | None = None
         self._is_same_everywhere = False
         self.measures_gradients = False
         self._last_gradients: Tensor | None = None
         self._last_terms: Tensor | None = None
         self._last_outcome: Outcome | None = None
+        self._last_active: dict[int, Tensor] = {}
 
     @property
     def members(self) -> list[Loss]:
@@ -127,7 +130,7 @@ class LossEnsemble(nn.Module):
         if group is None or group.size == 1:
             return compare(embeddings, labels, **against)
         state = f"{state}, {'training' if self.training else 'evaluation'} mode"
-        comparison = whole_comparison(group, embeddings, labels, state, **against)
+        comparison, self.layout = whole_comparison(group, embeddings, labels, state, **against)
         if not self._is_same_everywhere:
             same_everywhere(self, str(self.describe()), group, embeddings.device)
             self._is_same_everywhere = True
@@ -138,32 +141,36 @@ class LossEnsemble(nn.Module):
         weighting: Weighting = self.weighting
         embeddings = comparison.anchors
         learns = self.training and torch.is_grad_enabled() and embeddings.requires_grad
-        group = None if self.group is None or self.group.size == 1 else self.group
+        layout, group = self.layout, None if self.layout is None else self.layout.group
         if learns and weighting.looks_ahead and weighting.due():
             helps = alignments(self, embeddings.detach(), comparison.labels)
             weighting.learn(helps if group is None else first_of(helps, group))
-        terms = self.terms_of(comparison, advance=True)
+        terms = self.terms_of(comparison, advance=True, layout=layout)
         if group is not None:
             terms = agreed(terms, self.names, group)
         detached = self._last_terms = terms.detach()
         if learns and (self.measures_gradients or weighting.reads_gradients):
-            stacked = torch.stack(gradients_at(embeddings, terms)).flatten(1).double()  # [L, B D]
-            products = self._last_gradients = stacked @ stacked.T
+            stacked = torch.stack(gradients_at(embeddings, terms))  # [L, B, D]
+            stacked = (stacked if layout is None else stacked[:, layout.own]).flatten(1).double()
+            products = stacked @ stacked.T
+            products = self._last_gradients = products if group is None else summed(products, group)
             if weighting.reads_gradients:
                 weighting.observe(products, detached)
         return weighting(terms)
 
-    def terms_of(self, comparison: Comparison, *, advance: bool) -> Tensor:
+    def terms_of(self, comparison: Comparison, *, advance: bool, layout: Layout | None = None) -> Tensor:
         """`[L]` the members' values, unweighted.
 
         Args:
             comparison: of whole embeddings.
             advance: a new batch: its rows are kept for `active`, and miners with a seed draw anew.
+            layout: whose samples the anchors are, of all ranks; members that can be are then divided among these.
         """
         members = self.members
         heads = None if self.columns is None else Heads(self.columns, comparison)
-        outcome = self._evaluate(comparison, members, heads, advance=advance)
-        scalars = {}
+        division = None if layout is None else Division(members, self.columns, comparison, layout)
+        outcome = self._evaluate(comparison, members, heads, division, advance=advance)
+        scalars = {} if division is None else division.terms(outcome)
         for index, loss in enumerate(members):
             if not loss.by_rows:
                 scalars[index] = _called(loss, comparison if heads is None else heads.view(index))
@@ -171,20 +178,33 @@ class LossEnsemble(nn.Module):
         if advance:
             outcome.detach()
             self._last_outcome = outcome
+            self._last_active = {} if division is None else division.active
         return terms
 
-    def _evaluate(self, comparison: Comparison, members: list[Loss], heads: Heads | None, *, advance: bool) -> Outcome:
+    def _evaluate(
+        self,
+        comparison: Comparison,
+        members: list[Loss],
+        heads: Heads | None,
+        division: Division | None = None,
+        *,
+        advance: bool,
+    ) -> Outcome:
         """Values of the members that are defined by rows."""
         comparisons = []
         for index, loss in enumerate(members):
             if not loss.by_rows:
                 comparisons.append(None)
                 continue
+            if division is not None and index in division.indices:
+                comparisons.append(division.view(index, advance=advance))
+                continue
             view = comparison if heads is None else heads.view(index)
             if not loss.takes_references:  # whatever the others are called with
                 view = Comparison(view.anchors, view.labels)
             comparisons.append(compared(cast(RowLoss, loss), view, advance=advance))
-        return evaluate(members, comparisons, None if heads is None else heads.whole)
+        divided = () if division is None else division.indices
+        return evaluate(members, comparisons, None if heads is None else heads.whole, unaveraged=divided)
 
     @property
     def gradient_norms(self) -> dict[str, Tensor]:
@@ -218,6 +238,9 @@ class LossEnsemble(nn.Module):
         nothing = self._last_terms.new_full((), torch.nan)
         shares = {}
         for index, name in enumerate(self.names):
+            if index in self._last_active:
+                shares[name] = self._last_active[index]
+                continue
             rows = self._last_outcome.rows_of(index)
             shares[name] = nothing if rows is None else (rows.values > 0).any(0).float().mean()
         return shares

@@ -11,12 +11,12 @@ from torch import Tensor
 from dmlcore.errors import ConfigError, DmlcoreError
 from dmlcore.losses.base import Against
 from dmlcore.losses.comparison import Comparison, compare
-from dmlcore.ranks import Group, exchange, gathered, whole
+from dmlcore.ranks import Group, Layout, exchange, gathered, whole
 
 
 def whole_comparison(
     group: Group, embeddings: Tensor, labels: Tensor, state: str = "", **against: Unpack[Against]
-) -> Comparison:
+) -> tuple[Comparison, Layout]:
     """The comparison of all ranks' samples. Arguments as `Loss.forward`: each rank gives its own samples and, where there are
     any, its own part of the references. `own` counts among that part.
 
@@ -28,7 +28,8 @@ def whole_comparison(
         against: references, their labels, `own` and the relation.
 
     Returns:
-        Every rank gets the same. Its gradient comes back to this rank's embeddings and references.
+        The comparison, the same on every rank, and whose its anchors are. Its gradient comes back to this rank's embeddings and
+        references.
 
     Raises:
         ConfigError: a rank's arguments are refused by `compare`, or do not fit to those of the others.
@@ -45,18 +46,19 @@ def whole_comparison(
     anchors, anchor_labels = gathered([comparison.anchors, comparison.labels], layout)
     anchors = whole(comparison.anchors, anchors, layout)
     if comparison.references is None or comparison.reference_labels is None:
-        return comparison._replace(anchors=anchors, labels=anchor_labels)
+        return comparison._replace(anchors=anchors, labels=anchor_labels), layout
     references, reference_labels = gathered([comparison.references, comparison.reference_labels], of_references)
     own = comparison.own
     if own is not None:
         (own,) = gathered([torch.where(own < 0, own, own + of_references.first)], layout)
-    return comparison._replace(
+    comparison = comparison._replace(
         anchors=anchors,
         labels=anchor_labels,
         references=whole(comparison.references, references, of_references),
         reference_labels=reference_labels,
         own=own,
     )
+    return comparison, layout
 
 
 def _form(comparison: Comparison) -> str:

@@ -111,7 +111,10 @@ class CrossBatchMemory(nn.Module):
     def _gathered(self, group: Group, embeddings: Tensor, labels: Tensor, relation: Relation | None) -> tuple[Tensor, Tensor]:
         """The batch of all ranks."""
         state = f", {self.filled} entries after {self.calls} calls, {'training' if self.training else 'evaluation'} mode"
-        comparison = whole_comparison(group, embeddings, labels, state, relation=relation)
+        comparison, layout = whole_comparison(group, embeddings, labels, state, relation=relation)
+        if not isinstance(self.loss, Loss):
+            ensemble: Any = self.loss
+            ensemble.group, ensemble.layout = group, layout
         if not self._is_same_everywhere:
             same_everywhere(self.loss, self.extra_repr(), group, embeddings.device)
             self._is_same_everywhere = True
@@ -128,7 +131,6 @@ class CrossBatchMemory(nn.Module):
                 raise ConfigError(f"{self.loss.name}: reduction 'none' gives a value per sample of all ranks; take another")
             return agreed(value[None], [self.loss.name], group)[0]
         ensemble: Any = self.loss
-        ensemble.group = group
         return ensemble.value_of(compare(embeddings, labels, **against))
 
     def _of_whole(self, embeddings: Tensor, labels: Tensor, relation: Relation | None) -> Tensor:

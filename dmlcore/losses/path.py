@@ -312,6 +312,7 @@ def evaluate(
     wholes: Wholes | None = None,
     *,
     scalar: bool = False,
+    unaveraged: Sequence[int] = (),
 ) -> Outcome:
     """Run everything that members defined by rows need: all passes in one call, then the rest.
 
@@ -320,6 +321,7 @@ def evaluate(
         comparisons: what each compares. None: its value does not come from rows.
         wholes: a function from a tensor to the tensor it is columns of and the first of these columns, or None.
         scalar: the one member's term is wanted as a scalar.
+        unaveraged: members whose rows are wanted, because others have more of them.
     """
     outcome, sharing = Outcome(), Sharing(members)
     plain: list[int] = []
@@ -331,6 +333,8 @@ def evaluate(
             fusion = loss.fusions.get(device) if may_remember else None
             if fusion is None or not fusion.is_of(loss):
                 fusion = fusion_of(loss, device)
+            if fusion is not None and fusion.is_averaged and index in unaveraged:
+                fusion = fusion._replace(is_averaged=False)
             if fusion is None or not is_fusable(loss, fusion, comparison) or not sharing.add(index, fusion, comparison):
                 plain.append(index)
     if sharing.groups:

@@ -3,14 +3,15 @@ losses and the training."""
 
 from __future__ import annotations
 
-from dmlcore.ranks.group import GradientRule, Group, inside, is_one_of_several, refuse_alone
+from dmlcore.ranks.group import GradientRule, Group, Work, inside, is_one_of_several, refuse_alone
 from dmlcore.ranks.layout import Layout, exchange
-from dmlcore.ranks.operators import agreed, first_of, gathered, same_everywhere, whole
+from dmlcore.ranks.operators import agreed, first_of, gathered, same_everywhere, summed, summed_rows, total, whole
 
 __all__ = [
     "GradientRule",
     "Group",
     "Layout",
+    "Work",
     "agreed",
     "exchange",
     "first_of",
@@ -19,5 +20,8 @@ __all__ = [
     "is_one_of_several",
     "refuse_alone",
     "same_everywhere",
+    "summed",
+    "summed_rows",
+    "total",
     "whole",
 ]

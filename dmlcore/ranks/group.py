@@ -13,6 +13,7 @@ import torch
 from dmlcore.errors import ConfigError
 
 GradientRule = Literal["mean", "sum"]
+Work = Literal["auto", "divided", "whole"]
 LOCAL = "local"
 """What a group is called where every rank's batch stands for itself on purpose."""
 
@@ -26,6 +27,9 @@ class Group:
         ranks: `"world"` or None for all, a `ProcessGroup`, or a `DeviceMesh` of one dimension. `"local"`: this rank alone.
         gradients: whether the engine takes the `mean` of the ranks' gradients, as DDP and FSDP do, or the `sum`.
 
+        work: whether losses that can be are `divided` among the ranks, or computed `whole` by each. `auto` divides large
+            batches.
+
     Attributes:
         step: of a training loop that counts its steps, so that ranks at different steps are noticed; or None.
 
@@ -33,7 +37,9 @@ class Group:
         ConfigError: ranks or a rule of another kind.
     """
 
-    def __init__(self, ranks: Any = None, gradients: GradientRule = "mean") -> None:
+    def __init__(self, ranks: Any = None, gradients: GradientRule = "mean", work: Work = "auto") -> None:
+        if work not in ("auto", "divided", "whole"):
+            raise ConfigError(f"work is '{work}', but must be auto, divided or whole")
         if gradients not in ("mean", "sum"):
             raise ConfigError(f"gradients is '{gradients}', but an engine takes their mean or their sum")
         if isinstance(ranks, str) and ranks not in ("world", LOCAL):
@@ -47,6 +53,7 @@ class Group:
         self.is_local = ranks == LOCAL
         self.process_group = None if isinstance(ranks, str) else ranks
         self.gradients: GradientRule = gradients
+        self.work: Work = work
         self.step: int | None = None
 
     @property
@@ -88,13 +95,20 @@ class Group:
         gather(everything, own.contiguous(), group=self.process_group)
         return everything
 
+    def reduce_scatter(self, rows: torch.Tensor) -> torch.Tensor:
+        """The sum over ranks of this rank's part of `[W B, ...]`, which has one shape on all: `[B, ...]`."""
+        own = rows.new_empty(len(rows) // self.size, *rows.shape[1:])
+        scatter = getattr(torch.distributed, "reduce_scatter_single", None) or torch.distributed.reduce_scatter_tensor
+        scatter(own, rows.contiguous(), group=self.process_group)
+        return own
+
     def __deepcopy__(self, memo: dict[int, Any]) -> Group:
         return self  # processes are not copied
 
     def __reduce__(self) -> tuple[Any, ...]:
         if self.process_group is not None:
             raise ConfigError("a loss with a ProcessGroup of its own cannot be pickled; save its state_dict()")
-        return Group, (LOCAL if self.is_local else None, self.gradients)
+        return Group, (LOCAL if self.is_local else None, self.gradients, self.work)
 
     def __repr__(self) -> str:
         return f"Group({'local' if self.is_local else self.process_group or 'world'}, gradients={self.gradients!r})"

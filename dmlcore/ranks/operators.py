@@ -1,5 +1,8 @@
-"""What crosses between ranks in a step, forward and backward. Backward needs no word between ranks: every rank computes the
-gradient at all rows, and takes its own."""
+"""What crosses between ranks in a step, forward and backward.
+
+Of what every rank computes whole, each takes its own rows of the gradient, and nothing is sent. Of what ranks divide, each has
+a part of the gradient at all rows, which a reduce-scatter adds up.
+"""
 
 from __future__ import annotations
 
@@ -71,6 +74,78 @@ def whole(rows: Tensor, everything: Tensor, layout: Layout) -> Tensor:
         layout: which rows are whose.
     """
     return _Whole.apply(rows, [everything], layout) if rows.requires_grad and torch.is_grad_enabled() else everything
+
+
+class _SummedRows(torch.autograd.Function):
+    """All rows as they are in forward. In backward every rank has a part of the gradient at all rows: it gets the sum of these
+    for its own rows, by a reduce-scatter, and nothing for the others, which nobody looks at."""
+
+    @staticmethod
+    def forward(ctx: Any, everything: Tensor, layout: Layout) -> Tensor:
+        ctx.layout = layout
+        return everything.view_as(everything)
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
+        layout, rows = ctx.layout, gradient.float() if gradient.dtype in (torch.float16, torch.bfloat16) else gradient
+        most = max(layout.sizes)
+        if set(layout.sizes) != {most}:
+            parts = rows.split(list(layout.sizes))
+            rows = torch.cat([torch.cat([part, part.new_zeros(most - len(part), *part.shape[1:])]) for part in parts])
+        own = layout.group.reduce_scatter(rows)[: layout.count]
+        whole = torch.zeros_like(gradient)
+        whole[layout.own] = own.to(gradient.dtype)
+        return whole, None
+
+
+def summed_rows(everything: Tensor, layout: Layout) -> Tensor:
+    """The rows of all ranks, for what each rank computes a part of.
+
+    Args:
+        everything: `[N, D]` from `whole`.
+        layout: which rows are whose.
+    """
+    return _SummedRows.apply(everything, layout)
+
+
+class _Total(torch.autograd.Function):
+    """Sums over all ranks, which every rank goes on with alike: the gradient is as it is."""
+
+    @staticmethod
+    def forward(ctx: Any, sums: Tensor, numbers: Tensor, entered: Tensor, group: Group) -> tuple[Tensor, Tensor]:
+        ctx.entered = entered
+        values = torch.cat([sums.detach(), numbers])
+        distributed.all_reduce(values, group=group.process_group)
+        sums, numbers = values[: len(sums)].clone(), values[len(sums) :].clone()
+        ctx.mark_non_differentiable(numbers)
+        return sums, numbers
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, gradient: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
+        # a rank without samples must come to the reduce-scatter too
+        return gradient, None, torch.zeros_like(ctx.entered), None
+
+
+def total(sums: Tensor, numbers: Tensor, entered: Tensor, group: Group) -> tuple[Tensor, Tensor]:
+    """Sums over all ranks of differentiable numbers and of others, by one all-reduce.
+
+    Args:
+        sums: `[S]` float64, of this rank.
+        numbers: `[M]` float64, without history.
+        entered: from `summed_rows`: backward reaches it on every rank, whatever `sums` depend on.
+        group: of the ranks.
+    """
+    return _Total.apply(sums, numbers, entered, group)
+
+
+@torch.no_grad()
+def summed(values: Tensor, group: Group) -> Tensor:
+    """The sum over all ranks."""
+    values = values.detach().clone()
+    distributed.all_reduce(values, group=group.process_group)
+    return values
 
 
 class _Replaced(torch.autograd.Function):

@@ -52,10 +52,13 @@ class Processes:
         rows = share_of(count, self.rank, self.size)
         return slice(rows.start, rows.stop)
 
+    def layout(self, count: int) -> Layout:
+        """Whose the rows of a batch of `count` samples are."""
+        return Layout(self.group, self.rank, tuple(len(share_of(count, rank, self.size)) for rank in range(self.size)))
+
     def whole(self, outputs: Tensor, count: int) -> Tensor:
         """The outputs for a batch of `count` samples, from those for this process's rows. Its gradient comes back to them."""
-        sizes = tuple(len(share_of(count, rank, self.size)) for rank in range(self.size))
-        layout = Layout(self.group, self.rank, sizes)
+        layout = self.layout(count)
         (everything,) = gathered([outputs], layout)
         return whole(outputs, everything, layout)
 

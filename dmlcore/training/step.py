@@ -85,6 +85,7 @@ def _pass(run: Run, inputs: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, dic
     own = outputs = run.passage.outputs(inputs)  # [B, W]
     if run.processes is not None:
         outputs = run.processes.whole(own, len(labels))
+        run.ensemble.layout = run.processes.layout(len(labels))
     embeddings = run.model.losses_part(outputs)
     embeddings.retain_grad()  # for the diagnosis
     total = run.loss(embeddings, labels)

@@ -1,0 +1,95 @@
+"""Losses whose rows several ranks divide: each computes those of its own samples against the samples of all.
+
+A loss is divided if its rows do not depend on one another and it has no parameters. All others are computed whole by every
+rank. Both are exact. For small batches dividing costs more than it saves.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from dmlcore.ensemble.columns import Columns, Heads
+from dmlcore.losses import Comparison, Loss, RowLoss
+from dmlcore.losses.path import Outcome, compared, fusion_of
+from dmlcore.ranks import Layout, summed_rows, total
+
+WORTH = 1e8
+"""Samples times references times dimensions from which on dividing is quicker, as measured with gloo on a CPU."""
+
+
+class Division:
+    """One call whose members are divided among ranks.
+
+    Args:
+        members: of the ensemble.
+        columns: that they see.
+        comparison: of the samples of all ranks.
+        layout: which samples are whose.
+    """
+
+    def __init__(self, members: Sequence[Loss], columns: Columns | None, comparison: Comparison, layout: Layout) -> None:
+        self.members = members
+        self.layout = layout
+        self.indices = [index for index, loss in enumerate(members) if _is_divided(loss, comparison)]
+        self.active: dict[int, Tensor] = {}
+        size = len(comparison.anchors) * len(comparison.other_vectors) * comparison.anchors.shape[1]
+        if layout.group.work == "whole" or (layout.group.work == "auto" and size < WORTH):
+            self.indices = []
+        if comparison.references is not None and comparison.references.requires_grad:
+            self.indices = []  # their gradient would be parted too; entries of a memory have none
+        if not self.indices:
+            return
+        self.anchors = summed_rows(comparison.anchors, layout)
+        self.comparison = comparison._replace(anchors=self.anchors)
+        self.heads = None if columns is None else Heads(columns, self.comparison)
+        self._parts: dict[int, Tensor] = {}
+
+    def view(self, index: int, *, advance: bool) -> Comparison:
+        """What a member that is divided compares: the samples of this rank with those of all, or with a memory."""
+        loss: Any = self.members[index]
+        whole = compared(loss, self.comparison if self.heads is None else self.heads.view(index), advance=advance)
+        own = self.layout.own
+        part = whole.part(own.start, own.stop)
+        # members share a pass by the identity of their tensors
+        return part._replace(anchors=self._parts.setdefault(id(whole.anchors), part.anchors))
+
+    def terms(self, outcome: Outcome) -> dict[int, Tensor]:
+        """The values of the members that are divided, from the rows of all ranks, by one all-reduce."""
+        if not self.indices:
+            return {}
+        rows = {index: outcome.completed.pop(index) for index in self.indices}
+        sums = torch.cat([values.sum(1).double() for values, _ in rows.values()])
+        numbers = []
+        for values, counts in rows.values():
+            numbers += [counts.detach().sum(1), (values.detach() > 0).any(0).sum()[None]]
+        sums, numbers = total(sums, torch.cat([number.double() for number in numbers]), self.anchors, self.layout.group)
+        count, terms = max(sum(self.layout.sizes), 1), {}
+        for index, (values, _) in rows.items():
+            length = len(values)
+            own, sums = sums[:length], sums[length:]
+            counts, is_active, numbers = numbers[:length], numbers[length], numbers[length + 1 :]
+            terms[index] = _reduced(own, counts, count, self.members[index].options.reduction).to(values.dtype)
+            self.active[index] = (is_active / count).float()
+        return terms
+
+
+def _is_divided(loss: Loss, comparison: Comparison) -> bool:
+    if not isinstance(loss, RowLoss) or not loss.by_rows or not loss.takes_references:
+        return False
+    if not loss.streams or loss.reduces or loss.reshapes or any(True for _ in loss.parameters()):
+        return False
+    if loss.miner is not None and not loss.miner.by_row:
+        return False
+    fusion = fusion_of(loss, comparison.anchors.device.type)  # coupled pairs are found from both sides
+    return fusion is None or not fusion.couples
+
+
+def _reduced(sums: Tensor, counts: Tensor, count: int, reduction: str) -> Tensor:
+    """As `dmlcore.losses.path.reduced`, from the sums over all anchors."""
+    if reduction == "default":
+        return (sums / counts.clamp_min(1)).sum()
+    return sums.sum() if reduction == "sum" else sums.sum() / count
