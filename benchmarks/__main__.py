@@ -5,9 +5,9 @@ needs), `evaluation` retrieval metrics, `training` whole steps, `calls` those of
 reading of pictures, `house` the size and shape of the sources, `gradients` values and gradients of every loss, `fidelity` the
 published equations. `ensembles` compares ensembles with single losses on unseen classes, `ood` does so on splits of growing
 shift, and `fewshot` transfers to few samples. `features` trains on features of good networks, `pictures` on pictures in two
-precisions. `serving` loads a server, and `scale` uses a model on a million rows. `gpu` checks and measures a CUDA device, and
-`report` fills the measured tables of docs/reports/performance.md. The other pages of docs/reports have the name of their
-benchmark.
+precisions. `distributed` runs losses on several processes. `serving` loads a server, and `scale` uses a model on a million
+rows. `gpu` checks and measures a CUDA device, and `report` fills the measured tables of docs/reports/performance.md. The other
+pages of docs/reports have the name of their benchmark.
 """
 
 from __future__ import annotations
@@ -213,6 +213,12 @@ def _serving(options: argparse.Namespace) -> None:
     serving.main(options.plot)
 
 
+def _distributed(options: argparse.Namespace) -> None:
+    from benchmarks import distributed
+
+    distributed.main(*([] if options.sizes is None else [tuple(_numbers(options.sizes))]))
+
+
 def _scale(options: argparse.Namespace) -> None:
     from benchmarks import scale
 
@@ -257,6 +263,7 @@ ACTIONS: dict[str, Action] = {
     "pictures": _pictures,
     "serving": _serving,
     "scale": _scale,
+    "distributed": _distributed,
     "gpu": _gpu,
     "report": _report,
 }
@@ -268,7 +275,10 @@ def _parser() -> argparse.ArgumentParser:
     add("benchmarks", nargs="*", choices=[*ACTIONS, []], help="losses and evaluation by default")
     add("--selection", action="store_true", help="what the table of goals needs, in at most 20 minutes")
     add("--quick", action="store_true", help="small sizes, no torch.compile")
-    add("--sizes", help="numbers of samples N, comma-separated, instead of all (losses), or the number of rows (scale)")
+    add(
+        "--sizes",
+        help="numbers of samples N, comma-separated, instead of all (losses); of rows (scale); of processes (distributed)",
+    )
     add("--widths", help="dimensions d, comma-separated, instead of 128,512 (losses) or 64 (calls)")
     add("--case", help="names of loss cases, comma-separated, instead of all (losses)")
     add("--rivals", help="comma-separated, instead of all: fused, plain, compiled, pml (losses)")

@@ -83,8 +83,13 @@ def join(device: str) -> None:
 
     if not distributed.is_available():
         raise ConfigError("this PyTorch has no torch.distributed, so processes cannot train together")
-    if not distributed.is_initialized():
-        distributed.init_process_group("nccl" if device == "cuda" else "gloo", timeout=START)
+    if distributed.is_initialized():
+        return
+    store, rank, size = next(distributed.rendezvous("env://", timeout=START))
+    # a launcher may give processes that it starts again the store of those that died, with their addresses
+    store = distributed.PrefixStore(f"dmlcore/{restarts()}", store)
+    backend = "nccl" if device == "cuda" else "gloo"
+    distributed.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=START)
 
 
 def start(count: int, words: Sequence[str], restarts: int, tell: Callable[[str], None]) -> int:

@@ -3,10 +3,13 @@ runs, and the cases."""
 
 from __future__ import annotations
 
+import contextlib
+import os
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal
 from unittest import mock
@@ -220,6 +223,46 @@ def of_wrapped(part: Part) -> Numbers:
     return numbers | {"value": sum(loss.terms.values(), start=torch.zeros((), dtype=torch.float64))}
 
 
+def of_sharded(part: Part) -> Numbers:
+    """`fully_shard` around the network."""
+    loss, net = part.joined(ensemble()), network()
+    x, y = batch(5)
+    if part.size == 1:
+        return one_step(part, loss, x, y, net)
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.fsdp import fully_shard
+
+    rows, sharded = part.rows(y), fully_shard(net, mesh=init_device_mesh("cpu", (part.size,)))
+    value = loss(sharded(x[rows]), y[rows])
+    value.backward()
+    gradients: dict[str, Any] = {f"network.{name}": p.grad for name, p in net.named_parameters()}
+    numbers: Numbers = {name: gradient.full_tensor() for name, gradient in gradients.items()}
+    numbers |= {f"loss.{name}": p.grad.clone() for name, p in loss.named_parameters() if p.grad is not None}
+    return numbers | {"value": value.detach()}
+
+
+def of_accelerate(part: Part) -> Numbers:
+    """accelerate around everything."""
+    loss, net = part.joined(ensemble()), network()
+    x, y = batch(5)
+    if part.size == 1:
+        return one_step(part, loss, x, y, net)
+    from accelerate import Accelerator
+
+    launched = {"RANK": str(part.rank), "WORLD_SIZE": str(part.size), "LOCAL_RANK": str(part.rank)}
+    launched |= {"MASTER_ADDR": "localhost", "MASTER_PORT": "1"}  # nobody connects: there is a group already
+    with mock.patch.dict(os.environ, launched):
+        accelerator = Accelerator(cpu=True)
+    assert accelerator.num_processes == part.size
+    rows = part.rows(y)
+    prepared, prepared_loss = accelerator.prepare(net, loss)
+    value = prepared_loss(prepared(x[rows]), y[rows])
+    accelerator.backward(value)
+    numbers: Numbers = {f"network.{name}": p.grad.clone() for name, p in net.named_parameters() if p.grad is not None}
+    numbers |= {f"loss.{name}": p.grad.clone() for name, p in loss.named_parameters() if p.grad is not None}
+    return numbers | {"value": value.detach()}
+
+
 def of_a_sum(part: Part) -> Numbers:
     """An engine that adds gradients up."""
     loss, net = part.joined(ensemble(), gradients="sum"), network()
@@ -248,10 +291,15 @@ CASES: dict[str, Callable[[Part], Numbers]] = {
     "relation": of_a_relation,
     "references": of_references,
     "wrapped": of_wrapped,
+    "sharded": of_sharded,
     "sum": of_a_sum,
     "third party": lambda part: one_step(part, part.joined(Sideways()), *batch(1)),
     "float32": of_a_weighting("equal_gradient_norms", torch.float32, steps=1),
 }
+
+
+if find_spec("accelerate"):
+    CASES["accelerate"] = of_accelerate
 
 
 @contextmanager
@@ -272,6 +320,33 @@ def fault(name: str) -> Iterator[None]:
 WHOLE = ("heads", "label matrices", "relation", "memory of an ensemble", "wrapped", "weighting equal_gradient_norms")
 """Cases that are also run with all work done by every rank. Elsewhere what can be divided is."""
 FAULTS = ("no factor", "local batch", "wrong rows")
+
+
+def traffic(rank: int) -> dict[str, list[str]]:
+    """What crosses in a step, in its order, by how the work is done; the third rank and those after it have no samples."""
+    sent: dict[str, list[str]] = {}
+    x, y = batch(1)
+    for work in ("whole", "divided"):
+        calls = sent.setdefault(work, [])
+
+        def noting(name: str, call: Any, calls: list[str] = calls) -> Any:
+            def note(*arguments: Any, **named: Any) -> Any:
+                calls.append(name)
+                return call(*arguments, **named)
+
+            return note
+
+        loss = dmlcore.distributed(ensemble(), work=work)  # type: ignore[arg-type]
+        part = Part(rank, distributed.get_world_size(), "empty")
+        one_step(part, loss, x, y)  # the first call also compares the losses
+        names = ("all_gather", "reduce_scatter")
+        with contextlib.ExitStack() as stack:
+            for name in names:
+                stack.enter_context(mock.patch.object(Group, name, noting(name, getattr(Group, name))))
+            stack.enter_context(mock.patch.object(distributed, "all_reduce", noting("all_reduce", distributed.all_reduce)))
+            rows, net = part.rows(y), network()
+            loss(net(x[rows]), y[rows]).backward()
+    return sent
 
 
 def refused(act: Callable[[], Any]) -> str:
@@ -331,7 +406,8 @@ def main(rank: int, size: int, folder: Path, splits: list[str]) -> None:
         if name in WHOLE:
             results[f"{name}, whole"] = run(Part(rank, size, splits[0], "whole"))
     planted = {name: of_fault(name, Part(rank, size)) for name in FAULTS}
-    torch.save({"results": results, "planted": planted, "refusals": refusals(rank)}, folder / f"{rank}.pt")
+    outcome = {"results": results, "planted": planted, "traffic": traffic(rank), "refusals": refusals(rank)}
+    torch.save(outcome, folder / f"{rank}.pt")
     distributed.destroy_process_group()
 
 

@@ -111,6 +111,13 @@ def test_what_cannot_be_right_is_refused_on_every_rank(two) -> None:
             assert words[name][rank] in text and "\n" not in text, (name, text)
 
 
+def test_what_crosses_in_a_step_is_the_same_on_every_rank(two) -> None:
+    """Counts and data are gathered, and the terms; where work is divided there is a sum, and the sum of gradients."""
+    for outcome in two:
+        assert outcome["traffic"]["whole"] == ["all_gather"] * 3
+        assert outcome["traffic"]["divided"] == ["all_gather", "all_gather", "all_reduce", "all_gather", "reduce_scatter"]
+
+
 @pytest.mark.slow
 def test_four_ranks_are_one_process(tmp_path) -> None:
     check(run_ranks(4, tmp_path, "classes,uneven,empty,even"))

@@ -5,9 +5,11 @@ from __future__ import annotations
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +18,10 @@ import pytest
 import torch
 
 from dmlcore import cli
+from dmlcore.data import open_data
 from dmlcore.errors import ConfigError
 from dmlcore.training import RunConfig, train
+from dmlcore.training.agreement import facts_of_data
 
 SECONDS = 240
 pytestmark = pytest.mark.skipif(not torch.distributed.is_available(), reason="this torch has no torch.distributed")
@@ -105,6 +109,18 @@ def alone(pictures, tmp_path_factory) -> Path:
     return folder
 
 
+@pytest.fixture(scope="module")
+def long_alone(pictures, tmp_path_factory) -> Path:
+    """A run that is long enough to be hit in the middle."""
+    folder = tmp_path_factory.mktemp("long") / "run"
+    train(RunConfig.create(**long_settings(pictures)), out=folder)
+    return folder
+
+
+def long_settings(pictures: Path) -> dict[str, Any]:
+    return settings(pictures, steps=80, eval_every=5)
+
+
 def test_two_processes_give_the_records_of_one(pictures, alone, tmp_path) -> None:
     done = run("--out", str(tmp_path / "run"), "--processes", "2", *words(settings(pictures)))
     assert done.returncode == 0, done.stderr
@@ -115,8 +131,8 @@ def test_two_processes_give_the_records_of_one(pictures, alone, tmp_path) -> Non
 
 
 @pytest.mark.slow
-def test_four_processes_die_and_two_go_on(pictures, alone, tmp_path) -> None:
-    folder, line = tmp_path / "run", words(settings(pictures))
+def test_four_processes_die_and_two_go_on(pictures, long_alone, tmp_path) -> None:
+    folder, line = tmp_path / "run", words(long_settings(pictures))
     job = subprocess.Popen(command("--out", str(folder), "--processes", "4", *line), env=environment(), stderr=subprocess.PIPE)
     wait_for_step(folder, 6)
     began = time.monotonic()
@@ -127,12 +143,12 @@ def test_four_processes_die_and_two_go_on(pictures, alone, tmp_path) -> None:
     assert any("was ended by signal 9" in line for line in errors) and not any("Traceback" in line for line in errors)
     done = run("--resume", str(folder), "--processes", "2")
     assert done.returncode == 0, done.stderr
-    check_same(folder, alone)
+    check_same(folder, long_alone)
 
 
 @pytest.mark.slow
-def test_a_signal_to_one_process_saves_and_ends_all(pictures, alone, tmp_path) -> None:
-    folder, line = tmp_path / "run", words(settings(pictures))
+def test_a_signal_to_one_process_saves_and_ends_all(pictures, long_alone, tmp_path) -> None:
+    folder, line = tmp_path / "run", words(long_settings(pictures))
     job = subprocess.Popen(
         command("--out", str(folder), "--processes", "2", *line), env=environment(), stderr=subprocess.PIPE, text=True
     )
@@ -143,56 +159,52 @@ def test_a_signal_to_one_process_saves_and_ends_all(pictures, alone, tmp_path) -
     assert "interrupted after step" in text and "the checkpoint of step" in text
     done = run("--resume", str(folder))
     assert done.returncode == 0, done.stderr
-    check_same(folder, alone)
+    check_same(folder, long_alone)
 
 
 @pytest.mark.slow
-def test_a_dead_process_is_started_again(pictures, alone, tmp_path) -> None:
-    folder, line = tmp_path / "run", words(settings(pictures))
+def test_a_dead_process_is_started_again(pictures, long_alone, tmp_path) -> None:
+    folder, line = tmp_path / "run", words(long_settings(pictures))
     flags = ("--out", str(folder), "--processes", "2", "--max-restarts", "1")
     job = subprocess.Popen(command(*flags, *line), env=environment(), stderr=subprocess.PIPE, text=True)
     wait_for_step(folder, 6)
     os.kill(processes_of(job.pid)[0], signal.SIGKILL)
     _, text = job.communicate(timeout=SECONDS)
     assert job.returncode == 0, text
-    check_same(folder, alone)
+    check_same(folder, long_alone)
 
 
 @pytest.mark.slow
-def test_processes_with_other_settings_or_data_are_refused(pictures, tmp_path) -> None:
+def test_processes_with_other_settings_are_refused(pictures, tmp_path) -> None:
+    jobs = []
+    for rank, rate in enumerate((0.01, 0.02)):
+        place = {"RANK": str(rank), "WORLD_SIZE": "2", "LOCAL_RANK": str(rank), "MASTER_ADDR": "localhost"}
+        line = command("--out", str(tmp_path / "run"), *words(settings(pictures, learning_rate=rate)))
+        env = environment(**place, MASTER_PORT=str(free_port()))
+        jobs.append(subprocess.Popen(line, env=env, stderr=subprocess.PIPE, text=True))
+    texts = [job.communicate(timeout=SECONDS)[1] for job in jobs]
+    assert [job.returncode for job in jobs] == [2, 2], texts
+    assert "process 1 has other settings than process 0: 'learning_rate = 0.02' instead of" in texts[0]
+    assert "error" not in texts[1] and not (tmp_path / "run/config.toml").exists()
+
+
+def test_other_data_have_another_checksum(pictures, tmp_path) -> None:
     with np.load(pictures) as file:
-        np.savez(tmp_path / "other.npz", x=file["x"][::-1], y=file["y"])
-    cases = {
-        "settings": (settings(pictures), settings(pictures, learning_rate=0.02)),
-        "training data": (settings("pictures.npz"), settings("pictures.npz")),
-    }
-    folders = {"settings": (tmp_path, tmp_path), "training data": (pictures.parent, tmp_path)}
-    (tmp_path / "pictures.npz").write_bytes((tmp_path / "other.npz").read_bytes())
-    for name, both in cases.items():
-        jobs = []
-        for rank, values in enumerate(both):
-            place = {"RANK": str(rank), "WORLD_SIZE": "2", "LOCAL_RANK": str(rank), "MASTER_ADDR": "localhost"}
-            port = str(free_port(tmp_path, name))
-            line = command("--out", str(tmp_path / f"run {name}"), *words(values))
-            env = environment(**place, MASTER_PORT=port)
-            jobs.append(subprocess.Popen(line, env=env, cwd=folders[name][rank], stderr=subprocess.PIPE, text=True))
-        texts = [job.communicate(timeout=SECONDS)[1] for job in jobs]
-        assert [job.returncode for job in jobs] == [2, 2], texts
-        assert f"process 1 has other {name} than process 0" in texts[0] and "error" not in texts[1]
+        x, y = file["x"], file["y"]
+    np.savez(tmp_path / "same.npz", x=x, y=y)
+    np.savez(tmp_path / "samples.npz", x=255 - x, y=y)
+    np.savez(tmp_path / "labels.npz", x=x, y=np.roll(y, 1))
+    before = facts_of_data(open_data(str(pictures)).train)
+    same, *others = (facts_of_data(open_data(str(tmp_path / f"{name}.npz")).train) for name in ("same", "samples", "labels"))
+    assert same == before and before not in others
 
 
-PORTS: dict[str, int] = {}
-
-
-def free_port(folder: Path, name: str) -> int:
-    """A port that is free now, the same for all processes of a case."""
-    import socket
-
-    if name not in PORTS:
-        with socket.socket() as probe:
-            probe.bind(("localhost", 0))
-            PORTS[name] = probe.getsockname()[1]
-    return PORTS[name]
+@cache
+def free_port() -> int:
+    """A port that is free now."""
+    with socket.socket() as probe:
+        probe.bind(("localhost", 0))
+        return probe.getsockname()[1]
 
 
 def wait_for_step(folder: Path, step: int) -> None:
