@@ -161,9 +161,14 @@ def together(settings: RunSettings) -> Iterator[Processes | None]:
         yield None
         return
     processes = Processes(choose_device(settings.device).type, settings.timeout)
-    yield processes
-    if not is_joined:  # after an error the others may not be there any more
-        processes.close()
+    is_done = False
+    try:
+        yield processes
+        is_done = True
+    finally:
+        # after an error NCCL might wait for the others, but gloo aborts the process at its end if its threads are left
+        if not is_joined and (is_done or processes.device.type == "cpu"):
+            processes.close()
 
 
 def folder_for(processes: Processes | None, choose: Callable[[], RunFolder]) -> RunFolder:
