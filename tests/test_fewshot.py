@@ -13,9 +13,10 @@ from fewshot_samples import SHORT, Traced, figures, plan_of, samples_of
 from torch import Tensor
 
 from dmlcore.errors import ConfigError
+from dmlcore.protocols.fewshot import batches
 from dmlcore.protocols.fewshot.arms import arms_of
-from dmlcore.protocols.fewshot.budgets import PRESETS, budget_of
-from dmlcore.protocols.fewshot.cell import Experiment
+from dmlcore.protocols.fewshot.budgets import PRESETS, Budget, budget_of
+from dmlcore.protocols.fewshot.cell import Experiment, _rule
 from dmlcore.protocols.fewshot.objectives import Learner
 from dmlcore.protocols.fewshot.tasks import Part
 
@@ -131,6 +132,64 @@ def test_presets_are_budgets(preset: str) -> None:
     assert budget_of(preset, {"prototype_rate": 0.2}, "features").prototype_rate == 0.2
     with pytest.raises(ConfigError, match="patience"):
         budget_of(preset, {"patience": 0})
+
+
+@pytest.mark.parametrize(
+    ("data", "expected"),
+    [  # epochs, patience, that of classifiers, batch, that of classifiers, patience and queries of episodes, their rate
+        ("mnist", (500, 20, 20, 1024, 2048, 2000, 100, 1e-3)),
+        ("isolet", (750, 50, 50, 1024, 1024, 4000, 50, 1e-4)),
+        ("omniglot", (500, 70, 100, 1024, 2048, 4000, 5, 1e-4)),
+        ("tiny_imagenet", (750, 100, 100, 1024, 1024, 6000, 50, 1e-4)),
+    ],
+)
+def test_the_paper_has_a_budget_for_each_of_its_data_sets(data: str, expected: tuple[float, ...]) -> None:
+    """By the option files of the authors' public code."""
+    budget = budget_of(f"paper/{data}", {})
+    assert budget == budget_of("paper", {}, "features", data)
+    assert (
+        budget.epochs,
+        budget.patience,
+        budget.classifier_patience or budget.patience,
+        budget.batch,
+        budget.classifier_batch or budget.batch,
+        budget.episode_patience,
+        budget.episode_queries,
+        budget.prototype_rate,
+    ) == expected
+    assert (budget.learning_rate, budget.episodes, budget.episode_check, budget.validation_prototypes) == (5e-3, 10_000, 200, 0)
+    assert budget_of(f"paper/{data}", {"patience": 3}).patience == 3
+    assert budget_of("cpu", {}, "images", data) == budget_of("cpu", {})
+
+
+@pytest.mark.parametrize("preset", ["papers", "paper/cifar", "cpu/mnist"])
+def test_a_budget_that_is_not_there(preset: str) -> None:
+    with pytest.raises(ConfigError, match=r"--budget must be one of cpu, paper, .*paper/mnist"):
+        budget_of(preset, {})
+
+
+def test_results_of_earlier_versions_have_the_same_settings() -> None:
+    values = budget_of("cpu", {}).values()
+    assert not {"classifier_batch", "classifier_patience", "validation_prototypes"} & set(values)
+    assert {"classifier_batch", "validation_prototypes"} <= set(budget_of("paper/mnist", {}).values())
+    assert Budget(**values) == budget_of("cpu", {})
+
+
+def test_classifiers_have_batches_and_patience_of_their_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    sizes: list[int] = []
+    real = batches.shuffled
+
+    def shuffled(part: Part, batch: int, rng: np.random.Generator) -> Any:
+        sizes.append(batch)
+        return real(part, batch, rng)
+
+    monkeypatch.setattr(batches, "shuffled", shuffled)
+    budget = budget_of("cpu", {**SHORT, "classifier_batch": 7, "classifier_patience": 3}).values()
+    cell = Experiment(plan_of(budget=budget), samples_of())
+    cell.run()
+    assert set(sizes) == {7}
+    rules = {arm.name: _rule(arm, cell.budget, 10).patience for arm in cell.arms}
+    assert (rules["baseline"], rules["hist_loss"]) == (3, 2)
 
 
 def test_the_folder_of_results_names_no_place_twice(tmp_path: Path) -> None:

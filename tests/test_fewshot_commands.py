@@ -11,6 +11,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import field_files
 import numpy as np
 import pytest
 
@@ -139,6 +140,7 @@ def test_quick_is_a_small_grid(data: Path, tmp_path: Path, capsys: pytest.Captur
         (["--replications", "0"], "--replications must be at least 1"),
         (["--processes", "0"], "processes"),
         (["--init", "zeros"], "--init"),
+        (["--budget", "papper"], "Did you mean 'paper'"),
         (["--data", "nowhere.npz"], "nowhere.npz"),
     ],
 )
@@ -184,3 +186,13 @@ def test_flags_of_the_budget_are_its_fields() -> None:
     from dmlcore.protocols.fewshot.budgets import Budget
 
     assert set(BUDGET) == {field.name for field in dataclasses.fields(Budget)}
+
+
+def test_both_parts_of_tiny_imagenet_are_drawn_from(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = field_files.tiny_imagenet(tmp_path / "tiny-imagenet-200")  # of a class 3 pictures to train and 2 to validate
+    words = ["--out", str(tmp_path / "out"), "--n", "2", "--k", "2", "--quick", "--json", "--epochs", "1", "--episodes", "1"]
+    assert main(["fewshot", "--recipe", "adapted_tiny_imagenet", "--data", str(folder), *words]) == 0, capsys.readouterr().err
+    said = capsys.readouterr()
+    cell = json.loads((tmp_path / "out" / "cells" / "n2" / "000.json").read_text())["result"]
+    assert cell["task"]["tests"] == {"2": 2 * (3 + 2 - 2)}
+    assert json.loads(said.out)["settings"]["model"] == "flat_conv" and "6 classes" in said.err

@@ -33,6 +33,34 @@ def test_feature_trunks(name):
     assert model(torch.rand(3, 12)).shape == (3, 7) and model.embedding_dim == 7
 
 
+def test_a_trunk_keeps_its_places_side_by_side():
+    """Against the layers written out: same padding, odd sides rounded up, a shift and no scale behind the norm."""
+    options = {"channels": "4,5", "pooled": "1", "norm": "centred"}
+    model = build_model("flat_conv", sample_shape=(3, 7, 9), kind="images", embedding_dim=6, options=options, normalize=False)
+    samples = torch.rand(8, 3, 7, 9)
+    assert model.trunk.features == 5 * 4 * 5
+    first, norm, _, _, second, last, _ = model.trunk.blocks
+    assert norm.weight is None and norm.bias.shape == (4,)
+    with torch.no_grad():
+        norm.bias.uniform_(-1, 1)
+        x = torch.nn.functional.pad(samples, (1, 1, 1, 1))
+        patches = x.unfold(2, 3, 1).unfold(3, 3, 1)  # [B, C, H, W, 3, 3]
+        maps = torch.einsum("bchwij,ocij->bohw", patches, first.weight) + first.bias[:, None, None]
+        mean, variance = maps.mean((0, 2, 3), keepdim=True), maps.var((0, 2, 3), unbiased=False, keepdim=True)
+        maps = ((maps - mean) / (variance + 1e-5).sqrt() + norm.bias[:, None, None]).relu()
+        padded = torch.nn.functional.pad(maps, (0, 1, 0, 1), value=-1.0)  # behind a ReLU nothing is below 0
+        pooled = padded.unfold(2, 2, 2).unfold(3, 2, 2).amax((4, 5))
+        maps = last(second(pooled)).relu()
+        assert torch.allclose(model.train()(samples), model.head(maps.flatten(1)), atol=1e-5)
+    with pytest.raises(ConfigError, match=r"pooled are \(3,\), but must be numbers of convolutions, from 1 to 2"):
+        build_model("flat_conv", sample_shape=(3, 7, 9), kind="images", options={"channels": "4,5", "pooled": "3"})
+
+
+def test_features_can_go_through_hidden_units_alone():
+    model = build_model("mlp", sample_shape=(5,), kind="features", options={"hidden": 3, "skip": False})
+    assert model.trunk.features == 3 and bool((model.trunk(torch.randn(7, 5)) >= 0).all())
+
+
 def test_defaults_follow_the_data():
     assert build_model(sample_shape=(1, 32, 32), kind="images").trunk.name == "conv"
     assert build_model(sample_shape=(5,), kind="features").trunk.name == "identity"

@@ -13,6 +13,7 @@ from data_files import image_folder
 from dmlcore import cli, plugins
 from dmlcore.data import PixelOptions
 from dmlcore.errors import ConfigError
+from dmlcore.protocols.fewshot.networks import build_network
 from dmlcore.training import RunConfig, recipes
 from dmlcore.training.settings import GROUPS
 from dmlcore.training.sources import Source
@@ -147,7 +148,45 @@ def test_a_recipe_for_few_shots(tmp_path: Path, capsys: pytest.CaptureFixture[st
         tmp_path / "x.npz", x=(generator.normal(size=(10, 6))[y] + generator.normal(size=(200, 6))).astype(np.float32), y=y
     )
     words = ["--data", str(tmp_path / "x.npz"), "--out", str(tmp_path / "out"), "--quick", "--k", "2"]
+    words += ["--model", "mlp"]
     assert cli.main(["fewshot", "--recipe", "adapted_mnist", *words]) == 0, capsys.readouterr().err
     assert "k = [2]" in capsys.readouterr().err
     assert cli.main(["fewshot", "--recipe=wedl", *words]) == 2
     assert "is for `dmlcore train" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("name", "shape", "weights"),
+    [
+        ("mnist", (1, 28, 28), [(32, 1, 3, 3), (32, 32, 3, 3), (128, 14 * 14 * 32)]),
+        ("isolet", (617,), [(128, 617), (64, 128)]),
+        ("omniglot", (1, 28, 28), [(32, 1, 3, 3), (32, 32, 3, 3), (32, 32, 3, 3), (128, 7 * 7 * 32)]),
+        ("tiny_imagenet", (3, 64, 64), [(32, 3, 3, 3), *[(32, 32, 3, 3)] * 3, (128, 8 * 8 * 32)]),
+    ],
+)
+def test_the_networks_of_adapted_embeddings(
+    name: str, shape: tuple[int, ...], weights: list[tuple[int, ...]], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """What the command trains by each recipe: the published layers, and no others."""
+    generator = np.random.default_rng(0)
+    y = np.repeat(np.arange(10), 5)
+    x = generator.random((50, *(shape[1:] + shape[:1] if len(shape) == 3 else shape))).astype(np.float32)
+    np.savez(tmp_path / "x.npz", x=np.round(255 * x).astype(np.uint8) if len(shape) == 3 else x, y=y)
+    words = ["--data", str(tmp_path / "x.npz"), "--out", str(tmp_path / "out"), "--quick", "--k", "2", "--n", "2", "--json"]
+    words += ["--replications", "1", "--epochs", "1", "--target-epochs", "1", "--episodes", "1"]
+    assert cli.main(["fewshot", "--recipe", f"adapted_{name}", *words]) == 0, capsys.readouterr().err
+    settings = json.loads(capsys.readouterr().out)["settings"]
+    network = build_network(
+        settings["model"],
+        options=settings["model_options"],
+        sample_shape=shape,
+        kind="images" if len(shape) == 3 else "features",
+        embedding_dim=settings["embedding_dim"],
+        init=settings["init"],
+        seed=0,
+    )
+    assert [tuple(p.shape) for p in network.parameters() if p.ndim > 1] == weights
+    normalises = name in ("omniglot", "tiny_imagenet")
+    vectors = [p for p in network.parameters() if p.ndim == 1]  # biases, and shifts of what normalises, which has no scale
+    assert len(vectors) == len(weights) + (len(weights) - 1 if normalises else 0)
+    assert all(0.5 < float(p.detach().std()) < 1.5 for p in [*network.parameters()][-2:])  # N(0, 1), biases too

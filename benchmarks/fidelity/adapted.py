@@ -13,12 +13,15 @@ from torch.nn.functional import cosine_similarity, log_softmax
 
 import dmlcore
 from benchmarks.fidelity.rows import Row, batch, distance, equal, same
+from dmlcore.protocols.fewshot.budgets import budget_of
 from dmlcore.protocols.fewshot.fitting import Rule, fit
+from dmlcore.protocols.fewshot.networks import build_network
+from dmlcore.training import recipes
 
 
 def rows() -> list[Row]:
     """All rows of the publication."""
-    return [_histogram(), _prototypes(), *_stopping()]
+    return [_histogram(), _prototypes(), *_stopping(), *_networks(), *_budgets()]
 
 
 def _histogram() -> Row:
@@ -102,4 +105,78 @@ def _stopping() -> list[Row]:
             differing / count, f"epochs of {count} random curves that differ",
         )  # fmt: skip
         rows.append(row)
+    return rows
+
+
+# Of each data set: a sample's shape, the shapes of kernels and matrices, and how many layers are normalised by the batch.
+NETWORKS = {
+    "mnist": ((1, 28, 28), [(32, 1, 3, 3), (32, 32, 3, 3), (128, 14 * 14 * 32)], 0),
+    "isolet": ((617,), [(128, 617), (64, 128)], 0),
+    "omniglot": ((1, 28, 28), [(32, 1, 3, 3), (32, 32, 3, 3), (32, 32, 3, 3), (128, 7 * 7 * 32)], 3),
+    "tiny_imagenet": ((3, 64, 64), [(32, 3, 3, 3), *[(32, 32, 3, 3)] * 3, (128, 8 * 8 * 32)], 4),
+}
+
+
+def _networks() -> list[Row]:
+    """Every kernel, matrix, bias and shift; padding and pooling show in the width of what is flattened."""
+    rows = []
+    for name, (shape, weights, normalised) in NETWORKS.items():
+        recipe = recipes.find(f"adapted_{name}").values
+        arguments = recipe["arguments"]
+        model = arguments["model"]
+        network = build_network(
+            model,
+            options=recipe[model],
+            sample_shape=shape,
+            kind="images" if len(shape) == 3 else "features",
+            embedding_dim=int(arguments["embedding_dim"]),
+            init=arguments["init"],
+            seed=0,
+        )
+        ours = [tuple(p.shape) for p in network.parameters() if p.ndim > 1]
+        published = sum(math.prod(weight) + weight[0] for weight in weights) + sum(w[0] for w in weights[:normalised])
+        count = sum(p.numel() for p in network.parameters())
+        error = abs(count - published) / published if ours == weights else math.inf
+        rows.append(equal(f"network for {name}", "its code", f"recipe `adapted_{name}`", error, f"{published:,} parameters"))
+    return rows
+
+
+# Of the authors' option files: epochs, patience, that of classifiers, batch, that of classifiers, episodes without progress,
+# queries of a class, rate of prototypical networks, and training and validation samples of a source class.
+BUDGETS = {
+    "mnist": (500, 20, 20, 1024, 2048, 2000, 100, 1e-3, 1600, 600),
+    "isolet": (750, 50, 50, 1024, 1024, 4000, 50, 1e-4, 250, 50),
+    "omniglot": (500, 70, 100, 1024, 2048, 4000, 5, 1e-4, 15, 5),
+    "tiny_imagenet": (750, 100, 100, 1024, 1024, 6000, 50, 1e-4, 350, 200),
+}
+
+
+def _budgets() -> list[Row]:
+    rows = []
+    for name, published in BUDGETS.items():
+        budget = budget_of("paper", {}, data=name)
+        samples = budget.source_samples or published[-2] + published[-1]
+        validating = round(budget.validation_share * samples)
+        ours = (
+            budget.epochs,
+            budget.patience,
+            budget.classifier_patience or budget.patience,
+            budget.batch,
+            budget.classifier_batch or budget.batch,
+            budget.episode_patience,
+            budget.episode_queries,
+            budget.prototype_rate,
+            samples - validating,
+            validating,
+        )
+        differing = sum(a != b for a, b in zip(ours, published, strict=True))
+        rows.append(
+            equal(
+                f"budget for {name}",
+                "its option files",
+                f"`--budget paper/{name}`",
+                differing,
+                f"of {len(ours)} numbers differ",
+            )
+        )
     return rows

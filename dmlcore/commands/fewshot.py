@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import inspect
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -22,9 +21,10 @@ if TYPE_CHECKING:
     from dmlcore.protocols.fewshot.grid import Grid
 
 TEXT = "Few-shot transfer: adapted deep embeddings, and any loss, from source classes to k samples of n target classes."
-SMALL_CONV = {"channels": (16, 32, 64), "norm": "none"}  # the paper's have 32 channels in each of two to four layers
+SMALL_CONV = {"channels": (16, 32, 64), "norm": "none"}  # cheaper than the paper's, which recipes take
 QUICK = {"numbers": 1, "shots": 2, "replications": 2}  # the most of each that `--quick` keeps
 REPLICATIONS = 10
+INITS = Literal["default", "normal", "xavier", "published"]
 BUDGET = {
     "epochs": (int, "Most epochs over the source samples."),
     "target_epochs": (int, "Most epochs over the target samples."),
@@ -40,6 +40,9 @@ BUDGET = {
     "validation_share": (float, "Share of source samples that choose the source model."),
     "source_samples": (int, "Samples kept of each source class; 0: all."),
     "test_samples": (int, "Test samples kept of each target class; 0: all."),
+    "classifier_batch": (int, "Samples of a batch of classifiers; 0: batch."),
+    "classifier_patience": (int, "Epochs after which classifiers stop; 0: patience."),
+    "validation_prototypes": (int, "Training samples of a class behind prototypes that validate; 0: all."),
 }
 """Flags of the fields of `Budget`, which is not loaded for the help: it would load torch."""
 
@@ -93,9 +96,21 @@ def _take_recipe(line: CommandLine) -> None:
         raise ConfigError(f"the recipe '{name}' is for `dmlcore {recipe.command} --recipe {name}`")
     at = next(at for at, word in enumerate(line.words) if word.partition("=")[0] == "--recipe")
     del line.words[at : at + (1 if "=" in line.words[at] else 2)]
-    arguments = {key: str(value) for key, value in recipe.values["arguments"].items()}
+    tables = dict(recipe.values)
+    arguments = {key: str(value) for key, value in tables.pop("arguments").items()}
     typed = line.values_of(*arguments)
-    line.words += [f"--{key.replace('_', '-')}={value}" for key, value in arguments.items() if key not in typed]
+    if "model" not in typed:  # whose options the tables have
+        arguments |= {f"{table}.{key}": _as_word(value) for table, options in tables.items() for key, value in options.items()}
+        typed = line.values_of(*arguments)
+    for key in [key for key in arguments if key not in typed]:
+        line.words.append(f"--{key if '.' in key else key.replace('_', '-')}={arguments[key]}")
+
+
+def _as_word(value: Any) -> str:
+    """A value of a file as it is typed."""
+    if isinstance(value, bool):
+        return str(value).lower()
+    return ",".join(map(str, value)) if isinstance(value, list) else str(value)
 
 
 def _add_components(line: CommandLine) -> None:
@@ -132,9 +147,9 @@ def _run_flags() -> list[inspect.Parameter]:
         flag("losses", str | None, "Losses to add as embeddings, as they are and adapted: ms,triplet+sup_con; + joins."),
         flag("model", str | None, "Trunk of the network (default: `mlp`, or `conv` of 16, 32, 64 channels without norm)."),
         flag("embedding_dim", int, "Length of the embedding.", 64),
-        flag("init", Literal["default", "normal", "xavier"], "Weights: PyTorch's, N(0, 1) as in the paper, Xavier.", "default"),
+        flag("init", INITS, "Weights: PyTorch's, N(0, 1), Xavier, N(0, 1) for biases too as published.", "default"),
         flag("stopping", Literal["paper", "validation"], "Chooses the target epoch: training score, or held-out.", "paper"),
-        flag("budget", Literal["cpu", "paper"], "Lengths of training.", "cpu"),
+        flag("budget", str, "Lengths of training: `cpu`, `paper`, or `paper/DATA` of a data set of the paper.", "cpu"),
         *(flag(name, kind | None, text) for name, (kind, text) in BUDGET.items()),
         flag("recipe", str | None, "A recipe of `dmlcore recipes`, whose flags count where they are not typed."),
         flag("image_size", int | None, "Side to bring images to, pixels."),
@@ -170,6 +185,7 @@ def _grid(values: dict[str, Any], options: dict[str, dict[str, Any]], components
     model, model_options = values["model"], _options_of("model", options, components)
     if model is None and samples.kind == "images":
         model, model_options = "conv", SMALL_CONV
+    data_set = next((component.table for component in components.values() if component.kind == "data"), "")
     lengths = {name: values[name] for name in BUDGET if values[name] is not None}
     plan = Plan(
         data=values["data"],
@@ -187,7 +203,7 @@ def _grid(values: dict[str, Any], options: dict[str, dict[str, Any]], components
         embedding_dim=values["embedding_dim"],
         init=values["init"],
         stopping=values["stopping"],
-        budget=dataclasses.asdict(budget_of(budget, lengths, samples.kind)),
+        budget=budget_of(budget, lengths, samples.kind, data_set).values(),
         seed=values["seed"],
         replication=0,
     )

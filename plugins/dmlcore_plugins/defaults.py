@@ -21,3 +21,34 @@ SCHEDULE = "cosine"
 WEIGHTING = "fixed"
 WEIGHTING_OF_SEVERAL = "equal_gradient_norms"  # several losses on one embedding
 WEIGHTING_LEARNT = "floor_square_penalty"  # of the published methods, WEL and WEDL
+PAPER_BUDGETS = {  # what adapted deep embeddings took for a data set, beside what `--budget paper` has for all of them
+    "mnist": {
+        "epochs": 500,
+        "target_epochs": 500,
+        "patience": 20,
+        "classifier_batch": 2048,
+        "episode_patience": 2000,
+        "episode_queries": 100,
+        "prototype_rate": 1e-3,
+        "source_samples": 2200,
+        "validation_share": 3 / 11,
+        "test_samples": 2000,
+    },
+    "isolet": {"epochs": 750, "target_epochs": 750, "episode_queries": 50, "validation_share": 1 / 6},
+    "omniglot": {
+        "epochs": 500,
+        "target_epochs": 500,
+        "patience": 70,
+        "classifier_patience": 100,
+        "classifier_batch": 2048,
+        "episode_queries": 5,
+    },
+    "tiny_imagenet": {
+        "epochs": 750,
+        "target_epochs": 750,
+        "patience": 100,
+        "episode_patience": 6000,
+        "episode_queries": 50,
+        "validation_share": 4 / 11,
+    },
+}

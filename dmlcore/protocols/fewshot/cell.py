@@ -243,7 +243,8 @@ def _drawing(seed: int) -> Iterator[None]:
 
 def _rule(arm: Arm, budget: Budget, epochs: int, **flags: bool) -> Rule:
     if arm.kind != "prototypes":
-        return Rule(epochs, budget.patience, **flags)
+        patience = (arm.kind == "classifier" and budget.classifier_patience) or budget.patience
+        return Rule(epochs, patience, **flags)
     check = budget.episode_check
     return Rule(max(budget.episodes // check, 1), max(budget.episode_patience // check, 1), **flags)
 

@@ -10,11 +10,12 @@ from torch import Tensor, nn
 from dmlcore import plugins
 from dmlcore.models import build_model
 
-Init = Literal["default", "normal", "xavier"]
+Init = Literal["default", "normal", "xavier", "published"]
 INITS: dict[Init, str] = {
     "default": "as PyTorch draws each layer",
-    "normal": "weights from N(0, 1), as in the paper",
+    "normal": "weights from N(0, 1), biases of 0",
     "xavier": "Xavier uniform weights, as in the authors' later note",
+    "published": "weights and biases from N(0, 1), as in the paper's code",
 }
 """How weights can be drawn."""
 MOMENTUM = (
@@ -88,7 +89,8 @@ def build_classifier(network: nn.Module, width: int, classes: int, init: Init, s
 
 
 def draw_weights(module: nn.Module, init: Init) -> None:
-    """Draw all matrices and kernels anew from the global generator, with biases of 0; layers that normalise stay."""
+    """Draw all matrices and kernels anew from the global generator, and their biases for `published`; else these are 0. Layers
+    that normalise stay."""
     if init == "default":
         return
     with torch.no_grad():
@@ -96,9 +98,9 @@ def draw_weights(module: nn.Module, init: Init) -> None:
             weight, bias = getattr(layer, "weight", None), getattr(layer, "bias", None)
             if not isinstance(weight, nn.Parameter) or weight.ndim < 2:
                 continue
-            nn.init.normal_(weight) if init == "normal" else nn.init.xavier_uniform_(weight)
+            nn.init.xavier_uniform_(weight) if init == "xavier" else nn.init.normal_(weight)
             if isinstance(bias, nn.Parameter):
-                nn.init.zeros_(bias)
+                nn.init.normal_(bias) if init == "published" else nn.init.zeros_(bias)
 
 
 def copy_of(module: nn.Module) -> dict[str, Tensor]:

@@ -18,8 +18,6 @@ from dmlcore.protocols.fewshot.budgets import Budget
 from dmlcore.protocols.fewshot.samples import Samples
 from dmlcore.protocols.fewshot.tasks import Part
 
-PROTOTYPE_SAMPLES = 20  # training samples of a source class behind the prototypes that validation samples are compared with
-
 
 class Learner:
     """A network that learns as an arm does.
@@ -79,8 +77,9 @@ class Learner:
                     reference_labels=self.labels[support_rows],
                 )
             return
-        deal = batches.shuffled if self.arm.kind == "classifier" else batches.by_class
-        for positions in deal(self.part, self.budget.batch, self.rng):
+        is_classifier, budget = self.arm.kind == "classifier", self.budget
+        deal = batches.shuffled if is_classifier else batches.by_class
+        for positions in deal(self.part, (is_classifier and budget.classifier_batch) or budget.batch, self.rng):
             outputs = self.network(self.samples.fetch(self.part.rows[positions]))
             labels = self.labels[positions]
             if self.ensemble is None:
@@ -109,7 +108,8 @@ class Learner:
         """How well it does on validation samples of its own classes: accuracy, Recall@1 leaving one out, nearest prototype."""
         if self.arm.kind != "prototypes":
             return self.alone(validation)
-        return self.accuracy(self.part.first(PROTOTYPE_SAMPLES), validation)
+        most = self.budget.validation_prototypes
+        return self.accuracy(self.part.first(most) if most else self.part, validation)
 
     def accuracy(self, support: Part, queries: Part) -> float:
         """Share of the queries whose label is predicted right."""

@@ -21,6 +21,8 @@ class MlpOptions:
     """Hidden units."""
     dropout: float = 0.0
     """Fraction of hidden units left out at random while training."""
+    skip: bool = True
+    """Put the input itself beside the hidden units, so that what it already knows is not lost."""
 
     def __post_init__(self) -> None:
         check_range("hidden", self.hidden, least=1)
@@ -28,7 +30,7 @@ class MlpOptions:
 
 
 class Mlp(Trunk):
-    """Hidden ReLU units beside the input itself, so that what the features already know is not lost."""
+    """Hidden ReLU units, and unless `skip` is off the input itself beside them."""
 
     name = "mlp"
     Options = MlpOptions
@@ -38,11 +40,12 @@ class Mlp(Trunk):
         super().__init__(options, sample_shape)
         self.hidden = nn.Linear(math.prod(sample_shape), options.hidden)
         self.dropout = nn.Dropout(options.dropout)
-        self.features = options.hidden + math.prod(sample_shape)
+        self.features = options.hidden + (math.prod(sample_shape) if options.skip else 0)
 
     def forward(self, samples: Tensor) -> Tensor:
-        """Features [B, hidden + F] of features [B, F]."""
-        return torch.cat([self.dropout(self.hidden(samples).relu()), samples], 1)
+        """Features [B, hidden + F] of features [B, F], or [B, hidden] without `skip`."""
+        hidden = self.dropout(self.hidden(samples).relu())
+        return torch.cat([hidden, samples], 1) if self.options.skip else hidden
 
 
 @dmlcore.hookimpl
