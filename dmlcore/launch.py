@@ -10,7 +10,7 @@ import datetime
 import os
 import sys
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from dmlcore.errors import ConfigError
 
@@ -85,9 +85,10 @@ def join(device: str) -> None:
         raise ConfigError("this PyTorch has no torch.distributed, so processes cannot train together")
     if distributed.is_initialized():
         return
-    store, rank, size = next(distributed.rendezvous("env://", timeout=START))
+    names: Any = distributed  # which its stubs leave out
+    store, rank, size = next(names.rendezvous("env://", timeout=START))
     # a launcher may give processes that it starts again the store of those that died, with their addresses
-    store = distributed.PrefixStore(f"dmlcore/{restarts()}", store)
+    store = names.PrefixStore(f"dmlcore/{restarts()}", store)
     backend = "nccl" if device == "cuda" else "gloo"
     distributed.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=START)
 

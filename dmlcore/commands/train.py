@@ -119,12 +119,12 @@ def _check(sources: list[Source], out: Path | None) -> None:
 
 def _words_of_a_process(words: Sequence[str]) -> list[str]:
     """The command of each of several processes: without the flags that start them."""
-    left, words = [], iter(words)
-    for word in words:
+    left, rest = [], iter(words)
+    for word in rest:
         if word.partition("=")[0] not in ("--processes", "--max-restarts"):
             left.append(word)
         elif "=" not in word:
-            next(words, None)
+            next(rest, None)
     return left
 
 

@@ -147,8 +147,8 @@ class Training:
         if self.run.processes is not None:
             with naming_dead_processes(self.run.processes, self.run.saved_note):
                 number, is_late = self.run.processes.highest(self.interruption.noticed or 0, is_time_up)
+            # what is noticed while the processes talk stays, and is told after the next step
             self.interruption.requested, is_time_up = number or None, bool(is_late)
-            self.interruption.noticed = None
         self.is_time_up = is_time_up
 
     def _train(self) -> None:
