@@ -18,6 +18,7 @@ def main() -> None:
     table = feature_table(flags.data)
     network = torch.nn.Linear(table.x.shape[1], 32)
     ensemble = dmlcore.LossEnsemble(["ms", "proxy_anchor", "triplet"], num_classes=table.num_classes, embedding_dim=32)
+    ensemble = dmlcore.distributed(ensemble)  # of several processes each then gives its samples, and gets the loss of all
     owned = ensemble.parameter_roles()  # proxies want a higher rate than the network
     optimiser = torch.optim.AdamW([{"params": network.parameters()}, {"params": owned["proxies"], "lr": 20 * RATE}], lr=RATE)
     before, total = held_out(network, table), torch.tensor(torch.nan)

@@ -20,7 +20,8 @@ class Embedding(torch.nn.Module):
     def __init__(self, dimension: int, num_classes: int) -> None:
         super().__init__()
         self.network = torch.nn.Linear(dimension, 32)
-        self.ensemble = dmlcore.LossEnsemble(["ms", "proxy_anchor", "triplet"], num_classes=num_classes, embedding_dim=32)
+        ensemble = dmlcore.LossEnsemble(["ms", "proxy_anchor", "triplet"], num_classes=num_classes, embedding_dim=32)
+        self.ensemble = dmlcore.distributed(ensemble)  # of several processes each gives its samples, and gets the loss of all
 
     def forward(self, x: Tensor, labels: Tensor | None = None) -> dict[str, Tensor]:
         embeddings = self.network(x)
