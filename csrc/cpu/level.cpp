@@ -8,6 +8,7 @@
 
 DML_BEGIN
 
+constexpr int64_t kRowsAhead = 4;  // that are asked for before they are copied
 constexpr int64_t kManyPositives = 32;  // slots add that often per column: float32 needs relief every tile
 
 // The functors of this level. Passes may be running while a plugin's join: what is there never moves.
@@ -260,6 +261,9 @@ template <class T> static void gather(const T* from, int64_t stride, const int64
 #pragma omp parallel for num_threads(threads) schedule(static) if (threads > 1)
   for (int64_t i = 0; i < rows; ++i) {
     const T* x = from + order[i] * stride;
+    if (i + kRowsAhead < rows)  // the rows of a memory lie anywhere
+      for (int64_t k = 0; k < width; k += 64 / int64_t(sizeof(T)))
+        __builtin_prefetch(from + order[i + kRowsAhead] * stride + k);
     double square = 0;  // double: 1e20 is no infinity
 #pragma omp simd reduction(+ : square)
     for (int64_t k = 0; k < width; ++k) square += double(x[k]) * double(x[k]);

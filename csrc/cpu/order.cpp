@@ -20,6 +20,20 @@ void add_block(Classes& classes, int64_t a0, int64_t a1, int64_t r0, int64_t r1,
   if (fits) classes.stored_positives += cells;
 }
 
+// The rows of the smallest label first, equal ones as they were. Labels that are dense, as those of classes are, are counted.
+void sort_by_label(const int64_t* labels, int64_t rows, std::vector<int64_t>& order) {
+  const auto [lowest, highest] = std::minmax_element(labels, labels + rows);
+  const uint64_t least = uint64_t(*lowest), range = uint64_t(*highest) - least;  // no overflow: labels are any int64
+  if (range > uint64_t(2 * rows)) {
+    std::stable_sort(order.begin(), order.end(), [&](int64_t a, int64_t b) { return labels[a] < labels[b]; });
+    return;
+  }
+  std::vector<int64_t> next(range + 2, 0);
+  for (int64_t i = 0; i < rows; ++i) ++next[uint64_t(labels[i]) - least + 1];
+  for (uint64_t c = 1; c <= range; ++c) next[c] += next[c - 1];
+  for (int64_t i = 0; i < rows; ++i) order[next[uint64_t(labels[i]) - least]++] = i;
+}
+
 }  // namespace
 
 std::shared_ptr<const Order> order_of(const int64_t* labels, int64_t rows, bool by_label, Orders& orders) {
@@ -28,8 +42,7 @@ std::shared_ptr<const Order> order_of(const int64_t* labels, int64_t rows, bool 
   auto order = std::make_shared<Order>();
   order->order.resize(rows);
   std::iota(order->order.begin(), order->order.end(), int64_t(0));
-  if (by_label && !std::is_sorted(labels, labels + rows))
-    std::stable_sort(order->order.begin(), order->order.end(), [&](int64_t a, int64_t b) { return labels[a] < labels[b]; });
+  if (by_label && !std::is_sorted(labels, labels + rows)) sort_by_label(labels, rows, order->order);
   order->labels.resize(rows);
   for (int64_t i = 0; i < rows && by_label; ++i) order->labels[i] = labels[order->order[i]];
   return entry = order;
