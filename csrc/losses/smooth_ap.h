@@ -24,6 +24,13 @@ template <class T> struct SmoothAveragePrecision {
   template <class V> static DML_FN V decay(V x) { return exp(min(x, -x)); }
   template <class V> static DML_FN V step(V x, V u) { return select(x > splat<V>(0), splat<V>(1), u) / (splat<V>(1) + u); }
   template <class V> static DML_FN V step_slope(V u) { return u / ((splat<V>(1) + u) * (splat<V>(1) + u)); }
+  // Beyond this a step is 0 or 1 to less than the rounding of a rank, which is 1 at least: e^-32 = 1e-14, e^-60 = 9e-27.
+  static constexpr T far = sizeof(T) == 4 ? T(32) : T(60);
+  // Classes that are apart keep all lanes there, and need no exponential.
+  template <class V> static DML_FN bool is_near(V x) {
+    if constexpr (sizeof(V) == sizeof(T)) return !(max(x, -x) >= far);  // NaN is near
+    else return any((max(x, -x) >= splat<V>(far)) == 0);
+  }
   DML_FN T step_at(T difference) const { return step(scaled(difference), decay(scaled(difference))); }
   DML_FN T step_slope_at(T difference) const { return step_slope(decay(scaled(difference))); }
 
@@ -34,11 +41,16 @@ template <class T> struct SmoothAveragePrecision {
   DML_FN SlotSums<T> nothing_slot() const { return {T(0), T(0), T(0)}; }
   template <class V> DML_FN V measure(V s) const { return s; }
   template <class V> DML_FN void once(V s, Sums<V>& r) const {
-    V x = scaled(s - splat<V>(1));
-    r.above_own += step(x, decay(x));
+    const V x = scaled(s - splat<V>(1));
+    r.above_own += is_near(x) ? step(x, decay(x)) : select(x > splat<V>(0), splat<V>(1), splat<V>(0));
   }
   template <class V> DML_FN void collect(V s, const SlotLimits<V>& l, Sums<V>&, SlotSums<V>& k) const {
-    V x = scaled(s - l.s), u = decay(x), share = splat<V>(1) / (splat<V>(1) + u);
+    V x = scaled(s - l.s);
+    if (!is_near(x)) {
+      k.above += select(x > splat<V>(0), splat<V>(1), splat<V>(0));
+      return;
+    }
+    V u = decay(x), share = splat<V>(1) / (splat<V>(1) + u);
     k.above += select(x > splat<V>(0), splat<V>(1), u) * share;
     k.slope += u * share * share;
   }
@@ -99,9 +111,13 @@ template <class T> struct SmoothAveragePrecision {
   DML_FN SlotLimits<T> reweigh_slot(const SlotLimits<T>& l, const SlotSums<T>& k, const Slopes<T>&, T) const {
     return {l.s, by_above(k.rank, k.above)};
   }
-  template <class V> DML_FN V tally(V s, const SlotLimits<V>& l) const { return l.weight * step_slope(decay(scaled(s - l.s))); }
+  template <class V> DML_FN V tally(V s, const SlotLimits<V>& l) const {
+    const V x = scaled(s - l.s);
+    return is_near(x) ? l.weight * step_slope(decay(x)) : splat<V>(0);
+  }
   template <class V> DML_FN V finish(V s, V, V tally, const Slopes<V>& w) const {
-    return w.weight * (tally + w.own * step_slope(decay(scaled(s - splat<V>(1)))));
+    const V x = scaled(s - splat<V>(1));
+    return w.weight * (is_near(x) ? tally + w.own * step_slope(decay(x)) : tally);
   }
 };
 
