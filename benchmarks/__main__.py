@@ -1,13 +1,13 @@
 """`python -m benchmarks [NAME ...]`, one or several of the following.
 
 `losses` measures every case and size that `benchmarks/results/losses-cpu.csv` lacks (`--selection`: what the table of goals
-needs), `evaluation` retrieval metrics, `training` whole steps, `calls` those of losses on small batches, `decoding` the
-reading of pictures, `house` the size and shape of the sources, `gradients` values and gradients of every loss, `fidelity` the
-published equations. `ensembles` compares ensembles with single losses on unseen classes, `ood` does so on splits of growing
-shift, and `fewshot` transfers to few samples. `features` trains on features of good networks, `pictures` on pictures in two
-precisions. `distributed` runs losses on several processes. `serving` loads a server, and `scale` uses a model on a million
-rows. `gpu` checks and measures a CUDA device, and `report` fills the measured tables of docs/reports/performance.md. The other
-pages of docs/reports have the name of their benchmark.
+needs), `evaluation` retrieval metrics, `training` whole steps, `calls` those of losses on small batches, `situations` what
+users meet beside large batches, `decoding` the reading of pictures, `house` the size and shape of the sources, `gradients`
+values and gradients of every loss, `fidelity` the published equations. `ensembles` compares ensembles with single losses on
+unseen classes, `ood` does so on splits of growing shift, and `fewshot` transfers to few samples. `features` trains on features
+of good networks, `pictures` on pictures in two precisions. `distributed` runs losses on several processes. `serving` loads a
+server, and `scale` uses a model on a million rows. `gpu` checks and measures a CUDA device, and `report` fills the measured
+tables of docs/reports/performance.md. The other pages of docs/reports have the name of their benchmark.
 """
 
 from __future__ import annotations
@@ -118,6 +118,18 @@ def _calls(options: argparse.Namespace) -> list[Row]:
     for row in rows:
         print(calls.text(row))
     return [{"benchmark": "calls", **row, **environment()} for row in rows]
+
+
+def _situations(options: argparse.Namespace) -> list[Row]:
+    from benchmarks import situations
+
+    measured = situations.run(options.against, options.only, *((0.05, 1) if options.quick else ()))
+    print("\n".join(situations.text(row) for row in measured))
+    rows = [{"benchmark": "situations", **row, **environment()} for row in measured]
+    file = options.csv or RESULTS / "situations-cpu.csv"
+    new = {row["case"] for row in rows}
+    write([row for row in read(file) if row["case"] not in new] + rows, file)
+    return rows
 
 
 def _decoding(options: argparse.Namespace) -> list[Row]:
@@ -252,6 +264,7 @@ ACTIONS: dict[str, Action] = {
     "evaluation": _evaluation,
     "training": _training,
     "calls": _calls,
+    "situations": _situations,
     "decoding": _decoding,
     "house": _house,
     "gradients": _gradients,
@@ -292,7 +305,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--plot", action="store_true", help="draw the CSV file instead of measuring (losses; needs matplotlib)")
     add("--picture", type=Path, help="where --plot draws; beside the CSV file by default")
     add("--csv", type=Path, help="instead of benchmarks/results/NAME-cpu.csv")
-    add("--against", help="interpreter of another installation, measured in turn (calls), or that of --tree (house)")
+    add("--against", help="interpreter of another installation, in turn (calls, situations), or that of --tree (house)")
     add("--tree", type=Path, help="root of another clone (house)")
     add("--folder", type=Path, help="of the feature tables (ensembles, ood, fewshot, features), of photographs (pictures)")
     add("--weights", type=Path, help="of torchvision's mobilenet_v2, a .pth file (pictures)")

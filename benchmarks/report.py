@@ -137,6 +137,17 @@ def evaluation(rows: list[Row]) -> str:
     return _table(["case", *rivals], lines)
 
 
+def situations(rows: list[Row]) -> str:
+    """Ratios to the bare products before and after, and CPU seconds of starts."""
+
+    def figure(row: Row, arm: str) -> str:
+        ratio = number(row, f"{arm}ratio_to_products")
+        return f"{number(row, f'{arm}seconds'):.2f} s" if math.isnan(ratio) else f"{_figure(ratio)}x"
+
+    lines = [[row["case"], row["n"], row["d"], figure(row, "against_"), figure(row, "")] for row in rows]
+    return _table(["case", "N", "d", "before", "now"], lines)
+
+
 def machine(rows: list[Row]) -> str:
     """Where, with what, and under which settings the rows were measured."""
     lines = []
@@ -171,6 +182,7 @@ def write(page: Path | None, results: Path) -> str:
     every = [row for file in files for row in read(file)]
     rows = [row for row in every if row["benchmark"] in ("losses", "evaluation")]
     blocks = {name: block(rows) for name, block in BLOCKS.items()} | {"gpu": gpu([r for r in every if r["benchmark"] == "gpu"])}
+    blocks["situations"] = situations([row for row in every if row["benchmark"] == "situations"])
     page = page or PAGE
     text = MARKERS.sub(lambda mark: f"{mark[1]}\n{blocks[mark[2]]}\n\n{mark[4]}", page.read_text())
     page.write_text(text)
