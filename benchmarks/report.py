@@ -144,7 +144,10 @@ def situations(rows: list[Row]) -> str:
         ratio = number(row, f"{arm}ratio_to_products")
         return f"{number(row, f'{arm}seconds'):.2f} s" if math.isnan(ratio) else f"{_figure(ratio)}x"
 
-    lines = [[row["case"], row["n"], row["d"], figure(row, "against_"), figure(row, "")] for row in rows]
+    lines = [
+        [row["case"], *(str(row.get(name, "")) for name in ("n", "d")), figure(row, "against_"), figure(row, "")]
+        for row in rows
+    ]
     return _table(["case", "N", "d", "before", "now"], lines)
 
 

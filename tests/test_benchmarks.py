@@ -70,6 +70,18 @@ def test_calls_are_measured_beside_another_installation(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+def test_situations_are_measured_beside_another_installation(tmp_path: Path) -> None:
+    file = tmp_path / "rows.json"
+    flags = ("--quick", "--only", "one loss, N", "--csv", str(tmp_path / "rows.csv"), "--json", str(file))
+    command("situations", *flags, "--against", sys.executable)
+    rows = json.loads(file.read_text())
+    assert [row["case"] for row in rows] == ["one loss, N = 64", "one loss, N = 128"]
+    assert all(row["ratio_to_products"] > 0 and row["against_ratio_to_products"] > 0 for row in rows)
+    table = report.situations(rows)
+    assert table.count("x |") == 4 and "| one loss, N = 64 | 64 | 64 |" in table
+
+
+@pytest.mark.slow
 def test_peak_memory_is_that_of_a_fresh_process() -> None:
     plain = losses._in_child(cases.measurement("ms", "plain", 1024, 8), 0.01, 120.0, 0)
     assert plain["status"] == "ok"
