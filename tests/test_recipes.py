@@ -24,7 +24,7 @@ TRAINED = [name for name in NAMES if recipes.find(name).command == "train"]
 
 def test_what_was_published_is_there() -> None:
     assert {"wel", "wedl", "wedl_c", "sec_triplet", "sec_semihard", "sec_n_pair", "sec_ms"} <= set(NAMES)
-    assert {"oodml_margin", "oodml_ms", "oodml_arcface", "oodml_proxy_anchor", "adapted_mnist"} <= set(NAMES)
+    assert {"oodml_margin", "oodml_ms", "oodml_arcface", "oodml_proxy_anchor", "oodml_s2sd", "adapted_mnist"} <= set(NAMES)
     assert {"multi_similarity", "proxy_anchor", "sup_con", "reality_check"} <= set(NAMES)
 
 

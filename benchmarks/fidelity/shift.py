@@ -14,6 +14,8 @@ import dmlcore
 from benchmarks.fidelity.rows import Row, batch, distance, equal, same
 from dmlcore.protocols.shift.area import area_under_shift
 from dmlcore.protocols.shift.frechet import frechet_distance
+from dmlcore.training.distillation import Distillation
+from dmlcore.training.setting_groups.model import ModelSettings
 
 SEEDS = (0, 1, 2)
 BETA = float(np.float32(1.2))  # a parameter, which begins in float32
@@ -21,7 +23,7 @@ BETA = float(np.float32(1.2))  # a parameter, which begins in float32
 
 def rows() -> list[Row]:
     """All rows of the publication."""
-    return [_frechet(), _area(), *_margin(), *_arcface(), _proxy_anchor(), _multi_similarity()]
+    return [_frechet(), _area(), *_margin(), *_arcface(), _proxy_anchor(), _multi_similarity(), _self_distillation()]
 
 
 def _frechet() -> Row:
@@ -121,6 +123,46 @@ def _proxy_anchor() -> Row:
         return pull + push / len(proxies)
 
     return _of_proxies("Proxy-Anchor 32 / 0.1", "`proxy_anchor`", published, "proxy_anchor")
+
+
+def _self_distillation() -> Row:
+    """S2SD: half the losses of both, and the divergence of rows of similarities, by which no gradient reaches the teacher."""
+
+    def losses_of(x: Tensor, labels: Tensor) -> Tensor:
+        return dmlcore.losses.create("ms")(x, labels)
+
+    def divergence(base: Tensor, teacher: Tensor) -> Tensor:
+        p, q = ((x @ x.T).softmax(1) for x in (normalize(teacher, dim=1).detach(), normalize(base, dim=1)))
+        return (p * (p / q).log()).sum() / len(base)
+
+    distances = []
+    for seed in SEEDS:
+        x, labels = batch(seed)
+        model = dmlcore.models.build_model(
+            "identity", sample_shape=(8,), kind="features", embedding_dim=4, distill_heads=(12, 16), distills_features=True
+        ).double()
+        settings = ModelSettings(distill_heads=(12, 16), distill_features_weight=50.0)
+        distillation = Distillation(model, [dmlcore.LossEnsemble(["ms"]), dmlcore.LossEnsemble(["ms"])], settings)
+        names = [name for name, _ in model.named_parameters()]
+        weights = [weight.detach() for weight in model.parameters()]
+
+        def ours(*leaves: Tensor, x=x, y=labels, model=model, names=names, d=distillation) -> Tensor:
+            outputs = torch.func.functional_call(model, dict(zip(names, leaves, strict=True)), (x,))
+            return d.join(losses_of(model.losses_part(outputs), y), outputs, y, 0)[0]
+
+        def published(*leaves: Tensor, x=x, y=labels, names=names) -> Tensor:
+            w = dict(zip(names, leaves, strict=True))
+            base = x @ w["head.weight"].T + w["head.bias"]
+            wide = []
+            for k in range(2):
+                hidden = (x @ w[f"distill_heads.{k}.0.weight"].T + w[f"distill_heads.{k}.0.bias"]).relu()
+                wide.append(hidden @ w[f"distill_heads.{k}.2.weight"].T + w[f"distill_heads.{k}.2.bias"])
+            of_wide = (losses_of(wide[0], y) + losses_of(wide[1], y)) / 2
+            taught = (divergence(base, wide[0]) + divergence(base, wide[1])) / 2
+            return (losses_of(base, y) + of_wide) / 2 + 50 * taught + 50 * divergence(base, x)
+
+        distances.append(distance(published, ours, weights))
+    return same("S2SD, also by features, weights 50", "Roth et al. 2021, and its code", "`--distill-heads`", distances)
 
 
 def _multi_similarity() -> Row:

@@ -36,6 +36,10 @@ PUBLISHED: dict[str, dict[str, Any]] = {
         "margin.sampling": "distance_weighted", "validation": "none",
     },
     "oodml_proxy_anchor": {"trunk": 1e-5, "proxies": 0.02, "weight_decay": 4e-4, "validation": "none"},
+    "oodml_s2sd": {
+        "margin.beta": 0.6, "margin.rho": 0.4, "distill_heads": [1024, 1536, 2048], "distill_weight": 50.0,
+        "distill_temperature": 1.0, "distill_features_weight": 50.0, "weight_decay": 4e-4, "trunk": 1e-5, "embedding_dim": 512,
+    },
     "oodml_r_margin": {"margin.beta": 0.6, "margin.rho": 0.4, "weight_decay": 4e-4, "trunk": 1e-5},
 }  # fmt: skip
 

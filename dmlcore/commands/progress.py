@@ -88,6 +88,8 @@ def _embedding(run: Run) -> str:
         text += f", compressed to {settings.compress} by {settings.compressor}"
     if model.student is not None:
         text += f", a student of {model.student.out_features}"
+    if settings.distill_heads:
+        text += f", taught by heads of {', '.join(map(str, settings.distill_heads))}"
     return text + (f"; {model.served} is served" if model.served != "whole" else "")
 
 

@@ -53,6 +53,7 @@ def architecture_of(model: EmbeddingModel) -> dict[str, Any]:
 def serving_state(model: EmbeddingModel) -> dict[str, Any]:
     """The weights that a model of `architecture_of` has, by name."""
     left_out = [part for part, is_served in (("student", "student"), ("compressor", "compressed")) if model.served != is_served]
+    left_out.append("distill_heads")
     return {name: value for name, value in model.state_dict().items() if name.partition(".")[0] not in left_out}
 
 

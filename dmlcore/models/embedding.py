@@ -40,6 +40,8 @@ class EmbeddingModel(nn.Module):
         head_names: of the heads, for reports.
         shows_features: the losses see the trunk's features too, in the last columns of what `forward` gives.
         student: length of the student's embedding; 0: none.
+        distill_heads: lengths of wide heads that teach the embedding. They are there in training only.
+        distills_features: training sees the trunk's features too, for what teaches the embedding.
         compressor: of the whole embedding, or None.
         served: `whole`, `compressed` or `student`.
 
@@ -47,7 +49,8 @@ class EmbeddingModel(nn.Module):
         shares: `[m]` >= 0, sum 1.
 
     Source: Zabihzadeh, Alitbi, Mousavirad, "Ensemble of Loss Functions to Improve Generalizability of Deep Metric Learning
-    Methods", MTAP 2023: heads, weighted concatenation and compression. The student is ours.
+    Methods", MTAP 2023: heads, weighted concatenation and compression. The student is ours. Wide heads: Roth, Milbich, Ommer,
+    Cohen, Ghassemi, "Simultaneous Similarity-based Self-Distillation for Deep Metric Learning", ICML 2021.
     """
 
     shares: Tensor
@@ -65,6 +68,8 @@ class EmbeddingModel(nn.Module):
         head_names: Sequence[str] = (),
         shows_features: bool = False,
         student: int = 0,
+        distill_heads: Sequence[int] = (),
+        distills_features: bool = False,
         compressor: Compressor | None = None,
         served: Served = "whole",
     ) -> None:
@@ -90,6 +95,9 @@ class EmbeddingModel(nn.Module):
         if heads > 1:
             self.register_buffer("shares", torch.full((heads,), 1.0 / heads))
         self.student = nn.Linear(trunk.features, student) if student else None
+        self.distill_heads = nn.ModuleList(_head(trunk.features, length, "none", length) for length in distill_heads)
+        self.distill_lengths = [*distill_heads, *([trunk.features] if distills_features else [])]
+        self.distills_features = distills_features
         self.compressor = compressor
         for name, missing in (("student", not student), ("compressed", compressor is None)):
             if served == name and missing:
@@ -139,14 +147,15 @@ class EmbeddingModel(nn.Module):
             linear.bias.zero_()
 
     def forward(self, samples: Tensor) -> Tensor:
-        """What losses see, and the student's embedding last.
+        """What losses see, in training what teaches the embedding, and the student's embedding last.
 
         Args:
             samples: [B, ...].
 
         Returns:
-            [B, m D + F if features are shown + length of the student]: heads (unit norm if `normalize`, else raw), the
-            trunk's features as they are, the student's raw embedding (no gradient of its reaches the trunk).
+            [B, m D + F if features are shown + `distill_lengths` in training + length of the student]: heads (unit norm if
+            `normalize`, else raw), the trunk's features as they are, the wide heads that teach (as the heads), the features as
+            they are and without a gradient, the student's raw embedding (no gradient of its reaches the trunk).
         """
         return self._outputs(self.trunk(samples))
 
@@ -155,6 +164,12 @@ class EmbeddingModel(nn.Module):
         parts = [self.unit(raw).flatten(1) if self.normalize else raw]
         if self.shows_features:
             parts.append(features)
+        if self.training:
+            for head in self.distill_heads:
+                wide = head(features)
+                parts.append(_unit(wide) if self.normalize else wide)
+            if self.distills_features:
+                parts.append(features.detach())
         if self.student is not None:
             parts.append(self.student(features.detach()))
         return parts[0] if len(parts) == 1 else torch.cat([part.to(parts[0].dtype) for part in parts], 1)
@@ -175,14 +190,18 @@ class EmbeddingModel(nn.Module):
         return self._compressed(whole) if self.served == "compressed" else whole
 
     def losses_part(self, outputs: Tensor) -> Tensor:
-        """What the losses see [B, `losses_dim`] out of what `forward` gave: everything but the student's embedding."""
-        return outputs if self.student is None else outputs[:, : -self.student.out_features]
+        """What the losses see [B, `losses_dim`] out of what `forward` gave."""
+        return outputs if self.student is None and not self.distill_lengths else outputs[:, : self.losses_dim]
+
+    def distill_parts(self, outputs: Tensor) -> list[Tensor]:
+        """What each wide head gave [B, length], and then the features [B, F] if they teach too, out of what `forward` gave in
+        training."""
+        columns = outputs[:, self.losses_dim : self.losses_dim + sum(self.distill_lengths)]
+        return list(columns.split(self.distill_lengths, 1))
 
     def unit(self, heads: Tensor) -> Tensor:
         """Unit vectors [B, m, D] of heads side by side [B, m D]."""
-        # Float32 norms: in half precision the square of a large component overflows.
-        heads = heads.to(torch.promote_types(heads.dtype, torch.float32))
-        return functional.normalize(heads.unflatten(1, (self.heads, self.head_dim)), dim=2)
+        return _unit(heads.unflatten(1, (self.heads, self.head_dim)))
 
     def student_of(self, outputs: Tensor) -> Tensor:
         """The student's raw embedding [B, d] out of what `forward` gave."""
@@ -217,6 +236,11 @@ class EmbeddingModel(nn.Module):
     def _compressed(self, whole: Tensor) -> Tensor:
         assert self.compressor is not None
         return functional.normalize(self.compressor(self.compressible(whole)), dim=1)
+
+
+def _unit(vectors: Tensor) -> Tensor:
+    """Unit vectors along the last axis, in float32 at least: in half precision the square of a large component overflows."""
+    return functional.normalize(vectors.to(torch.promote_types(vectors.dtype, torch.float32)), dim=-1)
 
 
 def _head(features: int, length: int, norm: HeadNorm, hidden: int) -> nn.Module:

@@ -21,6 +21,7 @@ from dmlcore.models import EmbeddingModel, ImagesWanted, build_model, build_trun
 from dmlcore.training import checkpoints
 from dmlcore.training.components import Component
 from dmlcore.training.configuration import RunConfig
+from dmlcore.training.distillation import Distillation
 from dmlcore.training.folder import RunFolder
 from dmlcore.training.implied import default_model
 from dmlcore.training.objects import built_loss
@@ -189,6 +190,8 @@ def build_run_model(config: RunConfig, sample_shape: tuple[int, ...], kind: str,
         head_names=head_names if heads > 1 else (),
         shows_features=any(_takes_features(config, loss) for loss, _ in losses_of_run.values()),
         student=settings.model.student,
+        distill_heads=settings.model.distill_heads,
+        distills_features=settings.model.distill_features_weight > 0,
         compressor=_build_compressor(config, heads * settings.model.embedding_dim),
         served=settings.model.serve or "whole",
     )
@@ -248,6 +251,34 @@ def build_ensemble(config: RunConfig, num_classes: int, features: int = 0) -> Lo
         num_classes=num_classes,
         embedding_dim=settings.model.embedding_dim,
     )
+
+
+def build_distillation(config: RunConfig, model: EmbeddingModel, num_classes: int) -> Distillation | None:
+    """What teaches the embedding by wide heads, each with the losses of the run on it, or None where there are none.
+
+    Raises:
+        ConfigError: a loss is an object from Python, which cannot be built again for another length.
+    """
+    settings = config.settings
+    if not settings.model.distill_heads:
+        return None
+    if config.objects.losses:
+        raise ConfigError("distill_heads builds the losses again for each head, so name them: objects cannot be built again")
+    ensembles = []
+    for length in settings.model.distill_heads:
+        members = [
+            losses.create(component.name, num_classes=num_classes, embedding_dim=length, **config.options.get(table, {}))
+            for table, component in config.of_kind("loss").items()
+        ]
+        ensembles.append(
+            LossEnsemble(
+                list(members),
+                settings.ensemble.weighting or plugins.defaults().WEIGHTING,
+                list(settings.ensemble.weights) if settings.ensemble.weights else None,
+                weighting_options=config.options_of("weighting"),
+            )
+        )
+    return Distillation(model, ensembles, settings.model)
 
 
 def build_memory(

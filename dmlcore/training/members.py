@@ -104,6 +104,8 @@ def _alone(settings: Settings) -> Settings:
         diversity=None,
         compress=0,
         student=0,
+        distill_heads=(),
+        distill_features_weight=0.0,
         serve=None,
         loggers=(),
         steps=settings.losses.auto_steps or max(1, (settings.run.steps or DEFAULT_STEPS) // 2),

@@ -65,14 +65,15 @@ def build_optimiser(
     settings: OptimiserSettings,
     optimizer: Optimizer,
     rates: RateSettings | None = None,
+    further: Sequence[LossEnsemble] = (),
 ) -> torch.optim.Optimizer:
-    """An optimizer over `parameter_groups`.
+    """An optimizer over `parameter_groups`, of further losses too.
 
     Raises:
         ConfigError: there is no parameter, or as `parameter_groups`.
         PluginError: the plugin gives no optimizer, or one over other groups.
     """
-    groups = parameter_groups(model, ensemble, settings, rates or RateSettings())
+    groups = parameter_groups(model, [ensemble, *further], settings, rates or RateSettings())
     if not groups:
         raise ConfigError("there is nothing to train: neither the model nor a loss has weights. Choose another --model")
     built = optimizer.build(groups)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 from torch import nn
@@ -20,7 +20,7 @@ OF_MODEL = ("trunk", "head")
 
 
 def parameter_groups(
-    model: EmbeddingModel, ensemble: LossEnsemble, settings: OptimiserSettings, rates: RateSettings
+    model: EmbeddingModel, ensembles: Sequence[LossEnsemble], settings: OptimiserSettings, rates: RateSettings
 ) -> list[dict[str, Any]]:
     """Groups for an optimiser, each with `role`, `params`, `base_rate` and `weight_decay`. Roles without parameters are left
     out, and frozen parameters are in no group. A role has several groups where its parameters differ in rate or decay.
@@ -32,7 +32,7 @@ def parameter_groups(
         ConfigError: a rate or a decay of its own for a role that has no parameters.
     """
     assert settings.learning_rate is not None
-    roles = _parameters_by_role(model, ensemble, rates)
+    roles = _parameters_by_role(model, ensembles, rates)
     factors = {
         "trunk": 1.0,
         "head": rates.head_factor,
@@ -60,12 +60,21 @@ def parameter_groups(
     return groups
 
 
-def _parameters_by_role(model: EmbeddingModel, ensemble: LossEnsemble, rates: RateSettings) -> dict[str, list[nn.Parameter]]:
-    owned = ensemble.parameter_roles()
-    classifiers = [p for loss in ensemble.members for p in loss.classifier_parameters()] if rates.parts_classifiers else []
+def _parameters_by_role(
+    model: EmbeddingModel, ensembles: Sequence[LossEnsemble], rates: RateSettings
+) -> dict[str, list[nn.Parameter]]:
+    owned: dict[str, list[nn.Parameter]] = {}
+    for role, parameters in (item for ensemble in ensembles for item in ensemble.parameter_roles().items()):
+        owned.setdefault(role, []).extend(parameters)
+    members = [loss for ensemble in ensembles for loss in ensemble.members] if rates.parts_classifiers else []
+    classifiers = [p for loss in members for p in loss.classifier_parameters()]
     roles = {
         "trunk": list(model.trunk.parameters()),
-        "head": [*model.head.parameters(), *(model.student.parameters() if model.student is not None else ())],
+        "head": [
+            *model.head.parameters(),
+            *(model.student.parameters() if model.student is not None else ()),
+            *model.distill_heads.parameters(),
+        ],
         "proxies": _without(owned.get("proxies", []), classifiers),
         "classifier": list({id(p): p for p in classifiers}.values()),
         "scalars": _without(owned.get("scalars", []), classifiers),

@@ -63,6 +63,7 @@ class Run:
         model: the embedding model.
         ensemble: the losses.
         extras: the terms beside the losses: diversity of heads, the student's.
+        distillation: the wide heads' losses and what they teach, or None.
         compression: what fits or trains the model's compressor.
         memory: the memory they compare batches with, or None.
         loss: what a batch is given to: the memory if there is one, else the ensemble.
@@ -127,6 +128,9 @@ class Run:
             share_statistics(model, processes.group, self.device)
         self.ensemble = building.build_ensemble(self.config, train.num_classes, self.model.trunk.features).to(self.device)
         self.extras = Extras(self.model, self.config.settings)
+        self.distillation = building.build_distillation(self.config, self.model, train.num_classes)
+        if self.distillation is not None:
+            self.distillation.to(self.device)
         self.memory = building.build_memory(self.config, self.ensemble, self.model, self.batch_size)
         if self.memory is not None:
             self.memory.to(self.device)
@@ -136,7 +140,12 @@ class Run:
         self._check_schedule()
         freeze_parts(model.trunk, self.config.settings.rates)
         self.optimiser = build_optimiser(
-            self.model, self.ensemble, self.config.settings.optimiser, self.optimizer, self.config.settings.rates
+            self.model,
+            self.ensemble,
+            self.config.settings.optimiser,
+            self.optimizer,
+            self.config.settings.rates,
+            further=() if self.distillation is None else self.distillation.losses,
         )
         self.passage = Passage(
             model,
@@ -303,6 +312,7 @@ class Run:
             "optimiser": self.optimiser.state_dict(),
             "schedule": self.schedule.state_dict(),
             "compression": self.compression.state_dict(),
+            "distillation": None if self.distillation is None else self.distillation.state_dict(),
             "sampler": position,
             "random": random_state(self.device),
         }
@@ -319,6 +329,8 @@ class Run:
         self.optimiser.load_state_dict(state["optimiser"])
         self.schedule.load_state_dict(state.get("schedule", {}))  # a run from before there were schedules has none
         self.compression.load_state_dict(state["compression"])
+        if self.distillation is not None:
+            self.distillation.load_state_dict(state["distillation"])
         self.sampler.load_state_dict(state["sampler"])
         restore_random_state(state["random"], self.device)
         self.step = state["step"]

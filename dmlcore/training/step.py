@@ -91,7 +91,12 @@ def _pass(run: Run, inputs: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, dic
     total = run.loss(embeddings, labels)
     _check_is_a_number(total, run.ensemble.names)
     extra_terms = run.extras.terms(outputs)
-    total = sum(extra_terms.values(), start=total)
+    if run.distillation is None:
+        total = sum(extra_terms.values(), start=total)
+    else:
+        taught, terms = run.distillation.join(total, outputs, labels, run.step)
+        total = sum(extra_terms.values(), start=taught)
+        extra_terms |= terms
     run.passage.backward(total, own)
     if run.processes is not None:
         run.processes.sum_gradients(run.model.parameters())

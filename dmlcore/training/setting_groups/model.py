@@ -49,11 +49,27 @@ class ModelSettings:
     """Length of an extra head that learns the similarities of the whole embedding while the others train; 0: none."""
     student_weight: float = 1.0
     """Weight of the student's term; its gradient stops at the trunk."""
+    distill_heads: tuple[int, ...] = ()
+    """Lengths of wide heads that teach the embedding their similarities: `512,1024`. Each has two layers and losses of its own,
+    and is left out when the model serves."""
+    distill_weight: float = 50.0
+    """Weight of what the wide heads teach."""
+    distill_temperature: float = 1.0
+    """Temperature of the similarities that are taught."""
+    distill_features_weight: float = 0.0
+    """Weight of what the trunk's own features teach the embedding beside the wide heads; 0: nothing."""
+    distill_features_after: int = 0
+    """Steps before the features teach."""
     serve: Literal["whole", "compressed", "student"] | None = None
     """What the model gives as its embedding (default: `compressed` where there is that, else `student`, else `whole`)."""
 
     def __post_init__(self) -> None:
-        check_range("student_weight", self.student_weight, least=0)
+        check_each(self, ("student_weight", "distill_weight", "distill_features_weight", "distill_features_after"), least=0)
+        check_range("distill_temperature", self.distill_temperature, above=0)
+        for length in self.distill_heads:
+            check_range("distill_heads", length, least=1, most=WIDER * LONGEST)
+        if self.distill_features_weight and not self.distill_heads:
+            raise ConfigError("distill_features_weight is given, but distill_heads is not: name the lengths of wide heads")
         if self.head_start == "principal" and not self.can_start_principal:
             what = f"head is {self.head}" if self.head != "linear" else f"head_norm is {self.head_norm}"
             raise ConfigError(f"head_start is principal, but {what}: only a linear head on the features themselves begins so")
