@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from dmlcore.ensemble import distance_diversity, similarity_matching
+from dmlcore.ensemble import AdversarialDiversity, distance_diversity, similarity_matching
 from dmlcore.errors import ConfigError
 from dmlcore.losses import unit
 
@@ -72,6 +72,49 @@ def test_diversity_refuses_other_shapes() -> None:
         distance_diversity(heads(5, 1))
     with pytest.raises(ConfigError, match=r"\[B, m, d\], got \[5, 3\]"):
         distance_diversity(torch.zeros(5, 3))
+
+
+def test_adversarial_diversity_by_loops() -> None:
+    """Value and gradient: that of the maps as it is, that of the heads turned round."""
+    torch.manual_seed(0)
+    term = AdversarialDiversity(3, 4, hidden=5).double()
+    leaf, other = heads(6, 3, 4).requires_grad_(), heads(6, 3, 4).requires_grad_()
+    value = term(leaf)
+    expected = torch.zeros((), dtype=torch.float64)
+    for k, (first, _, second) in enumerate(term.maps, 1):
+        for b in range(6):
+            mapped = second.weight @ (first.weight @ other[b, k] + first.bias).clamp_min(0) + second.bias
+            mapped = mapped / mapped.norm()
+            for j in range(4):
+                expected = expected - (other[b, 0, j] * mapped[j]) ** 2 / (6 * 4)
+    torch.testing.assert_close(value, expected)
+    ours, theirs = (torch.autograd.grad(v, [x, *term.parameters()]) for v, x in ((value, leaf), (expected, other)))
+    torch.testing.assert_close(ours[0], -theirs[0])
+    torch.testing.assert_close(ours[1:], theirs[1:])
+    assert term(heads(6, 3, 4)[:0]).item() == 0
+    with pytest.raises(ConfigError, match="at least 2, got 1"):
+        term(heads(5, 1))
+
+
+def test_heads_learn_to_hide_from_the_maps() -> None:
+    """Two equal heads are told apart by the game: fresh maps find less of the first head in the second."""
+    torch.manual_seed(0)
+    x = torch.randn(64, 8)
+    weights = [torch.eye(8).clone().requires_grad_(), torch.eye(8).clone().requires_grad_()]
+
+    def embedded() -> torch.Tensor:
+        return unit(torch.stack([x @ w for w in weights], 1))
+
+    def likeness() -> float:
+        return float((embedded()[:, 0] * embedded()[:, 1]).square().mean().detach())
+
+    before, term = likeness(), AdversarialDiversity(2, 8, hidden=16)
+    optimiser = torch.optim.Adam([*weights, *term.parameters()], lr=0.02)
+    for _ in range(150):
+        optimiser.zero_grad()
+        (10 * term(embedded())).backward()
+        optimiser.step()
+    assert likeness() < 0.6 * before
 
 
 def test_student_matching_by_loops() -> None:

@@ -187,6 +187,7 @@ ARMS: dict[str, dict[str, Any]] = {
     "pca": {"plugins": "ms,triplet,sec", "ensemble": "heads", "compress": 6, "weighting": "held_out"},
     "student": {"plugins": "ms,proxy_anchor", "ensemble": "heads", "student": 6, "diversity": "distance"},
     "wide": {"plugins": "ms", "embedding_dim": 16, "compress": 6, "compressor": "whitened_pca"},
+    "adversarial": {"plugins": "ms,proxy_anchor", "ensemble": "heads", "diversity": "adversarial", "diversity_weight": 30.0},
     "mixed": {"plugins": "ms,proxy_anchor,triplet", "ensemble": "heads",
               "weighting": "equal_gradient_norms"},
 }  # fmt: skip

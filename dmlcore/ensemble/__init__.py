@@ -11,10 +11,12 @@ from dmlcore.ensemble.explain import explain
 from dmlcore.ensemble.explanation import Explanation
 from dmlcore.ensemble.matching import distance_matching, fit_by_distances
 from dmlcore.ensemble.principal import PrincipalAxes, principal_axes
+from dmlcore.ensemble.separation import AdversarialDiversity
 from dmlcore.ensemble.student import similarity_matching
 from dmlcore.ensemble.weighting import Weighting
 
 __all__ = [
+    "AdversarialDiversity",
     "Compressor",
     "Explanation",
     "LossEnsemble",

@@ -8,7 +8,12 @@ from torch import Tensor
 from dmlcore.errors import ConfigError
 
 
-def _checked(heads: Tensor) -> Tensor:
+def checked(heads: Tensor) -> Tensor:
+    """Heads `[B, m, d]` in float32 at least.
+
+    Raises:
+        ConfigError: another number of dimensions, or fewer than 2 heads.
+    """
     if heads.ndim != 3 or not heads.is_floating_point():
         raise ConfigError(f"heads must be floating point [B, m, d], got {list(heads.shape)} of {heads.dtype}")
     if heads.shape[1] < 2:
@@ -40,7 +45,7 @@ def distance_diversity(heads: Tensor) -> Tensor:
     Source: Zabihzadeh, Alitbi, Mousavirad, "Ensemble of Loss Functions to Improve Generalizability of Deep Metric Learning
     methods", 2021, the diversity of WEDL. Deviation: no 1e-6 is added to the differences.
     """
-    heads = _checked(heads)
+    heads = checked(heads)
     if len(heads) == 0:
         return heads.sum()
     first, second = _pairs(heads)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from dmlcore import progress
-from dmlcore.ensemble import distance_diversity, similarity_matching
+from dmlcore.ensemble import AdversarialDiversity, distance_diversity, similarity_matching
 from dmlcore.evaluation import evaluating
 from dmlcore.training.settings import Settings
 
@@ -27,11 +27,18 @@ class Extras:
     Args:
         model: gives the outputs.
         settings: resolved.
+
+    Attributes:
+        adversary: what the heads play against, with weights of its own, or None.
     """
 
     def __init__(self, model: EmbeddingModel, settings: Settings) -> None:
         self.model = model
-        self.diversity_weight = settings.ensemble.diversity_weight if settings.ensemble.diversity == "distance" else 0.0
+        kind = settings.ensemble.diversity
+        self.diversity_weight = 0.0 if kind in (None, "off") else settings.ensemble.diversity_weight
+        self.adversary = None
+        if kind == "adversarial" and model.heads > 1:
+            self.adversary = AdversarialDiversity(model.heads, model.head_dim)
         self.student_weight = settings.model.student_weight
 
     def terms(self, outputs: Tensor) -> dict[str, Tensor]:
@@ -39,7 +46,8 @@ class Extras:
         model, terms = self.model, {}
         if self.diversity_weight and model.heads > 1:
             heads = model.unit(outputs[:, : model.whole_dim])  # [B, m, D]
-            terms["diversity"] = self.diversity_weight * distance_diversity(heads)
+            apart = distance_diversity(heads) if self.adversary is None else self.adversary(heads)
+            terms["diversity"] = self.diversity_weight * apart
         if self.student_weight and model.student is not None:
             matching = similarity_matching(model.student_of(outputs), model.whole(outputs))
             terms["student"] = self.student_weight * matching

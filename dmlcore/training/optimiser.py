@@ -66,14 +66,15 @@ def build_optimiser(
     optimizer: Optimizer,
     rates: RateSettings | None = None,
     further: Sequence[LossEnsemble] = (),
+    against_heads: Iterable[nn.Parameter] = (),
 ) -> torch.optim.Optimizer:
-    """An optimizer over `parameter_groups`, of further losses too.
+    """An optimizer over `parameter_groups`, of further losses and of what plays against the heads too.
 
     Raises:
         ConfigError: there is no parameter, or as `parameter_groups`.
         PluginError: the plugin gives no optimizer, or one over other groups.
     """
-    groups = parameter_groups(model, [ensemble, *further], settings, rates or RateSettings())
+    groups = parameter_groups(model, [ensemble, *further], settings, rates or RateSettings(), against_heads)
     if not groups:
         raise ConfigError("there is nothing to train: neither the model nor a loss has weights. Choose another --model")
     built = optimizer.build(groups)

@@ -20,7 +20,11 @@ OF_MODEL = ("trunk", "head")
 
 
 def parameter_groups(
-    model: EmbeddingModel, ensembles: Sequence[LossEnsemble], settings: OptimiserSettings, rates: RateSettings
+    model: EmbeddingModel,
+    ensembles: Sequence[LossEnsemble],
+    settings: OptimiserSettings,
+    rates: RateSettings,
+    against_heads: Iterable[nn.Parameter] = (),
 ) -> list[dict[str, Any]]:
     """Groups for an optimiser, each with `role`, `params`, `base_rate` and `weight_decay`. Roles without parameters are left
     out, and frozen parameters are in no group. A role has several groups where its parameters differ in rate or decay.
@@ -33,6 +37,7 @@ def parameter_groups(
     """
     assert settings.learning_rate is not None
     roles = _parameters_by_role(model, ensembles, rates)
+    roles["head"] += against_heads
     factors = {
         "trunk": 1.0,
         "head": rates.head_factor,

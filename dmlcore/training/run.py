@@ -128,6 +128,9 @@ class Run:
             share_statistics(model, processes.group, self.device)
         self.ensemble = building.build_ensemble(self.config, train.num_classes, self.model.trunk.features).to(self.device)
         self.extras = Extras(self.model, self.config.settings)
+        adversary = self.extras.adversary
+        if adversary is not None:
+            adversary.to(self.device)
         self.distillation = building.build_distillation(self.config, self.model, train.num_classes)
         if self.distillation is not None:
             self.distillation.to(self.device)
@@ -146,6 +149,7 @@ class Run:
             self.optimizer,
             self.config.settings.rates,
             further=() if self.distillation is None else self.distillation.losses,
+            against_heads=() if adversary is None else adversary.parameters(),
         )
         self.passage = Passage(
             model,
@@ -312,6 +316,7 @@ class Run:
             "optimiser": self.optimiser.state_dict(),
             "schedule": self.schedule.state_dict(),
             "compression": self.compression.state_dict(),
+            "adversary": None if self.extras.adversary is None else self.extras.adversary.state_dict(),
             "distillation": None if self.distillation is None else self.distillation.state_dict(),
             "sampler": position,
             "random": random_state(self.device),
@@ -329,6 +334,8 @@ class Run:
         self.optimiser.load_state_dict(state["optimiser"])
         self.schedule.load_state_dict(state.get("schedule", {}))  # a run from before there were schedules has none
         self.compression.load_state_dict(state["compression"])
+        if self.extras.adversary is not None:
+            self.extras.adversary.load_state_dict(state["adversary"])
         if self.distillation is not None:
             self.distillation.load_state_dict(state["distillation"])
         self.sampler.load_state_dict(state["sampler"])

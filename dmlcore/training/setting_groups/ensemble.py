@@ -25,10 +25,11 @@ class EnsembleSettings:
     """Weight of each loss, in the order of `plugins` (default: 1 each)."""
     classifier: Literal["embedding", "features"] | None = None
     """What losses that can take the trunk's features see: the `embedding`, or the `features` (default with `wel`)."""
-    diversity: Literal["off", "distance"] | None = None
-    """A term that drives heads apart: `distance` between them, as published (default with `wedl`)."""
+    diversity: Literal["off", "distance", "adversarial"] | None = None
+    """A term that drives heads apart: `distance` between them, as published (default with `wedl`); `adversarial`: networks
+    learn to map the other heads to the first, which these learn to make hard."""
     diversity_weight: float = 0.01
-    """Weight of the diversity term."""
+    """Weight of the diversity term. Publications take 100 to 1500 for `adversarial`."""
 
     def __post_init__(self) -> None:
         for weight in self.weights or ():
