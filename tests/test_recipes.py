@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from dataclasses import fields
 from pathlib import Path
 
@@ -104,6 +105,9 @@ def test_a_recipe_of_ones_own(tmp_path: Path) -> None:
         ("[losses]\n", "is no recipe"),
         ('[recipe]\nsummary = "s"\nsource = "n"\nreaches = "r"\nfame = "much"\n', "nothing called 'fame'"),
         ('[recipe]\nsummary = "s"\nsource = "n"\nreaches = "r"\ncommand = "fly"\n', "command is 'fly'"),
+        ('[recipe]\nsummary = "s"\nsource = "n"\nreaches = "r"\ndiffers = "much"\n', "a list of sentences"),
+        ('[recipe]\nsummary = "s"\nsource = "n"\nreaches = "r"\ndiffers = [1]\n', "a list of sentences"),
+        ('[recipe]\nsummary = "s"\nsource = "n"\nreaches = "r"\nneeds = 3\n', "needs is 3"),
     ):
         path.write_text(text)
         with pytest.raises(ConfigError, match=words):
@@ -126,6 +130,14 @@ def test_the_command_shows_them(capsys: pytest.CaptureFixture[str]) -> None:
     assert "dmlcore train --recipe wedl" in shown and 'variant = "wedl"' in shown and "arXiv 2107.01130" in shown
     assert cli.main(["recipes", "nothing"]) == 2
     assert "there is no recipe 'nothing'" in capsys.readouterr().err
+
+
+def test_the_command_that_is_shown_runs_a_recipe_of_a_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "two words.toml"
+    path.write_text('[recipe]\nsummary = "s"\nsource = "n"\nreaches = "r"\n\n[losses]\nplugins = ["triplet"]\n')
+    assert cli.main(["recipes", str(path)]) == 0
+    words = shlex.split(capsys.readouterr().out.split("Run it: ")[1])
+    assert RunConfig.create(recipe=words[words.index("--recipe") + 1]).settings.losses.names == ("triplet",)
 
 
 def test_the_published_ensembles_have_their_losses() -> None:

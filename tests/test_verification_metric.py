@@ -126,6 +126,14 @@ def test_what_is_refused(tmp_path: Path) -> None:
     (tmp_path / "one.csv").write_text("first,second,same,fold\na,b,1,1\na,c,0,1\n")
     with pytest.raises(DataError, match="one fold"):
         read_names(tmp_path / "one.csv")
+    rows = ["Ada\t1\t2", "Ada\t1\tBob\t3", "Bob\t3\t4", "Ada\t1\tCy\t10"]
+    for first in ("2\t1", "2"):
+        (tmp_path / "whole.txt").write_bytes("\r\n".join([first, *rows, ""]).encode())
+        assert len(read_names(tmp_path / "whole.txt").same) == 4
+    for first, lines in (("2\t1", rows[:-1]), ("2\t1", [*rows, rows[0]]), ("2", rows[:-1]), ("3\t1", rows)):
+        (tmp_path / "cut.txt").write_text("\n".join([first, *lines]))
+        with pytest.raises(DataError, match=rf"announces .* pairs, but holds {len(lines)}"):
+            read_names(tmp_path / "cut.txt")
     for options, words in (({"fars": (2.0,)}, "fars"), ({"fars": ()}, "fars is empty"), ({"drawn": 3}, "drawn")):
         with pytest.raises(ConfigError, match=words):
             measured(np.ones((2, 2), np.float32), np.zeros(2, np.int64), **options)

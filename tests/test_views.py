@@ -84,7 +84,7 @@ def test_a_run_sees_each_sample_in_views_of_its_own(tmp_path: Path) -> None:
 
 def test_crops_of_whole_photographs_are_views_too(tmp_path: Path) -> None:
     flat = str(flat_folder(tmp_path / "flat"))
-    splits = open_data(flat, options={"views": "dml"}, image_size=16, needs_labels=False)
+    splits = open_data(flat, options={"crops": "dml"}, image_size=16, needs_labels=False)
     learnt = with_views(splits, 2, 0)
     assert splits.train.augmentation is None
     views = learnt.test.batch([0, 1])
@@ -151,6 +151,20 @@ def test_any_pair_loss_and_arrays(tmp_path: Path) -> None:
 def test_settings_that_cannot_work(values: dict[str, Any], words: str) -> None:
     with pytest.raises(ConfigError, match=words):
         RunConfig.create(**values)
+
+
+def test_what_a_recipe_sets_is_replaced_as_the_messages_say(tmp_path: Path) -> None:
+    recipe = tmp_path / "classes.toml"
+    recipe.write_text(
+        '[recipe]\nsummary = "s"\nsource = "n"\nreaches = "r"\n\n[losses]\nplugins = ["ms"]\n\n'
+        '[data]\nsampler = "shuffled"\nsamples_per_class = 4\n'
+    )
+    with pytest.raises(ConfigError, match="make it 2 where a recipe sets it"):
+        RunConfig.create(recipe=str(recipe), views=2)
+    with pytest.raises(ConfigError, match="make it views where a recipe sets it"):
+        RunConfig.create(recipe=str(recipe), views=2, samples_per_class=2)
+    config = RunConfig.create(recipe=str(recipe), views=2, samples_per_class=2, sampler="views")
+    assert config.settings.data.samples_per_class == 2
 
 
 def test_runs_that_cannot_work(tmp_path: Path) -> None:

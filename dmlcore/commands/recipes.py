@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from typing import Any
 
 from cyclopts import App
@@ -22,7 +23,7 @@ def dmlcore_commands(app: App) -> None:
 def _show(name: str, *, json: bool, debug: bool) -> int:
     if name:
         recipe = recipes.find(name)
-        console.show_json(_as_dict(recipe)) if json else show_recipe(recipe)
+        console.show_json(_as_dict(recipe)) if json else show_recipe(recipe, name)
         return 0
     known = [recipes.find(name) for name in recipes.names()]
     if json:
@@ -34,8 +35,13 @@ def _show(name: str, *, json: bool, debug: bool) -> int:
     return 0
 
 
-def show_recipe(recipe: Recipe) -> None:
-    """Everything that a recipe says, its settings as a configuration file, and the command that runs it."""
+def show_recipe(recipe: Recipe, called: str) -> None:
+    """Everything that a recipe says, its settings as a configuration file, and the command that runs it.
+
+    Args:
+        recipe: what is shown.
+        called: what `--recipe` takes: its name, or the path of its file.
+    """
     import tomli_w
 
     console.show_sentences(f"{recipe.name}: {recipe.summary}")
@@ -51,7 +57,7 @@ def show_recipe(recipe: Recipe) -> None:
         console.show(line)
     console.show()
     rest = "--data DATA" if recipe.command == "train" else "--data DATA --out FOLDER"
-    console.show(f"Run it: dmlcore {recipe.command} --recipe {recipe.name} {rest}")
+    console.show(f"Run it: dmlcore {recipe.command} --recipe {shlex.quote(called)} {rest}")
 
 
 def _as_dict(recipe: Recipe) -> dict[str, Any]:

@@ -90,8 +90,8 @@ def read_pairs(path: str | Path, root: str | Path | None = None) -> Pairs:
 
     Args:
         path: a .csv with the columns `first`, `second`, `same` (1 or 0) and perhaps `fold`; or a text file in the layout of
-            Labeled Faces in the Wild: a line `FOLDS PAIRS` or `PAIRS`, then `NAME 1 2` and `NAME 1 OTHER 2` for the files
-            `NAME/NAME_0001.jpg`.
+            Labeled Faces in the Wild: a line `FOLDS PAIRS` or `PAIRS`, which counts those of each kind, then `NAME 1 2` and
+            `NAME 1 OTHER 2` for the files `NAME/NAME_0001.jpg`.
         root: the folder that paths start from; None: that of the file.
 
     Returns:
@@ -158,6 +158,10 @@ def _rows_of_lfw(text: str, path: Path) -> list[_Row]:
             rows.append((_lfw(words[0], words[1]), _lfw(words[2], words[3]), False, fold))
         else:
             raise DataError(f"line {number} of '{path}' is no pair: expected NAME 1 2, or NAME 1 OTHER 2")
+    folds = int(lines[0][0]) if len(lines[0]) == 2 else 1
+    if rows and len(rows) != 2 * each * folds:  # a file that was cut would have other folds, and other figures
+        announced = f"{folds} folds of {each} pairs of each kind" if len(lines[0]) == 2 else f"{each} pairs of each kind"
+        raise DataError(f"'{path}' announces {announced}, which is {2 * each * folds} pairs, but holds {len(rows)}")
     return rows
 
 

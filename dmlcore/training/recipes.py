@@ -75,8 +75,13 @@ def _read(path: Path, name: str) -> Recipe:
     unknown = [key for key in about if key not in (*required, "differs", "needs", "command")]
     if unknown:
         raise ConfigError(f"{path}: a recipe says nothing called '{unknown[0]}'")
+    if not isinstance(about.get("needs", ""), str):
+        raise ConfigError(f"{path}: needs is {about['needs']!r}, but must be a text")
+    differs = about.get("differs", [])
+    if not isinstance(differs, list) or not all(isinstance(sentence, str) for sentence in differs):
+        raise ConfigError(f"{path}: differs is {differs!r}, but must be a list of sentences")
     command = about.get("command", COMMANDS[0])
     if command not in COMMANDS:
         raise ConfigError(f"{path}: command is '{command}', but must be one of {', '.join(COMMANDS)}")
     summary, source, reaches = (about[key] for key in required)
-    return Recipe(name, summary, source, reaches, tuple(about.get("differs", ())), about.get("needs", ""), command, nested)
+    return Recipe(name, summary, source, reaches, tuple(differs), about.get("needs", ""), command, nested)

@@ -63,11 +63,12 @@ class DataSettings:
         if self.samples_per_class != self.views:
             raise ConfigError(
                 f"views is {self.views}, and samples_per_class is {self.samples_per_class}: a sample is a class, and its views"
-                f" are the samples of it. Leave samples_per_class out"
+                f" are the samples of it. Leave samples_per_class out, or make it {self.views} where a recipe sets it"
             )
         if self.level is not None:
             raise ConfigError(f"level is '{self.level}', but views learns without labels; leave one out")
         if self.sampler not in (defaults().SAMPLER, defaults().SAMPLER_OF_VIEWS):
             raise ConfigError(
-                f"sampler is '{self.sampler}', but a batch of views holds each sample {self.views} times; leave it out"
+                f"sampler is '{self.sampler}', but a batch of views holds each sample {self.views} times; leave it"
+                f" out, or make it {defaults().SAMPLER_OF_VIEWS} where a recipe sets it"
             )
