@@ -132,6 +132,14 @@ def test_the_command_shows_them(capsys: pytest.CaptureFixture[str]) -> None:
     assert "there is no recipe 'nothing'" in capsys.readouterr().err
 
 
+def test_names_stay_whole_on_narrow_screens(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    assert cli.main(["recipes"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert {line.split()[0] for line in lines if line[1:2].strip()} >= set(NAMES)
+    assert max(len(line) for line in lines) <= 80
+
+
 def test_the_command_that_is_shown_runs_a_recipe_of_a_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = tmp_path / "two words.toml"
     path.write_text('[recipe]\nsummary = "s"\nsource = "n"\nreaches = "r"\n\n[losses]\nplugins = ["triplet"]\n')

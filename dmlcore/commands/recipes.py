@@ -30,7 +30,7 @@ def _show(name: str, *, json: bool, debug: bool) -> int:
         console.show_json({"recipes": [_as_dict(recipe) for recipe in known]})
         return 0
     rows = [(recipe.name, recipe.summary, recipe.source, recipe.reaches) for recipe in known]
-    console.show_table(["name", "what it trains", "source", "published"], rows)
+    console.show_table(["name", "what it trains", "source", "published"], rows, has_names=True)
     console.show("Settings of one, and where it differs from its publication: dmlcore recipes NAME")
     return 0
 
