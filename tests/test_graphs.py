@@ -27,6 +27,8 @@ CLOSE = 1e-5  # sums are rounded in another order
 SHAPES = {"images": (3, 32, 32), "features": (12,), "texts": (TEXT_BYTES,)}
 TRUNKS: dict[str, tuple[str, str, dict[str, Any]]] = {
     "conv": ("conv", "images", {"channels": (4, 8)}),
+    "flat_conv": ("flat_conv", "images", {"channels": (4, 8), "norm": "centred"}),
+    "bn_inception": ("bn_inception", "images", {"weights": "none"}),
     "pixels": ("identity", "images", {}),
     "features": ("identity", "features", {}),
     "mlp": ("mlp", "features", {"hidden": 8}),
@@ -46,6 +48,7 @@ ENDS: dict[str, dict[str, Any]] = {
     "heads": {"heads": 3},
     "student": {"student": 5, "served": "student"},
     "heads beside a student": {"heads": 2, "student": 5, "shows_features": True},
+    "wide heads": {"distill_heads": (16, 24), "distills_features": True},
     **{name: {"compressor": name} for name in COMPRESSORS},
     "compressed heads": {"compressor": "pca", "heads": 3, "student": 4},
 }
