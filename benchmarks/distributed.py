@@ -155,5 +155,5 @@ def main(sizes: tuple[int, ...] = RANKS) -> list[Row]:
         text += "".join(f"  {key} {row[key]:.3g}" for key in row if key.startswith(("ms", "cpu", "over")))
         print(text)
     kept = environment()
-    write([{**row, **kept} for row in rows], RESULTS)
+    write([{"benchmark": "distributed", **row, **kept} for row in rows], RESULTS)
     return rows

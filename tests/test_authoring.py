@@ -31,7 +31,7 @@ ROOT = Path(__file__).parents[1]
 # What would take long by default; `circle` weighs by constants for the gradient, which finite differences do not know.
 QUICK: dict[str, dict[str, Any]] = {"linear": {"steps": 20, "batch": 32}, "lin_tanh_lin": {"batch": 32}}
 KNOWN_FAILURES = {"circle": {"gradient = finite differences"}}
-OF_LIBRARIES = ("hf", "timm", "torchvision", "tensorboard", "wandb", "mlflow")  # which have tests of their own
+OF_LIBRARIES = ("bn_inception", "hf", "timm", "torchvision", "tensorboard", "wandb", "mlflow")  # which have tests of their own
 OF_THE_FIELD = ("cub", "cars", "sop", "in_shop", "flowers", "pets", "inaturalist", "tiny_imagenet")
 NEED_A_PATH = (
     "folder",

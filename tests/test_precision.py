@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from dmlcore.config import build_options
 from dmlcore.errors import ConfigError
 from dmlcore.losses import Loss, create, names
 from dmlcore.plugins import registry
@@ -28,7 +29,7 @@ def variants(name: str) -> list[dict[str, Any]]:
 
 def is_in_range(name: str, options: dict[str, Any]) -> bool:
     try:
-        registry("loss")[name].component.Options(**options)
+        build_options(registry("loss")[name].component.Options, options, name)
     except ConfigError:  # a beta that is a distance, say
         return False
     return True

@@ -10,6 +10,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
+from dmlcore.training import recipes
+
 BEFORE = "4503675"  # the last commit with the options of the arms that carry it
 LENGTH = 64  # of a single embedding, of a head, and of what is compressed or taught
 LOSSES = ("ms", "proxy_anchor", "triplet", "contrastive", "sup_con", "circle", "norm_softmax", "proxy_nca", "binomial_deviance")
@@ -21,6 +23,7 @@ SETS = {
 }
 ROBUST = ("circle", "binomial_deviance", "sup_con")  # the losses without proxies that are nowhere far behind
 MIXED = ("circle", "binomial_deviance", "norm_softmax")  # the same with a loss of the kind that is best on emoji
+FEW_SEEDS = 3  # of the arms that compare the recipe of WEDL with its losses
 PUBLISHED = ("cross_entropy", "triplet", "binomial_deviance", "proxy_nca")  # of the stored best run, with its prior
 _SQUARED = {"distance": "squared_euclidean", "average": "all"}
 SEC: dict[str, tuple[str, dict[str, Any]]] = {  # the losses that the paper of `sec` combines it with, as its code has them
@@ -83,7 +86,7 @@ BEST = ("T1", "T2", "T3")
 
 def arms() -> list[Arm]:
     """Everything beside the singles, in the order of the tables."""
-    return [*_controls(), *_sets(), *_published_and_heads(), *_late(), *_with_constraint()]
+    return [*_controls(), *_sets(), *_published_and_heads(), *_late(), *_recipe(), *_with_constraint()]
 
 
 def _controls() -> list[Arm]:
@@ -164,6 +167,31 @@ def _late() -> list[Arm]:
         Arm("E3 wide, equal norms", SETS["E3"], {"weighting": "equal_gradient_norms", **robust}, central=True),
         Arm("T3 heads, views", BEST, views, few=True, seeds=2, pictures_only=True, commit=BEFORE),
         Arm("same: b x 3, views", ("b",) * 3, views, few=True, seeds=2, pictures_only=True, commit=BEFORE),
+    ]
+
+
+def _recipe() -> list[Arm]:
+    """The recipe `wedl` beside each of its four losses alone, in the form that the recipe has it. The losses, their prior, the
+    learned weights and the diversity are the recipe's. Networks, rates and steps are those of all arms here.
+    """
+    values = recipes.find("wedl").values
+    forms = {loss: values[loss] for loss in PUBLISHED}
+    method = {"ensemble": "wedl", "weights": tuple(values["ensemble"]["weights"])}
+    method["diversity_weight"] = values["ensemble"]["diversity_weight"]
+    singles = [
+        Arm(f"{loss} of WEDL", (loss,), {loss: form}, few=True, seeds=FEW_SEEDS, tuned=False) for loss, form in forms.items()
+    ]
+    return [
+        *singles,
+        Arm("recipe wedl", PUBLISHED, {**method, **forms, **PCA}, few=True, seeds=FEW_SEEDS, tuned=False),
+        Arm(
+            "recipe wedl_c",
+            PUBLISHED,
+            {**method, **forms, "compress": 128, **LIN_TANH_LIN},
+            few=True,
+            seeds=FEW_SEEDS,
+            tuned=False,
+        ),
     ]
 
 

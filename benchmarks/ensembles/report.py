@@ -9,7 +9,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from benchmarks.ensembles.arms import ETAS, LENGTH, LOSSES, SEC, arms
+from benchmarks.ensembles.arms import ETAS, FEW_SEEDS, LENGTH, LOSSES, PUBLISHED, SEC, arms
 from benchmarks.ensembles.runs import Runs
 from dmlcore.reports import pictures
 from dmlcore.reports.intervals import mean_and_half as interval
@@ -249,6 +249,27 @@ def sec(data_sets: list[DataResults], metric: str = "map@r") -> str:
     return _table(["difference", *(results.data for results in data_sets), "paper"], lines)
 
 
+def recipe(data_sets: list[DataResults], metric: str = "map@r") -> str:
+    """The recipe of WEDL and its four losses alone, and the recipe minus the best of them by validation."""
+    names = [f"{loss} of WEDL" for loss in PUBLISHED]
+    ensembles = [("recipe wedl", "whole"), ("recipe wedl", "compressed"), ("recipe wedl_c", "compressed")]
+    lines = []
+    for arm, embedding in [*((name, None) for name in names), *ensembles]:
+        entries = []
+        for results in data_sets:
+            values = [results.value("arms", arm, seed, metric, embedding) for seed in range(FEW_SEEDS)]
+            entries.append("" if any(map(math.isnan, values)) else f"{statistics.fmean(values):.1f}")
+        lines.append([arm + (f" ({embedding})" if embedding else ""), *entries])
+    for arm, embedding in ensembles:
+        entries = []
+        for results in data_sets:
+            validation = {n: [results.value("arms", n, s, metric, None, "validation") for s in range(FEW_SEEDS)] for n in names}
+            best = max(names, key=lambda name, scores=validation: sum(scores[name]))
+            entries.append(_say(results.differences(("arms", arm, embedding), ("arms", best, None), metric)))
+        lines.append([f"{arm} ({embedding}) minus the best loss", *entries])
+    return _table(["arm", *(results.data for results in data_sets)], lines)
+
+
 def costs(data_sets: list[DataResults]) -> str:
     """Median milliseconds of a training step, everything included, one thread."""
     lines = []
@@ -262,7 +283,7 @@ def costs(data_sets: list[DataResults]) -> str:
     return _table(["arm", *(results.data for results in data_sets)], lines)
 
 
-BLOCKS = {f.__name__: f for f in (singles, against_best, against_controls, weights, sec, costs)} | {"kept": served}
+BLOCKS = {f.__name__: f for f in (singles, against_best, against_controls, weights, recipe, sec, costs)} | {"kept": served}
 
 
 def summary(runs: Runs) -> list[DataResults]:

@@ -40,20 +40,23 @@ static const FunctorModule* built_in(int loss) {
 }
 
 // Numbers below 1e-38 count as 0 while this lives: exponentials of classes that are apart end there, and some processors take 150
-// cycles for each.
-class NoSubnormals {
+// cycles for each. With `are_kept` they stay what they are, as where a value above 0 is what counts.
+class Subnormals {
 #if defined(__SSE2__)
  public:
-  NoSubnormals() : before_(_mm_getcsr()) { _mm_setcsr(before_ | 0x8040); }
-  ~NoSubnormals() { _mm_setcsr(before_); }
+  explicit Subnormals(bool are_kept) : before_(_mm_getcsr()) { _mm_setcsr(are_kept ? before_ & ~0x8040u : before_ | 0x8040u); }
+  ~Subnormals() { _mm_setcsr(before_); }
 
  private:
   unsigned before_;
+#else
+ public:
+  explicit Subnormals(bool) {}
 #endif
 };
 
 template <class T, class Work> static void held_to_one(const Problem<T>& p, int thread, Work work) {
-  [[maybe_unused]] const NoSubnormals flushed;
+  [[maybe_unused]] const Subnormals flushed(false);
   if (p.blas_threads) p.blas_threads(1);
   work(p, thread);
   if (p.blas_threads) p.blas_threads(0);
@@ -142,6 +145,7 @@ template <class T> static void forward(const Problem<T>& problem, T* values, T* 
                   to = p.row0 + rows * (thread + 1) / p.threads;
     for (int l = 0; l < p.loss_count; ++l) entries[p.losses[l].functor].merge(p.losses[l], p, from, to, totals);
     wait_for_all(p.threads);
+    [[maybe_unused]] const Subnormals kept(true);
     for (int64_t k = 0; k < p.block_count; ++k) {
       const Block& b = p.blocks[k];
       if (b.owner % p.threads != thread) continue;

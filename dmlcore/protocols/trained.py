@@ -53,7 +53,7 @@ def trained(
     shutil.rmtree(folder.path, ignore_errors=True)
     if not writes_page:
         config = dataclasses.replace(config, settings=config.settings.replace(report=False))
-    return train(config, out=folder.path, split=split, loggers=[TaskLogger()])
+    return train(config, out=folder.path, recorded=split, loggers=[TaskLogger()])
 
 
 def trained_and_moved(

@@ -39,7 +39,7 @@ def train(
     resume: str | Path | None = None,
     checkpoint: str = "last",
     trusts_plugins: bool = False,
-    split: RecordedSplit | None = None,
+    recorded: RecordedSplit | None = None,
     loggers: Sequence[Logger] = (),
     **values: Any,
 ) -> dict[str, Any]:
@@ -57,7 +57,7 @@ def train(
             an object must be given again.
         checkpoint: the checkpoint to continue from: `last`, which is the newest that is intact, or `previous`.
         trusts_plugins: with `resume`: run the files of code that the folder's `config.toml` names, whoever made it.
-        split: which samples of the data are in which part, instead of what the data or the seed say. The run keeps it.
+        recorded: which samples of the data are in which part, instead of what the data or the seed say. The run keeps it.
         loggers: receivers of what happens, beside those the settings name.
         values: settings and options, instead of `config`.
 
@@ -76,8 +76,8 @@ def train(
             f"loggers takes Logger objects, got '{loggers}'; loggers by name are a setting: RunConfig.create(loggers=...)"
         )
     if resume is not None:
-        if config is not None or out is not None or split is not None:
-            raise ConfigError("a resumed run takes everything from its folder; give no config, out or split beside resume")
+        if config is not None or out is not None or recorded is not None:
+            raise ConfigError("a resumed run takes everything from its folder; give no config, out or recorded beside resume")
         named, objects = parted(data, model, losses, {})
         given = {"data": objects.data, "model": objects.model, "plugins": objects.losses or None}
         values |= {key: named[key] for key, value in given.items() if key in named and value is None}
@@ -95,7 +95,7 @@ def train(
             return _resume(out, checkpoint, trusts_plugins, loggers, {}, config.objects, processes)
         folder = folder_for(processes, functools.partial(RunFolder.choose, out, names_of_losses(config)))
         with plugins.blaming():
-            return _train(config, folder, _listeners(config, loggers, processes), None, split, processes)
+            return _train(config, folder, _listeners(config, loggers, processes), None, recorded, processes)
 
 
 def _listeners(config: RunConfig, loggers: Sequence[Logger], processes: Processes | None) -> list[Logger]:

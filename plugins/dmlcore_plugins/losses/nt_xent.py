@@ -61,7 +61,9 @@ def first_pairs(comparison: Comparison) -> Comparison:
     other_classes, references = _first_of_classes(other_labels)
     has_pair, is_paired = torch.isin(classes, other_classes), torch.isin(other_classes, classes)
     anchors, references, classes = anchors[has_pair], references[is_paired], classes[has_pair]
-    return Comparison(comparison.anchors[anchors], classes, comparison.other_vectors[references], classes)
+    # 0, or NaN where a sample that takes no part is not finite: it must not go unnoticed
+    unseen = (comparison.anchors.detach() * 0).sum() + (comparison.other_vectors.detach() * 0).sum()
+    return Comparison(comparison.anchors[anchors] + unseen, classes, comparison.other_vectors[references], classes)
 
 
 def _first_of_classes(labels: Tensor) -> tuple[Tensor, Tensor]:
