@@ -260,6 +260,8 @@ def _compare(
         floor = _FLOORS.get(batch.dtype, _GRADIENT_FLOOR if index else _VALUE_FLOOR) * largest + zero
         if index == 0:  # of similarities that are rounded, the exponents are some times as wrong
             floor += torch.finfo(torch.float64 if batch.dtype is torch.float64 else torch.float32).eps * batch.steepness()
+            if batch.dtype is torch.float64:  # distances of coincident points are roots of roundings, and truth has its own
+                floor += torch.finfo(torch.float64).eps ** 0.5 * largest
         if is_of_inputs:
             floor += zero / smallest
         if is_half and is_of_inputs:  # the result itself is rounded
