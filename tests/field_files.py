@@ -186,3 +186,16 @@ def inaturalist(root: Path, *, lists: bool = False) -> Path:
             lines = [file for category, file in paths if category in species]
             write(root / "Inat_dataset_splits" / f"Inaturalist_{name}_set1.txt", lines)
     return root
+
+
+LAYOUTS = {  # by form: the source that reads it, and what makes it
+    "cub": ("cub", cub),
+    "cars, joined": ("cars", cars_joined),
+    "cars, devkit": ("cars", cars_devkit),
+    "sop": ("sop", sop),
+    "in_shop": ("in_shop", in_shop),
+    "flowers": ("flowers", flowers),
+    "pets": ("pets", pets),
+    "tiny_imagenet": ("tiny_imagenet", tiny_imagenet),
+    "inaturalist": ("inaturalist", inaturalist),
+}

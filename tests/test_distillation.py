@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from interrupting import Stop, records
 from torch import Tensor
 
 from dmlcore import LossEnsemble, cli
@@ -18,9 +18,8 @@ from dmlcore.losses import create
 from dmlcore.models import build_model
 from dmlcore.models.architecture import architecture_of, build_architecture, serving_state
 from dmlcore.serving import TrainedRun
-from dmlcore.training import Logger, train
+from dmlcore.training import train
 from dmlcore.training.distillation import Distillation
-from dmlcore.training.run import Run
 from dmlcore.training.setting_groups.model import ModelSettings
 
 SMALL: dict[str, Any] = {
@@ -44,21 +43,6 @@ def features(tmp_path_factory: pytest.TempPathFactory) -> str:
     path = tmp_path_factory.mktemp("data") / "features.npz"
     np.savez(path, x=x, y=y)
     return str(path)
-
-
-class Stop(Logger):
-    def __init__(self, step: int) -> None:
-        super().__init__()
-        self.step = step
-
-    def step_ended(self, run: Run, record: dict[str, Any]) -> None:
-        if record["step"] == self.step:
-            raise KeyboardInterrupt
-
-
-def records(folder: Path) -> list[dict[str, Any]]:
-    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    return [{k: v for k, v in line.items() if k not in ("seconds", "images_per_second")} for line in lines]
 
 
 def taught(base: Tensor, teacher: Tensor, t: float) -> Tensor:

@@ -22,18 +22,6 @@ from dmlcore.protocols.shift.pickles import read_pickle
 from dmlcore.protocols.shift.published import import_published
 from dmlcore.testing import run_checks_of
 
-MAKERS: dict[str, tuple[str, Any]] = {
-    "cub": ("cub", files.cub),
-    "cars, joined": ("cars", files.cars_joined),
-    "cars, devkit": ("cars", files.cars_devkit),
-    "sop": ("sop", files.sop),
-    "in_shop": ("in_shop", files.in_shop),
-    "flowers": ("flowers", files.flowers),
-    "pets": ("pets", files.pets),
-    "tiny_imagenet": ("tiny_imagenet", files.tiny_imagenet),
-    "inaturalist": ("inaturalist", files.inaturalist),
-}
-
 
 def load(name: str, root: Path, **options: Any):
     return load_table(name, options={"path": str(root), **options})[1]
@@ -43,9 +31,9 @@ def parts_of_classes(table) -> dict[str, set[str]]:
     return {str(part): {table.class_names[label] for label in table.labels[table.split == part]} for part in set(table.split)}
 
 
-@pytest.mark.parametrize("form", MAKERS)
+@pytest.mark.parametrize("form", files.LAYOUTS)
 def test_a_folder_is_recognised_and_keeps_the_contract(form: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    name, make = MAKERS[form]
+    name, make = files.LAYOUTS[form]
     root = make(tmp_path / "data")
     assert find_source(str(root))[0].name == name
     report = run_checks_of(plugins.find("data", name).component, path=str(root))

@@ -8,13 +8,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from interrupting import Stop
 from torch import nn
 
 from dmlcore.errors import ConfigError, Interrupted
 from dmlcore.models.stages import stages_of
 from dmlcore.training import RunConfig, checkpoints, train
 from dmlcore.training.folder import RunFolder
-from dmlcore.training.loop import Training
 from dmlcore.training.run import Run
 from dmlcore.training.step import take_step
 
@@ -106,19 +106,11 @@ def normalisations(run: Run) -> list[nn.Module]:
     return [layer for layer in run.model.trunk.modules() if isinstance(layer, BATCH_NORM)]
 
 
-def test_a_run_with_frozen_parts_goes_on_exactly(pictures: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_run_with_frozen_parts_goes_on_exactly(pictures: str, tmp_path: Path) -> None:
     values = settings(pictures, trainable_stages=2, freeze_norm="statistics", freeze=2, average=0.9, layer_decay=0.7)
     train(out=tmp_path / "whole", **values)
-    step = Training.step
-
-    def interrupted(self: Training, batches: Any) -> None:
-        step(self, batches)
-        if self.run.step == 3:
-            raise KeyboardInterrupt
-
-    with monkeypatch.context() as patched, pytest.raises(Interrupted):
-        patched.setattr(Training, "step", interrupted)
-        train(out=tmp_path / "parts", **values)
+    with pytest.raises(Interrupted):
+        train(out=tmp_path / "parts", loggers=[Stop(3)], **values)
     train(resume=tmp_path / "parts")
     whole, parts = (checkpoints.load(tmp_path / name / "checkpoints", "last") for name in ("whole", "parts"))
     for key in ("model", "trained"):

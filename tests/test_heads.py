@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from cases import BATCHES
+from interrupting import Stop, records
 from torch import Tensor
 from torch.nn import functional
 
@@ -20,7 +21,7 @@ from dmlcore.errors import ConfigError
 from dmlcore.losses import create
 from dmlcore.models import EmbeddingModel, build_model
 from dmlcore.serving import TrainedRun
-from dmlcore.training import Logger, RunConfig, start, train
+from dmlcore.training import RunConfig, start, train
 from dmlcore.training.folder import RunFolder
 from dmlcore.training.run import Run
 
@@ -191,21 +192,6 @@ ARMS: dict[str, dict[str, Any]] = {
     "mixed": {"plugins": "ms,proxy_anchor,triplet", "ensemble": "heads",
               "weighting": "equal_gradient_norms"},
 }  # fmt: skip
-
-
-class Stop(Logger):
-    def __init__(self, step: int) -> None:
-        super().__init__()
-        self.step = step
-
-    def step_ended(self, run: Run, record: dict[str, Any]) -> None:
-        if record["step"] == self.step:
-            raise KeyboardInterrupt
-
-
-def records(folder: Path) -> list[dict[str, Any]]:
-    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    return [{k: v for k, v in line.items() if k not in ("seconds", "images_per_second")} for line in lines]
 
 
 @pytest.mark.parametrize("arm", ARMS)

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from interrupting import Stop
 from torch.optim import lr_scheduler
 
 from dmlcore import plugins
@@ -18,7 +19,6 @@ from dmlcore.errors import ConfigError, Interrupted
 from dmlcore.testing import check
 from dmlcore.training import RunConfig, checkpoints, schedule, train
 from dmlcore.training.building import build_components
-from dmlcore.training.loop import Training
 
 NAMES = [entry.name for entry in plugins.registry("schedule").values() if entry.owner == "dmlcore"]
 SCORES = [0.1, 0.3, 0.2, 0.3, 0.3, 0.35, 0.1, 0.2, 0.3, 0.1, 0.1, 0.1, 0.9]
@@ -130,19 +130,11 @@ def test_a_run_follows_its_schedule(data: str, tmp_path: Path) -> None:
     assert rates(tmp_path / "run") == pytest.approx([0.1] * 3 + [0.05] * 3 + [0.025] * 2)
 
 
-def test_a_plateau_goes_on_exactly(data: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_plateau_goes_on_exactly(data: str, tmp_path: Path) -> None:
     values = settings(data, schedule="plateau", learning_rate=0.3, plateau={"patience": 0, "gamma": 0.5})
     train(out=tmp_path / "whole", **values)
-    step = Training.step
-
-    def interrupted(self: Training, batches: Any) -> None:
-        step(self, batches)
-        if self.run.step == 5:
-            raise KeyboardInterrupt
-
-    with monkeypatch.context() as patched, pytest.raises(Interrupted):
-        patched.setattr(Training, "step", interrupted)
-        train(out=tmp_path / "parts", **values)
+    with pytest.raises(Interrupted):
+        train(out=tmp_path / "parts", loggers=[Stop(5)], **values)
     train(resume=tmp_path / "parts")
     assert rates(tmp_path / "parts") == rates(tmp_path / "whole") and len(set(rates(tmp_path / "whole"))) > 2
     whole, parts = (checkpoints.load(tmp_path / name / "checkpoints", "last") for name in ("whole", "parts"))

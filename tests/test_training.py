@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from interrupting import Stop, records
 from PIL import Image
 
 from dmlcore import plugins
@@ -28,7 +29,6 @@ from dmlcore.training.folder import RunFolder
 from dmlcore.training.measurements import Measurements
 from dmlcore.training.run import Run
 
-TIMING = ("images_per_second", "seconds")
 SMALL = {"eval_every": 5, "classes_per_batch": 8, "embedding_dim": 8, "seed": 3}
 
 
@@ -55,26 +55,6 @@ def pictures(tmp_path_factory: pytest.TempPathFactory) -> str:
             noisy = np.clip(base + generator.normal(0, 30, size=(16, 16)), 0, 255).astype(np.uint8)
             Image.fromarray(noisy).save(root / f"class{label}" / f"{number}.png")
     return str(root)
-
-
-class Stop(Logger):
-    """Interrupts at the end of a step, as Ctrl-C would."""
-
-    name = "stop"
-
-    def __init__(self, step: int) -> None:
-        super().__init__()
-        self.step = step
-
-    def step_ended(self, run: Run, record: dict[str, Any]) -> None:
-        if record["step"] == self.step:
-            raise KeyboardInterrupt
-
-
-def records(path: Path) -> list[dict[str, Any]]:
-    """Lines of metrics.jsonl without the times."""
-    lines = [json.loads(line) for line in (path / "metrics.jsonl").read_text().splitlines()]
-    return [{key: value for key, value in line.items() if key not in TIMING} for line in lines]
 
 
 def state(path: Path, name: str = "last") -> dict[str, Any]:

@@ -9,13 +9,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from interrupting import Stop
 
 from dmlcore.cli import main
 from dmlcore.data import open_data
 from dmlcore.data.validating import validate_by
 from dmlcore.errors import DataError, Interrupted
 from dmlcore.training import checkpoints, train
-from dmlcore.training.loop import Training
 
 SMALL: dict[str, Any] = {"plugins": "ms", "eval_every": 2, "warmup": 2, "classes_per_batch": 4, "samples_per_class": 3}
 
@@ -76,19 +76,11 @@ def test_without_validation_the_last_weights_are_kept(data: str, tmp_path: Path)
     assert kinds == {"step"}
 
 
-def test_a_run_without_validation_goes_on_exactly(data: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_run_without_validation_goes_on_exactly(data: str, tmp_path: Path) -> None:
     settings = {**SMALL, "data": data, "validation": "none", "steps": 6}
     whole = train(out=tmp_path / "whole", **settings)
-    step = Training.step
-
-    def interrupted(self: Training, batches: Any) -> None:
-        step(self, batches)
-        if self.run.step == 3:
-            raise KeyboardInterrupt
-
-    with monkeypatch.context() as patched, pytest.raises(Interrupted):
-        patched.setattr(Training, "step", interrupted)
-        train(out=tmp_path / "parts", **settings)
+    with pytest.raises(Interrupted):
+        train(out=tmp_path / "parts", loggers=[Stop(3)], **settings)
     resumed = train(resume=tmp_path / "parts")
     assert resumed["metrics"] == whole["metrics"] and resumed["chosen_step"] == 6
 

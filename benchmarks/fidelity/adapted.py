@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cosine_similarity, log_softmax
 
 import dmlcore
-from benchmarks.fidelity.rows import Row, batch, distance, equal, same
+from benchmarks.fidelity.rows import Row, batch, distance, distances_of_loss, equal, same
 from dmlcore.protocols.fewshot.budgets import budget_of
 from dmlcore.protocols.fewshot.fitting import Rule, fit
 from dmlcore.protocols.fewshot.networks import build_network
@@ -39,11 +39,7 @@ def _histogram() -> Row:
         is_positive = torch.tensor([bool(labels[i] == labels[j]) for i, j in pairs])
         return (densities(s[~is_positive]) * densities(s[is_positive]).cumsum(0)).sum()
 
-    distances = []
-    for seed in (0, 1, 2):
-        x, labels = batch(seed)
-        loss = dmlcore.losses.create("histogram", n_bins=200)
-        distances.append(distance(lambda e, y=labels: published(e, y), lambda e, y=labels, f=loss: f(e, y), [x]))
+    distances = distances_of_loss(published, "histogram", n_bins=200)
     return same("histogram loss, 201 nodes", "Ustinova and Lempitsky 2016", "`histogram`, `n_bins = 200`", distances)
 
 

@@ -9,9 +9,8 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy, normalize
 
 import dmlcore
-from benchmarks.fidelity.rows import Distance, Row, batch, distance
+from benchmarks.fidelity.rows import SEEDS, Distance, Row, batch, distance
 
-SEEDS = (0, 1, 2)
 FORMS: list[tuple[str, str, dict[str, Any], dict[str, Any], str]] = [
     ("Multi-Similarity of ooDML's code", "ms", {"average": "active"}, {}, "mean over all anchors, as in the paper"),
     ("margin loss of ooDML's code", "margin", {"average": "triplets"}, {}, "divided by the non-zero terms"),

@@ -8,13 +8,11 @@ import torch
 from torch import Tensor
 from torch.nn.functional import log_softmax, logsigmoid, normalize
 
-import dmlcore
-from benchmarks.fidelity.rows import Distance, Row, batch, distance, equal, same
+from benchmarks.fidelity.rows import Row, distance, distances_of_loss, distances_with_proxies, equal, same
 from dmlcore.ensemble import distance_diversity, distance_matching
 from dmlcore.plugins import registry
 
 PRIOR = (2.0, 1.0, 2.0, 3.0)
-SEEDS = (0, 1, 2)
 
 
 def rows() -> list[Row]:
@@ -86,15 +84,6 @@ def _diversity() -> Row:
     return same("diversity `max(0, 2 - mean distance of heads)`", "section on WEDL", "`--diversity distance`", apart)
 
 
-def _each(published, name: str, **options) -> list[Distance]:
-    distances = []
-    for seed in SEEDS:
-        x, labels = batch(seed)
-        loss = dmlcore.losses.create(name, **options)
-        distances.append(distance(lambda e, y=labels: published(e, y), lambda e, y=labels, f=loss: f(e, y), [x]))
-    return distances
-
-
 def _semi_hard() -> Row:
     """Triplets with `0 < d_an - d_ap <= 0.1`, each with `max(0, 1 + d_ap - d_an)`, averaged."""
 
@@ -113,7 +102,7 @@ def _semi_hard() -> Row:
 
     return same(
         "semi-hard triplets, `0 < d_an - d_ap <= 0.1`, hinge 1", "section on losses", "`triplet`, `variant = wedl`",
-        _each(published, "triplet", variant="wedl"),
+        distances_of_loss(published, "triplet", variant="wedl"),
     )  # fmt: skip
 
 
@@ -133,7 +122,7 @@ def _binomial() -> Row:
 
     return same(
         "binomial deviance 2 / 25 / 0.5", "section on losses", "`binomial_deviance`, `variant = wedl`",
-        _each(published, "binomial_deviance", variant="wedl"),
+        distances_of_loss(published, "binomial_deviance", variant="wedl"),
     )  # fmt: skip
 
 
@@ -141,21 +130,6 @@ def _target(labels: Tensor, classes: int, smoothing: float) -> Tensor:
     """`1 - smoothing` at the label, the rest evenly over the other classes: [N, C]."""
     target = torch.full((len(labels), classes), smoothing / (classes - 1), dtype=torch.float64)
     return target.scatter(1, labels[:, None], 1 - smoothing)
-
-
-def _with_proxies(published, name: str, classes: int, **options) -> list[Distance]:
-    """Compare by embeddings and proxies."""
-    distances = []
-    for seed in SEEDS:
-        x, labels = batch(seed, classes=classes)
-        torch.manual_seed(seed)
-        loss = dmlcore.losses.create(name, num_classes=classes, embedding_dim=x.shape[1], **options).double()
-
-        def ours(e: Tensor, proxies: Tensor, loss=loss, y=labels) -> Tensor:
-            return torch.func.functional_call(loss, {"proxies": proxies}, (e, y))
-
-        distances.append(distance(lambda e, p, y=labels: published(e, p, y), ours, [x, loss.proxies.detach()]))
-    return distances
 
 
 def _smoothed() -> list[Row]:
@@ -169,12 +143,12 @@ def _smoothed() -> list[Row]:
     return [
         same(
             "classifier, smoothed by 0.15 over the other classes", "section on WEL", "`cross_entropy`, `smoothing = others`",
-            _with_proxies(classifier, "cross_entropy", 6, label_smoothing=0.15, smoothing="others"),
+            distances_with_proxies(classifier, "cross_entropy", label_smoothing=0.15, smoothing="others"),
         ),
         same(
             "Proxy-NCA, proxies of norm 3, smoothed by 0.1", "section on losses",
             "`proxy_nca`, `variant = wedl`, `smoothing = others`",
-            _with_proxies(proxies_at_three, "proxy_nca", 6, variant="wedl", smoothing="others"),
+            distances_with_proxies(proxies_at_three, "proxy_nca", variant="wedl", smoothing="others"),
         ),
     ]  # fmt: skip
 
@@ -194,7 +168,7 @@ def _centres() -> Row:
 
     return same(
         "SoftTriple, K = 3, tau = 0.2", "section on losses", "`soft_triple`, 3 centres, tau 0.2",
-        _with_proxies(published, "soft_triple", classes, centers_per_class=count, tau=0.2),
+        distances_with_proxies(published, "soft_triple", classes=classes, centers_per_class=count, tau=0.2),
     )  # fmt: skip
 
 

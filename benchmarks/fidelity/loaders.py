@@ -15,22 +15,22 @@ sys.path.append(str(Path(__file__).parents[2] / "tests"))
 
 import field_files as files
 
-LAYOUTS = {
-    "CUB-200-2011": ("cub", files.cub),
-    "Cars-196, one folder of pictures": ("cars", files.cars_joined),
-    "Cars-196 with its devkit": ("cars", files.cars_devkit),
-    "Stanford Online Products": ("sop", files.sop),
-    "In-Shop": ("in_shop", files.in_shop),
-    "Flowers-102": ("flowers", files.flowers),
-    "Oxford-IIIT pets": ("pets", files.pets),
-    "iNaturalist 2018": ("inaturalist", files.inaturalist),
-    "Tiny ImageNet": ("tiny_imagenet", files.tiny_imagenet),
+TITLES = {
+    "cub": "CUB-200-2011",
+    "cars, joined": "Cars-196, one folder of pictures",
+    "cars, devkit": "Cars-196 with its devkit",
+    "sop": "Stanford Online Products",
+    "in_shop": "In-Shop",
+    "flowers": "Flowers-102",
+    "pets": "Oxford-IIIT pets",
+    "inaturalist": "iNaturalist 2018",
+    "tiny_imagenet": "Tiny ImageNet",
 }
 
 
 def rows() -> list[Row]:
     """A row per layout."""
-    return [_row(name, source, make) for name, (source, make) in LAYOUTS.items()]
+    return [_row(title, *files.LAYOUTS[form]) for form, title in TITLES.items()]
 
 
 def _row(name: str, source: str, make) -> Row:

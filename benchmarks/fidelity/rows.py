@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
+import dmlcore
+
+SEEDS = (0, 1, 2)  # of the batches on which a loss is compared
 EXACT = 1e-9  # relative, in float64: what is farther apart is not the same equation
 
 Status = Literal["agrees", "documented", "differs"]
@@ -74,6 +77,42 @@ def _value_and_gradient(function: Callable[..., Tensor], leaves: Sequence[Tensor
     gradients = torch.autograd.grad(value, inputs, allow_unused=True)
     parts = [torch.zeros_like(i) if g is None else g for i, g in zip(inputs, gradients, strict=True)]
     return float(value.detach()), torch.cat([part.flatten() for part in parts])
+
+
+def distances_of_loss(
+    published: Callable[[Tensor, Tensor], Tensor], name: str, *, samples: int = 24, **options: Any
+) -> list[Distance]:
+    """A loss beside its transcription, on several batches.
+
+    Args:
+        published: from raw embeddings [N, D] and labels [N] to the value.
+        name: of the loss.
+        samples: N.
+        options: of the loss.
+    """
+    distances = []
+    for seed in SEEDS:
+        x, labels = batch(seed, samples)
+        loss = dmlcore.losses.create(name, **options).double()
+        distances.append(distance(lambda e, y=labels: published(e, y), lambda e, y=labels, f=loss: f(e, y), [x]))
+    return distances
+
+
+def distances_with_proxies(
+    published: Callable[[Tensor, Tensor, Tensor], Tensor], name: str, *, classes: int = 6, **options: Any
+) -> list[Distance]:
+    """As `distances_of_loss`, by embeddings and proxies. `published` takes the proxies [C, D] between the two others."""
+    distances = []
+    for seed in SEEDS:
+        x, labels = batch(seed, classes=classes)
+        torch.manual_seed(seed)
+        loss = dmlcore.losses.create(name, num_classes=classes, embedding_dim=x.shape[1], **options).double()
+
+        def ours(e: Tensor, proxies: Tensor, loss: Any = loss, y: Tensor = labels) -> Tensor:
+            return torch.func.functional_call(loss, {"proxies": proxies}, (e, y))
+
+        distances.append(distance(lambda e, p, y=labels: published(e, p, y), ours, [x, loss.proxies.detach()]))
+    return distances
 
 
 def same(component: str, source: str, ours: str, distances: Sequence[Distance] | Distance) -> Row:

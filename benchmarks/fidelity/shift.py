@@ -11,13 +11,13 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 import dmlcore
-from benchmarks.fidelity.rows import Row, batch, distance, equal, same
+from benchmarks.fidelity.rows import SEEDS, Row, batch, distance, distances_of_loss, distances_with_proxies, equal, same
+from benchmarks.fidelity.sphere import multi_similarity
 from dmlcore.protocols.shift.area import area_under_shift
 from dmlcore.protocols.shift.frechet import frechet_distance
 from dmlcore.training.distillation import Distillation
 from dmlcore.training.setting_groups.model import ModelSettings
 
-SEEDS = (0, 1, 2)
 BETA = float(np.float32(1.2))  # a parameter, which begins in float32
 
 
@@ -26,8 +26,8 @@ def rows() -> list[Row]:
     return [
         _frechet(),
         _area(),
-        *_margin(),
-        *_arcface(),
+        _margin(),
+        _arcface(),
         _proxy_anchor(),
         _multi_similarity(),
         _self_distillation(),
@@ -60,66 +60,44 @@ def _pairs(x: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     return d, equals & ~torch.eye(len(x), dtype=torch.bool), ~equals
 
 
-def _margin() -> list[Row]:
-    """Over all triplets: published is the sum over triplets divided by those with any term above 0."""
+def _margin() -> Row:
+    """Over all triplets: the sum divided by the number of triplets with a term above 0."""
 
-    def summed(x: Tensor, labels: Tensor) -> tuple[Tensor, int, int]:
+    def published(x: Tensor, labels: Tensor) -> Tensor:
         d, positive, negative = _pairs(x, labels)
         pull, push = (d - BETA + 0.2).clamp_min(0), (BETA - d + 0.2).clamp_min(0)
-        total, triplets, terms = torch.zeros((), dtype=x.dtype), 0, 0
+        total, triplets = torch.zeros((), dtype=x.dtype), 0
         for a in range(len(d)):
             for p in positive[a].nonzero().flatten():
                 for n in negative[a].nonzero().flatten():
                     total = total + pull[a, p] + push[a, n]
                     triplets += bool(pull[a, p] > 0 or push[a, n] > 0)
-                    terms += int(pull[a, p] > 0) + int(push[a, n] > 0)
-        return total, triplets, terms
-
-    def by_triplets(x: Tensor, labels: Tensor) -> Tensor:
-        total, triplets, _ = summed(x, labels)
         return total / triplets
 
-    return [
-        _of_loss("margin, beta 1.2, divided by active triplets", "`margin`, `average = triplets`", by_triplets, "margin",
-                 average="triplets"),
-    ]  # fmt: skip
+    return _of_loss(
+        "margin, beta 1.2, divided by active triplets", "`margin`, `average = triplets`", published, "margin",
+        average="triplets",
+    )  # fmt: skip
 
 
 def _of_loss(component: str, ours: str, published, name: str, **options) -> Row:
-    distances = []
-    for seed in SEEDS:
-        x, labels = batch(seed, samples=18)
-        loss = dmlcore.losses.create(name, **options).double()
-        distances.append(distance(lambda e, y=labels: published(e, y), lambda e, y=labels, f=loss: f(e, y), [x]))
-    return same(component, "section 5, and its code", ours, distances)
+    return same(component, "section 5, and its code", ours, distances_of_loss(published, name, samples=18, **options))
 
 
 def _of_proxies(component: str, ours: str, published, name: str, **options) -> Row:
-    distances = []
-    for seed in SEEDS:
-        x, labels = batch(seed)
-        torch.manual_seed(seed)
-        loss = dmlcore.losses.create(name, num_classes=6, embedding_dim=x.shape[1], **options).double()
-
-        def call(e: Tensor, proxies: Tensor, loss=loss, y=labels) -> Tensor:
-            return torch.func.functional_call(loss, {"proxies": proxies}, (e, y))
-
-        distances.append(distance(lambda e, p, y=labels: published(e, p, y), call, [x, loss.proxies.detach()]))
-    return same(component, "section 5, and its code", ours, distances)
+    return same(component, "section 5, and its code", ours, distances_with_proxies(published, name, **options))
 
 
-def _arcface() -> list[Row]:
+def _arcface() -> Row:
     def published(x: Tensor, proxies: Tensor, labels: Tensor) -> Tensor:
         cosines = normalize(x, dim=1) @ normalize(proxies, dim=1).T
         widened = torch.cos(torch.arccos(cosines) + 0.5)
         logits = 16 * torch.where(torch.eye(len(proxies), dtype=torch.bool)[labels], widened, cosines)
         return torch.nn.functional.cross_entropy(logits, labels)
 
-    return [
-        _of_proxies(
-            "ArcFace, margin 0.5, scale 16", "`arcface`", published, "arcface", margin=float(np.degrees(0.5)), scale=16.0
-        )
-    ]
+    return _of_proxies(
+        "ArcFace, margin 0.5, scale 16", "`arcface`", published, "arcface", margin=float(np.degrees(0.5)), scale=16.0
+    )
 
 
 def _proxy_anchor() -> Row:
@@ -200,17 +178,7 @@ def _multi_similarity() -> Row:
     """The mean over anchors for which mining leaves pairs."""
 
     def published(x: Tensor, labels: Tensor) -> Tensor:
-        s = normalize(x, dim=1) @ normalize(x, dim=1).T
-        values = []
-        for a in range(len(s)):
-            is_positive = labels == labels[a]
-            is_positive[a] = False
-            positives, negatives = s[a][is_positive], s[a][labels != labels[a]]
-            far, near = negatives[negatives + 0.1 > positives.min()], positives[positives - 0.1 < negatives.max()]
-            if len(far) and len(near):
-                pull = torch.log1p(torch.exp(-2 * (near - 0.5)).sum()) / 2
-                values.append(pull + torch.log1p(torch.exp(40 * (far - 0.5)).sum()) / 40)
-        return torch.stack(values).mean()
+        return torch.stack(multi_similarity(x, labels)).mean()
 
     return _of_loss(
         "Multi-Similarity 2 / 40",
