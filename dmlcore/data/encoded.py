@@ -6,12 +6,12 @@ import hashlib
 import io
 import os
 from collections.abc import Sequence
-from typing import Any, BinaryIO, Protocol
+from typing import BinaryIO, Protocol
 
 import numpy as np
 
 from dmlcore import progress
-from dmlcore.data.path_lists import PathList
+from dmlcore.data.path_lists import LazyTexts, PathList
 from dmlcore.errors import DataError
 from dmlcore.files import writable_text
 
@@ -112,7 +112,7 @@ class BytesImages:
         return numbers
 
 
-class ShownNames(Sequence[str]):
+class ShownNames(LazyTexts):
     """The names of very many images, made when they are asked for."""
 
     def __init__(self, images: EncodedImages) -> None:
@@ -121,12 +121,8 @@ class ShownNames(Sequence[str]):
     def __len__(self) -> int:
         return len(self._images)
 
-    def __getitem__(self, row: Any) -> Any:
-        if isinstance(row, slice):
-            return [self[place] for place in range(*row.indices(len(self)))]
-        if not -len(self) <= row < len(self):
-            raise IndexError(f"image {row} of {len(self)}")
-        return self._images.shown(row % len(self))
+    def text(self, row: int) -> str:
+        return self._images.shown(row)
 
 
 def file_digests(paths: Sequence[str]) -> np.ndarray:

@@ -49,10 +49,10 @@ def change_each(
     if not len(images):
         return images
     seeds = torch.randint(_MOST, (len(images),), generator=generator).tolist()
-    given = (images * 255).round().to(torch.uint8) if as_bytes else images
+    source = (images * 255).round().to(torch.uint8) if as_bytes else images
     changed = []
     with torch.random.fork_rng(devices=[]):
-        for image, seed in zip(given, seeds, strict=True):
+        for image, seed in zip(source, seeds, strict=True):
             torch.manual_seed(seed)
             changed.append(change(image.clone()))
     result = torch.stack(changed)

@@ -1,4 +1,5 @@
-"""Paths of very many files in little memory: a table of folders, and the names of the files joined."""
+"""Texts that are made when they are asked for. So the paths of very many files take little memory: a table of folders, and the
+names of the files joined."""
 
 from __future__ import annotations
 
@@ -11,7 +12,22 @@ import numpy as np
 _ENCODED = "surrogateescape"  # names of files that are no UTF-8
 
 
-class TextColumn(Sequence[str]):
+class LazyTexts(Sequence[str]):
+    """Texts that are made when they are asked for."""
+
+    def text(self, row: int) -> str:
+        """The text of a row, from 0 on."""
+        raise NotImplementedError
+
+    def __getitem__(self, row: Any) -> Any:
+        if isinstance(row, slice):
+            return [self[place] for place in range(*row.indices(len(self)))]
+        if not -len(self) <= row < len(self):
+            raise IndexError(f"row {row} of {len(self)}")
+        return self.text(int(row) % len(self))
+
+
+class TextColumn(LazyTexts):
     """Texts as their joined bytes: what they are long, and 8 bytes each.
 
     Args:
@@ -33,17 +49,12 @@ class TextColumn(Sequence[str]):
     def __len__(self) -> int:
         return len(self.ends)
 
-    def __getitem__(self, row: Any) -> Any:
-        if isinstance(row, slice):
-            return [self[place] for place in range(*row.indices(len(self)))]
-        if not -len(self) <= row < len(self):
-            raise IndexError(f"text {row} of {len(self)}")
-        row = int(row) % len(self)
+    def text(self, row: int) -> str:
         start = int(self.ends[row - 1]) if row else 0
         return self.joined[start : int(self.ends[row])].tobytes().decode("utf-8", _ENCODED)
 
 
-class PathList(Sequence[str]):
+class PathList(LazyTexts):
     """Paths of files, made when they are asked for.
 
     Args:
@@ -80,12 +91,7 @@ class PathList(Sequence[str]):
     def __len__(self) -> int:
         return len(self.names) if self._rows is None else len(self._rows)
 
-    def __getitem__(self, row: Any) -> Any:
-        if isinstance(row, slice):
-            return [self[place] for place in range(*row.indices(len(self)))]
-        if not -len(self) <= row < len(self):
-            raise IndexError(f"path {row} of {len(self)}")
-        row = int(row) % len(self)
+    def text(self, row: int) -> str:
         place = row if self._rows is None else int(self._rows[row])
         folder = self.folders[int(self.folder_of[place])]
         return (

@@ -6,13 +6,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import overload
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from dmlcore.data.datasets import LabelledDataset
+from dmlcore.data.path_lists import LazyTexts
 from dmlcore.data.splits import Splits
 from dmlcore.errors import ConfigError
 
@@ -45,7 +45,7 @@ class ViewStore:
         return torch.cat(parts) if parts else self.part.batch([])
 
 
-class ViewNames(Sequence[str]):
+class ViewNames(LazyTexts):
     """The name of each view: that of its sample.
 
     Args:
@@ -60,14 +60,8 @@ class ViewNames(Sequence[str]):
     def __len__(self) -> int:
         return len(self.names) * self.views
 
-    @overload
-    def __getitem__(self, index: int) -> str: ...
-    @overload
-    def __getitem__(self, index: slice) -> list[str]: ...
-    def __getitem__(self, index: int | slice) -> str | list[str]:
-        if isinstance(index, slice):
-            return [self[row] for row in range(*index.indices(len(self)))]
-        return str(self.names[index // self.views])
+    def text(self, row: int) -> str:
+        return str(self.names[row // self.views])
 
 
 def with_views(splits: Splits, views: int, seed: int) -> Splits:
