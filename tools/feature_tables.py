@@ -42,23 +42,29 @@ def glyphs(weights: Path) -> tuple[np.ndarray, np.ndarray]:
     return np.concatenate(parts), table.labels[rows]
 
 
-def glosses(folder: Path) -> tuple[np.ndarray, np.ndarray]:
-    """Sentence features of definitions of nouns and verbs; the label is WordNet's file of them."""
-    from sentence_transformers import SentenceTransformer
-
+def definitions(wordnet: Path = WORDNET) -> tuple[list[str], np.ndarray]:
+    """Definitions of nouns and verbs, at most `PER_CLASS` of a class, and their labels: WordNet's files of them."""
     by_class: dict[int, list[str]] = {}
     for part in ("noun", "verb"):
-        for line in (WORDNET / f"data.{part}").read_text(encoding="latin-1").splitlines():
+        for line in (wordnet / f"data.{part}").read_text(encoding="latin-1").splitlines():
             if not line.startswith("  "):
                 by_class.setdefault(int(line.split()[1]), []).append(line.rpartition("|")[2].partition(";")[0].strip())
     generator = np.random.default_rng(0)
     texts, labels = [], []
     for label, own in sorted(by_class.items()):
-        chosen = generator.permutation(len(own))[:PER_CLASS]
-        texts += [own[number] for number in chosen]
-        labels += [label] * len(chosen)
+        rows = generator.permutation(len(own))[:PER_CLASS]
+        texts += [own[number] for number in rows]
+        labels += [label] * len(rows)
+    return texts, np.array(labels)
+
+
+def glosses(folder: Path) -> tuple[np.ndarray, np.ndarray]:
+    """Sentence features of definitions."""
+    from sentence_transformers import SentenceTransformer
+
+    texts, labels = definitions()
     features = SentenceTransformer(str(folder), device="cpu").encode(texts, batch_size=64, show_progress_bar=False)
-    return np.asarray(features), np.array(labels)
+    return np.asarray(features), labels
 
 
 def main() -> None:

@@ -71,7 +71,7 @@ def prepare(data: Data, seed: int, folder: Path | None, work: Path) -> Path:
     elif data.file:
         x, y, split = _features(Path(folder or "") / data.file, data.most, seed)
     else:
-        x, y, split = _glyphs(data.by_script, seed)
+        x, y, split = glyphs(data.by_script, seed)
     unfinished = path.with_name(f"{path.stem}.{os.getpid()}.npz")
     np.savez(unfinished, x=x, y=y, split=split)
     unfinished.replace(path)
@@ -87,7 +87,7 @@ def _features(file: Path, most: int, seed: int) -> tuple[np.ndarray, np.ndarray,
         order = rng.permutation(len(y))
         positions = np.concatenate([order[y[order] == label][:most] for label in np.unique(y)])
         x, y = x[np.sort(positions)], y[np.sort(positions)]
-    split = _parts(y, rng)
+    split = parts_by_class(y, rng)
     train = x[split == "train"].astype(np.float64)
     mean = train.mean(0)
     _, vectors = np.linalg.eigh(np.cov(train, rowvar=False))
@@ -99,19 +99,24 @@ def _pictures(file: Path, seed: int) -> tuple[np.ndarray, np.ndarray, np.ndarray
     """Pixels uint8, averaged down to half the side, labels, and the part of every sample, drawn by class."""
     with np.load(file, allow_pickle=False) as arrays:
         x, y = arrays["x"], arrays["y"]  # [N, H, W, C]
-    halved = x.reshape(len(x), x.shape[1] // 2, 2, x.shape[2] // 2, 2, x.shape[3]).mean((2, 4))
-    return np.round(halved).astype(np.uint8), y, _parts(y, np.random.default_rng(seed))
+    return halved(x), y, parts_by_class(y, np.random.default_rng(seed))
 
 
-def _parts(y: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+def halved(x: np.ndarray) -> np.ndarray:
+    """Pixels uint8 [N, H, W, C] averaged down to half the side."""
+    smaller = x.reshape(len(x), x.shape[1] // 2, 2, x.shape[2] // 2, 2, x.shape[3]).mean((2, 4))
+    return np.round(smaller).astype(np.uint8)
+
+
+def parts_by_class(y: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     """The part of every sample, drawn by class."""
     classes = rng.permutation(np.unique(y))
     first, second = (round(share * len(classes)) for share in (FRACTIONS[0], sum(FRACTIONS)))
     return np.where(np.isin(y, classes[:first]), "train", np.where(np.isin(y, classes[first:second]), "validation", "test"))
 
 
-def _glyphs(by_script: bool, seed: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Pixels uint8, labels, and the part of every sample as the embedded data set splits itself."""
+def glyphs(by_script: bool, seed: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Of the embedded characters: pixels uint8, labels, and the part of every sample as the embedded data set splits itself."""
     from dmlcore.data import open_data
 
     split = "unseen_scripts" if by_script else "unseen_characters"

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from dmlcore.data.label_sets import LabelSets
 from dmlcore.data.sources import Augmentation
-from dmlcore.data.stores import ImageFiles, Store
+from dmlcore.data.stores import CroppingStore, Store
 from dmlcore.errors import ConfigError
 
 
@@ -182,7 +182,7 @@ class LabelledDataset(torch.utils.data.Dataset):
     @property
     def has_random_changes(self) -> bool:
         """Whether a batch for training changes at random."""
-        return self.augmentation is not None or (isinstance(self.samples, ImageFiles) and self.samples.crop is not None)
+        return self.augmentation is not None or (isinstance(self.samples, CroppingStore) and self.samples.crop is not None)
 
     def batch(
         self,
@@ -202,7 +202,7 @@ class LabelledDataset(torch.utils.data.Dataset):
         if not augment:
             return self.samples.fetch(rows)
         assert generator is not None, "augmentation needs a generator"
-        if isinstance(self.samples, ImageFiles) and self.samples.crop is not None:
+        if isinstance(self.samples, CroppingStore) and self.samples.crop is not None:
             batch = self.samples.fetch_crops(rows, generator)
         else:
             batch = self.samples.fetch(rows)

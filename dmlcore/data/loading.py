@@ -18,7 +18,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from dmlcore.data.datasets import LabelledDataset
 from dmlcore.data.samplers import BatchSampler
-from dmlcore.data.stores import ImageFiles
+from dmlcore.data.stores import CroppingStore
 from dmlcore.errors import TrainingError
 
 _GRACE = 5  # seconds that a process which loads data goes on after it was told to end
@@ -219,6 +219,6 @@ def default_workers(dataset: LabelledDataset, sampler: Iterable[list[int]]) -> i
     """Processes that decode pictures where nothing is said: one for each thread that this process computes with but one, at
     most 8. None for data in memory, for a data set of Python, which may not stand it, and for few samples once."""
     is_short = isinstance(sampler, OrderedBatches) and len(dataset) < _FEW
-    if is_short or not isinstance(dataset.samples, ImageFiles):
+    if is_short or not isinstance(dataset.samples, CroppingStore):
         return 0
     return min(torch.get_num_threads() - 1, _MOST_WORKERS)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -30,6 +30,17 @@ class Store(Protocol):
         Args:
             indices: int64 [b], each in 0..len - 1.
         """
+        ...
+
+
+@runtime_checkable
+class CroppingStore(Protocol):
+    """Samples that may be cut out at random for training: where `crop` is not None."""
+
+    crop: Any
+
+    def fetch_crops(self, indices: np.ndarray, generator: torch.Generator) -> Tensor:
+        """Random crops of samples as float32 [b, C, H, W] in 0..1."""
         ...
 
 

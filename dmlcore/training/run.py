@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from dmlcore import losses
 from dmlcore.data import Batches, RecordedSplit, batches
+from dmlcore.data.rotations import with_rotated_classes
 from dmlcore.data.views import with_views
 from dmlcore.errors import ConfigError, TrainingError
 from dmlcore.evaluation import Metric
@@ -98,6 +99,8 @@ class Run:
         if settings.data.views is not None:
             check_losses(config)
             self.splits = with_views(self.splits, settings.data.views, settings.run.seed)
+        if settings.data.rotated_classes:
+            self.splits = with_rotated_classes(self.splits)
         train = self.splits.train
         self.classes_per_batch = min(settings.data.classes_per_batch, train.num_labels)
         self.batch_size = self.classes_per_batch * settings.data.samples_per_class

@@ -44,6 +44,9 @@ class DataSettings:
     """Learn without labels: each sample is a class of its own, of which a batch has so many views, by the random changes of
     training. `classes_per_batch` then counts samples (default: classes are learnt)."""
 
+    rotated_classes: bool = False
+    """Train on quarter turns of square pictures as classes of their own: four times as many classes."""
+
     def __post_init__(self) -> None:
         if len(self.fractions) != 3:
             raise ConfigError(f"fractions has {len(self.fractions)} numbers, but must have 3: training, validation, test")
@@ -67,6 +70,8 @@ class DataSettings:
             )
         if self.level is not None:
             raise ConfigError(f"level is '{self.level}', but views learns without labels; leave one out")
+        if self.rotated_classes:
+            raise ConfigError("rotated_classes turns classes, but views learns without labels; leave one out")
         if self.sampler not in (defaults().SAMPLER, defaults().SAMPLER_OF_VIEWS):
             raise ConfigError(
                 f"sampler is '{self.sampler}', but a batch of views holds each sample {self.views} times; leave it"

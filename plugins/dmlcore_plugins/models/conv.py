@@ -7,9 +7,10 @@ from typing import Literal
 
 import torch
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint_sequential
+from torch.utils.checkpoint import checkpoint
 
 import dmlcore
+from dmlcore.config import check_range
 from dmlcore.errors import ConfigError
 from dmlcore.models import Pool, Trunk, rows_of
 
@@ -30,9 +31,13 @@ class ConvOptions:
     """What makes one vector of the features at all places: their avg, max, avg+max (the sum of both) or gem (generalised mean),
     or auto: avg and max side by side, which is twice as long."""
 
+    pooled_blocks: int = 1
+    """The last so many blocks of which features are pooled, side by side."""
+
     def __post_init__(self) -> None:
         if not self.channels or min(self.channels) < 1:
             raise ConfigError(f"channels are {self.channels}, but must be one or more positive numbers")
+        check_range("pooled_blocks", self.pooled_blocks, least=1, most=len(self.channels))
 
 
 class Conv(Trunk):
@@ -53,6 +58,7 @@ class Conv(Trunk):
         side = min(height, width)
         stride = 2 if side >= _STRIDED_FROM else 1
         layers: list[nn.Module] = []
+        self.ends: list[int] = []  # of the blocks among the layers
         for channels in options.channels:
             normalises = options.norm == "batch"
             layers.append(nn.Conv2d(before, channels, 3, stride=stride, padding=1, bias=not normalises))
@@ -62,24 +68,33 @@ class Conv(Trunk):
                 side //= 2
             layers += [nn.BatchNorm2d(channels), nn.ReLU()] if normalises else [nn.ReLU()]
             before, stride = channels, 1
+            self.ends.append(len(layers))
         self.blocks = nn.Sequential(*layers)
         self.pool = None if options.pool == "auto" else Pool(options.pool)
-        self.features = 2 * before if self.pool is None else before
-        self.segments = 0  # of the blocks that are computed again in the backward pass
+        pooled = sum(options.channels[-options.pooled_blocks :])
+        self.features = 2 * pooled if self.pool is None else pooled
+        self.computes_again = False  # the blocks, in the backward pass
 
     def checkpoint_gradients(self) -> None:
-        self.segments = len(self.options.channels)
+        self.computes_again = True
 
     def forward(self, samples: Tensor) -> Tensor:
-        """Features [B, 2 * channels], or [B, channels] by another pooling, of images [B, C, H, W] in 0..1."""
-        pixels = samples.to(memory_format=torch.channels_last) - 0.5
-        if self.segments and torch.is_grad_enabled():
-            places = checkpoint_sequential(self.blocks, self.segments, pixels, use_reentrant=False)
-        else:
-            places = self.blocks(pixels)  # [B, C', h, w]
-        if self.pool is not None:
-            return self.pool(rows_of(places))
-        return torch.cat([places.mean((2, 3)), places.amax((2, 3))], 1)
+        """Features [B, 2 * channels], or [B, channels] by another pooling, of images [B, C, H, W] in 0..1. The channels are
+        those of the pooled blocks together."""
+        places = samples.to(memory_format=torch.channels_last) - 0.5
+        computes_again = self.computes_again and torch.is_grad_enabled()
+        pooled: list[Tensor] = []
+        start, first_pooled = 0, len(self.ends) - self.options.pooled_blocks
+        for block, end in enumerate(self.ends):
+            layers = self.blocks[start:end]
+            places = checkpoint(layers, places, use_reentrant=False) if computes_again else layers(places)  # [B, C', h, w]
+            if block >= first_pooled:
+                pooled += self._pool(places)
+            start = end
+        return torch.cat(pooled, 1) if len(pooled) > 1 else pooled[0]
+
+    def _pool(self, places: Tensor) -> list[Tensor]:
+        return [places.mean((2, 3)), places.amax((2, 3))] if self.pool is None else [self.pool(rows_of(places))]
 
 
 @dmlcore.hookimpl

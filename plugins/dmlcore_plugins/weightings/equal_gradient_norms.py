@@ -26,6 +26,9 @@ class EqualGradientNorms(Weighting):
     A gradient that is nearly 0, as of a hinge with one active triplet left, is not scaled up without end: norms below
     `floor` times their own running mean count as that. A loss without any gradient so far keeps the factor `p_i`.
 
+    With a `spread` above 1, gradients between `n / spread` and `n spread` keep their lengths. Only losses that would drown the
+    others, or drown among them, are brought to these bounds.
+
     `weights` are `p_i n / n_i`; `importances` are `p_i`.
 
     Source: gradient normalisation as in Chen et al., "GradNorm", ICML 2018, solved exactly at every step at the embedding;
@@ -43,11 +46,14 @@ class EqualGradientNorms(Weighting):
 
         floor: float = 0.1
         """Smallest norm that is scaled up to the others', as a share of its own running mean, in [0, 1]; 0: any."""
+        spread: float = 1.0
+        """How many times longer or shorter than the mean a gradient may stay, >= 1; 1: all get one length."""
         horizon: int = 100
         """Steps over which that running mean forgets, >= 1."""
 
         def __post_init__(self) -> None:
             check_range("floor", self.floor, least=0, most=1)
+            check_range("spread", self.spread, least=1)
             check_range("horizon", self.horizon, least=1)
 
     factors: Tensor
@@ -66,7 +72,8 @@ class EqualGradientNorms(Weighting):
         norms = torch.maximum(norms, self.options.floor * self.norms.mean)
         pulling = (norms > 0) & (self.prior > 0)
         length = (self.prior * norms).sum() / (self.prior * pulling).sum()
-        factors = self.prior * torch.where(pulling, length / norms, 1)
+        spread = self.options.spread
+        factors = self.prior * torch.where(pulling, norms.clamp(length / spread, length * spread) / norms, 1)
         self.factors.copy_(torch.where(torch.isfinite(factors).all(), factors, self.factors))
 
     def forward(self, terms: Tensor) -> Tensor:
