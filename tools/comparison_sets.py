@@ -1,5 +1,5 @@
-"""`python -m tools.comparison_sets NAME OUT.npz --source PATH [--model PATH]`: data sets for `python -m benchmarks defaults`, made
-from public packages.
+"""`python -m tools.comparison_sets NAME OUT.npz --source PATH [--model PATH]`: data sets for `python -m benchmarks defaults`,
+made from public packages.
 
 `icons`: drawings of one thing by many icon sets, 32 x 32 grey. A class is a name that at least eight sets have, such as `bell`.
 `--source` is a folder with SET/icons.json from the packages `@iconify-json/SET`. Rendered by resvg.
@@ -7,6 +7,7 @@ from public packages.
 `letters`: 16 measured numbers of printed letters, 26 classes, from `LetterRecognition.rda` (`--source`) of R's mlbench.
 `fonts`: the embedded characters of 327 fonts, and the font is the class. Fonts with fewer than 20 characters are left out.
 `glosses`: a CSV of WordNet's definitions, classed by the subject of their file (`--source`: its folder).
+
 """
 
 from __future__ import annotations

@@ -1,21 +1,22 @@
 """What is compared, and how it is decided. This file was written before any of its figures existed.
 
-**Candidates.** Losses with their default options on one embedding, a weighting, and on pictures a learning rate. Everything else is
-what `dmlcore train` does with the kind of data: features begin as they are, pictures are compressed from 256 numbers to 64.
+**Candidates.** Losses with their default options on one embedding, a weighting, and on pictures a learning rate. Everything
+else is what `dmlcore train` does with the kind of data: features begin as they are, pictures are compressed from 256 numbers
+to 64.
 
 **Rule.** A candidate's regret on a data set is the validation MAP@R of the best candidate there minus its own, as means over
-seeds. The rule takes the candidate of least mean regret. `alike` takes one set and weighting for all kinds of data, `by kind` one
-for each. Learning rates are always chosen by kind.
+seeds. The rule takes the candidate of least mean regret. `alike` takes one set and weighting for all kinds of data, `by kind`
+one for each. Learning rates are always chosen by kind.
 
-**Judgement.** Each data set in turn is left out, the rule runs on the others, and what it takes is judged on the test classes of the
-one left out: by the test MAP@R of the candidate that is best there in hindsight, minus its own.
+**Judgement.** Each data set in turn is left out, the rule runs on the others, and what it takes is judged on the test classes
+of the one left out: by the test MAP@R of the candidate that is best there in hindsight, minus its own.
 
-**Decision.** The default changes to what the rule takes from all data sets, if over data sets that beats today's default on test
-classes by a mean difference whose 95 % t-interval is above zero, and if it is nowhere more than 1.5 points behind it.
+**Decision.** The default changes to what the rule takes from all data sets, if over data sets that beats today's default on
+test classes by a mean difference whose 95 % t-interval is above zero, and if it is nowhere more than 1.5 points behind it.
 
-**Tricks** (pictures). Features of several blocks, quarter turns as classes, and both, each for the default and for single losses. A
-trick becomes a default if its mean gain over data sets is above zero by its interval for the default's losses. Ensembles win only
-by what they gain beside the single loss with the same trick.
+**Tricks** (pictures). Features of several blocks, quarter turns as classes, and both, each for the default and for single
+losses. A trick becomes a default if its mean gain over data sets is above zero by its interval for the default's losses.
+Ensembles win only by what they gain beside the single loss with the same trick.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
-"""Quarter turns of pictures as further classes: a picture turned by 90, 180 or 270 degrees shows another class than the upright
-one, so that a network meets four times as many classes.
+"""Quarter turns of pictures as further classes: a picture turned by 90, 180 or 270 degrees shows another class than the
+upright one, so that a network meets four times as many classes.
 
-Source: Lee, Hwang, Shin, "Self-supervised Label Augmentation via Input Transformations", ICML 2020, where the joint label of class
-and turn is what a classifier learns. Here every loss learns it, and embeddings are of upright pictures only.
+Source: Lee, Hwang, Shin, "Self-supervised Label Augmentation via Input Transformations", ICML 2020, where the joint label of
+class and turn is what a classifier learns. Here every loss learns it, and embeddings are of upright pictures only.
 """
 
 from __future__ import annotations
