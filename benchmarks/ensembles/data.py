@@ -88,11 +88,16 @@ def _features(file: Path, most: int, seed: int) -> tuple[np.ndarray, np.ndarray,
         positions = np.concatenate([order[y[order] == label][:most] for label in np.unique(y)])
         x, y = x[np.sort(positions)], y[np.sort(positions)]
     split = parts_by_class(y, rng)
+    return principal_components(x, split), y, split
+
+
+def principal_components(x: np.ndarray, split: np.ndarray) -> np.ndarray:
+    """Features float32 [N, WIDTH] on the principal components of the training samples, whose mean square length becomes 1."""
     train = x[split == "train"].astype(np.float64)
     mean = train.mean(0)
     _, vectors = np.linalg.eigh(np.cov(train, rowvar=False))
     x = ((x - mean) @ vectors[:, ::-1][:, :WIDTH]).astype(np.float32)
-    return x / np.sqrt((x[split == "train"] ** 2).sum(1).mean()), y, split
+    return x / np.sqrt((x[split == "train"] ** 2).sum(1).mean())
 
 
 def _pictures(file: Path, seed: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
