@@ -78,7 +78,7 @@ def decide(rows: Rows, sets: Sequence[DataSet], by_kind: bool) -> Default:
 
 
 def left_out(rows: Rows, sets: Sequence[DataSet], by_kind: bool) -> dict[str, tuple[Candidate, float]]:
-    """For each data set what the rule takes from the others, and what that lacks on its test classes to the best in hindsight."""
+    """For each data set what the rule takes from the others, and what that lacks there to the best test figure in hindsight."""
     judged = {}
     for data in sets:
         taken = decide(rows, [other for other in sets if other is not data], by_kind).of(data)
