@@ -22,7 +22,10 @@ from cases import BATCHES, LOSSES, Case, embeddings_of, hold_draws, value_and_gr
 PAGE = ROOT / "docs" / "reports" / "gradients.md"
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 ORDINARY = ("odd", "sorted", "large", "unbalanced", "two classes")  # no coincident points: their decisions are not ties
-CONSTANT_WEIGHTS = {"circle": "its weights are constants in the gradient, as in the paper"}
+CONSTANT_WEIGHTS = {
+    "circle": "its weights are constants in the gradient, as in the paper",
+    "sample_specific": "its keys and its weights are constants in the gradient, as in the authors' code",
+}
 EXACT = 1e-8
 
 HEADER = """# Values and gradients of every loss

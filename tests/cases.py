@@ -299,6 +299,10 @@ LOSSES = [
     Case("soft_triple", {}, _proxies("SoftTripleLoss", "fc", transpose=True)),
     Case("soft_triple", {"centers_per_class": 3, "tau": 0.2}, _regularised_triples),
     Case("uniform_prior", {}, None, False),
+    Case("class_shared", {"learn_beta": True}, None, False),
+    Case("intra_class", {}, None, False),
+    Case("intra_class", {"replacement": True}, None, False),
+    Case("sample_specific", {}, None, False),
     Case("prototypical", {}, None, False, scale_free=False),
     Case("sec", {}, None, False, scale_free=False),
     Case("sec", {"rho": 0.2, "weight": 0.5}, None, False, scale_free=False),
@@ -307,7 +311,8 @@ LOSSES = [
 PROXIES = [case for case in LOSSES if case.create().needs_classes]
 FUSED = [case for case in LOSSES if case.fused]
 ON_CUDA = [case for case in FUSED if case.cuda]
-NOT_OF_PAIRS = ("prototypical", "sec", "l2_norm")  # means of classes and norms: no miner or relation chooses among them
+NOT_OF_PAIRS = ("prototypical", "sec", "l2_norm", "class_shared", "intra_class", "sample_specific")
+"""Means of classes, norms, drawn triplets and keys: no miner chooses among them."""
 PAIRS = [case for case in LOSSES if case not in PROXIES and case.name not in NOT_OF_PAIRS and not case.takes_first]
 
 

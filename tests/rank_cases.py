@@ -201,6 +201,16 @@ def of_references(part: Part) -> Numbers:
     return numbers | {"rows of references": gathered_rows(part, references.grad / part.size)}
 
 
+def of_keys(part: Part) -> Numbers:
+    """Each rank gives the keys of its samples. The memory of the second step holds those of all."""
+    names = ["ms", "sample_specific", "class_shared", "intra_class"]
+    loss, numbers = part.joined(dmlcore.LossEnsemble(names).double()), {}
+    for seed in (3, 4):
+        x, y = batch(seed)
+        numbers = one_step(part, loss, x, y, keys=(1.1 * x + 0.1)[part.rows(y)])
+    return numbers | {"entries": loss.members[1].entries.clone()}
+
+
 def gathered_rows(part: Part, rows: Tensor) -> Tensor:
     if part.size == 1:
         return rows
@@ -290,6 +300,7 @@ CASES: dict[str, Callable[[Part], Numbers]] = {
     "label matrices": of_matrices,
     "relation": of_a_relation,
     "references": of_references,
+    "keys": of_keys,
     "wrapped": of_wrapped,
     "sharded": of_sharded,
     "sum": of_a_sum,

@@ -130,6 +130,16 @@ def test_two_processes_give_the_records_of_one(pictures, alone, tmp_path) -> Non
     assert result["metrics"]["test"].keys() == json.loads((alone / "result.json").read_text())["metrics"]["test"].keys()
 
 
+def test_two_processes_make_the_keys_of_one(pictures, tmp_path) -> None:
+    """A head for each task, the copy of the model that makes keys, and the memory of these."""
+    names = "margin,sample_specific,class_shared,intra_class"
+    values = settings(pictures, plugins=names, ensemble="heads", memory=0, weights="1,0.3,0.3,0.3", embedding_dim=8)
+    train(RunConfig.create(**values), out=tmp_path / "alone")
+    done = run("--out", str(tmp_path / "run"), "--processes", "2", *words(values))
+    assert done.returncode == 0, done.stderr
+    check_same(tmp_path / "run", tmp_path / "alone")
+
+
 @pytest.mark.slow
 def test_four_processes_die_and_two_go_on(pictures, long_alone, tmp_path) -> None:
     folder, line = tmp_path / "run", words(long_settings(pictures))

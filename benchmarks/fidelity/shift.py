@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 import dmlcore
+from benchmarks.fidelity import diva
 from benchmarks.fidelity.rows import SEEDS, Row, batch, distance, distances_of_loss, distances_with_proxies, equal, same
 from benchmarks.fidelity.sphere import multi_similarity
 from dmlcore.protocols.shift.area import area_under_shift
@@ -31,7 +32,7 @@ def rows() -> list[Row]:
         _proxy_anchor(),
         _multi_similarity(),
         _self_distillation(),
-        _separation(),
+        *diva.rows(),
     ]
 
 
@@ -150,28 +151,6 @@ def _self_distillation() -> Row:
 
         distances.append(distance(published, ours, weights))
     return same("S2SD, also by features, weights 50", "Roth et al. 2021, and its code", "`--distill-heads`", distances)
-
-
-def _separation() -> Row:
-    """DiVA: the products of one embedding with another that is mapped to it. The embeddings' gradient is turned round."""
-    distances = []
-    for seed in SEEDS:
-        x, y = (normalize(batch(s)[0], dim=1) for s in (seed, seed + 10))
-        torch.manual_seed(seed)
-        term = dmlcore.ensemble.AdversarialDiversity(2, 8, hidden=16).double()
-        weights = dict(term.named_parameters())
-
-        def ours(a: Tensor, b: Tensor, *leaves: Tensor, term=term, names=tuple(weights)) -> Tensor:
-            return torch.func.functional_call(term, dict(zip(names, leaves, strict=True)), (torch.stack([a, b], 1),))
-
-        def published(a: Tensor, b: Tensor, *leaves: Tensor) -> Tensor:
-            w, v, w_out, v_out = leaves
-            a, b = 2 * a.detach() - a, 2 * b.detach() - b  # the same values with the gradient turned round
-            mapped = normalize((b @ w.T + v).relu() @ w_out.T + v_out, dim=1)
-            return -((a * mapped) ** 2).mean(1).mean()
-
-        distances.append(distance(published, ours, [x, y, *(p.detach() for p in weights.values())]))
-    return same("DiVA's separation of embeddings", "Milbich et al. 2020, and its code", "`--diversity adversarial`", distances)
 
 
 def _multi_similarity() -> Row:

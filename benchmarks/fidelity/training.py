@@ -40,6 +40,13 @@ PUBLISHED: dict[str, dict[str, Any]] = {
         "margin.beta": 0.6, "margin.rho": 0.4, "distill_heads": [1024, 1536, 2048], "distill_weight": 50.0,
         "distill_temperature": 1.0, "distill_features_weight": 50.0, "weight_decay": 4e-4, "trunk": 1e-5, "embedding_dim": 512,
     },
+    "oodml_diva": {
+        "trunk": 1e-5, "scalars": 5e-4, "optimizer": "adam", "weight_decay": 4e-4, "schedule": "constant", "epochs": 200,
+        "embedding_dim": 128, "samples_per_class": 2, "batch": 108, "weights of losses": [1.0, 0.3, 0.3, 0.3],
+        "shares": [0.75**2, 1.25**2, 1.25**2, 1.25**2], "diversity": "adversarial", "diversity_weight": 1500.0,
+        "margin.beta": 1.2, "sample_specific.temperature": 0.01, "sample_specific.memory": 30 * 108,
+        "sample_specific.momentum": 0.9, "class_shared.beta": 1.2, "intra_class.beta": 1.2, "validation": "none",
+    },
     "oodml_r_margin": {"margin.beta": 0.6, "margin.rho": 0.4, "weight_decay": 4e-4, "trunk": 1e-5},
 }  # fmt: skip
 

@@ -58,6 +58,7 @@ class Batches(Iterator[tuple[Tensor, Tensor]]):
         seed: of the augmentation. The n-th batch has a random stream of its own.
         pinned: give batches in memory from which a GPU copies while the program goes on.
         part: the places in a batch whose samples are given; None: all. Labels are those of the whole batch.
+        views: how often each sample is drawn, with random changes of its own: samples are then [views B, ...], view by view.
     """
 
     def __init__(
@@ -70,13 +71,14 @@ class Batches(Iterator[tuple[Tensor, Tensor]]):
         seed: int = 0,
         pinned: bool = False,
         part: slice | None = None,
+        views: int = 1,
     ) -> None:
         self._sampler = sampler
         self._resumable = sampler if isinstance(sampler, BatchSampler) else None
         self._state = self._resumable.state_dict() if self._resumable else None
         self._asked: deque[dict[str, Any]] = deque()  # states after the batches that workers prepare
         self._pinned = pinned
-        tasks = _Tasks(dataset, augment, seed, part)
+        tasks = _Tasks(dataset, augment, seed, part, views)
         if workers is None:
             workers = default_workers(dataset, sampler)
         if workers and not dataset.in_memory:
@@ -173,20 +175,26 @@ class _Steps:
 class _Tasks(Dataset):
     """What a worker does: a whole batch from its number and its indices."""
 
-    def __init__(self, dataset: LabelledDataset, augment: bool, seed: int, part: slice | None = None) -> None:
+    def __init__(self, dataset: LabelledDataset, augment: bool, seed: int, part: slice | None = None, views: int = 1) -> None:
         self._dataset = dataset
+        self._views = views
         self._part = part
         self._augment = augment
         self._seed = seed
 
     def __getitem__(self, task: tuple[int, list[int]]) -> tuple[Tensor, Tensor]:
         step, indices = task
-        generator = torch.Generator().manual_seed(int(np.random.SeedSequence((self._seed, 5, step)).generate_state(1)[0]))
-        if self._part is None:
-            samples = self._dataset.batch(indices, augment=self._augment, generator=generator)
-        else:
-            samples = self._samples_of(self._part, indices, generator)
+        views = [self._view(step, indices, view) for view in range(self._views)]
+        samples = views[0] if self._views == 1 else torch.cat(views)
         return samples, torch.from_numpy(self._dataset.dense_labels[np.asarray(indices)])
+
+    def _view(self, step: int, indices: list[int], view: int) -> Tensor:
+        """The samples of a batch. Each view has a random stream of its own."""
+        stream = np.random.SeedSequence((self._seed, 5, step, *([view] if view else [])))
+        generator = torch.Generator().manual_seed(int(stream.generate_state(1)[0]))
+        if self._part is None:
+            return self._dataset.batch(indices, augment=self._augment, generator=generator)
+        return self._samples_of(self._part, indices, generator)
 
     def _samples_of(self, part: slice, indices: list[int], generator: torch.Generator) -> Tensor:
         """Some samples of a batch, changed as they would be in the whole of it."""
@@ -210,9 +218,10 @@ def batches(
     seed: int = 0,
     pinned: bool = False,
     part: slice | None = None,
+    views: int = 1,
 ) -> Batches:
     """An iterator of batches. See `Batches`."""
-    return Batches(dataset, sampler, workers=workers, augment=augment, seed=seed, pinned=pinned, part=part)
+    return Batches(dataset, sampler, workers=workers, augment=augment, seed=seed, pinned=pinned, part=part, views=views)
 
 
 def default_workers(dataset: LabelledDataset, sampler: Iterable[list[int]]) -> int:

@@ -73,6 +73,7 @@ class Heads:
             self._views[span] = whole._replace(
                 anchors=whole.anchors if is_whole else whole.anchors.narrow(1, first, last - first),
                 references=None if whole.references is None else whole.references.narrow(1, first, last - first),
+                keys=None if whole.keys is None else whole.keys.narrow(1, first, last - first),
             )
         return self._views[span]
 

@@ -109,6 +109,7 @@ class LossEnsemble(nn.Module):
             references, reference_labels: `[N, D]` and `[N]` (or `[N, L]`), for the members that compare samples with samples.
             own: `[B]` int64, which reference is the sample itself (-1: none) and so no pair. Needs references.
             relation: which pairs are positives, as in `Loss.forward`, for members that compare samples with samples.
+            keys: `[B, D]` embeddings of another view of each sample, for members with a `key_momentum`.
 
         Returns:
             Scalar.
@@ -301,6 +302,8 @@ def _called(loss: Loss, comparison: Comparison) -> Tensor:
             arguments["own"] = comparison.own
         if comparison.relation not in (None, share_a_label):  # a label matrix says it by itself
             arguments["relation"] = comparison.relation
+    if loss.key_momentum is not None and comparison.keys is not None:
+        arguments["keys"] = comparison.keys
     term = loss(comparison.anchors, comparison.labels, **arguments)
     if not isinstance(term, Tensor) or term.ndim != 0:
         shape = list(term.shape) if isinstance(term, Tensor) else type(term).__name__

@@ -24,6 +24,7 @@ class Against(TypedDict, total=False):
     reference_labels: Tensor | None
     own: Tensor | None
     relation: Relation | Tensor | None
+    keys: Tensor | None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,6 +68,8 @@ class Loss(nn.Module, abc.ABC):
     """Whether it is a `RowLoss` whose value comes from its rows, so that it can share a pass. False: `forward` is called."""
     sees_features: ClassVar[bool] = False
     """Whether it learns from the trunk's features instead of an embedding where `classifier = features` asks for it."""
+    holds_constants: ClassVar[bool] = False
+    """Whether it takes numbers that depend on the embeddings as constants, so that its gradient is not that of its value."""
     searched: ClassVar[dict[str, tuple[Any, ...]]] = {}
     """What a search for the members of an ensemble tries: an option's name and its values, the default first."""
 
@@ -94,6 +97,7 @@ class Loss(nn.Module, abc.ABC):
         reference_labels: Tensor | None = None,
         own: Tensor | None = None,
         relation: Relation | Tensor | None = None,
+        keys: Tensor | None = None,
     ) -> Tensor:
         """The loss.
 
@@ -106,6 +110,8 @@ class Loss(nn.Module, abc.ABC):
             relation: which pairs are positives, where `labels` does not say: a matrix `[B, L]` as above, used instead of
                 labels, or a function of two blocks of labels that returns a bool matrix `[a, b]`. Labels may then be any
                 tensors whose first dimension counts samples. The function is called block by block.
+            keys: `[B, D]` embeddings of another view of each sample, for a loss with a `key_momentum`. Others do not look at
+                them. No gradient flows to them.
 
         Returns:
             Scalar (or `[B]` for `reduction = "none"`).
@@ -120,6 +126,7 @@ class Loss(nn.Module, abc.ABC):
                 reference_labels=reference_labels,
                 own=own,
                 relation=relation,
+                keys=keys,
             )
         )
 
@@ -150,6 +157,17 @@ class Loss(nn.Module, abc.ABC):
     def reads_norms(cls, options: Any) -> bool:
         """Whether, with these options, embeddings must not be normalised before."""
         return cls.needs_norms
+
+    @classmethod
+    def least_samples(cls, options: Any) -> int:
+        """How many samples of a class a batch must have for it to learn anything, with these options."""
+        return 1
+
+    @property
+    def key_momentum(self) -> float | None:
+        """How slowly the copy of the model follows that makes keys for it, embeddings of a second view of each sample: the
+        share of itself that the copy keeps at each step, in [0, 1). None: it takes no keys."""
+        return None
 
     def parameter_roles(self) -> dict[str, list[nn.Parameter]]:
         """Parameters by the optimiser group they belong to: `proxies`, `scalars`."""

@@ -26,6 +26,7 @@ class Comparison(NamedTuple):
         relation: which pairs are positives. None: those of equal labels.
         mining: which pairs count. None: all.
         positives: the positives by the relation, once they were listed.
+        keys: `[A, D]` embeddings of another view of each anchor, or None.
     """
 
     anchors: Tensor
@@ -36,6 +37,7 @@ class Comparison(NamedTuple):
     relation: Relation | None = None
     mining: Mining | None = None
     positives: Positives | None = None
+    keys: Tensor | None = None
 
     @property
     def other_vectors(self) -> Tensor:
@@ -94,6 +96,7 @@ class Comparison(NamedTuple):
             reference_labels=self.other_labels,
             own=None if own is None else own[start:stop],
             positives=None,
+            keys=None if self.keys is None else self.keys[start:stop],
             mining=None if mining is None else mining._replace(anchors=mining.anchors[start:stop], first=mining.first + start),
         )
 
@@ -145,6 +148,7 @@ def compare(
     reference_labels: Tensor | None = None,
     own: Tensor | None = None,
     relation: Relation | Tensor | None = None,
+    keys: Tensor | None = None,
 ) -> Comparison:
     """The comparison that a loss is called with, checked. Arguments as `Loss.forward`.
 
@@ -153,7 +157,8 @@ def compare(
 
     Raises:
         ConfigError: a wrong number of dimensions, a wrong dtype, lengths or widths or devices that do not agree, references
-            without labels, `own` without references or of another shape or dtype than `[A]` int64.
+            without labels, `own` without references or of another shape or dtype than `[A]` int64, keys of another shape than
+            embeddings.
     """
     if isinstance(relation, Tensor):  # the labels, by another name
         if relation.ndim != 2:
@@ -170,8 +175,17 @@ def compare(
         _check_both(embeddings, labels, references, reference_labels, is_matrix)
     if own is not None:
         _check_own(own, embeddings, references)
+    if keys is not None and (not isinstance(keys, Tensor) or keys.shape != embeddings.shape or not keys.is_floating_point()):
+        got = f"{list(keys.shape)} of {keys.dtype}" if isinstance(keys, Tensor) else type(keys).__name__
+        raise ConfigError(f"keys must be floating point {list(embeddings.shape)}, one for each embedding, got {got}")
     return Comparison(
-        embeddings, labels, references, reference_labels, own=own, relation=share_a_label if is_matrix else relation
+        embeddings,
+        labels,
+        references,
+        reference_labels,
+        own=own,
+        relation=share_a_label if is_matrix else relation,
+        keys=keys,
     )
 
 

@@ -25,7 +25,7 @@ def whole_comparison(
         embeddings: `[B, D]` of this rank; B may be 0, and another on each rank.
         labels: `[B]` or as a relation wants them.
         state: what else must be the same on all ranks, in words.
-        against: references, their labels, `own` and the relation.
+        against: references, their labels, `own`, the relation and keys.
 
     Returns:
         The comparison, the same on every rank, and whose its anchors are. Its gradient comes back to this rank's embeddings and
@@ -45,6 +45,8 @@ def whole_comparison(
     assert comparison is not None
     anchors, anchor_labels = gathered([comparison.anchors, comparison.labels], layout)
     anchors = whole(comparison.anchors, anchors, layout)
+    if comparison.keys is not None:
+        comparison = comparison._replace(keys=gathered([comparison.keys], layout)[0])
     if comparison.references is None or comparison.reference_labels is None:
         return comparison._replace(anchors=anchors, labels=anchor_labels), layout
     references, reference_labels = gathered([comparison.references, comparison.reference_labels], of_references)
@@ -75,6 +77,7 @@ def _form(comparison: Comparison) -> str:
     if comparison.references is not None and comparison.reference_labels is not None:
         text += f", references: {shape(comparison.references, comparison.reference_labels)}"
         text += ", own" if comparison.own is not None else ""
+    text += ", keys" if comparison.keys is not None else ""
     return text + (f", the relation {_name(comparison.relation)}" if comparison.relation is not None else "")
 
 

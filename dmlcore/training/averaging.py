@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 
 import torch
+from torch import nn
 
 from dmlcore.models import EmbeddingModel
 
@@ -27,13 +28,17 @@ class AveragedWeights:
         self.model = copy.deepcopy(model).requires_grad_(False)
         self.decay = decay
 
-    @torch.no_grad()
     def update(self, model: EmbeddingModel, step: int) -> None:
         """Take the weights after a step, counted from 1, into the average."""
-        share = 1 - min(self.decay, (1 + step) / (10 + step))
-        news = model.state_dict()
-        for name, average in self.model.state_dict().items():
-            if average.is_floating_point():
-                average.lerp_(news[name], share)
-            else:
-                average.copy_(news[name])
+        move(self.model, model, 1 - min(self.decay, (1 + step) / (10 + step)))
+
+
+@torch.no_grad()
+def move(average: nn.Module, model: nn.Module, share: float) -> None:
+    """Move the weights and buffers of one module by a share of the way towards those of another; whole numbers are copied."""
+    news = model.state_dict()
+    for name, weight in average.state_dict().items():
+        if weight.is_floating_point():
+            weight.lerp_(news[name], share)
+        else:
+            weight.copy_(news[name])

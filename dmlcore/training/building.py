@@ -24,6 +24,7 @@ from dmlcore.training.configuration import RunConfig
 from dmlcore.training.distillation import Distillation
 from dmlcore.training.folder import RunFolder
 from dmlcore.training.implied import default_model
+from dmlcore.training.keys import KeyEncoder, key_encoder
 from dmlcore.training.objects import built_loss
 from dmlcore.training.setting_groups.run import DEFAULT_STEPS, check_device
 from dmlcore.training.settings import Settings
@@ -172,6 +173,9 @@ def build_run_model(config: RunConfig, sample_shape: tuple[int, ...], kind: str,
     if not head_names:
         raise ConfigError("every loss is a regulariser; heads need losses of their own")
     heads = len(head_names)
+    shares = settings.ensemble.shares
+    if shares is not None and len(shares) != heads:
+        raise ConfigError(f"shares has {len(shares)} numbers for {heads} heads ({', '.join(head_names)})")
     losses_of_run = _losses(config)
     reads_norms = any(loss.reads_norms(options) for loss, options in losses_of_run.values())
     return build_model(
@@ -229,6 +233,9 @@ def build_ensemble(config: RunConfig, num_classes: int, features: int = 0) -> Lo
         config: completed.
         num_classes: C of the training data.
         features: columns of the trunk's output, for losses that take it.
+
+    Raises:
+        ConfigError: a loss needs more samples of a class than a batch has.
     """
     settings = config.settings
     assert settings.ensemble.weighting is not None
@@ -242,6 +249,13 @@ def build_ensemble(config: RunConfig, num_classes: int, features: int = 0) -> Lo
         width = settings.model.embedding_dim if seen is None else seen[1] - seen[0]
         options = config.options.get(table, {})
         members.append(losses.create(component.name, num_classes=num_classes, embedding_dim=width, **options))
+    for loss in members:
+        least, samples = loss.least_samples(loss.options), settings.data.samples_per_class
+        if samples < least:
+            raise ConfigError(
+                f"{loss.name} compares {least} samples of a class, but samples_per_class is {samples}. Raise it, or look for an"
+                f" option of {loss.name} that needs fewer"
+            )
     return LossEnsemble(
         list(members),
         settings.ensemble.weighting,
@@ -295,6 +309,21 @@ def build_memory(
     if settings.memory < batch_size:
         raise ConfigError(f"memory is {settings.memory}, but must hold at least a batch, {batch_size} samples")
     return losses.CrossBatchMemory(ensemble, settings.memory, model.losses_dim, warmup=settings.memory_warmup)
+
+
+def build_keys(config: RunConfig, ensemble: LossEnsemble, model: EmbeddingModel, splits: Splits) -> KeyEncoder | None:
+    """What makes the keys for the losses that take them, or None where none does.
+
+    Raises:
+        ConfigError: beside a memory or wide heads, which give losses no keys. Also as `key_encoder`.
+    """
+    encoder = key_encoder(ensemble.names, ensemble.members, model, splits)
+    if encoder is not None:
+        beside = [name for name in ("memory", "distill_heads") if config.settings.values()[name]]
+        name = next(name for name, loss in zip(ensemble.names, ensemble.members, strict=True) if loss.key_momentum is not None)
+        if beside:
+            raise ConfigError(f"{name} compares samples with their keys, which {beside[0]} has none of. Leave one of them out")
+    return encoder
 
 
 def _class_of(component: Component) -> Any:

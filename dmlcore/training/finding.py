@@ -272,7 +272,8 @@ def _sized(run: Run, fits: Callable[[int], bool], needed: Callable[[int], int], 
 def _random_batch(run: Run, classes: int) -> tuple[torch.Tensor, torch.Tensor]:
     samples = run.config.settings.data.samples_per_class
     labels = torch.arange(classes, device=run.device).repeat_interleave(samples)
-    shape = (len(labels), *run.splits.sample_shape)
+    views = 1 if run.keys is None else 2
+    shape = (views * len(labels), *run.splits.sample_shape)
     if run.splits.kind == "texts":
         return torch.zeros(shape, dtype=torch.uint8, device=run.device), labels
     generator = torch.Generator(run.device).manual_seed(0)

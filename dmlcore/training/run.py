@@ -67,6 +67,7 @@ class Run:
         distillation: the wide heads' losses and what they teach, or None.
         compression: what fits or trains the model's compressor.
         memory: the memory they compare batches with, or None.
+        keys: what makes the keys for losses that take them, or None.
         loss: what a batch is given to: the memory if there is one, else the ensemble.
         sampler: composes the batches.
         metrics: measures beside those of retrieval.
@@ -140,6 +141,7 @@ class Run:
         self.memory = building.build_memory(self.config, self.ensemble, self.model, self.batch_size)
         if self.memory is not None:
             self.memory.to(self.device)
+        self.keys = building.build_keys(self.config, self.ensemble, self.model, self.splits)
         self.loss: nn.Module = self.ensemble if self.memory is None else self.memory
         (self.optimizer,) = building.build_components(self.config, "optimizer")
         (self.schedule,) = building.build_components(self.config, "schedule")
@@ -236,6 +238,7 @@ class Run:
             seed=settings.run.seed,
             pinned=self.device.type == "cuda",
             part=None if self.processes is None else self.processes.part(self.batch_size),
+            views=1 if self.keys is None else 2,
         )
         sets = self.splits.train.sets
         for inputs, labels in self._batches:
@@ -270,6 +273,8 @@ class Run:
         if model.heads > 1:
             has_head = [not isinstance(loss, losses.NormLoss) for loss in self.ensemble.members]
             shares = self.ensemble.weighting.importances[torch.tensor(has_head)].to(model.shares)
+            if self.config.settings.ensemble.shares is not None:
+                shares = shares.new_tensor(self.config.settings.ensemble.shares)
             model.shares.copy_(shares / shares.sum() if shares.sum() > 0 else torch.full_like(shares, 1 / len(shares)))
         self.compression.fit(self.splits.train, self.config.settings.data.workers)
 
@@ -316,6 +321,7 @@ class Run:
             "trained": None if self.averaged is None else self.model.state_dict(),
             "passage": self.passage.state_dict(),
             "memory": None if self.memory is None else self.memory.memory_state(),
+            "keys": None if self.keys is None else self.keys.state_dict(),
             "optimiser": self.optimiser.state_dict(),
             "schedule": self.schedule.state_dict(),
             "compression": self.compression.state_dict(),
@@ -334,6 +340,8 @@ class Run:
         self.ensemble.load_state_dict(state["ensemble"])
         if self.memory is not None:
             self.memory.load_memory_state(state["memory"])
+        if self.keys is not None:
+            self.keys.load_state_dict(state["keys"])
         self.optimiser.load_state_dict(state["optimiser"])
         self.schedule.load_state_dict(state.get("schedule", {}))  # a run from before there were schedules has none
         self.compression.load_state_dict(state["compression"])

@@ -23,7 +23,8 @@ def take_step(run: Run, inputs: Tensor, labels: Tensor, factor: float | None = N
 
     Args:
         run: its model, losses, optimiser and `step` are changed.
-        inputs: [B, ...]; with several processes this one's part of them.
+        inputs: [B, ...], or [2 B, ...] for losses that take keys: the second views behind the first ones. With several
+            processes this one's part of them.
         labels: [B] int64, of all.
         factor: on the learning rates; None: the schedule's.
 
@@ -32,6 +33,7 @@ def take_step(run: Run, inputs: Tensor, labels: Tensor, factor: float | None = N
         PluginError: a loss that is no single number.
     """
     settings, number = run.config.settings, run.step + 1
+    inputs, second_views = (inputs, None) if run.keys is None else inputs.chunk(2)
     of_trunk = schedule.trunk_factor(run.step, settings.rates) if factor is None else 1.0
     if factor is None:
         factor = schedule.factor(run.schedule, run.step, run.steps, settings.optimiser.warmup)
@@ -43,11 +45,11 @@ def take_step(run: Run, inputs: Tensor, labels: Tensor, factor: float | None = N
     run.ensemble.measures_gradients = number % settings.run.log_every == 0
     climb = Climb(run) if run.optimizer.climbs else None
     try:
-        embeddings, total, extra_terms = _pass(run, inputs, labels)
+        embeddings, total, extra_terms = _pass(run, inputs, labels, second_views)
         measured = _measure(run, total, extra_terms, embeddings)
         if climb is not None and climb.begin():
             with climb:
-                _pass(run, inputs, labels)
+                _pass(run, inputs, labels, second_views)
     except torch.OutOfMemoryError as error:
         raise TrainingError(
             f"step {number}: not enough memory on {run.device} for a batch of {len(labels)}."
@@ -73,6 +75,8 @@ def take_step(run: Run, inputs: Tensor, labels: Tensor, factor: float | None = N
     run.step = record.step = number
     if run.averaged is not None:
         run.averaged.update(run.model, number)
+    if run.keys is not None:
+        run.keys.follow(run.model)
     record.learning_rates = rates
     online_loss = run.compression.step(inputs, run.processes)
     if online_loss is not None:
@@ -80,7 +84,7 @@ def take_step(run: Run, inputs: Tensor, labels: Tensor, factor: float | None = N
     return record
 
 
-def _pass(run: Run, inputs: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+def _pass(run: Run, inputs: Tensor, labels: Tensor, second_views: Tensor | None) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
     """Forward and backward: embeddings, total and terms beside the losses. Gradients are added."""
     own = outputs = run.passage.outputs(inputs)  # [B, W]
     if run.processes is not None:
@@ -88,7 +92,7 @@ def _pass(run: Run, inputs: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, dic
         run.ensemble.layout = run.processes.layout(len(labels))
     embeddings = run.model.losses_part(outputs)
     embeddings.retain_grad()  # for the diagnosis
-    total = run.loss(embeddings, labels)
+    total = run.loss(embeddings, labels, **_keys(run, second_views, len(labels)))
     _check_is_a_number(total, run.ensemble.names)
     extra_terms = run.extras.terms(outputs)
     if run.distillation is None:
@@ -101,6 +105,14 @@ def _pass(run: Run, inputs: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, dic
     if run.processes is not None:
         run.processes.sum_gradients(run.model.parameters())
     return embeddings, total, extra_terms
+
+
+def _keys(run: Run, second_views: Tensor | None, count: int) -> dict[str, Tensor]:
+    """What the losses are given beside the batch: the keys of all samples, where a loss takes any."""
+    if run.keys is None or second_views is None:
+        return {}
+    keys = run.keys.keys(second_views, run.passage)
+    return {"keys": keys if run.processes is None else run.processes.whole(keys, count)}
 
 
 def _measure(run: Run, total: Tensor, extra_terms: dict[str, Tensor], embeddings: Tensor) -> Measurements:

@@ -23,6 +23,9 @@ class EnsembleSettings:
     unless `weights` are given or one is a regulariser of norms; learned weights with `wel` and `wedl`; else fixed ones)."""
     weights: tuple[float, ...] | None = None
     """Weight of each loss, in the order of `plugins` (default: 1 each)."""
+    shares: tuple[float, ...] | None = None
+    """Share of each head in the whole embedding, in the order of `plugins`: of the squared distance. They are divided by their
+    sum (default: as the losses are weighed)."""
     classifier: Literal["embedding", "features"] | None = None
     """What losses that can take the trunk's features see: the `embedding`, or the `features` (default with `wel`)."""
     diversity: Literal["off", "distance", "adversarial"] | None = None
@@ -34,6 +37,10 @@ class EnsembleSettings:
     def __post_init__(self) -> None:
         for weight in self.weights or ():
             check_range("weights", weight, least=0)
+        for share in self.shares or ():
+            check_range("shares", share, least=0)
+        if self.shares is not None and not (self.has_heads and sum(self.shares) > 0):
+            raise ConfigError("shares are of heads: they need ensemble = heads or wedl, and a sum above 0")
         check_range("diversity_weight", self.diversity_weight, least=0)
         if self.diversity not in (None, "off") and not self.has_heads:
             raise ConfigError("diversity needs a head per loss: ensemble = heads or wedl")

@@ -27,6 +27,7 @@ class Circle(PairLoss):
     title = "Circle loss"
     paper = "Sun et al., CVPR 2020"
     aliases = ("CircleLoss", "circle_loss")
+    holds_constants = True  # the weights of the paper
     searched: ClassVar = {"gamma": (80.0, 20.0, 40.0, 160.0)}
 
     @dataclass(frozen=True, kw_only=True)

@@ -12,13 +12,89 @@ import dmlcore
 from dmlcore.config import check_range
 from dmlcore.errors import ConfigError
 from dmlcore.kernels import FunctorCall
-from dmlcore.losses import Comparison, PairLoss, PairOptions, Rows, distances, unit
+from dmlcore.losses import Comparison, LossOptions, PairLoss, PairOptions, Rows, distances, unit
+from dmlcore.losses.draws import fractions, hashes, log_inverse_density, scrambled
 from dmlcore.losses.relations import check_range_of_labels
 
 RHO_SALT = 1 << 32  # apart from the seeds that draw negatives
 
 
-class Margin(PairLoss):
+@dataclass(frozen=True, kw_only=True)
+class BoundaryOptions(LossOptions):
+    """Options of losses with a distance that divides positives from negatives."""
+
+    margin: float = 0.2
+    """Half of the gap between positives and negatives, in [0, 2]."""
+    nu: float = 0.0
+    """Weight of beta itself, >= 0; only with `learn_beta`."""
+    beta: float = 1.2
+    """Distance that divides positives from negatives, in [0, 2]; where it starts if it is learnt."""
+    learn_beta: bool = False
+    """Train beta."""
+    per_class: bool = False
+    """One beta per class of the anchor instead of one for all; needs `num_classes` and labels 0..num_classes-1."""
+
+    def __post_init__(self) -> None:
+        check_range("margin", self.margin, least=0, most=2)
+        check_range("nu", self.nu, least=0)
+        check_range("beta", self.beta, least=0, most=2)
+
+
+class BoundaryLoss(PairLoss):
+    """`relu(d_ap - beta + margin) + relu(beta - d_an + margin)` over triplets, whichever a subclass takes.
+
+    `beta`, a parameter `[1]` or, with `per_class`, `[num_classes]`, is a constant unless `learn_beta`.
+    """
+
+    uses_classes = True
+
+    def __init__(
+        self, options: Any = None, *, num_classes: int | None = None, embedding_dim: int | None = None, **options_by_name: Any
+    ) -> None:
+        super().__init__(options, **options_by_name)
+        if self.options.per_class and (num_classes is None or num_classes < 1):
+            raise ConfigError(f"{self.name} with per_class has a beta per class and needs num_classes >= 1, got {num_classes}")
+        beta = torch.full((num_classes or 1 if self.options.per_class else 1,), self.options.beta)
+        if self.options.learn_beta:
+            self.beta = nn.Parameter(beta)
+        else:
+            self.register_buffer("beta", beta)
+
+    def betas(self, labels: Tensor) -> Tensor:
+        """`[A]` the boundary of each anchor.
+
+        Raises:
+            ConfigError: with `per_class`, a label without a beta. Elsewhere as `check_range_of_labels`.
+        """
+        assert isinstance(self.beta, Tensor)
+        if not self.options.per_class:
+            return self.beta.expand(len(labels))
+        if labels.ndim != 1:
+            raise ConfigError(f"{self.name} with per_class needs one integer label per sample")
+        check_range_of_labels(labels, len(self.beta), f"{self.name} has a beta")
+        return self.beta[labels]
+
+    def _finished(self, values: Tensor, divisors: Tensor, triplets: Tensor, beta: Tensor) -> Rows:
+        """With one divisor for both hinges, and the term of beta itself.
+
+        Args:
+            values: `[2, A]`.
+            divisors: `[A]`.
+            triplets: `[A]`, how many triplets an anchor has.
+            beta: `[A]`.
+        """
+        counts = divisors[None]  # [1, A]
+        if self.options.learn_beta and self.options.nu > 0:
+            every = counts.sum()
+            if self.options.per_class:
+                share = triplets * (every > 0)
+            else:  # so that the sum over anchors, divided by the counts, is one beta; also where every triplet is inactive
+                share = torch.where(every > 0, counts[0], triplets / triplets.sum().clamp_min(1))
+            values = torch.stack([values[0] + self.options.nu * beta * share, values[1]])
+        return Rows(values, counts.expand(2, -1))
+
+
+class Margin(BoundaryLoss):
     """`relu(d_ap - beta + margin) + relu(beta - d_an + margin)` summed over triplets and divided by the number of non-zero
     terms, or with `average = "triplets"` by that of the triplets with such a term; `d` is the Euclidean distance of unit
     vectors. `nu beta` is added where beta is learnt.
@@ -49,24 +125,13 @@ class Margin(PairLoss):
     title = "Margin-based loss"
     paper = "Wu et al., ICCV 2017"
     aliases = ("MarginLoss", "margin_loss")
-    uses_classes = True
     streams = False  # how many negatives are drawn depends on the batch
     completes = True
 
     @dataclass(frozen=True, kw_only=True)
-    class Options(PairOptions):
+    class Options(BoundaryOptions, PairOptions):
         """Options of `margin`."""
 
-        margin: float = 0.2
-        """Half of the gap between positives and negatives, in [0, 2]."""
-        nu: float = 0.0
-        """Weight of beta itself, >= 0; only with `learn_beta`."""
-        beta: float = 1.2
-        """Distance that divides positives from negatives, in [0, 2]; where it starts if it is learnt."""
-        learn_beta: bool = False
-        """Train beta."""
-        per_class: bool = False
-        """One beta per class of the anchor instead of one for all; needs `num_classes` and labels 0..num_classes-1."""
         sampling: Literal["all", "distance_weighted"] = "all"
         """Which triplets: all, or one negative per pair of anchor and positive."""
         seed: int = 0
@@ -81,40 +146,12 @@ class Margin(PairLoss):
         """What the sum is divided by: the number of non-zero `terms`, or of `triplets` with a non-zero term."""
 
         def __post_init__(self) -> None:
-            check_range("margin", self.margin, least=0, most=2)
-            check_range("nu", self.nu, least=0)
-            check_range("beta", self.beta, least=0, most=2)
+            super().__post_init__()
             check_range("cutoff", self.cutoff, above=0, below=2)
             check_range("nonzero_loss_cutoff", self.nonzero_loss_cutoff, above=0, most=2)
             check_range("rho", self.rho, least=0, below=1)
             if self.rho and self.sampling == "all":
                 raise ConfigError(f"rho is {self.rho}, but needs sampling = 'distance_weighted', which draws the negatives")
-
-    def __init__(
-        self, options: Any = None, *, num_classes: int | None = None, embedding_dim: int | None = None, **options_by_name: Any
-    ) -> None:
-        super().__init__(options, **options_by_name)
-        if self.options.per_class and (num_classes is None or num_classes < 1):
-            raise ConfigError(f"margin with per_class has a beta per class and needs num_classes >= 1, got {num_classes}")
-        beta = torch.full((num_classes or 1 if self.options.per_class else 1,), self.options.beta)
-        if self.options.learn_beta:
-            self.beta = nn.Parameter(beta)
-        else:
-            self.register_buffer("beta", beta)
-
-    def betas(self, labels: Tensor) -> Tensor:
-        """`[A]` the boundary of each anchor.
-
-        Raises:
-            ConfigError: with `per_class`, a label without a beta. Elsewhere as `check_range_of_labels`.
-        """
-        assert isinstance(self.beta, Tensor)
-        if not self.options.per_class:
-            return self.beta.expand(len(labels))
-        if labels.ndim != 1:
-            raise ConfigError("margin with per_class needs one integer label per sample")
-        check_range_of_labels(labels, len(self.beta), "margin has a beta")
-        return self.beta[labels]
 
     def row_values(self, similarities: Tensor, positive: Tensor, negative: Tensor, beta: Tensor | None = None) -> Rows:
         """The definition over all triplets; `beta` is `[A]`, or None where there is one for all."""
@@ -140,25 +177,6 @@ class Margin(PairLoss):
             return counts.sum(0)
         # all pairs of a positive and a negative are triplets, so that both terms are active in a product of shares
         return counts.sum(0) - counts[0] * counts[1] / triplets.clamp_min(1)
-
-    def _finished(self, values: Tensor, divisors: Tensor, triplets: Tensor, beta: Tensor) -> Rows:
-        """With one divisor for both hinges, and the term of beta itself.
-
-        Args:
-            values: `[2, A]`.
-            divisors: `[A]`.
-            triplets: `[A]`, how many triplets an anchor has.
-            beta: `[A]`.
-        """
-        counts = divisors[None]  # [1, A]
-        if self.options.learn_beta and self.options.nu > 0:
-            every = counts.sum()
-            if self.options.per_class:
-                share = triplets * (every > 0)
-            else:  # so that the sum over anchors, divided by the counts, is one beta; also where every triplet is inactive
-                share = torch.where(every > 0, counts[0], triplets / triplets.sum().clamp_min(1))
-            values = torch.stack([values[0] + self.options.nu * beta * share, values[1]])
-        return Rows(values, counts.expand(2, -1))
 
     def dense_rows(self, comparison: Comparison) -> Rows:
         similarities, (positive, negative), beta = (
@@ -202,8 +220,7 @@ class Margin(PairLoss):
         """
         cutoff = self.options.nonzero_loss_cutoff
         near = negative & (d <= cutoff) if cutoff < 2 else negative  # rounding takes distances beyond 2
-        d = d.double().clamp(self.options.cutoff, 2 - 1e-6)
-        logs = (2 - width) * torch.log(d) - (width - 3) / 2 * torch.log(1 - d.square() / 4)
+        logs = log_inverse_density(d, width, self.options.cutoff)
         highest = torch.where(near, logs, torch.full_like(logs, -torch.inf)).amax(1, keepdim=True)  # [A, 1]
         has_negative = torch.isfinite(highest)
         highest = torch.where(has_negative, highest, torch.zeros_like(highest))
@@ -223,9 +240,9 @@ class Margin(PairLoss):
         Returns:
             `[A, P]` float64.
         """
-        keys = _scrambled(_key(anchors) + _scrambled(index.new_tensor(self.options.seed + salt)))  # [A]
-        bits = _scrambled(keys[:, None] ^ _key(references)[index])  # not symmetric: the two directions of a pair draw apart
-        return ((bits >> 11) & (2**53 - 1)).double() * 2.0**-53
+        keys = scrambled(_key(anchors) + scrambled(index.new_tensor(self.options.seed + salt)))  # [A]
+        # not symmetric: the two directions of a pair draw apart
+        return fractions(scrambled(keys[:, None] ^ _key(references)[index]))
 
     def functor_call(self) -> FunctorCall | str:
         if self.options.sampling != "all":
@@ -260,19 +277,9 @@ def drawn_columns(weights: Tensor, draws: Tensor) -> Tensor:
     return torch.searchsorted(sums, targets.contiguous(), right=True).clamp_max(weights.shape[1] - 1)
 
 
-def _scrambled(x: Tensor) -> Tensor:
-    """int64 to int64 whose bits all depend on all bits: the finaliser of SplitMix64 (Steele, Lea, Flood, OOPSLA 2014)."""
-    x = x - 7046029254386353131  # 0x9E3779B97F4A7C15 as a signed number; products wrap around
-    x = (x ^ ((x >> 30) & (2**34 - 1))) * -4658895280553007687
-    x = (x ^ ((x >> 27) & (2**37 - 1))) * -7723592293110705685
-    return x ^ ((x >> 31) & (2**33 - 1))
-
-
 def _key(vectors: Tensor) -> Tensor:
     """A number for each vector `[N, D]`, by the bits of its components in float32: `[N]` int64."""
-    bits = vectors.float().contiguous().view(torch.int32).long()  # [N, D]
-    factors = _scrambled(torch.arange(vectors.shape[1], device=vectors.device)) | 1
-    return _scrambled((bits * factors).sum(1))
+    return hashes(vectors.float().contiguous().view(torch.int32).long())
 
 
 @dmlcore.hookimpl
