@@ -162,7 +162,7 @@ template <class T> static void positives(const Ranking<T>& p) {
           const int64_t to = least(p.last[i], j0 + kWidth<T>);
           for (int64_t j = most_of(p.first[i], j0); j < to; ++j) {
             if (p.self && i == j) continue;
-            p.thresholds[p.at(i, j - p.first[i] - (p.self && j > i), kWidth<T>)] = w.block[(i - g0) * kWidth<T> + j - j0];
+            p.thresholds[p.at(i, p.held[i] + j - p.first[i] - (p.self && j > i), kWidth<T>)] = w.block[(i - g0) * kWidth<T> + j - j0];
           }
         }
       }
@@ -225,7 +225,7 @@ template <class T> static void count_row(const Ranking<T>& p, const Workspace<T>
   using V = typename Native<T>::V;
   using M = typename Native<T>::M;
   constexpr int lanes = Native<T>::lanes;
-  const int64_t length = p.last[i] - p.first[i] - p.self, panel = i / kWidth<T>;
+  const int64_t length = p.length[i], panel = i / kWidth<T>;
   const T* row = w.block + local * kWidth<T>;
   if (length <= 0) return;
   const int64_t place = p.at(i, 0, kWidth<T>);
@@ -269,7 +269,7 @@ template <class T> static void count_columns(const Ranking<T>& p, const Workspac
     }
   } else {
     for (int64_t j = j0; j < least(j0 + kWidth<T>, p.q1); ++j) {
-      const int64_t length = p.last[j] - p.first[j] - p.self;
+      const int64_t length = p.length[j];
       if (length <= 0) continue;
       const int64_t place = p.at(j, 0, kWidth<T>);
       const T lowest = p.thresholds[place + length - 1];
@@ -312,7 +312,7 @@ template <class T> static void count(const Ranking<T>& p) {
     }
     for (int64_t i = i0; i < i1; ++i) {
       if (p.spread[i / kWidth<T>] > 0) continue;
-      for (int64_t k = 0; k < p.last[i] - p.first[i] - p.self; ++k) {
+      for (int64_t k = 0; k < p.length[i]; ++k) {
         const Count<T>* sums = w.row_counts + ((i - i0) * widest + k) * lanes;
         Count<T> total = 0;
         for (int q = 0; q < lanes; ++q) total += sums[q];

@@ -3,6 +3,7 @@
 // Plain data shared by the planner (ranking.cpp, any CPU) and the kernels of each instruction set (neighbours.cpp).
 #pragma once
 #include <cstdint>
+#include <memory>
 
 #include "dml/platform.h"
 
@@ -20,6 +21,7 @@ template <class T> struct Ranking {
   int64_t Q, N, D;
   bool self;                                                           // leave one out: no pair of a query with itself
   const int64_t *first, *last;                                         // [Q]: the references of the query's class
+  const int64_t *length, *held;                                        // [Q]: positives in all parts, and in earlier ones
   int64_t q0, q1;                                                      // queries of this run; q0 begins a panel
   const int64_t* start;  // [panels of queries]: where the thresholds of a panel lie
   const int64_t* most;  // [panels of queries]: positives per query, at most
@@ -59,8 +61,27 @@ enum class Metric { cosine, dot, euclidean };
 
 // Per query: number of positives, rank of the first one, share of positives among the R first (R: their number), average
 // precision cut at R, average precision, then for every k the positives among the k first. values is double [5 + ks, queries];
-// a query without a positive has zeros. `memory` bounds thresholds and counts in bytes; up to `few` positives each is compared; 0: the planner decides.
+// a query without a positive has zeros. `memory` bounds thresholds and counts in bytes; up to `few` positives each is compared;
+// 0: the planner decides.
 void rank_positives(bool is_double, const Vectors& queries, const Vectors* references, int64_t width, Metric metric,
                     const int64_t* ks, int64_t k_count, double* values, int threads, int64_t memory, int64_t few);
+
+// The same where the references come in parts, which need not be in memory together. For every run of queries: begin(), then
+// enter() and positives() for every part, then enter() and count() for every part, then conclude().
+class PartedRanking {
+ public:
+  virtual ~PartedRanking() = default;
+  virtual int64_t runs() const = 0;
+  virtual void begin(int64_t run) = 0;
+  virtual void enter(const Vectors* part) = 0;  // nullptr: the queries themselves, none of which finds itself
+  virtual void positives() = 0;
+  virtual void count() = 0;
+  virtual void conclude(const int64_t* ks, int64_t k_count, double* values) = 0;  // double [5 + ks, queries], zeros at first
+};
+
+// lengths: [queries] positives in all parts; with_itself: the queries are a part; rows: of all parts.
+std::unique_ptr<PartedRanking> rank_in_parts(bool is_double, const Vectors& queries, const int64_t* lengths, bool with_itself,
+                                             int64_t rows, int64_t width, Metric metric, int threads, int64_t memory,
+                                             int64_t few);
 
 }  // namespace dml

@@ -19,8 +19,8 @@ from dmlcore.evaluation.metric import Metric, further
 from dmlcore.evaluation.metrics import RECALL_AT
 from dmlcore.evaluation.queries import QueryScores, rank_queries
 from dmlcore.evaluation.reranking import reranked_metrics
-from dmlcore.ranks import Group, Layout, gathered
-from dmlcore.ranks.dividing import dividing, share_of
+from dmlcore.ranks import Layout
+from dmlcore.ranks.dividing import DividedRows, dividing, share_of, told_by_first
 
 if TYPE_CHECKING:
     from dmlcore.data import LabelledDataset
@@ -74,25 +74,37 @@ def embed(model: nn.Module, dataset: LabelledDataset, *, batch_size: int = 256, 
     Returns:
         [N, D] float32, on the model's device.
     """
+    return whole_rows(embed_rows(model, dataset, batch_size=batch_size, workers=workers))
+
+
+def embed_rows(
+    model: nn.Module, dataset: LabelledDataset, *, batch_size: int = 256, workers: int | None = 0
+) -> Tensor | DividedRows:
+    """The same, where ranks divide the work with their rows left to each. Arguments as of `embed`."""
     device = next((p.device for p in model.parameters()), torch.device("cpu"))
     serve = getattr(model, "serve", model)  # of an EmbeddingModel, whose own call gives what losses train on
     with _evaluating(model):
-        if (group := dividing()) is None:
-            embeddings = torch.cat([serve(inputs.to(device)).float() for inputs in samples(dataset, batch_size, workers)])
-        else:  # by whole batches, so that every number is that of one process to the last bit
-            embeddings = _divided(group, dataset, batch_size, workers, lambda inputs: serve(inputs.to(device)).float())
-    if embeddings.ndim != 2 or len(embeddings) != len(dataset):
+        embeddings = _of_all_batches(dataset, lambda inputs: serve(inputs.to(device)).float(), batch_size, workers)
+    own = embeddings.own if isinstance(embeddings, DividedRows) else embeddings
+    if own.ndim != 2 or len(embeddings) != len(dataset):
         raise PluginError(
-            f"the model gave embeddings of shape {tuple(embeddings.shape)} for {len(dataset)} samples;"
-            f" expected ({len(dataset)}, D)"
+            f"the model gave embeddings of shape {tuple(own.shape)} for {len(dataset)} samples; expected ({len(dataset)}, D)"
         )
     return embeddings
 
 
-def _divided(
-    group: Group, dataset: LabelledDataset, batch_size: int, workers: int | None, call: Callable[[Tensor], Tensor]
-) -> Tensor:
-    """What a function makes of all batches, each computed by one rank: `[N, D]` on all of them."""
+def whole_rows(rows: Tensor | DividedRows) -> Tensor:
+    """All rows [N, D], on every rank."""
+    return rows.whole() if isinstance(rows, DividedRows) else rows
+
+
+def _of_all_batches(
+    dataset: LabelledDataset, call: Callable[[Tensor], Tensor], batch_size: int, workers: int | None
+) -> Tensor | DividedRows:
+    """What a function makes of all batches [N, D]. Where ranks divide the work, each computes whole batches, so that every number
+    is that of one process to the last bit."""
+    if (group := dividing()) is None:
+        return torch.cat([call(inputs) for inputs in samples(dataset, batch_size, workers)])
     count = -(-len(dataset) // batch_size)
     shares = [share_of(count, rank, group.size) for rank in range(group.size)]
     bounds = [min(share.start * batch_size, len(dataset)) for share in shares] + [len(dataset)]
@@ -102,7 +114,7 @@ def _divided(
         rows = torch.cat([call(inputs) for inputs in samples(dataset, batch_size, workers, numbers)])
     else:  # one sample, for the width
         rows = call(dataset.between(0, 1).batch([0]))[:0]
-    return gathered([rows], Layout(group, group.rank, sizes))[0]
+    return DividedRows(rows, Layout(group, group.rank, sizes))
 
 
 def embed_named(
@@ -117,16 +129,31 @@ def embed_named(
         workers: processes that decode image files. None: as `dmlcore.data.loading.default_workers` says.
         only: one name.
     """
+    named = _named_rows(model, dataset, batch_size, workers, only)
+    return {name: whole_rows(rows) for name, rows in named.items()}
+
+
+def _named_rows(
+    model: EmbeddingModel, dataset: LabelledDataset, batch_size: int, workers: int | None, only: str | None = None
+) -> dict[str, Tensor | DividedRows]:
+    """`embed_named`, with the rows left to each rank where ranks divide the work."""
+    if not len(dataset):
+        return {}
     device = next((p.device for p in model.parameters()), torch.device("cpu"))
-    parts: dict[str, list[Tensor]] = {}
+    widths: dict[str, int] = {}
+
+    def call(inputs: Tensor) -> Tensor:
+        outputs = model(inputs.to(device))
+        embeddings = {"whole": model.whole(outputs)} if only == "whole" else model.embeddings(outputs)
+        parts = {name: rows.float() for name, rows in embeddings.items() if only in (None, name)}
+        widths.update({name: rows.shape[1] for name, rows in parts.items()})
+        return torch.cat(list(parts.values()), 1)  # side by side
+
     with _evaluating(model):
-        for inputs in samples(dataset, batch_size, workers):
-            outputs = model(inputs.to(device))
-            embeddings = {"whole": model.whole(outputs)} if only == "whole" else model.embeddings(outputs)
-            for name, rows in embeddings.items():
-                if only in (None, name):
-                    parts.setdefault(name, []).append(rows.float())
-    return {name: torch.cat(rows) for name, rows in parts.items()}
+        rows = _of_all_batches(dataset, call, batch_size, workers)
+    own = rows.own if isinstance(rows, DividedRows) else rows
+    parts = dict(zip(widths, (part.contiguous() for part in own.split(list(widths.values()), 1)), strict=True))
+    return {name: DividedRows(part, rows.layout) if isinstance(rows, DividedRows) else part for name, part in parts.items()}
 
 
 def evaluate_named(
@@ -134,24 +161,26 @@ def evaluate_named(
 ) -> dict[str, dict[str, Any]]:
     """Retrieval metrics of everything a model could serve, by name; `embedding_dim` is the length of each."""
     return {
-        name: {"embedding_dim": rows.shape[1], **evaluate(rows, dataset, metrics)}
-        for name, rows in embed_named(model, dataset, workers=workers).items()
+        name: {
+            "embedding_dim": (rows.own if isinstance(rows, DividedRows) else rows).shape[1],
+            **evaluate(rows, dataset, metrics),
+        }
+        for name, rows in _named_rows(model, dataset, 256, workers).items()
     }
 
 
 def raw_features(dataset: LabelledDataset, *, workers: int | None = 0) -> Tensor:
     """The samples as they are: features, pixels with larger images averaged down to 32 x 32, or counts of the trigrams of
     texts; [N, F] float32."""
+    return whole_rows(_of_all_batches(dataset, _raw, 256, workers))
+
+
+def _raw(inputs: Tensor) -> Tensor:
     from dmlcore.data import count_trigrams
 
-    parts = []
-    for inputs in samples(dataset, workers=workers):
-        if inputs.ndim == 4 and max(inputs.shape[2:]) > RAW_SIDE:
-            inputs = functional.adaptive_avg_pool2d(inputs, RAW_SIDE)  # [b, C, 32, 32]
-        if inputs.dtype == torch.uint8:
-            inputs = count_trigrams(inputs)
-        parts.append(inputs.flatten(1))
-    return torch.cat(parts)
+    if inputs.ndim == 4 and max(inputs.shape[2:]) > RAW_SIDE:
+        inputs = functional.adaptive_avg_pool2d(inputs, RAW_SIDE)  # [b, C, 32, 32]
+    return (count_trigrams(inputs) if inputs.dtype == torch.uint8 else inputs).flatten(1)
 
 
 def why_not_ranked(dataset: LabelledDataset) -> str:
@@ -167,12 +196,15 @@ def why_not_ranked(dataset: LabelledDataset) -> str:
     return ""
 
 
-def evaluate(embeddings: Tensor, dataset: LabelledDataset, metrics: Sequence[Metric] = ()) -> dict[str, Any]:
+def evaluate(
+    embeddings: Tensor | DividedRows, dataset: LabelledDataset, metrics: Sequence[Metric] = ()
+) -> dict[str, Any]:
     """Retrieval metrics of embeddings of a data set, and further measures. Every sample is a query against all others, or
     where the data have queries and a gallery, each query against the gallery.
 
     Args:
-        embeddings: [N, D].
+        embeddings: [N, D]; where ranks have divided them, all ranks call this, and have the numbers of one process. What needs
+            all embeddings at once, as further measures do, is computed by rank 0.
         dataset: N labels.
         metrics: measures beside those of retrieval, by `METRIC.name` in what is returned. Samples with the same labels are
             of one class to them.
@@ -184,20 +216,35 @@ def evaluate(embeddings: Tensor, dataset: LabelledDataset, metrics: Sequence[Met
 
 
 def measure(
-    embeddings: Tensor, dataset: LabelledDataset, metrics: Sequence[Metric] = (), recall_at: Sequence[int] = RECALL_AT
+    embeddings: Tensor | DividedRows,
+    dataset: LabelledDataset,
+    metrics: Sequence[Metric] = (),
+    recall_at: Sequence[int] = RECALL_AT,
 ) -> tuple[dict[str, Any], QueryScores | None]:
     """`evaluate` with chosen values of k, and what each query finds, if anything can be ranked."""
     with progress.task(f"ranking {len(dataset):,} samples"):
         scores = None if why_not_ranked(dataset) else rank_queries(embeddings, dataset, recall_at)
+    if not metrics:
+        return {**(scores.means if scores else {})}, scores
+    if isinstance(embeddings, DividedRows):
+        whole = embeddings.on_first()
+        values = told_by_first(embeddings.layout.group, lambda: _further(whole, dataset, metrics))
+    else:
+        values = _further(embeddings, dataset, metrics)
+    return {**(scores.means if scores else {}), **values}, scores
+
+
+def _further(embeddings: Tensor | None, dataset: LabelledDataset, metrics: Sequence[Metric]) -> dict[str, float | None]:
+    assert embeddings is not None
     labels = torch.from_numpy(dataset.labels).to(embeddings.device)
     levels = torch.from_numpy(dataset.labels_by_level()).to(labels.device) if dataset.levels else None
     roles = (torch.from_numpy(dataset.queries), torch.from_numpy(dataset.references))
     names = dataset.own_names() if any(metric.takes_names for metric in metrics) else ()
-    return {**(scores.means if scores else {}), **further(metrics, embeddings, labels, levels, roles, names)}, scores
+    return further(metrics, embeddings, labels, levels, roles, names)
 
 
 def evaluate_levels(
-    embeddings: Tensor,
+    embeddings: Tensor | DividedRows,
     part: str,
     dataset: LabelledDataset,
     metrics: Sequence[Metric] = (),
@@ -246,7 +293,7 @@ def evaluate_model(
     model: nn.Module, dataset: LabelledDataset, *, workers: int | None = 0, metrics: Sequence[Metric] = ()
 ) -> dict[str, Any]:
     """Retrieval metrics of a model on a data set, and further measures."""
-    return evaluate(embed(model, dataset, workers=workers), dataset, metrics)
+    return evaluate(embed_rows(model, dataset, workers=workers), dataset, metrics)
 
 
 def compare(
@@ -258,7 +305,7 @@ def compare(
     name: str = "untrained network",
     workers: int | None = 0,
     metrics: Sequence[Metric] = (),
-    kept: dict[str, Tensor] | None = None,
+    kept: dict[str, Tensor | DividedRows] | None = None,
 ) -> tuple[dict[str, dict[str, Any]], dict[str, dict[str, dict[str, Any]]]]:
     """A model beside its two baselines.
 
@@ -277,7 +324,7 @@ def compare(
     """
     results: dict[str, dict[str, Any]] = {}
     for part, dataset in parts.items():
-        embeddings = embed(model, dataset, workers=workers)
+        embeddings = embed_rows(model, dataset, workers=workers)
         results |= evaluate_levels(embeddings, part, dataset, metrics)
         if kept is not None:
             kept[part] = embeddings
@@ -296,9 +343,9 @@ def baselines_of(
 ) -> dict[str, dict[str, dict[str, Any]]]:
     """Metrics by baseline and part: the samples as they are, and an untrained model if there is one. Arguments as of `compare`;
     `recall_at` are the values of k."""
-    without = {_RAW[kind]: lambda dataset: raw_features(dataset, workers=workers)}
+    without = {_RAW[kind]: lambda dataset: _of_all_batches(dataset, _raw, 256, workers)}
     if untrained is not None:
-        without[name] = lambda dataset: embed(untrained, dataset, workers=workers)
+        without[name] = lambda dataset: embed_rows(untrained, dataset, workers=workers)
     baselines: dict[str, dict[str, dict[str, Any]]] = {}
     for baseline, embedded in without.items():
         baselines[baseline] = {}

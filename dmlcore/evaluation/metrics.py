@@ -11,11 +11,13 @@ from torch import Tensor
 
 from dmlcore.data.label_sets import LabelSets
 from dmlcore.errors import ConfigError, suggestion
-from dmlcore.evaluation import plain
+from dmlcore.evaluation import divided, plain
 from dmlcore.evaluation.centring import centred
-from dmlcore.evaluation.relevance import Labels
+from dmlcore.evaluation.checks import check_finite, check_one_form, checked_labels, checked_own, checked_vectors, with_references
+from dmlcore.evaluation.own_rows import divide
 from dmlcore.kernels import neighbours
-from dmlcore.losses.relations import label_matrix
+from dmlcore.losses.gathering import check_group
+from dmlcore.ranks.dividing import DividedRows
 
 METRICS = ("cosine", "dot", "euclidean")
 RECALL_AT = (1, 2, 4, 8)
@@ -30,6 +32,7 @@ def retrieval_metrics(
     *,
     metric: str = "cosine",
     own: Tensor | np.ndarray | Sequence[int] | None = None,
+    process_group: Any = None,
 ) -> dict[str, float]:
     """How often the nearest neighbours of a sample have its label.
 
@@ -47,6 +50,9 @@ def retrieval_metrics(
         recall_at: the values of k, each >= 1. Values above the number of references have no meaning.
         metric: `cosine` (a zero vector stays zero), `dot` or `euclidean`.
         own: `[N]` integers, which reference is the query itself and does not count, or -1. Needs references.
+        process_group: ranks that each give their own rows and labels, and of which all get the numbers of one process with the
+            rows of all, one rank's behind another's: `world`, a `ProcessGroup`, a `DeviceMesh` of one dimension, or a
+            `dmlcore.ranks.Group`. `own` counts among this rank's references. None: this process is alone.
 
     Returns:
         Numbers by name: means over the queries that have positives, and two counts. R is a query's number of positives.
@@ -63,14 +69,19 @@ def retrieval_metrics(
 
     Source: R-precision and MAP@R as in Musgrave, Belongie and Lim, "A Metric Learning Reality Check", ECCV 2020, section 3.2.
     """
+    group = check_group(process_group)
+    if group is not None and group.size > 1:
+        embeddings, labels, references, reference_labels, own = divide(
+            group, embeddings, labels, references, reference_labels, own
+        )
     results, ks = rank(embeddings, labels, references, reference_labels, recall_at, metric=metric, own=own)
     return means(results, ks, references is not None)
 
 
 def rank(
-    embeddings: Tensor | np.ndarray,
+    embeddings: Tensor | np.ndarray | DividedRows,
     labels: Tensor | np.ndarray | Sequence[int] | LabelSets,
-    references: Tensor | np.ndarray | None = None,
+    references: Tensor | np.ndarray | DividedRows | None = None,
     reference_labels: Tensor | np.ndarray | Sequence[int] | LabelSets | None = None,
     recall_at: Sequence[int] = RECALL_AT,
     *,
@@ -78,17 +89,21 @@ def rank(
     own: Tensor | np.ndarray | Sequence[int] | None = None,
 ) -> tuple[np.ndarray, list[int]]:
     """What every query finds: the rows of `plain.rank_positives`, float64 [5 + K, N], and the K values of k. Arguments and
-    errors as of `retrieval_metrics`, but that queries may have nothing to find."""
+    errors as of `retrieval_metrics`, but that queries may have nothing to find, and that ranks may have divided the vectors.
+    Labels are then of all rows."""
     ks = checked_ks(recall_at)
     if metric not in METRICS:
         raise ConfigError(f"unknown metric {metric!r}.{suggestion(str(metric), METRICS)}")
-    x = _vectors(embeddings, "embeddings")
-    y = _labels(labels, len(x), "labels", x.device)
+    if isinstance(embeddings, DividedRows):
+        return _rank_divided(embeddings, labels, references, reference_labels, ks, metric, own)
+    x = checked_vectors(embeddings, "embeddings")
+    check_finite(x, "embeddings")
+    y = checked_labels(labels, len(x), "labels", x.device)
     reference_vectors, reference_classes = None, None
     if references is not None or reference_labels is not None:
-        x, reference_vectors, reference_classes = _with_references(x, references, reference_labels)
-        _check_one_form(y, reference_classes)
-    itself = None if own is None else _own(own, x, reference_vectors)
+        x, reference_vectors, reference_classes = with_references(x, references, reference_labels)
+        check_one_form(y, reference_classes)
+    itself = None if own is None else checked_own(own, x, None if reference_vectors is None else len(reference_vectors))
     with torch.no_grad():
         x, reference_vectors, metric = centred(x, reference_vectors, metric)
         if isinstance(y, Tensor) and not isinstance(reference_classes, LabelSets) and own is None and not neighbours.why_not(x):
@@ -98,19 +113,24 @@ def rank(
     return results.cpu().numpy(), ks
 
 
-def _with_references(x: Tensor, references: Any, reference_labels: Any) -> tuple[Tensor, Tensor, Labels]:
-    """Queries and references of one type on one device, and the references' labels."""
-    if references is None or reference_labels is None:
-        missing = "reference_labels" if reference_labels is None else "references"
-        raise ConfigError(f"{missing} are missing; pass references and reference_labels together, or neither")
-    vectors = _vectors(references, "references")
-    if vectors.shape[1] != x.shape[1]:
-        raise ConfigError(f"embeddings have {x.shape[1]} dimensions and references {vectors.shape[1]}; they must agree")
-    if vectors.device != x.device:
-        raise ConfigError(f"embeddings are on {x.device} and references on {vectors.device}; move them to one device")
-    labels = _labels(reference_labels, len(vectors), "reference_labels", x.device)
-    dtype = torch.promote_types(x.dtype, vectors.dtype)
-    return x.to(dtype), vectors.to(dtype), labels
+def _rank_divided(
+    embeddings: DividedRows, labels: Any, references: Any, reference_labels: Any, ks: list[int], metric: str, own: Any
+) -> tuple[np.ndarray, list[int]]:
+    """The same where ranks have divided the vectors. Labels and `own` are of all rows."""
+    sides = {"embeddings": embeddings} | ({} if references is None else {"references": references})
+    for name, side in sides.items():
+        check_finite(side.own, name, side.layout)
+    device = embeddings.own.device
+    y = checked_labels(labels, len(embeddings), "labels", device)
+    theirs = None
+    if references is not None:
+        theirs = checked_labels(reference_labels, len(references), "reference_labels", device)
+        check_one_form(y, theirs)
+    count = None if references is None else len(references)
+    itself = None if own is None else checked_own(own, torch.empty(len(embeddings), 0, device=device), count)
+    with torch.no_grad():
+        results = divided.rank_positives(embeddings, y, references, theirs, ks, metric, itself)
+    return results.cpu().numpy(), ks
 
 
 def by_query(results: np.ndarray, ks: Sequence[int]) -> dict[str, np.ndarray]:
@@ -155,61 +175,3 @@ def checked_ks(recall_at: Any) -> list[int]:
         if isinstance(k, bool) or not isinstance(k, int | np.integer) or not 1 <= k < 2**62:
             raise ConfigError(f"recall_at must hold whole numbers of at least 1, got {k!r}")
     return list(dict.fromkeys(int(k) for k in ks))
-
-
-def _vectors(values: Any, name: str) -> Tensor:
-    try:
-        x = values if isinstance(values, Tensor) else torch.as_tensor(np.ascontiguousarray(values))
-    except (TypeError, ValueError) as error:
-        raise ConfigError(f"{name} must be a tensor or array of numbers: {str(error).splitlines()[0]}") from None
-    x = x.detach()
-    if x.ndim != 2:
-        raise ConfigError(f"{name} must have the shape [N, D], got {list(x.shape)}")
-    if x.shape[0] == 0 or x.shape[1] == 0:
-        raise ConfigError(f"{name} are empty: shape {list(x.shape)}")
-    if x.is_complex() or x.dtype == torch.bool:
-        raise ConfigError(f"{name} must be real numbers, got {x.dtype}")
-    if x.dtype not in neighbours.NUMBER_TYPES:
-        x = x.float()
-    if not bool(torch.isfinite(x.sum())):  # may be an overflow of the sum alone
-        broken = (~torch.isfinite(x).all(1)).nonzero()[:, 0]
-        if len(broken):
-            where = f"{len(broken)} of {len(x)} rows, the first is row {int(broken[0])}"
-            raise ConfigError(f"{name} hold NaN or infinite values in {where}")
-    return x
-
-
-def _check_one_form(labels: Labels, reference_labels: Labels) -> None:
-    forms = [
-        f"sets of {side.count} labels" if isinstance(side, LabelSets) else "one each" for side in (labels, reference_labels)
-    ]
-    if forms[0] != forms[1]:
-        raise ConfigError(f"labels are {forms[0]} and reference_labels {forms[1]}; both must be of one form")
-
-
-def _own(values: Any, x: Tensor, references: Tensor | None) -> Tensor:
-    """Which reference each query is, int64 [N]."""
-    if references is None:
-        raise ConfigError("own says which reference a query is; it needs references")
-    own = _labels(values, len(x), "own", x.device)
-    if isinstance(own, LabelSets) or bool(((own < -1) | (own >= len(references))).any()):
-        raise ConfigError(f"own must hold -1 or numbers of the {len(references)} references")
-    return own
-
-
-def _labels(values: Any, count: int, name: str, device: torch.device) -> Labels:
-    if isinstance(values, LabelSets):
-        if len(values) != count:
-            raise ConfigError(f"{name} must be of {count} samples, got {len(values)}")
-        return values
-    try:
-        y = values if isinstance(values, Tensor) else torch.as_tensor(np.ascontiguousarray(values))
-    except (TypeError, ValueError) as error:
-        raise ConfigError(f"{name} must be whole numbers: {str(error).splitlines()[0]}") from None
-    if y.ndim == 2 and len(y) == count and (y.shape[1] > 1 or y.dtype == torch.bool):
-        return LabelSets.of_matrix(label_matrix(y, name).cpu().numpy())
-    if y.ndim != 1 or len(y) != count:
-        raise ConfigError(f"{name} must have the shape [{count}], one per row, got {list(y.shape)}")
-    if y.is_floating_point() or y.is_complex():
-        raise ConfigError(f"{name} must be whole numbers, got {y.dtype}; make them int64 where they come from")
-    return y.detach().to(device, torch.int64)  # uint64 wraps around, which keeps different labels different

@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from dmlcore.evaluation.relevance import Labels, Relevance
+from dmlcore.ranks.dividing import share_of
 
 CHUNK_CELLS = 1 << 22  # similarities held at a time
 
@@ -52,6 +53,7 @@ def rank_positives(
     ks: Sequence[int],
     metric: str,
     own: Tensor | None = None,
+    share: tuple[int, int] = (0, 1),
 ) -> Tensor:
     """What every query finds.
 
@@ -68,6 +70,7 @@ def rank_positives(
         ks: numbers of nearest references, each at least 1.
         metric: "cosine", "dot" or "euclidean".
         own: [Q] int64, the reference that is the query itself and does not count, or -1. None: there is none.
+        share: which of how many parts of the queries are looked at. The columns of the others are zeros.
 
     Returns:
         [5 + len(ks), Q] float64: number of positives, rank of the first, r_precision, map@r, map, then for every k the
@@ -86,7 +89,9 @@ def rank_positives(
     halves = columns.double().square().sum(1).to(columns.dtype) / 2 if metric == "euclidean" else None  # [N]
     relevance = Relevance(query_labels, their_labels, queries.device)
     chunk = max(1, CHUNK_CELLS // len(theirs))
-    for start in range(0, len(queries), chunk):
+    starts = range(0, len(queries), chunk)
+    numbers = share_of(len(starts), *share)
+    for start in starts[numbers.start : numbers.stop]:
         part = slice(start, min(start + chunk, len(queries)))
         s = rows[part] @ columns.T  # [c, N]
         if halves is not None:

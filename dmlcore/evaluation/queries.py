@@ -17,6 +17,7 @@ from dmlcore.data.label_sets import LabelSets
 from dmlcore.evaluation import metrics, plain
 from dmlcore.evaluation.centring import centred
 from dmlcore.evaluation.relevance import Labels, Relevance, select
+from dmlcore.ranks.dividing import DividedRows
 
 if TYPE_CHECKING:
     from dmlcore.data import LabelledDataset
@@ -44,25 +45,28 @@ def relevant_labels(dataset: LabelledDataset) -> Labels:
     return torch.from_numpy(dataset.labels) if dataset.sets is None else dataset.judged_sets()
 
 
-def rank_queries(embeddings: Tensor, dataset: LabelledDataset, recall_at: Sequence[int] = metrics.RECALL_AT) -> QueryScores:
+def rank_queries(
+    embeddings: Tensor | DividedRows, dataset: LabelledDataset, recall_at: Sequence[int] = metrics.RECALL_AT
+) -> QueryScores:
     """Rank the references of a data set for each of its queries. One that is a reference too does not find itself.
 
     Args:
-        embeddings: [N, D].
+        embeddings: [N, D]; where ranks have divided them, all ranks call this, and have all scores.
         dataset: N samples, at least one of which has something to find.
         recall_at: the values of k.
     """
     labels = relevant_labels(dataset)
-    labels = labels if isinstance(labels, LabelSets) else labels.to(embeddings.device)
+    if not isinstance(labels, LabelSets):
+        labels = labels.to(embeddings.own.device if isinstance(embeddings, DividedRows) else embeddings.device)
     queries, references = dataset.queries, dataset.references
     if dataset.roles is None:
         results, ks = metrics.rank(embeddings, labels, recall_at=recall_at)
     else:
         is_both = np.isin(queries, references)
         results, ks = metrics.rank(
-            embeddings[torch.from_numpy(queries)],
+            select(embeddings, queries),
             select(labels, queries),
-            embeddings[torch.from_numpy(references)],
+            select(embeddings, references),
             select(labels, references),
             recall_at,
             own=np.where(is_both, np.searchsorted(references, queries), -1) if is_both.any() else None,

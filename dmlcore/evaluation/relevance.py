@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from typing import TypeVar
+
 import numpy as np
 import torch
 from torch import Tensor
 
 from dmlcore.data.label_sets import LabelSets
+from dmlcore.ranks.dividing import DividedRows
 
 Labels = Tensor | LabelSets
 """Of N samples: int64 `[N]`, or sets of labels."""
@@ -39,6 +42,9 @@ class Relevance:
         return self._labels[queries, None] == self._reference_labels
 
 
-def select(labels: Labels, positions: np.ndarray) -> Labels:
-    """The labels of some samples, int64 `[m]`."""
-    return labels.select(positions) if isinstance(labels, LabelSets) else labels[torch.from_numpy(positions).to(labels.device)]
+Rows = TypeVar("Rows", Tensor, LabelSets, Labels, Tensor | DividedRows)
+
+
+def select(rows: Rows, positions: np.ndarray) -> Rows:
+    """The labels or vectors of some samples, int64 `[m]`, in ascending order where ranks have divided them."""
+    return rows[torch.from_numpy(positions).to(rows.device)] if isinstance(rows, Tensor) else rows.select(positions)

@@ -82,6 +82,10 @@ class Group:
         """The number of this process among the ranks, from 0."""
         return 0 if self.size == 1 else torch.distributed.get_rank(self.process_group)
 
+    def global_rank(self, rank: int) -> int:
+        """The number among all processes of a rank of this group."""
+        return rank if self.process_group is None else torch.distributed.get_global_rank(self.process_group, rank)
+
     @property
     def factor(self) -> float:
         """What gradients of embeddings are multiplied by, so that what the engine makes of them is the whole gradient."""

@@ -253,22 +253,36 @@ class Training:
         self.events.tell("checkpoint_saved", lambda logger: logger.checkpoint_saved(run, name, path), name=name, path=path)
 
     def _finish(self) -> dict[str, Any]:
-        self.interruption.patience = 0  # what follows is done by one process
-        if not self.run.writes:
-            return {"run": str(self.run.folder.path)}
         if self.run.step < self.run.steps:
             self.events.note(f"no better evaluation since step {self.run.best.step}: training ends at step {self.run.step}")
         self.events.note(f"evaluating the {'best' if self.run.validates else 'last'} checkpoint and the baselines")
-        embeddings: dict[str, Tensor] = {}
-        result = final_result(self.run, embeddings)
+        result, embeddings = self._final_result()
+        self.interruption.patience = 0  # what follows is done by one process
+        if not self.run.writes:
+            return {"run": str(self.run.folder.path)}
         result["wall_seconds"] = time.perf_counter() - self.began
         warnings = [*self.events.warnings.values(), *self.guards.told]
         if warnings:
             result["warnings"] = warnings
         self.run.folder.write_result(result)
         if self.run.config.settings.run.report:
-            self._write_page(result, embeddings["test"])
+            assert embeddings is not None
+            self._write_page(result, embeddings)
         return result
+
+    def _final_result(self) -> tuple[dict[str, Any], Tensor | None]:
+        """The result, and the embeddings of the test part where a page is drawn of them. Several processes divide the work; an
+        interrupt waits for its end."""
+        run, rows = self.run, {}
+        if run.processes is None:
+            result = final_result(run, rows)
+            return result, rows["test"]
+        with self.interruption.after(), naming_dead_processes(run.processes, run.saved_note):
+            with divided(run.processes.group):
+                result = final_result(run, rows)
+            embeddings = rows["test"].on_first() if run.config.settings.run.report else None
+            self._agree_on_end()
+        return result, embeddings
 
     def _write_page(self, result: dict[str, Any], embeddings: Tensor) -> None:
         """Write `report.html`. The run is complete without it, so nothing that goes wrong here is an error of the run."""

@@ -14,6 +14,7 @@ from dmlcore.data import LabelledDataset
 from dmlcore.errors import TrainingError
 from dmlcore.evaluation import Metric, evaluating
 from dmlcore.models import EmbeddingModel
+from dmlcore.ranks.dividing import DividedRows
 from dmlcore.training import checkpoints
 from dmlcore.training.beginning import baseline_model, name_of_baseline
 from dmlcore.training.run import Run
@@ -22,10 +23,10 @@ from dmlcore.training.versions import versions
 CHOSEN_BY = "map@r"  # of the validation classes
 
 
-def final_result(run: Run, kept: dict[str, Tensor] | None = None) -> dict[str, Any]:
+def final_result(run: Run, kept: dict[str, Tensor | DividedRows] | None = None) -> dict[str, Any]:
     """Load the best checkpoint into the model and evaluate it: what `result.json` holds, apart from times and warnings.
 
-    This is the one place in a run where test classes are looked at.
+    This is the one place in a run where test classes are looked at. Several processes divide the work.
 
     Args:
         run: that is trained; its model becomes the best one.
