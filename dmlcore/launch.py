@@ -18,7 +18,7 @@ START = datetime.timedelta(minutes=30)
 """How long processes wait for the slowest to start and to open its data."""
 
 
-SHARED = ("train",)
+SHARED = ("train", "eval", "embed")
 """Commands that several processes work on together."""
 
 
@@ -63,7 +63,7 @@ def check_command(command: str) -> None:
     size = place().size
     if size > 1 and command not in SHARED:
         raise ConfigError(
-            f"`dmlcore {command}` was started in {size} processes, but works in one; only {' and '.join(SHARED)} can be shared"
+            f"`dmlcore {command}` was started in {size} processes, but works in one; only {', '.join(SHARED)} can be shared"
         )
 
 
@@ -91,6 +91,17 @@ def join(device: str) -> None:
     store = names.PrefixStore(f"dmlcore/{restarts()}", store)
     backend = "nccl" if device == "cuda" else "gloo"
     distributed.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=START)
+
+
+def words_of_a_process(words: Sequence[str]) -> list[str]:
+    """The command of each of several processes: without the flags that start them."""
+    left, rest = [], iter(words)
+    for word in rest:
+        if word.partition("=")[0] not in ("--processes", "--max-restarts"):
+            left.append(word)
+        elif "=" not in word:
+            next(rest, None)
+    return left
 
 
 def start(count: int, words: Sequence[str], restarts: int, tell: Callable[[str], None]) -> int:

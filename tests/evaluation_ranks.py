@@ -1,8 +1,9 @@
-"""What `test_divided_evaluation.py` runs on several ranks and in one process, whose numbers must have the same bits: a program that
-each rank runs, and the cases."""
+"""What `test_divided_evaluation.py` runs on several ranks and in one process, whose numbers must have the same bits: a program
+that each rank runs, and the cases."""
 
 from __future__ import annotations
 
+import itertools
 import sys
 from datetime import timedelta
 from pathlib import Path
@@ -37,7 +38,7 @@ def sizes_of(count: int, size: int, split: str) -> tuple[int, ...]:
         bounds = [0, *(count - 3 * (size - rank) for rank in range(1, size)), count]
     if split == "empty":
         bounds[-2] = count
-    return tuple(stop - start for start, stop in zip(bounds, bounds[1:], strict=False))
+    return tuple(stop - start for start, stop in itertools.pairwise(bounds))
 
 
 def parted(rows: Tensor, group: Group | None, split: str) -> Any:

@@ -1,5 +1,5 @@
-"""Evaluation on several ranks has the bits of one process. `evaluation_ranks.py` holds the cases, and is the program of each rank.
-Processes start once for all tests of a number of ranks."""
+"""Evaluation on several ranks has the bits of one process. `evaluation_ranks.py` holds the cases, and is the program of each
+rank. Processes start once for all tests of a number of ranks."""
 
 from __future__ import annotations
 

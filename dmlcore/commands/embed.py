@@ -8,8 +8,9 @@ from typing import Any, Literal
 
 from cyclopts import App
 
-from dmlcore import console
+from dmlcore import console, launch
 from dmlcore.commands.line import CommandLine
+from dmlcore.commands.sharing import SHARING, started
 from dmlcore.commands.trained import ENCODING, LOADING, MODEL, data_options
 from dmlcore.errors import ConfigError
 from dmlcore.flags import COMMON, command, flag
@@ -29,9 +30,19 @@ def dmlcore_commands(app: App, line: CommandLine) -> None:
         *ENCODING,
         *line.add_data("embed", place=2),
         *LOADING,
+        *SHARING,
         *COMMON,
     ]
-    app.command(command(_embed, flags, "Write the embeddings of anything that a model takes as a file."), name="embed")
+
+    def embed(*arguments: Any, processes: int, timeout: str, **values: Any) -> int:
+        if (status := started(processes, line.words)) is not None:
+            return status
+        from dmlcore.serving.processes import sharing
+
+        with sharing(values["device"], timeout) as device:
+            return _embed(*arguments, **{**values, "device": device})
+
+    app.command(command(embed, flags, "Write the embeddings of anything that a model takes as a file."), name="embed")
 
 
 def _embed(
@@ -51,6 +62,7 @@ def _embed(
     debug: bool,
     **tables: Any,
 ) -> int:
+    from dmlcore.ranks.dividing import agreeing, dividing
     from dmlcore.serving import load, write_embeddings
 
     if bool(source) == bool(data):
@@ -59,7 +71,8 @@ def _embed(
             if source
             else "nothing to embed is given: name it behind the model, as in `dmlcore embed MODEL photos --out x.npz`"
         )
-    trained = load(model, checkpoint=checkpoint, device=device, trust_plugins=trust_plugins)
+    with agreeing(dividing()):
+        trained = load(model, checkpoint=checkpoint, device=device, trust_plugins=trust_plugins)
     result = write_embeddings(
         trained,
         source or data,
@@ -71,6 +84,8 @@ def _embed(
         precision=precision,
         note=console.say,
     )
+    if launch.is_silent():
+        return 0
     if json:
         console.show_json(result)
     else:

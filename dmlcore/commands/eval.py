@@ -8,9 +8,10 @@ from typing import Annotated, Any
 
 from cyclopts import App, Parameter
 
-from dmlcore import console
+from dmlcore import console, launch
 from dmlcore.commands.line import CommandLine
 from dmlcore.commands.results import show_comparison, show_embeddings, show_further, show_metrics, show_worst_classes
+from dmlcore.commands.sharing import SHARING, started
 from dmlcore.commands.trained import LOADING
 from dmlcore.commands.words import loading
 from dmlcore.errors import ConfigError
@@ -39,7 +40,9 @@ def dmlcore_commands(app: App, line: CommandLine) -> None:
         for name in _names(line.values_of("metrics").get("metrics", "")):
             metric_flags += line.add(metric_component(name))
 
-    def evaluate(*models: str, metrics: str, **values: Any) -> int:
+    def evaluate(*models: str, metrics: str, processes: int, timeout: str, **values: Any) -> int:
+        if (status := started(processes, line.words)) is not None:
+            return status
         options = {
             table: typed_values(values.pop(parameter_name(table)))
             for table, component in line.components.items()
@@ -50,7 +53,10 @@ def dmlcore_commands(app: App, line: CommandLine) -> None:
         if metrics:
             tables = [metric_component(name) for name in _names(metrics)]
             measures = [(component.name, options.get(component.table, {})) for component in tables]
-        return _evaluate(list(models), of_data, measures, **values)
+        from dmlcore.serving.processes import sharing
+
+        with sharing(values["device"], timeout) as device:
+            return _evaluate(list(models), of_data, measures, **{**values, "device": device})
 
     flags = [
         MODELS,
@@ -66,6 +72,7 @@ def dmlcore_commands(app: App, line: CommandLine) -> None:
         *data_flags,
         *metric_flags,
         *LOADING,
+        *SHARING,
         *COMMON,
     ]
     app.command(command(evaluate, flags, TEXT), name="eval")
@@ -90,6 +97,7 @@ def _evaluate(
 ) -> int:
     from dmlcore import plugins
     from dmlcore.files import check_new
+    from dmlcore.ranks.dividing import agreeing, dividing
     from dmlcore.serving import load
     from dmlcore.serving.compare_models import compare_evaluations
     from dmlcore.serving.evaluation import EvaluationOptions, evaluate
@@ -103,16 +111,22 @@ def _evaluate(
             if value:
                 raise ConfigError(f"--{name} is for one model, but {len(models)} are given")
     if per_query is not None:
-        check_new(per_query, [".csv"], "per_query", overwrite=overwrite)
+        with agreeing(dividing()):
+            check_new(per_query, [".csv"], "per_query", overwrite=overwrite)
     built = None if measures is None else [plugins.find("metric", name).component(**given) for name, given in measures]
     how = EvaluationOptions(recall_at=_numbers(recall_at), bootstrap=bootstrap, seed=seed, rerank=rerank, metrics=built)
     how_to_load, is_compared = loading(values), len(models) > 1
     evaluations = []
     for model in models:
-        loaded = load(model, **how_to_load) if is_model(model) else model
+        with agreeing(dividing()):
+            loaded = load(model, **how_to_load) if is_model(model) else model
         # Embeddings in a file are of some data already, which a comparison checks to be the same.
         source = data if is_model(model) or not is_compared else None
         evaluations.append(evaluate(loaded, source, options if source else None, how, is_compared=is_compared))
+    if per_query is not None:
+        evaluations = [evaluation.on_first() for evaluation in evaluations]
+    if launch.is_silent():
+        return 0
     if is_compared:
         result = {"names": models, **compare_evaluations(evaluations, how)}
         console.show_json(result) if json else show_comparison(result, how.recall_at)

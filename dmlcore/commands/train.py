@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -63,7 +62,7 @@ def dmlcore_commands(app: App, line: CommandLine) -> None:
                 raise ConfigError("--max-restarts needs --out, the folder in which the run goes on")
             if resume is None:
                 _check([*files, typed], out)
-            return launch.start(processes, _words_of_a_process(line.words), max_restarts, console.fail)
+            return launch.start(processes, launch.words_of_a_process(line.words), max_restarts, console.fail)
         if resume is not None:
             _refuse_beside_resume(resume, [("config", config), ("out", out)], typed)
             result = _resumed(resume, checkpoint, trust_plugins, typed.values)
@@ -115,17 +114,6 @@ def _check(sources: list[Source], out: Path | None) -> None:
 
     config = RunConfig.resolve(sources)
     RunFolder.choose(out, config.settings.losses.names)
-
-
-def _words_of_a_process(words: Sequence[str]) -> list[str]:
-    """The command of each of several processes: without the flags that start them."""
-    left, rest = [], iter(words)
-    for word in rest:
-        if word.partition("=")[0] not in ("--processes", "--max-restarts"):
-            left.append(word)
-        elif "=" not in word:
-            next(rest, None)
-    return left
 
 
 def _has_flags(line: CommandLine, table: str) -> bool:

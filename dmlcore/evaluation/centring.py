@@ -106,7 +106,9 @@ def _first_row(vectors: Tensor, layout: Layout | None) -> Tensor:
 
 
 def _have_no_zero(queries: Tensor, references: Tensor, layout: Layout | None) -> bool:
-    zeros = sum(((vectors == 0).all(1).sum() for vectors in (queries, references)), start=queries.new_zeros((), dtype=torch.int64))
+    zeros = sum(
+        ((vectors == 0).all(1).sum() for vectors in (queries, references)), start=queries.new_zeros((), dtype=torch.int64)
+    )
     return not int(zeros if layout is None else summed(zeros, layout.group))
 
 

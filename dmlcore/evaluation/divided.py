@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, distributed
 
+from dmlcore.data.label_sets import LabelSets
 from dmlcore.evaluation import plain
 from dmlcore.evaluation.centring import centred
 from dmlcore.evaluation.relevance import Labels
@@ -28,8 +29,8 @@ def rank_positives(
     metric: str,
     own: Tensor | None = None,
 ) -> Tensor:
-    """What every query finds. See `dmlcore.evaluation.plain.rank_positives`, of whose forms it takes that which one process would
-    take, so that the numbers are the same to the last bit. All ranks call it.
+    """What every query finds. See `dmlcore.evaluation.plain.rank_positives`, of whose forms it takes that of one
+    process, so that the numbers are the same to the last bit. All ranks call it.
 
     Vectors go from rank to rank in a ring where the CPU extension ranks them: a rank holds its queries, its references, and two
     parts of the other ranks' references. Elsewhere every rank holds all vectors, and compares some queries.
@@ -46,16 +47,19 @@ def rank_positives(
     Returns:
         [5 + len(ks), Q] float64, on every rank.
     """
-    is_by_label = isinstance(query_labels, Tensor) and own is None and not neighbours.why_not(queries.own)
-    if is_by_label and queries.own.device.type == "cpu":
-        return _in_a_ring(queries, query_labels, references, reference_labels, ks, metric)
-    group = queries.layout.group
-    theirs = None if references is None else references.whole()
-    x, theirs, metric = centred(queries.whole(), theirs, metric)
-    if is_by_label:
-        return neighbours.rank_positives(x, query_labels, theirs, reference_labels, ks, metric)  # type: ignore[arg-type]
-    share = group.rank, group.size
+    is_by_label = own is None and not neighbours.why_not(queries.own)
+    group, share = queries.layout.group, (queries.layout.group.rank, queries.layout.group.size)
+    if isinstance(query_labels, Tensor) and not isinstance(reference_labels, LabelSets) and is_by_label:
+        if queries.own.device.type == "cpu":
+            return _in_a_ring(queries, query_labels, references, reference_labels, ks, metric)
+        x, theirs, metric = _whole(queries, references, metric)
+        return neighbours.rank_positives(x, query_labels, theirs, reference_labels, ks, metric)
+    x, theirs, metric = _whole(queries, references, metric)
     return summed(plain.rank_positives(x, query_labels, theirs, reference_labels, ks, metric, own, share), group)
+
+
+def _whole(queries: DividedRows, references: DividedRows | None, metric: str) -> tuple[Tensor, Tensor | None, str]:
+    return centred(queries.whole(), None if references is None else references.whole(), metric)
 
 
 def _in_a_ring(

@@ -5,7 +5,6 @@ themselves are in `metrics`.
 from __future__ import annotations
 
 import contextlib
-import itertools
 from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -19,8 +18,7 @@ from dmlcore.evaluation.metric import Metric, further
 from dmlcore.evaluation.metrics import RECALL_AT
 from dmlcore.evaluation.queries import QueryScores, rank_queries
 from dmlcore.evaluation.reranking import reranked_metrics
-from dmlcore.ranks import Layout
-from dmlcore.ranks.dividing import DividedRows, dividing, share_of, told_by_first
+from dmlcore.ranks.dividing import DividedRows, dividing, rows_of_ranks, told_by_first
 
 if TYPE_CHECKING:
     from dmlcore.data import LabelledDataset
@@ -49,14 +47,10 @@ def _evaluating(model: nn.Module) -> Iterator[None]:
         model.train(was_training)
 
 
-def samples(
-    dataset: LabelledDataset, batch_size: int = 256, workers: int | None = 0, numbers: range | None = None
-) -> Iterator[Tensor]:
-    """All samples in order, as float32 batches [b, ...] without augmentation; of `numbers`, these batches only."""
+def samples(dataset: LabelledDataset, batch_size: int = 256, workers: int | None = 0) -> Iterator[Tensor]:
+    """All samples in order, as float32 batches [b, ...] without augmentation."""
     from dmlcore.data import OrderedBatches, batches
 
-    if numbers is not None and len(numbers) * batch_size < len(dataset):
-        dataset = dataset.between(numbers.start * batch_size, min(numbers.stop * batch_size, len(dataset)))
     ordered = batches(dataset, OrderedBatches(len(dataset), batch_size), workers=workers)
     for inputs, _ in progress.track(ordered, "embedding samples", len(dataset), batch_size):
         yield inputs
@@ -101,20 +95,17 @@ def whole_rows(rows: Tensor | DividedRows) -> Tensor:
 def _of_all_batches(
     dataset: LabelledDataset, call: Callable[[Tensor], Tensor], batch_size: int, workers: int | None
 ) -> Tensor | DividedRows:
-    """What a function makes of all batches [N, D]. Where ranks divide the work, each computes whole batches, so that every number
-    is that of one process to the last bit."""
-    if (group := dividing()) is None:
+    """What a function makes of all batches [N, D]. Where ranks divide the work, each computes whole batches, so that every
+    number is that of one process to the last bit."""
+
+    def rows_between(start: int, stop: int) -> Tensor:
+        if start == stop:  # one sample, for the width
+            return call(dataset.between(0, 1).batch([0]))[:0]
+        return torch.cat([call(inputs) for inputs in samples(dataset.between(start, stop), batch_size, workers)])
+
+    if dividing() is None:
         return torch.cat([call(inputs) for inputs in samples(dataset, batch_size, workers)])
-    count = -(-len(dataset) // batch_size)
-    shares = [share_of(count, rank, group.size) for rank in range(group.size)]
-    bounds = [min(share.start * batch_size, len(dataset)) for share in shares] + [len(dataset)]
-    sizes = tuple(stop - start for start, stop in itertools.pairwise(bounds))
-    numbers = shares[group.rank]
-    if numbers:
-        rows = torch.cat([call(inputs) for inputs in samples(dataset, batch_size, workers, numbers)])
-    else:  # one sample, for the width
-        rows = call(dataset.between(0, 1).batch([0]))[:0]
-    return DividedRows(rows, Layout(group, group.rank, sizes))
+    return rows_of_ranks(len(dataset), rows_between, batch_size)
 
 
 def embed_named(
@@ -196,9 +187,7 @@ def why_not_ranked(dataset: LabelledDataset) -> str:
     return ""
 
 
-def evaluate(
-    embeddings: Tensor | DividedRows, dataset: LabelledDataset, metrics: Sequence[Metric] = ()
-) -> dict[str, Any]:
+def evaluate(embeddings: Tensor | DividedRows, dataset: LabelledDataset, metrics: Sequence[Metric] = ()) -> dict[str, Any]:
     """Retrieval metrics of embeddings of a data set, and further measures. Every sample is a query against all others, or
     where the data have queries and a gallery, each query against the gallery.
 
@@ -274,7 +263,9 @@ def by_level(part: str, dataset: LabelledDataset) -> dict[str, LabelledDataset]:
     return {part: dataset, **{f"{part} ({level})": dataset.at_level(level) for level in dataset.levels}}
 
 
-def rerank(embeddings: Tensor, dataset: LabelledDataset, method: str, recall_at: Sequence[int] = RECALL_AT) -> dict[str, Any]:
+def rerank(
+    embeddings: Tensor | DividedRows, dataset: LabelledDataset, method: str, recall_at: Sequence[int] = RECALL_AT
+) -> dict[str, Any]:
     """Retrieval metrics after re-ranking, every sample a query against all others; empty where nothing can be ranked.
 
     Raises:
@@ -286,7 +277,12 @@ def rerank(embeddings: Tensor, dataset: LabelledDataset, method: str, recall_at:
         raise ConfigError("re-ranking is measured with every sample as a query, but these data have queries and a gallery")
     if dataset.sets is not None:
         raise ConfigError("re-ranking is measured with one label per sample, but these have several")
-    return reranked_metrics(embeddings, torch.from_numpy(dataset.labels), method, recall_at=recall_at)
+    labels = torch.from_numpy(dataset.labels)
+    if isinstance(embeddings, DividedRows):  # every re-ranking needs the neighbours of neighbours
+        whole = embeddings.on_first()
+        act = lambda: reranked_metrics(whole, labels, method, recall_at=recall_at)  # type: ignore[arg-type]  # noqa: E731
+        return told_by_first(embeddings.layout.group, act)
+    return reranked_metrics(embeddings, labels, method, recall_at=recall_at)
 
 
 def evaluate_model(

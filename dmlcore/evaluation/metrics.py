@@ -13,7 +13,14 @@ from dmlcore.data.label_sets import LabelSets
 from dmlcore.errors import ConfigError, suggestion
 from dmlcore.evaluation import divided, plain
 from dmlcore.evaluation.centring import centred
-from dmlcore.evaluation.checks import check_finite, check_one_form, checked_labels, checked_own, checked_vectors, with_references
+from dmlcore.evaluation.checks import (
+    check_finite,
+    check_one_form,
+    checked_labels,
+    checked_own,
+    checked_vectors,
+    with_references,
+)
 from dmlcore.evaluation.own_rows import divide
 from dmlcore.kernels import neighbours
 from dmlcore.losses.gathering import check_group
@@ -71,9 +78,9 @@ def retrieval_metrics(
     """
     group = check_group(process_group)
     if group is not None and group.size > 1:
-        embeddings, labels, references, reference_labels, own = divide(
-            group, embeddings, labels, references, reference_labels, own
-        )
+        whole = divide(group, embeddings, labels, references, reference_labels, own)
+        results, ks = rank(*whole[:4], recall_at, metric=metric, own=whole[4])
+        return means(results, ks, references is not None)
     results, ks = rank(embeddings, labels, references, reference_labels, recall_at, metric=metric, own=own)
     return means(results, ks, references is not None)
 

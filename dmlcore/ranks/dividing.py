@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -98,6 +99,22 @@ class DividedRows:
             for transfer in transfers:
                 transfer.wait()
             here = coming
+
+
+def rows_of_ranks(count: int, rows_between: Callable[[int, int], Tensor], piece: int = 1) -> Tensor | DividedRows:
+    """The rows of a matrix `[N, ...]`, of which each rank computes a part where ranks divide the work.
+
+    Args:
+        count: N.
+        rows_between: gives the rows of a range, which may be empty.
+        piece: rows that are computed together, so that every number is that of one process to the last bit.
+    """
+    if (group := dividing()) is None:
+        return rows_between(0, count)
+    pieces = -(-count // piece)
+    bounds = [min(share_of(pieces, rank, group.size).start * piece, count) for rank in range(group.size)] + [count]
+    own = rows_between(bounds[group.rank], bounds[group.rank + 1])
+    return DividedRows(own, Layout(group, group.rank, tuple(stop - start for start, stop in itertools.pairwise(bounds))))
 
 
 def told_by_first(group: Group, act: Callable[[], T]) -> T:

@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
-from collections.abc import Callable
+import itertools
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from torch import distributed
 
 from dmlcore import progress
 from dmlcore.config import check_range
 from dmlcore.data import LabelledDataset
 from dmlcore.errors import DataError
 from dmlcore.files import make_folder, remove_temporaries
+from dmlcore.ranks import Group, Layout
+from dmlcore.ranks.dividing import DividedRows, agreeing, dividing, told_by_first
 from dmlcore.serving.embedding_files import Columns, check_form, write_columns
 from dmlcore.serving.growing import GrowingMatrix
 from dmlcore.serving.inputs import Parts
@@ -47,6 +52,7 @@ def write_embeddings(
     `Parts.places`. `split` is `none` for samples of a run's own data that are in no part, and `all` for other data.
 
     What is done lies in a folder beside the file until all is done. The same call goes on from there after an interruption.
+    Several processes embed a block each in turn, and the first one writes. The others return nothing.
 
     Args:
         model: that embeds.
@@ -65,26 +71,29 @@ def write_embeddings(
         DataError: the data cannot be used.
         TrainingError: the file cannot be written; one that was there before is intact.
     """
-    out = Path(out)
-    check_range("batch_size", batch_size, least=1)
-    check_range("workers", workers, least=0, most=1024)
-    check_form(out, overwrite=overwrite)
-    make_folder(out.parent)
-    parts = model.parts(data, options)
+    out, group = Path(out), dividing()
+    with agreeing(group):
+        check_range("batch_size", batch_size, least=1)
+        check_range("workers", workers, least=0, most=1024)
+        check_form(out, overwrite=overwrite)
+        parts = model.parts(data, options)
     whole, split = parts.joined()
     identity = {"model": model.fingerprint(), "precision": precision, "data": _identity(whole, parts), "samples": len(whole)}
-    with GrowingMatrix(out.with_name(f".{out.name}.part"), model.embedding_dim, identity, note) as matrix:
-        threads = default_threads() if workers is None else workers
-        with progress.task("embedding samples", len(whole)) as advance:
-            while matrix.rows < len(whole):
-                start = matrix.rows
-                block = whole.between(start, start + max(_BLOCK // batch_size, 1) * batch_size)
-                failed: dict[int, str] = {}
-                rows = []
-                for batch in model.embed_batches(dataset_batches(block, batch_size, threads, failed), precision):
-                    rows.append(batch.cpu())
-                    advance(start + batch_size * len(rows))
-                matrix.append(torch.cat(rows).numpy(), failed)
+    blocks = _Blocks(model, whole, batch_size, default_threads() if workers is None else workers, precision)
+    if group is not None and group.rank:
+        with agreeing(group):
+            pass
+        for _ in blocks.from_row(told_by_first(group, lambda: 0)):
+            pass
+        return {}
+    with contextlib.ExitStack() as stack:
+        with agreeing(group):
+            make_folder(out.parent)
+            matrix = GrowingMatrix(out.with_name(f".{out.name}.part"), model.embedding_dim, identity, note)
+            stack.enter_context(matrix)
+        start = matrix.rows if group is None else told_by_first(group, lambda: matrix.rows)
+        for rows, failed in blocks.from_row(start):
+            matrix.append(rows, failed)
         notes = [*parts.notes, *_told_failures(matrix.failed, len(whole))]
         is_read = np.ones(len(whole), dtype=bool)
         is_read[list(matrix.failed)] = False
@@ -102,6 +111,50 @@ def write_embeddings(
         "parts": {name: len(part) for name, part in parts.parts.items() if len(part)},
         "notes": notes,
     }
+
+
+class _Blocks:
+    """The embeddings of a data set, block by block. Several processes embed a block each, and the first gets all."""
+
+    def __init__(self, model: Model, whole: LabelledDataset, batch_size: int, threads: int, precision: Precision) -> None:
+        self.model, self.whole = model, whole
+        self.precision: Precision = precision
+        self.batch_size, self.threads = batch_size, threads
+        self.rows = max(_BLOCK // batch_size, 1) * batch_size  # of a block
+
+    def from_row(self, start: int) -> Iterator[tuple[np.ndarray, dict[int, str]]]:
+        """Rows float32 [b, D] from a row on, and by row of the block why one holds nothing."""
+        group, count = dividing(), len(self.whole)
+        with progress.task("embedding samples", count) as advance:
+            while start < count:
+                if group is None:
+                    yield self._block(start, advance)
+                    start += self.rows
+                    continue
+                yield from self._blocks_of_ranks(group, start, advance)
+                start += self.rows * group.size
+
+    def _blocks_of_ranks(self, group: Group, start: int, advance: Callable[[int], None]) -> Iterator[Any]:
+        bounds = [min(start + number * self.rows, len(self.whole)) for number in range(group.size + 1)]
+        sizes = tuple(stop - first for first, stop in itertools.pairwise(bounds))
+        rows, failed = self._block(bounds[group.rank], advance)
+        whole = DividedRows(torch.from_numpy(rows).to(self.model.device), Layout(group, group.rank, sizes)).on_first()
+        tables: list[Any] = [None] * group.size
+        distributed.all_gather_object(tables, failed, group=group.process_group)
+        if whole is not None:
+            pieces = whole.cpu().split(list(sizes))
+            yield from ((piece.numpy(), table) for piece, table in zip(pieces, tables, strict=True) if len(piece))
+
+    def _block(self, start: int, advance: Callable[[int], None]) -> tuple[np.ndarray, dict[int, str]]:
+        failed: dict[int, str] = {}
+        rows = [torch.empty(0, self.model.embedding_dim)]
+        if start < len(self.whole):
+            block = self.whole.between(start, start + self.rows)
+            batches = dataset_batches(block, self.batch_size, self.threads, failed)
+            for batch in self.model.embed_batches(batches, self.precision):
+                rows.append(batch.cpu())
+                advance(start + self.batch_size * (len(rows) - 1))
+        return torch.cat(rows).numpy(), failed
 
 
 def _identity(whole: LabelledDataset, parts: Parts) -> str:

@@ -4,8 +4,8 @@ measures are in `evaluation`, the comparison of several models in `compare_model
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ from dmlcore.evaluation import Metric, evaluating, reranking, resampling
 from dmlcore.evaluation.metrics import RECALL_AT, checked_ks
 from dmlcore.evaluation.queries import QueryScores
 from dmlcore.evaluation.resampling import ClassSums
+from dmlcore.ranks.dividing import DividedRows, agreeing, dividing, rows_of_ranks
 from dmlcore.serving.embedded_parts import MEASURED_PARTS, parts_of_entries
 from dmlcore.serving.entries import read_embeddings
 from dmlcore.serving.inputs import Parts
@@ -66,15 +67,20 @@ class Evaluation:
         result: for a file or `--json`: where the embeddings are from, `data`, `metrics` and `intervals` by part, `notes`.
         source: names and files of the samples.
         parts: the parts that were measured, and `PART (LEVEL)` for each level of coarser labels.
-        embeddings: [N, D] by part.
+        embeddings: [N, D] by part; where several processes have divided the work, the rows of each.
         scores: what each query finds, by part and level. Those are missing in which nothing can be ranked.
     """
 
     result: dict[str, Any]
     source: Parts
     parts: dict[str, LabelledDataset]
-    embeddings: dict[str, Tensor]
+    embeddings: dict[str, Tensor | DividedRows]
     scores: dict[str, QueryScores] = field(default_factory=dict)
+
+    def on_first(self) -> Evaluation:
+        """The same with all embeddings on the first of several processes, and none on the others."""
+        rows = {name: part.on_first() if isinstance(part, DividedRows) else part for name, part in self.embeddings.items()}
+        return replace(self, embeddings={name: part for name, part in rows.items() if part is not None})
 
     def classes(self, name: str) -> list[dict[str, Any]]:
         """The measures of each class of a part, the lowest MAP@R first. Of samples with several labels, those of each label."""
@@ -109,8 +115,9 @@ def evaluate(
         return _evaluate_model(model, data, options, how, is_compared)
     if data is not None:
         raise ConfigError(f"'{model}' holds embeddings, which are measured themselves: leave --data out, or name a model")
-    source = parts_of_entries(read_embeddings(model), str(model))
-    embeddings = {name: part.samples.fetch(part.rows) for name, part in source.parts.items()}
+    with agreeing(dividing()):
+        source = parts_of_entries(read_embeddings(model), str(model))
+    embeddings = {name: rows_of_ranks(len(part), _fetch(part)) for name, part in source.parts.items()}
     return _measured({"embeddings_file": str(model)}, source, embeddings, how, how.metrics or ())
 
 
@@ -119,18 +126,17 @@ def _evaluate_model(
 ) -> Evaluation:
     if data is None and not model.has_data:
         raise ConfigError(f"{model.name} has no data of its own: name some by --data")
-    opened = Model.parts(model, data, options) if is_compared and data is not None else model.parts(data, options)
-    if not opened.has_labels:
-        raise DataError(
-            f"'{opened.name}' has no labels, so nothing can be measured on it. `dmlcore embed` writes its embeddings"
-        )
+    with agreeing(dividing()):
+        opened = Model.parts(model, data, options) if is_compared and data is not None else model.parts(data, options)
+        if not opened.has_labels:
+            raise DataError(
+                f"'{opened.name}' has no labels, so nothing can be measured on it. `dmlcore embed` writes its embeddings"
+            )
     parts = {name: part for name, part in opened.parts.items() if name in (*MEASURED_PARTS, "all")}
     source = Parts(opened.name, parts, opened.notes, True, opened.sample_names, opened.paths)
     threads = default_threads()
     embeddings = {
-        name: torch.cat(list(model.embed_batches(dataset_batches(part, BATCH, threads))))
-        for name, part in parts.items()
-        if len(part)
+        name: rows_of_ranks(len(part), _embed(model, part, threads), BATCH) for name, part in parts.items() if len(part)
     }
     metrics = model.measures() if how.metrics is None else how.metrics
     evaluation = _measured(model.identity, source, embeddings, how, metrics)
@@ -145,10 +151,26 @@ def _evaluate_model(
     return evaluation
 
 
+def _embed(model: Model, part: LabelledDataset, threads: int) -> Callable[[int, int], Tensor]:
+    """A function that embeds some samples of a part."""
+
+    def embed(start: int, stop: int) -> Tensor:
+        batches = dataset_batches(part.between(start, stop), BATCH, threads) if stop > start else ()
+        rows = list(model.embed_batches(batches))
+        return torch.cat(rows) if rows else torch.empty(0, model.embedding_dim, device=model.device)
+
+    return embed
+
+
+def _fetch(part: LabelledDataset) -> Callable[[int, int], Tensor]:
+    """A function that gives some samples of a part, which are embeddings already."""
+    return lambda start, stop: part.samples.fetch(part.rows[start:stop])
+
+
 def _measured(
     identity: dict[str, Any],
     source: Parts,
-    embeddings: dict[str, Tensor],
+    embeddings: dict[str, Tensor | DividedRows],
     how: EvaluationOptions,
     metrics: Sequence[Metric],
 ) -> Evaluation:
@@ -161,7 +183,8 @@ def _measured(
         parts |= evaluating.by_level(name, source.parts[name])
         measured |= evaluating.evaluate_levels(rows, name, source.parts[name], metrics, how.recall_at, scores)
     result: dict[str, Any] = {**identity, "data": source.name, "metrics": measured, "baselines": {}, "notes": notes}
-    if how.bootstrap:
+    group = dividing()
+    if how.bootstrap and (group is None or group.rank == 0):
         result["bootstrap"] = {"replicates": how.bootstrap, "seed": how.seed, "over": "classes", "level": resampling.LEVEL}
         result["intervals"] = {
             name: resampling.intervals(_class_sums(of_part, parts[name]), how.bootstrap, how.seed)

@@ -7,6 +7,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from torch import Tensor
+
 from dmlcore.evaluation.queries import QueryScores, nearest_wrong
 from dmlcore.files import make_folder, replacing, writable_text
 from dmlcore.serving.evaluation import Evaluation
@@ -45,7 +47,9 @@ def write_queries(evaluation: Evaluation, out: Path) -> int:
 
 def _rows(evaluation: Evaluation, part: str, scores: QueryScores) -> Iterator[dict[str, Any]]:
     dataset, source = evaluation.parts[part], evaluation.source
-    wrong, cosines = nearest_wrong(evaluation.embeddings[part], dataset)
+    embeddings = evaluation.embeddings[part]
+    assert isinstance(embeddings, Tensor), "other processes have a part of the rows: see Evaluation.on_first"
+    wrong, cosines = nearest_wrong(embeddings, dataset)
     places = source.places(dataset.rows)
 
     def named(prefix: str, position: int) -> dict[str, Any]:

@@ -19,6 +19,7 @@ from dmlcore.config import seconds_of
 from dmlcore.errors import AnotherFailed, ConfigError, DmlcoreError, TrainingError, of_all
 from dmlcore.ranks import Group, Layout, gathered, is_one_of_several, whole
 from dmlcore.ranks.dividing import share_of
+from dmlcore.ranks.faults import naming_dead
 from dmlcore.training.building import choose_device
 from dmlcore.training.folder import RunFolder
 from dmlcore.training.setting_groups.run import RunSettings
@@ -195,29 +196,14 @@ def folder_for(processes: Processes | None, choose: Callable[[], RunFolder]) -> 
     return folder or SilentFolder(Path(path))
 
 
-@contextlib.contextmanager
-def naming_dead_processes(processes: Processes | None, saved: Any) -> Iterator[None]:
+def naming_dead_processes(processes: Processes | None, saved: Callable[[], str]) -> contextlib.AbstractContextManager[None]:
     """Say in a line that another process has ended, where PyTorch tells of a connection that is lost.
 
     Args:
         processes: of the training; None: there is one.
-        saved: a function that says what there is to continue from.
-
-    Raises:
-        TrainingError: one has.
+        saved: says what there is to continue from.
     """
-    try:
-        yield
-    except RuntimeError as error:
-        text = " ".join(str(error).split())
-        if processes is None or not any(word in text for word in _OF_A_CONNECTION):
-            raise
-        is_late = "imed out" in text
-        reason = "did not answer in time (--timeout)" if is_late else "has ended; its own message says why"
-        raise AnotherFailed(f"another of {processes.size} processes {reason}. Training stops; {saved()}") from None
-
-
-_OF_A_CONNECTION = ("Connection closed", "Connection reset", "onnection refused", "imed out", "gloo", "NCCL", "Broken pipe")
+    return naming_dead(1 if processes is None else processes.size, lambda: f"Training stops; {saved()}")
 
 
 def _difference(text: str, other: str) -> str:

@@ -1,0 +1,31 @@
+"""The end of another process, as PyTorch tells of it, in a line."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator
+
+from dmlcore.errors import AnotherFailed
+
+_OF_A_CONNECTION = ("Connection closed", "Connection reset", "onnection refused", "imed out", "gloo", "NCCL", "Broken pipe")
+
+
+@contextlib.contextmanager
+def naming_dead(size: int, consequence: Callable[[], str]) -> Iterator[None]:
+    """Say in a line that another process has ended, where PyTorch tells of a connection that is lost.
+
+    Args:
+        size: how many processes there are; 1: there are no others.
+        consequence: gives a sentence on what follows.
+
+    Raises:
+        AnotherFailed: another process has ended.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        text = " ".join(str(error).split())
+        if size == 1 or not any(word in text for word in _OF_A_CONNECTION):
+            raise
+        reason = "did not answer in time (--timeout)" if "imed out" in text else "has ended; its own message says why"
+        raise AnotherFailed(f"another of {size} processes {reason}. {consequence()}") from None
