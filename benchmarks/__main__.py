@@ -5,9 +5,10 @@ needs), `evaluation` retrieval metrics, `training` whole steps, `calls` those of
 users meet beside large batches, `decoding` the reading of pictures, `house` the size and shape of the sources, `gradients`
 values and gradients of every loss, `fidelity` the published equations. `ensembles` compares ensembles with single losses on
 unseen classes, `ood` does so on splits of growing shift, and `fewshot` transfers to few samples. `features` trains on features
-of good networks, `pictures` on pictures in two precisions. `distributed` runs losses on several processes. `serving` loads a
-server, and `scale` uses a model on a million rows. `gpu` checks and measures a CUDA device, and `report` fills the measured
-tables of docs/reports/performance.md. The other pages of docs/reports have the name of their benchmark.
+of good networks, `defaults` chooses losses for data that did not choose them, `pictures` on pictures in two precisions.
+`distributed` runs losses on several processes. `serving` loads a server, and `scale` uses a model on a million rows. `gpu`
+checks and measures a CUDA device, and `report` fills the measured tables of docs/reports/performance.md. The other pages of
+docs/reports have the name of their benchmark.
 """
 
 from __future__ import annotations
@@ -207,6 +208,20 @@ def _fewshot(options: argparse.Namespace) -> list[Row]:
     return []
 
 
+def _defaults(options: argparse.Namespace) -> None:
+    from benchmarks.defaults import report, runs, sets
+
+    file = options.csv or RESULTS / "defaults.jsonl"
+    if not options.plot:
+        work = Path(tempfile.gettempdir()) / f"dmlcore-defaults-{os.getuid()}"
+        data = sets.available(options.folder)
+        runs.run(data, None, file, options.folder, work, options.processes)
+        runs.run(data, report.picture_rate(runs.read(file)), file, options.folder, work, options.processes)
+    rows = runs.read(file)
+    report.write(rows, options.page or report.PAGE)
+    print(f"drew {report.draw(rows, options.picture or file.with_suffix('.svg'))}")
+
+
 def _features(options: argparse.Namespace) -> None:
     from benchmarks import features
 
@@ -272,6 +287,7 @@ ACTIONS: dict[str, Action] = {
     "ensembles": _ensembles,
     "ood": _ood,
     "fewshot": _fewshot,
+    "defaults": _defaults,
     "features": _features,
     "pictures": _pictures,
     "serving": _serving,
@@ -307,10 +323,14 @@ def _parser() -> argparse.ArgumentParser:
     add("--csv", type=Path, help="instead of benchmarks/results/NAME-cpu.csv")
     add("--against", help="interpreter of another installation, in turn (calls, situations), or that of --tree (house)")
     add("--tree", type=Path, help="root of another clone (house)")
-    add("--folder", type=Path, help="of the feature tables (ensembles, ood, fewshot, features), of photographs (pictures)")
+    add(
+        "--folder",
+        type=Path,
+        help="of the feature tables (ensembles, ood, fewshot, features, defaults), of photographs (pictures)",
+    )
     add("--weights", type=Path, help="of torchvision's mobilenet_v2, a .pth file (pictures)")
     add("--work", type=Path, help="of unfinished results; the same folder goes on (ood)")
-    add("--processes", type=int, default=2, help="at a time (ensembles, ood, fewshot)")
+    add("--processes", type=int, default=2, help="at a time (ensembles, ood, fewshot, defaults)")
     add("--json", type=Path, help="write the new rows as JSON")
     add("--page", type=Path, help="instead of docs/reports/gradients.md or docs/reports/performance.md")
     return parser

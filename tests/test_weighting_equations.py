@@ -181,6 +181,14 @@ class TestEqualGradientNorms:
         expected = (prior * norms).sum() * (prior / norms) @ gradients
         torch.testing.assert_close(weighting.weights @ gradients, expected)
 
+    def test_gradients_within_the_spread_keep_their_length(self) -> None:
+        gradients = torch.diag(torch.tensor([1.0, 2.0, 30.0, 0.1], dtype=torch.float64))
+        weighting = make("equal_gradient_norms", [1.0, 1.0, 1.0, 1.0], spread=5.0).double()
+        weighting.observe(gradients @ gradients.T, torch.ones(4))
+        mean = 33.1 / 4  # 8.275: lengths between 1.655 and 41.375 stay
+        lengths = [mean / 5, 2.0, 30.0, mean / 5]
+        torch.testing.assert_close(weighting.weights @ gradients, torch.tensor(lengths, dtype=torch.float64) / 4)
+
     def test_a_gradient_that_nearly_vanishes_is_not_blown_up(self) -> None:
         weighting = make("equal_gradient_norms", [1.0, 1.0], floor=0.1, horizon=1000)
         for _ in range(99):

@@ -1,0 +1,188 @@
+"""Fills docs/reports/defaults.md from the stored results."""
+
+from __future__ import annotations
+
+import re
+import statistics
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from benchmarks.defaults.candidates import RATE, RATES, SEEDS, STEPS, TRICKED, TRICKS, Candidate, candidates
+from benchmarks.defaults.rule import (
+    Rows,
+    against,
+    changes,
+    complete_sets,
+    decide,
+    left_out,
+    mean,
+    regrets,
+    seeds_of,
+    today,
+)
+from benchmarks.defaults.sets import DataSet
+from dmlcore.reports import pictures
+from dmlcore.reports.intervals import mean_and_half
+
+ROOT = Path(__file__).parents[2]
+PAGE = ROOT / "docs" / "reports" / "defaults.md"
+RULES = {"alike": False, "by kind": True}
+
+
+def _table(header: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
+    return "\n".join("| " + " | ".join(entries) + " |" for entries in [header, ["---"] * len(header), *lines])
+
+
+def _interval(values: Sequence[float]) -> str:
+    average, half = mean_and_half(values)
+    return f"{average:+.2f} ± {half:.2f}" if len(values) > 1 else f"{average:+.2f}"
+
+
+def data_sets(rows: Rows) -> str:
+    """What they are, and how much they were run."""
+    lines = []
+    for data in complete_sets(rows):
+        raw = next((rows[data.name, candidates(data.kind)[0].name, seed]["raw"] for seed in seeds_of(rows, data)), None)
+        steps = f"{STEPS.get(data.kind, 'the default')}"
+        lines.append(
+            [data.name, data.kind, data.about, steps, str(len(seeds_of(rows, data))), f"{raw['MAP@R']:.1f}" if raw else ""]
+        )
+    return _table(["data set", "kind", "what it is", "steps", "seeds", "raw MAP@R"], lines)
+
+
+def choices(rows: Rows) -> str:
+    """Test MAP@R of every candidate at its best rate of validation over its kind, and how much it lacks to the best."""
+    sets = complete_sets(rows)
+    names = list(dict.fromkeys(c.choice for c in candidates("features")))
+    lines, lacking = [], {}
+    for choice in names:
+        own = [_rated(rows, sets, choice, data) for data in sets]
+        figures = [mean(rows, data, candidate, "test") for data, candidate in zip(sets, own, strict=True)]
+        lacking[choice] = [regrets(rows, data, "test")[c] for data, c in zip(sets, own, strict=True)]
+        lines.append([choice, *(f"{value:.1f}" for value in figures)])
+    best = [max(float(line[column + 1]) for line in lines) for column in range(len(sets))]
+    for line in lines:
+        line[1:] = [f"**{entry}**" if float(entry) == top else entry for entry, top in zip(line[1:], best, strict=True)]
+        line += [f"{statistics.fmean(lacking[line[0]]):.2f}", f"{max(lacking[line[0]]):.1f}"]
+    return _table(["losses", *(data.name for data in sets), "lacks, mean", "lacks, most"], lines)
+
+
+def _rated(rows: Rows, sets: Sequence[DataSet], choice: str, data: DataSet) -> Candidate:
+    """The losses at the rate of least regret on validation classes of the data sets of a kind."""
+    own = [c for c in candidates(data.kind) if c.choice == choice]
+    alike = [other for other in sets if other.kind == data.kind]
+    return min(own, key=lambda c: statistics.fmean(regrets(rows, other, "validation")[c] for other in alike))
+
+
+def rates(rows: Rows) -> str:
+    """Test MAP@R at twice the rate of today minus that at today's, means over the candidates."""
+    lines = []
+    for data in complete_sets(rows):
+        for rate in RATES[data.kind][1:]:
+            pairs = [(c, Candidate(c.losses, c.weighting, rate)) for c in candidates(data.kind) if c.rate == 1]
+            for part in ("validation", "test"):
+                values = [mean(rows, data, higher, part) - mean(rows, data, lower, part) for lower, higher in pairs]
+                lines.append([data.name, f"{rate * RATE[data.kind]:g} - {RATE[data.kind]:g}", part, _interval(values)])
+    return _table(["data set", "rates", "classes", "difference"], lines)
+
+
+def judged(rows: Rows) -> str:
+    """What the rules take from all other data sets, and what that lacks."""
+    sets = complete_sets(rows)
+    by_rule = {name: left_out(rows, sets, by_kind) for name, by_kind in RULES.items()}
+    lines = []
+    for data in sets:
+        entries = [data.name, f"{regrets(rows, data, 'test')[today().of(data)]:.1f}"]
+        for name in RULES:
+            candidate, lack = by_rule[name][data.name]
+            entries += [candidate.name, f"{lack:.1f}"]
+        lines.append(entries)
+    means = [statistics.fmean(regrets(rows, data, "test")[today().of(data)] for data in sets)]
+    means += [statistics.fmean(lack for _, lack in by_rule[name].values()) for name in RULES]
+    lines.append(["mean", f"{means[0]:.2f}", "", f"{means[1]:.2f}", "", f"{means[2]:.2f}"])
+    return _table(["left out", "default before", "`alike` takes", "lacks", "`by kind` takes", "lacks"], lines)
+
+
+def decision(rows: Rows) -> str:
+    """What the rules take from all data sets, and whether it replaces the default."""
+    sets = complete_sets(rows)
+    lines = []
+    for name, by_kind in RULES.items():
+        taken = decide(rows, sets, by_kind)
+        differences = against(rows, sets, taken, today())
+        worst = min(differences, key=lambda key: differences[key])
+        verdict = "replaces it" if changes(differences) else "stays"
+        per_kind = "<br>".join(f"{kind}: {candidate.name}" for kind, candidate in taken.by_kind.items())
+        lines.append(
+            [f"`{name}`", per_kind, _interval(list(differences.values())), f"{differences[worst]:+.1f} ({worst})", verdict]
+        )
+    return _table(["rule", "takes", "minus the default before, test", "worst", "default"], lines)
+
+
+def tricks(rows: Rows) -> str:
+    """Gain of each trick in test MAP@R, by loss and data set, and of the ensemble beside the single losses with it."""
+    sets = [data for data in complete_sets(rows) if data.kind == "images"]
+    rate = picture_rate(rows)
+    with_trick = {(c, t): Candidate(c.losses, c.weighting, rate, t) for c in TRICKED for t in TRICKS}
+    there = [data for data in sets if all((data.name, c.name, 0) in rows for c in with_trick.values())]
+    if not there:
+        return "Not run."
+    lines = []
+
+    def figure(data: DataSet, candidate: Candidate) -> float:
+        own = [s for s in range(SEEDS["images"]) if all((data.name, c.name, s) in rows for c in with_trick.values())]
+        return statistics.fmean(rows[data.name, candidate.name, seed]["test"]["MAP@R"] for seed in own)
+
+    def line(label: str, one: Candidate, other: Candidate) -> list[str]:
+        values = [figure(data, one) - figure(data, other) for data in there]
+        return [label, *(f"{value:+.1f}" for value in values), _interval(values)]
+
+    for trick in list(TRICKS)[1:]:
+        for losses in TRICKED:
+            lines.append(line(f"{losses.choice}, {trick}, minus without", with_trick[losses, trick], with_trick[losses, ""]))
+    for trick in TRICKS:
+        for single in TRICKED[1:]:
+            ensemble = with_trick[TRICKED[0], trick]
+            label = f"three losses minus {single.choice}, both with {trick or 'no trick'}"
+            lines.append(line(label, ensemble, with_trick[single, trick]))
+    return _table(["difference in test MAP@R", *(data.name for data in there), "mean"], lines)
+
+
+def picture_rate(rows: Rows) -> float:
+    """The rate over today's that serves today's losses best on pictures, on validation classes."""
+    sets = complete_sets(rows)
+    images = next(data for data in sets if data.kind == "images")
+    return _rated(rows, sets, today().of(images).choice, images).rate
+
+
+BLOCKS: dict[str, Callable[[Rows], str]] = {f.__name__: f for f in (data_sets, choices, rates, judged, decision, tricks)}
+
+
+def write(rows: Rows, page: Path = PAGE) -> str:
+    """Fill the markers `<!-- table: NAME -->` to `<!-- end -->` of the page, and return its text."""
+    pattern = re.compile(r"(<!-- table: (\w+) -->\n)(.*?)(<!-- end -->)", re.DOTALL)
+    text = pattern.sub(lambda mark: f"{mark[1]}\n{BLOCKS[mark[2]](rows)}\n\n{mark[4]}", page.read_text())
+    page.write_text(text)
+    return text
+
+
+def draw(rows: Rows, file: Path) -> Path:
+    """What each candidate lacks to the best on test classes, a point for each data set."""
+    pyplot = pictures.pyplot()
+    sets = complete_sets(rows)
+    names = list(dict.fromkeys(c.choice for c in candidates("features")))
+    figure, axis = pyplot.subplots(figsize=(8, 0.4 * len(names) + 1.2))
+    colours = {kind: f"C{number}" for number, kind in enumerate(RATES)}
+    for row, choice in enumerate(names):
+        for data in sets:
+            lack = regrets(rows, data, "test")[_rated(rows, sets, choice, data)]
+            axis.plot(lack, row, "o", color=colours[data.kind], alpha=0.6, markersize=5)
+    for kind, colour in colours.items():
+        axis.plot([], [], "o", color=colour, label=kind)
+    axis.set_yticks(range(len(names)), names, fontsize=8)
+    axis.invert_yaxis()
+    axis.set_xlabel("points of test MAP@R behind the best candidate; a point is a data set")
+    axis.legend(fontsize=8, loc="lower right")
+    figure.tight_layout()
+    figure.savefig(file, metadata={"Date": None})
+    return file
