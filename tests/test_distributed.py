@@ -23,10 +23,10 @@ TOLERANCE = {"float32": 1e-6, "weighting": 1e-11}
 pytestmark = pytest.mark.skipif(not torch.distributed.is_available(), reason="this torch has no torch.distributed")
 
 
-def run_ranks(size: int, folder: Path, splits: str) -> list[dict[str, Any]]:
+def run_ranks(size: int, folder: Path, splits: str, program: str = "rank_cases.py") -> list[dict[str, Any]]:
     """Start the ranks and wait for what they write."""
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(TESTS)}
-    command = [sys.executable, "-P", str(TESTS / "rank_cases.py")]
+    command = [sys.executable, "-P", str(TESTS / program)]
     ranks = [
         subprocess.Popen([*command, str(rank), str(size), str(folder), splits], env=environment, stderr=subprocess.PIPE)
         for rank in range(size)

@@ -7,16 +7,27 @@ from typing import Any, overload
 from dmlcore.ensemble.ensemble import LossEnsemble
 from dmlcore.errors import ConfigError
 from dmlcore.losses import CrossBatchMemory, Loss
+from dmlcore.losses.parting import divide_classes
 from dmlcore.ranks import GradientRule, Group, Work
 
 
 @overload
 def distributed(
-    loss: CrossBatchMemory, process_group: Any = None, *, gradients: GradientRule = "mean", work: Work = "auto"
+    loss: CrossBatchMemory,
+    process_group: Any = None,
+    *,
+    gradients: GradientRule = "mean",
+    work: Work = "auto",
+    shard_proxies: bool = False,
 ) -> CrossBatchMemory: ...
 @overload
 def distributed(
-    loss: Loss | LossEnsemble, process_group: Any = None, *, gradients: GradientRule = "mean", work: Work = "auto"
+    loss: Loss | LossEnsemble,
+    process_group: Any = None,
+    *,
+    gradients: GradientRule = "mean",
+    work: Work = "auto",
+    shard_proxies: bool = False,
 ) -> LossEnsemble: ...
 
 
@@ -26,6 +37,7 @@ def distributed(
     *,
     gradients: GradientRule = "mean",
     work: Work = "auto",
+    shard_proxies: bool = False,
 ) -> LossEnsemble | CrossBatchMemory:
     """A loss for a training of several processes: each gives its own samples and gets the loss of all.
 
@@ -43,9 +55,11 @@ def distributed(
         gradients: whether the engine takes the `mean` over the ranks, as DDP, FSDP, accelerate and Lightning do, or the `sum`.
         work: `divided`: losses whose rows stand apart are divided among the ranks. `whole`: every rank computes all. `auto`
             divides large batches. The numbers are the same, up to rounding.
+        shard_proxies: divide the classes of losses with proxies among the ranks. Each then has the proxies of its own classes
+            and steps them alone, so an optimiser's state is divided too. For many classes; value and gradients are the same.
 
     Raises:
-        ConfigError: no loss of dmlcore, or no group.
+        ConfigError: no loss of dmlcore, or no group; or classes that cannot be divided.
     """
     group = process_group if isinstance(process_group, Group) else Group(process_group, gradients, work)
     if isinstance(loss, Loss):
@@ -53,4 +67,9 @@ def distributed(
     if not isinstance(loss, LossEnsemble | CrossBatchMemory):
         raise ConfigError(f"a Loss, a LossEnsemble or a CrossBatchMemory can be distributed, got {type(loss).__name__}")
     loss.group = group
+    if shard_proxies and group.size > 1:
+        weighting = getattr(loss.loss if isinstance(loss, CrossBatchMemory) else loss, "weighting", None)
+        if getattr(weighting, "looks_ahead", False):
+            raise ConfigError("a weighting that looks ahead needs every loss whole on each rank; leave shard_proxies out")
+        divide_classes(loss, group)
     return loss

@@ -1,7 +1,8 @@
-"""Losses whose rows several ranks divide: each computes those of its own samples against the samples of all.
+"""Losses whose work several ranks divide. Each computes the rows of its own samples against the samples of all. Of a loss whose
+classes are divided it computes what its own classes give the samples of all.
 
-A loss is divided if its rows do not depend on one another and it has no parameters. All others are computed whole by every
-rank. Both are exact. For small batches dividing costs more than it saves.
+The rows of a loss are divided if they do not depend on one another and it has no parameters. All others are computed whole by
+every rank. Both are exact. For small batches dividing costs more than it saves.
 """
 
 from __future__ import annotations
@@ -13,8 +14,9 @@ import torch
 from torch import Tensor
 
 from dmlcore.ensemble.columns import Columns, Heads
-from dmlcore.losses import Comparison, Loss, RowLoss
+from dmlcore.losses import Comparison, Loss, ProxyLoss, RowLoss
 from dmlcore.losses.path import Outcome, compared, fusion_of
+from dmlcore.losses.shards import merged_values
 from dmlcore.ranks import Layout, summed_rows, total
 
 WORTH = 1e8
@@ -29,6 +31,10 @@ class Division:
         columns: that they see.
         comparison: of the samples of all ranks.
         layout: which samples are whose.
+
+    Attributes:
+        indices: of the members whose rows are divided among samples, or among proxies.
+        summed: of the members whose values are merged from sums over classes.
     """
 
     def __init__(self, members: Sequence[Loss], columns: Columns | None, comparison: Comparison, layout: Layout) -> None:
@@ -41,7 +47,11 @@ class Division:
             self.indices = []
         if comparison.references is not None and comparison.references.requires_grad:
             self.indices = []  # their gradient would be parted too; entries of a memory have none
-        if not self.indices:
+        shards = [index for index, loss in enumerate(members) if isinstance(loss, ProxyLoss) and loss.shard is not None]
+        self.summed = [index for index in shards if getattr(members[index], "divides", None) == "sums"]
+        self.of_proxies = [index for index in shards if index not in self.summed]
+        self.indices += self.of_proxies
+        if not (self.indices or self.summed):
             return
         self.anchors = summed_rows(comparison.anchors, layout)
         self.comparison = comparison._replace(anchors=self.anchors)
@@ -49,16 +59,38 @@ class Division:
         self._parts: dict[int, Tensor] = {}
 
     def view(self, index: int, *, advance: bool) -> Comparison:
-        """What a member that is divided compares: the samples of this rank with those of all, or with a memory."""
+        """What a member that is divided compares: the samples of this rank with those of all, or with a memory; or its proxies
+        of this rank with the samples of all."""
         loss: Any = self.members[index]
+        if index in self.of_proxies:
+            return compared(loss, self._samples(index), advance=advance)
         whole = compared(loss, self.comparison if self.heads is None else self.heads.view(index), advance=advance)
         own = self.layout.own
         part = whole.part(own.start, own.stop)
         # members share a pass by the identity of their tensors
         return part._replace(anchors=self._parts.setdefault(id(whole.anchors), part.anchors))
 
+    def _samples(self, index: int) -> Comparison:
+        """The samples of all ranks as a member sees them."""
+        view = self.comparison if self.heads is None else self.heads.view(index)
+        return Comparison(view.anchors, view.labels)
+
+    def _merged(self, index: int) -> Tensor:
+        """The value of a member from what the classes of every rank give the samples of all."""
+        loss: Any = self.members[index]
+        comparison = loss.reshaped(self._samples(index)).in_dtype()
+        with torch.autocast(comparison.anchors.device.type, enabled=False):
+            values = merged_values(loss.class_sums(comparison), self.anchors, loss.shard)  # [N]
+        self.active[index] = (values.detach() > 0).float().mean()
+        total = values.sum() if loss.options.reduction == "sum" else values.sum() / max(len(values), 1)
+        return total.to(comparison.dtype)
+
     def terms(self, outcome: Outcome) -> dict[int, Tensor]:
-        """The values of the members that are divided, from the rows of all ranks, by one all-reduce."""
+        """The values of the members that are divided, from the rows of all ranks, by one all-reduce. Two more for each member
+        whose classes are divided."""
+        return self._terms_of_rows(outcome) | {index: self._merged(index) for index in self.summed}
+
+    def _terms_of_rows(self, outcome: Outcome) -> dict[int, Tensor]:
         if not self.indices:
             return {}
         rows = {index: outcome.completed.pop(index) for index in self.indices}
@@ -67,9 +99,10 @@ class Division:
         for values, counts in rows.values():
             numbers += [counts.detach().sum(1), (values.detach() > 0).any(0).sum()[None]]
         sums, numbers = total(sums, torch.cat([number.double() for number in numbers]), self.anchors, self.layout.group)
-        count, terms = max(sum(self.layout.sizes), 1), {}
+        terms = {}
         for index, (values, _) in rows.items():
-            length = len(values)
+            loss: Any = self.members[index]
+            length, count = len(values), loss.num_classes if index in self.of_proxies else max(sum(self.layout.sizes), 1)
             own, sums = sums[:length], sums[length:]
             counts, is_active, numbers = numbers[:length], numbers[length], numbers[length + 1 :]
             terms[index] = _reduced(own, counts, count, self.members[index].options.reduction).to(values.dtype)

@@ -17,6 +17,7 @@ from dmlcore.errors import ConfigError, PluginError
 from dmlcore.losses import Comparison, Loss, RowLoss, Rows, compare, create
 from dmlcore.losses.base import Against
 from dmlcore.losses.gathering import check_group, whole_comparison
+from dmlcore.losses.parting import check_engine, shards_of
 from dmlcore.losses.path import Outcome, compared, evaluate
 from dmlcore.losses.relations import share_a_label
 from dmlcore.ranks import Group, Layout, agreed, first_of, inside, refuse_alone, same_everywhere, summed
@@ -133,7 +134,8 @@ class LossEnsemble(nn.Module):
         state = f"{state}, {'training' if self.training else 'evaluation'} mode"
         comparison, self.layout = whole_comparison(group, embeddings, labels, state, **against)
         if not self._is_same_everywhere:
-            same_everywhere(self, str(self.describe()), group, embeddings.device)
+            check_engine(self)
+            same_everywhere(self, str(self.describe()), group, embeddings.device, except_for=shards_of(self))
             self._is_same_everywhere = True
         return comparison
 
@@ -173,6 +175,8 @@ class LossEnsemble(nn.Module):
         outcome = self._evaluate(comparison, members, heads, division, advance=advance)
         scalars = {} if division is None else division.terms(outcome)
         for index, loss in enumerate(members):
+            if division is None and isinstance(loss, RowLoss):
+                loss.check_is_whole()
             if not loss.by_rows:
                 scalars[index] = _called(loss, comparison if heads is None else heads.view(index))
         terms = outcome.terms(members, scalars)
@@ -194,11 +198,11 @@ class LossEnsemble(nn.Module):
         """Values of the members that are defined by rows."""
         comparisons = []
         for index, loss in enumerate(members):
-            if not loss.by_rows:
-                comparisons.append(None)
-                continue
             if division is not None and index in division.indices:
                 comparisons.append(division.view(index, advance=advance))
+                continue
+            if not loss.by_rows or _is_parted(loss):
+                comparisons.append(None)
                 continue
             view = comparison if heads is None else heads.view(index)
             if not loss.takes_references:  # whatever the others are called with
@@ -288,9 +292,17 @@ class LossEnsemble(nn.Module):
                 is_bad = ~torch.isfinite(rows[index].values).all(0)
                 if bool(is_bad.any()):
                     spoiled[name] = is_bad.nonzero().flatten().tolist()
+            elif _is_parted(loss):
+                if self._last_terms is not None and not bool(torch.isfinite(self._last_terms[index])):
+                    spoiled[name] = []
             elif not bool(torch.isfinite(_called(loss, comparison if heads is None else heads.view(index))).all()):
                 spoiled[name] = []
         return spoiled
+
+
+def _is_parted(loss: Loss) -> bool:
+    """Whether this rank has some of the classes of a loss only."""
+    return getattr(loss, "shard", None) is not None
 
 
 def _called(loss: Loss, comparison: Comparison) -> Tensor:

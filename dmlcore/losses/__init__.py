@@ -40,10 +40,12 @@ from dmlcore.losses.pair import PairLoss, PairOptions
 from dmlcore.losses.path import Rows
 from dmlcore.losses.proxy import ProxyLoss
 from dmlcore.losses.rows import RowLoss
+from dmlcore.losses.shards import ClassSums
 from dmlcore.losses.softmax import CentresLoss, SoftmaxLoss, smoothing_of, widened_cosines
 
 __all__ = [
     "CentresLoss",
+    "ClassSums",
     "Compared",
     "Comparison",
     "CrossBatchMemory",

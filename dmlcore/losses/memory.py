@@ -13,6 +13,7 @@ from dmlcore.errors import ConfigError
 from dmlcore.losses.base import Against, Loss
 from dmlcore.losses.comparison import compare
 from dmlcore.losses.gathering import whole_comparison
+from dmlcore.losses.parting import check_engine, shards_of
 from dmlcore.losses.relations import Relation, label_matrix
 from dmlcore.ranks import Group, agreed, inside, refuse_alone, same_everywhere
 
@@ -116,7 +117,8 @@ class CrossBatchMemory(nn.Module):
             ensemble: Any = self.loss
             ensemble.group, ensemble.layout = group, layout
         if not self._is_same_everywhere:
-            same_everywhere(self.loss, self.extra_repr(), group, embeddings.device)
+            check_engine(self.loss)
+            same_everywhere(self.loss, self.extra_repr(), group, embeddings.device, except_for=shards_of(self.loss))
             self._is_same_everywhere = True
         return comparison.anchors, comparison.labels
 

@@ -218,6 +218,7 @@ class RowLoss(Loss):
 
     def rows(self, embeddings: Tensor, labels: Tensor, *, plain: bool = False, **against: Unpack[Against]) -> Rows:
         """Values and counts per anchor, fused where possible. Arguments as `forward`. `plain` forces the definition."""
+        self.check_is_whole()
         comparison = compared(self, compare(embeddings, labels, **against), advance=not plain)
         if plain:
             return self.plain_rows(comparison, stream=False)
@@ -225,7 +226,15 @@ class RowLoss(Loss):
         assert rows is not None
         return rows
 
+    def check_is_whole(self) -> None:
+        """Raise where this process has a part of the loss only.
+
+        Raises:
+            ConfigError: it has.
+        """
+
     def value_of(self, comparison: Comparison) -> Tensor:
+        self.check_is_whole()
         outcome = evaluate((self,), (compared(self, comparison, advance=True),), scalar=True)
         if outcome.averaged:
             assert outcome.passed is not None

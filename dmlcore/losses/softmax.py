@@ -16,6 +16,7 @@ from dmlcore.losses.comparison import Comparison
 from dmlcore.losses.distances import masked_logsumexp, unit
 from dmlcore.losses.path import Rows
 from dmlcore.losses.proxy import ProxyLoss
+from dmlcore.losses.shards import ClassSums, class_sums, places_among
 
 CHUNK = 2**19
 """Similarities that the plain form of losses with several centres holds at a time; more are computed in chunks, and again for
@@ -35,6 +36,8 @@ class SoftmaxLoss(ProxyLoss):
     smooth the labels (`label_smoothing`, the `e` above; not together with a changed entry). A sample without a proxy of its
     label has the value 0.
     """
+
+    divides = "sums"
 
     @property
     @abc.abstractmethod
@@ -65,15 +68,33 @@ class SoftmaxLoss(ProxyLoss):
         return self.label_smoothing != 0
 
     def complete(self, rows: Rows, comparison: Comparison, context: Any) -> Rows:
-        """The smoothed part of the target, which the kernel leaves out: one product with the proxies' mean."""
-        assert comparison.references is not None
-        dtype = rows.values.dtype
-        with torch.autocast(rows.values.device.type, enabled=False):
-            anchors, proxies = comparison.anchors.to(dtype), comparison.references.to(dtype)
-            logits = self.scale * (anchors @ (_lengths(proxies, self.normalise[1]) @ proxies / len(proxies)))  # [B]
-            logits = logits * _lengths(anchors, self.normalise[0])
+        """The smoothed part of the target, which the kernel leaves out."""
+        logits = self._mean_logits(comparison, rows.values.dtype)
         smoothed = torch.where(rows.counts > 0, self.label_smoothing * logits, torch.zeros_like(rows.values))  # [1, B]
         return Rows(rows.values - smoothed, rows.counts)
+
+    def _mean_logits(self, comparison: Comparison, dtype: torch.dtype) -> Tensor:
+        """`[B]` the sum of the logits of the classes that are here, over the number of all: one product with a mean."""
+        assert comparison.references is not None
+        count = len(comparison.references) if self.shard is None else self.num_classes
+        with torch.autocast(comparison.anchors.device.type, enabled=False):
+            anchors, proxies = comparison.anchors.to(dtype), comparison.references.to(dtype)
+            logits = self.scale * (anchors @ (_lengths(proxies, self.normalise[1]) @ proxies / count))
+            return logits * _lengths(anchors, self.normalise[0])
+
+    def class_sums(self, comparison: Comparison) -> ClassSums:
+        """Block by block of classes. Only the target's logit is computed once more, since a margin may change it."""
+        assert comparison.references is not None and comparison.reference_labels is not None
+        anchors = unit(comparison.anchors) if self.normalise[0] else comparison.anchors
+        sides = (anchors, comparison.references, comparison.labels, comparison.reference_labels)
+        others, products, is_here = class_sums(*sides, self.scale, self.normalise[1])
+        targets = self.logits_of_targets(products, comparison)
+        smoothed = -self.label_smoothing * self._mean_logits(comparison, anchors.dtype) if self.label_smoothing else None
+        return ClassSums(others, torch.where(is_here, targets, torch.zeros_like(targets)), smoothed, self.label_smoothing)
+
+    def logits_of_targets(self, products: Tensor, comparison: Comparison) -> Tensor:
+        """The logits of the anchors' own classes, from the products of these anchors with their proxies: both `[B]`."""
+        return self.target_logits(products)
 
 
 def smoothing_of(share: float, spread: Literal["all", "others"], classes: int) -> float:
@@ -95,6 +116,7 @@ class CentresLoss(ProxyLoss):
     """
 
     streams = False  # `dense_rows` bounds its memory by itself
+    divides = "sums"
 
     @property
     @abc.abstractmethod
@@ -144,8 +166,27 @@ class CentresLoss(ProxyLoss):
             masks = comparison._replace(references=centres, reference_labels=labels[at]).masks()
             return self._log_sums(anchors @ unit(centres).T, *masks)
 
-        size = max(1, CHUNK // (len(comparison.anchors) * self.centres)) * self.centres
-        return self._as_rows(*_InChunks.apply(unit(comparison.anchors), proxies, part, size))
+        return self._as_rows(*_InChunks.apply(unit(comparison.anchors), proxies, part, self._chunk(comparison)))
+
+    def _chunk(self, comparison: Comparison) -> int:
+        """Centres of a chunk."""
+        return max(1, CHUNK // (max(len(comparison.anchors), 1) * self.centres)) * self.centres
+
+    def class_sums(self, comparison: Comparison) -> ClassSums:
+        """From chunks of classes, as `dense_rows`."""
+        proxies, labels = comparison.references, comparison.reference_labels
+        assert proxies is not None and labels is not None
+        each = self.centres
+
+        def part(anchors: Tensor, centres: Tensor, at: slice) -> tuple[Tensor, Tensor]:
+            positive, negative = comparison._replace(references=centres, reference_labels=labels[at]).masks()
+            similarities = (anchors @ unit(centres).T).unflatten(1, (-1, each))
+            classes, positive, negative = self.class_similarities(similarities), positive[:, ::each], negative[:, ::each]
+            return masked_logsumexp(self.scale * classes, negative), masked_logsumexp(self.target_logits(classes), positive)
+
+        others, targets = _InChunks.apply(unit(comparison.anchors), proxies, part, self._chunk(comparison))
+        _, is_here = places_among(comparison.labels, labels[::each].contiguous())
+        return ClassSums(others, torch.where(is_here, targets, torch.zeros_like(targets)))
 
 
 class _InChunks(torch.autograd.Function):

@@ -5,12 +5,15 @@ from __future__ import annotations
 
 from dmlcore.ranks.group import GradientRule, Group, Work, inside, is_one_of_several, refuse_alone
 from dmlcore.ranks.layout import Layout, exchange
+from dmlcore.ranks.merging import merged
 from dmlcore.ranks.operators import agreed, first_of, gathered, same_everywhere, summed, summed_rows, total, whole
+from dmlcore.ranks.shards import Shard, sharding, sharding_group
 
 __all__ = [
     "GradientRule",
     "Group",
     "Layout",
+    "Shard",
     "Work",
     "agreed",
     "exchange",
@@ -18,8 +21,11 @@ __all__ = [
     "gathered",
     "inside",
     "is_one_of_several",
+    "merged",
     "refuse_alone",
     "same_everywhere",
+    "sharding",
+    "sharding_group",
     "summed",
     "summed_rows",
     "total",

@@ -6,7 +6,7 @@ a part of the gradient at all rows, which a reduce-scatter adds up.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any
 
 import torch
@@ -196,7 +196,7 @@ def first_of(values: Tensor, group: Group) -> Tensor:
 
 
 @torch.no_grad()
-def same_everywhere(module: nn.Module, form: str, group: Group, device: torch.device) -> None:
+def same_everywhere(module: nn.Module, form: str, group: Group, device: torch.device, except_for: Collection[str] = ()) -> None:
     """Give all ranks the parameters and buffers of rank 0.
 
     Args:
@@ -204,11 +204,13 @@ def same_everywhere(module: nn.Module, form: str, group: Group, device: torch.de
         form: what must be the same beside it, in words.
         group: of the ranks.
         device: that the group's backend can send from.
+        except_for: names of what each rank has for itself.
 
     Raises:
         ConfigError: the modules differ.
     """
     state = {**dict(module.named_parameters()), **dict(module.named_buffers())}
+    state = {name: tensor for name, tensor in state.items() if name not in except_for}
     own = [form, *(f"{name} {list(tensor.shape)} of {tensor.dtype}" for name, tensor in sorted(state.items()))]
     lists: list[Any] = [None] * group.size
     distributed.all_gather_object(lists, own, group=group.process_group)

@@ -37,6 +37,7 @@ class CrossEntropy(SoftmaxLoss):
     sees_features = True
     normalise = (False, False)
     reshapes = True
+    divides = "sums"
 
     @dataclass(frozen=True, kw_only=True)
     class Options(LossOptions):
@@ -62,6 +63,13 @@ class CrossEntropy(SoftmaxLoss):
         super().__init__(options, num_classes=num_classes, embedding_dim=hidden or embedding_dim, **options_by_name)
         self.layer = nn.Linear(embedding_dim, hidden) if hidden and embedding_dim else None
         self.bias = nn.Parameter(torch.zeros(len(self.proxies))) if self.options.bias else None
+
+    @property
+    def why_not_divided(self) -> str:
+        return "'cross_entropy' with hidden units cannot divide its classes among ranks" if self.options.hidden else ""
+
+    def class_parameters(self) -> dict[str, nn.Parameter]:
+        return super().class_parameters() | ({} if self.bias is None else {"bias": self.bias})
 
     @property
     def scale(self) -> float:

@@ -27,6 +27,7 @@ class ProxyAnchor(ProxyLoss):
     paper = "Kim et al., CVPR 2020"
     aliases = ("ProxyAnchorLoss", "proxy_anchor_loss")
     reshapes = True
+    divides = "rows"
     searched: ClassVar = {"alpha": (32.0, 8.0, 16.0, 64.0)}
 
     @dataclass(frozen=True, kw_only=True)

@@ -11,7 +11,7 @@ from torch import Tensor
 import dmlcore
 from dmlcore.config import check_range
 from dmlcore.kernels import FunctorCall
-from dmlcore.losses import CentresLoss, Comparison, LossOptions, Rows, distances, unit
+from dmlcore.losses import CentresLoss, ClassSums, Comparison, LossOptions, Rows, distances, unit
 
 
 class SoftTriple(CentresLoss):
@@ -32,6 +32,7 @@ class SoftTriple(CentresLoss):
     paper = "Qian et al., ICCV 2019"
     aliases = ("SoftTripleLoss", "softtriple")
     streams = False  # `dense_rows` bounds its memory by itself
+    divides = "sums"
 
     @dataclass(frozen=True, kw_only=True)
     class Options(LossOptions):
@@ -88,11 +89,21 @@ class SoftTriple(CentresLoss):
         if not self.options.tau or self.centres == 1:
             return rows
         assert comparison.references is not None
-        centres = unit(comparison.references.to(rows.values.dtype)).unflatten(0, (-1, self.centres))  # [C, K, D]
+        return Rows(rows.values + self._regulariser(comparison.references.to(rows.values.dtype)) * rows.counts, rows.counts)
+
+    def _regulariser(self, proxies: Tensor) -> Tensor:
+        """What the classes that are here add to every sample's value."""
+        centres = unit(proxies).unflatten(0, (len(proxies) // self.centres, self.centres))  # [C, K, D]
         first, second = torch.triu_indices(self.centres, self.centres, 1, device=centres.device)
         cosines = (centres @ centres.mT)[:, first, second]  # [C, K (K - 1) / 2]
-        mean = distances(cosines).sum() / (self.num_classes * self.centres * (self.centres - 1))
-        return Rows(rows.values + self.options.tau * mean * rows.counts, rows.counts)
+        return self.options.tau * distances(cosines).sum() / (self.num_classes * self.centres * (self.centres - 1))
+
+    def class_sums(self, comparison: Comparison) -> ClassSums:
+        sums = super().class_sums(comparison)
+        if not self.options.tau or self.centres == 1:
+            return sums
+        assert comparison.references is not None
+        return sums._replace(added=self._regulariser(comparison.references).expand(len(sums.targets)))
 
 
 @dmlcore.hookimpl

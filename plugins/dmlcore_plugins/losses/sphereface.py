@@ -34,6 +34,7 @@ class SphereFace(SoftmaxLoss):
     normalise = (False, True)
     streams = False  # polynomials of the whole matrix
     completes = True  # type: ignore[assignment]
+    divides = "sums"
 
     @dataclass(frozen=True, kw_only=True)
     class Options(LossOptions):
@@ -63,6 +64,13 @@ class SphereFace(SoftmaxLoss):
         norms = self.norms(comparison)[0][:, None]  # [B, 1]
         products = comparison.anchors @ unit(comparison.references).T  # [B, C]
         positive, negative = comparison.masks()
+        return self.row_values(torch.where(positive, self._widened(products, norms), products), positive, negative)
+
+    def logits_of_targets(self, products: Tensor, comparison: Comparison) -> Tensor:
+        return self.scale * self._widened(products, self.norms(comparison)[0])
+
+    def _widened(self, products: Tensor, norms: Tensor) -> Tensor:
+        """What the target's entry is at these products; a zero vector has no angle to widen."""
         cosines = products / torch.where(norms > 1e-12, norms, torch.ones_like(norms))
         cosines = cosines + (cosines.clamp(-1, 1) - cosines).detach()  # a rounding beyond 1 must not lose the gradient
         multiples = [torch.ones_like(cosines), cosines]  # cos(n a) as a polynomial of cos(a): no slope without bound
@@ -70,8 +78,7 @@ class SphereFace(SoftmaxLoss):
             multiples.append(2 * cosines * multiples[-1] - multiples[-2])
         turns = torch.floor(self.options.margin * torch.acos(cosines.detach()) / math.pi)
         widened = norms * ((1 - 2 * (turns % 2)) * multiples[-1] - 2 * turns)
-        entries = torch.where(positive & (norms > 1e-12), widened, products)
-        return self.row_values(entries, positive, negative)
+        return torch.where(norms > 1e-12, widened, products)
 
     def complete(self, rows: Rows, comparison: Comparison, context: Any) -> Rows:
         """The kernel holds the norms constant and returns the derivative by them as a second value."""

@@ -1,0 +1,55 @@
+"""Which classes are which rank's, where ranks divide the learnt vectors of a loss."""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from dmlcore.ranks.group import Group
+
+_current = threading.local()
+
+
+@dataclass(frozen=True)
+class Shard:
+    """The classes that one rank holds. Ranges are those of `torch.chunk`, and of a `DTensor` with `Shard(0)`.
+
+    Attributes:
+        group: the ranks that divide the classes.
+        classes: of all ranks.
+        first, stop: the classes of this rank are first..stop - 1; there may be none.
+    """
+
+    group: Group
+    classes: int
+    first: int
+    stop: int
+
+    @classmethod
+    def of(cls, classes: int, group: Group) -> Shard:
+        """The part of this rank."""
+        size = -(-classes // group.size)
+        return cls(group, classes, min(group.rank * size, classes), min((group.rank + 1) * size, classes))
+
+    def rows(self, each: int) -> slice:
+        """This rank's rows of a table with `each` rows for each class."""
+        return slice(self.first * each, self.stop * each)
+
+
+@contextlib.contextmanager
+def sharding(group: Group | None) -> Iterator[None]:
+    """Losses that are made inside the block hold their classes of this rank only, and never those of all. None: of all."""
+    before = getattr(_current, "group", None)
+    _current.group = group
+    try:
+        yield
+    finally:
+        _current.group = before
+
+
+def sharding_group() -> Group | None:
+    """The ranks that divide the classes of losses which are made now."""
+    group: Group | None = getattr(_current, "group", None)
+    return None if group is None or group.size == 1 else group
