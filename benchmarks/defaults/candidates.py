@@ -42,7 +42,7 @@ class Candidate:
         losses: by name.
         weighting: `equal` gradient norms, `fixed` weights, or `mixed`, which is between; a single loss has `fixed`.
         rate: over the rate of today, by kind of data.
-        trick: settings beside, by name in `TRICKS`.
+        trick: settings beside, by name in `TRICKS` or `EXPLANATIONS`.
     """
 
     losses: tuple[str, ...]
@@ -68,8 +68,9 @@ class Candidate:
             settings["weighting"] = "fixed" if self.weighting == "fixed" else "equal_gradient_norms"
             if self.weighting == "mixed":
                 settings["equal_gradient_norms"] = {"spread": SPREAD}
-        conv = {**settings.get("conv", {}), **TRICKS[self.trick].get("conv", {})}
-        settings |= TRICKS[self.trick]
+        changed = (TRICKS | EXPLANATIONS)[self.trick]
+        conv = {**settings.get("conv", {}), **changed.get("conv", {})}
+        settings |= changed
         return settings | ({"conv": conv} if conv else {})
 
 
@@ -79,6 +80,15 @@ TRICKS: dict[str, dict[str, Any]] = {
     "turns": {"rotated_classes": True},
     "three blocks, turns": {"conv": {"pooled_blocks": 3}, "rotated_classes": True},
 }
+EXPLANATIONS: dict[str, dict[str, Any]] = {
+    "proxies x 5": {"proxies_factor": 100.0},
+    "proxies / 5": {"proxies_factor": 4.0},
+    "3 x steps": {"steps": 3 * STEPS["images"], "eval_every": 3 * STEPS["images"] // 5},
+    "proxies x 5, 3 x steps": {"proxies_factor": 100.0, "steps": 3 * STEPS["images"], "eval_every": 3 * STEPS["images"] // 5},
+    "full width": {"conv": {"channels": (32, 64, 128, 256)}},
+}
+"""What may explain that a loss with proxies falls behind on pictures, each changed alone."""
+EXPLAINED = ("glyphs", "emoji pictures", "icon drawings")  # data sets
 CHOICES = (
     *(Candidate(losses, weighting) for losses in (TODAY, TRIO) for weighting in ("equal", "fixed", "mixed")),
     Candidate(WITHOUT_PROXIES, "equal"),
@@ -96,3 +106,9 @@ def candidates(kind: str) -> list[Candidate]:
 def tricked(rate: float) -> list[Candidate]:
     """Losses with every trick, at the rate that was chosen for pictures."""
     return [Candidate(c.losses, c.weighting, rate, trick) for trick in TRICKS for c in TRICKED]
+
+
+def explaining() -> list[Candidate]:
+    """A loss with proxies and one without, at both rates, with each explanation."""
+    losses = (("proxy_anchor",), ("ms",))
+    return [Candidate(own, rate=rate, trick=why) for why in EXPLANATIONS for own in losses for rate in RATES["images"]]

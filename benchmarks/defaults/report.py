@@ -7,7 +7,18 @@ import statistics
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from benchmarks.defaults.candidates import RATE, RATES, SEEDS, STEPS, TRICKED, TRICKS, Candidate, candidates
+from benchmarks.defaults.candidates import (
+    EXPLAINED,
+    EXPLANATIONS,
+    RATE,
+    RATES,
+    SEEDS,
+    STEPS,
+    TRICKED,
+    TRICKS,
+    Candidate,
+    candidates,
+)
 from benchmarks.defaults.rule import (
     Rows,
     against,
@@ -148,6 +159,22 @@ def tricks(rows: Rows) -> str:
     return _table(["difference in test MAP@R", *(data.name for data in there), "mean"], lines)
 
 
+def explanations(rows: Rows) -> str:
+    """Test MAP@R of a loss with proxies and of one without, first seed."""
+    lines = []
+    for name in EXPLAINED:
+        for why in ("", *EXPLANATIONS):
+            entries = [
+                rows.get((name, Candidate((loss,), rate=rate, trick=why).name, 0))
+                for loss in ("proxy_anchor", "ms")
+                for rate in RATES["images"]
+            ]
+            if all(entries):
+                lines.append([name, why or "as in the comparison", *(f"{e['test']['MAP@R']:.1f}" for e in entries if e)])
+    rates = [f"{loss}, rate {rate * RATE['images']:g}" for loss in ("proxy_anchor", "ms") for rate in RATES["images"]]
+    return _table(["data set", "changed", *rates], lines)
+
+
 def picture_rate(rows: Rows) -> float:
     """The rate over today's that serves today's losses best on pictures, on validation classes."""
     sets = complete_sets(rows)
@@ -155,7 +182,9 @@ def picture_rate(rows: Rows) -> float:
     return _rated(rows, sets, today().of(images).choice, images).rate
 
 
-BLOCKS: dict[str, Callable[[Rows], str]] = {f.__name__: f for f in (data_sets, choices, rates, judged, decision, tricks)}
+BLOCKS: dict[str, Callable[[Rows], str]] = {
+    f.__name__: f for f in (data_sets, choices, rates, judged, decision, tricks, explanations)
+}
 
 
 def write(rows: Rows, page: Path = PAGE) -> str:

@@ -11,7 +11,7 @@ from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
-from benchmarks.defaults.candidates import SEEDS, Candidate, candidates, tricked
+from benchmarks.defaults.candidates import EXPLAINED, SEEDS, Candidate, candidates, explaining, tricked
 from benchmarks.defaults.sets import DataSet, prepare
 
 MEASURES = {"R@1": "recall@1", "MAP@R": "map@r"}
@@ -57,7 +57,7 @@ def jobs(sets: list[DataSet], picture_rate: float | None) -> list[tuple[DataSet,
 
     Args:
         sets: that are there.
-        picture_rate: that was chosen for pictures: with the tricks; None: not yet.
+        picture_rate: that was chosen for pictures: with the tricks and explanations; None: not yet.
     """
     every = []
     for seed in range(max(SEEDS.values())):
@@ -65,6 +65,8 @@ def jobs(sets: list[DataSet], picture_rate: float | None) -> list[tuple[DataSet,
             own = candidates(data.kind)
             if data.kind == "images" and picture_rate is not None:
                 own += [c for c in tricked(picture_rate) if c not in own]
+            if picture_rate is not None and data.name in EXPLAINED and seed == 0:
+                own += explaining()
             every += [(data, candidate, seed) for candidate in own if seed < SEEDS[data.kind]]
     return every
 
