@@ -19,6 +19,7 @@ from benchmarks.defaults.candidates import (
     Candidate,
     candidates,
 )
+from benchmarks.defaults.outside import plain_loops
 from benchmarks.defaults.rule import (
     Rows,
     against,
@@ -159,6 +160,30 @@ def tricks(rows: Rows) -> str:
     return _table(["difference in test MAP@R", *(data.name for data in there), "mean"], lines)
 
 
+def outside(rows: Rows) -> str:
+    """Test MAP@R of the default before, of the one that the rule takes, and of plain loops, each at its better rate."""
+    sets = [data for data in complete_sets(rows) if data.kind == "images"]
+    there = [data for data in sets if all((data.name, loop.name, 0) in rows for loop in plain_loops())]
+    if not there:
+        return "Not run."
+    taken = decide(rows, complete_sets(rows), by_kind=False)
+
+    def figures(data: DataSet, name: str) -> list[float]:
+        own = [s for s in seeds_of(rows, data) if all((data.name, loop.name, s) in rows for loop in plain_loops())]
+        return [rows[data.name, name, seed]["test"]["MAP@R"] for seed in own]
+
+    def rated(loss: str) -> str:
+        """Validation over all data sets chooses the rate, as for candidates."""
+        own = [loop for loop in plain_loops() if loop.loss == loss]
+        return max(own, key=lambda loop: sum(rows[d.name, loop.name, 0]["validation"]["MAP@R"] for d in there)).name
+
+    best_of_today = _rated(rows, sets, today().of(there[0]).choice, there[0]).name
+    names = {best_of_today: f"default before: {best_of_today}", taken.of(there[0]).name: f"rule: {taken.of(there[0]).name}"}
+    names |= {name: name for name in (rated("MultiSimilarityLoss"), rated("SupConLoss"))}
+    lines = [[label, *(f"{statistics.fmean(figures(data, name)):.1f}" for data in there)] for name, label in names.items()]
+    return _table(["test MAP@R", *(data.name for data in there)], lines)
+
+
 def explanations(rows: Rows) -> str:
     """Test MAP@R of a loss with proxies and of one without, first seed."""
     lines = []
@@ -183,7 +208,7 @@ def picture_rate(rows: Rows) -> float:
 
 
 BLOCKS: dict[str, Callable[[Rows], str]] = {
-    f.__name__: f for f in (data_sets, choices, rates, judged, decision, tricks, explanations)
+    f.__name__: f for f in (data_sets, choices, rates, judged, decision, tricks, outside, explanations)
 }
 
 

@@ -12,13 +12,14 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.defaults.candidates import EXPLAINED, SEEDS, Candidate, candidates, explaining, tricked
+from benchmarks.defaults.outside import Outside, plain_loops
 from benchmarks.defaults.sets import DataSet, prepare
 
 MEASURES = {"R@1": "recall@1", "MAP@R": "map@r"}
 Key = tuple[str, str, int]  # data set, candidate, seed
 
 
-def _train(data: DataSet, candidate: Candidate, seed: int, file: str) -> dict[str, Any]:
+def _train(data: DataSet, candidate: Candidate | Outside, seed: int, file: str) -> dict[str, Any]:
     """In a child: train, and keep what the tables need."""
     import torch
 
@@ -26,9 +27,13 @@ def _train(data: DataSet, candidate: Candidate, seed: int, file: str) -> dict[st
 
     torch.set_num_threads(1)
     began = time.process_time()
-    with tempfile.TemporaryDirectory(prefix="defaults-") as out:
-        settings = candidate.settings(data.kind)
-        result = train(out=Path(out) / "run", data=file, seed=seed, device="cpu", report=False, **settings)
+    result: dict[str, Any]
+    if isinstance(candidate, Outside):
+        result = {"metrics": candidate.figures(file, seed), "baselines": {}}
+    else:
+        with tempfile.TemporaryDirectory(prefix="defaults-") as out:
+            settings = candidate.settings(data.kind)
+            result = train(out=Path(out) / "run", data=file, seed=seed, device="cpu", report=False, **settings)
     raw = next((values for name, values in result["baselines"].items() if name.startswith("raw")), None)
     return {
         "data": data.name,
@@ -36,8 +41,7 @@ def _train(data: DataSet, candidate: Candidate, seed: int, file: str) -> dict[st
         "seed": seed,
         **{part: _figures(result["metrics"][part]) for part in ("validation", "test")},
         "raw": None if raw is None else _figures(raw["test"]),
-        "chosen_step": result["chosen_step"],
-        "length": result["embedding_dim"] if "embedding_dim" in result else None,
+        "chosen_step": result.get("chosen_step"),
         "cpu_seconds": round(time.process_time() - began, 1),
     }
 
@@ -52,7 +56,7 @@ def read(file: Path) -> dict[Key, dict[str, Any]]:
     return {(row["data"], row["candidate"], row["seed"]): row for row in rows}
 
 
-def jobs(sets: list[DataSet], picture_rate: float | None) -> list[tuple[DataSet, Candidate, int]]:
+def jobs(sets: list[DataSet], picture_rate: float | None) -> list[tuple[DataSet, Candidate | Outside, int]]:
     """What there is to run, the first seed of everything before the second.
 
     Args:
@@ -62,7 +66,9 @@ def jobs(sets: list[DataSet], picture_rate: float | None) -> list[tuple[DataSet,
     every = []
     for seed in range(max(SEEDS.values())):
         for data in sets:
-            own = candidates(data.kind)
+            own: list[Candidate | Outside] = [*candidates(data.kind)]
+            if data.kind == "images":
+                own += plain_loops()
             if data.kind == "images" and picture_rate is not None:
                 own += [c for c in tricked(picture_rate) if c not in own]
             if picture_rate is not None and data.name in EXPLAINED and seed == 0:
