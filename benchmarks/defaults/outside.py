@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import copy
 import importlib
+import itertools
 from dataclasses import dataclass
 from typing import Any
 
@@ -49,10 +50,10 @@ class Outside:
         optimizer = torch.optim.Adam(model.parameters(), lr=self.rate * RATE["images"])
         schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
         part = splits.train
-        batches = create_sampler("class_balanced", part.dense_labels, CLASSES, SAMPLES, seed, steps=steps)
+        batches = create_sampler("class_balanced", part.dense_labels, CLASSES, SAMPLES, seed=seed, steps=steps)
         generator = torch.Generator().manual_seed(seed)
         best: tuple[float, dict[str, Any]] = (-1.0, {})
-        for step, rows in enumerate(batches, 1):
+        for step, rows in enumerate(itertools.islice(batches, steps), 1):
             model.train()
             value = loss(model(part.batch(rows, augment=True, generator=generator)), torch.from_numpy(part.dense_labels[rows]))
             optimizer.zero_grad()
