@@ -189,15 +189,11 @@ def explanations(rows: Rows) -> str:
     lines = []
     for name in EXPLAINED:
         for why in ("", *EXPLANATIONS):
-            entries = [
-                rows.get((name, Candidate((loss,), rate=rate, trick=why).name, 0))
-                for loss in ("proxy_anchor", "ms")
-                for rate in RATES["images"]
-            ]
+            entries = [rows.get((name, Candidate((loss,), trick=why).name, 0)) for loss in ("proxy_anchor", "ms")]
             if all(entries):
-                lines.append([name, why or "as in the comparison", *(f"{e['test']['MAP@R']:.1f}" for e in entries if e)])
-    rates = [f"{loss}, rate {rate * RATE['images']:g}" for loss in ("proxy_anchor", "ms") for rate in RATES["images"]]
-    return _table(["data set", "changed", *rates], lines)
+                figures = [f"{e['test']['MAP@R']:.1f}, step {e['chosen_step']}" for e in entries if e]
+                lines.append([name, why or "as in the comparison", *figures])
+    return _table(["data set", "changed", "proxy_anchor", "ms"], lines)
 
 
 def picture_rate(rows: Rows) -> float:
