@@ -1,14 +1,27 @@
-"""`python -m benchmarks [NAME ...]`, one or several of the following.
+"""`python -m benchmarks [NAME ...]`, one or several of the following. Pages of docs/reports have the names of
+their benchmarks.
 
-`losses` measures every case and size that `benchmarks/results/losses-cpu.csv` lacks (`--selection`: what the table of goals
-needs), `evaluation` retrieval metrics, `training` whole steps, `calls` those of losses on small batches, `situations` what
-users meet beside large batches, `decoding` the reading of pictures, `house` the size and shape of the sources, `gradients`
-values and gradients of every loss, `fidelity` the published equations. `ensembles` compares ensembles with single losses on
-unseen classes, `ood` does so on splits of growing shift, and `fewshot` transfers to few samples. `features` trains on features
-of good networks, `defaults` chooses losses for data that did not choose them, `pictures` on pictures in two precisions.
-`distributed` runs losses on several processes. `serving` loads a server, and `scale` uses a model on a million rows. `gpu`
-checks and measures a CUDA device, and `report` fills the measured tables of docs/reports/performance.md. The other pages of
-docs/reports have the name of their benchmark.
+- `losses` measures every case and size that `benchmarks/results/losses-cpu.csv` lacks.
+- `evaluation` measures retrieval metrics.
+- `training` measures whole steps.
+- `calls` measures losses on small batches.
+- `situations` measures what users meet beside large batches.
+- `decoding` measures the reading of pictures.
+- `starts` measures the opening of very many pictures.
+- `house` counts the size and shape of the sources.
+- `gradients` checks values and gradients of every loss.
+- `fidelity` checks the published equations.
+- `ensembles` compares ensembles with single losses on unseen classes.
+- `defaults` chooses losses for data that did not choose them.
+- `ood` compares losses on splits of growing shift.
+- `fewshot` transfers to few samples.
+- `features` trains on features of good networks.
+- `pictures` trains on pictures in two precisions.
+- `distributed` runs losses on several processes.
+- `serving` loads a server.
+- `scale` uses a model on a million rows.
+- `gpu` checks and measures a CUDA device.
+- `report` fills the measured tables of docs/reports/performance.md.
 """
 
 from __future__ import annotations
@@ -140,6 +153,18 @@ def _decoding(options: argparse.Namespace) -> list[Row]:
     write(rows, options.csv or RESULTS / "decoding-cpu.csv")
     for row in rows:
         print(f"{row['case']:36} {row['rival']:12} {row['microseconds']:7.0f} us  {row['ratio_to_torchvision']:.2f}")
+    return rows
+
+
+def _starts(options: argparse.Namespace) -> list[Row]:
+    from benchmarks import starts
+
+    sizes = tuple(_numbers(options.sizes)) if options.sizes else starts.SIZES[: 1 if options.quick else None]
+    measured = starts.run(sizes, options.against, options.only)
+    rows = [{"benchmark": "starts", **row, **environment()} for row in measured]
+    file = options.csv or RESULTS / "starts-cpu.csv"
+    new = {starts.key_of(row) for row in rows}
+    write([row for row in read(file) if starts.key_of(row) not in new] + rows, file)
     return rows
 
 
@@ -281,6 +306,7 @@ ACTIONS: dict[str, Action] = {
     "calls": _calls,
     "situations": _situations,
     "decoding": _decoding,
+    "starts": _starts,
     "house": _house,
     "gradients": _gradients,
     "fidelity": _fidelity,
@@ -299,19 +325,21 @@ ACTIONS: dict[str, Action] = {
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
+    plain = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__, formatter_class=plain)
     add = parser.add_argument
     add("benchmarks", nargs="*", choices=[*ACTIONS, []], help="losses and evaluation by default")
     add("--selection", action="store_true", help="what the table of goals needs, in at most 20 minutes")
     add("--quick", action="store_true", help="small sizes, no torch.compile")
     add(
         "--sizes",
-        help="numbers of samples N, comma-separated, instead of all (losses); of rows (scale); of processes (distributed)",
+        help="numbers of samples N, comma-separated, instead of all (losses); of rows (scale); of pictures (starts); of"
+        " processes (distributed)",
     )
     add("--widths", help="dimensions d, comma-separated, instead of 128,512 (losses) or 64 (calls)")
     add("--case", help="names of loss cases, comma-separated, instead of all (losses)")
     add("--rivals", help="comma-separated, instead of all: fused, plain, compiled, pml (losses)")
-    add("--only", help="part of a loss case's name")
+    add("--only", help="part of a case's name")
     add("--no-compile", action="store_true", help="leave torch.compile out")
     add("--fresh", action="store_true", help="measure again what the CSV file has (losses)")
     add("--seconds", type=float, default=2.5, help="of repeats per measurement (losses)")
@@ -321,7 +349,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--plot", action="store_true", help="draw the CSV file instead of measuring (losses; needs matplotlib)")
     add("--picture", type=Path, help="where --plot draws; beside the CSV file by default")
     add("--csv", type=Path, help="instead of benchmarks/results/NAME-cpu.csv")
-    add("--against", help="interpreter of another installation, in turn (calls, situations), or that of --tree (house)")
+    add("--against", help="interpreter of another installation, in turn (calls, situations, starts), or that of --tree (house)")
     add("--tree", type=Path, help="root of another clone (house)")
     add(
         "--folder",

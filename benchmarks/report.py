@@ -171,6 +171,24 @@ def machine(rows: list[Row]) -> str:
 BLOCKS = {f.__name__: f for f in (goals, ratios, memory, calls, threads, allocator, unfinished, evaluation, machine)}
 
 
+def starts(rows: list[Row]) -> str:
+    """The first and the second start with very many pictures, now and before there was an index of the source's files."""
+    by_key = {(row["case"], row["n"], row["start"], row["rival"]): row for row in rows}
+    lines = []
+    for case, n, start in dict.fromkeys((row["case"], row["n"], row["start"]) for row in rows):
+        entries = [f"`{case}`", f"{int(n):,}", start]
+        for rival in ("dmlcore", "against"):
+            row = by_key.get((case, n, start, rival))
+            if row is None:
+                entries += ["-", "-", "-"]
+                continue
+            entries += [f"{number(row, 'seconds'):.1f}", f"{number(row, 'held_bytes') + number(row, 'mapped_bytes'):.0f}"]
+            entries.append(f"{number(row, 'peak_bytes'):.0f}")
+        lines.append(entries)
+    header = ["s", "bytes", "at most"]
+    return _table(["source", "pictures", "start", *header, *(f"{name}, before" for name in header)], lines)
+
+
 def write(page: Path | None, results: Path) -> str:
     """Fill the page's markers, `<!-- table: NAME -->` to `<!-- end -->`, and return it.
 
@@ -186,6 +204,7 @@ def write(page: Path | None, results: Path) -> str:
     rows = [row for row in every if row["benchmark"] in ("losses", "evaluation")]
     blocks = {name: block(rows) for name, block in BLOCKS.items()} | {"gpu": gpu([r for r in every if r["benchmark"] == "gpu"])}
     blocks["situations"] = situations([row for row in every if row["benchmark"] == "situations"])
+    blocks["starts"] = starts([row for row in every if row["benchmark"] == "starts"])
     page = page or PAGE
     text = MARKERS.sub(lambda mark: f"{mark[1]}\n{blocks[mark[2]]}\n\n{mark[4]}", page.read_text())
     page.write_text(text)

@@ -17,7 +17,9 @@ if TYPE_CHECKING:
     from dmlcore.data.encoded import BytesImages, EncodedImages, PathImages
     from dmlcore.data.image_search import ImageSearch, is_image, sub_folders
     from dmlcore.data.image_tables import (
+        FileOptions,
         ImageOptions,
+        LevelledFileOptions,
         LevelledOptions,
         PixelOptions,
         choose_augmentation,
@@ -34,7 +36,9 @@ if TYPE_CHECKING:
     from dmlcore.data.multi_label import NamedSets, named_sets, parted_labels, set_classes
     from dmlcore.data.opening import default_source, find_source, load_table, open_data
     from dmlcore.data.part_words import ROLES, SPLIT_WORDS, split_words
-    from dmlcore.data.picture_index import PictureIndex, mark_of, new_index, read_index
+    from dmlcore.data.path_lists import PathList
+    from dmlcore.data.picture_index import Pictures, mark_of
+    from dmlcore.data.picture_tables import open_index, picture_table
     from dmlcore.data.published_images import (
         LevelledSplitOptions,
         Listing,
@@ -66,7 +70,9 @@ _HOMES = {
     "encoded": ("BytesImages", "EncodedImages", "PathImages"),
     "image_search": ("ImageSearch", "is_image", "sub_folders"),
     "image_tables": (
+        "FileOptions",
         "ImageOptions",
+        "LevelledFileOptions",
         "LevelledOptions",
         "PixelOptions",
         "choose_augmentation",
@@ -82,7 +88,9 @@ _HOMES = {
     "multi_label": ("NamedSets", "named_sets", "parted_labels", "set_classes"),
     "opening": ("default_source", "find_source", "load_table", "open_data"),
     "matlab": ("matlab_field", "matlab_numbers", "matlab_texts", "read_matlab"),
-    "picture_index": ("PictureIndex", "mark_of", "new_index", "read_index"),
+    "path_lists": ("PathList",),
+    "picture_index": ("Pictures", "mark_of"),
+    "picture_tables": ("open_index", "picture_table"),
     "published_images": (
         "LevelledSplitOptions",
         "Listing",
@@ -123,18 +131,21 @@ __all__ = [
     "DataSource",
     "EncodedImages",
     "FeatureStore",
+    "FileOptions",
     "ImageFiles",
     "ImageOptions",
     "ImageSearch",
     "LabelSets",
     "LabelledDataset",
+    "LevelledFileOptions",
     "LevelledOptions",
     "LevelledSplitOptions",
     "Listing",
     "NamedSets",
     "OrderedBatches",
     "PathImages",
-    "PictureIndex",
+    "PathList",
+    "Pictures",
     "PixelOptions",
     "PixelStore",
     "PublishedImages",
@@ -177,13 +188,13 @@ __all__ = [
     "matlab_numbers",
     "matlab_texts",
     "named_sets",
-    "new_index",
     "official_note",
     "open_data",
+    "open_index",
     "parted_labels",
+    "picture_table",
     "pyarrow",
     "read_csv",
-    "read_index",
     "read_matlab",
     "read_rows",
     "report_unreadable",

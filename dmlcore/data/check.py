@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import io
-import os
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
 import torch
 
-from dmlcore import progress
 from dmlcore.data.copies import SIDE, exact_pairs, near_pairs
 from dmlcore.data.encoded import EncodedImages, digest
 from dmlcore.data.images import UNREADABLE, decode, read_header
@@ -19,6 +16,7 @@ from dmlcore.data.opening import load_table, split_by_source, undecoded
 from dmlcore.data.part_words import PARTS, rows_of_part
 from dmlcore.data.sources import Table
 from dmlcore.data.stores import ImageFiles
+from dmlcore.data.threads import for_each_row
 from dmlcore.errors import DataError
 
 FRACTIONS = (0.5, 0.15, 0.35)
@@ -119,9 +117,7 @@ def _read_all(images: EncodedImages) -> tuple[np.ndarray, np.ndarray, np.ndarray
         except UNREADABLE as error:
             reasons[row] = "no image" if str(error).startswith("cannot identify") else str(error)
 
-    with ThreadPoolExecutor(min(16, os.cpu_count() or 1)) as pool:
-        for _ in progress.track(pool.map(look, range(count), chunksize=64), "reading all pictures", count):
-            pass
+    for_each_row(count, look, "reading all pictures")
     return digests, greys, sizes, reasons
 
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from dmlcore.data.images import IMAGE_SUFFIXES
-from dmlcore.data.picture_index import mark_of
+from dmlcore.data.picture_index import Mark, mark_of
 from dmlcore.errors import DataError
 from dmlcore.files import writable_text
 
@@ -51,7 +51,7 @@ class ImageSearch:
     linked: int = 0
     repeated: list[str] = field(default_factory=list)
     closed: list[str] = field(default_factory=list)
-    marks: dict[str, tuple[int, int]] = field(default_factory=dict)
+    marks: dict[str, Mark] = field(default_factory=dict)
 
     def images(self, folders: Sequence[Path], within: Sequence[Path] = ()) -> list[list[str]]:
         """The image files below each of some folders, in a fixed order.

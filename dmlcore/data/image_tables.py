@@ -7,9 +7,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
-import os
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Literal
 
@@ -23,9 +21,10 @@ from dmlcore.data.encoded import EncodedImages, PathImages, ShownNames
 from dmlcore.data.images import UNREADABLE, Header, Interpolation, decode, read_header
 from dmlcore.data.label_sets import LabelSets
 from dmlcore.data.levels import LevelOptions
-from dmlcore.data.picture_index import LEAST, PictureIndex
+from dmlcore.data.picture_index import LEAST, PictureIndex, spread
 from dmlcore.data.sources import Augmentation, Table
 from dmlcore.data.stores import ImageFiles, PixelStore
+from dmlcore.data.threads import for_each_row
 from dmlcore.errors import ConfigError, DataError
 from dmlcore.files import writable_text
 
@@ -94,6 +93,20 @@ class ImageOptions(PixelOptions):
 @dataclass(frozen=True)
 class LevelledOptions(LevelOptions, ImageOptions):
     """Options of sources that read a path and may have coarser labels."""
+
+
+@dataclass(frozen=True)
+class FileOptions(ImageOptions):
+    """Options of sources whose images are files of their own."""
+
+    index: Literal["auto", "renew", "none"] = "auto"
+    """Whether what is learnt of 10,000 images and more is kept in the user's cache. auto: it is used until a folder, a list or
+    an image changes; renew: all files are looked at again; none: nothing is kept."""
+
+
+@dataclass(frozen=True)
+class LevelledFileOptions(LevelledOptions, FileOptions):
+    """The same of sources that may have coarser labels."""
 
 
 def choose_augmentation(options: PixelOptions, sample_shape: Sequence[int]) -> Augmentation | None:
@@ -172,9 +185,7 @@ def _failures(count: int, read: Callable[[int], object], label: str) -> dict[int
         except UNREADABLE as error:
             failed[row] = str(error)
 
-    with ThreadPoolExecutor(min(16, os.cpu_count() or 1)) as pool:  # Pillow decodes without the interpreter lock
-        for _ in progress.track(pool.map(attempt, range(count), chunksize=64), label, count):
-            pass
+    for_each_row(count, attempt, label)  # Pillow decodes without the interpreter lock
     return failed
 
 
@@ -242,17 +253,17 @@ def image_table(
     Raises:
         DataError: more than half of the images cannot be read.
     """
-    looked_at = _looked_at(len(images), MOST_LOOKED_AT if most_looked_at is None else most_looked_at)
+    looked_at = spread(len(images), MOST_LOOKED_AT if most_looked_at is None else most_looked_at)
     seen = images if len(looked_at) == len(images) else images.select(looked_at)
-    places = looked_at
-    if index is not None and index.has_seen(places):
-        is_remembered, headers, failed = True, index.headers(), index.failed()
+    places, headers = looked_at, list[Header | str]()
+    is_remembered = index is not None and index.has_seen(places)
+    if index is not None and is_remembered:
+        readable, failed = index.headers(), index.failed()
     else:
-        is_remembered = False
         headers = [_try_header(seen, row) for row in progress.track(range(len(seen)), "reading image headers", len(seen))]
         failed = {row: header for row, header in enumerate(headers) if isinstance(header, str)}
+        readable = [header for header in headers if isinstance(header, Header)]
     report_unreadable(seen, failed, where)  # refuses a folder of rubbish before anything is decoded
-    readable = [header for header in headers if isinstance(header, Header)]
     resize = 0
     if options.crops == "square":
         size = choose_size(readable, image_size, default_image_size)
@@ -268,8 +279,9 @@ def image_table(
     interpolation = "bilinear" if options.interpolation == "auto" else options.interpolation
     decoding = (size, channels, interpolation, resize)
     pixels = None if is_remembered and not fits else _decoded_or_checked(seen, failed, decoding, keeps=fits)
-    if index is not None and not is_remembered and looked_at is places:
-        index.remember_headers(places, headers, failed)
+    if index is not None and not is_remembered:
+        of_place = dict(enumerate(failed.get(row, "") for row in places.tolist())) if looked_at is not places else failed
+        index.remember_headers(places, headers, {place: reason for place, reason in of_place.items() if reason})
     notes = report_unreadable(seen, failed, where)
     if seen is not images:
         notes.append(f"{len(seen):,} of {len(images):,} images were looked at, evenly spread: a damaged one ends the training")
@@ -301,11 +313,6 @@ def image_table(
         paths=whole.paths if isinstance(whole, PathImages) else None,
         unreadable={seen.shown(row): _brief(failed[row]) for row in sorted(failed)},
     )
-
-
-def _looked_at(count: int, most: int) -> np.ndarray:
-    """The images that are read before the training: all, or of very many an even spread. int64, rising."""
-    return np.unique(np.linspace(0, count - 1, min(count, most)).round().astype(np.int64))
 
 
 def _decoded_or_checked(

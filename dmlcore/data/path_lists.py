@@ -4,12 +4,14 @@ names of the files joined."""
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from array import array
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
 
 _ENCODED = "surrogateescape"  # names of files that are no UTF-8
+_BLOCK = 2**14
 
 
 class LazyTexts(Sequence[str]):
@@ -40,11 +42,13 @@ class TextColumn(LazyTexts):
         self.ends = ends
 
     @classmethod
-    def of(cls, texts: Sequence[str]) -> TextColumn:
-        """From texts."""
-        encoded = [text.encode("utf-8", _ENCODED) for text in texts]
-        ends = np.cumsum(np.fromiter(map(len, encoded), dtype=np.int64, count=len(encoded)))
-        return cls(np.frombuffer(b"".join(encoded), dtype=np.uint8), ends)
+    def of(cls, texts: Iterable[str]) -> TextColumn:
+        """From texts, which are taken one by one."""
+        joined, ends = bytearray(), array("q")
+        for text in texts:
+            joined += text.encode("utf-8", _ENCODED)
+            ends.append(len(joined))
+        return cls(np.frombuffer(joined, dtype=np.uint8), np.frombuffer(ends, dtype=np.int64))
 
     def __len__(self) -> int:
         return len(self.ends)
@@ -58,10 +62,10 @@ class PathList(LazyTexts):
     """Paths of files, made when they are asked for.
 
     Args:
-        folders: of the files, each below `root`.
+        folders: of the files, as they are written up to the last separator, below `root` or absolute.
         names: of the files, N.
         folder_of: int32 [N], the folder of each file.
-        root: absolute, or relative to the working folder.
+        root: absolute, or relative to the working folder. Empty: the working folder.
         rows: int64 [n], which of the files, in this order. None: all.
     """
 
@@ -73,15 +77,23 @@ class PathList(LazyTexts):
         self.folder_of = folder_of
         self.root = root
         self._rows = rows
+        self._prefix = os.path.join(root, "") if root else ""
 
     @classmethod
-    def of(cls, paths: Sequence[str], root: str) -> PathList:
-        """From paths below a root."""
-        parts = [os.path.split(path) for path in paths]
+    def of(cls, paths: Iterable[str], root: str) -> PathList:
+        """From paths, which are taken one by one. Those below a root are kept relative to it."""
         number: dict[str, int] = {}
-        folder_of = np.fromiter((number.setdefault(head, len(number)) for head, _ in parts), dtype=np.int32, count=len(parts))
-        folders = TextColumn.of([os.path.relpath(head, root) for head in number])
-        return cls(folders, TextColumn.of([name for _, name in parts]), folder_of, root)
+        folder_of = array("i")
+
+        def names() -> Iterable[str]:
+            for path in paths:
+                place = path.rfind(os.sep) + 1
+                folder_of.append(number.setdefault(path[:place], len(number)))
+                yield path[place:]
+
+        column = TextColumn.of(names())
+        folders = TextColumn.of(_below(folder, root) for folder in number)
+        return cls(folders, column, np.frombuffer(folder_of, dtype=np.int32), root)
 
     def select(self, rows: np.ndarray) -> PathList:
         """Some of the paths, int64 [n], in this order."""
@@ -91,9 +103,32 @@ class PathList(LazyTexts):
     def __len__(self) -> int:
         return len(self.names) if self._rows is None else len(self._rows)
 
+    def __iter__(self) -> Iterator[str]:
+        """All paths in turn, in a fraction of the time that asking for each takes."""
+        folders = [self.folder_path(number) for number in range(len(self.folders))]
+        for first in range(0, len(self), _BLOCK):
+            rows = np.arange(first, min(first + _BLOCK, len(self)))
+            places = rows if self._rows is None else self._rows[rows]
+            starts = np.where(places > 0, self.names.ends[places - 1], 0).tolist()
+            spans = zip(self.folder_of[places].tolist(), starts, self.names.ends[places].tolist(), strict=True)
+            for folder, start, end in spans:
+                yield folders[folder] + self.names.joined[start:end].tobytes().decode("utf-8", _ENCODED)
+
     def text(self, row: int) -> str:
         place = row if self._rows is None else int(self._rows[row])
-        folder = self.folders[int(self.folder_of[place])]
-        return (
-            os.path.join(self.root, self.names[place]) if folder == "." else os.path.join(self.root, folder, self.names[place])
-        )
+        return self.folder_path(int(self.folder_of[place])) + self.names[place]
+
+    def folder_path(self, number: int) -> str:
+        """A folder, with a separator behind it; empty: the working folder."""
+        folder = self.folders[number]
+        return folder if os.path.isabs(folder) else self._prefix + folder
+
+
+def _below(folder: str, root: str) -> str:
+    """A folder relative to a root where it is written as one below it, else absolute."""
+    prefix = os.path.join(root, "") if root else ""
+    if root == os.curdir and not os.path.isabs(folder):
+        return folder.removeprefix(prefix)
+    below = folder.removeprefix(prefix)
+    is_below = folder.startswith(prefix) and not os.path.isabs(below)
+    return below if is_below else os.path.join(os.getcwd(), folder)

@@ -7,25 +7,26 @@ from __future__ import annotations
 import os
 from abc import abstractmethod
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 import numpy as np
 
 from dmlcore import progress
-from dmlcore.data.encoded import PathImages, digest
-from dmlcore.data.image_tables import ImageOptions, LevelledOptions, image_table
+from dmlcore.data.image_tables import FileOptions, LevelledFileOptions
+from dmlcore.data.path_lists import PathList
+from dmlcore.data.picture_index import Pictures, mark_of
+from dmlcore.data.picture_tables import open_index, picture_table
 from dmlcore.data.sources import DataSource, Table
-from dmlcore.errors import ConfigError, DataError, suggestion
+from dmlcore.errors import DataError
 from dmlcore.files import expanded
 
 _LOOKED_AT = 512  # pictures whose headers and pixels are read before the training; `dmlcore data check` reads all
-_ENCODED = "surrogateescape"  # names of files that are no UTF-8
 
 
 @dataclass(frozen=True)
-class SplitOptions(ImageOptions):
+class SplitOptions(FileOptions):
     """Options of data sets that have a split of the samples of each class, too."""
 
     split: Literal["zero_shot", "official"] = "zero_shot"
@@ -34,7 +35,7 @@ class SplitOptions(ImageOptions):
 
 
 @dataclass(frozen=True)
-class LevelledSplitOptions(SplitOptions, LevelledOptions):
+class LevelledSplitOptions(SplitOptions, LevelledFileOptions):
     """The same, with coarser labels."""
 
 
@@ -50,6 +51,8 @@ class Listing:
         split_note: what the split is, for the user.
         levels: by level the group of each class.
         notes: what the user should know.
+        read_from: the lists and folders that all this follows from, also such as are looked for and are not there. A change of
+            one is a change of the data. Empty: nobody says, so what is learnt of the pictures is not kept.
     """
 
     files: list[str]
@@ -59,29 +62,7 @@ class Listing:
     split_note: str
     levels: dict[str, list[str]] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
-
-
-class ListedImages(PathImages):
-    """Image files that go by their names and sizes: so 10^6 of them are told apart without being read.
-
-    Args:
-        paths: one per image.
-        where: the folder that their names are relative to.
-        sizes: int64 [N], bytes.
-    """
-
-    def __init__(self, paths: Sequence[str], where: str, sizes: np.ndarray) -> None:
-        super().__init__(paths, where)
-        self._root = where
-        self._sizes = sizes
-
-    def select(self, rows: np.ndarray) -> ListedImages:
-        return ListedImages([self.paths[int(row)] for row in rows], self._root, self._sizes[rows])
-
-    def digests(self) -> np.ndarray:
-        start = len(os.path.join(self._root, ""))
-        names = (f"{size}/{path[start:]}" for path, size in zip(self.paths, self._sizes.tolist(), strict=True))
-        return np.array([digest(name.encode("utf-8", _ENCODED)) for name in names], dtype=np.uint64)
+    read_from: Sequence[Path] = ()
 
 
 class PublishedImages(DataSource):
@@ -127,36 +108,41 @@ class PublishedImages(DataSource):
             ConfigError: a level that there is not.
         """
         root = self._root()
+        index = open_index(self, str(root), self._decisive_options())
+        if not index.is_known:
+            index.learn(self._listed(root), str(root))
+        levels = getattr(self.options, "levels", ())
+        table = picture_table(self, index, str(root), levels=levels, most_looked_at=_LOOKED_AT)
+        table.has_labels = True
+        return table
+
+    def _decisive_options(self) -> dict[str, Any]:
+        """The options that decide which pictures, labels and parts there are: those that are not of every source."""
+        general = {entry.name for entry in fields(LevelledFileOptions)}
+        return {entry.name: getattr(self.options, entry.name) for entry in fields(self.options) if entry.name not in general}
+
+    def _listed(self, root: Path) -> Pictures:
+        """What the lists say, and which of the pictures are there."""
         listing = self.read(root)
         if not listing.files:
             raise DataError(f"the lists of {self.title} in '{root}' name no picture")
-        wanted = getattr(self.options, "levels", ())
-        for level in wanted:
-            if level not in listing.levels:
-                raise ConfigError(
-                    f"{self.title} has no level '{level}', but {', '.join(listing.levels) or 'none'}."
-                    f"{suggestion(level, list(listing.levels))}"
-                )
         prefix = os.path.join(str(root), "")
-        paths = [prefix + name for name in listing.files]
-        sizes = _sizes(paths)
+        sizes = _sizes(prefix, listing.files)
         notes = [*listing.notes, *self._compared(listing), *self._missing(listing, sizes, root)]
+        folders = dict.fromkeys(name.rpartition("/")[0] for name in listing.files)
+        read_from = [*(str(path) for path in listing.read_from), *(prefix + folder for folder in folders)]
         rows = np.flatnonzero(sizes >= 0)
-        table = image_table(
-            ListedImages(paths, str(root), sizes).select(rows),
-            listing.labels[rows],
-            listing.class_names,
-            self.options,
-            str(root),
+        return Pictures(
+            paths=PathList.of((prefix + listing.files[row] for row in rows.tolist()), str(root)),
+            labels=listing.labels[rows],
+            class_names=listing.class_names,
             split=listing.split[rows],
-            image_size=self.image_size,
-            default_image_size=self.default_image_size,
-            levels={level: listing.levels[level] for level in wanted},
-            most_looked_at=_LOOKED_AT,
+            split_note=listing.split_note,
+            levels=listing.levels,
+            notes=notes,
+            sizes=sizes[rows],
+            marks={path: mark_of(path) for path in read_from} if listing.read_from else {},
         )
-        table.split_note = listing.split_note
-        table.skipped = [*notes, *table.skipped]
-        return table
 
     def _root(self) -> Path:
         place = f"{self.title} is published at {self.home}. {self.layout}"
@@ -270,12 +256,12 @@ def dense_ids(ids: np.ndarray, known: Sequence[int] | np.ndarray, path: Path) ->
     return order[places]
 
 
-def _sizes(paths: Sequence[str]) -> np.ndarray:
+def _sizes(prefix: str, names: Sequence[str]) -> np.ndarray:
     """Bytes of each file, int64 [N]; -1 where there is none."""
-    sizes = np.empty(len(paths), dtype=np.int64)
-    for row, path in enumerate(progress.track(paths, "looking for the pictures", len(paths))):
+    sizes = np.empty(len(names), dtype=np.int64)
+    for row, name in enumerate(progress.track(names, "looking for the pictures", len(names))):
         try:
-            sizes[row] = os.stat(path).st_size
+            sizes[row] = os.stat(prefix + name).st_size
         except (OSError, ValueError):
             sizes[row] = -1
     return sizes

@@ -22,6 +22,7 @@ from dmlcore.data import (
 from dmlcore.errors import DataError
 
 _LABELLED = "cars_test_annos_withlabels.mat"
+_LISTS = ("cars_meta.mat", "cars_train_annos.mat", _LABELLED)
 
 
 class Cars(PublishedImages):
@@ -55,7 +56,10 @@ class Cars(PublishedImages):
         split, note = first_half(labels, len(names))
         if self.options.split == "official":
             split, note = np.where(is_test, "test", "train"), official_note(self.title)
-        return Listing(files, labels, [name.replace("/", "-") for name in names], split, note)
+        lists = [folder / name for folder in (root, root / "devkit") for name in _LISTS]
+        folders = [root / name for name in ("car_ims", "cars_train")]
+        names = [name.replace("/", "-") for name in names]
+        return Listing(files, labels, names, split, note, read_from=[annotations, *folders, *lists])
 
     def _devkit(self, root: Path) -> tuple[list[str], np.ndarray, np.ndarray, list[str]]:
         """Files, classes, whether they are of the test part, and names, from the authors' first form."""

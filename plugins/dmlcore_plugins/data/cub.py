@@ -47,7 +47,8 @@ class Cub(PublishedImages):
         if self.options.split == "official":
             words = _by_image(root / "train_test_split.txt", files)
             split, note = np.where(np.array(words) == "1", "train", "test"), official_note(self.title)
-        return Listing([f"images/{file}" for file in files.values()], labels, names, split, note)
+        lists = [root / name for name in ("classes.txt", "images.txt", "image_class_labels.txt", "train_test_split.txt")]
+        return Listing([f"images/{file}" for file in files.values()], labels, names, split, note, read_from=lists)
 
 
 def _by_image(path: Path, files: dict[str, str]) -> list[str]:

@@ -41,7 +41,8 @@ class Flowers(PublishedImages):
         if self.options.split == "official":
             split, note = _official(root / "setid.mat", len(ids)), official_note(self.title)
         files = [f"jpg/image_{number:05}.jpg" for number in range(1, len(ids) + 1)]
-        return Listing(files, labels.astype(np.int64), [f"{number:03}" for number in present], split, note)
+        names = [f"{number:03}" for number in present]
+        return Listing(files, labels.astype(np.int64), names, split, note, read_from=[path, root / "setid.mat"])
 
 
 def _official(path: Path, count: int) -> np.ndarray:

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import os
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 
@@ -14,17 +13,16 @@ from dmlcore.data import (
     IMAGE_SUFFIXES,
     SPLIT_WORDS,
     DataSource,
-    ImageOptions,
+    FileOptions,
     ImageSearch,
-    PathImages,
-    PictureIndex,
+    PathList,
+    Pictures,
     Table,
     find_source,
-    image_table,
     is_image,
     mark_of,
-    new_index,
-    read_index,
+    open_index,
+    picture_table,
     sub_folders,
     tidy_names,
 )
@@ -34,22 +32,13 @@ from dmlcore.files import expanded, writable_text
 _NAMED = 3  # folders named in a note
 
 
-@dataclass(frozen=True)
-class FolderOptions(ImageOptions):
-    """Options of folders of images."""
-
-    index: Literal["auto", "renew", "none"] = "auto"
-    """Whether what is learnt of 10,000 images and more is kept in the user's cache. auto: it is used until a folder changes;
-    renew: all files are looked at again; none: nothing is kept."""
-
-
 class Folder(DataSource):
     """Images in one sub-folder per class. Deeper folders count for the class above them, and links to folders are followed.
     Hidden ones are not read.
     """
 
     name = "folder"
-    Options = FolderOptions
+    Options = FileOptions
     reads = "a folder with a sub-folder per class"
     gives_way = True
 
@@ -69,30 +58,16 @@ class Folder(DataSource):
         root = expanded(self.options.path)
         if not root.is_dir():
             raise DataError(f"there is no folder '{root}'")
-        where, purpose = os.path.abspath(root), "labels" if self.needs_labels else "images"
-        index = read_index(where, purpose) if self.options.index == "auto" else None
-        notes = [] if index is None else ["the files are as an index in the cache says; the option index = renew looks again"]
-        index = index or self._searched(root, where, purpose)
-        parts = index.arrays["parts"]
-        table = image_table(
-            PathImages(index.paths(str(root)), str(root)),
-            index.arrays["labels"].astype(np.int64),
-            index.about["class_names"],
-            self.options,
-            str(root),
-            split=np.array(index.about["parts"])[parts] if any(index.about["parts"]) else None,
-            image_size=self.image_size,
-            default_image_size=self.default_image_size,
-            index=index,
-        )
-        table.has_labels = table.class_names != [""]
+        index = open_index(self, str(root))
+        if not index.is_known:
+            index.learn(self._searched(root), str(root))
+        table = picture_table(self, index, str(root))
         if len(table.class_names) == 1 and self.needs_labels:
             only = table.class_names[0]
             raise DataError(f"folder '{root}' holds one class, '{only}', but learning compares classes{_hint(root)}")
-        table.skipped = [*index.about["notes"], *notes, *table.skipped]
         return table
 
-    def _searched(self, root: Path, where: str, purpose: str) -> PictureIndex:
+    def _searched(self, root: Path) -> Pictures:
         """What is in the folder."""
         marks = {str(root): mark_of(str(root))}
         if not self.needs_labels and not sub_folders(root):  # pictures of nobody knows what
@@ -105,26 +80,22 @@ class Folder(DataSource):
         number = {name: label for label, name in enumerate(class_names)}
         search = ImageSearch(root)
         above = [] if folders == [root] else [root, *{folder.parent for folder in folders}]
+        marks |= {str(folder): mark_of(str(folder)) for folder in above}
         images = search.images(folders, within=above)
-        paths: list[str] = []
-        labels: list[int] = []
-        part_names = list(dict.fromkeys(parts))
-        part_of: list[int] = []
-        for folder, part, files in zip(folders, parts, images, strict=True):
-            paths += files
-            labels += [number[tidied[folder.name]]] * len(files)
-            part_of += [part_names.index(part)] * len(files)
-        notes += [*search.notes(), *remarks]
-        if not paths:
+        counts = [len(files) for files in images]
+        if not sum(counts):
             reasons = "".join(f". {note.capitalize()}" for note in search.notes())
             raise DataError(
                 f"folder '{root}' holds no images (known: {' '.join(sorted(IMAGE_SUFFIXES))}){_hint(root)}{reasons}"
             )
-        marks |= {str(folder): mark_of(str(folder)) for folder in above if folder != root} | search.marks
-        about = {"class_names": class_names, "parts": part_names, "notes": notes}
-        index = new_index(where, purpose, paths, labels, part_of, marks, about)
-        index.is_kept = index.is_kept and self.options.index != "none"
-        return index
+        return Pictures(
+            paths=PathList.of(itertools.chain.from_iterable(images), str(root)),
+            labels=np.repeat([number[tidied[folder.name]] for folder in folders], counts),
+            class_names=class_names,
+            split=np.repeat(parts, counts) if any(parts) else None,
+            notes=[*notes, *search.notes(), *remarks],
+            marks=marks | search.marks,
+        )
 
 
 def _classes(root: Path) -> tuple[list[str], list[Path], list[str]]:

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 
 import dmlcore
-from dmlcore.data import LevelledOptions, Listing, PublishedImages, id_numbers, read_rows, split_words
+from dmlcore.data import LevelledFileOptions, Listing, PublishedImages, id_numbers, read_rows, split_words
 from dmlcore.errors import DataError
 
 _LIST = "list_eval_partition.txt"
@@ -20,7 +20,7 @@ class InShop(PublishedImages):
     """
 
     name = "in_shop"
-    Options = LevelledOptions
+    Options = LevelledFileOptions
     title = "In-Shop Clothes Retrieval"
     home = "https://mmlab.ie.cuhk.edu.hk/projects/DeepFashion/InShopRetrieval.html"
     layout = f"DIR holds {_LIST}, or the folder Eval with it, and the folder img, or Img/img, with the unpacked pictures"
@@ -56,6 +56,7 @@ class InShop(PublishedImages):
             split_words([row[2] for row in rows], f"'{path}'"),
             f"the split of {self.title}: no item of the queries and the gallery is trained on",
             {"category": ["/".join(rows[row][0].split("/")[1:3]) for row in first]},  # img/WOMEN/Dresses/id_00000002/...
+            read_from=[root / _LIST, root / "Eval" / _LIST, root / "Img"],
         )
 
 

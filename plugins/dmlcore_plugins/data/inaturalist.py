@@ -43,7 +43,7 @@ class INaturalist(PublishedImages):
         """Read the lists of Smooth-AP, where they are and the split is the zero-shot one; else both JSON files."""
         lists = next((place for place in (root, root / "Inat_dataset_splits") if (place / _LISTS[0][1]).is_file()), None)
         if lists is not None and self.options.split == "zero_shot":
-            return _listed(lists)
+            return _listed(lists, self._read_from(root))
         if not (root / "train2018.json").is_file():
             raise DataError(f"'{root}' lacks train2018.json, which has the official split. {self.layout}")
         return self._annotated(root)
@@ -71,7 +71,11 @@ class INaturalist(PublishedImages):
         else:
             note += ". The lists of Smooth-AP, which the publications use, are not there"
         levels = {rank: [str(entry[rank]) for entry in categories] for rank in _RANKS if all(rank in e for e in categories)}
-        return Listing(files, labels, _told_apart(names, known), split, note, levels)
+        return Listing(files, labels, _told_apart(names, known), split, note, levels, read_from=self._read_from(root))
+
+    def _read_from(self, root: Path) -> list[Path]:
+        lists = [place / name for place in (root, root / "Inat_dataset_splits") for _, name in _LISTS]
+        return [*lists, root / "train2018.json", root / "val2018.json"]
 
 
 def _told_apart(names: Sequence[str], ids: np.ndarray) -> list[str]:
@@ -81,7 +85,7 @@ def _told_apart(names: Sequence[str], ids: np.ndarray) -> list[str]:
     return [f"{number} {name}" for number, name in zip(ids, names, strict=True)]
 
 
-def _listed(folder: Path) -> Listing:
+def _listed(folder: Path, read_from: list[Path]) -> Listing:
     """The split of the lists: paths of pictures, whose last two folders are the group and the species."""
     files, owners, parts = list[str](), list[str](), list[str]()
     for part, name in _LISTS:
@@ -98,7 +102,7 @@ def _listed(folder: Path) -> Listing:
     names = [str(owner) for owner in present]
     levels = {"supercategory": [name.partition("/")[0] for name in names]}
     note = "the zero-shot split of Smooth-AP: no test species is trained on"
-    return Listing(files, labels.astype(np.int64), names, np.array(parts), note, levels)
+    return Listing(files, labels.astype(np.int64), names, np.array(parts), note, levels, read_from=read_from)
 
 
 def _json(path: Path) -> dict[str, Any]:

@@ -18,15 +18,17 @@ from dmlcore.data import (
     SPLIT_WORDS,
     CsvRow,
     DataSource,
-    LevelledOptions,
-    PathImages,
+    LevelledFileOptions,
+    Pictures,
     Table,
     array_table,
-    image_table,
     is_missing,
     levelled,
+    mark_of,
     named_sets,
+    open_index,
     parted_labels,
+    picture_table,
     read_csv,
     set_classes,
     split_words,
@@ -43,7 +45,7 @@ class Manifest(DataSource):
     """Images listed in a CSV file, with paths relative to the file's folder; texts in it; or features in columns of numbers."""
 
     name = "csv"
-    Options = LevelledOptions
+    Options = LevelledFileOptions
     reads = "a .csv or .tsv with label and path, text or features"
 
     @classmethod
@@ -61,58 +63,64 @@ class Manifest(DataSource):
         if not self.options.path:
             raise DataError("the data 'csv' needs a path: --data FILE.csv, or --csv.path FILE.csv")
         file = expanded(self.options.path)
-        columns, table_rows = read_csv(file, (*_COLUMNS, "official_split"))
+        folder, levels = file.parent, self.options.levels
+        index = open_index(self, str(file), {"levels": list(levels)})
+        if not index.is_known:
+            columns, rows = read_csv(file, (*_COLUMNS, "official_split"))
+            if levels:
+                _check_columns(columns, file, levels)
+            features = _feature_columns(columns, rows, levels)
+            if features:
+                return self._features(file, columns, features, rows)
+            has_texts = "text" in columns and "path" not in columns
+            listed = self._listed(file, columns, rows, has_texts=has_texts)
+            if has_texts:
+                table = text_table(list(listed.paths), listed.labels, listed.class_names, split=listed.split)
+                table.label_sets, table.label_names, table.levels = listed.label_sets, listed.label_names, listed.levels
+                table.skipped = [*listed.notes, *table.skipped]
+                table.has_labels = table.class_names != [""]
+                return table
+            index.learn(listed, _start(folder))
+            del rows, listed  # of very many files much memory
+        return picture_table(self, index, str(folder), called=_start(folder), levels=levels)
+
+    def _listed(self, file: Path, columns: list[str], table: Sequence[CsvRow], *, has_texts: bool) -> Pictures:
+        """The images of a list that exist; or its texts, in the place of paths."""
         levels = self.options.levels
-        if levels:
-            _check_columns(columns, file, levels)
-        features = _feature_columns(columns, table_rows, levels)
-        if features:
-            return self._features(file, columns, features, table_rows)
-        has_texts = "text" in columns and "path" not in columns
-        rows, notes = _read(file, columns, table_rows, self.needs_labels, has_texts=has_texts, levels=levels)
+        rows, notes = _read(file, columns, table, self.needs_labels, has_texts=has_texts, levels=levels)
+        marks = {str(file): mark_of(str(file))}
         if not has_texts:
+            marks |= {folder: mark_of(folder) for folder in dict.fromkeys(os.path.dirname(path) for path, _, _ in rows)}
             rows, notes = _existing(rows, notes, file)
+        samples = [sample for sample, _, _ in rows]
         has_sets = _label_column(columns) == "labels"
         sets = named_sets([parted_labels(label) for _, label, _ in rows]) if has_sets else None
+        label_sets, groups = None, dict[str, list[str]]()
         if sets is not None:
-            labels, class_names, class_sets = set_classes(sets.sets, sets.names)
-            about = {"label_sets": class_sets, "label_names": sets.names}
+            labels, class_names, label_sets = set_classes(sets.sets, sets.names)
             remarks = sets.notes
         else:
             tidied, remarks = tidy_names(label for _, label, _ in rows)
-            class_names, about = sorted(set(tidied.values())), {}
+            class_names = sorted(set(tidied.values()))
             number = {name: label for label, name in enumerate(class_names)}
             labels = np.array([number[tidied[label]] for _, label, _ in rows], dtype=np.int64)
         if levels:
             if sets is not None:
                 raise DataError(f"levels are for one label per sample, but those of '{file}' have several")
-            texts = _levels_of(
-                [sample for sample, _, _ in rows], table_rows, levels, "text" if has_texts else "path", file.parent
-            )
-            labels, class_names, about["levels"], more = levelled(labels, class_names, texts, f"'{file}'")
+            texts = _levels_of(samples, table, levels, "text" if has_texts else "path", file.parent)
+            labels, class_names, groups, more = levelled(labels, class_names, texts, f"'{file}'")
             remarks = [*remarks, *more]
-        has_split = any(part for _, _, part in rows)
-        samples = [sample for sample, _, _ in rows]
-        split = split_words([part for _, _, part in rows], f"'{file}'") if has_split else None
-        if has_texts:
-            table = text_table(samples, labels, class_names, split=split)
-            for name, value in about.items():
-                setattr(table, name, value)
-        else:
-            table = image_table(
-                PathImages(samples, str(file.parent)),
-                labels,
-                class_names,
-                self.options,
-                str(file.parent),
-                split=split,
-                image_size=self.image_size,
-                default_image_size=self.default_image_size,
-                **about,
-            )
-        table.skipped = [*notes, *remarks, *table.skipped]
-        table.has_labels = class_names != [""]
-        return table
+        return Pictures(
+            paths=samples,
+            labels=labels,
+            class_names=class_names,
+            split=split_words([part for _, _, part in rows], f"'{file}'") if any(part for _, _, part in rows) else None,
+            levels=groups,
+            label_sets=label_sets,
+            label_names=[] if sets is None else sets.names,
+            notes=[*notes, *remarks],
+            marks=marks,
+        )
 
     def _features(self, file: Path, columns: list[str], features: list[str], rows: Sequence[CsvRow]) -> Table:
         """A table of the columns of numbers."""
@@ -133,6 +141,11 @@ class Manifest(DataSource):
         if unused:
             table.skipped.insert(0, f"columns not used, since they hold no numbers: {', '.join(unused)}")
         return table
+
+
+def _start(folder: Path) -> str:
+    """What the paths of files in a folder begin with."""
+    return "" if folder == Path() else str(folder)
 
 
 def _label_column(columns: list[str]) -> str:

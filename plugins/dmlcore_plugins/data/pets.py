@@ -49,6 +49,7 @@ class Pets(PublishedImages):
             split,
             note,
             {"species": [_species(rows[row][2], path) for row in first]},
+            read_from=[root / "annotations" / name for name in ("list.txt", "trainval.txt", "test.txt")],
         )
 
 

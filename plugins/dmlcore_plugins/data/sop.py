@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 
 import dmlcore
-from dmlcore.data import LevelledOptions, Listing, PublishedImages, id_numbers, read_rows
+from dmlcore.data import LevelledFileOptions, Listing, PublishedImages, id_numbers, read_rows
 from dmlcore.errors import DataError
 
 
@@ -17,7 +17,7 @@ class Sop(PublishedImages):
     """
 
     name = "sop"
-    Options = LevelledOptions
+    Options = LevelledFileOptions
     title = "Stanford Online Products"
     home = "https://cvgl.stanford.edu/projects/lifted_struct"
     layout = (
@@ -58,6 +58,7 @@ class Sop(PublishedImages):
             np.array(parts),
             f"the split of {self.title}: no test product is trained on",
             {"super_class": [kind_of[product] for product in present.tolist()]},
+            read_from=[root / f"Ebay_{part}.txt" for part in ("train", "test")],
         )
 
 

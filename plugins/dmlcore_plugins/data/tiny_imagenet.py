@@ -49,7 +49,9 @@ class TinyImageNet(PublishedImages):
         split, note = first_half(labels, len(wnids))
         if self.options.split == "official":
             split, note = np.where(np.arange(len(files)) < trained, "train", "test"), official_note(self.title)
-        return Listing(files, labels, [f"{wnid} {words.get(wnid, '')}".strip() for wnid in wnids], split, note)
+        read_from = [root / "wnids.txt", root / "words.txt", path, *(root / "train" / wnid / "images" for wnid in wnids)]
+        names = [f"{wnid} {words.get(wnid, '')}".strip() for wnid in wnids]
+        return Listing(files, labels, names, split, note, read_from=read_from)
 
 
 def _names(folder: Path) -> list[str]:
