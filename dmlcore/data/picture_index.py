@@ -6,6 +6,7 @@ pictures have the size and the time that they had: all of them, or an even sprea
 
 from __future__ import annotations
 
+import json
 import os
 import time
 from array import array
@@ -25,7 +26,7 @@ LEAST = 10_000  # pictures that are looked for faster than an index of them is o
 CHECKED = 2**17  # pictures whose size and time are compared at each start, half a second of work
 _YOUNG = 2 * 10**9  # nanoseconds: what was written to so shortly before may be written to again unseen
 _AHEAD = 3600 * 10**9  # a time that lies so far in the future is no sign of writing
-_PLAIN = ("class_names", "split_note", "levels", "label_names", "notes")
+_PLAIN = ("class_names", "split_note", "label_names", "notes")
 Mark = tuple[int, int, int]
 
 
@@ -81,9 +82,9 @@ class PictureIndex:
         about: plain values.
         arrays: by name. `marks` int64 [F, 3] of the paths in `marked_joined` and `marked_ends`; the pictures as `name_joined`,
             `name_ends`, `folder_joined`, `folder_ends` and `folder_of`; `labels` int32 [N]; `stamps` int64 [n, 2] of an even
-            spread of pictures, size and time. Where there are any `parts` int8 [N], `sizes` int64 [N], and the starts and
-            entries of sets. Later `looked_at` int64 [n], `headers` int32 [n, 3] (height, width, grey; -1 unreadable) and
-            `digests` uint64 [N].
+            spread of pictures, size and time. Where there are any `parts` int8 [N], `sizes` int64 [N], the starts and entries
+            of sets, and by level the groups of the classes. Later `looked_at` int64 [n], `headers` int32 [n, 3] (height,
+            width, grey; -1 unreadable) and `digests` uint64 [N].
     """
 
     def __init__(self, root: str, purpose: str, *, is_kept: bool = True) -> None:
@@ -121,7 +122,13 @@ class PictureIndex:
             "folder_of": listed.folder_of,
             "labels": pictures.labels.astype(np.int32),
         }
-        self.about = {"base": os.path.abspath(called), **{name: getattr(pictures, name) for name in _PLAIN}}
+        # Copies lie close together. The originals lie between what reading the lists needed, whose memory they would hold.
+        plain = json.loads(json.dumps({name: getattr(pictures, name) for name in _PLAIN}))
+        self.about = {"base": os.path.abspath(called), **plain, "levels": {}}
+        for level, groups in pictures.levels.items():
+            numbers = {group: number for number, group in enumerate(dict.fromkeys(groups))}
+            self.about["levels"][level] = list(numbers)
+            self.arrays[f"level {level}"] = np.array([numbers[group] for group in groups], dtype=np.int32)
         if pictures.split is not None:
             words, parts = np.unique(pictures.split, return_inverse=True)
             self.about["parts"], self.arrays["parts"] = words.tolist(), parts.astype(np.int8)
@@ -154,7 +161,10 @@ class PictureIndex:
             class_names=list(about["class_names"]),
             split=np.array(about["parts"])[arrays["parts"]] if "parts" in arrays else None,
             split_note=str(about["split_note"]),
-            levels=dict(about["levels"]),
+            levels={
+                level: [groups[number] for number in arrays[f"level {level}"].tolist()]
+                for level, groups in about["levels"].items()
+            },
             label_sets=LabelSets(arrays["set_starts"], arrays["set_index"], len(names)) if "set_starts" in arrays else None,
             label_names=names,
             notes=list(about["notes"]),
@@ -219,7 +229,7 @@ def spread(count: int, most: int) -> np.ndarray:
 def _stamps(paths: Sequence[str]) -> np.ndarray:
     """Size and time of an even spread of files, int64 [n, 2]; -1 of those that are gone."""
     rows = spread(len(paths), CHECKED)
-    some = paths.select(rows) if isinstance(paths, PathList) else [paths[row] for row in rows.tolist()]
+    some = paths.select(rows) if isinstance(paths, PathList) else [str(paths[row]) for row in rows.tolist()]
     stamps = array("q")
     for path in some:
         changed, size, _ = mark_of(path)

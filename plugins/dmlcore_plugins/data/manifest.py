@@ -92,7 +92,7 @@ class Manifest(DataSource):
         if not has_texts:
             marks |= {folder: mark_of(folder) for folder in dict.fromkeys(os.path.dirname(path) for path, _, _ in rows)}
             rows, notes = _existing(rows, notes, file)
-        samples = [sample for sample, _, _ in rows]
+        samples: Sequence[str] = [sample for sample, _, _ in rows]
         has_sets = _label_column(columns) == "labels"
         sets = named_sets([parted_labels(label) for _, label, _ in rows]) if has_sets else None
         label_sets, groups = None, dict[str, list[str]]()
@@ -221,6 +221,7 @@ def _read(
     part = "split" if "split" in columns else "official_split"
     rows: list[tuple[str, str, str]] = []
     seen: dict[str, int] = {}
+    words: dict[str, str] = {}  # labels and parts, each once in memory
     incomplete = repeated = conflicting = 0
     for row in table:
         path, label, split = row.values[sample], row.values.get(column, ""), row.values.get(part, "")
@@ -238,7 +239,7 @@ def _read(
                 repeated += 1
             continue
         seen[whole] = len(rows)
-        rows.append((whole, label, split))
+        rows.append((whole, words.setdefault(label, label), words.setdefault(split, split)))
     for count, what in (
         (incomplete, f"without a {sample} or a label (empty or nan)"),
         (repeated, "that repeat an earlier one"),
