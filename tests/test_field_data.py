@@ -54,6 +54,18 @@ def test_a_folder_is_recognised_and_keeps_the_contract(form: str, tmp_path: Path
         load(name, tmp_path / "nowhere")
 
 
+@pytest.mark.parametrize(("form", "place"), [("cub", "images"), ("in_shop", "Img/img"), ("tiny_imagenet", "train")])
+def test_a_folder_within_a_data_set_is_named(form: str, place: str, tmp_path: Path) -> None:
+    name, make = files.LAYOUTS[form]
+    root = make(tmp_path / "data")
+    source, table = load_table(str(root / place), options={"memory_mb": 0})
+    assert source.name == "folder"
+    assert [note for note in table.skipped if f"'{root}', which holds the lists" in note and f"--{name}.path" in note]
+    assert not [note for note in load_table(str(root))[1].skipped if "which holds the lists" in note]
+    with pytest.raises(DataError, match="is a file, but must be the folder of"):
+        load(name, next(path for path in root.rglob("*.*") if path.is_file()))
+
+
 @pytest.mark.parametrize("end", ["\n", "\r\n"])
 def test_cub(end: str, tmp_path: Path) -> None:
     root = files.cub(tmp_path / "CUB_200_2011", end)

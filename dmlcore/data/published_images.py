@@ -153,6 +153,7 @@ class PublishedImages(DataSource):
         root = self.root_of(path)
         if root is None:
             what = f"'{path}' holds no {self.title}" if path.is_dir() else f"there is no folder '{path}'"
+            what = f"'{path}' is a file, but must be the folder of {self.title}" if path.is_file() else what
             raise DataError(f"{what}. {place}")
         return root
 

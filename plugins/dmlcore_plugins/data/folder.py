@@ -17,6 +17,7 @@ from dmlcore.data import (
     ImageSearch,
     PathList,
     Pictures,
+    PublishedImages,
     Table,
     find_source,
     is_image,
@@ -30,6 +31,7 @@ from dmlcore.errors import DataError
 from dmlcore.files import expanded, writable_text
 
 _NAMED = 3  # folders named in a note
+_ABOVE = 2  # folders above that are looked at for lists
 
 
 class Folder(DataSource):
@@ -65,6 +67,7 @@ class Folder(DataSource):
         if len(table.class_names) == 1 and self.needs_labels:
             only = table.class_names[0]
             raise DataError(f"folder '{root}' holds one class, '{only}', but learning compares classes{_hint(root)}")
+        table.skipped = [*_note_on_lists(root), *table.skipped]
         return table
 
     def _searched(self, root: Path) -> Pictures:
@@ -126,6 +129,21 @@ def _part_word(folder: Path) -> str:
 def _loose(folders: list[Path]) -> list[str]:
     count = sum(is_image(entry) for folder in folders for entry in os.scandir(folder))
     return [f"{count} images directly in the folder belong to no class and were ignored"] if count else []
+
+
+def _note_on_lists(root: Path) -> list[str]:
+    """What to say where a folder lies in a published data set, whose lists have other classes and parts."""
+    for above in list(Path(os.path.abspath(root)).parents)[:_ABOVE]:
+        try:
+            component = find_source(str(above))[0]
+        except DataError:
+            continue
+        if issubclass(component, PublishedImages):
+            return [
+                f"the folder lies in '{writable_text(str(above))}', which holds the lists of {component.title}: its published"
+                f" classes and parts are read by --data {component.name} --{component.name}.path DIR, with that folder"
+            ]
+    return []
 
 
 def _hint(root: Path) -> str:
