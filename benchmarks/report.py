@@ -173,19 +173,19 @@ BLOCKS = {f.__name__: f for f in (goals, ratios, memory, calls, threads, allocat
 
 def starts(rows: list[Row]) -> str:
     """The first and the second start with very many pictures, now and before there was an index of the source's files."""
-    by_key = {(row["case"], row["n"], row["start"], row["rival"]): row for row in rows}
+    by_key = {(row["case"], int(row["n"]), row["start"], row["rival"]): row for row in rows}
     lines = []
-    for case, n, start in dict.fromkeys((row["case"], row["n"], row["start"]) for row in rows):
-        entries = [f"`{case}`", f"{int(n):,}", start]
+    for n, case, start in sorted({(int(row["n"]), str(row["case"]), str(row["start"])) for row in rows}):
+        entries = [f"`{case}`", f"{n:,}", start]
         for rival in ("dmlcore", "against"):
             row = by_key.get((case, n, start, rival))
             if row is None:
                 entries += ["-", "-", "-"]
                 continue
-            entries += [f"{number(row, 'seconds'):.1f}", f"{number(row, 'held_bytes') + number(row, 'mapped_bytes'):.0f}"]
+            entries += [f"{number(row, 'cpu_seconds'):.1f}", f"{number(row, 'held_bytes') + number(row, 'mapped_bytes'):.0f}"]
             entries.append(f"{number(row, 'peak_bytes'):.0f}")
         lines.append(entries)
-    header = ["s", "bytes", "at most"]
+    header = ["CPU s", "bytes", "at most"]
     return _table(["source", "pictures", "start", *header, *(f"{name}, before" for name in header)], lines)
 
 
