@@ -50,13 +50,13 @@ def flag(name: str, kind: Any, text: str, default: Any = None, *, is_positional:
 def settings_flags(settings: type) -> inspect.Parameter:
     """The settings of a command as flags without a prefix: `--source`."""
     flags = _flags_class(Component("settings", "", "", settings))
-    annotation = Annotated[flags, Parameter(name="*", group=Group("Settings"))]
+    annotation = Annotated[flags, Parameter(name="*", group=_group("Settings"))]
     return inspect.Parameter("settings", inspect.Parameter.KEYWORD_ONLY, annotation=annotation, default=flags())
 
 
 def run_settings_flags() -> inspect.Parameter:
     """The settings of a run as flags without a prefix (`--steps`), each in the help of its group."""
-    groups = {name: Group(name.capitalize(), sort_key=number) for number, name in enumerate(GROUPS)}
+    groups = {name: _group(name.capitalize(), sort_key=number) for number, name in enumerate(GROUPS)}
     fields = []
     for key, place in PLACES.items():
         text = " ".join(option_help(GROUPS[place.group])[place.name].split())
@@ -72,7 +72,7 @@ def run_settings_flags() -> inspect.Parameter:
 def component_flags(component: Component) -> inspect.Parameter:
     """A component's options as flags with its name before them: `--ms.alpha`, `--example/centroid.temperature`."""
     flags = _flags_class(component)
-    group = Group(f"{component.kind} {component.table}")
+    group = _group(f"{component.kind} {component.table}")
     annotation = Annotated[flags, Parameter(name=component.table, group=group)]
     name = parameter_name(component.table)
     return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, annotation=annotation, default=flags())
@@ -101,6 +101,28 @@ def command(function: Callable[..., int], flags: list[inspect.Parameter], text: 
     call.__annotations__ = {flag.name: flag.annotation for flag in flags}
     call.__doc__ = text
     return call
+
+
+def _group(name: str, **options: Any) -> Group:
+    """A group of the help, in which no name of a flag is broken."""
+    from cyclopts.help import DefaultFormatter
+
+    return Group(name, help_formatter=DefaultFormatter(column_specs=_columns), **options)
+
+
+def _columns(console: Any, options: Any, entries: list[Any]) -> tuple[Any, ...]:
+    """The columns of cyclopts, that of names as wide as the longest name, but at most half of the screen."""
+    import attrs
+    from cyclopts.help.specs import NameRenderer, get_default_parameter_columns
+
+    longest = max((len(label) for entry in entries for label in entry.display_labels), default=0)
+    columns = []
+    for column in get_default_parameter_columns(console, options, entries):
+        if isinstance(column.renderer, NameRenderer):
+            width = max(column.max_width or 0, min(longest + 2, console.width // 2))
+            column = attrs.evolve(column, renderer=NameRenderer(max_width=width), max_width=width)
+        columns.append(column)
+    return tuple(columns)
 
 
 def _flags_class(component: Component) -> type:

@@ -22,6 +22,7 @@ from PIL import Image
 from rich.console import Console
 
 from dmlcore import cli, plugins
+from dmlcore.training.settings import PLACES
 
 SMALL = ["--steps", "6", "--eval-every", "3", "--classes-per-batch", "8", "--embedding-dim", "8"]
 
@@ -108,6 +109,18 @@ def test_help_is_quick_and_loads_no_torch() -> None:
         assert "Usage: dmlcore" in done.stdout and not done.stderr
         # Processor time, since other processes may keep this one waiting; the target is half a second on an idle machine.
         assert after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime < 1.0
+
+
+def test_help_breaks_no_flag_on_a_narrow_screen(
+    monkeypatch: pytest.MonkeyPatch, here: Callable[..., tuple[int, str, str]]
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    out = here("train", "--help")[1]
+    words = set(out.split())
+    for key, place in PLACES.items():
+        flag = key.replace("_", "-")
+        assert f"--{flag}" in words and (place.type is not bool or f"--no-{flag}" in words), flag
+    assert max(map(len, out.splitlines())) <= 80
 
 
 def test_help_shows_the_options_of_what_is_chosen(here: Callable[..., tuple[int, str, str]], features: Path) -> None:

@@ -121,6 +121,10 @@ def test_misuse_is_refused(pictures: str, tmp_path: Path) -> None:
     for values, told in (
         ({"trainable_stages": 5}, "has 4 stages"),
         ({"freeze_norm": "all", "conv": {"norm": "none"}}, "no BatchNorm"),
+        (
+            {"recipe": "oodml_ms", "npz": {"crops": "square"}, "conv": {"norm": "none"}},
+            "as the recipe 'oodml_ms' may say, but the model 'conv'",
+        ),
         ({"head": "none", "embedding_dim": "none", "trainable_stages": 0}, "nothing of the model"),
     ):
         with pytest.raises(ConfigError, match=told):

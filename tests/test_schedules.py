@@ -130,6 +130,22 @@ def test_a_run_follows_its_schedule(data: str, tmp_path: Path) -> None:
     assert rates(tmp_path / "run") == pytest.approx([0.1] * 3 + [0.05] * 3 + [0.025] * 2)
 
 
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        ({"milestones": (3, 7)}, ""),
+        ({"milestones": (3, 8, 90)}, "milestones = 8, 90 lies beyond the 8 steps"),
+        ({"every": 8}, "every = 8 lies beyond the 8 steps"),
+        ({}, ""),
+    ],
+)
+def test_falls_beyond_the_end_are_told(options: dict[str, Any], told: str, data: str, tmp_path: Path) -> None:
+    """A trial of few steps by a recipe is no mistake, so it is a warning."""
+    result = train(out=tmp_path / "run", **settings(data, schedule="multi_step", validation="none"), multi_step=options)
+    warnings = [text for text in result.get("warnings", []) if "beyond" in text]
+    assert len(warnings) == bool(told) and all(told in text for text in warnings)
+
+
 def test_a_plateau_goes_on_exactly(data: str, tmp_path: Path) -> None:
     values = settings(data, schedule="plateau", learning_rate=0.3, plateau={"patience": 0, "gamma": 0.5})
     train(out=tmp_path / "whole", **values)

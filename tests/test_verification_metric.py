@@ -154,3 +154,13 @@ def test_in_train_and_eval(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -
     assert sum(part["verification.missing"] for part in whole.values()) < 12 * 2 * len(whole)
     assert cli.main(["train", "--data", str(photos), *words, "--verification.pairs", "nothing.csv"]) == 2
     assert "cannot read" in capsys.readouterr().err
+    (tmp_path / "strange.csv").write_text("first,second,same\nAda/1.jpg,class 1/0.png,1\nAda/1.jpg,Bob/2.jpg,0\n")
+    strange = ["--verification.pairs", str(tmp_path / "strange.csv")]
+    assert cli.main(["train", "--data", str(photos), "--out", str(tmp_path / "none"), *words, *strange]) == 2
+    assert "has both samples in the data (validation, test). It names 'Ada/1.jpg'" in capsys.readouterr().err
+    assert not (tmp_path / "none").exists()
+    assert cli.main(["embed", str(tmp_path / "run"), "--data", str(photos), "--out", str(tmp_path / "e.npz")]) == 0
+    for what in ([str(tmp_path / "run"), "--data", str(photos)], [str(tmp_path / "run")], [str(tmp_path / "e.npz")]):
+        capsys.readouterr()
+        assert cli.main(["eval", *what, "--metrics", "verification", *strange]) == 2
+        assert "no pair of" in capsys.readouterr().err

@@ -119,6 +119,9 @@ def test_the_command_on_a_folder_without_classes(tmp_path: Path, capsys: pytest.
     assert cli.main(["eval", str(run)]) == 2
     assert "has no labels" in capsys.readouterr().err
     assert cli.main(["report", str(run)]) == 0
+    folds = ["--views", "2", "--folds", "2", "--out", str(tmp_path / "folds")]
+    assert cli.main(["train", "--data", str(flat), *folds, *SHORT]) == 2
+    assert "flat' has no classes that folds could divide. Leave --folds out" in " ".join(capsys.readouterr().err.split())
     photos = image_folder(tmp_path / "photos", 12, 4, mode="RGB", size=(24, 24))
     words = ["--data", str(photos), "--metrics", "knn,linear_probe", "--json"]
     capsys.readouterr()

@@ -5,7 +5,7 @@ themselves are in `metrics`.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -185,6 +185,22 @@ def why_not_ranked(dataset: LabelledDataset) -> str:
     if dataset.num_classes == 1:
         return "there is one class, so whatever a query finds is right, and no measure of retrieval says anything"
     return ""
+
+
+def check_names(metrics: Sequence[Metric], parts: Mapping[str, LabelledDataset]) -> None:
+    """Refuse data of which a measure that goes by names can say nothing.
+
+    Args:
+        metrics: further measures.
+        parts: that will be measured.
+
+    Raises:
+        DataError: a measure finds nothing in any of them.
+    """
+    asked = [metric for metric in metrics if metric.takes_names]
+    names = {name: part.own_names() for name, part in parts.items()} if asked else {}
+    for metric in asked:
+        metric.check_names(names)
 
 
 def evaluate(embeddings: Tensor | DividedRows, dataset: LabelledDataset, metrics: Sequence[Metric] = ()) -> dict[str, Any]:

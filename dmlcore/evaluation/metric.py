@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -42,6 +42,16 @@ class Metric(ABC):
         if options is not None and values:
             raise ConfigError(f"{self.name}: give either an Options object or options by name, not both")
         self.options: Any = options if options is not None else build_options(self.Options, values, self.name)
+
+    def check_names(self, parts: Mapping[str, Sequence[str]]) -> None:
+        """Refuse data of which nothing can be measured, before anything is computed. Asked where it `takes_names`.
+
+        Args:
+            parts: names of the samples of each part that will be measured.
+
+        Raises:
+            DataError: it cannot measure any of them.
+        """
 
     @abstractmethod
     def __call__(self, embeddings: Tensor, labels: Tensor) -> dict[str, float]:

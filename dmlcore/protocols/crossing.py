@@ -178,7 +178,7 @@ def _write_folds(config: RunConfig, folds: int, out: Path) -> None:
     """Keep the folds of a seed, so that all its models have the same ones also where the data grow meanwhile.
 
     Raises:
-        ConfigError: too few classes, or samples with several labels.
+        ConfigError: no classes or too few, or samples with several labels.
     """
     from dmlcore.training.building import open_splits
 
@@ -188,6 +188,10 @@ def _write_folds(config: RunConfig, folds: int, out: Path) -> None:
         return
     splits = open_splits(config)
     assert splits.record is not None
+    if not splits.has_labels:
+        raise ConfigError(
+            f"'{splits.name}' has no classes that folds could divide. Leave --folds out: a run by --views holds samples out"
+        )
     if splits.train.sets is not None:
         raise ConfigError("the samples have several labels, so no folds share no class. Leave --folds out")
     parts = folds_of(RecordedSplit.of_json(splits.record()), folds, seed)

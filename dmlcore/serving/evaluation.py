@@ -117,6 +117,7 @@ def evaluate(
         raise ConfigError(f"'{model}' holds embeddings, which are measured themselves: leave --data out, or name a model")
     with agreeing(dividing()):
         source = parts_of_entries(read_embeddings(model), str(model))
+        evaluating.check_names(how.metrics or (), source.parts)
     embeddings = {name: rows_of_ranks(len(part), _fetch(part)) for name, part in source.parts.items()}
     return _measured({"embeddings_file": str(model)}, source, embeddings, how, how.metrics or ())
 
@@ -132,7 +133,8 @@ def _evaluate_model(
             raise DataError(
                 f"'{opened.name}' has no labels, so nothing can be measured on it. `dmlcore embed` writes its embeddings"
             )
-    parts = {name: part for name, part in opened.parts.items() if name in (*MEASURED_PARTS, "all")}
+        parts = {name: part for name, part in opened.parts.items() if name in (*MEASURED_PARTS, "all")}
+        evaluating.check_names(how.metrics or (), parts)  # a run's own measures may be of other data
     source = Parts(opened.name, parts, opened.notes, True, opened.sample_names, opened.paths)
     threads = default_threads()
     embeddings = {

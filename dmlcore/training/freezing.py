@@ -13,7 +13,7 @@ from dmlcore.models.stages import stages_of
 from dmlcore.training.setting_groups.rates import RateSettings
 
 
-def freeze_parts(trunk: Trunk, rates: RateSettings) -> None:
+def freeze_parts(trunk: Trunk, rates: RateSettings, recipe: str | None = None) -> None:
     """Freeze what the settings say. To be called before an optimiser is built.
 
     Frozen parameters get no gradient and no decay. Frozen stages, and BatchNorm layers whose statistics are frozen, compute in
@@ -22,6 +22,7 @@ def freeze_parts(trunk: Trunk, rates: RateSettings) -> None:
     Args:
         trunk: changed in place. Its parameters keep their names.
         rates: the settings.
+        recipe: that the run follows, which may have set them.
 
     Raises:
         ConfigError: more stages than the trunk has, or no BatchNorm.
@@ -31,7 +32,11 @@ def freeze_parts(trunk: Trunk, rates: RateSettings) -> None:
     if rates.freeze_norm != "none":
         layers = [module for module in trunk.modules() if isinstance(module, _BatchNorm)]
         if not layers:
-            raise ConfigError(f"freeze_norm is '{rates.freeze_norm}', but the model '{trunk.name}' has no BatchNorm layers")
+            by = "" if recipe is None else f", as the recipe '{recipe}' may say,"
+            raise ConfigError(
+                f"freeze_norm is '{rates.freeze_norm}'{by} but the model '{trunk.name}' has no BatchNorm layers. Say"
+                f" --freeze-norm none, or take a model with such layers"
+            )
         for layer in layers:
             if rates.freeze_norm == "all":
                 layer.requires_grad_(False)

@@ -45,6 +45,12 @@ class Guards:
         """What was wrong so far."""
         return list(self._told.values())
 
+    def of_schedule(self) -> Iterator[str]:
+        """What of the schedule does not come true."""
+        text = self.run.schedule.unreached(self.run.steps)
+        if text:
+            yield from self._once("schedule", f"the schedule '{self.run.schedule.name}': {text}")
+
     def of_batch(self, labels: Tensor) -> Iterator[str]:
         """What is wrong with a batch, labels [B] or bool [B, L]."""
         is_alone = len(labels.unique()) == len(labels) if labels.ndim == 1 else int(labels.sum(0).max()) < 2

@@ -153,6 +153,8 @@ class Training:
 
     def _train(self) -> None:
         run = self.run
+        for text in self.guards.of_schedule():
+            self.events.note(text)
         if run.evaluated < 0 or (run.evaluated < run.step and self._is_evaluated_now()):
             self._evaluate() if run.validates else self._take_last()
         batches = run.batches()

@@ -20,6 +20,7 @@ from dmlcore.data.rotations import with_rotated_classes
 from dmlcore.data.views import with_views
 from dmlcore.errors import ConfigError, TrainingError
 from dmlcore.evaluation import Metric
+from dmlcore.evaluation.evaluating import check_names
 from dmlcore.models import EmbeddingModel
 from dmlcore.ranks.statistics import share_statistics
 from dmlcore.training import building, checkpoints, requirements
@@ -146,7 +147,7 @@ class Run:
         (self.optimizer,) = building.build_components(self.config, "optimizer")
         (self.schedule,) = building.build_components(self.config, "schedule")
         self._check_schedule()
-        freeze_parts(model.trunk, self.config.settings.rates)
+        freeze_parts(model.trunk, self.config.settings.rates, settings.run.recipe)
         self.optimiser = build_optimiser(
             self.model,
             self.ensemble,
@@ -169,6 +170,7 @@ class Run:
         self._trained = [p for p in model.trunk.parameters() if p.requires_grad]
         self.sampler = building.build_sampler(self.config, train, self.classes_per_batch, self.steps)
         self.metrics: list[Metric] = building.build_components(self.config, "metric")
+        check_names(self.metrics, {"validation": self.splits.validation, "test": self.splits.test})
         self._batches: Batches | None = None
         self.step = 0
         self.evaluated = -1

@@ -42,6 +42,10 @@ class Schedule:
         """
         raise NotImplementedError(f"the schedule '{self.name}' must write factor()")
 
+    def unreached(self, steps: int) -> str:
+        """What of it a run of so many steps never comes to, in a sentence that warns; empty: nothing."""
+        return ""
+
     def evaluated(self, score: float) -> None:
         """Hear of the MAP@R of an evaluation on the validation part."""
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,7 +12,7 @@ from torch import Tensor
 
 import dmlcore
 from dmlcore.config import check_range
-from dmlcore.errors import ConfigError
+from dmlcore.errors import ConfigError, DataError
 from dmlcore.evaluation import Metric
 from dmlcore.evaluation.pair_files import Pairs, read_names
 from dmlcore.evaluation.verification import (
@@ -73,6 +73,20 @@ class Verification(Metric):
     def __init__(self, options: Any = None, **values: Any) -> None:
         super().__init__(options, **values)
         self._pairs = read_names(self.options.pairs) if self.options.pairs else None
+
+    def check_names(self, parts: Mapping[str, Sequence[str]]) -> None:
+        pairs = self._pairs
+        if pairs is None:
+            return
+        for names in parts.values():
+            left, right = pairs.places(names)
+            if ((left >= 0) & (right >= 0)).any():
+                return
+        example = next((name for names in parts.values() for name in names), "nothing")
+        raise DataError(
+            f"no pair of '{self.options.pairs}' has both samples in the data ({', '.join(parts)}). It names '{pairs.first[0]}',"
+            f" where the data have '{example}': a name must be that of a sample, or the end of its path"
+        )
 
     def __call__(self, embeddings: Tensor, labels: Tensor, names: Sequence[str] = ()) -> dict[str, float]:
         if self._pairs is not None:

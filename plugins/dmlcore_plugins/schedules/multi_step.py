@@ -45,6 +45,12 @@ class MultiStep(Schedule):
             return options.gamma ** bisect.bisect_right(options.milestones, step)
         return options.gamma ** (step // (options.every or max(1, -(-steps // 3))))
 
+    def unreached(self, steps: int) -> str:
+        options = self.options
+        beyond = [str(fall) for fall in (*options.milestones, *filter(None, [options.every])) if fall >= steps]
+        name = "milestones" if options.milestones else "every"
+        return f"{name} = {', '.join(beyond)} lies beyond the {steps} steps: the rate does not fall there" if beyond else ""
+
 
 @dmlcore.hookimpl
 def dmlcore_schedules() -> list[type]:
