@@ -43,7 +43,7 @@ class Metric(ABC):
             raise ConfigError(f"{self.name}: give either an Options object or options by name, not both")
         self.options: Any = options if options is not None else build_options(self.Options, values, self.name)
 
-    def check_names(self, parts: Mapping[str, Sequence[str]]) -> None:
+    def check_names(self, parts: Mapping[str, Sequence[str]]) -> None:  # noqa: B027  a measure need not refuse
         """Refuse data of which nothing can be measured, before anything is computed. Asked where it `takes_names`.
 
         Args:
