@@ -25,7 +25,7 @@ from dmlcore.protocols.fewshot.cell import Plan
 from dmlcore.reports import pictures
 
 PAGE = Path(__file__).parents[1] / "docs" / "reports" / "fewshot.md"
-LOSSES = ["ms", "circle+binomial_deviance+norm_softmax"]  # a single loss, and the set of `dmlcore train`
+LOSSES = ["ms", "circle+binomial_deviance+norm_softmax"]  # a single loss, and a set of three
 SCRIPTS = "@Latin,@Latin extended,@Cyrillic,@Cyrillic extended,@Punctuation,@Hiragana,@Katakana"
 BUDGET = {"epochs": 40, "episodes": 200, "episode_check": 10, "episode_patience": 50}
 CONV = ("conv", {"channels": [16, 32, 64], "norm": "none"})

@@ -18,7 +18,7 @@ from benchmarks.measuring import rounded, slug
 PAGE = Path(__file__).parents[1] / "docs" / "reports" / "ood.md"
 RESULTS = Path(__file__).parent / "results"
 WIDE: dict[str, Any] = {"embedding_dim": 256, "compress": 64}
-DEFAULT = ("circle", "binomial_deviance", "norm_softmax")  # the losses of `dmlcore train`
+DEFAULT = ("circle", "binomial_deviance", "norm_softmax")  # the losses of `dmlcore train` when this was measured
 METHODS: dict[str, dict[str, Any]] = {
     "ms": {"plugins": ["ms"], **WIDE},
     "circle": {"plugins": ["circle"], **WIDE},

@@ -44,8 +44,8 @@ COMMON = (
     " --seed 5 --steps 6 --eval-every 3 --warmup 2 --classes-per-batch 12 --samples-per-class 3 --learning-rate 0.001"
 )
 RUNS = {
-    "default": "",
-    "heads with compression": "--ensemble heads --compress 16",
+    "default": "--plugins circle,binomial_deviance,norm_softmax",
+    "heads with compression": "--ensemble heads --compress 16 --plugins circle,binomial_deviance,norm_softmax",
     "wel": "--ensemble wel --plugins circle,binomial_deviance,norm_softmax",
 }
 ENSEMBLES: dict[str, tuple[tuple[str, ...], dict[str, Any]]] = {

@@ -1,10 +1,10 @@
 """What a run uses where its settings name nothing: names of built-in components, in one table.
 
 `dmlcore.plugins.defaults` reads it, so that dmlcore itself names no plugin. Data and trunks say by themselves whether they are
-the default. `docs/reports/ensembles.md` has the measurements behind the losses and the weighting.
+the default. `docs/reports/defaults.md` has the measurements behind the losses and the weighting.
 """
 
-LOSSES = ("circle", "binomial_deviance", "norm_softmax")
+LOSSES = ("circle", "binomial_deviance", "sup_con")
 TRUNKS_AT_RANDOM = {"features": "mlp"}  # in place of the default trunk, for heads, published ensembles and few-shot networks
 SAMPLER = "class_balanced"
 SAMPLER_OF_VIEWS = "views"  # without labels

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -51,6 +51,11 @@ class Conv(Trunk):
     Options = ConvOptions
     accepts = frozenset(("images",))
     default_for = frozenset(("images",))
+
+    @classmethod
+    def preset(cls, options: ConvOptions, sample_shape: tuple[int, ...]) -> dict[str, Any]:
+        """Such a small network learns at a high rate. `docs/reports/defaults.md` has the measurements."""
+        return {"learning_rate": 4e-3}
 
     def __init__(self, options: ConvOptions, sample_shape: tuple[int, ...]) -> None:
         super().__init__(options, sample_shape)
