@@ -7,14 +7,17 @@ processes. It uses nothing but what every version of dmlcore offers.
 
 from __future__ import annotations
 
+import atexit
 import json
 import os
 import resource
+import shutil
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 SLOPES = (0.003, 0.01, 0.05, 0.1, 0.2)
@@ -42,6 +45,7 @@ CASES: dict[str, tuple[str, int, int, Any]] = {  # kind, N, d, what else
     "mined by windows": ("separated", 2048, 128, ("contrastive", {"miner": "multi_similarity"})),
     "smooth_ap, separated classes": ("separated", 2048, 128, ("smooth_ap", {})),
     "smooth_ap, separated classes of 64": ("separated", 2048, 128, ("smooth_ap", {}, 64)),
+    "training step on features, default losses": ("training", 128, 384, None),
     "mined semihard": ("separated", 2048, 128, ("contrastive", {"miner": "semihard"})),
 }
 STARTS: dict[str, list[str]] = {
@@ -49,17 +53,21 @@ STARTS: dict[str, list[str]] = {
     "import of the losses": ["-c", "import dmlcore; dmlcore.losses"],
     "dmlcore plugins, again": ["-m", "dmlcore", "plugins"],
     "a mistyped command": ["-m", "dmlcore", "trian"],
+    "a run of one step": ["-m", "dmlcore", "train", "--data", "glyphs", "--device", "cpu", "--steps", "1"],
 }
 
 
 def _steps(case: str) -> tuple[Step, Step]:
-    """A step of the case, forward and backward as a user calls it, and the bare products it cannot do without."""
+    """A step of the case, forward and backward as a user calls it, and the bare products it cannot do without. Of training it
+    is a whole step, and the same with a loss that costs next to nothing."""
     import torch
 
     import dmlcore
     from dmlcore.losses import create
 
     kind, n, d, more = CASES[case]
+    if kind == "training":
+        return _training_step(d), _training_step(d, lambda embeddings, labels: embeddings.square().mean())
     generator = torch.Generator().manual_seed(0)
     per_class = more[2] if kind == "separated" and len(more) > 2 else 4
     labels = (torch.arange(n) // per_class)[torch.randperm(n, generator=generator)]
@@ -102,6 +110,29 @@ def _steps(case: str) -> tuple[Step, Step]:
             torch.mm(similarities.T, x, out=of_references)
 
     return run, products
+
+
+def _training_step(width: int, loss: Any = None) -> Step:
+    """A step of training on a table of features as `dmlcore train` takes it, with its default losses or another one."""
+    import numpy as np
+
+    from dmlcore.training import RunConfig
+    from dmlcore.training.folder import RunFolder
+    from dmlcore.training.loop import Training
+    from dmlcore.training.objects import Objects
+    from dmlcore.training.run import Run
+
+    folder = Path(tempfile.mkdtemp())
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    random = np.random.default_rng(0)
+    labels = np.repeat(np.arange(80), 50)
+    np.savez(folder / "table.npz", x=random.standard_normal((len(labels), width), dtype=np.float32), y=labels)
+    losses = {} if loss is None else {"plugins": "python_loss"}
+    config = RunConfig.create(steps=10**6, eval_every=10**6, device="cpu", data=str(folder / "table.npz"), **losses)
+    config = config if loss is None else config.with_objects(Objects(losses=(loss,)))
+    training = Training(Run(config, RunFolder(folder / "run")), [], None)
+    batches = training.run.batches()
+    return lambda: training.step(batches)
 
 
 def measure(case: str, seconds: float = SECONDS) -> dict[str, float]:

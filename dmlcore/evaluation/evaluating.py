@@ -33,6 +33,7 @@ def columns(recall_at: Sequence[int] = RECALL_AT) -> dict[str, str]:
 COLUMNS = columns()
 _RAW = {"images": "raw pixels", "features": "raw features", "texts": "raw trigrams"}
 HALF = "± (95 %)"  # the row of half intervals
+BATCH = 128  # samples at a time. Of 256 small images the first activations are fresh pages each time, a third slower
 RAW_SIDE = 32  # pixels: larger images are averaged down to this before they are compared as they are
 
 
@@ -47,7 +48,7 @@ def _evaluating(model: nn.Module) -> Iterator[None]:
         model.train(was_training)
 
 
-def samples(dataset: LabelledDataset, batch_size: int = 256, workers: int | None = 0) -> Iterator[Tensor]:
+def samples(dataset: LabelledDataset, batch_size: int = BATCH, workers: int | None = 0) -> Iterator[Tensor]:
     """All samples in order, as float32 batches [b, ...] without augmentation."""
     from dmlcore.data import OrderedBatches, batches
 
@@ -56,7 +57,7 @@ def samples(dataset: LabelledDataset, batch_size: int = 256, workers: int | None
         yield inputs
 
 
-def embed(model: nn.Module, dataset: LabelledDataset, *, batch_size: int = 256, workers: int | None = 0) -> Tensor:
+def embed(model: nn.Module, dataset: LabelledDataset, *, batch_size: int = BATCH, workers: int | None = 0) -> Tensor:
     """Embeddings of a data set, in its order.
 
     Args:
@@ -72,7 +73,7 @@ def embed(model: nn.Module, dataset: LabelledDataset, *, batch_size: int = 256, 
 
 
 def embed_rows(
-    model: nn.Module, dataset: LabelledDataset, *, batch_size: int = 256, workers: int | None = 0
+    model: nn.Module, dataset: LabelledDataset, *, batch_size: int = BATCH, workers: int | None = 0
 ) -> Tensor | DividedRows:
     """The same, where ranks divide the work with their rows left to each. Arguments as of `embed`."""
     device = next((p.device for p in model.parameters()), torch.device("cpu"))
@@ -109,7 +110,12 @@ def _of_all_batches(
 
 
 def embed_named(
-    model: EmbeddingModel, dataset: LabelledDataset, *, batch_size: int = 256, workers: int | None = 0, only: str | None = None
+    model: EmbeddingModel,
+    dataset: LabelledDataset,
+    *,
+    batch_size: int = BATCH,
+    workers: int | None = 0,
+    only: str | None = None,
 ) -> dict[str, Tensor]:
     """Everything a model could serve, by name (`whole`, `head NAME`, `compressed`, `student`): `[N, d]` float32 each.
 
@@ -120,12 +126,16 @@ def embed_named(
         workers: processes that decode image files. None: as `dmlcore.data.loading.default_workers` says.
         only: one name.
     """
-    named = _named_rows(model, dataset, batch_size, workers, only)
+    named = named_rows(model, dataset, batch_size, workers, only)
     return {name: whole_rows(rows) for name, rows in named.items()}
 
 
-def _named_rows(
-    model: EmbeddingModel, dataset: LabelledDataset, batch_size: int, workers: int | None, only: str | None = None
+def named_rows(
+    model: EmbeddingModel,
+    dataset: LabelledDataset,
+    batch_size: int = BATCH,
+    workers: int | None = 0,
+    only: str | None = None,
 ) -> dict[str, Tensor | DividedRows]:
     """`embed_named`, with the rows left to each rank where ranks divide the work."""
     if not len(dataset):
@@ -148,22 +158,30 @@ def _named_rows(
 
 
 def evaluate_named(
-    model: EmbeddingModel, dataset: LabelledDataset, *, workers: int | None = 0, metrics: Sequence[Metric] = ()
+    embeddings: dict[str, Tensor | DividedRows],
+    dataset: LabelledDataset,
+    metrics: Sequence[Metric] = (),
+    measured: dict[str, dict[str, Any]] | None = None,
 ) -> dict[str, dict[str, Any]]:
-    """Retrieval metrics of everything a model could serve, by name; `embedding_dim` is the length of each."""
-    return {
-        name: {
-            "embedding_dim": (rows.own if isinstance(rows, DividedRows) else rows).shape[1],
-            **evaluate(rows, dataset, metrics),
-        }
-        for name, rows in _named_rows(model, dataset, 256, workers).items()
-    }
+    """Retrieval metrics of everything a model could serve, by name; `embedding_dim` is the length of each.
+
+    Args:
+        embeddings: by name, of `named_rows`.
+        dataset: that was embedded.
+        metrics: measures beside those of retrieval.
+        measured: by name what `evaluate` gave already.
+    """
+    named: dict[str, dict[str, Any]] = {}
+    for name, rows in embeddings.items():
+        values = measured[name] if measured and name in measured else evaluate(rows, dataset, metrics)
+        named[name] = {"embedding_dim": (rows.own if isinstance(rows, DividedRows) else rows).shape[1], **values}
+    return named
 
 
 def raw_features(dataset: LabelledDataset, *, workers: int | None = 0) -> Tensor:
     """The samples as they are: features, pixels with larger images averaged down to 32 x 32, or counts of the trigrams of
     texts; [N, F] float32."""
-    return whole_rows(_of_all_batches(dataset, _raw, 256, workers))
+    return whole_rows(_of_all_batches(dataset, _raw, BATCH, workers))
 
 
 def _raw(inputs: Tensor) -> Tensor:
@@ -308,41 +326,6 @@ def evaluate_model(
     return evaluate(embed_rows(model, dataset, workers=workers), dataset, metrics)
 
 
-def compare(
-    model: nn.Module,
-    untrained: nn.Module | None,
-    parts: dict[str, LabelledDataset],
-    *,
-    kind: str,
-    name: str = "untrained network",
-    workers: int | None = 0,
-    metrics: Sequence[Metric] = (),
-    kept: dict[str, Tensor | DividedRows] | None = None,
-) -> tuple[dict[str, dict[str, Any]], dict[str, dict[str, dict[str, Any]]]]:
-    """A model beside its two baselines.
-
-    Args:
-        model: the trained one.
-        untrained: the same with its first weights, or None where these are not known.
-        parts: data sets by name.
-        kind: `images`, `features` or `texts`.
-        name: of the untrained model among the baselines.
-        workers: processes that decode image files. None: as `dmlcore.data.loading.default_workers` says.
-        metrics: measures beside those of retrieval.
-        kept: receives the embeddings of the trained model by part, [N, D], for what else is done with them.
-
-    Returns:
-        Metrics by part (and `PART (LEVEL)`), and metrics by baseline and part.
-    """
-    results: dict[str, dict[str, Any]] = {}
-    for part, dataset in parts.items():
-        embeddings = embed_rows(model, dataset, workers=workers)
-        results |= evaluate_levels(embeddings, part, dataset, metrics)
-        if kept is not None:
-            kept[part] = embeddings
-    return results, baselines_of(untrained, parts, kind=kind, name=name, workers=workers, metrics=metrics)
-
-
 def baselines_of(
     untrained: nn.Module | None,
     parts: dict[str, LabelledDataset],
@@ -353,9 +336,18 @@ def baselines_of(
     metrics: Sequence[Metric] = (),
     recall_at: Sequence[int] = RECALL_AT,
 ) -> dict[str, dict[str, dict[str, Any]]]:
-    """Metrics by baseline and part: the samples as they are, and an untrained model if there is one. Arguments as of `compare`;
-    `recall_at` are the values of k."""
-    without = {_RAW[kind]: lambda dataset: _of_all_batches(dataset, _raw, 256, workers)}
+    """Metrics by baseline and part (and `PART (LEVEL)`): the samples as they are, and an untrained model if there is one.
+
+    Args:
+        untrained: the model with its first weights, or None where these are not known.
+        parts: data sets by name.
+        kind: `images`, `features` or `texts`.
+        name: of the untrained model among the baselines.
+        workers: processes that decode image files. None: as `dmlcore.data.loading.default_workers` says.
+        metrics: measures beside those of retrieval.
+        recall_at: the values of k.
+    """
+    without = {_RAW[kind]: lambda dataset: _of_all_batches(dataset, _raw, BATCH, workers)}
     if untrained is not None:
         without[name] = lambda dataset: embed_rows(untrained, dataset, workers=workers)
     baselines: dict[str, dict[str, dict[str, Any]]] = {}

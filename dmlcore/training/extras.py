@@ -18,7 +18,9 @@ if TYPE_CHECKING:
     from dmlcore.models import EmbeddingModel
     from dmlcore.training.processes import Processes
 
-FITTED = 20_000  # samples that a compressor is fitted to, at most, evenly spread over the training data
+FITTED = 20_000  # samples that a head or a compressor is fitted to, at most, evenly spread over the training data
+PER_DIMENSION = 8  # samples of a compressor: axes of 4 or of 25 for each number of an embedding serve alike
+LEAST = 2_048
 
 
 class Extras:
@@ -104,7 +106,7 @@ class Compression:
         compressor = self.served.compressor
         if compressor is None or not self.is_fitted:
             return
-        part = dataset.spread(FITTED)
+        part = dataset.spread(min(max(LEAST, PER_DIMENSION * compressor.width), FITTED))
         whole = evaluating.embed_named(self.served, part, workers=workers, only="whole")["whole"]
         z = self.served.compressible(whole)
         with progress.task(f"fitting {compressor.name}"):

@@ -42,21 +42,23 @@ def final_result(run: Run, kept: dict[str, Tensor | DividedRows] | None = None) 
     untrained = baseline_model(run.config, run.splits.sample_shape, run.splits.kind, run.device, run.splits.train, run.folder)
     parts = {part: getattr(run.splits, part) for part in (("validation", "test") if run.validates else ("test",))}
     workers = run.config.settings.data.workers
-    metrics, baselines = evaluating.compare(
-        run.model,
-        untrained,
-        parts,
-        name=name_of_baseline(run.config),
-        kind=run.splits.kind,
-        workers=workers,
-        metrics=run.metrics,
-        kept=kept,
+    metrics: dict[str, dict[str, Any]] = {}
+    named: dict[str, dict[str, Any]] = {}
+    for part, dataset in parts.items():  # each is embedded once, for all that could be served
+        embeddings = evaluating.named_rows(run.model, dataset, workers=workers)
+        served = embeddings[run.model.served]
+        metrics |= evaluating.evaluate_levels(served, part, dataset, run.metrics)
+        add_named(named, run.model, part, dataset, embeddings, run.metrics, {run.model.served: metrics[part]})
+        if kept is not None:
+            kept[part] = served
+    baselines = evaluating.baselines_of(
+        untrained, parts, name=name_of_baseline(run.config), kind=run.splits.kind, workers=workers, metrics=run.metrics
     )
     return {
         "run": str(run.folder.path),
         "metrics": metrics,
         "baselines": baselines,
-        **named_metrics(run.model, parts, workers, run.metrics),
+        **({"embeddings": named} if named else {}),
         "advice": advice(
             metrics,
             baselines,
@@ -116,10 +118,28 @@ def named_metrics(
     model: EmbeddingModel, parts: dict[str, LabelledDataset], workers: int | None, metrics: Sequence[Metric] = ()
 ) -> dict[str, Any]:
     """`{"embeddings": {name: {part: metrics}}}` of a model that could serve more than one embedding, else nothing."""
-    if model.heads == 1 and model.compressor is None and model.student is None:
-        return {}
-    embeddings: dict[str, dict[str, dict[str, float]]] = {}
-    for part, dataset in parts.items():
-        for name, values in evaluating.evaluate_named(model, dataset, workers=workers, metrics=metrics).items():
-            embeddings.setdefault(name, {})[part] = values
-    return {"embeddings": embeddings}
+    named: dict[str, dict[str, Any]] = {}
+    if _has_several(model):
+        for part, dataset in parts.items():
+            embeddings = evaluating.named_rows(model, dataset, workers=workers)
+            add_named(named, model, part, dataset, embeddings, metrics)
+    return {"embeddings": named} if named else {}
+
+
+def add_named(
+    named: dict[str, dict[str, Any]],
+    model: EmbeddingModel,
+    part: str,
+    dataset: LabelledDataset,
+    embeddings: dict[str, Tensor | DividedRows],
+    metrics: Sequence[Metric] = (),
+    measured: dict[str, dict[str, Any]] | None = None,
+) -> None:
+    """Add metrics by name and part, of a model that could serve more than one embedding. Arguments as `evaluate_named`."""
+    if _has_several(model):
+        for name, values in evaluating.evaluate_named(embeddings, dataset, metrics, measured).items():
+            named.setdefault(name, {})[part] = values
+
+
+def _has_several(model: EmbeddingModel) -> bool:
+    return model.heads > 1 or model.compressor is not None or model.student is not None
