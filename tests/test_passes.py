@@ -13,8 +13,8 @@ from torch import Tensor
 
 from dmlcore import LossEnsemble
 from dmlcore.errors import ConfigError, PluginError
-from dmlcore.kernels import FunctorCall, Pass, extension, fused_passes, fused_rows, plan_options, recorded_passes
-from dmlcore.kernels.fused import CpuPasses
+from dmlcore.kernels import FunctorCall, Pass, extension, fused_passes, fused_rows, gram, plan_options, recorded_passes
+from dmlcore.kernels.cpu import CpuPasses
 from dmlcore.losses import create
 
 pytestmark = pytest.mark.skipif(extension.cpu() is None, reason="the CPU extension is not built")
@@ -85,6 +85,51 @@ def test_mixed_members_equal_losses_called_alone(members: str, heads: bool) -> N
     for plan in PLANS.values():
         with plan_options(**plan):
             assert_close(value_and_gradients(ensemble.losses, x, Y, ensemble), expected, 1e-9)
+
+
+@pytest.mark.parametrize("members", MIXED)
+@pytest.mark.parametrize("heads", [False, True])
+def test_gradients_of_single_terms_add_up_to_that_of_the_sum(members: str, heads: bool) -> None:
+    torch.manual_seed(0)
+    losses = [create(name, **options, num_classes=CLASSES, embedding_dim=WIDTH).double() for name, options in MIXED[members]]
+    columns = [HEADS[k % 2] for k in range(len(losses))] if heads else [(0, WIDTH)] * len(losses)
+    x = WIDE if heads else X
+    weights = torch.linspace(0.5, 2, len(losses), dtype=torch.float64)
+    weights[1] = 0
+    ensemble = LossEnsemble(losses, weights=weights, columns=columns if heads else None).double()
+    ensemble.eval()
+    ensemble.training = ensemble.measures_gradients = True  # but no member moves its means
+    expected = value_and_gradients(ensemble.losses, x, Y, lambda a, y: apart(losses, weights, a, y, columns))
+    assert_close(value_and_gradients(ensemble.losses, x, Y, ensemble), expected, 1e-9)
+    for k, norm in enumerate(ensemble.gradient_norms.values()):
+        leaf = x.clone().requires_grad_()
+        apart(losses[k : k + 1], torch.ones(1), leaf, Y, columns[k : k + 1]).backward()
+        assert norm.item() == pytest.approx(leaf.grad.norm().item(), rel=1e-9, abs=1e-12)
+
+
+def test_terms_that_see_what_comes_from_the_embeddings_are_left_to_autograd() -> None:
+    ensemble = LossEnsemble([create("ms"), create("sup_con")], weights=[1.0, 2.0]).double()
+    ensemble.measures_gradients = True
+    leaf = X.clone().requires_grad_()
+    ensemble(leaf, Y, references=leaf * 2 + leaf.flip(0), reference_labels=Y).backward()
+    for k, (loss, norm) in enumerate(zip(ensemble.members, ensemble.gradient_norms.values(), strict=True)):
+        alone = X.clone().requires_grad_()
+        loss.reference(alone, Y, references=alone * 2 + alone.flip(0), reference_labels=Y).backward()
+        assert norm.item() == pytest.approx(alone.grad.norm().item(), rel=1e-9)
+        leaf.grad -= (k + 1) * alone.grad
+    assert leaf.grad.abs().max() < 1e-9
+
+
+@pytest.mark.parametrize("size", [1, 31, 32, 1000])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_inner_products_are_the_same_bits_on_every_instruction_set(size: int, dtype: torch.dtype) -> None:
+    rows = torch.randn(3, size, dtype=dtype, generator=torch.Generator().manual_seed(0))
+    products = []
+    for level in extension.CPU.levels():
+        extension.CPU.use_level(level)
+        products.append(gram(rows))
+    assert all(torch.equal(product, products[0]) for product in products)
+    torch.testing.assert_close(products[0], rows.double() @ rows.double().T, rtol=1e-12, atol=1e-12)
 
 
 @pytest.mark.parametrize("relation", ["references", "own", "matrix", "function"])

@@ -7,7 +7,7 @@ import torch
 from cases import BATCHES, Case, assert_close, embeddings_of, value_and_gradients
 
 from dmlcore.kernels import Pass, extension, plan_options
-from dmlcore.kernels.fused import CpuPasses
+from dmlcore.kernels.cpu import CpuPasses
 
 pytestmark = pytest.mark.skipif(extension.cpu() is None, reason="the CPU extension is not built")
 

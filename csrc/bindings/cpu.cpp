@@ -3,6 +3,7 @@
 #include <pybind11/stl.h>
 
 #include "bindings/neighbours.h"
+#include "cpu/gram.h"
 #include "cpu/levels.h"
 #include "cpu/memory.h"
 #include "cpu/passes.h"
@@ -119,6 +120,10 @@ PYBIND11_MODULE(_cpu, m) {
   m.def("use_level", &dml::use_level);
   m.def("use_blas", [](uintptr_t sgemm, uintptr_t dgemm, uintptr_t set_threads_local) {
     dml::use_blas(reinterpret_cast<void*>(sgemm), reinterpret_cast<void*>(dgemm), reinterpret_cast<void*>(set_threads_local));
+  });
+  m.def("gram", [](uintptr_t rows, int64_t count, int64_t size, uintptr_t products) {
+    py::gil_scoped_release unlocked;
+    dml::gram(reinterpret_cast<const float*>(rows), count, size, reinterpret_cast<double*>(products));
   });
   m.def("has_blas", &dml::has_blas);
   m.def("release_workspaces", &dml::release_workspaces);

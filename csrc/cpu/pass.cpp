@@ -84,12 +84,14 @@ template <class T> class Pass final : public PassBase {
     p_.table_slopes = slopes_of_tables(static_cast<const T*>(table_cotangents));
     T* slope = zeros(slopes_, outline_.slope_cells);
     for (FunctorState& f : outline_.functors) f.slopes_at = slope, slope += f.slopes * p_.stride;
+    const std::vector<char> reached = reached_by(w);
     // Threads own the larger side and add to private copies of the other one.
     const int64_t private_rows = p_.self ? p_.A : p_.row_owner_backward ? p_.N : p_.A;
     T* copies = p_.threads > 1 ? private_grads.resize((p_.threads - 1) * private_rows * p_.D) : nullptr;
     if (several) unused.resize(2 * int64_t(p_.value_count) * p_.A);
     for (const Chunk& chunk : outline_.plan.chunks) {
       enter(chunk);
+      const Some seen(*this, reached);
       if (several) kernels_.forward(p_, unused.data(), unused.data() + int64_t(p_.value_count) * p_.A);   // its slots again
       kernels_.backward(p_, w, ga, gr, copies);
     }
@@ -108,6 +110,37 @@ template <class T> class Pass final : public PassBase {
   }
 
  private:
+  // Which functors a cotangent beside zero reaches; all, where none does.
+  std::vector<char> reached_by(const T* cotangents) const {
+    std::vector<char> reached;
+    for (const FunctorState& f : outline_.functors) {
+      const T *from = cotangents + f.value_row * p_.A, *to = from + f.values * p_.A;
+      reached.push_back(f.cells || std::any_of(from, to, [](T x) { return x != 0; }));
+    }
+    if (std::find(reached.begin(), reached.end(), 1) == reached.end()) reached.assign(reached.size(), 1);
+    return reached;
+  }
+
+  // While it lives, the kernels see some functors only: the slopes of the others are zero.
+  class Some {
+   public:
+    Some(Pass& pass, const std::vector<char>& which) : pass_(pass) {
+      for (size_t l = 0; l < which.size(); ++l)
+        if (which[l]) functors_.push_back(pass.outline_.functors[l]);
+      see(functors_);
+    }
+    ~Some() { see(pass_.outline_.functors); }
+    Some(const Some&) = delete;
+    Some& operator=(const Some&) = delete;
+
+   private:
+    void see(std::vector<FunctorState>& functors) {
+      pass_.p_.losses = functors.data(), pass_.p_.loss_count = int(functors.size());
+    }
+    Pass& pass_;
+    std::vector<FunctorState> functors_;
+  };
+
   static Outline outlined(const Input& anchors, const Input* references, int64_t width, const std::vector<FunctorCall>& calls,
                           const Relations& relations, const PlanRequest& request, Orders& orders) {
     const Rows others = references ? rows_of(*references) : Rows{};

@@ -190,6 +190,8 @@ class _Tasks(Dataset):
 
     def _view(self, step: int, indices: list[int], view: int) -> Tensor:
         """The samples of a batch. Each view has a random stream of its own."""
+        if not (self._augment and self._dataset.has_random_changes):
+            return self._dataset.batch(indices if self._part is None else indices[self._part])
         stream = np.random.SeedSequence((self._seed, 5, step, *([view] if view else [])))
         generator = torch.Generator().manual_seed(int(stream.generate_state(1)[0]))
         if self._part is None:

@@ -12,8 +12,9 @@ from dmlcore.config import build_options, unique_names
 from dmlcore.ensemble.columns import Heads, check_columns
 from dmlcore.ensemble.division import Division
 from dmlcore.ensemble.lookahead import alignments
-from dmlcore.ensemble.weighting import Weighting, gradients_at, initial_weights
+from dmlcore.ensemble.weighting import Weighting, gradients_of_terms, initial_weights
 from dmlcore.errors import ConfigError, PluginError
+from dmlcore.kernels import Passed, gram
 from dmlcore.losses import Comparison, Loss, RowLoss, Rows, compare, create
 from dmlcore.losses.base import Against
 from dmlcore.losses.gathering import check_group, whole_comparison
@@ -148,14 +149,13 @@ class LossEnsemble(nn.Module):
         if learns and weighting.looks_ahead and weighting.due():
             helps = alignments(self, embeddings.detach(), comparison.labels)
             weighting.learn(helps if group is None else first_of(helps, group))
-        terms = self.terms_of(comparison, advance=True, layout=layout)
+        terms, passed = self._terms_of(comparison, advance=True, layout=layout)
         if group is not None:
-            terms = agreed(terms, self.names, group)
+            terms, passed = agreed(terms, self.names, group), None  # every rank steps by what autograd makes of all of them
         detached = self._last_terms = terms.detach()
         if learns and (self.measures_gradients or weighting.reads_gradients):
-            stacked = torch.stack(gradients_at(embeddings, terms))  # [L, B, D]
-            stacked = (stacked if layout is None else stacked[:, layout.own]).flatten(1).double()
-            products = stacked @ stacked.T
+            stacked = gradients_of_terms(embeddings, terms, passed)  # [L, B, D]
+            products = gram(stacked if layout is None else stacked[:, layout.own])
             products = self._last_gradients = products if group is None else summed(products, group)
             if weighting.reads_gradients:
                 weighting.observe(products, detached)
@@ -169,6 +169,10 @@ class LossEnsemble(nn.Module):
             advance: a new batch: its rows are kept for `active`, and miners with a seed draw anew.
             layout: whose samples the anchors are, of all ranks; members that can be are then divided among these.
         """
+        return self._terms_of(comparison, advance=advance, layout=layout)[0]
+
+    def _terms_of(self, comparison: Comparison, *, advance: bool, layout: Layout | None) -> tuple[Tensor, Passed | None]:
+        """The terms, and what the passes gave those of them that come from averages alone, if there are such."""
         members = self.members
         heads = None if self.columns is None else Heads(self.columns, comparison)
         division = None if layout is None else Division(members, self.columns, comparison, layout)
@@ -179,12 +183,12 @@ class LossEnsemble(nn.Module):
                 loss.check_is_whole()
             if not loss.by_rows:
                 scalars[index] = _called(loss, comparison if heads is None else heads.view(index))
-        terms = outcome.terms(members, scalars)
+        terms, passed = outcome.terms(members, scalars), outcome.passed if outcome.averaged else None
         if advance:
             outcome.detach()
             self._last_outcome = outcome
             self._last_active = {} if division is None else division.active
-        return terms
+        return terms, passed
 
     def _evaluate(
         self,
@@ -247,7 +251,11 @@ class LossEnsemble(nn.Module):
                 shares[name] = self._last_active[index]
                 continue
             rows = self._last_outcome.rows_of(index)
-            shares[name] = nothing if rows is None else (rows.values > 0).any(0).float().mean()
+            if rows is None:
+                shares[name] = nothing
+                continue
+            is_active = rows.values > 0  # [V, A]
+            shares[name] = (is_active if len(is_active) == 1 else is_active.any(0)).float().mean()
         return shares
 
     def parameter_roles(self) -> dict[str, list[nn.Parameter]]:

@@ -18,7 +18,7 @@ from dmlcore.ensemble.ensemble import LossEnsemble
 from dmlcore.ensemble.explanation import Explanation, PlainLoss, PlannedPass
 from dmlcore.errors import ConfigError
 from dmlcore.kernels import FunctorCall, Pass, extension, info, plan_options, recorded_passes
-from dmlcore.kernels.fused import CpuPasses
+from dmlcore.kernels.cpu import CpuPasses
 from dmlcore.losses import Loss, RowLoss, create
 
 CALIBRATED = 256, 768  # samples at which a loss is measured: large enough for the clock, a few milliseconds together

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import abc
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -11,6 +12,7 @@ from torch import Tensor, nn
 
 from dmlcore.config import build_options
 from dmlcore.errors import ConfigError
+from dmlcore.kernels import Passed
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -134,15 +136,38 @@ class RunningMeans(nn.Module):
         self.mean.copy_(torch.where(finite, self.mean + (values - self.mean) / steps.clamp_min(1), self.mean))
 
 
-def gradients_at(embeddings: Tensor, terms: Tensor) -> list[Tensor]:
-    """The gradient of each term `[L]` at the embeddings `[B, W]`, zero where it does not reach them; the graph is kept."""
+def gradients_at(embeddings: Tensor, terms: Tensor, indices: Sequence[int] | None = None) -> list[Tensor]:
+    """The gradient of each term `[L]`, or of some of them, at the embeddings `[B, W]`, zero where it does not reach them; the
+    graph is kept."""
     gradients = []
-    for term in terms.unbind():
+    scalars = terms.unbind()
+    for term in scalars if indices is None else (scalars[index] for index in indices):
         gradient = None
         if term.requires_grad:
             (gradient,) = torch.autograd.grad(term, embeddings, retain_graph=True, allow_unused=True)
         gradients.append(torch.zeros_like(embeddings) if gradient is None else gradient)
     return gradients
+
+
+def gradients_of_terms(embeddings: Tensor, terms: Tensor, passed: Passed | None) -> Tensor:
+    """The gradient of each term at the embeddings, `[L, B, W]`, from the kernels where they can give it: then a backward pass
+    of any weighted sum of the terms only adds these up.
+
+    Args:
+        embeddings: `[B, W]`.
+        terms: `[L]`.
+        passed: what the passes gave to these terms. None: ask autograd for all.
+    """
+    of_passes = None if passed is None else passed.gradients_of_terms(embeddings)
+    if of_passes is None:
+        return torch.stack(gradients_at(embeddings, terms))
+    indices, rows = of_passes
+    if len(indices) == len(terms):
+        return rows
+    gradients = dict(zip(indices, rows.unbind(), strict=True))
+    missing = [index for index in range(len(terms)) if index not in gradients]
+    gradients.update(zip(missing, gradients_at(embeddings, terms, missing), strict=True))
+    return torch.stack([gradients[index] for index in range(len(terms))])
 
 
 def initial_weights(weights: Any, count: int) -> Tensor:

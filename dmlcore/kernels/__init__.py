@@ -2,6 +2,7 @@
 time."""
 
 from dmlcore.kernels import extension
+from dmlcore.kernels.cpu import gram
 from dmlcore.kernels.extension import constant_in_graphs, functors, partner_functors, why_not
 from dmlcore.kernels.facts import info
 from dmlcore.kernels.fused import Passed, fused_pass, fused_passes, fused_rows
@@ -24,6 +25,7 @@ __all__ = [
     "fused_pass",
     "fused_passes",
     "fused_rows",
+    "gram",
     "info",
     "kept_functors",
     "partner_functors",

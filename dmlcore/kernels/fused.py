@@ -15,11 +15,10 @@ import torch
 from torch import Tensor
 
 from dmlcore.errors import ConfigError
-from dmlcore.kernels import extension
+from dmlcore.kernels.cpu import CpuPasses
 from dmlcore.kernels.cuda import CudaPass
 from dmlcore.kernels.encoding import encoded
 from dmlcore.kernels.passes import FunctorCall, Pass, Relations, Target
-from dmlcore.kernels.planning import plan
 
 
 class Passed(NamedTuple):
@@ -29,11 +28,38 @@ class Passed(NamedTuple):
         terms: `[terms]`, or a scalar.
         parts: values and counts, `[V, A]`, and histograms of each pass; or one such entry for all, one after the other.
         sizes: of each pass, as `Pass.size`.
+        state: of the passes on the CPU, while a backward pass may come.
+        sources: the tensors whose columns these passes compare, in the kernels' precision.
     """
 
     terms: Tensor
     parts: tuple[tuple[Tensor, Tensor, Tensor], ...]
     sizes: tuple[tuple[int, int, int], ...]
+    state: CpuPasses | None = None
+    sources: tuple[Tensor, ...] = ()
+
+    def gradients_of_terms(self, source: Tensor) -> tuple[list[int], Tensor] | None:
+        """Terms, and the gradient of each at a source, `[n, *source.shape]`. Backward then takes no further pass for them.
+
+        Terms are missing of which only autograd can tell: passes that are not of the CPU, that see a copy, or that also see
+        what may come from the source. None: that is so for all.
+        """
+        state = self.state
+        own = next((index for index, candidate in enumerate(self.sources) if candidate is source), None)
+        if state is None or own is None or not source.requires_grad:
+            return None
+        derived: set[int] = set()
+        for candidate, terms in zip(self.sources, state.reaching, strict=True):
+            if candidate is not source and candidate.grad_fn is not None:
+                derived.update(terms)
+        indices = [term for term in state.reaching[own] if term not in derived]
+        if not indices:
+            return None
+        if not state.by_term:
+            state.differentiate_terms(self.sources)
+        rows = state.by_term[own]
+        assert rows is not None
+        return indices, rows if not derived else rows[[term not in derived for term in state.reaching[own]]]
 
     def of(self, index: int) -> tuple[Tensor, Tensor, Tensor]:
         """Values and counts `[V, A]` of one pass, with the functors' values in order, and its histograms: for every functor
@@ -50,105 +76,6 @@ class Passed(NamedTuple):
             if cells:
                 histograms = histograms[first_cell : first_cell + cells]
         return values.view(number, anchors), counts.view(number, anchors), histograms
-
-
-class CpuPasses:
-    """The state of the passes of one call on the CPU, between forward and backward.
-
-    Args:
-        passes: with everything but the vectors as the kernels want it. All are float32, or all float64.
-        terms: how many numbers the values are reduced to.
-        targets: per pass where the gradients of its anchors and of its references go. None: a tensor for each, pass after pass.
-
-    Raises:
-        ConfigError: the extension is missing, or a tensor is on another device.
-        ValueError: an unknown functor, or a wrong number of options for it.
-    """
-
-    __slots__ = ("__weakref__", "alive", "like", "passes", "terms")
-
-    def __init__(self, passes: Sequence[Pass], terms: int = 0, targets: Sequence[tuple[Target, Target]] | None = None) -> None:
-        module = extension.CPU
-        if module is None:
-            raise ConfigError(extension.why_not("cpu"))
-        requests = []
-        for k, pass_ in enumerate(passes):
-            anchors_to, references_to = ((2 * k, 0), (2 * k + 1, 0)) if targets is None else targets[k]
-            requests.append(_request(pass_, anchors_to, references_to))
-        self.like = passes[0].anchors.new_empty(0)
-        self.terms = terms
-        self.alive = [pass_.relations for pass_ in passes]  # the kernels copy everything else
-        options = getattr(plan, "options", None)  # of tests and measurements: an overridden `threads` wins over PyTorch's
-        is_double = self.like.dtype == torch.float64
-        if options:
-            self.passes = module.Passes(is_double, requests, terms, **{"threads": torch.get_num_threads(), **options})
-        else:
-            self.passes = module.Passes(is_double, requests, terms, threads=torch.get_num_threads())
-        if (recorded := getattr(plan, "recorded", None)) is not None:  # `explain` wants to see what runs together
-            recorded.extend(passes)
-
-    def forward(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Terms; values and counts of pass after pass, `[sum V A]`; histograms of pass after pass."""
-        count, cells = self.passes.sizes
-        like = self.like
-        values, counts, terms = like.new_empty(count), like.new_empty(count), like.new_empty(self.terms)
-        histograms = like.new_empty(cells)
-        self.passes.forward(values.data_ptr(), counts.data_ptr(), histograms.data_ptr(), terms.data_ptr())
-        return terms, values, counts, histograms
-
-    def backward(
-        self, terms: Tensor | None, values: Tensor | None, histograms: Tensor | None, to: Sequence[Tensor | None]
-    ) -> None:
-        """Fill the contiguous tensors `to` with gradients, under cotangents of what `forward` returned. None: they are 0."""
-        self.passes.backward(
-            0 if terms is None else terms.data_ptr(),
-            0 if values is None else values.data_ptr(),
-            0 if histograms is None else histograms.data_ptr(),
-            [(0, 0, 0) if gradient is None else (gradient.data_ptr(), *gradient.shape) for gradient in to],
-        )
-
-    def plan(self, index: int = 0) -> dict[str, int]:
-        """What the planner chose for a pass."""
-        return self.passes.plan(index)
-
-
-def _request(pass_: Pass, anchors_to: Target, references_to: Target) -> tuple[Any, ...]:
-    """What the binding is told of a pass. The tensors must live until it has begun, those of `relations` as long as it."""
-    anchors, labels, references, reference_labels = pass_.anchors, pass_.anchor_labels, pass_.references, pass_.reference_labels
-    own, starts, positives = pass_.relations
-    # addresses and strides instead of tensors: columns of a wider tensor need no copy, and the binding needs no PyTorch
-    if not (anchors.is_cpu and labels.is_cpu):
-        _refuse_other_device(anchors if labels.is_cpu else labels)
-    there = None
-    if references is not None and reference_labels is not None:
-        if not (references.is_cpu and reference_labels.is_cpu):
-            _refuse_other_device(references if reference_labels.is_cpu else reference_labels)
-        shape, stride = references.shape, references.stride(0)
-        there = (references.data_ptr(), reference_labels.data_ptr(), shape[0], stride, pass_.normalise[1])
-    calls = []
-    for call in pass_.calls:
-        per_anchor, windows = call.given, call.windows
-        assert not callable(per_anchor) or isinstance(per_anchor, Tensor)
-        pointers = 0 if per_anchor is None else per_anchor.data_ptr(), 0 if windows is None else windows.data_ptr()
-        calls.append((call.functor, call.options, *pointers))
-    return (
-        (anchors.data_ptr(), labels.data_ptr(), anchors.shape[0], anchors.stride(0), pass_.normalise[0]),
-        there,
-        anchors.shape[1],
-        calls,
-        (
-            0 if own is None else own.data_ptr(),
-            0 if starts is None else starts.data_ptr(),
-            0 if positives is None else positives.data_ptr(),
-        ),
-        (-1,) * pass_.size[0] if pass_.owners is None else pass_.owners,
-        anchors_to,
-        references_to,
-    )
-
-
-def _refuse_other_device(tensor: Tensor) -> None:
-    raise ConfigError(f"embeddings, references, proxies and labels are on {tensor.device} and cpu; move them to one")
 
 
 class _FusedPasses(torch.autograd.Function):
@@ -168,16 +95,23 @@ class _FusedPasses(torch.autograd.Function):
         ctx: Any, terms: Tensor | None, values: Tensor | None, _: Tensor | None, histograms: Tensor | None
     ) -> tuple[Tensor | None, ...]:
         passes: CpuPasses = _state(ctx.passes)
-        like = passes.like
-        gradients = []
-        for shape, is_needed in zip(ctx.shapes, ctx.needs_input_grad[2:], strict=True):
-            gradients.append(like.new_empty(shape) if is_needed else None)
-        passes.backward(
-            None if terms is None else terms.contiguous(),
-            None if values is None else values.contiguous(),
-            None if histograms is None else histograms.contiguous(),
-            gradients,
-        )
+        sums: Sequence[Tensor | None] = ()
+        if passes.by_term and terms is not None:
+            sums, terms = passes.combined(terms.view(-1)), None
+        gradients: list[Tensor | None] = list(sums)
+        if not sums or values is not None or histograms is not None:
+            like, gradients = passes.like, []
+            for shape, is_needed in zip(ctx.shapes, ctx.needs_input_grad[2:], strict=True):
+                gradients.append(like.new_empty(shape) if is_needed else None)
+            passes.backward(
+                None if terms is None else terms.contiguous(),
+                None if values is None else values.contiguous(),
+                None if histograms is None else histograms.contiguous(),
+                gradients,
+            )
+            for gradient, further in zip(gradients, sums, strict=False):
+                if gradient is not None and further is not None:
+                    gradient += further
         if not _keeps_graph():  # kept loss values must not keep the tiles, as autograd frees its saved tensors
             ctx.passes = None
         return None, None, *gradients
@@ -323,7 +257,7 @@ def fused_passes(passes: Sequence[Pass], terms: int | None = 0) -> Passed:
     if states[0] is None:  # all are on the CPU
         state = CpuPasses(ready, 1 if terms is None else terms, targets)
         total, values, counts, histograms = _FusedPasses.apply(state, terms is None, *sources.real)
-        return Passed(total, ((values, counts, histograms),), tuple(sizes))
+        return Passed(total, ((values, counts, histograms),), tuple(sizes), state, tuple(sources.real))
     parts = tuple(_FusedRows.apply(state, pass_.anchors, pass_.references) for state, pass_ in zip(states, ready, strict=True))
     return Passed(averaged(ready, parts, terms), parts, tuple(sizes))
 

@@ -9,8 +9,9 @@ import torch
 from torch import Tensor
 
 from dmlcore.kernels import fused
+from dmlcore.kernels.cpu import CpuPasses
 from dmlcore.kernels.encoding import decoded
-from dmlcore.kernels.fused import CpuPasses, averaged
+from dmlcore.kernels.fused import averaged
 from dmlcore.kernels.passes import Pass, Target
 
 

@@ -202,11 +202,10 @@ class Outcome:
     def detach(self) -> None:
         """Keep the numbers only: what autograd keeps for a backward pass goes with the terms."""
         if self.passed is not None:
-            terms, parts, sizes = self.passed
             detached = []
-            for values, counts, histograms in parts:  # counts have no history
+            for values, counts, histograms in self.passed.parts:  # counts have no history
                 detached.append((values.detach(), counts, histograms.detach()))
-            self.passed = Passed(terms.detach(), tuple(detached), sizes)
+            self.passed = Passed(self.passed.terms.detach(), tuple(detached), self.passed.sizes)
         for index, rows in self.completed.items():
             self.completed[index] = Rows(rows.values.detach(), rows.counts.detach())
 

@@ -45,8 +45,11 @@ class Measurements:
         """The same as numbers, by one transfer from the device: each transfer would wait for it."""
         values = {f.name: getattr(self, f.name) for f in fields(self)}
         tensors = list(_tensors(values.values()))
-        flat = torch.cat([tensor.detach().to(self.total.device, torch.float32).reshape(-1) for tensor in tensors])
-        numbers = iter(flat.tolist())
+        if self.total.is_cpu:  # nothing waits, and each operation costs more than a number
+            numbers = itertools.chain.from_iterable(map(_numbers, tensors))
+        else:
+            flat = torch.cat([tensor.detach().to(self.total.device, torch.float32).reshape(-1) for tensor in tensors])
+            numbers = iter(flat.tolist())
         fetched = {name: _with_numbers(value, numbers) for name, value in values.items()}
         names = list(self.terms)
         fetched["weights"] = dict(zip(names, fetched["weights"], strict=True))
@@ -113,6 +116,12 @@ def _tensors(values: Any) -> Iterator[Tensor]:
             yield from value.values()
         elif value is not None:
             yield value
+
+
+def _numbers(tensor: Tensor) -> list[float]:
+    """The numbers of a tensor, one after the other, as float32 holds them."""
+    tensor = tensor if tensor.dtype == torch.float32 else tensor.float()
+    return [tensor.item()] if tensor.ndim == 0 else tensor.flatten().tolist()
 
 
 def _with_numbers(value: Any, numbers: Iterator[float]) -> Any:

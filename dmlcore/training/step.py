@@ -117,12 +117,13 @@ def _keys(run: Run, second_views: Tensor | None, count: int) -> dict[str, Tensor
 
 def _measure(run: Run, total: Tensor, extra_terms: dict[str, Tensor], embeddings: Tensor) -> Measurements:
     ensemble = run.ensemble
+    terms, active = ensemble.terms, ensemble.active  # each makes all of them anew
     gradients = ensemble.gradient_norms if ensemble.measures_gradients else {}
     return Measurements(
         total=total,
         gradient_norms={},
-        terms={name: ensemble.terms[name] for name in ensemble.names},
-        active={name: ensemble.active[name] for name in ensemble.names},
+        terms={name: terms[name] for name in ensemble.names},
+        active={name: active[name] for name in ensemble.names},
         weights=ensemble.weights,
         extra_terms=extra_terms,
         embedding_norms=_embedding_norms(run, embeddings),

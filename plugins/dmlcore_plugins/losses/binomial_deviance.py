@@ -74,7 +74,9 @@ class BinomialDeviance(PairLoss):
     def functor_call(self) -> FunctorCall:
         return FunctorCall("binomial_deviance", (*self._sharpness, self.options.beta))
 
-    completes = True  # a mean per anchor with `wedl`; else the sums, divided by PyTorch
+    @property
+    def completes(self) -> bool:  # type: ignore[override]
+        return self.options.variant == "wedl"  # a mean per anchor
 
     def complete(self, rows: Rows, comparison: Comparison, context: Any) -> Rows:
         return self._averaged(rows)

@@ -9,7 +9,7 @@ import torch
 
 import dmlcore
 from dmlcore.training import Optimizer
-from dmlcore_plugins.optimizers.adamw import AdamW
+from dmlcore_plugins.optimizers.adamw import AdamW, is_on_cpu
 
 
 class Adam(Optimizer):
@@ -25,7 +25,8 @@ class Adam(Optimizer):
         """Options of `adam`."""
 
     def build(self, groups: list[dict[str, Any]]) -> torch.optim.Optimizer:
-        return torch.optim.Adam(groups, betas=self.options.betas, eps=self.options.eps)
+        o = self.options
+        return torch.optim.Adam(groups, betas=o.betas, eps=o.eps, fused=is_on_cpu(groups))
 
 
 @dmlcore.hookimpl

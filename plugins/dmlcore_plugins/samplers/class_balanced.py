@@ -60,7 +60,8 @@ class ClassBalancedSampler(BatchSampler):
         self._rows = np.argsort(dense, kind="stable")  # rows of class c: _rows[_starts[c] : _starts[c] + _counts[c]]
         self._counts = counts
         self._starts = np.cumsum(counts) - counts
-        self._visits: dict[int, tuple[int, np.ndarray]] = {}  # class -> number of its block, rows [visits, K]
+        self._visits_per_block = [n // gcd(n, samples_per_class) if n >= samples_per_class else 1 for n in counts.tolist()]
+        self._visits: dict[int, tuple[int, list[list[int]]]] = {}  # class -> number of its block, rows [visits, K]
         self._round = 0
         self._position = 0
         self._order = self._class_round(0, np.empty(0, dtype=np.int64))
@@ -100,21 +101,24 @@ class ClassBalancedSampler(BatchSampler):
             self._position = missing
             visits += [(label, self._round) for label in self._order[:missing].tolist()]
         self.step += 1
-        return np.concatenate([self._class_rows(label, visit) for label, visit in visits]).tolist()
+        rows: list[int] = []
+        for label, visit in visits:
+            rows += self._class_rows(label, visit)
+        return rows
 
     def _class_round(self, number: int, tail: np.ndarray) -> np.ndarray:
         generator = np.random.default_rng((self.seed, 3, number))
         return _shuffled_after(generator, len(self._counts), tail, self.classes_per_batch)
 
-    def _class_rows(self, label: int, visit: int) -> np.ndarray:
+    def _class_rows(self, label: int, visit: int) -> list[int]:
         """Rows [K] of a class when it is drawn for the `visit`-th time."""
-        count, per_visit = int(self._counts[label]), self.samples_per_class
-        visits_per_block = count // gcd(count, per_visit) if count >= per_visit else 1
-        number, offset = divmod(visit, visits_per_block)
-        if self._visits.get(label, (-1, None))[0] != number:
+        number, offset = divmod(visit, self._visits_per_block[label])
+        block = self._visits.get(label)
+        if block is None or block[0] != number:
             generator = np.random.default_rng((self.seed, 4, label, number))
-            self._visits[label] = number, _visit_block(generator, count, per_visit)
-        return self._rows[self._starts[label] + self._visits[label][1][offset]]
+            order = _visit_block(generator, int(self._counts[label]), self.samples_per_class)
+            block = self._visits[label] = number, self._rows[self._starts[label] + order].tolist()
+        return block[1][offset]
 
 
 def _visit_block(generator: np.random.Generator, count: int, per_visit: int) -> np.ndarray:

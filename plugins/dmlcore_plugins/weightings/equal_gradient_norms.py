@@ -70,10 +70,11 @@ class EqualGradientNorms(Weighting):
         norms = gram.diagonal().clamp_min(0).sqrt().to(self.factors)  # [L]
         self.norms.update(norms)
         norms = torch.maximum(norms, self.options.floor * self.norms.mean)
-        pulling = (norms > 0) & (self.prior > 0)
-        length = (self.prior * norms).sum() / (self.prior * pulling).sum()
+        prior = self.prior
+        pulling = (norms > 0) & (prior > 0)
+        length = (prior * norms).sum() / (prior * pulling).sum()
         spread = self.options.spread
-        factors = self.prior * torch.where(pulling, norms.clamp(length / spread, length * spread) / norms, 1)
+        factors = prior * torch.where(pulling, norms.clamp(length / spread, length * spread) / norms, 1)
         self.factors.copy_(torch.where(torch.isfinite(factors).all(), factors, self.factors))
 
     def forward(self, terms: Tensor) -> Tensor:
