@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import subprocess
 import sys
 import time
@@ -48,6 +49,21 @@ def interrupted_at_two(settings: dict[str, Any], work: Path) -> dict[str, Any]:
 
 def must_not_run(settings: dict[str, Any], work: Path) -> dict[str, Any]:
     raise AssertionError(f"cell {settings['n']} is run again")
+
+
+def sees(settings: dict[str, Any], work: Path) -> dict[str, Any]:
+    time.sleep(0.5)  # so that both processes have work
+    return {"device": os.environ["CUDA_VISIBLE_DEVICES"], "process": os.getpid()}
+
+
+@pytest.mark.slow
+def test_each_process_has_its_device(tmp_path: Path) -> None:
+    results = run_cells(tmp_path, CELLS, sees, processes=2, devices=["3", "5"])
+    of_process = {result["process"]: result["device"] for result in results.values()}
+    assert all(result["device"] == of_process[result["process"]] for result in results.values())
+    assert set(of_process.values()) <= {"3", "5"} and len(set(of_process.values())) == len(of_process)
+    assert run_cells(tmp_path / "b", CELLS[:1], sees, devices=["7"])["one/0"]["device"] == "7"  # not this process itself
+    assert os.environ.get("CUDA_VISIBLE_DEVICES") != "7"
 
 
 @pytest.mark.slow

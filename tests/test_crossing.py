@@ -11,11 +11,13 @@ import pytest
 import torch
 
 from dmlcore.cli import main
+from dmlcore.data import RecordedSplit
 from dmlcore.errors import ConfigError
 from dmlcore.evaluation import evaluating
 from dmlcore.protocols import crossing
 from dmlcore.serving import TrainedRun
 from dmlcore.training import RunConfig
+from dmlcore.training.building import open_splits
 
 
 @pytest.fixture(scope="module")
@@ -100,3 +102,18 @@ def test_misuse_is_refused(data: str, tmp_path: Path, capsys: pytest.CaptureFixt
             crossing.run(config(data, **values), folds, [0], tmp_path / "x")
     assert main(["train", "--resume", "x", "--folds", "2"]) == 2
     assert "--folds" in capsys.readouterr().err
+
+
+def test_seeds_can_share_the_test_classes(data: str, tmp_path: Path) -> None:
+    """Where the data have no split, each seed would draw its own. A recorded one is everybody's, and folds still differ."""
+    with np.load(data) as arrays:
+        np.savez(tmp_path / "x.npz", x=arrays["x"], y=arrays["y"])
+    drawn = config(str(tmp_path / "x.npz"), steps=1, eval_every=1)
+    record = open_splits(drawn).record
+    assert record is not None
+    shared = RecordedSplit.of_json(record())
+    crossing.run(drawn, 2, [1, 2], tmp_path / "out", recorded=shared)
+    opened = [TrainedRun(tmp_path / "out" / f"seed-{seed}" / "fold-1").open() for seed in (1, 2)]
+    names = {shared.class_names[label] for label in set(shared.parts["test"].labels.tolist())}
+    assert [set(splits.test.class_names) for splits in opened] == [names, names]
+    assert set(opened[0].validation.class_names) != set(opened[1].validation.class_names)

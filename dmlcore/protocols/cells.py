@@ -110,6 +110,7 @@ def run_cells(
     function: Function,
     *,
     processes: int = 1,
+    devices: Sequence[str] = (),
     tell: Callable[[str], None] = lambda line: None,
     again: str = "the same command",
 ) -> dict[str, dict[str, Any]]:
@@ -120,8 +121,9 @@ def run_cells(
     Args:
         folder: of the results: `cells/KEY.json`. `work/KEY` is the cell's own while it runs.
         cells: in the order they are run. Keys differ.
-        function: computes a cell. Called in this process when `processes` is 1, else in fresh ones.
+        function: computes a cell. Called in this process when `processes` is 1 and no `devices` are named, else in fresh ones.
         processes: at a time.
+        devices: of CUDA, as `CUDA_VISIBLE_DEVICES` names them. Each process sees one of them, in turn. Empty: all see all.
         tell: receives lines of progress.
         again: how the user goes on after an interruption.
 
@@ -143,7 +145,7 @@ def run_cells(
         # Of a cell whose process ended between its result and the end of its work.
         shutil.rmtree(folder / WORK / key, ignore_errors=True)
     try:
-        with contextlib.closing(computed(folder, missing, function, processes)) as done:
+        with contextlib.closing(computed(folder, missing, function, processes, devices)) as done:
             for cell, result in done:
                 results[cell.key] = _write_result(folder, cell, result)
                 tell(f"{len(results)} of {len(cells)}: {cell.key}{_headline(result)}")
@@ -156,18 +158,21 @@ def run_cells(
     return {cell.key: results[cell.key] for cell in cells}
 
 
-def computed(folder: Path, cells: Iterable[Cell], function: Function, processes: int) -> Generator[tuple[Cell, dict[str, Any]]]:
+def computed(
+    folder: Path, cells: Iterable[Cell], function: Function, processes: int, devices: Sequence[str] = ()
+) -> Generator[tuple[Cell, dict[str, Any]]]:
     """Every cell with its result as soon as that is there.
 
     Args:
         folder: whose `work/KEY` is the cell's own while it runs.
         cells: a cell is taken when a process is free for it, after the results before were handed out.
         function: computes a cell.
-        processes: at a time; 1 computes in this process.
+        processes: at a time; 1 without `devices` computes in this process.
+        devices: as for `run_cells`.
     """
-    if processes == 1:
+    if processes == 1 and not devices:
         return _in_this_process(folder, cells, function)
-    return _in_fresh_processes(folder, cells, function, processes)
+    return _in_fresh_processes(folder, cells, function, processes, devices)
 
 
 def _write_result(folder: Path, cell: Cell, result: dict[str, Any]) -> dict[str, Any]:
@@ -196,10 +201,15 @@ def _in_this_process(folder: Path, cells: Iterable[Cell], function: Function) ->
 
 
 def _in_fresh_processes(
-    folder: Path, cells: Iterable[Cell], function: Function, processes: int
+    folder: Path, cells: Iterable[Cell], function: Function, processes: int, devices: Sequence[str]
 ) -> Generator[tuple[Cell, dict[str, Any]]]:
     # Fresh interpreters: a forked one would inherit the threads' state of torch's libraries.
-    pool = ProcessPoolExecutor(processes, mp_context=multiprocessing.get_context("spawn"), initializer=_begin)
+    context = multiprocessing.get_context("spawn")
+    places = context.SimpleQueue()
+    for number in range(processes if devices else 0):
+        places.put(devices[number % len(devices)])
+    initial = (places,) if devices else ()
+    pool = ProcessPoolExecutor(processes, mp_context=context, initializer=_begin, initargs=initial)
     queue = iter(cells)
     running: dict[Future, Cell] = {}
     failure: Exception | None = None
@@ -230,8 +240,14 @@ def _in_fresh_processes(
         pool.shutdown(wait=True, cancel_futures=True)
 
 
-def _begin() -> None:
-    """What a fresh process does first."""
+def _begin(devices: Any = None) -> None:
+    """What a fresh process does first.
+
+    Args:
+        devices: a queue with a device of CUDA for each process; None: it sees all.
+    """
+    if devices is not None:
+        os.environ["CUDA_VISIBLE_DEVICES"] = devices.get()  # CUDA reads it when it is first used
     signal.signal(signal.SIGINT, signal.SIG_DFL)  # an interrupt ends it at once; the parent says what is kept
     os.environ["OMP_NUM_THREADS"] = "1"
     import torch

@@ -39,6 +39,7 @@ def run(
     out: str | Path,
     *,
     processes: int = 1,
+    recorded: RecordedSplit | None = None,
     tell: Callable[[str], None] = lambda line: None,
 ) -> dict[str, Any]:
     """Train a model for each fold and seed, in the run folders `seed-N/fold-M`, and write `folds.json`. Called again, it goes
@@ -51,6 +52,8 @@ def run(
         seeds: different ones. Each draws its own folds, weights and batches, and its own split where the data have none.
         out: folder of the results.
         processes: at a time, each with one thread.
+        recorded: the parts of the data for all seeds, so that all have the same test classes. None: what the data or each seed
+            say.
         tell: receives lines of progress.
 
     Returns:
@@ -69,16 +72,22 @@ def run(
     values = {key: value for key, value in config.as_dict().items() if key != "seed"}
     lock = FolderLock(make_folder(out), tell)
     try:
-        return _run(values, folds, seeds, out, processes, tell)
+        return _run(values, folds, seeds, out, processes, recorded, tell)
     finally:
         lock.release()
 
 
 def _run(
-    values: dict[str, Any], folds: int, seeds: Sequence[int], out: Path, processes: int, tell: Callable[[str], None]
+    values: dict[str, Any],
+    folds: int,
+    seeds: Sequence[int],
+    out: Path,
+    processes: int,
+    recorded: RecordedSplit | None,
+    tell: Callable[[str], None],
 ) -> dict[str, Any]:
     for seed in seeds:
-        _write_folds(RunConfig.create(**values, seed=seed), folds, out)
+        _write_folds(RunConfig.create(**values, seed=seed), folds, out, recorded)
     place, about = str(out.resolve()), {"config": values, "folds": folds}
     training = [Cell(_key(seed, n), {**about, "seed": seed, "fold": n}) for seed in seeds for n in range(1, folds + 1)]
     results = run_cells(out, training, functools.partial(train_fold, out=place), processes=processes, tell=tell)
@@ -174,7 +183,7 @@ def _means(runs: list[dict[str, Any]]) -> dict[str, dict[str, float]]:
     return {part: {key: pair[0] for key, pair in values.items()} for part, values in repeats.means_of(runs).items()}
 
 
-def _write_folds(config: RunConfig, folds: int, out: Path) -> None:
+def _write_folds(config: RunConfig, folds: int, out: Path, recorded: RecordedSplit | None) -> None:
     """Keep the folds of a seed, so that all its models have the same ones also where the data grow meanwhile.
 
     Raises:
@@ -186,15 +195,17 @@ def _write_folds(config: RunConfig, folds: int, out: Path) -> None:
     files = [_split_of(out, seed, fold, folds) for fold in range(1, folds + 1)]
     if all(file.exists() for file in files):
         return
-    splits = open_splits(config)
-    assert splits.record is not None
-    if not splits.has_labels:
-        raise ConfigError(
-            f"'{splits.name}' has no classes that folds could divide. Leave --folds out: a run by --views holds samples out"
-        )
-    if splits.train.sets is not None:
-        raise ConfigError("the samples have several labels, so no folds share no class. Leave --folds out")
-    parts = folds_of(RecordedSplit.of_json(splits.record()), folds, seed)
+    if recorded is None:
+        splits = open_splits(config)
+        assert splits.record is not None
+        if not splits.has_labels:
+            raise ConfigError(
+                f"'{splits.name}' has no classes that folds could divide. Leave --folds out: a run by --views holds samples out"
+            )
+        if splits.train.sets is not None:
+            raise ConfigError("the samples have several labels, so no folds share no class. Leave --folds out")
+        recorded = RecordedSplit.of_json(splits.record())
+    parts = folds_of(recorded, folds, seed)
     make_folder(files[0].parent)
     for file, split in zip(files, parts, strict=True):
         write_atomically(file, split.to_json())
