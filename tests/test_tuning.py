@@ -90,6 +90,14 @@ def test_ranges_follow_from_types_and_from_what_options_accept() -> None:
     assert (beta.name, beta.low, beta.high, beta.is_log) == ("ms.beta", 10.0, 100.0, True)
 
 
+def test_what_a_form_of_a_loss_leaves_no_choice_of_is_not_searched() -> None:
+    def names(**options: object) -> list[str]:
+        config = RunConfig.create(plugins="triplet", triplet=options)
+        return [d.name for d in space.dimensions({}, config, config.completed("features", 10, (8,)))]
+
+    assert names() == ["learning_rate", "triplet.margin"] and names(variant="wedl") == ["learning_rate"]
+
+
 def test_tables_of_files_are_read(tmp_path: Path) -> None:
     tables = [{"learning_rate": "1e-4..1e-3 log", "ms": {"alpha": [1, 2]}, "ms.base": "0..1"}]
     specs = space.written(["ms.alpha=1..3"], tables)

@@ -181,7 +181,8 @@ def _defaults(config: RunConfig, completed: RunConfig) -> list[Dimension]:
                 ranges.append(Dimension(f"{table}.{option}", (), low, high, low > 0 and high > 3 * low, is_whole))
             else:
                 ranges.append(Dimension(f"{table}.{option}", tuple(values)))
-    return ranges
+    # A form of a loss may leave no choice of an option, and refuse all values but its own.
+    return [d for d in ranges if "." not in d.name or all(_refusal(d.name, value, config) is None for value in d.ends())]
 
 
 def _dimension(name: str, spec: Any, config: RunConfig, completed: RunConfig) -> Dimension:
