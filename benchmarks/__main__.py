@@ -13,6 +13,7 @@ their benchmarks.
 - `fidelity` checks the published equations.
 - `ensembles` compares ensembles with single losses on unseen classes.
 - `defaults` chooses losses for data that did not choose them.
+- `field ...`, with flags of its own, compares losses and ensembles on the user's data: `field --help`.
 - `ood` compares losses on splits of growing shift.
 - `fewshot` transfers to few samples.
 - `features` trains on features of good networks.
@@ -365,6 +366,10 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def main() -> None:
+    if sys.argv[1:2] == ["field"]:  # all flags of `dmlcore train` are its flags too
+        from benchmarks.field import command
+
+        raise SystemExit(command.main(sys.argv[2:]))
     options = _parser().parse_args()
     names = options.benchmarks or ["losses", "evaluation"]
     if not options.benchmarks and options.selection:
