@@ -68,8 +68,5 @@ def distributed(
         raise ConfigError(f"a Loss, a LossEnsemble or a CrossBatchMemory can be distributed, got {type(loss).__name__}")
     loss.group = group
     if shard_proxies and group.size > 1:
-        weighting = getattr(loss.loss if isinstance(loss, CrossBatchMemory) else loss, "weighting", None)
-        if getattr(weighting, "looks_ahead", False):
-            raise ConfigError("a weighting that looks ahead needs every loss whole on each rank; leave shard_proxies out")
         divide_classes(loss, group)
     return loss

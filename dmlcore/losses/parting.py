@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from typing import Any, NamedTuple
 
 import torch
@@ -53,6 +53,9 @@ def divide_classes(module: nn.Module, group: Group) -> None:
     owners: list[Any] = [loss for loss in module.modules() if getattr(loss, "needs_classes", False)]
     if not owners:
         raise ConfigError("shard_proxies divides the classes of losses with proxies, and there is none; leave it out")
+    for holder in module.modules():
+        if getattr(getattr(holder, "weighting", None), "looks_ahead", False):
+            raise ConfigError("a weighting that looks ahead needs every loss whole on each rank; leave shard_proxies out")
     for loss in owners:
         if not isinstance(loss, ProxyLoss):
             name = getattr(loss, "name", type(loss).__name__)
@@ -86,9 +89,13 @@ def check_engine(module: nn.Module) -> None:
             )
 
 
-def squared_norm(gradients: list[torch.Tensor], group: Group) -> torch.Tensor:
-    """The sum of squares of what each rank has a part of, over all ranks: float64."""
-    total = torch.stack([gradient.detach().double().square().sum() for gradient in gradients]).sum()
+def squared_norm(parts: Collection[Part]) -> torch.Tensor:
+    """The sum of squares of the gradients of what each rank has a part of, over all ranks, which all call it: float64."""
+    group, device = next((part.shard.group, part.parameter.device) for part in parts)
+    total = torch.zeros((), dtype=torch.float64, device=device)
+    for part in parts:
+        if part.parameter.grad is not None:
+            total += part.parameter.grad.double().square().sum()
     distributed.all_reduce(total, group=group.process_group)
     return total
 

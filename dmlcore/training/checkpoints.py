@@ -10,7 +10,8 @@ from __future__ import annotations
 import contextlib
 import io
 import os
-from collections.abc import Callable, Sequence
+import shutil
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,8 @@ FORMAT = "dmlcore-checkpoint-2"
 NAMES = ("best", "last", "previous")
 BEFORE = {"last": "previous", "best": "best.before"}
 """Under which name the checkpoint that is replaced stays."""
+SHARDS = "shards-"
+"""How the names of folders begin that hold what several processes divide; `divided.py` writes them."""
 _START = "start"
 
 
@@ -81,6 +84,18 @@ def forget_best_before(folder: Path) -> None:
     """Remove the best checkpoint but one, which no state names any more."""
     with contextlib.suppress(OSError):
         _file(folder, BEFORE["best"]).unlink(missing_ok=True)
+
+
+def forget_shards(folder: Path, kept: Collection[str]) -> None:
+    """Remove the folders of shards that no checkpoint names any more.
+
+    Args:
+        folder: the run's folder of checkpoints.
+        kept: names of those that are named.
+    """
+    for path in folder.glob(f"{SHARDS}*"):
+        if path.name not in kept:
+            shutil.rmtree(path, ignore_errors=True)
 
 
 def load(folder: Path, name: str, device: torch.device | str = "cpu", instead: Sequence[str] = NAMES) -> dict[str, Any]:
@@ -249,7 +264,28 @@ def _read(path: Path, device: torch.device | str) -> dict[str, Any]:
     if not is_sealed:
         raise SealError("it has no checksum")
     _check_weights(state)
+    _check_shards(path.parent, state.get("shards"))
     return state
+
+
+def _check_shards(folder: Path, shards: Any) -> None:
+    """Refuse a state whose folder of shards is not there. What lies in it is checked when it is read."""
+    if shards is None:
+        return
+    texts = [shards["folder"], *shards["files"], *shards["files"].values()]
+    if not all(isinstance(text, str) and "/" not in text and text not in ("", ".", "..") for text in texts):
+        raise ValueError("its 'shards' is wrong")
+    for place, classes, each, tail, dtype in shards["tables"]:
+        sizes = (classes, each, *tail)
+        if (
+            not all(map(is_count, sizes))
+            or not isinstance(getattr(torch, dtype, None), torch.dtype)
+            or len(place) not in (2, 3)
+        ):
+            raise ValueError("its 'shards' is wrong")
+    missing = [name for name in shards["files"] if not (folder / shards["folder"] / name).is_file()]
+    if missing:
+        raise ValueError(f"{shards['folder']}/{missing[0]} is missing")
 
 
 def _check_weights(state: dict[str, Any]) -> None:

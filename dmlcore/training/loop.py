@@ -95,7 +95,9 @@ class Training:
             # A signal to all processes may end one that loads data, and so a step, before it is noticed here.
             status = status_of(error) if isinstance(error, KeyboardInterrupt) else 128 + (number or 0)
             with self.interruption.installed(), contextlib.suppress(KeyboardInterrupt), self.interruption.held():
-                if self.is_between_steps and run.saved != run.step:
+                # what processes divide is saved by all, so only where all have agreed to end
+                is_agreed = not run.divided.parts or self.interruption.requested is not None or self.is_time_up
+                if self.is_between_steps and run.saved != run.step and is_agreed:
                     self._save()
             what = "interrupted" if status else f"its time of {run.config.settings.run.stop_after} is up: stopped"
             saved = f"the checkpoint of step {run.saved} is saved" if run.saved >= 0 else "nothing was saved yet"
@@ -190,7 +192,9 @@ class Training:
         run = self.run
         assert run.processes is not None
         with self.interruption.after(), naming_dead_processes(run.processes, run.saved_note):
-            run.processes.check_together([*run.model.parameters(), *run.ensemble.parameters()], run.step)
+            parts = run.divided.parts
+            weights = [parameter for name, parameter in run.ensemble.named_parameters() if name not in parts]
+            run.processes.check_together([*run.model.parameters(), *weights], run.step)
             with divided(run.processes.group):
                 score = self._measure(time.perf_counter())
             self._agree_on_end()

@@ -4,7 +4,7 @@ are in `parameter_groups`, and the optimizers themselves are plugins.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from dmlcore.errors import ConfigError, PluginError
+from dmlcore.losses.parting import Part, squared_norm
 from dmlcore.training.parameter_groups import OF_MODEL, parameter_groups
 from dmlcore.training.setting_groups.optimiser import OptimiserSettings
 from dmlcore.training.setting_groups.rates import RateSettings
@@ -96,7 +97,7 @@ def set_rates(optimiser: torch.optim.Optimizer, factor: float, of_trunk: float =
     return rates
 
 
-def clip(optimiser: torch.optim.Optimizer, limit: float | None) -> torch.Tensor:
+def clip(optimiser: torch.optim.Optimizer, limit: float | None, parts: Collection[Part] = ()) -> torch.Tensor:
     """Clip gradients by norm, the model's and those of the losses' own numbers apart, since proxies have far larger ones.
 
     Ensemble weights are left alone: the gradient of a penalty on their sum would use the limit up.
@@ -104,6 +105,7 @@ def clip(optimiser: torch.optim.Optimizer, limit: float | None) -> torch.Tensor:
     Args:
         optimiser: after backward, before step.
         limit: the largest norm; None only measures.
+        parts: the parameters of which each of several processes has a part. Their norms are those of all parts.
 
     Returns:
         [2] norms before clipping: the model's, the losses'.
@@ -116,19 +118,21 @@ def clip(optimiser: torch.optim.Optimizer, limit: float | None) -> torch.Tensor:
             if group["role"] != "weights" and (group["role"] in OF_MODEL) == is_model
             for p in group["params"]
         ]
-        norms.append(_clip(parameters, limit))
+        norms.append(_clip(parameters, limit, () if is_model else parts))
     return torch.stack(norms)
 
 
 _TO_NORMS = 1e-6  # what torch adds before it divides the limit
 
 
-def _clip(parameters: Iterable[nn.Parameter], limit: float | None) -> torch.Tensor:
-    parameters = list(parameters)
-    gradients = [p.grad for p in parameters if p.grad is not None]
-    if not gradients:
-        return torch.zeros((), device=parameters[0].device if parameters else None)
-    norm = nn.utils.get_total_norm(gradients)
+def _clip(parameters: Iterable[nn.Parameter], limit: float | None, parts: Collection[Part]) -> torch.Tensor:
+    parameters, divided = list(parameters), {id(part.parameter) for part in parts}
+    gradients = [p.grad for p in parameters if p.grad is not None and id(p) not in divided]
+    norm = torch.zeros((), device=parameters[0].device if parameters else None)
+    if gradients:
+        norm = nn.utils.get_total_norm(gradients)
+    if parts:
+        norm = (norm.double().square() + squared_norm(parts)).sqrt().to(norm.dtype)
     # asked of the CPU it costs less than multiplying by 1; elsewhere the host would wait
     is_short = limit is not None and norm.is_cpu and bool(norm + _TO_NORMS <= limit)
     if limit is not None and not is_short:

@@ -28,6 +28,7 @@ from dmlcore.training.adapting import check_losses, for_label_sets
 from dmlcore.training.averaging import AveragedWeights
 from dmlcore.training.beginning import first_model
 from dmlcore.training.configuration import RunConfig
+from dmlcore.training.divided import DividedParameters, build_divided
 from dmlcore.training.extras import Compression, Extras
 from dmlcore.training.folder import RunFolder
 from dmlcore.training.freezing import freeze_parts
@@ -75,6 +76,7 @@ class Run:
         optimizer: the rule of a step, by which `optimiser` was built.
         schedule: the learning rate over the steps.
         optimiser: of PyTorch, with a `role` in every group.
+        divided: the parameters of losses of which each process has a part.
         passage: takes batches through the model.
         averaged: the running average of the weights, or None.
         step: optimiser steps done.
@@ -131,7 +133,7 @@ class Run:
         self.model = model
         if processes is not None:
             share_statistics(model, processes.group, self.device)
-        self.ensemble = building.build_ensemble(self.config, train.num_classes, self.model.trunk.features).to(self.device)
+        self.ensemble = build_divided(self.config, train.num_classes, model.trunk.features, processes).to(self.device)
         self.extras = Extras(self.model, self.config.settings)
         adversary = self.extras.adversary
         if adversary is not None:
@@ -157,6 +159,7 @@ class Run:
             further=() if self.distillation is None else self.distillation.losses,
             against_heads=() if adversary is None else adversary.parameters(),
         )
+        self.divided = DividedParameters(self.ensemble, self.optimiser, processes)
         self.passage = Passage(
             model,
             self.device,
@@ -183,6 +186,10 @@ class Run:
         if parts > 1 and parts > self.batch_size // 2:  # statistics of one sample would be no statistics
             raise ConfigError(
                 f"accumulate is {parts}, but a batch has {self.batch_size} samples, so at most {self.batch_size // 2} parts"
+            )
+        if self.config.settings.losses.shard_proxies and self.config.settings.optimiser.precision == "fp16":
+            raise ConfigError(
+                "shard_proxies does not go with precision fp16, whose scale must be the same everywhere; take bf16"
             )
         stages = self.config.settings.rates.trainable_stages
         if stages == 0 and self.config.settings.model.head == "none":
@@ -289,7 +296,7 @@ class Run:
         """Write `checkpoints/best.pt`; returns its path."""
         if not self.writes:
             return checkpoints.path_of(self.folder.checkpoints, "best")
-        return checkpoints.save(self.folder.checkpoints, "best", self.weights())
+        return checkpoints.save(self.folder.checkpoints, "best", self.divided.without(self.weights()))
 
     def save(self, seconds: float) -> Path:
         """Write `checkpoints/last.pt`, from which the run continues exactly; returns its path.
@@ -297,11 +304,14 @@ class Run:
         Args:
             seconds: time trained so far.
         """
+        state = self.state()
+        shards = self.divided.save(self.folder.checkpoints, state)
         if not self.writes:
             self.saved = self.step
             return checkpoints.path_of(self.folder.checkpoints, "last")
         state = {
-            **self.state(),
+            **self.divided.without(state),
+            "shards": shards,
             "evaluated": self.evaluated,
             "best_step": self.best.step,
             "best_score": self.best.score,
@@ -311,6 +321,7 @@ class Run:
         path = checkpoints.save(self.folder.checkpoints, "last", state)
         self.saved = self.step
         checkpoints.forget_best_before(self.folder.checkpoints)
+        self.divided.forget(self.folder.checkpoints, shards)
         return path
 
     def state(self) -> dict[str, Any]:
@@ -357,9 +368,7 @@ class Run:
 
     def saved_note(self) -> str:
         """What there is to continue from, for messages about why a run stops."""
-        if self.saved < 0:
-            return "no checkpoint was saved yet"
-        return f"the checkpoint of step {self.saved} is intact"
+        return "no checkpoint was saved yet" if self.saved < 0 else f"the checkpoint of step {self.saved} is intact"
 
     def restore(self, state: dict[str, Any]) -> None:
         """Go to where a checkpoint was saved.
@@ -367,6 +376,7 @@ class Run:
         Raises:
             TrainingError: the checkpoint belongs to another model or to other data, or the best one is another than it names.
         """
+        state = self.divided.completed(self.folder.checkpoints, state)
         try:
             self.load_state(state)
             self._restore_position(state)

@@ -57,7 +57,7 @@ def take_step(run: Run, inputs: Tensor, labels: Tensor, factor: float | None = N
             f" --precision bf16 or a smaller --classes-per-batch needs less as well."
         ) from error
     run.passage.unscale(run.optimiser)
-    norms = optimiser.clip(run.optimiser, settings.optimiser.clip)
+    norms = optimiser.clip(run.optimiser, settings.optimiser.clip, run.divided.parts.values())
     measured.gradient_norms = {"model": norms[0], "losses": norms[1]}
     record = measured.fetch()  # of all samples, so that all processes raise together
     reason = why_not_finite(record, run.ensemble, embeddings, labels)

@@ -34,6 +34,9 @@ class LossSettings:
     """Embeddings of the last batches that losses between samples compare a batch with, a batch or more; 0: the batch itself."""
     memory_warmup: int = 0
     """Steps before the memory is used; it fills meanwhile."""
+    shard_proxies: bool = False
+    """With several processes: divide the classes of losses with proxies among them, for more classes than fit into one. The
+    numbers are the same."""
 
     def __post_init__(self) -> None:
         if not any(self.names):

@@ -1,0 +1,278 @@
+"""The parameters of losses of which each process has a part, in checkpoints: they lie in a folder beside the file that names
+it.
+
+The folder is written by PyTorch's distributed checkpoint, a file of each process, as safetensors: opening these runs no code,
+and any number of processes reads them. `last.pt` is put in its place after the folder is complete, so what it names is whole.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import secrets
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import torch
+from torch import Tensor, distributed
+
+from dmlcore.errors import ConfigError, TrainingError, of_all
+from dmlcore.files import make_folder, sync_folder
+from dmlcore.losses.parting import Part, divide_classes, parts_of
+from dmlcore.ranks import Shard, sharding
+from dmlcore.training import checkpoints
+from dmlcore.training.building import build_ensemble
+from dmlcore.training.configuration import RunConfig
+
+if TYPE_CHECKING:
+    from dmlcore.ensemble import LossEnsemble
+    from dmlcore.training.processes import Processes
+
+OPTIMISER = "optimiser"
+
+
+def build_divided(config: RunConfig, classes: int, features: int, processes: Processes | None) -> LossEnsemble:
+    """The losses of a run. Where the settings ask for it each process has its own classes of those with proxies.
+
+    Args:
+        config: completed.
+        classes: of the training data.
+        features: columns of the trunk's output.
+        processes: of the run; None: there is one, which has everything.
+
+    Raises:
+        ConfigError: a loss whose classes cannot be divided.
+    """
+    if processes is None or not config.settings.losses.shard_proxies:
+        return build_ensemble(config, classes, features)
+    if config.settings.optimiser.precision == "fp16":
+        raise ConfigError("shard_proxies does not go with precision fp16, whose scale must be the same everywhere; take bf16")
+    with sharding(processes.group):
+        ensemble = build_ensemble(config, classes, features)
+    divide_classes(ensemble, processes.group)
+    return ensemble
+
+
+class Table(NamedTuple):
+    """A tensor of which each process has the rows of its classes, as a checkpoint describes it.
+
+    Attributes:
+        place: `ensemble` and its name, or `optimiser`, the number of the parameter, and the key of its state.
+        classes: of all processes.
+        each: rows of a class.
+        tail: shape of a row.
+        dtype: by its name.
+    """
+
+    place: tuple[str, ...]
+    classes: int
+    each: int
+    tail: tuple[int, ...]
+    dtype: str
+
+    def empty(self, shard: Shard | None) -> Tensor:
+        """Zeros for the classes of a process, a row for each class, or for those of all."""
+        count = self.classes if shard is None else shard.stop - shard.first
+        return torch.zeros(count, self.each * math.prod(self.tail), dtype=getattr(torch, self.dtype))
+
+
+class DividedParameters:
+    """The parameters of a run of which this process has a part, with their optimiser's state.
+
+    Args:
+        ensemble: of the run.
+        optimiser: of the run.
+        processes: of the run; None: there is one, which has everything.
+    """
+
+    def __init__(self, ensemble: LossEnsemble, optimiser: torch.optim.Optimizer, processes: Processes | None) -> None:
+        self.parts = parts_of(ensemble)
+        self.processes = processes
+        self._named: list[str] = []
+        numbers = [id(parameter) for group in optimiser.param_groups for parameter in group["params"]]
+        self._numbers = {
+            n: numbers.index(id(part.parameter)) for n, part in self.parts.items() if id(part.parameter) in numbers
+        }
+
+    def without(self, state: dict[str, Any]) -> dict[str, Any]:
+        """A state without what is in the folder."""
+        if not self.parts:
+            return state
+        state = {**state, "ensemble": {name: t for name, t in state["ensemble"].items() if name not in self.parts}}
+        if OPTIMISER in state:
+            own = {**state[OPTIMISER]["state"]}
+            for name, number in self._numbers.items():
+                own[number] = {key: v for key, v in own.get(number, {}).items() if not _is_of(v, self.parts[name])}
+            state[OPTIMISER] = {**state[OPTIMISER], "state": own}
+        return state
+
+    def save(self, folder: Path, state: dict[str, Any]) -> dict[str, Any] | None:
+        """Write the parts of all processes, which all call this; returns what `read` needs. None: nothing is divided.
+
+        Args:
+            folder: of checkpoints.
+            state: of the run, complete.
+
+        Raises:
+            TrainingError: in all processes, if one cannot write.
+        """
+        if not self.parts:
+            return None
+        from torch.distributed.checkpoint.api import CheckpointException
+        from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageWriter
+        from torch.distributed.checkpoint.state_dict_saver import save
+
+        assert self.processes is not None
+        tables = list(self._tables(state))
+        path = folder / self.processes.same(f"{checkpoints.SHARDS}{state['step']}-{secrets.token_hex(4)}")
+        tensors = {"/".join(table.place): self._spread(table, part.shard, tensor) for table, part, tensor in tables}
+        try:
+            make_folder(path)
+            writer = HuggingFaceStorageWriter(str(path), save_distributed=True)
+            save(tensors, storage_writer=writer, process_group=self.processes.group.process_group)
+        except (CheckpointException, OSError) as error:  # the first derives from BaseException, and all processes get it
+            raise of_all(TrainingError(f"the checkpoint {path} cannot be written: {_told(error)}")) from None
+        names = sorted(file.name for file in path.iterdir())
+        lists: list[Any] = [None] * self.processes.size
+        own = {name: _checksum(path / name) for name in names[self.processes.rank :: self.processes.size]}
+        distributed.all_gather_object(lists, own, group=self.processes.group.process_group)
+        sync_folder(path)
+        files = {name: checksum for sums in lists for name, checksum in sums.items()}
+        return {"folder": path.name, "files": files, "tables": [[list(t.place), *map(_plain, t[1:])] for t, _, _ in tables]}
+
+    def forget(self, folder: Path, shards: dict[str, Any] | None) -> None:
+        """Remove what no checkpoint names any more, after one was put in its place.
+
+        Args:
+            folder: of checkpoints.
+            shards: what `save` gave for that one. The one before it stays too.
+        """
+        self._named = [*self._named[-1:], *([] if shards is None else [shards["folder"]])]
+        checkpoints.forget_shards(folder, self._named)
+
+    def completed(self, folder: Path, state: dict[str, Any]) -> dict[str, Any]:
+        """A state with what this process has of the divided parameters, whatever number of processes saved it.
+
+        Args:
+            folder: of checkpoints.
+            state: of a checkpoint.
+
+        Raises:
+            TrainingError: a file is damaged.
+        """
+        described = state.get("shards")
+        self._named = [] if described is None else [described["folder"]]
+        if described is None and not self.parts:
+            return state
+        states = state[OPTIMISER]["state"]
+        state = {**state, "ensemble": {**state["ensemble"]}}
+        state[OPTIMISER] = {**state[OPTIMISER], "state": {number: {**values} for number, values in states.items()}}
+        if described is None:  # of one process
+            for name, part in self.parts.items():
+                rows = part.shard.rows(part.each)
+                whole = len(state["ensemble"][name])
+                state["ensemble"][name] = state["ensemble"][name][rows].clone()
+                values = state[OPTIMISER]["state"].get(self._numbers.get(name, -1), {})
+                values |= {k: v[rows].clone() for k, v in values.items() if isinstance(v, Tensor) and v.shape[:1] == (whole,)}
+            return state
+        self._check(folder / described["folder"], described["files"])
+        tables = [Table(tuple(p), classes, each, tuple(tail), dtype) for p, classes, each, tail, dtype in described["tables"]]
+        own = {table: table.empty(self._shard(table)) for table in tables}
+        self._load(folder / described["folder"], own)
+        for table, tensor in own.items():
+            tensor = tensor.reshape(len(tensor) * table.each, *table.tail)
+            if table.place[0] == OPTIMISER:
+                state[OPTIMISER]["state"].setdefault(int(table.place[1]), {})[table.place[2]] = tensor
+            else:
+                state["ensemble"][table.place[1]] = tensor
+        return state
+
+    def _tables(self, state: dict[str, Any]) -> Iterator[tuple[Table, Part, Tensor]]:
+        for name, part in self.parts.items():
+            tensors: dict[tuple[str, ...], Tensor] = {("ensemble", name): state["ensemble"][name]}
+            number = self._numbers.get(name, -1)
+            for key, value in state[OPTIMISER]["state"].get(number, {}).items():
+                if _is_of(value, part):
+                    tensors[OPTIMISER, str(number), key] = value
+            for place, tensor in tensors.items():
+                dtype = str(tensor.dtype).removeprefix("torch.")
+                yield Table(place, part.shard.classes, part.each, tuple(tensor.shape[1:]), dtype), part, tensor
+
+    def _shard(self, table: Table) -> Shard | None:
+        return Shard.of(table.classes, self.processes.group) if self.parts and self.processes is not None else None
+
+    def _spread(self, table: Table, shard: Shard, tensor: Tensor) -> Tensor:
+        """A tensor as PyTorch's distributed checkpoint takes it: which rows of the whole these are."""
+        from torch.distributed.device_mesh import DeviceMesh
+        from torch.distributed.tensor import DTensor
+        from torch.distributed.tensor import Shard as Rows
+
+        assert self.processes is not None
+        width = table.each * math.prod(table.tail)
+        mesh = DeviceMesh.from_group(self.processes.group.process_group, self.processes.device.type)  # type: ignore[arg-type]
+        local = tensor.detach().reshape(shard.stop - shard.first, width)
+        shape = torch.Size((table.classes, width))
+        return DTensor.from_local(local, mesh, [Rows(0)], shape=shape, stride=(width, 1), run_check=False)
+
+    def _load(self, path: Path, own: dict[Table, Tensor]) -> None:
+        from torch.distributed.checkpoint.api import CheckpointException
+        from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader
+        from torch.distributed.checkpoint.state_dict_loader import load
+
+        tensors, group = {}, None
+        for table, tensor in own.items():
+            shard = self._shard(table)
+            if shard is not None and self.processes is not None:
+                group, tensor = self.processes.group.process_group, tensor.to(self.processes.device)
+                own[table] = tensor
+            tensors["/".join(table.place)] = tensor if shard is None else self._spread(table, shard, tensor)
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", UserWarning)  # that there is one process
+                reader = HuggingFaceStorageReader(str(path))
+                load(tensors, storage_reader=reader, process_group=group, no_dist=group is None)
+        except (CheckpointException, Exception) as error:
+            raise TrainingError(f"the checkpoint {path} does not fit the run: {_told(error)}") from None
+
+    def _check(self, path: Path, files: dict[str, str]) -> None:
+        """Raise where a file is another than was written. Processes divide the reading."""
+        first, step = (0, 1) if self.processes is None else (self.processes.rank, self.processes.size)
+        wrong = [name for name in sorted(files)[first::step] if not _is_sound(path / name, files[name])]
+        if self.processes is not None:
+            lists: list[Any] = [None] * step
+            distributed.all_gather_object(lists, wrong, group=self.processes.group.process_group)
+            wrong = [name for names in lists for name in names]
+        if wrong:
+            raise TrainingError(
+                f"{path / wrong[0]} is damaged or missing. Another one may be intact: use --checkpoint previous"
+            )
+
+
+def _is_of(value: Any, part: Part) -> bool:
+    """Whether a number of an optimiser is one for each number of a parameter."""
+    return isinstance(value, Tensor) and value.shape == part.parameter.shape
+
+
+def _plain(value: Any) -> Any:
+    return list(value) if isinstance(value, tuple) else value
+
+
+def _checksum(path: Path) -> str:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _is_sound(path: Path, checksum: str) -> bool:
+    try:
+        return _checksum(path) == checksum
+    except OSError:
+        return False
+
+
+def _told(error: BaseException) -> str:
+    failures = getattr(error, "failures", None)
+    if failures:
+        error = next(iter(failures.values()))[0]
+    return " ".join(str(error).split())[:200] or type(error).__name__
