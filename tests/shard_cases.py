@@ -70,6 +70,15 @@ def of_steps(weighting: str, part: Part) -> Numbers:
     return numbers | {f"active {name}": share for name, share in loss.active.items()}
 
 
+def of_a_sample(name: str, part: Part, **options: Any) -> Numbers:
+    """A part of many classes, which is the same part for any number of ranks."""
+    torch.manual_seed(3)
+    loss = create(name, num_classes=50, embedding_dim=WIDTH, **options).double()
+    loss.sample_classes(0.3, seed=5)  # type: ignore[operator]
+    joined = divided(part, loss)
+    return joined_parts(part, joined, one_step(part, joined, *batch(1)))
+
+
 def of_heads(part: Part) -> Numbers:
     torch.manual_seed(7)
     losses = ["ms", "norm_softmax", "proxy_anchor", "cosface"]
@@ -122,6 +131,9 @@ CASES: dict[str, Callable[[Part], Numbers]] = {
         for name in ("arcface", "proxy_anchor")
         for reduction in ("mean", "sum")
     },
+    **{f"sample of {name}": partial(of_a_sample, name) for name in ("arcface", "proxy_anchor", "soft_triple")},
+    "sample with bias": partial(of_a_sample, "cross_entropy", bias=True),
+    "mean of a sample": partial(of_a_sample, "proxy_anchor", reduction="mean"),
     "steps": partial(of_steps, "fixed"),
     "steps of equal norms": partial(of_steps, "equal_gradient_norms"),
     "heads": of_heads,

@@ -97,14 +97,15 @@ class Division:
         sums = torch.cat([values.sum(1).double() for values, _ in rows.values()])
         numbers = []
         for values, counts in rows.values():
-            numbers += [counts.detach().sum(1), (values.detach() > 0).any(0).sum()[None]]
+            length = torch.full((1,), values.shape[1], device=values.device)
+            numbers += [counts.detach().sum(1), (values.detach() > 0).any(0).sum()[None], length]
         sums, numbers = total(sums, torch.cat([number.double() for number in numbers]), self.anchors, self.layout.group)
         terms = {}
         for index, (values, _) in rows.items():
-            loss: Any = self.members[index]
-            length, count = len(values), loss.num_classes if index in self.of_proxies else max(sum(self.layout.sizes), 1)
+            length = len(values)
             own, sums = sums[:length], sums[length:]
-            counts, is_active, numbers = numbers[:length], numbers[length], numbers[length + 1 :]
+            counts, is_active, count, numbers = numbers[:length], *numbers[length : length + 2], numbers[length + 2 :]
+            count = count.clamp_min(1)
             terms[index] = _reduced(own, counts, count, self.members[index].options.reduction).to(values.dtype)
             self.active[index] = (is_active / count).float()
         return terms
@@ -121,7 +122,7 @@ def _is_divided(loss: Loss, comparison: Comparison) -> bool:
     return fusion is None or not fusion.couples
 
 
-def _reduced(sums: Tensor, counts: Tensor, count: int, reduction: str) -> Tensor:
+def _reduced(sums: Tensor, counts: Tensor, count: Tensor, reduction: str) -> Tensor:
     """As `dmlcore.losses.path.reduced`, from the sums over all anchors."""
     if reduction == "default":
         return (sums / counts.clamp_min(1)).sum()

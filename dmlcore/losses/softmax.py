@@ -49,6 +49,12 @@ class SoftmaxLoss(ProxyLoss):
         """Share of the target that is spread evenly over all classes, in [0, 1)."""
         return 0.0
 
+    @property
+    def why_not_sampled(self) -> str:
+        if self.label_smoothing:
+            return f"'{self.name}' spreads a share of the target over all classes, so none can be left out"
+        return super().why_not_sampled
+
     def target_logits(self, similarities: Tensor) -> Tensor:
         """What the target's logits would be at these similarities; elementwise."""
         return self.scale * similarities

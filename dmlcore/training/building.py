@@ -7,6 +7,7 @@ from __future__ import annotations
 import dataclasses
 import os
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -249,6 +250,7 @@ def build_ensemble(config: RunConfig, num_classes: int, features: int = 0) -> Lo
         width = settings.model.embedding_dim if seen is None else seen[1] - seen[0]
         options = config.options.get(table, {})
         members.append(losses.create(component.name, num_classes=num_classes, embedding_dim=width, **options))
+    _leave_classes_out(members, settings.losses.sampled_classes, settings.run.seed)
     for loss in members:
         least, samples = loss.least_samples(loss.options), settings.data.samples_per_class
         if samples < least:
@@ -265,6 +267,18 @@ def build_ensemble(config: RunConfig, num_classes: int, features: int = 0) -> Lo
         num_classes=num_classes,
         embedding_dim=settings.model.embedding_dim,
     )
+
+
+def _leave_classes_out(members: Sequence[losses.Loss], fraction: float, seed: int) -> None:
+    if fraction == 1:
+        return
+    owners = [loss for loss in members if loss.needs_classes]
+    if not owners:
+        raise ConfigError("sampled_classes leaves out classes of losses with proxies, and there is none; leave it out")
+    for loss in owners:
+        if not isinstance(loss, losses.ProxyLoss):
+            raise ConfigError(f"'{loss.name}' does not say that classes could be left out; leave sampled_classes out")
+        loss.sample_classes(fraction, seed)
 
 
 def build_distillation(config: RunConfig, model: EmbeddingModel, num_classes: int) -> Distillation | None:

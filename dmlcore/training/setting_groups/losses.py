@@ -37,6 +37,9 @@ class LossSettings:
     shard_proxies: bool = False
     """With several processes: divide the classes of losses with proxies among them, for more classes than fit into one. The
     numbers are the same."""
+    sampled_classes: float = 1.0
+    """Share of the classes that losses with proxies compare a batch with, beside those of its samples, in (0, 1]. Below 1 it is
+    an estimate, which makes the products with many proxies cheaper."""
 
     def __post_init__(self) -> None:
         if not any(self.names):
@@ -53,6 +56,7 @@ class LossSettings:
         check_range("auto_within", self.auto_within, least=0)
         check_each(self, ("auto_trials", "auto_steps", "auto_most"), least=1)
         check_range("memory", self.memory, least=0, most=2**31)
+        check_range("sampled_classes", self.sampled_classes, above=0, most=1)
         check_range("memory_warmup", self.memory_warmup, least=0)
 
     @property

@@ -99,10 +99,13 @@ class CrossEntropy(SoftmaxLoss):
         if self.bias is None:
             return comparison
         ones = embeddings.new_ones(len(embeddings), 1)
-        assert comparison.references is not None
+        assert comparison.references is not None and comparison.reference_labels is not None
+        bias = self.bias
+        if len(comparison.references) < len(bias):  # some classes are left out
+            bias = bias.index_select(0, comparison.reference_labels - self.proxy_labels[0])
         return comparison._replace(
             anchors=torch.cat([comparison.anchors, ones], 1),  # [B, D + 1]
-            references=torch.cat([comparison.references, self.bias[:, None]], 1),  # [C, D + 1]
+            references=torch.cat([comparison.references, bias[:, None]], 1),  # [C, D + 1]
         )
 
     def functor_call(self) -> FunctorCall:

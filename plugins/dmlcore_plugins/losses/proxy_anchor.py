@@ -48,7 +48,7 @@ class ProxyAnchor(ProxyLoss):
     def reshaped(self, comparison: Comparison) -> Comparison:
         """The proxies are the anchors."""
         self.check(comparison)
-        return Comparison(self.proxies, self.proxy_labels, comparison.anchors, comparison.labels)
+        return Comparison(*self.present(comparison.labels), comparison.anchors, comparison.labels)
 
     def row_values(self, similarities: Tensor, positive: Tensor, negative: Tensor) -> Rows:
         alpha, margin = self.options.alpha, self.options.margin

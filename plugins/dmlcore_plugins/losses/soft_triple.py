@@ -98,6 +98,11 @@ class SoftTriple(CentresLoss):
         cosines = (centres @ centres.mT)[:, first, second]  # [C, K (K - 1) / 2]
         return self.options.tau * distances(cosines).sum() / (self.num_classes * self.centres * (self.centres - 1))
 
+    @property
+    def why_not_sampled(self) -> str:
+        text = "'soft_triple' with tau compares the centres of all classes, so none can be left out"
+        return text if self.completes else super().why_not_sampled
+
     def class_sums(self, comparison: Comparison) -> ClassSums:
         sums = super().class_sums(comparison)
         if not self.options.tau or self.centres == 1:
