@@ -186,7 +186,7 @@ def _gradients(options: argparse.Namespace) -> list[Row]:
 
 
 def _ensembles(options: argparse.Namespace) -> list[Row]:
-    from benchmarks.ensembles import report, runs
+    from benchmarks.ensembles import drawing, report, runs
     from benchmarks.ensembles.data import available
 
     file = options.csv or RESULTS / ("ensembles-quick.jsonl" if options.quick else "ensembles.jsonl")
@@ -203,8 +203,9 @@ def _ensembles(options: argparse.Namespace) -> list[Row]:
     report.as_json(state, file.with_suffix(".json"))
     if not options.quick:
         report.write(state, options.page)
-        print(f"drew {report.draw(state, options.picture or file.with_suffix('.svg'))}")
-        print(f"drew {report.draw_weights(state, file.with_name(file.stem + '-weights.svg'))}")
+        print(f"drew {drawing.draw(state, options.picture or file.with_suffix('.svg'))}")
+        print(f"drew {drawing.draw_short(state, file.with_name(file.stem + '-short.svg'))}")
+        print(f"drew {drawing.draw_weights(state, file.with_name(file.stem + '-weights.svg'))}")
     return []
 
 
@@ -246,6 +247,7 @@ def _defaults(options: argparse.Namespace) -> None:
     rows = runs.read(file)
     report.write(rows, options.page or report.PAGE)
     print(f"drew {report.draw(rows, options.picture or file.with_suffix('.svg'))}")
+    print(f"drew {report.draw_tricks(rows, file.with_name(file.stem + '-tricks.svg'))}")
 
 
 def _features(options: argparse.Namespace) -> None:

@@ -15,7 +15,7 @@ from dmlcore.data import open_data
 
 sys.path.append(str(Path(__file__).parents[1]))  # last: an installed package stays what is compared
 
-from benchmarks.ensembles import arms, report, runs
+from benchmarks.ensembles import arms, drawing, report, runs
 from benchmarks.ensembles.data import DATA, WIDTH, available, prepare
 
 SMALL = replace(DATA["banking"], most=8, steps=4, seeds=2)
@@ -124,7 +124,7 @@ def test_differences_are_paired_and_chosen_on_validation(tmp_path: Path) -> None
     summary = json.loads((tmp_path / "summary.json").read_text())["banking"]
     assert summary["best_single"] == "circle" and summary["arms"]["wide: b, 256"]["whole"]["map@r"]["difference"] == 2.0
     pytest.importorskip("matplotlib")
-    assert report.draw(state, tmp_path / "bars.svg").stat().st_size > 1000
+    assert drawing.draw(state, tmp_path / "bars.svg").stat().st_size > 1000
 
 
 def test_holm_rejects_from_the_smallest_p_value_until_one_is_too_large() -> None:

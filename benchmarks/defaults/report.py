@@ -18,6 +18,7 @@ from benchmarks.defaults.candidates import (
     TRICKS,
     Candidate,
     candidates,
+    tricked,
 )
 from benchmarks.defaults.outside import plain_loops
 from benchmarks.defaults.rule import (
@@ -131,22 +132,35 @@ def decision(rows: Rows) -> str:
     return _table(["rule", "takes", "minus the default before, test", "worst", "default"], lines)
 
 
+def _tricked_sets(rows: Rows) -> list[DataSet]:
+    """Data sets of which every trick has a run of the first seed."""
+    every = tricked(picture_rate(rows))
+    return [
+        data for data in complete_sets(rows) if data.kind == "images" and all((data.name, c.name, 0) in rows for c in every)
+    ]
+
+
+def _gains(rows: Rows, one: Candidate, other: Candidate) -> list[float]:
+    """Test MAP@R of one candidate minus that of another, by data set of the tricks, over seeds that all have."""
+    every, gains = tricked(picture_rate(rows)), []
+    for data in _tricked_sets(rows):
+        seeds = [seed for seed in range(SEEDS["images"]) if all((data.name, c.name, seed) in rows for c in every)]
+        pairs = [(rows[data.name, one.name, seed], rows[data.name, other.name, seed]) for seed in seeds]
+        gains.append(statistics.fmean(row["test"]["MAP@R"] - rival["test"]["MAP@R"] for row, rival in pairs))
+    return gains
+
+
 def tricks(rows: Rows) -> str:
     """Gain of each trick in test MAP@R, by loss and data set, and of the ensemble beside the single losses with it."""
-    sets = [data for data in complete_sets(rows) if data.kind == "images"]
-    rate = picture_rate(rows)
-    with_trick = {(c, t): Candidate(c.losses, c.weighting, rate, t) for c in TRICKED for t in TRICKS}
-    there = [data for data in sets if all((data.name, c.name, 0) in rows for c in with_trick.values())]
+    there = _tricked_sets(rows)
     if not there:
         return "Not run."
+    rate = picture_rate(rows)
+    with_trick = {(c, t): Candidate(c.losses, c.weighting, rate, t) for c in TRICKED for t in TRICKS}
     lines = []
 
-    def figure(data: DataSet, candidate: Candidate) -> float:
-        own = [s for s in range(SEEDS["images"]) if all((data.name, c.name, s) in rows for c in with_trick.values())]
-        return statistics.fmean(rows[data.name, candidate.name, seed]["test"]["MAP@R"] for seed in own)
-
     def line(label: str, one: Candidate, other: Candidate) -> list[str]:
-        values = [figure(data, one) - figure(data, other) for data in there]
+        values = _gains(rows, one, other)
         return [label, *(f"{value:+.1f}" for value in values), _interval(values)]
 
     for trick in list(TRICKS)[1:]:
@@ -235,4 +249,25 @@ def draw(rows: Rows, file: Path) -> Path:
     axis.legend(fontsize=8, loc="lower right")
     figure.tight_layout()
     figure.savefig(file, metadata={"Date": None})
+    return file
+
+
+def draw_tricks(rows: Rows, file: Path) -> Path:
+    """The gain of each trick for each of the losses, a point for each data set."""
+    pyplot = pictures.pyplot()
+    figure, axis = pyplot.subplots(figsize=(8, 3))
+    rate, labels = picture_rate(rows), []
+    for trick in list(TRICKS)[1:]:
+        for colour, losses in enumerate(TRICKED):
+            own, without = (Candidate(losses.losses, losses.weighting, rate, name) for name in (trick, ""))
+            gains = _gains(rows, own, without)
+            axis.plot(gains, [len(labels)] * len(gains), "o", color=f"C{colour}", alpha=0.7, markersize=5)
+            labels.append(f"{'three losses' if len(losses.losses) > 1 else losses.choice}, {trick}")
+    axis.axvline(0, color="black", linewidth=0.8)
+    axis.set_yticks(range(len(labels)), labels, fontsize=8)
+    axis.invert_yaxis()
+    axis.set_xlabel("points of test MAP@R gained by a trick; a point is a data set of pictures")
+    figure.tight_layout()
+    figure.savefig(file, metadata={"Date": None})
+    pyplot.close(figure)
     return file

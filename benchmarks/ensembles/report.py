@@ -1,20 +1,18 @@
-"""Tables and pictures of the ensembles, from the lines of results."""
+"""Tables of the ensembles, from the lines of results."""
 
 from __future__ import annotations
 
 import json
 import math
 import statistics
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 from benchmarks.ensembles.arms import ETAS, FEW_SEEDS, LENGTH, LOSSES, PUBLISHED, SEC, arms
 from benchmarks.ensembles.runs import Runs
-from dmlcore.reports import pictures
 from dmlcore.reports.intervals import mean_and_half as interval
 
-PAGE = Path(__file__).parents[2] / "docs" / "reports" / "ensembles.md"
+PAGE = Path(__file__).parents[2] / "docs" / "reports" / "ensembles-in-detail.md"
 NAMES = {"map@r": "MAP@R", "recall@1": "R@1"}
 
 
@@ -293,7 +291,7 @@ def summary(runs: Runs) -> list[DataResults]:
 
 
 def write(runs: Runs, page: Path | None = None) -> str:
-    """Fill the markers `<!-- table: NAME [METRIC] -->` to `<!-- end -->` of docs/reports/ensembles.md, and return the text."""
+    """Fill the markers `<!-- table: NAME [METRIC] -->` to `<!-- end -->` of the page, and return the text."""
     import re
 
     data_sets = summary(runs)
@@ -331,58 +329,3 @@ def as_json(runs: Runs, file: Path) -> None:
                         figures[metric] = {"difference": round(mean, 3), "half_interval": round(half, 3), "seeds": len(values)}
         summaries[results.data] = entry
     file.write_text(json.dumps(summaries, indent=1) + "\n")
-
-
-def draw(runs: Runs, file: Path) -> Path:
-    """Bars with intervals, one panel per data set."""
-    pyplot = pictures.pyplot()
-    data_sets = summary(runs)
-    names = [arm.name for arm in arms() if any(("arms", arm.name, results.seeds[0]) in results.rows for results in data_sets)]
-    figure, axes = pyplot.subplots(1, len(data_sets), figsize=(3.2 * len(data_sets) + 3, 0.22 * len(names) + 1), sharey=True)
-    for axis, results in zip(axes if len(data_sets) > 1 else [axes], data_sets, strict=True):
-        intervals: Iterable[tuple[float, float]] = [
-            interval(values) if values else (math.nan, math.nan)
-            for name in names
-            for values in [results.differences(("arms", name, None), ("singles", results.ranking[0], None))]
-        ]
-        means, halves = zip(*intervals, strict=True)
-        axis.barh(range(len(names)), means, xerr=halves, color="tab:blue", alpha=0.6)
-        axis.axvline(0, color="black", linewidth=0.8)
-        axis.set_title(f"{results.data} (b: {results.ranking[0]})", fontsize=9)
-        axis.set_xlabel("MAP@R - b, points")
-        axis.set_yticks(range(len(names)), names, fontsize=7)
-    next(iter(axes if len(data_sets) > 1 else [axes])).invert_yaxis()
-    figure.tight_layout()
-    figure.savefig(file, metadata={"Date": None})
-    return file
-
-
-def draw_weights(runs: Runs, file: Path) -> Path | None:
-    """Shares of the weights over the steps of every weighting that learns, on the first data set and seed; None without any."""
-    pyplot = pictures.pyplot()
-    learning = [
-        row
-        for results in summary(runs)[:1]
-        for (stage, arm, seed), row in results.rows.items()
-        if stage == "arms" and seed == results.seeds[0] and ("shared, " in arm or arm.startswith("WEL"))
-    ]
-    if not learning:
-        return None
-    columns = 4
-    lines = -(-len(learning) // columns)
-    figure, axes = pyplot.subplots(lines, columns, figsize=(3 * columns, 2.2 * lines), sharex=True, sharey=True, squeeze=False)
-    for axis, row in zip(axes.flat, learning, strict=False):
-        steps = sorted(row["weights"], key=int)
-        for index, loss in enumerate(row["losses"]):
-            shares = [row["weights"][step][index] / sum(row["weights"][step]) for step in steps]
-            axis.plot([int(step) for step in steps], shares, label=loss)
-        axis.set_title(row["arm"], fontsize=8)
-        axis.set_ylim(0, 1)
-        axis.legend(fontsize=6)
-    for axis in axes.flat[len(learning) :]:
-        axis.axis("off")
-    figure.supxlabel("step", fontsize=8)
-    figure.supylabel("share of the weight", fontsize=8)
-    figure.tight_layout()
-    figure.savefig(file, metadata={"Date": None})
-    return file

@@ -9,7 +9,7 @@ from dmlcore.training.setting_groups.model import WIDER
 from dmlcore.training.setting_groups.optimiser import LEARNING_RATE
 from dmlcore.training.settings import Settings
 
-LENGTH = 64  # of what is served where nothing is said: docs/reports/ensembles.md says why
+LENGTH = 64  # of what is served where nothing is said: docs/reports/ensembles-in-detail.md says why
 
 
 def chosen(settings: Settings) -> Settings:
@@ -71,7 +71,7 @@ def _with(settings: Settings, implied: dict[str, Any]) -> Settings:
 
 
 def _weighting(settings: Settings) -> str:
-    """The weighting that follows from the losses and the ensemble: docs/reports/ensembles.md has the reasons."""
+    """The weighting that follows from the losses and the ensemble: docs/reports/defaults.md has the reasons."""
     from dmlcore.losses import NormLoss
 
     names = settings.losses.names
