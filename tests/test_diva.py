@@ -242,7 +242,13 @@ def test_the_memory_of_keys() -> None:
     again.load_state_dict(loss.state_dict())
     assert torch.equal(again.reference(x, y, keys=x), loss.reference(x, y, keys=x))
     assert not torch.isfinite(loss(spoiled, y, keys=x))
-    for keys, said in ((x[:2], "one for each embedding, got"), (x.long(), "floating point"), ("x", "got str")):
+    for keys, said in (
+        (x[:2], "one for each embedding, got"),
+        (x.long(), "floating point"),
+        ("x", "must be a tensor, got str"),
+        (x.to_sparse(), "must be a dense tensor, got a torch.sparse_coo one"),
+        (x.to("meta"), "keys are on meta, but embeddings are on cpu"),
+    ):
         with pytest.raises(ConfigError, match=said):
             loss(x, y, keys=keys)
     with pytest.raises(ConfigError, match="has keys of 11 numbers, got 5"):
@@ -345,6 +351,7 @@ def test_what_cannot_be_is_refused(features: str, tmp_path: Path, capsys: pytest
             "its momentum differs: sample_specific 0.9, sample_specific_2 0.5",
         ),
         (["--plugins", "intra_class", "--samples-per-class", "2"], "compares 3 samples of a class, but samples_per_class is 2"),
+        (["--plugins", "class_shared", "--classes-per-batch", "2"], "of 3 classes, but classes_per_batch is 2"),
         (["--plugins", "ms", "--shares", "1"], "shares are of heads"),
         (["--plugins", "ms,triplet", "--ensemble", "heads", "--shares", "1"], "shares has 1 numbers for 2 heads"),
         (["--plugins", "ms", "--ensemble", "heads", "--shares", "0"], "a sum above 0"),

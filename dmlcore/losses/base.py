@@ -163,6 +163,11 @@ class Loss(nn.Module, abc.ABC):
         """How many samples of a class a batch must have for it to learn anything, with these options."""
         return 1
 
+    @classmethod
+    def least_classes(cls, options: Any) -> int:
+        """How many classes a batch must have for it to learn anything, with these options."""
+        return 1
+
     @property
     def key_momentum(self) -> float | None:
         """How slowly the copy of the model follows that makes keys for it, embeddings of a second view of each sample: the

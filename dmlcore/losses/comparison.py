@@ -175,9 +175,8 @@ def compare(
         _check_both(embeddings, labels, references, reference_labels, is_matrix)
     if own is not None:
         _check_own(own, embeddings, references)
-    if keys is not None and (not isinstance(keys, Tensor) or keys.shape != embeddings.shape or not keys.is_floating_point()):
-        got = f"{list(keys.shape)} of {keys.dtype}" if isinstance(keys, Tensor) else type(keys).__name__
-        raise ConfigError(f"keys must be floating point {list(embeddings.shape)}, one for each embedding, got {got}")
+    if keys is not None:
+        _check_keys(keys, embeddings)
     return Comparison(
         embeddings,
         labels,
@@ -228,6 +227,18 @@ def _check_both(embeddings: Tensor, labels: Tensor, references: Tensor, referenc
             f"labels of references are a matrix of {reference_labels.shape[1]} columns, but those of embeddings of"
             f" {labels.shape[1]}"
         )
+
+
+def _check_keys(keys: Tensor, embeddings: Tensor) -> None:
+    if not isinstance(keys, Tensor):
+        raise ConfigError(f"keys must be a tensor, got {type(keys).__name__}")
+    if keys.layout != torch.strided or keys.is_nested:
+        raise ConfigError(f"keys must be a dense tensor, got a {keys.layout} one. Use to_dense()")
+    if keys.shape != embeddings.shape or not keys.is_floating_point():
+        got = f"{list(keys.shape)} of {keys.dtype}"
+        raise ConfigError(f"keys must be floating point {list(embeddings.shape)}, one for each embedding, got {got}")
+    if keys.device != embeddings.device:
+        raise ConfigError(f"keys are on {keys.device}, but embeddings are on {embeddings.device}")
 
 
 def _check_own(own: Tensor, embeddings: Tensor, references: Tensor | None) -> None:

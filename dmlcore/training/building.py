@@ -236,7 +236,7 @@ def build_ensemble(config: RunConfig, num_classes: int, features: int = 0) -> Lo
         features: columns of the trunk's output, for losses that take it.
 
     Raises:
-        ConfigError: a loss needs more samples of a class than a batch has.
+        ConfigError: a loss needs more classes, or more samples of a class, than a batch has.
     """
     settings = config.settings
     assert settings.ensemble.weighting is not None
@@ -258,6 +258,10 @@ def build_ensemble(config: RunConfig, num_classes: int, features: int = 0) -> Lo
                 f"{loss.name} compares {least} samples of a class, but samples_per_class is {samples}. Raise it, or look for an"
                 f" option of {loss.name} that needs fewer"
             )
+        least, classes = loss.least_classes(loss.options), min(settings.data.classes_per_batch, num_classes)
+        if classes < least:
+            reason = f"{num_classes} are trained on" if classes == num_classes else f"classes_per_batch is {classes}"
+            raise ConfigError(f"{loss.name} compares samples of {least} classes, but {reason}. Give it more, or leave it out")
     return LossEnsemble(
         list(members),
         settings.ensemble.weighting,

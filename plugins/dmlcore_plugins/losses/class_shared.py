@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import abc
 from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -113,6 +113,10 @@ class ClassShared(TripletPerAnchorLoss):
             super().__post_init__()
             check_range("cutoff", self.cutoff, above=0, below=2)
             check_range("nonzero_loss_cutoff", self.nonzero_loss_cutoff, above=0, most=2)
+
+    @classmethod
+    def least_classes(cls, options: Any) -> int:
+        return 3
 
     def triplets(self, comparison: Comparison, d: Tensor) -> Triplets:
         options, references = self.options, comparison.other_vectors
