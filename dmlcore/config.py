@@ -174,12 +174,13 @@ def check_range(
         f"<= {most}" if most is not None else "",
     ]
     bad = value != value or value in (float("inf"), float("-inf"))
+    bounds += ["finite"] if bad else []
     bad |= above is not None and not value > above
     bad |= least is not None and not value >= least
     bad |= below is not None and not value < below
     bad |= most is not None and not value <= most
     if bad:
-        raise ConfigError(f"{name} is {value}, but must be {' and '.join(filter(None, bounds)) or 'finite'}")
+        raise ConfigError(f"{name} is {value}, but must be {' and '.join(filter(None, bounds))}")
 
 
 _UNITS = {"d": 86400, "h": 3600, "m": 60, "s": 1}

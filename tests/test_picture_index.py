@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import tracemalloc
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,7 +15,7 @@ from PIL import Image
 from dmlcore import plugins
 from dmlcore.data import image_tables, index_files, load_table, open_data, open_index, picture_index
 from dmlcore.data.path_lists import PathList, TextColumn
-from dmlcore.errors import DataError
+from dmlcore.errors import ConfigError, DataError
 
 STREAMED = {"memory_mb": 0}
 
@@ -38,7 +40,8 @@ def settle(root: Path) -> None:
     """Let folders and files look as if nobody had written to them for a while."""
     for folder, _, files in os.walk(root):
         for path in (folder, *(os.path.join(folder, file) for file in files)):
-            os.utime(path, (10**9, 10**9))
+            if os.path.exists(path):  # some links lead nowhere
+                os.utime(path, (10**9, 10**9))
 
 
 @pytest.fixture
@@ -200,3 +203,81 @@ def test_twenty_thousand_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     assert np.array_equal(again.content_digests(), digests) and len(again.labels) == 20_000
     assert held / 20_000 < 200  # bytes a sample
     assert list(again.paths[:5]) == list(first.paths[:5])
+
+
+def link_later(root: Path) -> None:
+    (root.parent / "elsewhere").mkdir()
+    os.link(root / "c001" / "00001.png", root.parent / "elsewhere" / "00001.png")
+
+
+def part_later(root: Path) -> None:
+    (root / "val" / "c000").mkdir(parents=True)
+    os.link(root / "train" / "c000" / "00001.png", root / "val" / "c000" / "00001.png")
+
+
+def as_parts(root: Path) -> None:
+    """The classes below folders of parts, of which one has no classes yet."""
+    for part in ("train", "test", "val"):
+        (root / part).mkdir()
+    for folder in sorted(root.glob("c*")):
+        folder.rename(root / ("train" if folder.name < "c004" else "test") / folder.name)
+
+
+def overwrite(root: Path) -> None:
+    """Another picture of the same size and time."""
+    file = root / "c002" / "00002.png"
+    content, before = file.read_bytes(), file.stat()
+    file.write_bytes(content[:40] + bytes(len(content) - 40))
+    os.utime(file, ns=(before.st_atime_ns, before.st_mtime_ns))
+
+
+@pytest.mark.parametrize(
+    "before, change",
+    [
+        (lambda root: (root / "linked").symlink_to(root.parent / "elsewhere"), link_later),
+        (lambda root: (root / "c003" / "linked").symlink_to(root.parent / "elsewhere"), link_later),
+        (as_parts, part_later),
+        (lambda root: None, overwrite),
+        (lambda root: None, lambda root: os.chmod(root / "c001", 0o711)),
+        (lambda root: None, lambda root: os.chmod(root / "c001" / "00003.png", 0o400)),
+    ],
+    ids=["a link to a class", "a link in a class", "a part", "content of the same time", "rights", "rights of a picture"],
+)
+def test_changes_that_no_folder_above_tells(root: Path, before: Any, change: Any) -> None:
+    before(root)
+    settle(root)
+    load_table(str(root), options=STREAMED)
+    assert is_known(root)
+    change(root)
+    assert not is_known(root)
+    _, now = load_table(str(root), options=STREAMED)
+    _, right = load_table(str(root), options={**STREAMED, "index": "none"})
+    assert facts(now) == facts(right) and now.skipped == right.skipped
+
+
+def test_links_that_lead_nowhere_are_told(root: Path) -> None:
+    (root / "c100").symlink_to(root.parent / "elsewhere")
+    _, table = load_table(str(root), options=STREAMED)
+    assert "1 links beside the folders of classes lead nowhere and were skipped: 'c100'" in table.skipped
+
+
+def test_what_fails_for_a_while_is_not_kept(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    read = image_tables.read_header
+
+    def fail(opened: Any) -> Any:
+        if str(opened).endswith("c001/00001.png"):
+            raise OSError(errno.EIO, "Input/output error", str(opened))
+        return read(opened)
+
+    monkeypatch.setattr(image_tables, "read_header", fail)
+    assert len(load_table(str(root), options=STREAMED)[1].unreadable) == 2
+    assert not entries(root)
+    monkeypatch.undo()
+
+
+def test_no_place_for_a_cache(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse() -> Path:
+        raise ConfigError("there is no folder for what is compiled and kept")
+
+    monkeypatch.setattr(index_files, "cache_folder", refuse)
+    assert len(load_table(str(root), options=STREAMED)[1].labels) == 72

@@ -43,7 +43,8 @@ class ImageSearch:
         linked: links to folders that were followed.
         repeated: links to folders that had been read already.
         closed: folders that cannot be opened, with the reason.
-        marks: by folder that was read, what tells whether it changes, as it was before.
+        broken: links beside the folders that lead nowhere.
+        marks: by folder that was read, and link that leads nowhere, what tells whether it changes, as it was before.
     """
 
     root: Path
@@ -51,6 +52,7 @@ class ImageSearch:
     linked: int = 0
     repeated: list[str] = field(default_factory=list)
     closed: list[str] = field(default_factory=list)
+    broken: list[str] = field(default_factory=list)
     marks: dict[str, Mark] = field(default_factory=dict)
 
     def images(self, folders: Sequence[Path], within: Sequence[Path] = ()) -> list[list[str]]:
@@ -62,6 +64,9 @@ class ImageSearch:
         """
         below: list[list[str]] = [[] for _ in folders]
         seen = {identity for folder in within if (identity := _identity(folder))}
+        for entry in (entry for folder in dict.fromkeys(within) for entry in os.scandir(folder) if _is_shown(entry.name)):
+            if self._mark_if_broken(entry) and not is_image(entry):
+                self.broken.append(self._shown(Path(entry.path)))
         waiting: list[tuple[int, Path]] = []
         for index, folder in enumerate(folders):
             if folder.is_symlink():
@@ -83,6 +88,7 @@ class ImageSearch:
         for names, what in (
             (self.repeated, "links to folders that are read already were skipped"),
             (self.closed, "folders that cannot be opened were skipped"),
+            (self.broken, "links beside the folders of classes lead nowhere and were skipped"),
         ):
             if names:
                 notes.append(f"{len(names)} {what}: {', '.join(names[:_NAMED])}{', ...' if len(names) > _NAMED else ''}")
@@ -112,9 +118,17 @@ class ImageSearch:
                     images.append(entry.path)
                 else:
                     self.others += 1
+                    self._mark_if_broken(entry)
             waiting += [(index, Path(entry.path)) for entry in deeper if entry.is_symlink()]
             stack += [Path(entry.path) for entry in reversed(deeper) if not entry.is_symlink()]
         return images
+
+    def _mark_if_broken(self, entry: os.DirEntry[str]) -> bool:
+        """Whether it is a link that leads nowhere. What it leads to may come, as with a disk that is mounted later."""
+        if not entry.is_symlink() or os.path.exists(entry.path):
+            return False
+        self.marks[entry.path] = mark_of(entry.path)
+        return True
 
     def _shown(self, path: Path) -> str:
         return f"'{writable_text(os.path.relpath(path, self.root))}'"

@@ -1,11 +1,13 @@
 """What was learnt of very many image files, kept in the user's cache: so the next start need not look at each of them.
 
 An index counts as long as the folders of the files and the lists that name them are the same ones and were not written to, and
-pictures have the size and the time that they had: all of them, or an even spread of very many.
+pictures have the size and the times that they had: all of them, or an even spread of very many.
 """
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import json
 import os
 import time
@@ -27,16 +29,21 @@ CHECKED = 2**17  # pictures whose size and time are compared at each start, half
 _YOUNG = 2 * 10**9  # nanoseconds: what was written to so shortly before may be written to again unseen
 _AHEAD = 3600 * 10**9  # a time that lies so far in the future is no sign of writing
 _PLAIN = ("class_names", "split_note", "label_names", "notes")
-Mark = tuple[int, int, int]
+_PASSING = tuple(  # what the system says of a file, which may be another thing at the next start with the same file
+    f"[Errno {number}]"
+    for number in (errno.EIO, errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ESTALE, errno.ETIMEDOUT, errno.ENOTCONN)
+)
+Mark = tuple[int, int, int, int]
 
 
 def mark_of(path: str) -> Mark:
-    """When a folder or file was changed last, its size, and which one it is. All -1: it is gone."""
+    """When the content of a folder or file was written last, its size, which one it is, and when anything of it changed, such
+    as who may read it. All -1: it is gone."""
     try:
         status = os.stat(path)
     except (OSError, ValueError):
-        return -1, -1, -1
-    return status.st_mtime_ns, status.st_size, status.st_ino
+        return -1, -1, -1, -1
+    return status.st_mtime_ns, status.st_size, status.st_ino, status.st_ctime_ns
 
 
 @dataclass
@@ -80,11 +87,11 @@ class PictureIndex:
     Attributes:
         is_known: an earlier start has learnt it, and nothing has changed since.
         about: plain values.
-        arrays: by name. `marks` int64 [F, 3] of the paths in `marked_joined` and `marked_ends`; the pictures as `name_joined`,
-            `name_ends`, `folder_joined`, `folder_ends` and `folder_of`; `labels` int32 [N]; `stamps` int64 [n, 2] of an even
-            spread of pictures, size and time. Where there are any `parts` int8 [N], `sizes` int64 [N], the starts and entries
-            of sets, and by level the groups of the classes. Later `looked_at` int64 [n], `headers` int32 [n, 3] (height,
-            width, grey; -1 unreadable) and `digests` uint64 [N].
+        arrays: by name. `marks` int64 [F, 4] of the paths in `marked_joined` and `marked_ends`; the pictures as `name_joined`,
+            `name_ends`, `folder_joined`, `folder_ends` and `folder_of`; `labels` int32 [N]; `stamps` int64 [n, 3] of an even
+            spread of pictures, size and both times. Where there are any `parts` int8 [N], `sizes` int64 [N], the starts and
+            entries of sets, and by level the groups of the classes. Later `looked_at` int64 [n], `headers` int32 [n, 3]
+            (height, width, grey; -1 unreadable) and `digests` uint64 [N].
     """
 
     def __init__(self, root: str, purpose: str, *, is_kept: bool = True) -> None:
@@ -143,7 +150,7 @@ class PictureIndex:
     def _mark(self, marks: dict[str, Mark], listed: PathList) -> None:
         """What tells whether anything changes. Where something was written to just now, nothing is kept."""
         column = TextColumn.of(os.path.abspath(path) for path in marks)
-        values = np.array(list(marks.values()), dtype=np.int64).reshape(-1, 3)
+        values = np.array(list(marks.values()), dtype=np.int64).reshape(-1, 4)
         stamps = _stamps(listed)
         self.arrays |= {"marks": values, "marked_joined": column.joined, "marked_ends": column.ends, "stamps": stamps}
         times = np.concatenate([values[:, 0], stamps[:, 1]])
@@ -187,6 +194,7 @@ class PictureIndex:
     def remember_headers(self, rows: np.ndarray, headers: Sequence[Header | str], failed: dict[int, str]) -> None:
         """Add what reading some pictures, int64 [n], has told. `failed` is by place among them."""
         self.about["failed"] = {str(row): reason for row, reason in failed.items()}
+        self.is_kept = self.is_kept and not any(reason.startswith(_PASSING) for reason in failed.values())
         values = np.full((len(headers), 3), -1, dtype=np.int32)
         for row, header in enumerate(headers):
             if isinstance(header, Header):
@@ -211,7 +219,8 @@ class PictureIndex:
         """Add what was learnt later, and write it where that can be done."""
         self.arrays.update(arrays)
         if self.is_kept:
-            write_arrays(file_of(self.root, self.purpose), self.root, self.about, self.arrays)
+            with contextlib.suppress(ConfigError):  # no place for a cache
+                write_arrays(file_of(self.root, self.purpose), self.root, self.about, self.arrays)
 
     def _is_current(self) -> bool:
         marked = TextColumn(self.arrays["marked_joined"], self.arrays["marked_ends"])
@@ -227,11 +236,11 @@ def spread(count: int, most: int) -> np.ndarray:
 
 
 def _stamps(paths: Sequence[str]) -> np.ndarray:
-    """Size and time of an even spread of files, int64 [n, 2]; -1 of those that are gone."""
+    """Size and both times of an even spread of files, int64 [n, 3]; -1 of those that are gone."""
     rows = spread(len(paths), CHECKED)
     some = paths.select(rows) if isinstance(paths, PathList) else [str(paths[row]) for row in rows.tolist()]
     stamps = array("q")
     for path in some:
-        changed, size, _ = mark_of(path)
-        stamps.extend((size, changed))
-    return np.frombuffer(stamps, dtype=np.int64).reshape(-1, 2)
+        written, size, _, changed = mark_of(path)
+        stamps.extend((size, written, changed))
+    return np.frombuffer(stamps, dtype=np.int64).reshape(-1, 3)

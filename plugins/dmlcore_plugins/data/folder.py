@@ -83,7 +83,9 @@ class Folder(DataSource):
         number = {name: label for label, name in enumerate(class_names)}
         search = ImageSearch(root)
         above = [] if folders == [root] else [root, *{folder.parent for folder in folders}]
-        marks |= {str(folder): mark_of(str(folder)) for folder in above}
+        # A folder that is called like a part, but has no classes yet, is looked into again when it has.
+        places = [*above, *(folder for folder in sub_folders(root) if any(parts) and _part_word(folder))]
+        marks |= {str(folder): mark_of(str(folder)) for folder in places}
         images = search.images(folders, within=above)
         counts = [len(files) for files in images]
         if not sum(counts):
