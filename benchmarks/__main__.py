@@ -18,7 +18,7 @@ their benchmarks.
 - `fewshot` transfers to few samples.
 - `features` trains on features of good networks.
 - `pictures` trains on pictures in two precisions.
-- `distributed` runs losses on several processes.
+- `distributed` runs losses on several processes, and with `--evaluation` the exact evaluation.
 - `serving` loads a server.
 - `scale` uses a model on a million rows.
 - `gpu` checks and measures a CUDA device.
@@ -269,8 +269,11 @@ def _serving(options: argparse.Namespace) -> None:
 
 
 def _distributed(options: argparse.Namespace) -> None:
-    from benchmarks import distributed
+    from benchmarks import distributed, distributed_evaluation
 
+    if options.evaluation:
+        distributed_evaluation.main()
+        return
     distributed.main(*([] if options.sizes is None else [tuple(_numbers(options.sizes))]))
 
 
@@ -334,6 +337,7 @@ def _parser() -> argparse.ArgumentParser:
     add("benchmarks", nargs="*", choices=[*ACTIONS, []], help="losses and evaluation by default")
     add("--selection", action="store_true", help="what the table of goals needs, in at most 20 minutes")
     add("--quick", action="store_true", help="small sizes, no torch.compile")
+    add("--evaluation", action="store_true", help="exact evaluation instead of losses (distributed)")
     add(
         "--sizes",
         help="numbers of samples N, comma-separated, instead of all (losses); of rows (scale); of pictures (starts); of"

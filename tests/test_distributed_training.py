@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from launched import processes_of
 
 from dmlcore import cli
 from dmlcore.data import open_data
@@ -176,6 +177,22 @@ def test_a_signal_to_one_process_saves_and_ends_all(pictures, long_alone, tmp_pa
 
 
 @pytest.mark.slow
+def test_a_stopped_process_ends_all_in_time(pictures, tmp_path) -> None:
+    """The one that waits says so, and wakes the other, so that the launcher can end it."""
+    folder, line = tmp_path / "run", words(long_settings(pictures) | {"steps": 4000, "timeout": "5s"})
+    job = subprocess.Popen(
+        command("--out", str(folder), "--processes", "2", *line), env=environment(), stderr=subprocess.PIPE, text=True
+    )
+    wait_for_step(folder, 6)
+    began = time.monotonic()
+    os.kill(processes_of(job.pid)[1], signal.SIGSTOP)
+    _, text = job.communicate(timeout=SECONDS)
+    assert job.returncode == 1 and time.monotonic() - began < 60
+    errors = [line for line in text.splitlines() if "error" in line]
+    assert len(errors) == 1 and "another of 2 processes did not answer in time (--timeout)" in errors[0], text
+
+
+@pytest.mark.slow
 def test_a_dead_process_is_started_again(pictures, long_alone, tmp_path) -> None:
     folder, line = tmp_path / "run", words(long_settings(pictures))
     flags = ("--out", str(folder), "--processes", "2", "--max-restarts", "1")
@@ -228,19 +245,6 @@ def wait_for_step(folder: Path, step: int) -> None:
             return
         time.sleep(0.02)
     raise AssertionError(f"no step {step} in {SECONDS} s")
-
-
-def processes_of(parent: int) -> list[int]:
-    """The processes that a launcher has started, by their rank."""
-    children: dict[int, int] = {}
-    for entry in Path("/proc").iterdir():
-        try:
-            text, env = (entry / "stat").read_text(), (entry / "environ").read_bytes()
-        except (OSError, ValueError):
-            continue
-        if entry.name.isdigit() and int(text.rpartition(")")[2].split()[1]) == parent and b"LOCAL_RANK=" in env:
-            children[int(env.split(b"LOCAL_RANK=")[1].split(b"\0")[0])] = int(entry.name)
-    return [children[rank] for rank in sorted(children)]
 
 
 def test_commands_that_cannot_be_shared_are_refused(monkeypatch, capsys) -> None:

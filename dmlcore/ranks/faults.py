@@ -11,12 +11,13 @@ _OF_A_CONNECTION = ("Connection closed", "Connection reset", "onnection refused"
 
 
 @contextlib.contextmanager
-def naming_dead(size: int, consequence: Callable[[], str]) -> Iterator[None]:
+def naming_dead(size: int, consequence: Callable[[], str], timed_out: Callable[[], None] = lambda: None) -> Iterator[None]:
     """Say in a line that another process has ended, where PyTorch tells of a connection that is lost.
 
     Args:
         size: how many processes there are; 1: there are no others.
         consequence: gives a sentence on what follows.
+        timed_out: is called where another did not answer in time.
 
     Raises:
         AnotherFailed: another process has ended.
@@ -27,5 +28,8 @@ def naming_dead(size: int, consequence: Callable[[], str]) -> Iterator[None]:
         text = " ".join(str(error).split())
         if size == 1 or not any(word in text for word in _OF_A_CONNECTION):
             raise
-        reason = "did not answer in time (--timeout)" if "imed out" in text else "has ended; its own message says why"
+        is_late = "imed out" in text
+        if is_late:
+            timed_out()
+        reason = "did not answer in time (--timeout)" if is_late else "has ended; its own message says why"
         raise AnotherFailed(f"another of {size} processes {reason}. {consequence()}") from None

@@ -7,6 +7,9 @@ from __future__ import annotations
 import contextlib
 import datetime
 import hashlib
+import os
+import signal
+import socket
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -40,8 +43,17 @@ class Processes:
         self.local_rank = launch.place().local_rank
         seconds = datetime.timedelta(seconds=seconds_of(timeout, "timeout"))
         self._start = Group()
+        self._numbers: list[Any] = [None] * self.size  # of the processes, by their machines
+        distributed.all_gather_object(self._numbers, (socket.gethostname(), os.getpid()))
         self.group = Group(distributed.new_group(timeout=seconds), gradients="sum")
         self.device = torch.device(device, self.local_rank) if device == "cuda" else torch.device(device)
+
+    def wake(self) -> None:
+        """Let stopped processes of this machine go on, so that the signal reaches them by which their launcher ends them."""
+        for host, number in self._numbers:
+            if host == socket.gethostname() and number != os.getpid():
+                with contextlib.suppress(OSError, AttributeError):  # it has ended; Windows has no such signal
+                    os.kill(number, signal.SIGCONT)
 
     @property
     def is_first(self) -> bool:
@@ -203,7 +215,9 @@ def naming_dead_processes(processes: Processes | None, saved: Callable[[], str])
         processes: of the training; None: there is one.
         saved: says what there is to continue from.
     """
-    return naming_dead(1 if processes is None else processes.size, lambda: f"Training stops; {saved()}")
+    if processes is None:
+        return naming_dead(1, saved)
+    return naming_dead(processes.size, lambda: f"Training stops; {saved()}", processes.wake)
 
 
 def _difference(text: str, other: str) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from . import coverage, damage, faults, flags, inputs, kills, losses, readers, soak
+from . import coverage, damage, faults, flags, inputs, kills, losses, ranks, readers, soak
 from .trials import Part
 
 PARTS: dict[str, Part] = {
@@ -10,6 +10,7 @@ PARTS: dict[str, Part] = {
     for part in (
         faults.PART,
         kills.PART,
+        ranks.PART,
         damage.PART,
         inputs.PART,
         readers.PART,
