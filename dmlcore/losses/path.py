@@ -19,12 +19,11 @@ from dmlcore.losses.mining import Extremes, Measure, Mining, WindowMiner, Window
 from dmlcore.losses.relations import share_a_label
 
 Wholes = Callable[[Tensor | None], tuple[Tensor, int] | None]
-"""From what a member sees to the tensor it is columns of and the first of these columns. None: it is no part of another."""
+"""From what a member sees to the tensor it is columns of, and the first of them. None: it is no part of another."""
 
 
 class Rows(NamedTuple):
-    """Unreduced results: `values` and `counts`, both `[V, A]`. The default reduction is sum(values) / sum(counts) of each of
-    the V rows, added up."""
+    """Unreduced results `[V, A]`. The default reduction is sum(values) / sum(counts) of each of the V rows, added up."""
 
     values: Tensor
     counts: Tensor
@@ -318,8 +317,7 @@ def evaluate(
     Args:
         members: all losses of the ensemble, or one.
         comparisons: what each compares. None: its value does not come from rows.
-        wholes: a function from a tensor to the tensor it is columns of and the first of these columns, or None.
-        scalar: the one member's term is wanted as a scalar.
+        wholes, scalar: what tensors are columns of, and whether the one member's term is wanted as a scalar.
         unaveraged: members whose rows are wanted, because others have more of them.
     """
     outcome, sharing = Outcome(), Sharing(members)

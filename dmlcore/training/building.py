@@ -5,8 +5,6 @@ but their options. The optimiser is built in `optimiser.py`.
 from __future__ import annotations
 
 import dataclasses
-import os
-import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -27,8 +25,7 @@ from dmlcore.training.folder import RunFolder
 from dmlcore.training.implied import default_model
 from dmlcore.training.keys import KeyEncoder, key_encoder
 from dmlcore.training.objects import built_loss
-from dmlcore.training.setting_groups.run import DEFAULT_STEPS, check_device
-from dmlcore.training.settings import Settings
+from dmlcore.training.setting_groups.run import check_device
 
 
 def choose_device(name: str) -> torch.device:
@@ -46,26 +43,6 @@ def choose_device(name: str) -> torch.device:
             f"device is '{name}', but this computer has {torch.cuda.device_count()} CUDA devices. Use --device auto."
         )
     return device
-
-
-def count_steps(settings: Settings, samples: int, batch_size: int) -> int:
-    """Optimiser steps of a run, from the epochs where those are set."""
-    steps = settings.run.steps or DEFAULT_STEPS
-    if settings.run.epochs is not None:
-        steps = max(1, -(-settings.run.epochs * samples // batch_size))
-    return limited(steps)
-
-
-def limited(steps: int) -> int:
-    """A number of optimiser steps, or fewer where `DML_MAX_STEPS` says so.
-
-    Raises:
-        ConfigError: it says something else.
-    """
-    limit = os.environ.get("DML_MAX_STEPS", "")
-    if limit and not re.fullmatch("0*[1-9][0-9]{0,17}", limit):
-        raise ConfigError(f"DML_MAX_STEPS is '{limit}', but must be a whole number >= 1")
-    return min(steps, int(limit)) if limit else steps
 
 
 def images_of(config: RunConfig, kept: Path | None = None) -> ImagesWanted:

@@ -36,6 +36,7 @@ from dmlcore.training.optimiser import build_optimiser
 from dmlcore.training.passage import Passage
 from dmlcore.training.processes import Processes
 from dmlcore.training.random_state import random_state, restore_random_state, seed_everything
+from dmlcore.training.step_counts import count_steps
 
 
 @dataclass
@@ -61,8 +62,7 @@ class Run:
         folder: `RunFolder`; `folder.path` is the path.
         device: where the model is.
         splits: the data.
-        classes_per_batch: at most as many as the data has; labels, where samples have several.
-        batch_size: samples of a batch.
+        classes_per_batch, batch_size: classes (labels, where samples have several) and samples of a batch.
         model: the embedding model.
         ensemble: the losses.
         extras: the terms beside the losses: diversity of heads, the student's.
@@ -71,7 +71,7 @@ class Run:
         memory: the memory they compare batches with, or None.
         keys: what makes the keys for losses that take them, or None.
         loss: what a batch is given to: the memory if there is one, else the ensemble.
-        sampler: composes the batches.
+        sampler: of batches.
         metrics: measures beside those of retrieval.
         optimizer: the rule of a step, by which `optimiser` was built.
         schedule: the learning rate over the steps.
@@ -83,8 +83,7 @@ class Run:
         steps: optimiser steps of the whole run.
         evaluated: the last step that was evaluated, -1 before the first.
         saved: step of the last checkpoint to continue from, -1 before the first.
-        best: the best evaluation.
-        seconds: time trained before this process took over.
+        best, seconds: the best evaluation, and the time trained before this process took over.
     """
 
     def __init__(
@@ -110,7 +109,7 @@ class Run:
         self.batch_size = self.classes_per_batch * settings.data.samples_per_class
         if processes is not None and self.batch_size < processes.size:
             raise ConfigError(f"a batch has {self.batch_size} samples, which {processes.size} processes cannot divide")
-        self.steps = building.count_steps(settings, len(train) * (settings.data.views or 1), self.batch_size)
+        self.steps = count_steps(settings, len(train) * (settings.data.views or 1), self.batch_size)
         if train.sets is not None:
             config = for_label_sets(config, self.splits)
         if settings.model.head == "none" and settings.model.embedding_dim is None:

@@ -20,7 +20,7 @@ from dmlcore.data import LabelledDataset, batches, create_sampler
 from dmlcore.errors import ConfigError
 from dmlcore.evaluation import evaluating, retrieval_metrics
 from dmlcore.models import EmbeddingModel
-from dmlcore.training.building import limited
+from dmlcore.training.step_counts import limited
 
 REPORTED = ("recall@1", "recall@2", "recall@4", "map@r")  # measures of an episode
 CLASSES, SAMPLES = 56, 2  # of a batch, as published

@@ -18,8 +18,9 @@ from dmlcore.protocols.tuning import space
 from dmlcore.protocols.tuning.folds import folds_of
 from dmlcore.protocols.tuning.study import PRUNERS
 from dmlcore.seals import seal, unseal
-from dmlcore.training.building import count_steps, open_splits
+from dmlcore.training.building import open_splits
 from dmlcore.training.configuration import RunConfig
+from dmlcore.training.step_counts import count_steps
 
 FILE, FORMAT, SPLIT = "study.json", "dmlcore-study-1", "split.json"
 MOST = 100_000  # trials of an arm
