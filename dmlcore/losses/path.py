@@ -222,12 +222,7 @@ class Outcome:
         self.completed[member.index] = rows
 
     def terms(self, members: Sequence[Any], scalars: dict[int, Tensor]) -> Tensor:
-        """`[L]` the values of all members in order.
-
-        Args:
-            members: all.
-            scalars: the values of those that are not defined by rows, by index.
-        """
+        """`[L]` the values of all members in order. `scalars` has those that are not defined by rows, by index."""
         for index, rows in self.completed.items():  # the kernels left these terms at 0
             loss = members[index]
             scalars[index] = loss.reduce(rows) if loss.reduces else reduced(rows, loss.options.reduction)

@@ -73,9 +73,8 @@ class Run:
         loss: what a batch is given to: the memory if there is one, else the ensemble.
         sampler: of batches.
         metrics: measures beside those of retrieval.
-        optimizer: the rule of a step, by which `optimiser` was built.
         schedule: the learning rate over the steps.
-        optimiser: of PyTorch, with a `role` in every group.
+        optimizer, optimiser: the rule of a step, and PyTorch's object of it, with a `role` in every group.
         divided: the parameters of losses of which each process has a part.
         passage: takes batches through the model.
         averaged: the running average of the weights, or None.
