@@ -87,6 +87,24 @@ def _rated(rows: Rows, sets: Sequence[DataSet], choice: str, data: DataSet) -> C
     return min(own, key=lambda c: statistics.fmean(regrets(rows, other, "validation")[c] for other in alike))
 
 
+def singles(rows: Rows) -> str:
+    """What the rule takes minus single losses of equal width, test MAP@R: each, and the best of them on validation classes."""
+    sets = complete_sets(rows)
+    taken = decide(rows, sets, by_kind=False)
+    names = [c.choice for c in candidates("features") if len(c.losses) == 1]
+    own = {(name, data.name): _rated(rows, sets, name, data) for name in names for data in sets}
+    lines = []
+    for name in (*names, "best of validation"):
+        values = []
+        for data in sets:
+            rivals = [own[single, data.name] for single in names if name in (single, "best of validation")]
+            rival = max(rivals, key=lambda c, data=data: mean(rows, data, c, "validation"))
+            values.append(mean(rows, data, taken.of(data), "test") - mean(rows, data, rival, "test"))
+        pictured = [value for value, data in zip(values, sets, strict=True) if data.kind == "images"]
+        lines.append([name, *(f"{value:+.1f}" for value in values), _interval(values), _interval(pictured)])
+    return _table(["minus", *(data.name for data in sets), "mean", "mean of pictures"], lines)
+
+
 def rates(rows: Rows) -> str:
     """Test MAP@R at twice the rate of today minus that at today's, means over the candidates."""
     lines = []
@@ -218,7 +236,7 @@ def picture_rate(rows: Rows) -> float:
 
 
 BLOCKS: dict[str, Callable[[Rows], str]] = {
-    f.__name__: f for f in (data_sets, choices, rates, judged, decision, tricks, outside, explanations)
+    f.__name__: f for f in (data_sets, choices, singles, rates, judged, decision, tricks, outside, explanations)
 }
 
 
