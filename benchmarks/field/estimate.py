@@ -149,7 +149,7 @@ def run(arms: Sequence[Arm], budget: Budget, processes: int, tell: Callable[[str
         )
     hours = sum(each.hours for each in costs.values())
     tell(
-        f"all arms: {hours:.1f} hours of one process, {hours / processes:.1f} with {processes} at a time if each is as fast."
+        f"all arms: {hours:.3g} hours of one process, {hours / processes:.3g} with {processes} at a time if each is as fast."
         f" Less where trainings end early"
     )
     return costs
