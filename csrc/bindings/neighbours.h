@@ -23,8 +23,9 @@ inline void add_neighbours(pybind11::module_& m) {
   using namespace pybind11::literals;
   m.def(
       "rank_positives",
-      [](bool is_double, const Located& queries, const std::optional<Located>& references, int64_t width, const std::string& metric,
-         const std::vector<int64_t>& ks, uintptr_t values, int threads, int64_t memory, int64_t few) {
+      [](bool is_double, const Located& queries, const std::optional<Located>& references, int64_t width,
+         const std::string& metric, const std::vector<int64_t>& ks, uintptr_t values, int threads, int64_t memory,
+         int64_t few) {
         const Metric by = metric_of(metric);
         const Vectors q = vectors_of(queries), r = references ? vectors_of(*references) : Vectors{};
         pybind11::gil_scoped_release unlocked;

@@ -162,7 +162,8 @@ template <class T> static void positives(const Ranking<T>& p) {
           const int64_t to = least(p.last[i], j0 + kWidth<T>);
           for (int64_t j = most_of(p.first[i], j0); j < to; ++j) {
             if (p.self && i == j) continue;
-            p.thresholds[p.at(i, p.held[i] + j - p.first[i] - (p.self && j > i), kWidth<T>)] = w.block[(i - g0) * kWidth<T> + j - j0];
+            p.thresholds[p.at(i, p.held[i] + j - p.first[i] - (p.self && j > i), kWidth<T>)] =
+                w.block[(i - g0) * kWidth<T> + j - j0];
           }
         }
       }
