@@ -288,7 +288,10 @@ def _scale(options: argparse.Namespace) -> None:
 
 def _gpu(options: argparse.Namespace) -> None:
     from benchmarks.gpu import tables
+    from benchmarks.gpu.first import command
 
+    if options.first:
+        command.main(options.minutes, options.csv, options.fresh)
     tables.main(options.quick, options.minutes, options.csv, options.json)
 
 
@@ -340,6 +343,7 @@ def _parser() -> argparse.ArgumentParser:
     add("benchmarks", nargs="*", choices=[*ACTIONS, []], help="losses and evaluation by default")
     add("--selection", action="store_true", help="what the table of goals needs, in at most 20 minutes")
     add("--quick", action="store_true", help="small sizes, no torch.compile")
+    add("--first", action="store_true", help="the first minutes on a device, case by case; the same command goes on (gpu)")
     add("--evaluation", action="store_true", help="exact evaluation instead of losses (distributed)")
     add(
         "--sizes",
@@ -351,7 +355,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--rivals", help="comma-separated, instead of all: fused, plain, compiled, pml (losses)")
     add("--only", help="part of a case's name")
     add("--no-compile", action="store_true", help="leave torch.compile out")
-    add("--fresh", action="store_true", help="measure again what the CSV file has (losses)")
+    add("--fresh", action="store_true", help="measure again what the file has (losses, gpu --first)")
     add("--seconds", type=float, default=2.5, help="of repeats per measurement (losses)")
     add("--cutoff", type=float, default=120.0, help="wall seconds after which a measurement is given up (losses)")
     add("--megabytes", type=int, help="memory a measurement may take; three quarters of what is free by default (losses)")

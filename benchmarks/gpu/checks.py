@@ -26,8 +26,6 @@ def quick(device: Device, n: int = 300, d: int = 33) -> Iterator[Row]:
     Yields:
         Rows of the table `correctness`: `case`, `status`, `detail`, `error` (relative).
     """
-    from dmlcore.evaluation import plain, retrieval_metrics
-
     before = torch.get_float32_matmul_precision()
     torch.set_float32_matmul_precision("highest")
     x, y = data(n, d)
@@ -49,16 +47,24 @@ def quick(device: Device, n: int = 300, d: int = 33) -> Iterator[Row]:
                 yield row | _judged(max(of_value, of_gradient), TOLERANCE)
             except Exception as error:
                 yield row | failure(error)
-        row = {"table": "correctness", "case": "evaluation", "n": n, "d": d}
-        try:
-            whole = (x * 4).round()  # exact products with many ties
-            truth_table = plain.rank_positives(whole, y, None, None, (1, 2), "dot")
-            measures = retrieval_metrics(whole.to(device.torch), y.to(device.torch), recall_at=(1, 2), metric="dot")
-            yield row | _judged(abs(measures["map"] - float(truth_table[4].mean())), 1e-12)
-        except Exception as error:
-            yield row | failure(error)
+        yield exact_ranks(device, n, d)
     finally:
         torch.set_float32_matmul_precision(before)
+
+
+def exact_ranks(device: Device, n: int = 300, d: int = 33) -> Row:
+    """The evaluator against the definition, on whole numbers with many ties: a row of the table `correctness`."""
+    from dmlcore.evaluation import plain, retrieval_metrics
+
+    row: Row = {"table": "correctness", "case": "evaluation", "n": n, "d": d}
+    x, y = data(n, d)
+    try:
+        whole = (x * 4).round()
+        truth_table = plain.rank_positives(whole, y, None, None, (1, 2), "dot")
+        measures = retrieval_metrics(whole.to(device.torch), y.to(device.torch), recall_at=(1, 2), metric="dot")
+        return row | _judged(abs(measures["map"] - float(truth_table[4].mean())), 1e-12)
+    except Exception as error:
+        return row | failure(error)
 
 
 def _judged(error: float, limit: float) -> Row:

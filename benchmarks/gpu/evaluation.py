@@ -17,6 +17,7 @@ from benchmarks.gpu.turns import Budget, Build, Missing, measure
 from benchmarks.measuring import Row
 
 PER_CLASS = 4
+RIVALS = ("products", "dmlcore", "torch topk", "faiss-gpu")
 CHUNK_CELLS = 1 << 28  # similarities at a time of the product and of top-k
 PART_CELLS = 2e10  # pairs of a rival's part
 
@@ -30,7 +31,14 @@ def vectors(device: Device, n: int, d: int) -> tuple[Tensor, Tensor]:
     return functional.normalize(noise.add_(centres[labels], alpha=0.6)), labels
 
 
-def run(device: Device, budget: Budget, sizes: tuple[int, ...], widths: tuple[int, ...], seconds: float) -> Iterator[Row]:
+def run(
+    device: Device,
+    budget: Budget,
+    sizes: tuple[int, ...],
+    widths: tuple[int, ...],
+    seconds: float,
+    rivals: tuple[str, ...] = RIVALS,
+) -> Iterator[Row]:
     """Rows of the table `evaluation`."""
     before = torch.get_float32_matmul_precision()
     try:
@@ -44,6 +52,7 @@ def run(device: Device, budget: Budget, sizes: tuple[int, ...], widths: tuple[in
                     "torch topk": lambda n=n, d=d, part=part: topk(device, n, d, part),
                     "faiss-gpu": lambda n=n, d=d, part=part: faiss_gpu(device, n, d, part),
                 }
+                arms = {rival: arms[rival] for rival in rivals}
                 for rival, row in measure(device, arms, budget, seconds).items():
                     queries = n if rival == "dmlcore" else part
                     if "milliseconds" in row:

@@ -66,15 +66,16 @@ def run_losses(
     try:
         for group in groups(sizes, widths):
             torch.set_float32_matmul_precision(group.precision)
-            arms = {
-                "products": lambda group=group: products(device, group),
-                "fused": lambda group=group: arm(device, group, "fused"),
-            }
-            arms |= {rival: lambda group=group, rival=rival: arm(device, group, rival) for rival in group.rivals}
-            for rival, row in measure(device, arms, budget, seconds).items():
+            for rival, row in measure(device, arms(device, group), budget, seconds).items():
                 yield {**_columns("losses", group, rival), **row}
     finally:
         torch.set_float32_matmul_precision(before)
+
+
+def arms(device: Device, group: Group) -> dict[str, Build]:
+    """The bare products, the fused loss and the group's rivals."""
+    builds: dict[str, Build] = {"products": lambda: products(device, group)}
+    return builds | {rival: lambda rival=rival: arm(device, group, rival) for rival in ("fused", *group.rivals)}
 
 
 def run_graphs(device: Device, budget: Budget, sizes: tuple[int, ...], widths: tuple[int, ...]) -> Iterator[Row]:
@@ -108,13 +109,17 @@ def run_contrast(device: Device, budget: Budget, sizes: tuple[int, ...], width: 
     """Rows of the table `infonce`: two views of a batch, both directions, in bfloat16, beside memeff."""
     for n in sizes:
         group = Group("infonce", n, width, ("memeff",), dtype=torch.bfloat16)
-        arms: dict[str, Build] = {
-            "products": lambda group=group: contrast_products(device, group),
-            "fused": lambda group=group: _contrast(device, group, _own_contrast),
-            "memeff": lambda group=group: _contrast(device, group, _memeff),
-        }
-        for rival, row in measure(device, arms, budget, seconds).items():
+        for rival, row in measure(device, contrast_arms(device, group), budget, seconds).items():
             yield {**_columns("infonce", group, rival), **row}
+
+
+def contrast_arms(device: Device, group: Group) -> dict[str, Build]:
+    """Two views of a batch: the bare products, the fused loss and memeff."""
+    return {
+        "products": lambda: contrast_products(device, group),
+        "fused": lambda: _contrast(device, group, _own_contrast),
+        "memeff": lambda: _contrast(device, group, _memeff),
+    }
 
 
 def _columns(table: str, group: Group, rival: str) -> Row:
@@ -146,12 +151,14 @@ def products(device: Device, group: Group) -> Run:
 
 
 def arm(device: Device, group: Group, rival: str, keep_gradient: bool = False) -> Run:
-    """One step, forward and backward, of a case: fused, its definition compiled, or from pytorch-metric-learning."""
+    """One step, forward and backward, of a case: fused, its definition plain or compiled, or from pytorch-metric-learning."""
     module = build(group.case).to(device.torch)
     x, y = data(group.n, group.d)
     leaf, labels = x.to(device.torch, group.dtype).requires_grad_(), y.to(device.torch)
     compute: Callable[[Tensor, Tensor], Tensor] = module
-    if rival == "compiled":
+    if rival == "plain":
+        compute = definition(module)
+    elif rival == "compiled":
         compute = device.compiled(definition(module))
     elif rival == "pml":
         compute = _peer(group)
