@@ -16,7 +16,7 @@ ROOT = Path(__file__).parents[1]
 sys.path.append(str(ROOT))  # last: an installed package stays what is measured
 
 from benchmarks import measuring, report  # noqa: E402
-from benchmarks.gpu import devices, evaluation, losses, tables, turns  # noqa: E402
+from benchmarks.gpu import devices, evaluation, losses, roofline, tables, turns  # noqa: E402
 
 
 class StandIn:
@@ -220,3 +220,32 @@ def test_needs_a_cuda_device(tmp_path: Path) -> None:
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
     assert done.returncode == 2 and done.stdout == "" and not list(tmp_path.iterdir())
     assert done.stderr.count("\n") == 1 and "needs a CUDA device" in done.stderr
+
+
+def test_a_step_on_paper_by_hand() -> None:
+    step = roofline.Step(512, 128, 5)
+    assert step.rows == 512 and step.is_kept and step.operations == 6 * 512 * 512 * 128 == 201_326_592
+    forward = 1 + 5  # the product is written, and read by every loss
+    backward = 5 + 1 + 2 * 4 + 2  # products read; slopes written once, added to four times, and read by two products
+    assert step.chunk_bytes == 4 * 512 * 512 * (forward + backward) == 23_068_672
+    assert step.vector_bytes == 4 * 512 * 128 * 4 and step.launches == 3 + 1 + 5 + 5 + 2 and step.gradient_tiles == 4
+    assert step.instructions == 2 * 5 * 16 * 512 * 512
+    seconds = step.seconds(roofline.H100)
+    assert seconds["products"] == pytest.approx(201_326_592 / 494.7e12) and seconds["launches"] == pytest.approx(80e-6)
+    assert seconds["bytes"] == pytest.approx((23_068_672 + 1_048_576) / 3.35e12)
+    large = roofline.Step(65_536)
+    assert (large.rows, large.chunks, large.gradient_tiles) == (64, 1024, 1) and large.operations == 8 * 65_536**2 * 128
+
+
+def test_the_plan_on_paper_is_that_of_the_kernels() -> None:
+    from dmlcore.kernels import cuda
+
+    assert roofline.CHUNK_BYTES == cuda.WORKSPACE
+    if (module := devices.extension.cuda()) is not None:  # plans without a device
+        for n in (*roofline.SIZES, 3000, 50_000):
+            call = ("ms", [2.0, 50.0, 0.5, 0.1], 0, 0)
+            memory = {"workspace": cuda.WORKSPACE, "rows": 0, "columns": 0, "most_positives": 0}
+            planned = module.Pass(n, None, 128, [call], own=False, list_length=None, **memory).plan
+            assert (planned["rows"], planned["columns"]) == (roofline.Step(n).rows, n)
+    page = ROOT / "docs" / "design" / "cuda.md"
+    assert roofline.table() in page.read_text(), "python -m benchmarks.gpu.roofline prints the table of docs/design/cuda.md"

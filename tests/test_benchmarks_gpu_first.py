@@ -268,9 +268,28 @@ def test_the_report_says_what_to_do(tmp_path: Path) -> None:
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
-def test_needs_a_cuda_device(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_needs_a_cuda_device(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    from benchmarks import __main__
+
+    monkeypatch.setattr(sys, "argv", ["benchmarks", "gpu", "--first", "--csv", str(tmp_path / "first.jsonl")])
     with pytest.raises(SystemExit) as stopped:
-        command.main(None, tmp_path / "first.jsonl", fresh=False)
+        __main__.main()
     out, error = capsys.readouterr()
     assert stopped.value.code == 2 and out == "" and not list(tmp_path.iterdir())
     assert error.count("\n") == 1 and "needs a CUDA device" in error
+
+
+def test_the_command_writes_results_and_report(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(command, "why_not_measured", lambda: "")
+    monkeypatch.setattr(command.signal, "signal", lambda *_: None)
+    monkeypatch.setattr(plan, "cases", lambda: [python("", "passes"), python("raise SystemExit(3)", "fails")])
+    monkeypatch.setattr(plan, "SHARES", {"stage": 1.0})
+    file = tmp_path / "first.jsonl"
+    with pytest.raises(SystemExit) as stopped:
+        command.main(None, file, fresh=False)
+    report = file.with_suffix(".md").read_text()
+    assert stopped.value.code == 1 and statuses(read(file)) == {"passes": "passed", "fails": "failed"}
+    assert report in capsys.readouterr().out and "1. Begin with `fails`" in report
+    assert all(row["torch"] == torch.__version__ and row["commit"] and "kernels" in row for row in read(file))
