@@ -46,6 +46,12 @@ def test_a_published_folder(tmp_path: Path, capsys: pytest.CaptureFixture[str]) 
     assert "2 samples; 1 stand in both" in said and "same: images/001.Bird_A/Bird_A_0000_0.jpg (001.Bird_A, " in said
 
 
+def test_queries_and_a_gallery_are_counted(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["data", "check", str(files.in_shop(tmp_path / "shop"))]) == 0
+    said = " ".join(capsys.readouterr().out.split())
+    assert "test 16 samples of 4 classes" in said and "; 8 queries, a gallery of 8" in said
+
+
 def test_a_folder_with_names_from_outside(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for label, name in enumerate(["\x1b[31mred", "b", "c", "d", "e", "f"]):
         for n in range(3):

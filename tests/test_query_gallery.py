@@ -122,7 +122,7 @@ def test_parquet(tmp_path: Path) -> None:
 
 def test_run_eval_and_embed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     np.savez(tmp_path / "data.npz", **arrays())
-    result = train(out=tmp_path / "run", data=str(tmp_path / "data.npz"), **SHORT)
+    result = train(out=tmp_path / "run", data=str(tmp_path / "data.npz"), recall_at=[1, 10], metrics="knn", **SHORT)
     assert result["data"]["parts"]["test"] == {"classes": 8, "samples": 32, "queries": 16, "gallery": 16}
     assert result["metrics"]["test"]["queries"] == 16 and (tmp_path / "run" / "report.html").exists()
     recorded = RecordedSplit.read(tmp_path / "run" / "split.json")
@@ -132,7 +132,10 @@ def test_run_eval_and_embed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) 
         "query": 16,
         "gallery": 16,
     }
-    assert cli.main(["eval", str(tmp_path / "run"), "--json"]) == 0
+    tables = [*result["metrics"].values(), result["baselines"]["raw features"]["test"]]
+    assert all({"recall@1", "recall@10"} == {name for name in values if name.startswith("recall")} for values in tables)
+    assert ">R@10<" in (tmp_path / "run" / "report.html").read_text()
+    assert cli.main(["eval", str(tmp_path / "run"), "--json", "--recall-at", "1,10"]) == 0
     assert json.loads(capsys.readouterr().out)["metrics"]["test"] == pytest.approx(result["metrics"]["test"])
     np.savez(tmp_path / "other.npz", **arrays(5, ["train", "query", "gallery", "gallery"]))
     assert cli.main(["eval", str(tmp_path / "run"), "--data", str(tmp_path / "other.npz"), "--json"]) == 0
@@ -145,7 +148,7 @@ def test_run_eval_and_embed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) 
         written = {name: file[name] for name in file.files}
     is_query, is_gallery = (written["split"] == role for role in ("query", "gallery"))
     sides = [written[name][rows] for rows in (is_query, is_gallery) for name in ("x", "y")]
-    expected = retrieval_metrics(*sides)
+    expected = retrieval_metrics(*sides, recall_at=[1, 10])
     assert {name: result["metrics"]["test"][name] for name in expected} == pytest.approx(expected, abs=1e-5)
 
 

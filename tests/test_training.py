@@ -475,6 +475,7 @@ def test_writing_is_all_or_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPat
         ({"memory": -1}, "memory is -1, but must be >= 0"),
         ({"stepz": 1}, "unknown key 'stepz'. Did you mean 'steps'"),
         ({"steps": 0}, "steps is 0, but must be >= 1"),
+        ({"recall_at": [2, 4]}, "recall_at must hold 1, but is 2,4"),
         ({"steps": 3, "epochs": 2}, "both given"),
         ({"learning_rate": "fast"}, "learning_rate is 'fast', but must be a number"),
         ({"weights": [1]}, "weights has 1 numbers for 3 losses"),

@@ -147,7 +147,7 @@ def test_in_train_and_eval(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -
     assert cli.main(["train", "--data", str(photos), "--out", str(tmp_path / "run"), *words]) == 0
     test = json.loads((tmp_path / "run" / "result.json").read_text())["metrics"]["test"]
     assert 0 <= test["verification.eer"] <= 1 and test["verification.tar@1e-06"] is None
-    capsys.readouterr()
+    assert "verification.eer" in capsys.readouterr().out
     pairs = ["--metrics", "verification", "--verification.pairs", str(tmp_path / "pairs.csv")]
     assert cli.main(["eval", str(tmp_path / "run"), "--data", str(photos), *pairs, "--json"]) == 0
     whole = json.loads(capsys.readouterr().out)["metrics"]

@@ -105,6 +105,8 @@ def _check(source: str, *, json: bool, debug: bool, **tables: Any) -> int:
         for part, counts in facts["parts"].items():
             about = f"{counts['samples']:,} samples of {counts['classes']:,} classes"
             shown[part] = f"{about}, the smallest is {_smallest(counts['smallest_class'])}" if counts["samples"] else "nothing"
+    if roles := facts.get("roles"):
+        shown["test"] += f"; {roles['queries']:,} queries, a gallery of {roles['gallery']:,}"
     for side, (least, median, most) in (facts["sizes"] or {}).items():
         shown[f"{side}s"] = f"{least:,} to {most:,} pixels, median {median:,.0f}"
     if facts["kind"] == "images":

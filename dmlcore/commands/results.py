@@ -23,12 +23,12 @@ def show_metrics(
         metrics: by part.
         baselines: by name and part.
         title: of the table.
-        recall_at: values of k; None: the usual ones.
+        recall_at: values of k; None: all that were measured.
         intervals: lowest and highest value of each measure, by part.
     """
-    from dmlcore.evaluation.evaluating import COLUMNS, columns, table_rows
+    from dmlcore.evaluation.evaluating import columns, columns_of, table_rows
 
-    shown = COLUMNS if recall_at is None else columns(recall_at)
+    shown = columns_of(metrics) if recall_at is None else columns(recall_at)
     halves = {
         part: {name: (high - low) / 2 for name, (low, high) in of_part.items()} for part, of_part in (intervals or {}).items()
     }
@@ -50,14 +50,15 @@ def show_further(metrics: dict[str, Any], baselines: dict[str, Any]) -> None:
 
 def show_embeddings(embeddings: dict[str, Any]) -> None:
     """Everything the model could serve as its embedding: the whole, each head, the compressed, the student's."""
-    from dmlcore.evaluation.evaluating import COLUMNS
+    from dmlcore.evaluation.evaluating import columns_of
 
     for part in next(iter(embeddings.values()), {}):
+        shown = columns_of({name: parts[part] for name, parts in embeddings.items()})
         rows = [
-            (name, str(parts[part]["embedding_dim"]), *(_three_digits(parts[part].get(key)) for key in COLUMNS.values()))
+            (name, str(parts[part]["embedding_dim"]), *(_three_digits(parts[part].get(key)) for key in shown.values()))
             for name, parts in embeddings.items()
         ]
-        console.show_table([f"{part}, by embedding", "length", *COLUMNS], rows, numbers=True)
+        console.show_table([f"{part}, by embedding", "length", *shown], rows, numbers=True)
 
 
 def show_worst_classes(classes: dict[str, list[dict[str, Any]]], recall_at: Sequence[int]) -> None:

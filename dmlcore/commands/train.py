@@ -10,7 +10,7 @@ from cyclopts import App
 from dmlcore import console, launch
 from dmlcore.commands.line import CommandLine
 from dmlcore.commands.progress import ProgressLogger
-from dmlcore.commands.results import show_embeddings, show_metrics
+from dmlcore.commands.results import show_embeddings, show_further, show_metrics
 from dmlcore.commands.trained import TRUST
 from dmlcore.config import check_range
 from dmlcore.errors import ConfigError
@@ -217,6 +217,7 @@ def show_result(result: dict[str, Any]) -> None:
     from dmlcore.training.folder import REPORT
 
     show_metrics(result["metrics"], result["baselines"], "trained, step " + str(result["chosen_step"]))
+    show_further(result["metrics"], result["baselines"])
     show_embeddings(result.get("embeddings", {}))
     if result["chosen_step"] == 0:
         console.show_sentences(

@@ -40,7 +40,7 @@ def check_data(data: str, options: dict[str, Any] | None = None) -> dict[str, An
     """
     source, table = load_table(data, options={**undecoded(data), **(options or {})}, needs_labels=False)
     notes = list(table.skipped)
-    parts, more = _parts(source, table, data)
+    parts, roles, more = _parts(source, table, data)
     notes += more
     unreadable = dict(table.unreadable)
     sizes: np.ndarray | None = None
@@ -65,6 +65,7 @@ def check_data(data: str, options: dict[str, Any] | None = None) -> dict[str, An
         "classes": len(table.class_names) if table.has_labels else 0,
         "smallest_class": _smallest(table, np.arange(len(table.labels))) if table.has_labels else None,
         "parts": {name: _part(table, np.flatnonzero(parts == number)) for number, name in enumerate(_names(parts))},
+        **({"roles": roles} if roles else {}),
         "unreadable": unreadable,
         "sizes": None if sizes is None else _ranges(sizes[is_read]),
         "exact_copies": _told(exact, table, parts),
@@ -80,19 +81,23 @@ def _names(parts: np.ndarray) -> list[str]:
     return [*PARTS, "no part"] if (parts == len(PARTS)).any() else list(PARTS)
 
 
-def _parts(source: Any, table: Table, data: str) -> tuple[np.ndarray, list[str]]:
-    """The number of the part of each sample, int64 [N], as training would have it by default; all 0 where there is none."""
-    numbers = np.zeros(len(table.labels), dtype=np.int64)
+def _parts(source: Any, table: Table, data: str) -> tuple[np.ndarray, dict[str, int], list[str]]:
+    """The number of the part of each sample, int64 [N], as training would have it by default; all 0 where there is none. How
+    many test samples are `queries` and in the `gallery`, where these differ; and notes."""
+    numbers, counts = np.zeros(len(table.labels), dtype=np.int64), dict[str, int]()
     if not table.has_labels:
-        return numbers, []
+        return numbers, counts, []
     try:
         split, notes = split_by_source(source, table, FRACTIONS, 0, data)
     except DataError as error:
-        return numbers, [f"training would refuse these data: {error}"]
+        return numbers, counts, [f"training would refuse these data: {error}"]
     numbers[:] = len(PARTS)
     for number, part in enumerate(PARTS):
-        numbers[rows_of_part(split, part)[0]] = number
-    return numbers, notes
+        rows, roles = rows_of_part(split, part)
+        numbers[rows] = number
+        if roles is not None:
+            counts = {"queries": int((roles != "gallery").sum()), "gallery": int((roles != "query").sum())}
+    return numbers, counts, notes
 
 
 def _read_all(images: EncodedImages) -> tuple[np.ndarray, np.ndarray, np.ndarray, dict[int, str]]:

@@ -30,6 +30,12 @@ def columns(recall_at: Sequence[int] = RECALL_AT) -> dict[str, str]:
     return {**{f"R@{k}": f"recall@{k}" for k in recall_at}, "R-prec": "r_precision", "MAP@R": "map@r", "mAP": "map"}
 
 
+def columns_of(metrics: dict[str, dict[str, Any]]) -> dict[str, str]:
+    """The columns of a table of what was measured, by part."""
+    ks = dict.fromkeys(int(name[7:]) for values in metrics.values() for name in values if name.startswith("recall@"))
+    return columns(tuple(ks) or RECALL_AT)
+
+
 COLUMNS = columns()
 _RAW = {"images": "raw pixels", "features": "raw features", "texts": "raw trigrams"}
 HALF = "± (95 %)"  # the row of half intervals
@@ -162,6 +168,7 @@ def evaluate_named(
     dataset: LabelledDataset,
     metrics: Sequence[Metric] = (),
     measured: dict[str, dict[str, Any]] | None = None,
+    recall_at: Sequence[int] = RECALL_AT,
 ) -> dict[str, dict[str, Any]]:
     """Retrieval metrics of everything a model could serve, by name; `embedding_dim` is the length of each.
 
@@ -170,10 +177,11 @@ def evaluate_named(
         dataset: that was embedded.
         metrics: measures beside those of retrieval.
         measured: by name what `evaluate` gave already.
+        recall_at: the values of k.
     """
     named: dict[str, dict[str, Any]] = {}
     for name, rows in embeddings.items():
-        values = measured[name] if measured and name in measured else evaluate(rows, dataset, metrics)
+        values = measured[name] if measured and name in measured else measure(rows, dataset, metrics, recall_at)[0]
         named[name] = {"embedding_dim": (rows.own if isinstance(rows, DividedRows) else rows).shape[1], **values}
     return named
 
@@ -320,10 +328,15 @@ def rerank(
 
 
 def evaluate_model(
-    model: nn.Module, dataset: LabelledDataset, *, workers: int | None = 0, metrics: Sequence[Metric] = ()
+    model: nn.Module,
+    dataset: LabelledDataset,
+    *,
+    workers: int | None = 0,
+    metrics: Sequence[Metric] = (),
+    recall_at: Sequence[int] = RECALL_AT,
 ) -> dict[str, Any]:
     """Retrieval metrics of a model on a data set, and further measures."""
-    return evaluate(embed_rows(model, dataset, workers=workers), dataset, metrics)
+    return measure(embed_rows(model, dataset, workers=workers), dataset, metrics, recall_at)[0]
 
 
 def baselines_of(

@@ -124,14 +124,14 @@ def measure_joined(settings: dict[str, Any], work: Path, out: str) -> dict[str, 
     from dmlcore.evaluation import evaluating
     from dmlcore.serving import TrainedRun
 
-    parts, measures, test = [], [], None
+    parts, measures, recall_at, test = [], [], (), None
     for fold in range(1, settings["folds"] + 1):
         trained = TrainedRun(Path(out) / _key(settings["seed"], fold))
-        test, measures = trained.open().test, trained.measures()
+        test, measures, recall_at = trained.open().test, trained.measures(), trained.config.settings.run.recall_at
         parts.append(evaluating.embed(trained.model, test, workers=trained.workers))  # [N, D]
     assert test is not None
     embeddings = joined_embeddings(parts)
-    metrics = {"test": evaluating.evaluate(embeddings, test, measures)}
+    metrics = {"test": evaluating.measure(embeddings, test, measures, recall_at)[0]}
     return {"metrics": metrics, "embedding_dim": embeddings.shape[1], "headline": headline({"metrics": metrics})}
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from dmlcore.config import flat_values
-from dmlcore.evaluation.evaluating import COLUMNS, table_rows
+from dmlcore.evaluation.evaluating import columns_of, table_rows
 from dmlcore.reports import curves
 from dmlcore.reports.html import Raw, commands, escape, facts, number, page, table
 from dmlcore.reports.pictured import Pictured
@@ -60,23 +60,25 @@ def _about(run: RunFacts) -> str:
 def _result(run: RunFacts) -> str:
     if run.result is None:
         best = max((r for r in run.records if r.get("kind") == "evaluation"), key=lambda r: r.get("map@r") or 0, default=None)
-        rows = [("validation, best so far", *(best.get(key) for key in COLUMNS.values()))] if best else []
-        return table(["", *COLUMNS], rows, kind="results")
+        shown = columns_of({"validation": best or {}})
+        rows = [("validation, best so far", *(best.get(key) for key in shown.values()))] if best else []
+        return table(["", *shown], rows, kind="results")
     result = run.result
+    shown = columns_of(result["metrics"])
     rows = [
         (Raw(f'<span class="below">{escape(label)}</span>') if label.startswith(" ") else label, *values)
-        for label, values in table_rows(result["metrics"], result["baselines"])
+        for label, values in table_rows(result["metrics"], result["baselines"], measures=tuple(shown.values()))
     ]
-    parts = [table(["", *COLUMNS], rows, kind="results")]
+    parts = [table(["", *shown], rows, kind="results")]
     further = {part: {key: v for key, v in values.items() if "." in key} for part, values in result["metrics"].items()}
     if names := list(dict.fromkeys(name for values in further.values() for name in values)):
         parts.append(table(["further measures", *names], [(p, *(v.get(n) for n in names)) for p, v in further.items()]))
     for part in next(iter(result.get("embeddings", {}).values()), {}):
         rows = [
-            (name, int(values[part]["embedding_dim"]), *(values[part].get(key) for key in COLUMNS.values()))
+            (name, int(values[part]["embedding_dim"]), *(values[part].get(key) for key in shown.values()))
             for name, values in result["embeddings"].items()
         ]
-        parts.append(table([f"{part}, by embedding", "length", *COLUMNS], rows))
+        parts.append(table([f"{part}, by embedding", "length", *shown], rows))
     chosen = f"The checkpoint of step {result['chosen_step']:,} was chosen by {result['chosen_by'].replace('map@r', 'MAP@R')}."
     trained = run.data.get("test_classes_trained_on", 0)
     seen = (

@@ -149,7 +149,7 @@ def _evaluate_model(
     evaluation.result["baselines"] = evaluating.baselines_of(
         untrained, named, kind=model.kind, name=name, workers=model.workers, metrics=metrics, recall_at=how.recall_at
     )
-    evaluation.result.update(named_metrics(model.model, named, model.workers, metrics))
+    evaluation.result.update(named_metrics(model.model, named, model.workers, metrics, how.recall_at))
     return evaluation
 
 

@@ -203,8 +203,13 @@ class Training:
     def _measure(self, began: float) -> float:
         run = self.run
         run.prepare_to_serve()
+        settings = run.config.settings
         metrics = evaluating.evaluate_model(
-            run.served, run.splits.validation, workers=run.config.settings.data.workers, metrics=run.metrics
+            run.served,
+            run.splits.validation,
+            workers=settings.data.workers,
+            metrics=run.metrics,
+            recall_at=settings.run.recall_at,
         )
         is_best = metrics[CHOSEN_BY] > run.best.score
         record = {

@@ -13,6 +13,7 @@ from torch import Tensor
 from dmlcore.data import LabelledDataset
 from dmlcore.errors import TrainingError
 from dmlcore.evaluation import Metric, evaluating
+from dmlcore.evaluation.metrics import RECALL_AT
 from dmlcore.models import EmbeddingModel
 from dmlcore.ranks.dividing import DividedRows
 from dmlcore.training import checkpoints
@@ -41,18 +42,24 @@ def final_result(run: Run, kept: dict[str, Tensor | DividedRows] | None = None) 
     run.model.load_state_dict(best["model"])
     untrained = baseline_model(run.config, run.splits.sample_shape, run.splits.kind, run.device, run.splits.train, run.folder)
     parts = {part: getattr(run.splits, part) for part in (("validation", "test") if run.validates else ("test",))}
-    workers = run.config.settings.data.workers
+    workers, recall_at = run.config.settings.data.workers, run.config.settings.run.recall_at
     metrics: dict[str, dict[str, Any]] = {}
     named: dict[str, dict[str, Any]] = {}
     for part, dataset in parts.items():  # each is embedded once, for all that could be served
         embeddings = evaluating.named_rows(run.model, dataset, workers=workers)
         served = embeddings[run.model.served]
-        metrics |= evaluating.evaluate_levels(served, part, dataset, run.metrics)
-        add_named(named, run.model, part, dataset, embeddings, run.metrics, {run.model.served: metrics[part]})
+        metrics |= evaluating.evaluate_levels(served, part, dataset, run.metrics, recall_at)
+        add_named(named, run.model, part, dataset, embeddings, run.metrics, {run.model.served: metrics[part]}, recall_at)
         if kept is not None:
             kept[part] = served
     baselines = evaluating.baselines_of(
-        untrained, parts, name=name_of_baseline(run.config), kind=run.splits.kind, workers=workers, metrics=run.metrics
+        untrained,
+        parts,
+        name=name_of_baseline(run.config),
+        kind=run.splits.kind,
+        workers=workers,
+        metrics=run.metrics,
+        recall_at=recall_at,
     )
     return {
         "run": str(run.folder.path),
@@ -115,14 +122,18 @@ def advice(metrics: dict[str, Any], baselines: dict[str, Any], *, is_random: boo
 
 
 def named_metrics(
-    model: EmbeddingModel, parts: dict[str, LabelledDataset], workers: int | None, metrics: Sequence[Metric] = ()
+    model: EmbeddingModel,
+    parts: dict[str, LabelledDataset],
+    workers: int | None,
+    metrics: Sequence[Metric] = (),
+    recall_at: Sequence[int] = RECALL_AT,
 ) -> dict[str, Any]:
     """`{"embeddings": {name: {part: metrics}}}` of a model that could serve more than one embedding, else nothing."""
     named: dict[str, dict[str, Any]] = {}
     if _has_several(model):
         for part, dataset in parts.items():
             embeddings = evaluating.named_rows(model, dataset, workers=workers)
-            add_named(named, model, part, dataset, embeddings, metrics)
+            add_named(named, model, part, dataset, embeddings, metrics, recall_at=recall_at)
     return {"embeddings": named} if named else {}
 
 
@@ -134,10 +145,11 @@ def add_named(
     embeddings: dict[str, Tensor | DividedRows],
     metrics: Sequence[Metric] = (),
     measured: dict[str, dict[str, Any]] | None = None,
+    recall_at: Sequence[int] = RECALL_AT,
 ) -> None:
     """Add metrics by name and part, of a model that could serve more than one embedding. Arguments as `evaluate_named`."""
     if _has_several(model):
-        for name, values in evaluating.evaluate_named(embeddings, dataset, metrics, measured).items():
+        for name, values in evaluating.evaluate_named(embeddings, dataset, metrics, measured, recall_at).items():
             named.setdefault(name, {})[part] = values
 
 

@@ -40,6 +40,8 @@ class RunSettings:
     """Steps between lines of progress where there is no terminal."""
     patience: int | None = None
     """Evaluations in a row without a better one after which training ends (default: it runs through all steps)."""
+    recall_at: tuple[int, ...] = (1, 2, 4, 8)
+    """Values of k of `recall@k`, separated by commas; 1 is among them."""
     metrics: tuple[str, ...] = ()
     """Measures of embeddings beside those of retrieval, separated by commas."""
     loggers: tuple[str, ...] = ()
@@ -64,6 +66,10 @@ class RunSettings:
             raise ConfigError("patience needs evaluations, but validation is none. Leave it out, or say --validation classes")
         check_each(self, ("steps", "epochs", "eval_every", "log_every", "patience"), least=1)
         check_range("seed", self.seed, least=0)
+        for k in self.recall_at:
+            check_range("recall_at", k, least=1)
+        if 1 not in self.recall_at:
+            raise ConfigError(f"recall_at must hold 1, but is {','.join(map(str, self.recall_at)) or 'empty'}")
         if self.stop_after is not None:
             seconds_of(self.stop_after, "stop_after")
         seconds_of(self.timeout, "timeout")

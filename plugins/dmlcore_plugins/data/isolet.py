@@ -16,6 +16,7 @@ from dmlcore.files import expanded
 
 _FILES = ("isolet1+2+3+4.data", "isolet5.data")
 _FEATURES = 617
+_PUBLISHED = "Isolet is published at https://archive.ics.uci.edu/dataset/54/isolet"
 
 
 @dataclass(frozen=True)
@@ -39,7 +40,9 @@ class Isolet(DataSource):
             DataError: a missing file, a row that is damaged.
         """
         if not self.options.path:
-            raise DataError("the data 'isolet' needs a path: --isolet.path DIR, the folder of isolet1+2+3+4.data")
+            raise DataError(
+                f"the data 'isolet' needs a path: --isolet.path DIR, the folder of isolet1+2+3+4.data. {_PUBLISHED}"
+            )
         rows = np.concatenate([_read(expanded(self.options.path) / name) for name in _FILES])
         letters = rows[:, _FEATURES].astype(np.int64)
         present, labels = np.unique(letters, return_inverse=True)
@@ -52,7 +55,7 @@ def _read(file: Path) -> np.ndarray:
     """The rows of a file, float64 `[N, 618]`: features and the letter's number, 1 to 26."""
     if not file.is_file():
         packed = file.with_name(file.name + ".Z")
-        raise DataError(f"there is no file '{file}'" + (f": unpack '{packed}' first" if packed.exists() else ""))
+        raise DataError(f"there is no file '{file}'" + (f": unpack '{packed}' first" if packed.exists() else f". {_PUBLISHED}"))
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of an empty file, which is refused below

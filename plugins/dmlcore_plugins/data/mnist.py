@@ -17,6 +17,7 @@ from dmlcore.files import expanded
 _DIGITS = [str(digit) for digit in range(10)]
 SIDE = 28  # pixels
 _PARTS = ("train", "t10k")
+_PUBLISHED = "MNIST is published at https://yann.lecun.com/exdb/mnist"
 
 
 @dataclass(frozen=True)
@@ -42,7 +43,9 @@ class Mnist(DataSource):
             DataError: a missing or damaged file.
         """
         if not self.options.path:
-            raise DataError("the data 'mnist' needs a path: --mnist.path DIR, the folder above MNIST/raw of torchvision")
+            raise DataError(
+                f"the data 'mnist' needs a path: --mnist.path DIR, the folder above MNIST/raw of torchvision. {_PUBLISHED}"
+            )
         folder = _raw_folder(expanded(self.options.path))
         images, labels = [], []
         for part in _PARTS:
@@ -72,7 +75,7 @@ def _raw_folder(root: Path) -> Path:
     for folder in (root, root / "MNIST" / "raw", root / "raw"):
         if any(folder.glob("t*-idx?-ubyte*")):
             return folder
-    raise DataError(f"'{root}' holds no file of MNIST, such as MNIST/raw/train-images-idx3-ubyte")
+    raise DataError(f"'{root}' holds no file of MNIST, such as MNIST/raw/train-images-idx3-ubyte. {_PUBLISHED}")
 
 
 def _file(folder: Path, name: str) -> Path:

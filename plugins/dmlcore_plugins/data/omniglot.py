@@ -15,6 +15,7 @@ from dmlcore.data import DataSource, PathImages, PixelStore, ShiftAugmentation, 
 from dmlcore.errors import DataError
 from dmlcore.files import expanded
 
+_PUBLISHED = "Omniglot is published at https://github.com/brendenlake/omniglot"
 _PARTS = ("images_background", "images_evaluation")
 _TURNS = ("", "/90", "/180", "/270")  # degrees, behind the names of classes
 
@@ -58,8 +59,7 @@ class Omniglot(DataSource):
         if not self.options.path:
             raise DataError(
                 "the data 'omniglot' needs a path: --omniglot.path DIR, the folder with images_background and"
-                " images_evaluation, unpacked, or the one above omniglot-py of torchvision. Omniglot is published at"
-                " https://github.com/brendenlake/omniglot"
+                f" images_evaluation, unpacked, or the one above omniglot-py of torchvision. {_PUBLISHED}"
             )
         root = _root(expanded(self.options.path))
         paths: list[str] = []
@@ -116,7 +116,7 @@ def _root(path: Path) -> Path:
             return folder
         if len(missing) < len(_PARTS):
             raise DataError(f"'{folder}' lacks the folder '{missing[0]}'")
-    raise DataError(f"'{path}' holds no Omniglot: neither {_PARTS[0]} and {_PARTS[1]} nor omniglot-py is there")
+    raise DataError(f"'{path}' holds no Omniglot: neither {_PARTS[0]} and {_PARTS[1]} nor omniglot-py is there. {_PUBLISHED}")
 
 
 @dmlcore.hookimpl
