@@ -167,17 +167,32 @@ def test_the_trunk_rises_on_its_own(data: str, tmp_path: Path) -> None:
     assert [rate["trunk"] for rate in rates] == pytest.approx([0, 0, 0.025, 0.05, 0.075, 0.1, 0.1, 0.1])
 
 
+def test_every_role_rises_on_its_own(data: str, tmp_path: Path) -> None:
+    warmups = {"head": 2, "proxies": 3, "classifier": 4, "scalars": 5, "weights": 6}
+    losses = {"plugins": "cross_entropy,norm_softmax,margin", "margin": {"learn_beta": True}, "weighting": "uncertainty"}
+    equal = {f"{role}_factor": 1.0 for role in warmups} | {"warmup": 0, "schedule": "constant", "learning_rate": 0.01}
+    rising = {f"{role}_warmup": steps for role, steps in warmups.items()}
+    train(out=tmp_path / "run", **settings(data, **losses, **equal, **rising))
+    lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    rates = [line["learning_rates"] for line in lines if line["kind"] == "step"]
+    for role, steps in {"trunk": 1, **warmups}.items():
+        expected = [0.01 * min(1, (step + 1) / steps) for step in range(8)]
+        assert [rate[role] for rate in rates] == pytest.approx(expected), role
+
+
 def test_what_nothing_has_is_refused(data: str, tmp_path: Path) -> None:
     for values, told in (
         ({"classifier_factor": 2.0}, "no loss has a classifier"),
         ({"classifier_decay": 0.1}, "no loss has a classifier"),
         ({"proxies_decay": 0.1}, "no loss has proxies"),
         ({"weights_decay": 0.1}, "learns no weights"),
+        ({"proxies_warmup": 5}, "no loss has proxies"),
+        ({"classifier_warmup": 0}, "no loss has a classifier"),
         ({"head": "none", "embedding_dim": "none", "head_decay": 0.1}, "no embedding head"),
     ):
         with pytest.raises(ConfigError, match=told):
             new_run(data, tmp_path, **values)
-    for key, value in (("layer_decay", 0), ("layer_decay", 1.5), ("head_decay", -1), ("trunk_warmup", -1)):
+    for key, value in (("layer_decay", 0), ("layer_decay", 1.5), ("head_decay", -1), ("trunk_warmup", -1), ("head_warmup", -1)):
         with pytest.raises(ConfigError, match=key):
             RunConfig.create(**{key: value})
 

@@ -4,7 +4,7 @@ are in `parameter_groups`, and the optimizers themselves are plugins.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -86,13 +86,13 @@ def build_optimiser(
     return built
 
 
-def set_rates(optimiser: torch.optim.Optimizer, factor: float, of_trunk: float = 1.0) -> dict[str, float]:
-    """Set every group's learning rate to its base rate times a factor, and that of the trunk times another one as well; returns
-    the highest rate of each role."""
+def set_rates(optimiser: torch.optim.Optimizer, factor: float, of_roles: Mapping[str, float] | None = None) -> dict[str, float]:
+    """Set every group's learning rate to its base rate times a factor, and times that of its role if it has one; returns the
+    highest rate of each role."""
     rates: dict[str, float] = {}
     for group in optimiser.param_groups:
         rate = group["base_rate"] * factor
-        group["lr"] = rate * of_trunk if group["role"] == "trunk" else rate
+        group["lr"] = rate * (of_roles or {}).get(group["role"], 1.0)
         rates[group["role"]] = max(rates.get(group["role"], 0.0), group["lr"])
     return rates
 

@@ -103,9 +103,10 @@ def _check_roles(roles: dict[str, list[nn.Parameter]], rates: RateSettings) -> N
         "weights": "the weighting learns no weights",
     }
     for role, why in names.items():
-        for key in (f"{role}_decay", f"{role}_factor"):
-            default = RateSettings.__dataclass_fields__[key].default
-            if not roles[role] and default is None and getattr(rates, key) is not None:
+        for key in (f"{role}_decay", f"{role}_factor", f"{role}_warmup"):
+            default = RateSettings.__dataclass_fields__[key].default  # a factor is there without being said
+            is_said = getattr(rates, key) != default and (default is None or key.endswith("warmup"))
+            if not roles[role] and is_said:
                 raise ConfigError(f"{key} is {getattr(rates, key)}, but {why}. Leave it out")
 
 

@@ -72,6 +72,16 @@ def factor(schedule: Schedule, step: int, steps: int, warmup: int) -> float:
     return min(1.0, (step + 1) / warmup if warmup else 1.0) * schedule.factor(step, steps, warmup)
 
 
-def trunk_factor(step: int, rates: RateSettings) -> float:
-    """Factor on the trunk's learning rate beside that of all: a straight line up from the end of `freeze`."""
-    return min(1.0, max(0, step - rates.freeze + 1) / rates.trunk_warmup) if rates.trunk_warmup else 1.0
+def role_factors(step: int, rates: RateSettings) -> dict[str, float]:
+    """Factors on the learning rates of roles beside that of all: straight lines up, that of the trunk from the end of `freeze`.
+    Roles that do not rise on their own are left out."""
+    warmups = {
+        "trunk": rates.trunk_warmup,
+        "head": rates.head_warmup,
+        "proxies": rates.proxies_warmup,
+        "classifier": rates.proxies_warmup if rates.classifier_warmup is None else rates.classifier_warmup,
+        "scalars": rates.scalars_warmup,
+        "weights": rates.weights_warmup,
+    }
+    begins = {"trunk": rates.freeze}
+    return {role: min(1.0, max(0, step - begins.get(role, 0) + 1) / warmup) for role, warmup in warmups.items() if warmup}

@@ -34,10 +34,10 @@ def take_step(run: Run, inputs: Tensor, labels: Tensor, factor: float | None = N
     """
     settings, number = run.config.settings, run.step + 1
     inputs, second_views = (inputs, None) if run.keys is None else inputs.chunk(2)
-    of_trunk = schedule.trunk_factor(run.step, settings.rates) if factor is None else 1.0
+    of_roles = schedule.role_factors(run.step, settings.rates) if factor is None else {}
     if factor is None:
         factor = schedule.factor(run.schedule, run.step, run.steps, settings.optimiser.warmup)
-    rates = optimiser.set_rates(run.optimiser, factor, of_trunk)
+    rates = optimiser.set_rates(run.optimiser, factor, of_roles)
     run.model.train()
     run.freeze_trunk(number <= settings.rates.freeze)
     run.loss.train()

@@ -31,6 +31,16 @@ class RateSettings:
     """Factor on the learning rate from each stage of the trunk to the one before it; 1: all learn alike."""
     trunk_warmup: int = 0
     """Steps over which the trunk's learning rate rises beside `warmup`, counted from the end of `freeze`."""
+    head_warmup: int = 0
+    """Steps over which the head's learning rate rises beside `warmup`."""
+    proxies_warmup: int = 0
+    """Steps over which the learning rate of proxies rises beside `warmup`."""
+    classifier_warmup: int | None = None
+    """Steps over which the learning rate of the classifiers inside losses rises beside `warmup` (default: those of proxies)."""
+    scalars_warmup: int = 0
+    """Steps over which the learning rate of learnable numbers inside losses rises beside `warmup`."""
+    weights_warmup: int = 0
+    """Steps over which the learning rate of ensemble weights rises beside `warmup`."""
     head_decay: float | None = None
     """Decay of the embedding head (default: `weight_decay`)."""
     proxies_decay: float | None = None
@@ -59,9 +69,11 @@ class RateSettings:
         )
         check_range("layer_decay", self.layer_decay, above=0, most=1)
         decays = ("head_decay", "proxies_decay", "classifier_decay", "scalars_decay", "weights_decay")
-        check_each(self, (*decays, "trunk_warmup", "freeze", "trainable_stages"), least=0)
+        warmups = ("trunk_warmup", *(name.replace("decay", "warmup") for name in decays))
+        check_each(self, (*decays, *warmups, "freeze", "trainable_stages"), least=0)
 
     @property
     def parts_classifiers(self) -> bool:
-        """Whether classifiers inside losses have a rate or a decay of their own."""
-        return self.classifier_factor is not None or self.classifier_decay is not None
+        """Whether classifiers inside losses have a rate, a decay or a warm-up of their own."""
+        own = (self.classifier_factor, self.classifier_decay, self.classifier_warmup)
+        return any(value is not None for value in own)
