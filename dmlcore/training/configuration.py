@@ -153,16 +153,6 @@ class RunConfig:
         """The same, but meant from any working folder."""
         return dataclasses.replace(self, settings=_with_absolute_paths(self.settings, self.components))
 
-    def without_losses(self, tables: list[str]) -> RunConfig:
-        """The same without some losses, by the tables of their options."""
-        losses = {table: component.name for table, component in self.of_kind("loss").items() if table not in tables}
-        return dataclasses.replace(
-            self,
-            settings=self.settings.replace(plugins=tuple(losses.values())),
-            components={table: component for table, component in self.components.items() if table not in tables},
-            options={table: options for table, options in self.options.items() if table not in tables},
-        )
-
     def with_objects(self, objects: Objects) -> RunConfig:
         """The same with what a Python program gave."""
         return dataclasses.replace(self, objects=objects)

@@ -24,7 +24,7 @@ from dmlcore.evaluation.evaluating import check_names
 from dmlcore.models import EmbeddingModel
 from dmlcore.ranks.statistics import share_statistics
 from dmlcore.training import building, checkpoints, requirements
-from dmlcore.training.adapting import check_losses, for_label_sets
+from dmlcore.training.adapting import check_losses_of_label_sets, check_losses_of_views
 from dmlcore.training.averaging import AveragedWeights
 from dmlcore.training.beginning import first_model
 from dmlcore.training.configuration import RunConfig
@@ -99,7 +99,7 @@ class Run:
         self.device = building.choose_device(settings.run.device) if processes is None else processes.device
         self.splits = building.open_splits(config, recorded, is_whole=True, kept=folder.kept_trunk)
         if settings.data.views is not None:
-            check_losses(config)
+            check_losses_of_views(config)
             self.splits = with_views(self.splits, settings.data.views, settings.run.seed)
         if settings.data.rotated_classes:
             self.splits = with_rotated_classes(self.splits)
@@ -110,7 +110,7 @@ class Run:
             raise ConfigError(f"a batch has {self.batch_size} samples, which {processes.size} processes cannot divide")
         self.steps = count_steps(settings, len(train) * (settings.data.views or 1), self.batch_size)
         if train.sets is not None:
-            config = for_label_sets(config, self.splits)
+            check_losses_of_label_sets(config, self.splits)
         if settings.model.head == "none" and settings.model.embedding_dim is None:
             config = building.with_width_of_trunk(config, self.splits.sample_shape, self.splits.kind, folder.kept_trunk)
         self.config = config.completed(self.splits.kind, self.steps, self.splits.sample_shape)
