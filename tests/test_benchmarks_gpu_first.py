@@ -19,7 +19,7 @@ sys.path.append(str(ROOT))  # last: an installed package stays what is measured
 
 from benchmarks.gpu.first import command, page, parts, plan  # noqa: E402
 from benchmarks.gpu.first.runner import Case, Results, Row, read, run  # noqa: E402
-from benchmarks.gpu.first.watching import Ending  # noqa: E402
+from benchmarks.gpu.first.watching import Ending, watch  # noqa: E402
 
 IDENTITY = {"device": "none", "commit": "1"}
 PARTS = """
@@ -29,6 +29,9 @@ for name in sys.argv[1:]:
     if name == "hangs": time.sleep(60)
     if name == "crashes": os.kill(os.getpid(), signal.SIGSEGV)
     if name == "leaves": sys.exit(3)
+    if name == "tears":
+        print("@part {torn", flush=True)
+        continue
     print("\\n@part " + json.dumps({"status": "passed", "process": os.getpid(), "part": name}), flush=True)
     if name == "spoils": sys.exit(70)
 """
@@ -65,20 +68,35 @@ def test_every_end_of_a_process_is_written_down(tmp_path: Path) -> None:
     assert all(row["commit"] == "1" and row["device"] == "none" for row in rows)
 
 
+def test_what_a_process_starts_ends_with_it(tmp_path: Path) -> None:
+    """A child that holds the pipe open, as the compiler's workers do, neither hangs the run nor lives on."""
+    child = "import time; time.sleep(60)"
+    text = f"import subprocess, sys; print(subprocess.Popen([sys.executable, '-c', {child!r}]).pid, flush=True)"
+    began = time.monotonic()
+    ending = watch([sys.executable, "-c", text], tmp_path, {}, lambda: began + 20, lambda line: None)
+    assert ending.status == 0 and time.monotonic() - began < 15
+    process = Path("/proc", ending.lines[0], "stat")
+    until = time.monotonic() + 5
+    while process.exists() and process.read_text().split()[2] != "Z" and time.monotonic() < until:
+        time.sleep(0.02)
+    assert not process.exists() or process.read_text().split()[2] == "Z"
+
+
 def test_parts_go_on_in_another_process(tmp_path: Path) -> None:
-    parts = ("a", "b", "hangs", "c", "crashes", "spoils", "d", "leaves")
-    case = Case("parts", "stage", (sys.executable, "-c", PARTS), parts, seconds=0.5, start=1.0)
+    parts = ("a", "b", "hangs", "c", "crashes", "spoils", "d", "leaves", "tears")
+    case = Case("parts", "stage", (sys.executable, "-c", PARTS), parts, seconds=1.0, start=10.0)
     rows = run([case], Results(tmp_path / "first.jsonl", IDENTITY), 60.0, {"stage": 1.0}, tmp_path, lambda row: None)
     assert statuses(rows) == {
         **{f"parts/{name}": "passed" for name in parts},
         "parts/hangs": "hung",
         "parts/crashes": "crashed",
         "parts/leaves": "failed",
+        "parts/tears": "failed",
     }
     processes = {row["part"]: row["process"] for row in rows if "process" in row}
     assert processes["a"] == processes["b"] and processes["spoils"] != processes["d"]
     assert len(set(processes.values())) == 4
-    assert "exit status 3 without a result; noise of d | noise of leaves" in rows[-1]["detail"]
+    assert "exit status 3 without a result; noise of d | noise of leaves" in rows[-2]["detail"]
 
 
 def test_it_goes_on_where_it_was_killed(tmp_path: Path) -> None:
@@ -200,6 +218,12 @@ def test_a_wrong_result_fails_and_a_spoiled_device_ends_the_process(monkeypatch:
         value, gradients = exact(*arguments)
         return value * (1 + 1e-2 * (value.dtype == torch.float32)), gradients
 
+    def not_finite(*arguments):
+        value, gradients = exact(*arguments)
+        return value, [gradient * (1.0 if gradient.dtype == torch.float64 else torch.nan) for gradient in gradients]
+
+    monkeypatch.setattr(parts, "value_and_gradients", not_finite)
+    assert done("correctness", "l2_norm")[1][0]["detail"].startswith("off by nan")
     monkeypatch.setattr(parts, "value_and_gradients", wrong)
     status, rows = done("correctness", "l2_norm", "l2_norm")
     assert status == 1 and [row["status"] for row in rows] == ["failed"] * 2 and "off by 1.0e-02" in rows[0]["detail"]

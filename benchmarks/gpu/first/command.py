@@ -39,9 +39,12 @@ def main(minutes: float | None, file: Path | None, fresh: bool) -> None:
     if results.set_aside:
         print(f"earlier results are in {results.set_aside}")
     cases = plan.cases()
-    rows = runner.run(
-        cases, results, 60 * (minutes or MINUTES), plan.SHARES, plan.ROOT, lambda row: print(page.line(row), flush=True)
-    )
+    seconds = 60 * (minutes or MINUTES)
+    try:
+        rows = runner.run(cases, results, seconds, plan.SHARES, plan.ROOT, lambda row: print(page.line(row), flush=True))
+    except KeyboardInterrupt:
+        print(f"stopped; {COMMAND} goes on with what is missing in {results.file}", file=sys.stderr)
+        raise SystemExit(130) from None
     report = page.text(cases, rows, COMMAND)
     results.file.with_suffix(".md").write_text(report)
     print(f"\n{report}\nresults: {results.file}\nreport: {results.file.with_suffix('.md')}")

@@ -174,8 +174,12 @@ class _Turn:
         """A line of the process: where it is a part's result, keep it and give the next part its time."""
         if not (self.case.parts and self.left and line.startswith(MARK)):
             return
-        row = json.loads(line.removeprefix(MARK))
-        self._add(self.left[0], row.pop("status"), row.pop("detail", ""), **row)
+        try:
+            row = json.loads(line.removeprefix(MARK))
+            status = row.pop("status")
+        except (ValueError, KeyError):  # torn by the output of something else: the end of the process decides
+            return
+        self._add(self.left[0], status, row.pop("detail", ""), **row)
         self.began = time.monotonic()
         self.limit = self.began + self.case.seconds if self.left and self.began < self.stage_ends else 0.0
 

@@ -16,6 +16,8 @@ from pathlib import Path
 LAST_LINES = 40  # of the output, kept to say why a process failed
 GRACE = 5.0  # seconds for a killed process to end: one that waits inside the driver may never do so
 
+QUIET = 1.0  # seconds without a line after a process's end, before a pipe that is still open is left
+
 
 @dataclass(frozen=True)
 class Ending:
@@ -65,7 +67,7 @@ def watch(
     output: queue.Queue[str | None] = queue.Queue()
     threading.Thread(target=_read, args=(process, output), daemon=True).start()
     last: deque[str] = deque(maxlen=LAST_LINES)
-    is_late = False
+    is_late, quiet_since = False, 0.0
     try:
         while True:
             if time.monotonic() >= limit():
@@ -74,10 +76,14 @@ def watch(
             try:
                 line = output.get(timeout=0.05)
             except queue.Empty:
-                # Its own children may hold the pipe open after its end.
-                if process.poll() is not None:
+                # Its own children may hold the pipe open after its end, but what it wrote itself has to be read.
+                if process.poll() is None:
+                    continue
+                quiet_since = quiet_since or time.monotonic()
+                if time.monotonic() - quiet_since > QUIET:
                     break
                 continue
+            quiet_since = 0.0
             if line is None:
                 break
             last.append(line)
