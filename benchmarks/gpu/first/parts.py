@@ -48,13 +48,16 @@ def smallest(device: Device, part: str) -> Row:
     """`losses` and `evaluation` on the smallest shapes that reach every kernel, for compute-sanitizer, which takes long."""
     from dmlcore.evaluation import retrieval_metrics
     from dmlcore.kernels import fused_rows
+    from dmlcore.kernels.planning import plan_options
 
     generator = torch.Generator().manual_seed(0)
     for n, classes in ((1, 1), (37, 9), (300, 1)):  # with one class positives lie in global memory
         x = torch.randn(n, 11, generator=generator).to(device.torch)
         y = (torch.arange(n) % classes).to(device.torch)
         if part == "losses":
-            fused_rows(x.requires_grad_(), y, None, None, FIVE)[0].sum().backward()
+            for options in ({}, {"tile_rows": 16}):  # one chunk, and many
+                with plan_options(**options):
+                    fused_rows(x.requires_grad_(), y, None, None, FIVE)[0].sum().backward()
         elif n > 1:
             retrieval_metrics(x, y)
     return {"status": "passed"}
