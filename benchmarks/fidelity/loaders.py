@@ -30,7 +30,7 @@ TITLES = {
 
 def rows() -> list[Row]:
     """A row per layout."""
-    return [_row(title, *files.LAYOUTS[form]) for form, title in TITLES.items()]
+    return [*(_row(title, *files.LAYOUTS[form]) for form, title in TITLES.items()), _omniglot()]
 
 
 def _row(name: str, source: str, make) -> Row:
@@ -45,3 +45,18 @@ def _row(name: str, source: str, make) -> Row:
     holds = is_disjoint and (has_gallery if source == "in_shop" else is_half)
     what = "queries and gallery apart" if source == "in_shop" else f"{len(trained)} classes train, the next {len(tested)} test"
     return Row(name, "the authors' files", f"`--data DIR`, `--data {source}`", "agrees" if holds else "differs", what)
+
+
+def _omniglot() -> Row:
+    with tempfile.TemporaryDirectory() as folder:
+        for part, alphabet in (("images_background", "Greek"), ("images_evaluation", "Tengwar")):
+            for character in range(4):
+                for drawing in range(3):
+                    place = Path(folder) / part / alphabet / f"character{character + 1:02}"
+                    files.picture(place / f"{drawing}.png", 10 * character + drawing, (105, 105))
+        splits = open_data(folder, options={"split": "official"})
+        trained = {*splits.train.class_names, *splits.validation.class_names}
+        holds = all(name.startswith("Greek/") for name in trained) and len(trained) == 4
+        holds = holds and all(name.startswith("Tengwar/") for name in splits.test.class_names)
+    what = "background alphabets train, evaluation alphabets test"
+    return Row("Omniglot", "the authors' files", "`--omniglot.split official`", "agrees" if holds else "differs", what)
