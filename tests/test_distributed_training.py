@@ -9,6 +9,7 @@ import socket
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -103,6 +104,15 @@ def check_same(folder: Path, expected: Path, tolerance: float = 1e-5) -> None:
         assert a.keys() == b.keys()
         for name, number in b.items():
             assert abs(a[name] - number) <= tolerance * max(abs(number), 1e-2), (name, b[".step"], a[name], number)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread() -> Iterator[None]:
+    """As in the processes that are started: another number of threads rounds otherwise, and a rounding may turn a maximum."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="module")
