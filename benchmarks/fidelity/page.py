@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from benchmarks.fidelity import adapted, deviations, ensembles, loaders, measures, shift, sphere, training
+from benchmarks.fidelity import adapted, deviations, ensembles, loaders, measures, shift, sphere, tested, training
 from benchmarks.fidelity.rows import Row
 
 PAGE = Path(__file__).parents[2] / "docs" / "reports" / "fidelity.md"
@@ -18,6 +18,7 @@ PUBLICATIONS = {
     "Defaults that are other forms": deviations,
     "Published data sets": loaders,
     "What is measured": measures,
+    "Networks, pictures and procedures": tested,
 }
 HEADER = """# Fidelity to the publications
 
