@@ -10,6 +10,7 @@ from pathlib import Path
 from benchmarks.cases import PROXIES, RIVALS
 from benchmarks.goals import GOALS, number
 from benchmarks.gpu.report import gpu
+from benchmarks.markdown import table
 from benchmarks.measuring import Row, read
 
 PAGE = Path(__file__).parents[1] / "docs" / "reports" / "performance.md"
@@ -24,10 +25,6 @@ def _figure(value: float) -> str:
 
 def _bare(value: float) -> str:
     return f"{value:g}"
-
-
-def _table(header: list[str], lines: list[list[str]]) -> str:
-    return "\n".join("| " + " | ".join(entries) + " |" for entries in [header, ["---"] * len(header), *lines])
 
 
 def _losses(rows: list[Row]) -> list[Row]:
@@ -48,7 +45,7 @@ def goals(rows: list[Row]) -> str:
         if goal.holds(worst[0], goal.must):
             verdict = "aim reached" if not math.isnan(goal.aim) and goal.holds(worst[0], goal.aim) else "reached"
         lines.append([goal.what, bound, aim, f"{_figure(worst[0])}{goal.unit} ({worst[1]})", verdict])
-    return _table(["what", "must reach", "aim", "worst measured", ""], lines)
+    return table(["what", "must reach", "aim", "worst measured", ""], lines)
 
 
 def _grid(rows: list[Row], entry: Callable[[Row], str], malloc: str = "default") -> str:
@@ -67,7 +64,7 @@ def _grid(rows: list[Row], entry: Callable[[Row], str], malloc: str = "default")
                 entries.append(" / ".join(texts) if set(texts) != {"-"} else "")
             if any(entries):
                 lines.append([case + (f", C = {classes}" if case in PROXIES else ""), *entries])
-        parts.append(f"d = {d}\n\n" + _table(["case", *(f"N = {n}" for n in sizes)], lines))
+        parts.append(f"d = {d}\n\n" + table(["case", *(f"N = {n}" for n in sizes)], lines))
     return "\n\n".join(parts)
 
 
@@ -88,7 +85,7 @@ def calls(rows: list[Row]) -> str:
         for row in _losses(rows)
         if row["rival"] == "fused" and row["status"] == "ok" and int(row["n"]) <= 512 and row.get("microseconds")
     ]
-    return _table(["case", "N", "d", "forward + backward, us", "products, us"], lines)
+    return table(["case", "N", "d", "forward + backward, us", "products, us"], lines)
 
 
 def threads(rows: list[Row]) -> str:
@@ -98,7 +95,7 @@ def threads(rows: list[Row]) -> str:
         for row in _losses(rows)
         if row["rival"] == "threads" and row["status"] == "ok"
     ]
-    return _table(["case", "N", "d", "threads", "times faster than one"], lines)
+    return table(["case", "N", "d", "threads", "times faster than one"], lines)
 
 
 def allocator(rows: list[Row]) -> str:
@@ -112,7 +109,7 @@ def allocator(rows: list[Row]) -> str:
         if malloc == "keep" and as_it_comes is not None:
             pair = [_figure(number(either, "ratio_to_products")) for either in (as_it_comes, row)]
             lines.append([case, rival, n, d, *pair])
-    return _table(["case", "rival", "N", "d", "as it comes", "memory kept"], lines)
+    return table(["case", "rival", "N", "d", "as it comes", "memory kept"], lines)
 
 
 def unfinished(rows: list[Row]) -> str:
@@ -122,7 +119,7 @@ def unfinished(rows: list[Row]) -> str:
         for row in _losses(rows)
         if row["status"] != "ok"
     ]
-    return _table(["case", "rival", "N", "d", "why"], lines) if lines else "Everything that was tried ran to the end."
+    return table(["case", "rival", "N", "d", "why"], lines) if lines else "Everything that was tried ran to the end."
 
 
 def evaluation(rows: list[Row]) -> str:
@@ -134,7 +131,7 @@ def evaluation(rows: list[Row]) -> str:
         [case, *(_figure(number(rows_by_key.get((case, rival), {}), "ratio_to_product")) for rival in rivals)]
         for case in dict.fromkeys(row["case"] for row in rows)
     ]
-    return _table(["case", *rivals], lines)
+    return table(["case", *rivals], lines)
 
 
 def situations(rows: list[Row]) -> str:
@@ -148,7 +145,7 @@ def situations(rows: list[Row]) -> str:
         [row["case"], *(str(row.get(name, "")) for name in ("n", "d")), figure(row, "against_"), figure(row, "")]
         for row in rows
     ]
-    return _table(["case", "N", "d", "before", "now"], lines)
+    return table(["case", "N", "d", "before", "now"], lines)
 
 
 def machine(rows: list[Row]) -> str:
@@ -186,7 +183,7 @@ def starts(rows: list[Row]) -> str:
             entries.append(f"{number(row, 'peak_bytes'):.0f}")
         lines.append(entries)
     header = ["CPU s", "bytes", "at most"]
-    return _table(["source", "pictures", "start", *header, *(f"{name}, before" for name in header)], lines)
+    return table(["source", "pictures", "start", *header, *(f"{name}, before" for name in header)], lines)
 
 
 def write(page: Path | None, results: Path) -> str:

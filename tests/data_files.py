@@ -25,6 +25,15 @@ def image_folder(root: Path, classes: int = 8, samples: int = 4, **image) -> Pat
     return root
 
 
+def clouds(path: Path) -> str:
+    """An .npz of 240 samples of 12 numbers around the centres of 20 classes."""
+    generator = np.random.default_rng(0)
+    y = np.repeat(np.arange(20), 12)
+    x = (generator.normal(size=(20, 12))[y] + generator.normal(size=(240, 12))).astype(np.float32)
+    np.savez(path, x=x, y=y)
+    return str(path)
+
+
 def feature_file(path: Path, classes: int = 10, samples: int = 5, **extra) -> Path:
     y = np.repeat(np.arange(classes), samples)
     x = np.random.default_rng(0).normal(size=(len(y), 6)).astype(np.float32)

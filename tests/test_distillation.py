@@ -5,9 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
+from data_files import clouds
 from interrupting import Stop, records
 from torch import Tensor
 
@@ -37,12 +37,7 @@ SMALL: dict[str, Any] = {
 
 @pytest.fixture(scope="module")
 def features(tmp_path_factory: pytest.TempPathFactory) -> str:
-    generator = np.random.default_rng(0)
-    y = np.repeat(np.arange(20), 12)
-    x = (generator.normal(size=(20, 12))[y] + generator.normal(size=(240, 12))).astype(np.float32)
-    path = tmp_path_factory.mktemp("data") / "features.npz"
-    np.savez(path, x=x, y=y)
-    return str(path)
+    return clouds(tmp_path_factory.mktemp("data") / "features.npz")
 
 
 def taught(base: Tensor, teacher: Tensor, t: float) -> Tensor:

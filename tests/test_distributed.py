@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 import rank_cases
 import torch
+from launched import check_refusals
 from rank_cases import CASES, FAULTS, Numbers, Part
 
 TESTS = Path(__file__).parent
@@ -105,10 +106,7 @@ def test_what_cannot_be_right_is_refused_on_every_rank(two) -> None:
         "draws": ("'drawing' is",) * 2,
         "no reduction": ("reduction 'none'",) * 2,
     }
-    for rank, outcome in enumerate(two):
-        assert set(outcome["refusals"]) == set(words)
-        for name, text in outcome["refusals"].items():
-            assert words[name][rank] in text and "\n" not in text, (name, text)
+    check_refusals(two, words)
 
 
 def test_what_crosses_in_a_step_is_the_same_on_every_rank(two) -> None:

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from cases import embeddings_of
+from data_files import clouds
 from interrupting import Stop, records
 from torch import Tensor
 
@@ -298,12 +299,7 @@ DIVA: dict[str, Any] = {
 
 @pytest.fixture(scope="module")
 def features(tmp_path_factory: pytest.TempPathFactory) -> str:
-    generator = np.random.default_rng(0)
-    y = np.repeat(np.arange(20), 12)
-    x = (generator.normal(size=(20, 12))[y] + generator.normal(size=(240, 12))).astype(np.float32)
-    path = tmp_path_factory.mktemp("data") / "features.npz"
-    np.savez(path, x=x, y=y)
-    return str(path)
+    return clouds(tmp_path_factory.mktemp("data") / "features.npz")
 
 
 @pytest.mark.parametrize("settings", [{}, {"accumulate": 2, "average": 0.5, "shares": "1,2,2,3", "optimizer": "sam"}])

@@ -14,6 +14,7 @@ import evaluation_ranks
 import numpy as np
 import pytest
 import torch
+from launched import check_refusals
 
 TESTS = Path(__file__).parent
 SECONDS = 240
@@ -84,10 +85,7 @@ def test_mistakes_are_told_by_all_ranks(two) -> None:
         "the first": ("all: a mistake of the first",) * 2,
         "no rank": ("nothing was refused",) * 2,
     }
-    for rank, outcome in enumerate(two):
-        assert set(outcome["refusals"]) == set(words)
-        for name, text in outcome["refusals"].items():
-            assert words[name][rank] in text and "\n" not in text, (name, text)
+    check_refusals(two, words)
 
 
 def test_rows_come_together(two) -> None:

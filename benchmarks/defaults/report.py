@@ -34,16 +34,13 @@ from benchmarks.defaults.rule import (
     today,
 )
 from benchmarks.defaults.sets import DataSet
+from benchmarks.markdown import table
 from dmlcore.reports import pictures
 from dmlcore.reports.intervals import mean_and_half
 
 ROOT = Path(__file__).parents[2]
 PAGE = ROOT / "docs" / "reports" / "defaults.md"
 RULES = {"alike": False, "by kind": True}
-
-
-def _table(header: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
-    return "\n".join("| " + " | ".join(entries) + " |" for entries in [header, ["---"] * len(header), *lines])
 
 
 def _interval(values: Sequence[float]) -> str:
@@ -60,7 +57,7 @@ def data_sets(rows: Rows) -> str:
         lines.append(
             [data.name, data.kind, data.about, steps, str(len(seeds_of(rows, data))), f"{raw['MAP@R']:.1f}" if raw else ""]
         )
-    return _table(["data set", "kind", "what it is", "steps", "seeds", "raw MAP@R"], lines)
+    return table(["data set", "kind", "what it is", "steps", "seeds", "raw MAP@R"], lines)
 
 
 def choices(rows: Rows) -> str:
@@ -77,7 +74,7 @@ def choices(rows: Rows) -> str:
     for line in lines:
         line[1:] = [f"**{entry}**" if float(entry) == top else entry for entry, top in zip(line[1:], best, strict=True)]
         line += [f"{statistics.fmean(lacking[line[0]]):.2f}", f"{max(lacking[line[0]]):.1f}"]
-    return _table(["losses", *(data.name for data in sets), "lacks, mean", "lacks, most"], lines)
+    return table(["losses", *(data.name for data in sets), "lacks, mean", "lacks, most"], lines)
 
 
 def _rated(rows: Rows, sets: Sequence[DataSet], choice: str, data: DataSet) -> Candidate:
@@ -102,7 +99,7 @@ def singles(rows: Rows) -> str:
             values.append(mean(rows, data, taken.of(data), "test") - mean(rows, data, rival, "test"))
         pictured = [value for value, data in zip(values, sets, strict=True) if data.kind == "images"]
         lines.append([name, *(f"{value:+.1f}" for value in values), _interval(values), _interval(pictured)])
-    return _table(["minus", *(data.name for data in sets), "mean", "mean of pictures"], lines)
+    return table(["minus", *(data.name for data in sets), "mean", "mean of pictures"], lines)
 
 
 def rates(rows: Rows) -> str:
@@ -114,7 +111,7 @@ def rates(rows: Rows) -> str:
             for part in ("validation", "test"):
                 values = [mean(rows, data, higher, part) - mean(rows, data, lower, part) for lower, higher in pairs]
                 lines.append([data.name, f"{rate * RATE[data.kind]:g} - {RATE[data.kind]:g}", part, _interval(values)])
-    return _table(["data set", "rates", "classes", "difference"], lines)
+    return table(["data set", "rates", "classes", "difference"], lines)
 
 
 def judged(rows: Rows) -> str:
@@ -131,7 +128,7 @@ def judged(rows: Rows) -> str:
     means = [statistics.fmean(regrets(rows, data, "test")[today().of(data)] for data in sets)]
     means += [statistics.fmean(lack for _, lack in by_rule[name].values()) for name in RULES]
     lines.append(["mean", f"{means[0]:.2f}", "", f"{means[1]:.2f}", "", f"{means[2]:.2f}"])
-    return _table(["left out", "default before", "`alike` takes", "lacks", "`by kind` takes", "lacks"], lines)
+    return table(["left out", "default before", "`alike` takes", "lacks", "`by kind` takes", "lacks"], lines)
 
 
 def decision(rows: Rows) -> str:
@@ -147,7 +144,7 @@ def decision(rows: Rows) -> str:
         lines.append(
             [f"`{name}`", per_kind, _interval(list(differences.values())), f"{differences[worst]:+.1f} ({worst})", verdict]
         )
-    return _table(["rule", "takes", "minus the default before, test", "worst", "default"], lines)
+    return table(["rule", "takes", "minus the default before, test", "worst", "default"], lines)
 
 
 def _tricked_sets(rows: Rows) -> list[DataSet]:
@@ -189,7 +186,7 @@ def tricks(rows: Rows) -> str:
             ensemble = with_trick[TRICKED[0], trick]
             label = f"three losses minus {single.choice}, both with {trick or 'no trick'}"
             lines.append(line(label, ensemble, with_trick[single, trick]))
-    return _table(["difference in test MAP@R", *(data.name for data in there), "mean"], lines)
+    return table(["difference in test MAP@R", *(data.name for data in there), "mean"], lines)
 
 
 def outside(rows: Rows) -> str:
@@ -213,7 +210,7 @@ def outside(rows: Rows) -> str:
     names = {best_of_today: f"default before: {best_of_today}", taken.of(there[0]).name: f"rule: {taken.of(there[0]).name}"}
     names |= {name: name for name in (rated("MultiSimilarityLoss"), rated("SupConLoss"))}
     lines = [[label, *(f"{statistics.fmean(figures(data, name)):.1f}" for data in there)] for name, label in names.items()]
-    return _table(["test MAP@R", *(data.name for data in there)], lines)
+    return table(["test MAP@R", *(data.name for data in there)], lines)
 
 
 def explanations(rows: Rows) -> str:
@@ -225,7 +222,7 @@ def explanations(rows: Rows) -> str:
             if all(entries):
                 figures = [f"{e['test']['MAP@R']:.1f}, step {e['chosen_step']}" for e in entries if e]
                 lines.append([name, why or "as in the comparison", *figures])
-    return _table(["data set", "changed", "proxy_anchor", "ms"], lines)
+    return table(["data set", "changed", "proxy_anchor", "ms"], lines)
 
 
 def picture_rate(rows: Rows) -> float:

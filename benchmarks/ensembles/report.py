@@ -10,6 +10,7 @@ from typing import Any
 
 from benchmarks.ensembles.arms import ETAS, FEW_SEEDS, LENGTH, LOSSES, PUBLISHED, SEC, arms
 from benchmarks.ensembles.runs import Runs
+from benchmarks.markdown import table
 from dmlcore.reports.intervals import mean_and_half as interval
 
 PAGE = Path(__file__).parents[2] / "docs" / "reports" / "ensembles-in-detail.md"
@@ -85,10 +86,6 @@ def _size(settings: dict[str, Any], losses: int, nets: bool, name: str) -> int:
     return settings["embedding_dim"] * (losses if nets or settings.get("ensemble") in ("heads", "wedl") else 1)
 
 
-def _table(header: list[str], lines: list[list[str]]) -> str:
-    return "\n".join("| " + " | ".join(entries) + " |" for entries in [header, ["---"] * len(header), *lines])
-
-
 def _embeddings(results: DataResults, arm: str) -> list[str]:
     embeddings = next(
         (row["embeddings"] for (stage, name, _), row in results.rows.items() if (stage, name) == ("arms", arm)), {}
@@ -114,7 +111,7 @@ def singles(data_sets: list[DataResults], metric: str = "map@r") -> str:
         f"{statistics.fmean(100 * results.rows['singles', LOSSES[0], s]['raw']['test'][metric] for s in results.seeds):.1f}"
         for results in data_sets
     ]
-    return _table(["loss", *(results.data for results in data_sets)], [*lines, ["frozen features", *frozen]])
+    return table(["loss", *(results.data for results in data_sets)], [*lines, ["frozen features", *frozen]])
 
 
 def against_best(data_sets: list[DataResults], metric: str = "map@r") -> str:
@@ -136,7 +133,7 @@ def against_best(data_sets: list[DataResults], metric: str = "map@r") -> str:
             rows = [row for results in data_sets for (stage, n, _), row in results.rows.items() if (stage, n) == ("arms", arm)]
             size = _size(rows[0]["settings"], len(rows[0]["losses"]), rows[0].get("nets", False), name or "whole")
             lines.append([arm + (f" ({name})" if name else ""), str(size), _cost(data_sets, arm), *entries])
-    return _table(["arm", "size", "cost", *(results.data for results in data_sets)], lines)
+    return table(["arm", "size", "cost", *(results.data for results in data_sets)], lines)
 
 
 def _cost(data_sets: list[DataResults], arm: str) -> str:
@@ -188,7 +185,7 @@ def against_controls(data_sets: list[DataResults], metric: str = "map@r") -> str
         entries = [_say(results.differences(("arms", arm, name), ("arms", control, name), metric)) for results in data_sets]
         if any(entries):
             lines.append([f"{arm} - {control} ({name})", *entries])
-    return _table(["difference at equal size", *(results.data for results in data_sets)], lines)
+    return table(["difference at equal size", *(results.data for results in data_sets)], lines)
 
 
 SERVED = (
@@ -210,7 +207,7 @@ def served(data_sets: list[DataResults], metric: str = "recall@1") -> str:
         entries = [_say(results.differences(("arms", arm, name), ("arms", arm, "whole"), metric)) for results in data_sets]
         if any(entries):
             lines.append([f"{arm} ({name} - whole)", *entries])
-    return _table(["difference", *(results.data for results in data_sets)], lines)
+    return table(["difference", *(results.data for results in data_sets)], lines)
 
 
 def weights(data_sets: list[DataResults]) -> str:
@@ -222,7 +219,7 @@ def weights(data_sets: list[DataResults]) -> str:
             steps = sorted(row["weights"], key=int)
             ends = [", ".join(f"{w:.3g}" for w in row["weights"][step]) for step in (steps[0], steps[-1])]
             lines.append([arm, ", ".join(row["losses"]), *ends])
-    return _table(["arm", "losses", "first", "last"], lines)
+    return table(["arm", "losses", "first", "last"], lines)
 
 
 SEC_GAINS = {  # R@1 with SEC minus without on CUB, Cars, SOP, In-Shop: Zhang, Li, Zhang, NeurIPS 2020, as in the authors' table
@@ -244,7 +241,7 @@ def sec(data_sets: list[DataResults], metric: str = "map@r") -> str:
             ]
             if any(entries):
                 lines.append([f"{with_it} - {name}", *entries, SEC_GAINS[name]])
-    return _table(["difference", *(results.data for results in data_sets), "paper"], lines)
+    return table(["difference", *(results.data for results in data_sets), "paper"], lines)
 
 
 def recipe(data_sets: list[DataResults], metric: str = "map@r") -> str:
@@ -265,7 +262,7 @@ def recipe(data_sets: list[DataResults], metric: str = "map@r") -> str:
             best = max(names, key=lambda name, scores=validation: sum(scores[name]))
             entries.append(_say(results.differences(("arms", arm, embedding), ("arms", best, None), metric)))
         lines.append([f"{arm} ({embedding}) minus the best loss", *entries])
-    return _table(["arm", *(results.data for results in data_sets)], lines)
+    return table(["arm", *(results.data for results in data_sets)], lines)
 
 
 def costs(data_sets: list[DataResults]) -> str:
@@ -278,7 +275,7 @@ def costs(data_sets: list[DataResults]) -> str:
             entries.append(f"{statistics.median(milliseconds):.1f}" if milliseconds else "")
         if any(entries):
             lines.append([name, *entries])
-    return _table(["arm", *(results.data for results in data_sets)], lines)
+    return table(["arm", *(results.data for results in data_sets)], lines)
 
 
 BLOCKS = {f.__name__: f for f in (singles, against_best, against_controls, weights, recipe, sec, costs)} | {"kept": served}

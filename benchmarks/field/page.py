@@ -10,6 +10,7 @@ from benchmarks.field import comparing
 from benchmarks.field.arms import Arm
 from benchmarks.field.comparing import COLUMNS, FORMS, Column
 from benchmarks.field.stages import Budget, Results
+from benchmarks.markdown import table
 from dmlcore.files import write_atomically
 from dmlcore.reports import pictures
 
@@ -84,7 +85,7 @@ def measures(results: Results, arms: Sequence[Arm]) -> str:
         lines.append([f"`{arm.name}`", *columns, str(repeats[0]["length"]), str(len(repeats)), f"{hours:.2f}"])
     for name, columns in _baselines(results).items():
         lines.append([name, *columns, "", "", ""])
-    return _table(["arm", *HEADS, "concatenated length", "seeds", "hours"], lines) if lines else "No repeat is complete yet."
+    return table(["arm", *HEADS, "concatenated length", "seeds", "hours"], lines) if lines else "No repeat is complete yet."
 
 
 def _baselines(results: Results) -> dict[str, list[str]]:
@@ -125,7 +126,7 @@ def gaps(results: Results, arms: Sequence[Arm], reference: str) -> str:
                 entry = f"**{entry}**" if p < 0.05 else entry
             entries.append(entry)
         lines.append([f"`{name}`", *entries])
-    return _table(["arm", *HEADS], lines)
+    return table(["arm", *HEADS], lines)
 
 
 def searches(results: Results, arms: Sequence[Arm]) -> str:
@@ -140,7 +141,7 @@ def searches(results: Results, arms: Sequence[Arm]) -> str:
         score = f"{100 * row['validation']:.1f}"
         lines.append([f"`{arm.name}`", before, score, str(row["trials"]), f"{row['seconds'] / 3600:.2f}", values])
     head = ["arm", "MAP@R as it was", "best MAP@R", "trials", "hours", "best values"]
-    return _table(head, lines) if lines else "No search is complete yet."
+    return table(head, lines) if lines else "No search is complete yet."
 
 
 def draw(results: Results, arms: Sequence[Arm], file: Path) -> Path:
@@ -171,7 +172,3 @@ def _p_value(p: float) -> str:
 
 def _number(value: object) -> str:
     return f"{value:.3g}" if isinstance(value, float) else str(value)
-
-
-def _table(header: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
-    return "\n".join("| " + " | ".join(entries) + " |" for entries in [header, ["---"] * len(header), *lines])

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import itertools
-import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import TypeVar
@@ -14,29 +13,24 @@ import torch
 from torch import Tensor, distributed
 
 from dmlcore.errors import AnotherFailed, DmlcoreError, of_all
+from dmlcore.ranks.current import CurrentGroup
 from dmlcore.ranks.group import Group
 from dmlcore.ranks.layout import Layout
 from dmlcore.ranks.operators import gathered
 
 T = TypeVar("T")
 
-_current = threading.local()
+_current = CurrentGroup()
 
 
-@contextlib.contextmanager
-def divided(group: Group | None) -> Iterator[None]:
+def divided(group: Group | None) -> contextlib.AbstractContextManager[None]:
     """Inside the block work that can be divided is, among all ranks, which all enter it. None: it is not."""
-    before = getattr(_current, "group", None)
-    _current.group = group
-    try:
-        yield
-    finally:
-        _current.group = before
+    return _current.within(group)
 
 
 def dividing() -> Group | None:
     """The ranks that divide the work now."""
-    return getattr(_current, "group", None)
+    return _current.group
 
 
 def share_of(count: int, rank: int, size: int) -> range:

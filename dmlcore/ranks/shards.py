@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import contextlib
-import threading
-from collections.abc import Iterator
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 
+from dmlcore.ranks.current import CurrentGroup
 from dmlcore.ranks.group import Group
 
-_current = threading.local()
+_current = CurrentGroup()
 
 
 @dataclass(frozen=True)
@@ -38,18 +37,12 @@ class Shard:
         return slice(self.first * each, self.stop * each)
 
 
-@contextlib.contextmanager
-def sharding(group: Group | None) -> Iterator[None]:
+def sharding(group: Group | None) -> AbstractContextManager[None]:
     """Losses that are made inside the block hold their classes of this rank only, and never those of all. None: of all."""
-    before = getattr(_current, "group", None)
-    _current.group = group
-    try:
-        yield
-    finally:
-        _current.group = before
+    return _current.within(group)
 
 
 def sharding_group() -> Group | None:
     """The ranks that divide the classes of losses which are made now."""
-    group: Group | None = getattr(_current, "group", None)
+    group = _current.group
     return None if group is None or group.size == 1 else group
