@@ -29,6 +29,7 @@ from benchmarks.defaults.rule import (
     decide,
     left_out,
     mean,
+    rated,
     regrets,
     seeds_of,
     today,
@@ -79,9 +80,8 @@ def choices(rows: Rows) -> str:
 
 def _rated(rows: Rows, sets: Sequence[DataSet], choice: str, data: DataSet) -> Candidate:
     """The losses at the rate of least regret on validation classes of the data sets of a kind."""
-    own = [c for c in candidates(data.kind) if c.choice == choice]
-    alike = [other for other in sets if other.kind == data.kind]
-    return min(own, key=lambda c: statistics.fmean(regrets(rows, other, "validation")[c] for other in alike))
+    lacks = {other.name: regrets(rows, other, "validation") for other in sets if other.kind == data.kind}
+    return rated(choice, data.kind, lacks, sets)
 
 
 def singles(rows: Rows) -> str:

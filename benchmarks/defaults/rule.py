@@ -49,6 +49,22 @@ class Default:
         return self.by_kind[data.kind]
 
 
+def rated(choice: str, kind: str, lacks: dict[str, dict[Candidate, float]], sets: Sequence[DataSet]) -> Candidate:
+    """Losses and weighting at the rate of least regret on data of a kind.
+
+    Args:
+        choice: the losses and the weighting.
+        kind: of data.
+        lacks: regrets on validation classes by data set.
+        sets: that decide.
+    """
+    own = [c for c in candidates(kind) if c.choice == choice]
+    deciding = [data for data in sets if data.kind == kind]
+    if not deciding:  # the only data set of its kind is left out
+        return own[0]
+    return min(own, key=lambda candidate: statistics.fmean(lacks[data.name][candidate] for data in deciding))
+
+
 def decide(rows: Rows, sets: Sequence[DataSet], by_kind: bool) -> Default:
     """Run the rule.
 
@@ -60,21 +76,13 @@ def decide(rows: Rows, sets: Sequence[DataSet], by_kind: bool) -> Default:
     lacks = {data.name: regrets(rows, data, "validation") for data in sets}
     kinds = {kind: [data for data in sets if data.kind == kind] or list(sets) for kind in RATES}
 
-    def rated(choice: str, kind: str) -> Candidate:
-        """The losses and weighting at the rate of least regret on data of a kind."""
-        own = [c for c in candidates(kind) if c.choice == choice]
-        deciding = [data for data in sets if data.kind == kind]
-        if not deciding:  # the only data set of its kind is left out
-            return own[0]
-        return min(own, key=lambda candidate: statistics.fmean(lacks[data.name][candidate] for data in deciding))
-
     def regret(choice: str, among: Iterable[DataSet]) -> float:
-        return statistics.fmean(lacks[data.name][rated(choice, data.kind)] for data in among)
+        return statistics.fmean(lacks[data.name][rated(choice, data.kind, lacks, sets)] for data in among)
 
     choices = list(dict.fromkeys(c.choice for c in candidates("features")))
     alike = min(choices, key=lambda choice: regret(choice, sets))
     taken = {kind: min(choices, key=lambda c, among=among: regret(c, among)) for kind, among in kinds.items()}
-    return Default({kind: rated(taken[kind] if by_kind else alike, kind) for kind in RATES})
+    return Default({kind: rated(taken[kind] if by_kind else alike, kind, lacks, sets) for kind in RATES})
 
 
 def left_out(rows: Rows, sets: Sequence[DataSet], by_kind: bool) -> dict[str, tuple[Candidate, float]]:
