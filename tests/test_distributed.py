@@ -3,9 +3,6 @@ is the program of each rank. Processes start once for all tests of a number of r
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -13,11 +10,9 @@ from typing import Any
 import pytest
 import rank_cases
 import torch
-from launched import check_refusals
+from launched import check_refusals, outcomes_of_ranks
 from rank_cases import CASES, FAULTS, Numbers, Part
 
-TESTS = Path(__file__).parent
-SECONDS = 240
 TOLERANCE = {"float32": 1e-6, "weighting": 1e-11}
 """Elsewhere 1e-12. Weightings are compared after eight steps, in which rounding grows."""
 
@@ -25,20 +20,7 @@ pytestmark = pytest.mark.skipif(not torch.distributed.is_available(), reason="th
 
 
 def run_ranks(size: int, folder: Path, splits: str, program: str = "rank_cases.py") -> list[dict[str, Any]]:
-    """Start the ranks and wait for what they write."""
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(TESTS)}
-    command = [sys.executable, "-P", str(TESTS / program)]
-    ranks = [
-        subprocess.Popen([*command, str(rank), str(size), str(folder), splits], env=environment, stderr=subprocess.PIPE)
-        for rank in range(size)
-    ]
-    try:
-        texts = [rank.communicate(timeout=SECONDS)[1].decode() for rank in ranks]
-    finally:
-        for rank in ranks:
-            rank.kill()
-    assert not any(rank.returncode for rank in ranks), "\n".join(texts)[-3000:]
-    return [torch.load(folder / f"{rank}.pt") for rank in range(size)]
+    return outcomes_of_ranks(size, folder, program, splits)
 
 
 @cache

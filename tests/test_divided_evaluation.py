@@ -3,9 +3,6 @@ rank. Processes start once for all tests of a number of ranks."""
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -14,28 +11,13 @@ import evaluation_ranks
 import numpy as np
 import pytest
 import torch
-from launched import check_refusals
+from launched import check_refusals, outcomes_of_ranks
 
-TESTS = Path(__file__).parent
-SECONDS = 240
 pytestmark = pytest.mark.skipif(not torch.distributed.is_available(), reason="this torch has no torch.distributed")
 
 
 def run_ranks(size: int, folder: Path) -> list[dict[str, Any]]:
-    """Start the ranks and wait for what they write."""
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(TESTS)}
-    command = [sys.executable, "-P", str(TESTS / "evaluation_ranks.py")]
-    ranks = [
-        subprocess.Popen([*command, str(rank), str(size), str(folder)], env=environment, stderr=subprocess.PIPE)
-        for rank in range(size)
-    ]
-    try:
-        texts = [rank.communicate(timeout=SECONDS)[1].decode() for rank in ranks]
-    finally:
-        for rank in ranks:
-            rank.kill()
-    assert not any(rank.returncode for rank in ranks), "\n".join(texts)[-3000:]
-    return [torch.load(folder / f"{rank}.pt", weights_only=False) for rank in range(size)]
+    return outcomes_of_ranks(size, folder, "evaluation_ranks.py", weights_only=False)
 
 
 @cache
