@@ -14,15 +14,17 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from ood_files import CLASSES, PER_CLASS, make_features, make_splits, only
 
 from dmlcore.cli import main
 from dmlcore.data import SplitFile
-from dmlcore.errors import ConfigError
+from dmlcore.errors import ConfigError, Interrupted
 from dmlcore.evaluation import evaluating
 from dmlcore.protocols.cells import Cell, path_of
-from dmlcore.protocols.shift import running
+from dmlcore.protocols.shift import cell, running
 from dmlcore.protocols.shift.adapting import Adaptation
+from dmlcore.protocols.shift.episodes import support_rows
 from dmlcore.serving import TrainedRun
 from dmlcore.training.loop import Training
 
@@ -64,7 +66,7 @@ def test_a_cell_measures_the_weights_that_validation_chose(place: Path) -> None:
     assert evaluating.evaluate(embeddings, test)["map@r"] == pytest.approx(result["zero_shot"]["map@r"])
     names = [str(row) for row in range(CLASSES * PER_CLASS)]
     split = SplitFile.read(places.splits).find("swap1")
-    support = running.support_rows(split, 2, test.rows, names, test.dense_labels, test.class_names)
+    support = support_rows(split, 2, test.rows, names, test.dense_labels, test.class_names)
     queries = np.setdiff1d(np.arange(len(test)), support[0])
     measured = evaluating.evaluate(embeddings[queries], only(test, queries))
     assert measured["map@r"] == pytest.approx(result["few_shot"]["2"][0]["before"]["map@r"])
@@ -89,6 +91,48 @@ def test_a_cell_trains_on_all_classes_of_the_training_side(place: Path) -> None:
     assert result["data"]["train"]["classes"] == len(split.train) and result["data"]["validation"]["classes"] == 0
     assert result["chosen_step"] == result["steps"] == 12 and result["validation"] == {}
     assert "map@r" in result["zero_shot"] and "2" in result["few_shot"]
+
+
+def test_folds_are_models_measured_alone_and_side_by_side(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    cells, places = cells_of(place, only=["swap1"], folds=2)
+    begun = cell.trained
+    stops = iter([1, 2])
+
+    def stopped(*arguments: Any, **options: Any) -> dict[str, Any]:
+        if next(stops, 0) == 2:
+            raise KeyboardInterrupt
+        return begun(*arguments, **options)
+
+    monkeypatch.setattr(cell, "trained", stopped)
+    with pytest.raises(Interrupted):
+        running.run(cells, places, place / "out", keeps_models=True)
+    first = place / "out" / "work" / "ms" / "swap1" / "seed0" / "fold-1" / "run" / "result.json"
+    written = first.stat().st_mtime_ns
+    monkeypatch.setattr(cell, "trained", begun)
+    (result,) = running.run(cells, places, place / "out", keeps_models=True).values()
+    split = SplitFile.read(places.splits).find("swap1")
+    validated, embeddings = [], []
+    for number in (1, 2):
+        folder = place / "out" / "models" / "ms" / "swap1" / "seed0" / f"fold-{number}"
+        run = TrainedRun(folder)
+        opened = run.open()
+        held_out = set(opened.validation.class_names)
+        assert held_out < set(split.train) and held_out.isdisjoint(split.test)
+        validated.append(held_out)
+        parts = evaluating.embed(run.model, opened.test)
+        embeddings.append(parts / parts.norm(dim=1, keepdim=True))
+        alone = result["folds"][number - 1]
+        assert alone["zero_shot"]["map@r"] == pytest.approx(evaluating.evaluate(parts, opened.test)["map@r"])
+        assert alone["chosen_step"] == result["chosen_step"][number - 1]
+        if number == 1:
+            assert (folder / "result.json").stat().st_mtime_ns == written  # trained once
+    assert validated[0] | validated[1] == set(split.train) and not validated[0] & validated[1]
+    side_by_side = evaluating.evaluate(torch.cat(embeddings, dim=1), opened.test)
+    assert result["concatenated"]["map@r"] == pytest.approx(side_by_side["map@r"])
+    of_folds = [alone["zero_shot"]["recall@1"] for alone in result["folds"]]
+    assert result["zero_shot"]["recall@1"] == pytest.approx(sum(of_folds) / 2)
+    gains = [alone["few_shot"]["2"][0]["after"]["map@r"] for alone in result["folds"]]
+    assert result["few_shot"]["2"][0]["after"]["map@r"] == pytest.approx(sum(gains) / 2)
 
 
 TRACER = """
@@ -213,6 +257,8 @@ def test_the_command_trains_reports_and_does_nothing_twice(
         (["--episodes", "4"], "episodes is 4, but split 'default' has 3 of 2 shots"),
         (["--seeds", "0"], "seeds is 0"),
         (["--processes", "0"], "processes is 0"),
+        (["--folds", "1"], "folds is 1"),
+        (["--folds", "3", "--validation", "none"], "folds validate on classes, but validation is none"),
         (["--shots", "two"], "must be a whole number"),
         (["--config", "none.toml"], "cannot read the configuration none.toml"),
         (["--data", "nowhere.npz"], "there is no data set 'nowhere.npz'"),
@@ -290,6 +336,20 @@ def test_results_of_other_settings_are_not_mixed(place: Path, capsys: pytest.Cap
     other, _ = cells_of(place, only=["default"])
     with pytest.raises(ConfigError, match="a result with steps = 12 instead of 9"):
         running.run(other, places, place / "out")
+    (place / "ms.toml").write_text((place / "ms.toml").read_text().replace("steps = 9", "steps = 12"))
+    folded, _ = cells_of(place, only=["default"], folds=2)
+    with pytest.raises(ConfigError, match="a result with folds = null instead of 2"):
+        running.run(folded, places, place / "out")
+
+
+def test_folds_by_the_command(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    command = run_command(place, "--folds", "2", "--shots", "0", "--split", "default,swap2", configs="ms")
+    command[command.index("--seeds") + 1] = "1"
+    assert main(command) == 0
+    shown = capsys.readouterr().out
+    assert "2 models concatenated" in shown
+    text = (place / "out" / "report.md").read_text()
+    assert "A cell is 2 models" in text and "R@1 of the embeddings of all folds side by side, by split:" in text
 
 
 @pytest.mark.slow

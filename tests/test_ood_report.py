@@ -73,5 +73,20 @@ def test_the_report_by_hand(tmp_path: Path) -> None:
     assert main(["ood", "report", str(tmp_path)]) == 1
 
 
+def test_folds_side_by_side_have_a_table_of_their_own(tmp_path: Path) -> None:
+    for seed, joined in ((0, 0.6), (1, 0.8)):
+        path = path_of(tmp_path, f"one/a/seed{seed}")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        about = {"id": "a", "fid": 1.0, "swapped": 0, "removed": 0, "digest": "x"}
+        settings = {"name": "one", "split": about, "seed": seed, "adaptation": None, "folds": 3}
+        result = {**_result(0.5, 0.0), "concatenated": {"recall@1": joined, "map@r": joined / 2}, "folds": [{}] * 3}
+        path.write_text(json.dumps({"settings": settings, "result": {**result, "few_shot": {}}}))
+    numbers = report.summary(report.Results.read(tmp_path))
+    assert numbers["folds"] == 3 and numbers["configurations"]["one"]["splits"]["a"]["recall@1"]["mean"] == 0.5
+    joined = numbers["configurations"]["one"]["splits"]["a"]["concatenated"]["map@r"]
+    assert joined == {"mean": pytest.approx(0.35), "half": pytest.approx(12.706205 * 0.05, rel=1e-6), "count": 2}
+    assert "| a | 1 | 70.0 ± 127.1 |" in report.markdown(numbers)
+
+
 def test_settings_of_the_protocol_are_settings_of_training() -> None:
     assert set(running.OWN) <= set(PLACES)

@@ -16,6 +16,8 @@ from dmlcore.flags import COMMON, command, flag, new_app
 from dmlcore.hookspecs import hookimpl
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from dmlcore.protocols.shift.adapting import Adaptation
 
 PUBLISHED = {2: 1000, 5: 1500}
@@ -68,6 +70,12 @@ def _run_flags() -> list[inspect.Parameter]:
             "What chooses the checkpoint, in place of what the configurations say: with `none` all training classes are"
             " trained on, as published.",
         ),
+        flag(
+            "folds",
+            int | None,
+            "Train K models in each cell, each validated on another part of the training classes, and report them alone and by"
+            " their embeddings side by side (Musgrave et al. 2020).",
+        ),
         flag("episodes", int | None, "Episodes of each number of shots, the first so many (default: all of the file)."),
         flag("processes", int, "Cells at a time, a thread each.", 1),
         flag("keep_models", bool, "Keep every run with its best checkpoint, below `OUT/models`.", False),
@@ -88,6 +96,7 @@ def _run(
     seeds: int,
     split: str | None,
     validation: str | None,
+    folds: int | None,
     shots: str | None,
     adapt_steps: str | None,
     adapt_rate: float,
@@ -114,6 +123,7 @@ def _run(
         adaptation=adaptation,
         only=_words(split),
         validation=validation,
+        folds=folds,
         tell=console.say,
     )
     console.say(f"{len(cells)} cells in {out}, {processes} at a time")
@@ -164,22 +174,22 @@ def show_comparison(comparison: dict[str, Any]) -> None:
     """Configurations compared on splits of growing shift, and where the report lies."""
     from dmlcore.protocols.shift.report import percent, shots_of
 
-    configurations = comparison["configurations"]
-    rows = []
-    for split in comparison["splits"]:
-        results = (configuration["splits"][split["id"]] for configuration in configurations.values())
-        rows.append((split["id"], f"{split['fid']:.4g}", *(percent(result.get("recall@1")) or "-" for result in results)))
-    areas = [configuration["area"].get("recall@1") for configuration in configurations.values()]
-    if any(areas):
-        rows.append(("area over FID", "", *(percent(area) or "-" for area in areas)))
-    console.show_table(["Recall@1, %", "FID", *configurations], rows, numbers=True)
-    for k in shots_of(comparison):
+    def by_split(title: str, text_of: Callable[[dict[str, Any]], str], *last: tuple[str, ...]) -> None:
         rows = []
         for split in comparison["splits"]:
-            results = (configuration["splits"][split["id"]]["few_shot"].get(k, {}) for configuration in configurations.values())
-            gains = (percent(result.get("gain"), signed=True) or "-" for result in results)
-            rows.append((split["id"], f"{split['fid']:.4g}", *gains))
-        console.show_table([f"gained by {k} shots", "FID", *configurations], rows, numbers=True)
+            results = (configuration["splits"][split["id"]] for configuration in configurations.values())
+            rows.append((split["id"], f"{split['fid']:.4g}", *(text_of(result) or "-" for result in results)))
+        console.show_table([title, "FID", *configurations], [*rows, *last], numbers=True)
+
+    configurations = comparison["configurations"]
+    areas = [configuration["area"].get("recall@1") for configuration in configurations.values()]
+    last = [("area over FID", "", *(percent(area) or "-" for area in areas))] if any(areas) else []
+    by_split("Recall@1, %", lambda result: percent(result.get("recall@1")), *last)
+    if comparison["folds"]:
+        title = f"{comparison['folds']} models concatenated"
+        by_split(title, lambda result: percent(result.get("concatenated", {}).get("recall@1")))
+    for k in shots_of(comparison):
+        by_split(f"gained by {k} shots", lambda result, k=k: percent(result["few_shot"].get(k, {}).get("gain"), signed=True))
     seeds = ", ".join(map(str, comparison["seeds"]))
     console.show(f"Means over seeds {seeds} with 95 % t-intervals; for gains, over episodes.")
     console.show(f"Report: {', '.join(comparison['files'].values())}")

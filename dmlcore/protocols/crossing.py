@@ -63,18 +63,24 @@ def run(
         ConfigError: settings that folds cannot go with, or too few classes.
     """
     check_range("processes", processes, least=1)
-    check_range("folds", folds, least=2, most=MOST)
-    settings, out = config.settings, Path(out)
-    if settings.run.validation != "classes":
-        raise ConfigError(f"folds validate on classes, but validation is {settings.run.validation}. Leave one of them out")
-    if settings.losses.is_automatic:
-        raise ConfigError("folds need losses by name, but plugins is auto. Choose them first by a run without --folds")
+    check_folds(folds, config)
+    out = Path(out)
     values = {key: value for key, value in config.as_dict().items() if key != "seed"}
     lock = FolderLock(make_folder(out), tell)
     try:
         return _run(values, folds, seeds, out, processes, recorded, tell)
     finally:
         lock.release()
+
+
+def check_folds(folds: int, config: RunConfig) -> None:
+    """Refuse a number of folds, or settings that folds cannot go with."""
+    check_range("folds", folds, least=2, most=MOST)
+    settings = config.settings
+    if settings.run.validation != "classes":
+        raise ConfigError(f"folds validate on classes, but validation is {settings.run.validation}. Leave one of them out")
+    if settings.losses.is_automatic:
+        raise ConfigError("folds need losses by name, but plugins is auto. Choose them first by a run without --folds")
 
 
 def _run(

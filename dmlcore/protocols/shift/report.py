@@ -75,6 +75,15 @@ class Results:
         """A zero-shot measure for every seed that is there."""
         return [self.cells[name, split, seed]["zero_shot"][measure] for seed in self.seeds if (name, split, seed) in self.cells]
 
+    def concatenated(self, name: str, split: str, measure: str) -> list[float]:
+        """A zero-shot measure by the embeddings of all folds side by side, for every seed that has folds."""
+        cells = (self.cells.get((name, split, seed), {}) for seed in self.seeds)
+        return [cell["concatenated"][measure] for cell in cells if "concatenated" in cell]
+
+    def folds(self) -> int | None:
+        """The most models of a cell; None where every cell has one."""
+        return max((len(cell["folds"]) for cell in self.cells.values() if "folds" in cell), default=None)
+
     def complete_seeds(self, *names: str) -> list[int]:
         """Seeds for which all configurations have all splits."""
         return [s for s in self.seeds if all((name, split["id"], s) in self.cells for name in names for split in self.splits)]
@@ -121,6 +130,7 @@ def summary(results: Results) -> dict[str, Any]:
         "splits": results.splits,
         "seeds": results.seeds,
         "adaptation": results.adaptation,
+        "folds": results.folds(),
         "configurations": {},
         "area_differences": {},
     }
@@ -138,6 +148,9 @@ def summary(results: Results) -> dict[str, Any]:
                 for shots in results.shots()
                 if (gains := results.gains(name, identity, shots))
             }
+            concatenated = {m: _pair(values) for m in MEASURES if (values := results.concatenated(name, identity, m))}
+            if concatenated:
+                row["concatenated"] = concatenated
             configuration["splits"][identity] = row
         if wide:
             configuration["area"] = {m: _pair(areas) for m in MEASURES if (areas := results.areas(name, m))}
@@ -167,9 +180,20 @@ def markdown(numbers: dict[str, Any]) -> str:
         f"{len(numbers['configurations'])} configurations, {len(numbers['splits'])} splits, seeds "
         f"{', '.join(map(str, numbers['seeds']))}. Numbers are percent, with 95 % t-intervals over seeds.",
         "",
+        *_on_folds(numbers),
         *tables(numbers),
     ]
     return "\n".join(lines) + "\n"
+
+
+def _on_folds(numbers: dict[str, Any]) -> list[str]:
+    if not numbers["folds"]:
+        return []
+    number = numbers["folds"]
+    text = (
+        f"A cell is {number} models, each validated on another part of the training classes. Its numbers are means over them."
+    )
+    return [text, ""]
 
 
 def tables(numbers: dict[str, Any]) -> list[str]:
@@ -189,6 +213,9 @@ def tables(numbers: dict[str, Any]) -> list[str]:
             lines.append(f"| {name} | {percent(area.get('recall@1'))} | {percent(area.get('map@r'))} |")
         lines.append("")
     lines += _by_split("R@1", numbers, lambda row: percent(row.get("recall@1")))
+    if numbers["folds"]:
+        title = "R@1 of the embeddings of all folds side by side,"
+        lines += ["", *_by_split(title, numbers, lambda row: percent(row.get("concatenated", {}).get("recall@1")))]
     shots = shots_of(numbers)
     for k in shots:
         lines += [

@@ -1,45 +1,30 @@
-"""`dmlcore ood run`: every configuration on every split with every seed. A cell trains, measures zero-shot retrieval of the
-weights chosen on the validation classes, and adapts those same weights to the episodes.
-"""
+"""`dmlcore ood run`: every configuration on every split with every seed. What a cell does stands in `cell.py`."""
 
 from __future__ import annotations
 
 import functools
 import hashlib
 import json
-import shutil
-import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from dmlcore.config import check_range, unique_names
 from dmlcore.data import ClassSplit, SplitFile
 from dmlcore.errors import ConfigError
-from dmlcore.files import in_file_name, plain
+from dmlcore.files import plain
 from dmlcore.protocols.cells import Cell, run_cells
-from dmlcore.protocols.shift.adapting import Adaptation, Augmented, adapt, trunk_features
-from dmlcore.protocols.shift.episodes import can_be_learnt, support_rows
-from dmlcore.protocols.trained import trained
+from dmlcore.protocols.crossing import check_folds
+from dmlcore.protocols.shift.adapting import Adaptation
+from dmlcore.protocols.shift.cell import Places, key_of, train_and_measure
+from dmlcore.protocols.shift.episodes import can_be_learnt
 from dmlcore.training.components import data_component
 from dmlcore.training.configuration import RunConfig
 from dmlcore.training.sources import Source
 
-if TYPE_CHECKING:
-    import numpy as np
-
 OWN = ("data", "splits", "split", "seed")  # settings that the protocol gives
 MODELS = "models"
-
-
-@dataclass(frozen=True)
-class Places:
-    """Where a cell finds what its settings name: no part of its settings, so that a folder of results may be moved."""
-
-    splits: str
-    data: str
-    models: str | None = None
 
 
 def plan(
@@ -51,6 +36,7 @@ def plan(
     adaptation: Adaptation | None = None,
     only: Sequence[str] = (),
     validation: str | None = None,
+    folds: int | None = None,
     tell: Callable[[str], None] = lambda line: None,
 ) -> tuple[list[Cell], Places]:
     """The cells of a comparison, split by split so that unfinished ones compare as many configurations as possible.
@@ -64,6 +50,7 @@ def plan(
         adaptation: None: no few-shot adaptation.
         only: ids of splits. Empty: all.
         validation: what chooses the checkpoint, in place of what the configurations say.
+        folds: k: a cell is k models, each validated on another part of the training classes, as `crossing.run` does. None: one.
         tell: receives notes.
 
     Raises:
@@ -82,6 +69,9 @@ def plan(
     where = data or file.data
     replaced = {} if validation is None else {"validation": validation}
     read = [_read(config, where, {} if data else file.options, replaced, tell) for config in configs]
+    if folds is not None:
+        for config in read:
+            check_folds(folds, RunConfig.create(**config, data=where))
     _check_episodes(selected, adaptation)
     adapted = None if adaptation is None else plain(asdict(adaptation))
     cells = []
@@ -90,6 +80,8 @@ def plan(
         for seed in range(seeds):
             for name, config in zip(names, read, strict=True):
                 settings = {"name": name, "config": config, "split": about, "seed": seed, "adaptation": adapted}
+                if folds is not None:  # results of one model stay valid without the word
+                    settings["folds"] = folds
                 cells.append(Cell(key_of(name, split.id, seed), settings))
     if len({cell.key for cell in cells}) < len(cells):
         raise ConfigError("two splits or configurations differ only in characters that file names lack; rename one")
@@ -125,11 +117,6 @@ def _check_episodes(splits: Sequence[ClassSplit], adaptation: Adaptation | None)
                 )
 
 
-def key_of(name: str, split: str, seed: int) -> str:
-    """The key of a cell, of a configuration's name, a split's id and a seed."""
-    return f"{in_file_name(name)}/{in_file_name(split)}/seed{seed}"
-
-
 def run(
     cells: Sequence[Cell],
     places: Places,
@@ -161,72 +148,6 @@ def run(
     return results
 
 
-def train_and_measure(settings: dict[str, Any], work: Path, places: Places) -> dict[str, Any]:
-    """A cell: train (or continue), measure, adapt.
-
-    Args:
-        settings: of the cell.
-        work: the cell's own folder. A training that was interrupted in it goes on.
-        places: of splits, data and models.
-    """
-    from dmlcore.serving import TrainedRun
-
-    began, cpu = time.perf_counter(), time.process_time()
-    split = SplitFile.read(places.splits).find(settings["split"]["id"])
-    trained_by = {**settings["config"], "data": places.data, "splits": places.splits, "split": split.id}
-    config = RunConfig.create(**trained_by, seed=settings["seed"])
-    adaptation = None
-    if settings["adaptation"] is not None:
-        adaptation = Adaptation(**{key: _tuple(value) for key, value in settings["adaptation"].items()})
-    supports = _supports(config, split, adaptation)  # first: data that lack a sample are refused before the long part
-    result = trained(config, work, settings)
-    run = TrainedRun(work / "run")
-    few_shot: dict[str, Any] = {}
-    if adaptation is not None:
-        opened, workers = run.open(), run.config.settings.data.workers
-        test = opened.test
-        features = trunk_features(run.model, test, workers=workers)
-        changed = None
-        if adaptation.augment and opened.train.augmentation is not None:
-            changed = Augmented(run.model.trunk, test.augmented(opened.train.augmentation), workers)
-        for shots, steps in zip(adaptation.shots, adaptation.steps, strict=True):
-            seed = 1000 * settings["seed"]
-            few_shot[str(shots)] = adapt(
-                run.model, features, test.dense_labels, supports[shots], steps, adaptation.rate, seed, adaptation, changed
-            )
-    if places.models:
-        _keep(work / "run", Path(places.models) / key_of(settings["name"], split.id, settings["seed"]))
-    return {
-        "zero_shot": result["metrics"]["test"],
-        "validation": result["metrics"].get("validation", {}),
-        "baselines": {name: parts["test"] for name, parts in result["baselines"].items()},
-        "few_shot": few_shot,
-        "chosen_step": result["chosen_step"],
-        "steps": result["steps"],
-        "data": result["data"]["parts"],
-        "versions": result["versions"],
-        "seconds": time.perf_counter() - began,
-        "cpu_seconds": time.process_time() - cpu,
-        "headline": f"R@1 {result['metrics']['test']['recall@1']:.3f}  FID {split.fid:.4g}",
-    }
-
-
-def _supports(config: RunConfig, split: ClassSplit, adaptation: Adaptation | None) -> dict[int, list[np.ndarray]]:
-    """Positions of the support samples in the test part, by the number of shots and the episode."""
-    if adaptation is None:
-        return {}
-    from dmlcore.training.building import open_splits
-
-    opened = open_splits(config)
-    test = opened.test
-    return {
-        shots: support_rows(
-            split, shots, test.rows, opened.sample_names, test.dense_labels, test.class_names, adaptation.episodes
-        )
-        for shots in adaptation.shots
-    }
-
-
 def _read(
     config: str | Path, data: str, options: dict[str, Any], replaced: dict[str, Any], tell: Callable[[str], None]
 ) -> dict[str, Any]:
@@ -255,16 +176,3 @@ def _read(
 def _digest(split: ClassSplit) -> str:
     """Of everything in a split, so that results of another one are not taken for its own."""
     return hashlib.sha256(json.dumps(asdict(split), sort_keys=True).encode()).hexdigest()[:16]
-
-
-def _tuple(value: Any) -> Any:
-    return tuple(value) if isinstance(value, list) else value
-
-
-def _keep(run: Path, place: Path) -> None:
-    """Move a finished run, without the checkpoints that only continue it."""
-    for name in ("last", "previous"):
-        (run / "checkpoints" / f"{name}.pt").unlink(missing_ok=True)
-    shutil.rmtree(place, ignore_errors=True)
-    place.parent.mkdir(parents=True, exist_ok=True)
-    shutil.move(run, place)
