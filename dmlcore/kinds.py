@@ -160,7 +160,8 @@ KINDS = _table(
         """Subclasses of `dmlcore.evaluation.Metric`, called with embeddings `[N, D]` float32 and labels `[N]` int64 of one
         part of the data. They return numbers by name, which appear as `METRIC.name` in `metrics.jsonl` and `result.json`. With
         `takes_levels` the labels are `[N, L]`, from the finest level to the coarsest, where the data have coarser labels. With
-        `takes_roles` positions of `queries` and `references` are given by name, with `takes_names` the samples' `names`.""",
+        `takes_roles` positions of `queries` and `references` are given by name, with `takes_names` the samples' `names`. By
+        `curves` they may give what lies behind the numbers, which `dmlcore eval --curves` writes.""",
         "dmlcore train --metrics $name --steps 50",
     ),
     Kind(

@@ -13,7 +13,7 @@ import pytest
 import dmlcore
 from dmlcore import cli
 from dmlcore.errors import ConfigError, DataError
-from dmlcore.evaluation.evaluating import columns
+from dmlcore.evaluation.result_table import columns
 from dmlcore.serving import EvaluationOptions, compare_evaluations, evaluate
 from dmlcore.training import train
 

@@ -121,13 +121,13 @@ def test_omniglot_has_a_split_of_its_own(tmp_path: Path) -> None:
     root = omniglot_files(tmp_path)
     assert find_source(str(root))[0].name == find_source(str(root / "omniglot-py"))[0].name == "omniglot"
     for rotations in (False, True):
-        table = load("omniglot", path=str(root), split="official", rotations=rotations)
+        table = load("omniglot", path=str(root), rotations=rotations)
         assert table.split is not None and table.class_groups is not None
         groups = {(str(part), table.class_groups[label]) for part, label in zip(table.split, table.labels, strict=True)}
         assert groups == {("train", "Greek"), ("test", "Tengwar")}
         assert (table.split == "train").sum() == 12 * (4 if rotations else 1)
-    assert load("omniglot", path=str(root)).split is None
-    notes = open_data("omniglot", options={"path": str(root), "split": "official"}).notes
+    assert load("omniglot", path=str(root), split="random").split is None
+    notes = open_data("omniglot", options={"path": str(root)}).notes
     assert any("alphabets of the evaluation folder are not trained on" in note for note in notes)
 
 

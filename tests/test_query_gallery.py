@@ -135,7 +135,12 @@ def test_run_eval_and_embed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) 
     tables = [*result["metrics"].values(), result["baselines"]["raw features"]["test"]]
     assert all({"recall@1", "recall@10"} == {name for name in values if name.startswith("recall")} for values in tables)
     assert ">R@10<" in (tmp_path / "run" / "report.html").read_text()
-    assert cli.main(["eval", str(tmp_path / "run"), "--json", "--recall-at", "1,10"]) == 0
+    train(out=tmp_path / "second", data=str(tmp_path / "data.npz"), recall_at=[1, 5], metrics="knn", **SHORT)
+    assert cli.main(["report", str(tmp_path / "run"), str(tmp_path / "second"), "--out", str(tmp_path / "both.html")]) == 0
+    page = (tmp_path / "both.html").read_text()
+    assert ">R@10<" in page and ">R@5<" in page and ">R@2<" not in page
+    capsys.readouterr()
+    assert cli.main(["eval", str(tmp_path / "run"), "--json"]) == 0  # the values of k are the run's own
     assert json.loads(capsys.readouterr().out)["metrics"]["test"] == pytest.approx(result["metrics"]["test"])
     np.savez(tmp_path / "other.npz", **arrays(5, ["train", "query", "gallery", "gallery"]))
     assert cli.main(["eval", str(tmp_path / "run"), "--data", str(tmp_path / "other.npz"), "--json"]) == 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from dmlcore import cli, plugins
 from dmlcore.errors import ConfigError, DataError
 from dmlcore.evaluation import verification
 from dmlcore.evaluation.pair_files import Pairs, read_names
+from dmlcore.reports import pictures
 
 
 def measured(x: np.ndarray, y: np.ndarray, names: Any = (), **options: Any) -> dict[str, float]:
@@ -137,6 +139,66 @@ def test_what_is_refused(tmp_path: Path) -> None:
     for options, words in (({"fars": (2.0,)}, "fars"), ({"fars": ()}, "fars is empty"), ({"drawn": 3}, "drawn")):
         with pytest.raises(ConfigError, match=words):
             measured(np.ones((2, 2), np.float32), np.zeros(2, np.int64), **options)
+
+
+def test_the_curve_by_scikit_learn(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    measures = pytest.importorskip("sklearn.metrics", reason="the oracle is scikit-learn")
+    x, y = exact_samples()
+    np.savez(tmp_path / "e.npz", x=x, y=y)
+    out = tmp_path / "deep" / "roc.csv"
+    words = ["eval", str(tmp_path / "e.npz"), "--metrics", "verification", "--curves"]
+    assert cli.main([*words, str(out)]) == 0
+    assert f"points of curves: {out}" in capsys.readouterr().out
+    rows = list(csv.DictReader(out.open()))
+    assert {row["part"] for row in rows} == {"all"} and {row["curve"] for row in rows} == {"verification.roc"}
+    i, j = np.triu_indices(len(x), 1)
+    unit = x.astype(np.float64) / 2
+    fars, tars, thresholds = measures.roc_curve(y[i] == y[j], (unit @ unit.T)[i, j], drop_intermediate=False)
+    exact = {round(t, 9): (far, tar) for far, tar, t in zip(fars, tars, thresholds, strict=True)}
+    for row in rows:
+        assert (float(row["far"]), float(row["tar"])) == pytest.approx(exact[round(float(row["threshold"]), 9)], abs=1e-12)
+    assert len(rows) == len({round(float(t), 9) for t in (unit @ unit.T)[i, j][y[i] == y[j]]})  # every corner: they are few
+    pairs = tmp_path / "pairs.csv"
+    same = [f"{a},{b},{int(y[a] == y[b])}" for a, b in zip(range(0, 60, 2), range(1, 61, 2), strict=True)]
+    twins = [f"{a},{next(b for b in range(150) if b != a and y[b] == y[a])},1" for a in range(8)]
+    pairs.write_text("\n".join(["first,second,same", *same, *twins]) + "\n")
+    values = plugins.find("metric", "verification").component(pairs=str(pairs))
+    names = list(map(str, range(150)))
+    curve = values.curves(torch.from_numpy(x), torch.from_numpy(y), names=names)["roc"]
+    read = [line.split(",") for line in [*same, *twins]]
+    scores = [float(unit[int(a)] @ unit[int(b)]) for a, b, _ in read]
+    fars, tars, thresholds = measures.roc_curve([s == "1" for _, _, s in read], scores, drop_intermediate=False)
+    exact = {round(t, 9): (far, tar) for far, tar, t in zip(fars, tars, thresholds, strict=True)}
+    for far, tar, threshold in zip(curve["far"], curve["tar"], curve["threshold"], strict=True):
+        assert (far, tar) == pytest.approx(exact[round(threshold, 9)], abs=1e-12)
+
+
+def test_curves_are_drawn_or_refused_in_a_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    x, y = exact_samples()
+    np.savez(tmp_path / "e.npz", x=x, y=y)
+    np.savez(tmp_path / "alone.npz", x=x, y=np.arange(len(y)))
+    eval_of = lambda name, *words: cli.main(["eval", str(tmp_path / name), "--bootstrap", "0", *map(str, words)])  # noqa: E731
+    verified = ("--metrics", "verification", "--curves")
+    if pictures.can_draw():
+        assert eval_of("e.npz", *verified, tmp_path / "roc.svg") == 0
+        assert (tmp_path / "roc.svg").read_text().startswith("<?xml")
+    capsys.readouterr()
+    for words, message in [
+        ((*verified, tmp_path / "roc.txt"), "must end in .csv or .svg"),
+        (("--metrics", "uniformity", "--curves", tmp_path / "c.csv"), "none here has any (uniformity). Add --metrics verif"),
+        (("--curves", tmp_path / "c.csv"), "none here has any (none)"),
+        ((tmp_path / "e.npz", *verified, tmp_path / "c.csv"), "--curves is for one model, but 2 are given"),
+    ]:
+        assert eval_of("e.npz", *words) == 2
+        assert message in capsys.readouterr().err.splitlines()[-1]
+    assert eval_of("alone.npz", *verified, tmp_path / "c.csv") == 2
+    assert "there is no curve" in capsys.readouterr().err.splitlines()[-1]
+    monkeypatch.setattr(pictures, "can_draw", lambda: False)
+    assert eval_of("e.npz", *verified, tmp_path / "other.svg") == 2
+    assert "matplotlib is not installed" in capsys.readouterr().err.splitlines()[-1]
+    assert not {"c.csv", "roc.txt", "other.svg"} & {file.name for file in tmp_path.iterdir()}
 
 
 def test_in_train_and_eval(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

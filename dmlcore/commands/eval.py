@@ -61,13 +61,14 @@ def dmlcore_commands(app: App, line: CommandLine) -> None:
     flags = [
         MODELS,
         flag("data", str | None, BASE),
-        flag("recall_at", str, "Values of k, with commas between them.", "1,2,4,8"),
+        flag("recall_at", str | None, "Values of k, with commas between them (default: those of the run, else 1,2,4,8)."),
         flag("metrics", str, "Further measures, with commas between them (default: those of the run).", ""),
         flag("bootstrap", int, "Replicates of the bootstrap over classes behind the intervals; 0: none.", 1000),
         flag("seed", int, "Seed of what is drawn for intervals and tests.", 0),
         flag("per_class", bool, "Also show the measures of each class, the worst first; --json has them all.", False),
         flag("per_query", Path | None, "Write a .csv with a row per query and the wrong answer nearest to it."),
-        flag("overwrite", bool, "Replace that file if it exists.", False),
+        flag("curves", Path | None, "Write the curves of the metrics, such as the ROC of verification, to a .csv or an .svg."),
+        flag("overwrite", bool, "Replace these files if they exist.", False),
         flag("rerank", str | None, "Also measure re-ranking: `query-expansion`, `augmentation` or `k-reciprocal`."),
         *data_flags,
         *metric_flags,
@@ -84,11 +85,12 @@ def _evaluate(
     measures: list[tuple[str, dict[str, Any]]] | None,
     *,
     data: str | None,
-    recall_at: str,
+    recall_at: str | None,
     bootstrap: int,
     seed: int,
     per_class: bool,
     per_query: Path | None,
+    curves: Path | None,
     overwrite: bool,
     rerank: str | None,
     json: bool,
@@ -100,6 +102,7 @@ def _evaluate(
     from dmlcore.ranks.dividing import agreeing, dividing
     from dmlcore.serving import load
     from dmlcore.serving.compare_models import compare_evaluations
+    from dmlcore.serving.curve_table import SUFFIXES, check_curves, curves_of, write_curves
     from dmlcore.serving.evaluation import EvaluationOptions, evaluate
     from dmlcore.serving.gathering import is_model
     from dmlcore.serving.query_table import write_queries
@@ -107,29 +110,36 @@ def _evaluate(
     if not models:
         raise ConfigError("no model is given; name a run, a model folder or a file of embeddings, or several to compare them")
     if len(models) > 1:
-        for name, value in (("per-class", per_class), ("per-query", per_query), ("rerank", rerank)):
+        of_one = {"per-class": per_class, "per-query": per_query, "curves": curves, "rerank": rerank}
+        for name, value in of_one.items():
             if value:
                 raise ConfigError(f"--{name} is for one model, but {len(models)} are given")
-    if per_query is not None:
-        with agreeing(dividing()):
-            check_new(per_query, [".csv"], "per_query", overwrite=overwrite)
+    for name, file, suffixes in (("per_query", per_query, [".csv"]), ("curves", curves, SUFFIXES)):
+        if file is not None:
+            with agreeing(dividing()):
+                check_new(file, suffixes, name, overwrite=overwrite)
     built = None if measures is None else [plugins.find("metric", name).component(**given) for name, given in measures]
-    how = EvaluationOptions(recall_at=_numbers(recall_at), bootstrap=bootstrap, seed=seed, rerank=rerank, metrics=built)
+    ks = None if recall_at is None else _numbers(recall_at)
+    how = EvaluationOptions(recall_at=ks, bootstrap=bootstrap, seed=seed, rerank=rerank, metrics=built)
     how_to_load, is_compared = loading(values), len(models) > 1
     evaluations = []
     for model in models:
         with agreeing(dividing()):
             loaded = load(model, **how_to_load) if is_model(model) else model
+            metrics = built if built is not None else [] if isinstance(loaded, str) else loaded.measures()
+            if curves is not None:
+                check_curves(metrics, curves)
+            how = how.with_recall_of(loaded)  # of several models, those of the first
         # Embeddings in a file are of some data already, which a comparison checks to be the same.
         source = data if is_model(model) or not is_compared else None
         evaluations.append(evaluate(loaded, source, options if source else None, how, is_compared=is_compared))
-    if per_query is not None:
+    if per_query is not None or curves is not None:
         evaluations = [evaluation.on_first() for evaluation in evaluations]
     if launch.is_silent():
         return 0
     if is_compared:
         result = {"names": models, **compare_evaluations(evaluations, how)}
-        console.show_json(result) if json else show_comparison(result, how.recall_at)
+        console.show_json(result) if json else show_comparison(result, how.ks)
         return 0
     (evaluation,) = evaluations
     result = evaluation.result
@@ -137,7 +147,9 @@ def _evaluate(
         result["classes"] = {name: evaluation.classes(name) for name in evaluation.scores}
     if per_query is not None:
         result["per_query"] = {"file": str(per_query), "queries": write_queries(evaluation, per_query)}
-    console.show_json(result) if json else show_evaluation(result, how.recall_at)
+    if curves is not None:
+        result["curves"] = {"file": str(curves), "points": write_curves(curves_of(evaluation, metrics), curves)}
+    console.show_json(result) if json else show_evaluation(result, how.ks)
     return 0
 
 
@@ -155,6 +167,8 @@ def show_evaluation(result: dict[str, Any], recall_at: Any) -> None:
     show_worst_classes(result.get("classes", {}), recall_at)
     if "per_query" in result:
         console.show(f"{result['per_query']['queries']:,} queries: {result['per_query']['file']}")
+    if "curves" in result:
+        console.show(f"{result['curves']['points']:,} points of curves: {result['curves']['file']}")
 
 
 def _names(text: str) -> list[str]:

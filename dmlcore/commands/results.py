@@ -26,7 +26,7 @@ def show_metrics(
         recall_at: values of k; None: all that were measured.
         intervals: lowest and highest value of each measure, by part.
     """
-    from dmlcore.evaluation.evaluating import columns, columns_of, table_rows
+    from dmlcore.evaluation.result_table import columns, columns_of, table_rows
 
     shown = columns_of(metrics) if recall_at is None else columns(recall_at)
     halves = {
@@ -50,7 +50,7 @@ def show_further(metrics: dict[str, Any], baselines: dict[str, Any]) -> None:
 
 def show_embeddings(embeddings: dict[str, Any]) -> None:
     """Everything the model could serve as its embedding: the whole, each head, the compressed, the student's."""
-    from dmlcore.evaluation.evaluating import columns_of
+    from dmlcore.evaluation.result_table import columns_of
 
     for part in next(iter(embeddings.values()), {}):
         shown = columns_of({name: parts[part] for name, parts in embeddings.items()})
@@ -63,7 +63,7 @@ def show_embeddings(embeddings: dict[str, Any]) -> None:
 
 def show_worst_classes(classes: dict[str, list[dict[str, Any]]], recall_at: Sequence[int]) -> None:
     """The classes of each part that are found worst."""
-    from dmlcore.evaluation.evaluating import columns
+    from dmlcore.evaluation.result_table import columns
 
     shown = columns(recall_at)
     for part, rows in classes.items():
@@ -75,7 +75,7 @@ def show_worst_classes(classes: dict[str, list[dict[str, Any]]], recall_at: Sequ
 
 def show_comparison(result: dict[str, Any], recall_at: Sequence[int]) -> None:
     """Notes on stderr; the models, their measures, and the differences of each pair."""
-    from dmlcore.evaluation.evaluating import HALF, columns
+    from dmlcore.evaluation.result_table import HALF, columns
 
     for note in result["notes"]:
         console.say(note)

@@ -188,7 +188,7 @@ def show_summary(summary: dict[str, Any]) -> None:
     console.show(f"Each seed draws its own split. Runs: {summary['folder']}/seed-N")
 
 
-_LABELS = ("R@1", "MAP@R")
+_LABELS = {"R@1": "recall@1", "MAP@R": "map@r"}
 
 
 def _rows_of_means(summary: dict[str, Any]) -> list[tuple[str, ...]]:
@@ -201,9 +201,7 @@ def _rows_of_means(summary: dict[str, Any]) -> list[tuple[str, ...]]:
 
 
 def _row_of_means(label: str, means: dict[str, list[Any]]) -> tuple[str, ...]:
-    from dmlcore.evaluation.evaluating import COLUMNS
-
-    return (label, *(_mean_and_half(means.get(COLUMNS[name])) for name in _LABELS))
+    return (label, *(_mean_and_half(means.get(measure)) for measure in _LABELS.values()))
 
 
 def _mean_and_half(pair: list[Any] | None) -> str:

@@ -1,5 +1,5 @@
-"""Evaluating a model on a data set: embedding it in batches, the baselines, and the rows of the table. The metrics
-themselves are in `metrics`.
+"""Evaluating a model on a data set: embedding it in batches, and the baselines. The metrics themselves are in `metrics`, the
+table of results in `result_table`.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from torch.nn import functional
 
 from dmlcore import progress
 from dmlcore.errors import ConfigError, PluginError
-from dmlcore.evaluation.metric import Metric, further
+from dmlcore.evaluation.metric import Metric, curves_of, further
 from dmlcore.evaluation.metrics import RECALL_AT
 from dmlcore.evaluation.queries import QueryScores, rank_queries
 from dmlcore.evaluation.reranking import reranked_metrics
@@ -25,20 +25,7 @@ if TYPE_CHECKING:
     from dmlcore.models import EmbeddingModel
 
 
-def columns(recall_at: Sequence[int] = RECALL_AT) -> dict[str, str]:
-    """The columns of a table of results: their headings, and the measure in each."""
-    return {**{f"R@{k}": f"recall@{k}" for k in recall_at}, "R-prec": "r_precision", "MAP@R": "map@r", "mAP": "map"}
-
-
-def columns_of(metrics: dict[str, dict[str, Any]]) -> dict[str, str]:
-    """The columns of a table of what was measured, by part."""
-    ks = dict.fromkeys(int(name[7:]) for values in metrics.values() for name in values if name.startswith("recall@"))
-    return columns(tuple(ks) or RECALL_AT)
-
-
-COLUMNS = columns()
 _RAW = {"images": "raw pixels", "features": "raw features", "texts": "raw trigrams"}
-HALF = "± (95 %)"  # the row of half intervals
 BATCH = 128  # samples at a time. Of 256 small images the first activations are fresh pages each time, a third slower
 RAW_SIDE = 32  # pixels: larger images are averaged down to this before they are compared as they are
 
@@ -259,19 +246,27 @@ def measure(
         return {**(scores.means if scores else {})}, scores
     if isinstance(embeddings, DividedRows):
         whole = embeddings.on_first()
-        values = told_by_first(embeddings.layout.group, lambda: _further(whole, dataset, metrics))
+        values = told_by_first(embeddings.layout.group, lambda: _of_metrics(further, whole, dataset, metrics))
     else:
-        values = _further(embeddings, dataset, metrics)
+        values = _of_metrics(further, embeddings, dataset, metrics)
     return {**(scores.means if scores else {}), **values}, scores
 
 
-def _further(embeddings: Tensor | None, dataset: LabelledDataset, metrics: Sequence[Metric]) -> dict[str, float | None]:
+def curves(embeddings: Tensor, dataset: LabelledDataset, metrics: Sequence[Metric]) -> dict[str, dict[str, Sequence[float]]]:
+    """The curves of further measures by `METRIC.name`, each with columns by name. Arguments as of `evaluate`."""
+    return _of_metrics(curves_of, embeddings, dataset, metrics)
+
+
+def _of_metrics(
+    function: Callable[..., Any], embeddings: Tensor | None, dataset: LabelledDataset, metrics: Sequence[Metric]
+) -> Any:
+    """What `further` or `curves_of` says of a part."""
     assert embeddings is not None
     labels = torch.from_numpy(dataset.labels).to(embeddings.device)
     levels = torch.from_numpy(dataset.labels_by_level()).to(labels.device) if dataset.levels else None
     roles = (torch.from_numpy(dataset.queries), torch.from_numpy(dataset.references))
     names = dataset.own_names() if any(metric.takes_names for metric in metrics) else ()
-    return further(metrics, embeddings, labels, levels, roles, names)
+    return function(metrics, embeddings, labels, levels, roles, names)
 
 
 def evaluate_levels(
@@ -369,28 +364,3 @@ def baselines_of(
         for part, dataset in parts.items():
             baselines[baseline] |= evaluate_levels(embedded(dataset), part, dataset, metrics, recall_at)
     return baselines
-
-
-def table_rows(
-    metrics: dict[str, dict[str, Any]],
-    baselines: dict[str, dict[str, dict[str, Any]]],
-    halves: dict[str, dict[str, float]] | None = None,
-    measures: Sequence[str] = tuple(COLUMNS.values()),
-) -> list[tuple[str, list[float | None]]]:
-    """Rows of the table of results: a label, and a number per measure.
-
-    Args:
-        metrics: by part (`validation`, `test`).
-        baselines: by name, then by part.
-        halves: of intervals, by part, which stand below the metrics.
-        measures: their names.
-    """
-    rows = []
-    for part, values in metrics.items():
-        rows.append((part, [values.get(key) for key in measures]))
-        if halves and part in halves:
-            rows.append((f"  {HALF}", [halves[part].get(key) for key in measures]))
-        for name, parts in baselines.items():
-            if part in parts:
-                rows.append((f"  {name}", [parts[part].get(key) for key in measures]))
-    return rows

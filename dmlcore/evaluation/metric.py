@@ -53,6 +53,18 @@ class Metric(ABC):
             DataError: it cannot measure any of them.
         """
 
+    def curves(self, embeddings: Tensor, labels: Tensor) -> dict[str, dict[str, Sequence[float]]]:
+        """Curves behind the numbers, for a table or a picture. Most measures have none.
+
+        Args:
+            embeddings: as for the call.
+            labels: as for the call. What else is given by name is the same too.
+
+        Returns:
+            Curves by name: columns of equal length by name, the horizontal axis first.
+        """
+        return {}
+
     @abstractmethod
     def __call__(self, embeddings: Tensor, labels: Tensor) -> dict[str, float]:
         """Measures of one part of the data.
@@ -88,15 +100,51 @@ def further(
         PluginError: one gives something else than numbers by name.
     """
     results: dict[str, float | None] = {}
-    everyone = torch.arange(len(labels))
-    queries, references = (part.to(labels.device) for part in roles or (everyone, everyone))
     for metric in metrics:
-        asked: dict[str, Any] = {"queries": queries, "references": references} if metric.takes_roles else {}
-        asked |= {"names": names} if metric.takes_names else {}
-        values = metric(embeddings, levels if metric.takes_levels and levels is not None else labels, **asked)
+        values = metric(embeddings, _labels_of(metric, labels, levels), **_asked(metric, labels, roles, names))
         try:
             numbers = {str(name): float(value) for name, value in values.items()}
         except (AttributeError, TypeError, ValueError):
             raise PluginError(f"the metric '{metric.name}' gave {values!r:.80}, but must give numbers by name") from None
         results |= {f"{metric.name}.{name}": value if math.isfinite(value) else None for name, value in numbers.items()}
     return results
+
+
+def has_curves(metric: Metric) -> bool:
+    """Whether a measure has curves."""
+    return type(metric).curves is not Metric.curves
+
+
+def curves_of(
+    metrics: Iterable[Metric],
+    embeddings: Tensor,
+    labels: Tensor,
+    levels: Tensor | None = None,
+    roles: tuple[Tensor, Tensor] | None = None,
+    names: Sequence[str] = (),
+) -> dict[str, dict[str, Sequence[float]]]:
+    """The curves of measures, by `METRIC.name`: columns by name. Arguments as of `further`.
+
+    Raises:
+        PluginError: one gives something else than columns of equal length.
+    """
+    results: dict[str, dict[str, Sequence[float]]] = {}
+    for metric in filter(has_curves, metrics):
+        curves = metric.curves(embeddings, _labels_of(metric, labels, levels), **_asked(metric, labels, roles, names))
+        for name, columns in curves.items():
+            if len(columns) < 2 or len({len(column) for column in columns.values()}) > 1:
+                raise PluginError(f"the curve '{name}' of the metric '{metric.name}' needs two columns or more of equal length")
+            results[f"{metric.name}.{name}"] = columns
+    return results
+
+
+def _labels_of(metric: Metric, labels: Tensor, levels: Tensor | None) -> Tensor:
+    return levels if metric.takes_levels and levels is not None else labels
+
+
+def _asked(metric: Metric, labels: Tensor, roles: tuple[Tensor, Tensor] | None, names: Sequence[str]) -> dict[str, Any]:
+    """What a measure is given by name."""
+    everyone = torch.arange(len(labels))
+    queries, references = (part.to(labels.device) for part in roles or (everyone, everyone))
+    asked: dict[str, Any] = {"queries": queries, "references": references} if metric.takes_roles else {}
+    return asked | ({"names": names} if metric.takes_names else {})

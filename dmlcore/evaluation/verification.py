@@ -79,11 +79,11 @@ class Curve:
         at = int(np.searchsorted(self.wrong, far * self.negatives, side="right"))
         return float(self.tar[at - 1]) if at else 0.0
 
-    def points(self, most: int = 400) -> tuple[list[float], list[float]]:
-        """FAR and TAR at no more than so many thresholds, for a picture: even steps of the logarithm of FAR."""
+    def points(self, most: int = 400) -> tuple[list[float], list[float], list[float]]:
+        """FAR, TAR and the threshold at no more than so many thresholds, for a picture: even steps of the logarithm of FAR."""
         wanted = np.concatenate([[0], np.geomspace(1, max(self.negatives, 2), most - 1)])
         at = np.unique(np.clip(np.searchsorted(self.wrong, wanted, side="right") - 1, 0, len(self.wrong) - 1))
-        return self.far[at].tolist(), self.tar[at].tolist()
+        return self.far[at].tolist(), self.tar[at].tolist(), self.thresholds[at].tolist()
 
 
 def curve_of_pairs(scores: np.ndarray, same: np.ndarray) -> Curve:

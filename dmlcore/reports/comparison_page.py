@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from dmlcore.config import differing_keys, flat_values
-from dmlcore.evaluation.evaluating import COLUMNS
+from dmlcore.evaluation.result_table import columns_of
 from dmlcore.reports import curves
 from dmlcore.reports.html import Raw, commands, escape, page, table
 from dmlcore.reports.intervals import mean_and_half
@@ -61,22 +61,23 @@ def _settings(runs: Sequence[RunFacts], names: list[str]) -> str:
 
 def _results(runs: Sequence[RunFacts], names: list[str]) -> str:
     parts = []
+    measured = [(run.result or {}).get("metrics", {}) for run in runs]
+    shown = columns_of({f"{number} {part}": of for number, by_part in enumerate(measured) for part, of in by_part.items()})
     for part in ("test", "validation"):
         rows = []
-        for name, run in zip(names, runs, strict=True):
-            metrics = (run.result or {}).get("metrics", {}).get(part)
-            if metrics is not None:
-                rows.append((name, *(metrics.get(key) for key in COLUMNS.values())))
+        for name, by_part in zip(names, measured, strict=True):
+            if part in by_part:
+                rows.append((name, *(by_part[part].get(key) for key in shown.values())))
         if rows:
-            parts.append(table([part, *COLUMNS], rows, kind="results"))
+            parts.append(table([part, *shown], rows, kind="results"))
     baselines: dict[tuple[str, ...], tuple[object, ...]] = {}
     for run in runs:
         for label, by_part in (run.result or {}).get("baselines", {}).items():
             if "test" in by_part:
-                row = (label, *(by_part["test"].get(key) for key in COLUMNS.values()))
+                row = (label, *(by_part["test"].get(key) for key in shown.values()))
                 baselines.setdefault(tuple(map(str, row)), row)
     if baselines:
-        parts.append(table(["baselines, test", *COLUMNS], baselines.values(), kind="results"))
+        parts.append(table(["baselines, test", *shown], baselines.values(), kind="results"))
     unfinished = [name for name, run in zip(names, runs, strict=True) if run.result is None]
     if unfinished:
         parts.append(f'<p class="warning">Not finished: {escape(", ".join(unfinished))}.</p>')

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from dmlcore.config import flat_values
-from dmlcore.evaluation.evaluating import columns_of, table_rows
+from dmlcore.evaluation.result_table import columns_of, table_rows
 from dmlcore.reports import curves
 from dmlcore.reports.html import Raw, commands, escape, facts, number, page, table
 from dmlcore.reports.pictured import Pictured

@@ -11,8 +11,8 @@ import numpy as np
 from dmlcore.data import LabelledDataset
 from dmlcore.errors import ConfigError, DataError
 from dmlcore.evaluation import resampling
-from dmlcore.evaluation.evaluating import columns
 from dmlcore.evaluation.resampling import ClassSums
+from dmlcore.evaluation.result_table import columns_of
 from dmlcore.serving.evaluation import Evaluation, EvaluationOptions
 from dmlcore.serving.inputs import Parts
 
@@ -45,7 +45,7 @@ def compare_evaluations(evaluations: Sequence[Evaluation], how: EvaluationOption
                 f"models {letter(0)} and {letter(number)} cannot be compared query by query: {why}. Name the same data for all"
                 f" by --data"
             )
-    measures = tuple(columns(how.recall_at).values())
+    measures = tuple(columns_of(evaluations[0].result["metrics"]).values())
     first = evaluations[0]
     names = [name for name in first.scores if all(name in other.scores for other in evaluations)]
     sums = {name: [_sums(evaluation, first, name, measures) for evaluation in evaluations] for name in names}

@@ -39,8 +39,8 @@ class EvaluationOptions:
         ConfigError: a value is out of range, or there is no such re-ranking.
     """
 
-    recall_at: Sequence[int] = RECALL_AT
-    """Values of k of `recall@k` and `precision@k`."""
+    recall_at: Sequence[int] | None = None
+    """Values of k of `recall@k` and `precision@k`. None: those that the model was trained with, or 1, 2, 4, 8."""
     bootstrap: int = resampling.REPLICATES
     """Replicates behind the intervals. 0: no intervals."""
     seed: int = 0
@@ -51,12 +51,24 @@ class EvaluationOptions:
     """Further measures. None: those that the model was trained with."""
 
     def __post_init__(self) -> None:
-        if not checked_ks(self.recall_at):
+        if self.recall_at is not None and not checked_ks(self.recall_at):
             raise ConfigError("recall_at is empty, but must hold a whole number of at least 1")
         check_range("bootstrap", self.bootstrap, least=0, most=MOST_REPLICATES)
         check_range("seed", self.seed, least=0)
         if self.rerank is not None:
             reranking.check_method(self.rerank)
+
+    def with_recall_of(self, model: Model | str | Path) -> EvaluationOptions:
+        """The same, with the values of k of a model, or of none for a file of embeddings, where none are said."""
+        if self.recall_at is not None:
+            return self
+        return replace(self, recall_at=tuple(model.recall_at) if isinstance(model, Model) else RECALL_AT)
+
+    @property
+    def ks(self) -> Sequence[int]:
+        """The values of k, once they are known."""
+        assert self.recall_at is not None, "see with_recall_of"
+        return self.recall_at
 
 
 @dataclass(frozen=True)
@@ -110,7 +122,7 @@ def evaluate(
         ConfigError: there are no data, or too many.
         DataError: the data cannot be used, or have no labels.
     """
-    how = how or EvaluationOptions()
+    how = (how or EvaluationOptions()).with_recall_of(model)
     if isinstance(model, Model):
         return _evaluate_model(model, data, options, how, is_compared)
     if data is not None:
@@ -147,9 +159,9 @@ def _evaluate_model(
     name, untrained = model.baseline(opened.parts.get("train"))
     named = {part: dataset for part, dataset in parts.items() if len(dataset)}
     evaluation.result["baselines"] = evaluating.baselines_of(
-        untrained, named, kind=model.kind, name=name, workers=model.workers, metrics=metrics, recall_at=how.recall_at
+        untrained, named, kind=model.kind, name=name, workers=model.workers, metrics=metrics, recall_at=how.ks
     )
-    evaluation.result.update(named_metrics(model.model, named, model.workers, metrics, how.recall_at))
+    evaluation.result.update(named_metrics(model.model, named, model.workers, metrics, how.ks))
     return evaluation
 
 
@@ -183,7 +195,7 @@ def _measured(
     scores: dict[str, QueryScores] = {}
     for name, rows in embeddings.items():
         parts |= evaluating.by_level(name, source.parts[name])
-        measured |= evaluating.evaluate_levels(rows, name, source.parts[name], metrics, how.recall_at, scores)
+        measured |= evaluating.evaluate_levels(rows, name, source.parts[name], metrics, how.ks, scores)
     result: dict[str, Any] = {**identity, "data": source.name, "metrics": measured, "baselines": {}, "notes": notes}
     group = dividing()
     if how.bootstrap and (group is None or group.rank == 0):
@@ -195,7 +207,7 @@ def _measured(
     if how.rerank is not None:
         result["rerank"] = how.rerank
         result["reranked"] = {
-            name: evaluating.rerank(rows, source.parts[name], how.rerank, how.recall_at) for name, rows in embeddings.items()
+            name: evaluating.rerank(rows, source.parts[name], how.rerank, how.ks) for name, rows in embeddings.items()
         }
     return Evaluation(result, source, parts, embeddings, scores)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal
 
@@ -19,6 +19,7 @@ from dmlcore.config import check_range
 from dmlcore.data import LabelledDataset, Splits, Table
 from dmlcore.errors import ConfigError, DataError, PluginError
 from dmlcore.evaluation import Metric
+from dmlcore.evaluation.metrics import RECALL_AT
 from dmlcore.models import EmbeddingModel
 from dmlcore.serving.inputs import Parts, named_by_user, parts_of, table_for
 from dmlcore.serving.samples import Preparation, dataset_batches, default_threads, is_picture_file
@@ -103,6 +104,11 @@ class Model:
             train: the part that it was trained on, if known.
         """
         return "", None
+
+    @property
+    def recall_at(self) -> Sequence[int]:
+        """The values of k of `recall@k` that it was trained with."""
+        return RECALL_AT
 
     def measures(self) -> list[Metric]:
         """The measures beside those of retrieval that it was trained with."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, get_args
 
@@ -131,6 +132,10 @@ class TrainedRun(Model):
         with trust.reading(self._source()):
             untrained = baseline_model(self.config, self.sample_shape, self.kind, self.device, train, self.folder)
         return name_of_baseline(self.config), untrained
+
+    @property
+    def recall_at(self) -> Sequence[int]:
+        return self.config.settings.run.recall_at
 
     def measures(self) -> list[Metric]:
         with trust.reading(self._source("metric")):

@@ -28,8 +28,8 @@ class OmniglotOptions:
     """Folder with `images_background` and `images_evaluation`, unpacked, or one above `omniglot-py`."""
     side: int = 28
     """Height and width of the images, pixels."""
-    split: Literal["random", "official"] = "random"
-    """Classes are divided at random, or those of the background folder train and those of the evaluation folder are tested."""
+    split: Literal["official", "random"] = "official"
+    """Classes of the background folder train and those of the evaluation folder are tested, or all are divided at random."""
     rotations: bool = False
     """A character turned by 90, 180 and 270 degrees is a class of its own: 6,492 classes instead of 1,623."""
     augment: bool = False

@@ -90,23 +90,29 @@ class Verification(Metric):
 
     def __call__(self, embeddings: Tensor, labels: Tensor, names: Sequence[str] = ()) -> dict[str, float]:
         if self._pairs is not None:
-            return self._of_file(self._pairs, embeddings, names)
-        x = unit(embeddings)
-        # Pairs are drawn by position, so samples are put in an order of their own.
-        places = (x.double().cpu().numpy() * np.random.default_rng(0).normal(size=x.shape[1])).sum(1)
-        order = np.lexsort((places, labels.cpu().numpy()))
-        pairs = AllPairs(x[torch.from_numpy(order).to(x.device)], labels.cpu().numpy()[order])
-        curve = pairs.curve() if (pairs.sizes > 1).any() and pairs.negative_count() else None
-        return self._figures(curve, *pairs.balanced(self.options.seed, self.options.drawn))
+            left, right, pairs, missing = self._of_file(self._pairs, names)
+            scores = similarities(unit(embeddings), left, right)
+            return {**self._figures(_curve_of_file(scores, pairs), scores, pairs.same, pairs.folds(FOLDS)), "missing": missing}
+        pairs = _all_pairs(embeddings, labels)
+        return self._figures(_curve_of_all(pairs), *pairs.balanced(self.options.seed, self.options.drawn))
 
-    def _of_file(self, pairs: Pairs, embeddings: Tensor, names: Sequence[str]) -> dict[str, float]:
+    def curves(self, embeddings: Tensor, labels: Tensor, names: Sequence[str] = ()) -> dict[str, dict[str, Sequence[float]]]:
+        """The ROC curve, `roc`: `far`, `tar` and `threshold` at no more than 400 thresholds."""
+        if self._pairs is not None:
+            left, right, pairs, _ = self._of_file(self._pairs, names)
+            curve = _curve_of_file(similarities(unit(embeddings), left, right), pairs)
+        else:
+            curve = _curve_of_all(_all_pairs(embeddings, labels))
+        if curve is None:
+            return {}
+        far, tar, thresholds = curve.points()
+        return {"roc": {"far": far, "tar": tar, "threshold": thresholds}}
+
+    def _of_file(self, pairs: Pairs, names: Sequence[str]) -> tuple[np.ndarray, np.ndarray, Pairs, float]:
+        """Positions of both samples of the pairs that are there, these pairs, and how many are not there."""
         left, right = pairs.places(names)
         is_there = (left >= 0) & (right >= 0)
-        scores = similarities(unit(embeddings), left[is_there], right[is_there])
-        pairs = pairs.among(is_there)
-        curve = curve_of_pairs(scores, pairs.same) if pairs.same.any() and not pairs.same.all() else None
-        figures = self._figures(curve, scores, pairs.same, pairs.folds(FOLDS))
-        return {**figures, "missing": float((~is_there).sum())}
+        return left[is_there], right[is_there], pairs.among(is_there), float((~is_there).sum())
 
     def _figures(self, curve: Curve | None, scores: np.ndarray, same: np.ndarray, fold: np.ndarray) -> dict[str, float]:
         undefined = float("nan")
@@ -120,6 +126,23 @@ class Verification(Metric):
             "eer": undefined if curve is None else curve.eer()[0],
             **{f"tar@{far:g}": undefined if tar is None else tar for far, tar in tars.items()},
         }
+
+
+def _all_pairs(embeddings: Tensor, labels: Tensor) -> AllPairs:
+    x = unit(embeddings)
+    # Pairs are drawn by position, so samples are put in an order of their own.
+    places = (x.double().cpu().numpy() * np.random.default_rng(0).normal(size=x.shape[1])).sum(1)
+    order = np.lexsort((places, labels.cpu().numpy()))
+    return AllPairs(x[torch.from_numpy(order).to(x.device)], labels.cpu().numpy()[order])
+
+
+def _curve_of_all(pairs: AllPairs) -> Curve | None:
+    """None where all pairs are alike."""
+    return pairs.curve() if (pairs.sizes > 1).any() and pairs.negative_count() else None
+
+
+def _curve_of_file(scores: np.ndarray, pairs: Pairs) -> Curve | None:
+    return curve_of_pairs(scores, pairs.same) if pairs.same.any() and not pairs.same.all() else None
 
 
 @dmlcore.hookimpl
