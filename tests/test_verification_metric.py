@@ -183,7 +183,7 @@ def test_curves_are_drawn_or_refused_in_a_line(
     verified = ("--metrics", "verification", "--curves")
     if pictures.can_draw():
         assert eval_of("e.npz", *verified, tmp_path / "roc.svg") == 0
-        assert (tmp_path / "roc.svg").read_text().startswith("<?xml")
+        assert "mathdefault" not in (tmp_path / "roc.svg").read_text()
     capsys.readouterr()
     for words, message in [
         ((*verified, tmp_path / "roc.txt"), "must end in .csv or .svg"),

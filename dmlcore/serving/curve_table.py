@@ -93,11 +93,12 @@ def _draw(curves: Curves, out: Path) -> None:
         for part, named in curves.items():
             if name in named:
                 (across, x), (up, y), *_ = named[name].items()
-                axis.plot(x, y, label=in_picture(part))
+                axis.plot(x, y, label=in_picture(part), drawstyle="steps-post")  # no pair lies between two corners
                 axis.set(xlabel=in_picture(across.upper()), ylabel=in_picture(up.upper()), title=in_picture(name))
         least = min((x for line in axis.lines for x in line.get_xdata() if x > 0), default=1.0)
         if least < FEW:
             axis.set_xscale("log")
+            axis.xaxis.set_major_formatter("{x:g}")  # the usual one writes formulas
         axis.grid(True, alpha=0.3)
         axis.legend(fontsize="small")
     figure.tight_layout()
