@@ -18,7 +18,7 @@ START = datetime.timedelta(minutes=30)
 """How long processes wait for the slowest to start and to open its data."""
 
 
-SHARED = ("train", "eval", "embed")
+SHARED = ("train", "eval", "embed", "index")
 """Commands that several processes work on together."""
 
 

@@ -82,6 +82,32 @@ def test_embed_in_two_processes_writes_what_one_writes(trained, table, tmp_path,
             assert np.array_equal(one[name], two[name]), name
 
 
+@pytest.mark.parametrize("kind", ["ivf-flat", "ivf-pq"])
+def test_an_index_of_two_is_that_of_one(kind: str, tmp_path) -> None:
+    draws = np.random.default_rng(1)
+    x = draws.normal(size=(60_000, 16)).astype(np.float32)  # more than a process puts in at once
+    np.savez(tmp_path / "e.npz", x=x, y=draws.integers(0, 50, len(x)))
+    for out, flags in (("one", []), ("two", ["--processes", "2"])):
+        done = run("index", str(tmp_path / "e.npz"), "--kind", kind, "--out", str(tmp_path / out), *flags)
+        assert done.returncode == 0, done.stderr
+        assert done.stdout.count("Search in it by") == 1
+    for name in ("vectors-1.npy", "entries-1.arrow", "search-1.faiss"):
+        assert (tmp_path / "one" / name).read_bytes() == (tmp_path / "two" / name).read_bytes(), name
+    assert sorted(file.name for file in (tmp_path / "one").iterdir()) == sorted(f.name for f in (tmp_path / "two").iterdir())
+    done = run("index", str(tmp_path / "two"), "--remove", "label=3", "--processes", "2")
+    assert done.returncode == 2 and "it is changed by one" in done.stderr
+
+
+def test_an_index_is_embedded_by_two(trained, table, tmp_path) -> None:
+    for out, flags in (("one", []), ("two", ["--processes", "2"])):
+        done = run("index", str(trained), str(table), "--out", str(tmp_path / out), *flags)
+        assert done.returncode == 0, done.stderr
+    for name in ("vectors-1.npy", "entries-1.arrow"):
+        assert (tmp_path / "one" / name).read_bytes() == (tmp_path / "two" / name).read_bytes(), name
+    done = run("index", str(trained), str(table), "--out", str(tmp_path / "two"), "--processes", "2")
+    assert done.returncode == 2 and done.stderr.count("error") == 1 and "holds an index already" in done.stderr
+
+
 def test_a_mistake_is_told_once(tmp_path) -> None:
     done = run("eval", str(tmp_path / "nothing"), "--processes", "2")
     assert done.returncode == 2

@@ -7,8 +7,9 @@ from typing import Any
 
 from cyclopts import App
 
-from dmlcore import console
+from dmlcore import console, launch
 from dmlcore.commands.line import CommandLine
+from dmlcore.commands.sharing import SHARING, started
 from dmlcore.commands.trained import LOADING, data_options
 from dmlcore.commands.words import data_flags, list_flag, loading, words_flag
 from dmlcore.errors import ConfigError
@@ -30,9 +31,21 @@ def dmlcore_commands(app: App, line: CommandLine) -> None:
         flag("model", str | None, "The model that embeds what is added (default: the one that the index was built with)."),
         *(data_flags(line, "index", 1) if is_built else []),
         *LOADING,
+        *SHARING,
         *COMMON,
     ]
-    app.command(command(_index, flags, "Build an index to search in, look at one, add to it or remove from it."), name="index")
+
+    def index(*words: str, out: Path | None, processes: int, timeout: str, **values: Any) -> int:
+        if out is None and (processes > 1 or launch.place().size > 1):
+            raise ConfigError("processes can share the building of an index; it is changed by one")
+        if (status := started(processes, line.words)) is not None:
+            return status
+        from dmlcore.serving.processes import sharing
+
+        with sharing(values["device"], timeout) as device:
+            return _index(*words, out=out, **{**values, "device": device})
+
+    app.command(command(index, flags, "Build an index to search in, look at one, add to it or remove from it."), name="index")
 
 
 def _index(
@@ -61,6 +74,8 @@ def _index(
             "with --out an index is built: give MODEL GALLERY, or one file of embeddings, and no --add or --remove"
         )
     about = _build(words, out, kind, memory, seed, loading(values), data_options(values))
+    if launch.is_silent():
+        return 0
     console.show_json(about) if json else _show_built(out, about)
     return 0
 
@@ -75,16 +90,22 @@ def _build(
     options: dict[str, Any],
 ) -> dict[str, Any]:
     from dmlcore.files import expanded
+    from dmlcore.ranks.dividing import agreeing, dividing
     from dmlcore.serving import load
-    from dmlcore.serving.gathering import gather
+    from dmlcore.serving.gathering import gather_on_first
     from dmlcore.serving.index import build_index
     from dmlcore.serving.index_files import IndexFolder
     from dmlcore.serving.index_kinds import faiss
+    from dmlcore.serving.index_shards import help_first
 
-    faiss()  # what is missing is said before anything is embedded
-    IndexFolder(out).check_free()
-    model = load(words[0], **how) if len(words) == 2 else None
-    entries = gather(words[-1], model, options)
+    with agreeing(dividing()):
+        faiss()  # what is missing is said before anything is embedded
+        IndexFolder(out).check_free()
+        model = load(words[0], **how) if len(words) == 2 else None
+    entries = gather_on_first(words[-1], model, options)
+    if entries is None:
+        help_first()
+        return {}
     is_local = expanded(words[0]).exists()  # else it is an address
     path = None if model is None else str(expanded(words[0]).resolve()) if is_local else words[0]
     for note in entries.notes:

@@ -7,6 +7,7 @@ from typing import Any
 
 from dmlcore.errors import ConfigError
 from dmlcore.files import expanded
+from dmlcore.ranks.dividing import dividing
 from dmlcore.serving.entries import SUFFIXES, Entries, is_embeddings, read_embeddings
 from dmlcore.serving.model import Model
 
@@ -46,6 +47,16 @@ def gather(data: Any, model: Model | None = None, options: dict[str, Any] | None
     return Entries(
         embedded.embeddings, embedded.paths, embedded.rows, embedded.labels, columns, list(embedded.notes), model.fingerprint()
     )
+
+
+def gather_on_first(data: str, model: Model | None, options: dict[str, Any]) -> Entries | None:
+    """`gather`, where ranks divide the work and all call this: the first has the entries, the others None."""
+    group = dividing()
+    if group is None or group.rank == 0:
+        return gather(data, model, options)
+    if model is not None and not is_embeddings(expanded(data)):
+        model.embed(data, options)  # its part of the work
+    return None
 
 
 def is_model(path: str | Path) -> bool:

@@ -16,7 +16,7 @@ from dmlcore.data import pyarrow
 from dmlcore.errors import ConfigError, DataError, TrainingError
 from dmlcore.files import expanded
 from dmlcore.locks import FolderLock
-from dmlcore.serving import conditions, index_files, index_kinds
+from dmlcore.serving import conditions, index_files, index_kinds, index_shards
 from dmlcore.serving.entries import Entries, release, unit
 from dmlcore.serving.index_files import IndexFolder
 from dmlcore.version import VERSION
@@ -240,7 +240,7 @@ def build_index(
     seed: int = 0,
     model: str | None = None,
 ) -> Index:
-    """Write an index of entries.
+    """Write an index of entries. Where ranks divide the work, the first calls this, and the others `index_shards.help_first`.
 
     Args:
         entries: at least one.
@@ -256,7 +256,7 @@ def build_index(
     """
     target = IndexFolder(expanded(folder))
     index_kinds.faiss()
-    index_kinds.choose(len(entries), entries.vectors.shape[1], memory, kind)
+    index_shards.announce(lambda: index_kinds.choose(len(entries), entries.vectors.shape[1], memory, kind)[0])
     target.check_free()
     lock = FolderLock(target.path)
     try:
@@ -302,7 +302,11 @@ def write_generation(
     vectors = index_files.read_vectors(target.path / files["vectors"]["name"], count, dim)
     if kind is not index_kinds.Flat:
         structure = grown if grown is not None else kind(dim)
-        structure.add(vectors[structure.faiss.ntotal :]) if grown is not None else structure.build(vectors, settings["seed"])
+        if grown is None:
+            structure.train(vectors, settings["seed"])
+            index_shards.add(structure, vectors, target.path / files["vectors"]["name"])
+        else:
+            structure.add(vectors[structure.faiss.ntotal :])
         files["search"] = target.write("search", generation, structure.save)
         del structure, grown  # the file is opened below
         give_back_freed_memory()

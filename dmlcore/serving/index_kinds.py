@@ -20,7 +20,7 @@ from dmlcore.serving.entries import release
 GB = 1_000_000_000
 EXACT = 20_000_000  # numbers that are searched exactly: 160,000 vectors of 128 take some 10 ms a query on one core
 GRAPH = 300_000  # vectors whose graph is built in some 2 minutes on one core; 10^6 take 9, and lists are made in one
-_PIECE = 50_000  # vectors added in one go
+PIECE = 50_000  # vectors added in one go
 _TRAINING_PER_LIST = 40  # vectors that find the centre of a list; faiss asks for 39
 
 
@@ -50,6 +50,8 @@ class Structure(ABC):
     about: ClassVar[str]
     efforts: ClassVar[tuple[int, ...]] = (1,)
     least: ClassVar[int] = 1  # vectors that it can be built of
+    is_mergeable: ClassVar[bool] = False
+    """Whether structures that were trained alike can be joined, so that several processes fill one each."""
     oversampling: ClassVar[int] = 1
     """Candidates per neighbour that is asked for; more than one where the structure knows the vectors only roughly."""
 
@@ -62,15 +64,33 @@ class Structure(ABC):
     def memory(count: int, dim: int) -> int:
         """Bytes that N vectors take in memory while they are searched."""
 
-    @abstractmethod
     def build(self, vectors: np.ndarray, seed: int) -> None:
         """Take the vectors [N, D]."""
+        self.train(vectors, seed)
+        self.add(vectors)
+
+    @abstractmethod
+    def train(self, vectors: np.ndarray, seed: int) -> None:
+        """Find from the vectors [N, D] how they will be kept, and keep none yet."""
+
+    def trained(self) -> bytes:
+        """The structure as bytes, before anything was added."""
+        return faiss().serialize_index(self.faiss).tobytes()
+
+    def take_trained(self, content: bytes) -> None:
+        """Become what `trained` gave in another process."""
+        self.faiss = faiss().deserialize_index(np.frombuffer(content, dtype=np.uint8))
+
+    def join(self, path: Path) -> None:
+        """Take the vectors of a structure that was trained alike and saved, behind the others."""
+        part = faiss().read_index(str(path))
+        self.faiss.merge_from(part, self.faiss.ntotal)
 
     def add(self, vectors: np.ndarray) -> None:
         """Take further vectors [n, D], behind the others."""
-        pieces = range(0, len(vectors), _PIECE)
-        for start in progress.track(pieces, f"building {self.name}", len(vectors), _PIECE):
-            self.faiss.add(np.ascontiguousarray(vectors[start : start + _PIECE]))
+        pieces = range(0, len(vectors), PIECE)
+        for start in progress.track(pieces, f"building {self.name}", len(vectors), PIECE):
+            self.faiss.add(np.ascontiguousarray(vectors[start : start + PIECE]))
             release(vectors)
 
     def search(self, queries: np.ndarray, k: int, effort: int, allowed: np.ndarray | None) -> np.ndarray:
@@ -138,7 +158,7 @@ class Flat(Structure):
     def memory(count: int, dim: int) -> int:
         return 4 * count * dim
 
-    def build(self, vectors: np.ndarray, seed: int) -> None:
+    def train(self, vectors: np.ndarray, seed: int) -> None:
         pass
 
     def add(self, vectors: np.ndarray) -> None:
@@ -164,11 +184,10 @@ class Hnsw(Structure):
     def memory(count: int, dim: int) -> int:
         return count * (4 * dim + 4 * 2 * Hnsw._LINKS + 4 * Hnsw._LINKS // 8 + 16)
 
-    def build(self, vectors: np.ndarray, seed: int) -> None:
+    def train(self, vectors: np.ndarray, seed: int) -> None:
         library = faiss()
         self.faiss = library.IndexHNSWFlat(self.dim, self._LINKS, library.METRIC_INNER_PRODUCT)
         self.faiss.hnsw.efConstruction = self._CARE
-        self.add(vectors)
 
     def _parameters(self, effort: int, selector: Any) -> Any:
         return faiss().SearchParametersHNSW(efSearch=effort, sel=selector)
@@ -180,12 +199,13 @@ class IvfFlat(Structure):
     name = "ivf-flat"
     about = "compares a query with the vectors of the nearest lists"
     efforts = (8, 16, 32, 64, 128, 256)
+    is_mergeable = True
 
     @staticmethod
     def memory(count: int, dim: int) -> int:
         return count * (4 * dim + 8) + 4 * dim * lists(count)
 
-    def build(self, vectors: np.ndarray, seed: int) -> None:
+    def train(self, vectors: np.ndarray, seed: int) -> None:
         number = lists(len(vectors))
         self._faiss_of(number)
         clustering = self.faiss.cp
@@ -198,7 +218,6 @@ class IvfFlat(Structure):
         rows = np.sort(np.random.default_rng(seed).choice(len(vectors), size, replace=False))
         with progress.task(f"finding the centres of {number:,} lists"):
             self.faiss.train(np.ascontiguousarray(vectors[rows]))
-        self.add(vectors)
 
     def _faiss_of(self, number: int) -> None:
         library = faiss()
@@ -293,8 +312,8 @@ def exact(vectors: np.ndarray, queries: np.ndarray, k: int, allowed: np.ndarray 
         return _filled(scores, places, k)
     rows = np.flatnonzero(allowed)
     scores, places = np.empty((len(queries), 0), np.float32), np.empty((len(queries), 0), np.int64)
-    for start in range(0, len(rows), _PIECE):
-        part = rows[start : start + _PIECE]
+    for start in range(0, len(rows), PIECE):
+        part = rows[start : start + PIECE]
         of_part = knn(queries, np.ascontiguousarray(vectors[part]), min(k, len(part)), metric=product)
         scores, places = np.hstack([scores, of_part[0]]), np.hstack([places, part[of_part[1]]])
         order = np.argsort(-scores, axis=1, kind="stable")[:, :k]

@@ -21,6 +21,7 @@ from dmlcore.errors import ConfigError, DataError, PluginError
 from dmlcore.evaluation import Metric
 from dmlcore.evaluation.metrics import RECALL_AT
 from dmlcore.models import EmbeddingModel
+from dmlcore.ranks.dividing import DividedRows, rows_of_ranks
 from dmlcore.serving.inputs import Parts, named_by_user, parts_of, table_for
 from dmlcore.serving.samples import Preparation, dataset_batches, default_threads, is_picture_file
 
@@ -218,7 +219,8 @@ class Model:
         workers: int | None = None,
         precision: Precision = "fp32",
     ) -> Embedded:
-        """Embeddings of data with what is known of the samples.
+        """Embeddings of data with what is known of the samples. Where ranks divide the work, each embeds a part: the first has
+        all that is returned, the others nothing.
 
         Args:
             data: a name, a path, or the data themselves, as `dmlcore.train` takes them, with or without labels. Also a single
@@ -229,12 +231,22 @@ class Model:
         Raises:
             DataError: the data cannot be used, or are of another kind or shape.
         """
-        parts = self.parts(data, options)
+        parts, threads = self.parts(data, options), _threads(workers)
         whole, split = parts.joined()
-        batches = dataset_batches(whole, batch_size, _threads(workers))
-        rows = [piece.cpu() for piece in _told(self.embed_batches(batches, precision), len(whole), batch_size)]
+
+        def rows_between(start: int, stop: int) -> Tensor:
+            batches = dataset_batches(whole.between(start, stop), batch_size, threads) if start < stop else ()
+            pieces = _told(self.embed_batches(batches, precision), stop - start, batch_size)
+            return torch.cat([torch.empty(0, self.embedding_dim), *(piece.cpu() for piece in pieces)])
+
+        rows = rows_of_ranks(len(whole), rows_between, batch_size)
+        if isinstance(rows, DividedRows):
+            first = DividedRows(rows.own.to(self.device), rows.layout).on_first()
+            if first is None:
+                return Embedded(np.empty((0, self.embedding_dim), dtype=np.float32), None, None, np.empty(0, dtype=np.int64))
+            rows = first.cpu()
         return Embedded(
-            torch.cat(rows).numpy(),
+            rows.numpy(),
             [whole.class_names[label] for label in whole.dense_labels] if parts.has_labels else None,
             [str(parts.paths[row]) for row in whole.rows.tolist()] if parts.paths is not None else None,
             parts.places(whole.rows),
