@@ -44,7 +44,16 @@ CASES: dict[str, tuple[str, int, int, Any]] = {  # kind, N, d, what else
     "proxy_anchor, 100,000 proxies": ("proxies", 128, 128, "proxy_anchor"),
     "mined by windows": ("separated", 2048, 128, ("contrastive", {"miner": "multi_similarity"})),
     "smooth_ap, separated classes": ("separated", 2048, 128, ("smooth_ap", {})),
-    "smooth_ap, separated classes of 64": ("separated", 2048, 128, ("smooth_ap", {}, 64)),
+    **{f"smooth_ap, separated classes of {m}": ("separated", 2048, 128, ("smooth_ap", {}, m)) for m in (64, 256, 512)},
+    **{f"smooth_ap, classes of {m}": ("mixed", 2048, 128, ("smooth_ap", {}, m)) for m in (4, 64, 256)},
+    "triplet, classes of 256": ("mixed", 2048, 128, ("triplet", {}, 256)),
+    "triplet semihard, classes of 256": ("mixed", 2048, 128, ("triplet", {"mining": "semihard"}, 256)),
+    "lifted_structure, classes of 256": ("mixed", 2048, 128, ("lifted_structure", {}, 256)),
+    "ms, label matrix, N = 256": ("matrix", 256, 128, ("ms", {})),
+    "ms, label matrix, N = 2048": ("matrix", 2048, 128, ("ms", {})),
+    "angular": ("mixed", 2048, 128, ("angular", {})),
+    "snr_contrastive": ("mixed", 2048, 128, ("snr_contrastive", {})),
+    "intra_pair_variance, N = 128": ("mixed", 128, 128, ("intra_pair_variance", {})),
     "training step on features, default losses": ("training", 128, 384, None),
     "mined semihard": ("separated", 2048, 128, ("contrastive", {"miner": "semihard"})),
 }
@@ -69,10 +78,10 @@ def _steps(case: str) -> tuple[Step, Step]:
     if kind == "training":
         return _training_step(d), _training_step(d, lambda embeddings, labels: embeddings.square().mean())
     generator = torch.Generator().manual_seed(0)
-    per_class = more[2] if kind == "separated" and len(more) > 2 else 4
+    per_class = more[2] if kind in ("separated", "mixed") and len(more) > 2 else 4
     labels = (torch.arange(n) // per_class)[torch.randperm(n, generator=generator)]
     centres = torch.randn(n // per_class, d, generator=generator)
-    x = centres[labels] + 0.5 * torch.randn(n, d, generator=generator)
+    x = (kind != "mixed") * centres[labels] + 0.5 * torch.randn(n, d, generator=generator)
     references = torch.randn(ENTRIES, d, generator=generator) if kind in ("memory", "proxies") else x
 
     def together(names: tuple[str, ...]) -> Any:
@@ -83,8 +92,10 @@ def _steps(case: str) -> tuple[Step, Step]:
         unit = torch.nn.functional.normalize(x)
         distances = (2 - 2 * unit @ unit.T).clamp_min(0).sqrt()[labels[:, None] != labels].flatten()
         loss = create("contrastive", neg_margin=float(distances[:1_000_000].quantile(more)))
-    elif kind == "separated":
+    elif kind in ("separated", "mixed", "matrix"):
         loss = create(more[0], **more[1])
+        if kind == "matrix":  # two labels of each sample
+            labels = torch.nn.functional.one_hot(torch.stack([labels, labels.roll(1)]), n // per_class).sum(0).clamp_max(1)
     elif kind == "small":
         loss = together(more)
     elif kind == "proxies":

@@ -1,10 +1,11 @@
-"""Losses that compare every positive with every negative: large classes by search, against comparing and the definition."""
+"""Losses that compare every positive with every negative: large classes by search or power series, against comparing and the
+definition."""
 
 from __future__ import annotations
 
 import pytest
 import torch
-from cases import BATCHES, Case, assert_close, embeddings_of, value_and_gradients
+from cases import BATCHES, Case, assert_close, call_on, embeddings_of, value_and_gradients
 
 from dmlcore.kernels import Pass, extension, plan_options
 from dmlcore.kernels.cpu import CpuPasses
@@ -15,6 +16,8 @@ SEARCHED = [
     Case("triplet", {"margin": 0.3}),
     Case("triplet", {"margin": 0.3, "mining": "semihard"}),
     Case("triplet", {"margin": 0.0, "mining": "semihard"}),
+    Case("smooth_ap"),  # power series instead of a search
+    Case("smooth_ap", {"temperature": 0.2}),
 ]
 SIZES = {
     "1 positive": [2] * 20,
@@ -108,14 +111,42 @@ def test_search_among_references(case: Case, plan: str) -> None:
 def planned(case: Case, y: torch.Tensor, references: bool = False) -> dict[str, int]:
     x = embeddings_of(y, dtype=torch.float32)
     against = (x.clone(), y) if references else (None, None)
-    return CpuPasses([Pass(x, y, *against, (case.create().functor_call(),))]).plan()
+    return CpuPasses([Pass(x, y, *against, (call_on(case.create(x.dtype), x, y),))]).plan()
 
 
 def test_the_planner_searches_in_large_classes_only() -> None:
     case = SEARCHED[0]
     for size, references, searches in ((33, False, 0), (34, False, 1), (12, True, 0), (13, True, 1)):
         assert planned(case, labels_of([size, 2]), references)["searches"] == searches
-    assert planned(Case("ms"), labels_of([400, 2]))["searches"] == 0
+    for size, references, searches in ((15, False, 0), (16, False, 1), (14, True, 0), (15, True, 1)):
+        assert planned(Case("smooth_ap"), labels_of([size, 2]), references)["searches"] == searches
+    narrow = Case("smooth_ap", {"temperature": 0.0009})  # would need too many cells
+    assert planned(narrow, labels_of([400, 2]))["searches"] == 0 == planned(Case("ms"), labels_of([400, 2]))["searches"]
+
+
+@pytest.mark.parametrize("temperature", [0.001, 0.01, 0.1, 1.0])
+@pytest.mark.parametrize("spread", [0.2, 0.6, 2.0])
+@pytest.mark.parametrize("level", extension.cpu().levels() if extension.cpu() else [])
+def test_soft_ranks_by_series_are_exact(temperature: float, spread: float, level: str) -> None:
+    """No farther from the definition in float64 than twice what comparing is, in float32; 1e-11 of it in float64."""
+    y = labels_of([60, 60, 60, 41, 9, 1])
+    case, errors = Case("smooth_ap", {"temperature": temperature}), []
+    before = extension.cpu().level()
+    extension.use_level(level)
+    try:
+        exact = rows_and_gradient(case, embeddings_of(y, 3, spread=spread), y, search=0, triangle=0)
+        for search in (1, 0):
+            result = rows_and_gradient(case, embeddings_of(y, 3, torch.float32, spread=spread), y, search=search, triangle=0)
+            errors.append(
+                [float((a - b).abs().max() / b.abs().max().clamp_min(1e-30)) for a, b in zip(result, exact, strict=True)]
+            )
+        doubled = rows_and_gradient(case, embeddings_of(y, 3, spread=spread), y, search=1, triangle=0)
+    finally:
+        extension.use_level(before)
+    for series, compared in zip(*errors, strict=True):
+        assert series <= 2 * compared + 5e-7
+    torch.testing.assert_close(doubled[0], exact[0], rtol=1e-11, atol=1e-12)
+    torch.testing.assert_close(doubled[2], exact[2], rtol=1e-11, atol=1e-11 * float(exact[2].abs().max()))
 
 
 def test_slots_stay_in_their_memory() -> None:

@@ -6,7 +6,7 @@
 DML_BEGIN
 
 template <class T> using Accumulate = void (*)(const FunctorState&, const Strip<T>&, const Accumulators&);
-template <class T> using Slope = void (*)(const FunctorState&, const Strip<T>&);
+template <class T> using Slope = void (*)(const FunctorState&, const Strip<T>&, const Accumulators&);
 
 template <class T> struct Entry {
   FunctorInfo info;
@@ -18,9 +18,12 @@ template <class T> struct Entry {
   void (*flush_columns)(const FunctorState&, const Problem<T>&, const Accumulators&, int64_t j0, int64_t columns, int thread);
   void (*merge)(const FunctorState&, const Problem<T>&, int64_t from, int64_t to, int totals);
   void (*close)(const FunctorState&, const Problem<T>&, int64_t anchor, Positives<T>, T* values, T* counts);
-  void (*weigh)(const FunctorState&, const Problem<T>&, int64_t anchor, Positives<T>, const T* cotangents, T* slopes);
+  void (*weigh)(const FunctorState&, const Problem<T>&, const Accumulators&, int64_t anchor, Positives<T>, const T* cotangents,
+                T* slopes);
+  void (*prepare)(const FunctorState&, const Problem<T>&, const Accumulators&, int64_t i0, int64_t rows);   // rows of slopes
   void (*tabulate)(const FunctorState&, const Accumulators&, Positives<T>);   // tables only: the positives
   int (*cells)(const unsigned char* options);
+  int (*step_cells)(const unsigned char* options);
   Accumulate<T> collect[2];
   Slope<T> slope[2];
   int64_t row_bytes, column_fields, row_slot_bytes, column_slot_fields;
@@ -45,7 +48,9 @@ template <class F, class T> struct TableParts {
     }
     if (sizeof(T) == 8) carry(loss.cells, acc.table, acc.table + loss.cells);
   }
-  static void weigh(const FunctorState& loss, const Problem<T>& p, int64_t, Positives<T> positives, const T*, T* slopes) {
+  static void prepare(const FunctorState&, const Problem<T>&, const Accumulators&, int64_t, int64_t) {}
+  static void weigh(const FunctorState& loss, const Problem<T>& p, const Accumulators&, int64_t, Positives<T> positives,
+                    const T*, T* slopes) {
     const F f = options_of<F>(loss);
     const T* table = p.table_slopes + loss.table_first;                // of positives
     for (int64_t k = 0; k < positives.count; ++k)
@@ -99,15 +104,18 @@ template <class T> struct Table {
     if constexpr (!HasTable<F>::value) {
       e.start = P::start, e.open = P::open, e.begin = P::begin, e.flush_rows = P::flush_rows;
       e.flush_columns = P::flush_columns, e.merge = P::merge, e.close = P::close, e.weigh = P::weigh;
+      e.prepare = P::prepare;
     }
     e.collect[0] = collect<F, T, V, false>, e.collect[1] = collect<F, T, V, true>;
     e.slope[0] = slope<F, T, V, false>, e.slope[1] = slope<F, T, V, true>;
-    e.tabulate = nullptr, e.cells = [](const unsigned char*) { return 0; };
+    e.tabulate = nullptr, e.cells = e.step_cells = [](const unsigned char*) { return 0; };
+    if constexpr (HasSteps<F>::value) e.step_cells = P::step_cells;
     if constexpr (HasTable<F>::value) {
       using Q = TableParts<F, T>;
       e.start = Q::start, e.open = Q::open, e.begin = Q::begin, e.flush_rows = Q::flush_rows,
       e.flush_columns = Q::flush_columns;
-      e.merge = Q::merge, e.close = Q::close, e.weigh = Q::weigh, e.tabulate = Q::tabulate, e.cells = Q::cells;
+      e.merge = Q::merge, e.close = Q::close, e.weigh = Q::weigh, e.prepare = Q::prepare, e.tabulate = Q::tabulate,
+      e.cells = Q::cells;
     }
     e.row_bytes = P::sums * sizeof(V), e.column_fields = P::sums;
     e.row_slot_bytes = P::slot_sums * sizeof(V), e.column_slot_fields = P::slot_sums;

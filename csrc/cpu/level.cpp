@@ -88,6 +88,8 @@ static void wait_for_all(int threads) {
   }
 }
 
+static bool is_searched(const FunctorState& loss) { return loss.search || loss.step_cells; }
+
 template <class T> static void forward(const Problem<T>& problem, T* values, T* counts) {
   const Entry<T>* entries = table<T>().entries;
   in_threads(problem, [&](const Problem<T>& p, int thread) {
@@ -115,7 +117,7 @@ template <class T> static void forward(const Problem<T>& problem, T* values, T* 
     auto flush = [&](bool last) {  // bins need no relief before the last tile of their rows
       if (rows_of < 0) return;
       for (int l = 0; l < p.loss_count; ++l)
-        if (last || !p.losses[l].search)
+        if (last || !is_searched(p.losses[l]))
           entries[p.losses[l].functor].flush_rows(p.losses[l], p, s.losses[l], rows_of, rows_count, p.triangle ? thread : 0);
     };
     for (int64_t k = 0; k < p.tile_count; ++k) {
@@ -126,7 +128,7 @@ template <class T> static void forward(const Problem<T>& problem, T* values, T* 
         flush(other);
         rows_of = t.i0, rows_count = t.i1 - t.i0;
         for (int l = 0; l < p.loss_count; ++l)
-          if (other || !p.losses[l].search) entries[p.losses[l].functor].begin(p.losses[l], p, s.losses[l], false);
+          if (other || !is_searched(p.losses[l])) entries[p.losses[l].functor].begin(p.losses[l], p, s.losses[l], false);
       }
       const T* cells = tile_similarities(p, t, s);
       if (p.triangle)
@@ -194,10 +196,10 @@ template <class T> static void backward(const Problem<T>& problem, const T* cota
           for (int v = 0; v < loss.values; ++v) cotangent[v] = cotangents[(loss.value_row + v) * p.A + i];
           const Positives<T> mine = within(p, loss, i, positives, s);
           if (!loss.windows_at) {
-            entries[loss.functor].weigh(loss, p, i, mine, cotangent, s.list_slopes);
+            entries[loss.functor].weigh(loss, p, s.losses[l], i, mine, cotangent, s.list_slopes);
           } else {
             memset(s.kept_slopes, 0, (mine.count + 1) * sizeof(T));
-            entries[loss.functor].weigh(loss, p, i, mine, cotangent, s.kept_slopes);
+            entries[loss.functor].weigh(loss, p, s.losses[l], i, mine, cotangent, s.kept_slopes);
             for (int64_t k = 0; k < mine.count; ++k) s.list_slopes[s.which[k]] += s.kept_slopes[k];
           }
         }
@@ -238,9 +240,13 @@ template <class T> static void backward(const Problem<T>& problem, const T* cota
     wait_for_all(p.threads);
     bool is_finite = true;  // zero times a vector that is not finite is not zero
     for (int64_t i = 0; i < p.A; ++i) is_finite = is_finite && !p.broken[i];
+    int64_t rows_of = -1;
     for (int64_t k = 0; k < p.tile_count; ++k) {
       const Tile& t = p.tiles[k];
       if (!owns(p, k, t, thread, rows_own)) continue;
+      for (int l = 0; l < p.loss_count && t.i0 != rows_of; ++l)
+        entries[p.losses[l].functor].prepare(p.losses[l], p, s.losses[l], t.i0, t.i1 - t.i0);
+      rows_of = t.i0;
       const int64_t rows = t.i1 - t.i0, columns = t.j1 - t.j0, ld = rounded(columns);
       const T* cells = t.stored >= 0 ? p.stored + t.stored : tile_similarities(p, t, s);
       int64_t nonzero = 0;
@@ -249,7 +255,7 @@ template <class T> static void backward(const Problem<T>& problem, const T* cota
         if (strip.columns == 0) return;
         for (int l = 0; l < p.loss_count; ++l) {
           strip.first = l == 0;
-          entries[p.losses[l].functor].slope[p.triangle](p.losses[l], seen(p, p.losses[l], strip, s));
+          entries[p.losses[l].functor].slope[p.triangle](p.losses[l], seen(p, p.losses[l], strip, s), s.losses[l]);
         }
         nonzero += count_nonzero(strip.g, ld, strip.rows, strip.columns);
       });
@@ -316,10 +322,13 @@ template <class T> static bool fits(int functor, const double* options, unsigned
 template <class T> static int cells(int functor, const unsigned char* options) {
   return table<T>().entries[functor].cells(options);
 }
+template <class T> static int step_cells(int functor, const unsigned char* options) {
+  return table<T>().entries[functor].step_cells(options);
+}
 template <class T> static Kernels<T> kernels(const char* name) {
-  return {name,       functors<T>, built_in,           append<T>,   Native<T>::lanes, describe<T>,
-          fits<T>,    cells<T>,    fraction_unit<T>(), cells_above, scratch_bytes<T>, gather<T>,
-          scatter<T>, forward<T>,  backward<T>};
+  return {name,      functors<T>, built_in,      append<T>,          Native<T>::lanes, describe<T>,
+          fits<T>,   cells<T>,    step_cells<T>, fraction_unit<T>(), cells_above,      scratch_bytes<T>,
+          gather<T>, scatter<T>,  forward<T>,    backward<T>};
 }
 
 DML_END

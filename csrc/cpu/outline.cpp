@@ -50,6 +50,7 @@ template <class T> FunctorState functor_of(const FunctorCall& call, Outline& out
   if (state.functor < 0) throw std::invalid_argument("there is no functor '" + call.functor + "' for these options");
   if (state.given_count > 0 && !call.given && out.A > 0) refuse(call, "needs numbers per anchor");
   state.cells = kernels.cells(state.functor, state.options);
+  state.step_cells = kernels.step_cells(state.functor, state.options);
   return state;
 }
 
@@ -71,6 +72,7 @@ template <class T> void add_functors(const std::vector<FunctorCall>& calls, Outl
 }  // namespace
 
 template <class T> int64_t search_cells_of(const FunctorState& state, int64_t most_positives) {
+  if (state.step_cells) return 1;
   return state.search ? current_kernels<T>().search_cells(state.search * most_positives) : 0;
 }
 
@@ -104,7 +106,7 @@ Outline outline_of(const Rows& anchors, const Rows* references, int64_t width, c
                         current_kernels<T>().search_cells};
   out.plan = make_plan(input, request);
   for (FunctorState& state : out.functors) {
-    if (!out.plan.searches) state.search = 0;                          // the kernels then compare
+    if (!out.plan.searches) state.search = state.step_cells = 0;       // the kernels then compare
     state.search_cells = search_cells_of<T>(state, out.plan.most_positives);
   }
   return out;

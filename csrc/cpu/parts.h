@@ -35,6 +35,8 @@ template <class F, class T> struct Parts {
   static int64_t slot_at(const FunctorState& l, const Problem<T>& p, int64_t i, int64_t k) {
     if constexpr (SearchedEnds<F>::value > 0)
       if (l.search) return (i - p.slot_first) * p.most_positives + k;
+    if constexpr (HasSteps<F>::value)
+      if (l.step_cells) return (i - p.slot_first) * p.most_positives + k;
     return k * p.slot_stride + i - p.slot_first;
   }
   static T* slot_limits_at(const FunctorState& l, const Problem<T>& p, int64_t i, int64_t k) {
@@ -78,11 +80,61 @@ template <class F, class T> struct Parts {
       scatter_fields<T>(f.open(positives), limits_at(loss, i), p.stride);
     }
     if constexpr (F::kSlots)
-      for (int64_t k = 0, slots = loss.search ? p.positives[i] : p.most_positives; k < slots; ++k)
+      for (int64_t k = 0, slots = loss.search || loss.step_cells ? p.positives[i] : p.most_positives; k < slots; ++k)
         scatter_fields<T>(k < positives.count ? f.open_slot(positives[k]) : f.absent_slot(), slot_limits_at(loss, p, i, k),
                           slot_field(p));
     if constexpr (SearchedEnds<F>::value > 0)
       if (loss.search) sort_ends(f, loss, p, i, p.positives[i]);
+  }
+
+  // Soft ranks by power series.
+  static int step_cells(const unsigned char* options) {
+    F f;
+    memcpy(&f, options, sizeof f);
+    return cells_of_line(f.width());
+  }
+  static Points<T> points_of(const F& f, const FunctorState& loss, const Problem<T>& p, const Accumulators& acc) {
+    return Points<T>(Steps<F, T>::line_of(f, loss), p.most_positives, acc.points);
+  }
+  static T* range_of(const FunctorState& loss, const Problem<T>& p, int64_t i) {
+    return static_cast<T*>(loss.breaks_at) + i - p.slot_first;
+  }
+  static void settle_steps(const F& f, const FunctorState& loss, const Problem<T>& p, const Accumulators& acc, int64_t row,
+                           int64_t i, Totals& total, int thread) {
+    Points<T> points = points_of(f, loss, p, acc);
+    for (int64_t k = 0; k < p.positives[i]; ++k) points.add(*slot_limits_at(loss, p, i, k), T(1));
+    const bool has_own = f.has_own(gather_fields<Limits, T>(limits_at(loss, i), p.stride));
+    if (has_own) points.add(T(1), T(1));
+    Steps<F, T>::settle(f, loss, points, Steps<F, T>::row_of(acc, loss, row), has_own, range_of(loss, p, i), p.slot_stride,
+                        total, [&](int64_t k, const typename Slot::Sums& sums) {
+                          scatter_fields<T>(sums, slot_totals_at(loss, p, thread, i, k), slot_field(p));
+                        });
+  }
+  static Slopes weigh_steps(const F& f, const FunctorState& loss, const Problem<T>& p, const Accumulators& acc, int64_t i,
+                            Positives<T> positives, const Limits& limits, const Sums& sums, const T* cotangents, T* slopes) {
+    const Slots slots{loss, p, i};
+    const Slopes w = f.weigh_settled(positives, limits, sums, cotangents);
+    Points<T> points = points_of(f, loss, p, acc);
+    for (int64_t k = 0; k < positives.count; ++k) points.add(positives[k], f.rank_weight(slots(k)));
+    if (f.has_own(limits)) points.add(T(1), f.rank_weight_own(sums));
+    Steps<F, T>::slopes_among(points);
+    for (int64_t k = 0; k < positives.count; ++k) slopes[k] += f.slope_settled(slots(k), points.results[0][k], w);
+    return w;
+  }
+  // Before the slopes of these rows.
+  static void prepare(const FunctorState& loss, const Problem<T>& p, const Accumulators& acc, int64_t i0, int64_t rows) {
+    if constexpr (HasSteps<F>::value) {
+      const F f = options_of<F>(loss);
+      for (int64_t r = 0; r < rows && loss.step_cells; ++r) {
+        const int64_t i = i0 + r;
+        Points<T> points = points_of(f, loss, p, acc);
+        for (int64_t k = 0; k < p.positives[i]; ++k)
+          points.add(*slot_limits_at(loss, p, i, k), slot_limits_at(loss, p, i, k)[slot_field(p)]);
+        if (f.has_own(gather_fields<Limits, T>(limits_at(loss, i), p.stride)))
+          points.add(T(1), f.own_weight(gather_fields<Slopes, T>(static_cast<const T*>(loss.slopes_at) + i, p.stride)));
+        Steps<F, T>::prepare(points, range_of(loss, p, i), p.slot_stride, Steps<F, T>::row_of(acc, loss, r));
+      }
+    }
   }
 
   // Slots by search. Sorted ends of the anchor's intervals, then what cannot be reached up to a power of two less one.
@@ -157,6 +209,10 @@ template <class F, class T> struct Parts {
         memset(acc.row_slots, 0, p.tile_rows * loss.search_cells * sizeof(Bin));
         return;
       }
+      if (loss.step_cells) {
+        memset(acc.row_slots, 0, p.tile_rows * loss.step_cells * kCellTerms * sizeof(T));
+        return;
+      }
       const typename Slot::Sums none = f.nothing_slot();
       T one[slot_sums];
       memcpy(one, &none, sizeof one);
@@ -189,9 +245,11 @@ template <class F, class T> struct Parts {
       if constexpr (SearchedEnds<F>::value > 0)
         if (loss.search)
           settle(f, loss, p, reinterpret_cast<Bin*>(acc.row_slots) + r * loss.search_cells, i0 + r, total, thread);
+      if constexpr (HasSteps<F>::value)
+        if (loss.step_cells) settle_steps(f, loss, p, acc, r, i0 + r, total, thread);
       scatter_fields<double>(total, to, p.stride);
       if constexpr (F::kSlots) {
-        if (loss.search) continue;
+        if (loss.search || loss.step_cells) continue;
         const auto* slots = reinterpret_cast<const typename Slot::WideSums*>(acc.row_slots) + r * p.most_positives;
         for (int64_t k = 0; k < p.positives[i0 + r]; ++k) {
           T* slot = slot_totals_at(loss, p, thread, i0 + r, k);
@@ -259,6 +317,8 @@ template <class F, class T> struct Parts {
     const F f = options_of<F>(loss);
     const Limits limits = gather_fields<Limits, T>(limits_at(loss, i), p.stride);
     const Sums sums = gather_fields<Sums, T>(sums_at(loss, i), p.stride);
+    if constexpr (HasSteps<F>::value)
+      if (loss.step_cells) return f.close_settled(positives, limits, sums, Slots{loss, p, i}, values, counts);
     if constexpr (F::kSlots) {
       f.close(positives, limits, sums, Slots{loss, p, i}, values, counts);
     } else if constexpr (HasPartners<F>::value) {
@@ -268,18 +328,25 @@ template <class F, class T> struct Parts {
     }
   }
   // Also adds the slopes of the positives to `slopes`, one per positive.
-  static void weigh(const FunctorState& loss, const Problem<T>& p, int64_t i, Positives<T> positives, const T* cotangents,
-                    T* slopes) {
+  static void weigh(const FunctorState& loss, const Problem<T>& p, [[maybe_unused]] const Accumulators& acc, int64_t i,
+                    Positives<T> positives, const T* cotangents, T* slopes) {
     const F f = options_of<F>(loss);
     const Limits limits = gather_fields<Limits, T>(limits_at(loss, i), p.stride);
     const Sums sums = gather_fields<Sums, T>(sums_at(loss, i), p.stride);
     Slopes w;
     if constexpr (F::kSlots) {
       const Slots slots{loss, p, i};
-      w = f.weigh(positives, limits, sums, slots, cotangents);
-      if constexpr (SlopesTogether<F>::value) f.slopes_positive(positives, limits, sums, w, slots, slopes);
-      else
-        for (int64_t k = 0; k < positives.count; ++k) slopes[k] += f.slope_positive(positives[k], w, slots(k));
+      bool settled = false;
+      if constexpr (HasSteps<F>::value) {
+        settled = loss.step_cells > 0;
+        if (settled) w = weigh_steps(f, loss, p, acc, i, positives, limits, sums, cotangents, slopes);
+      }
+      if (!settled) {
+        w = f.weigh(positives, limits, sums, slots, cotangents);
+        if constexpr (SlopesTogether<F>::value) f.slopes_positive(positives, limits, sums, w, slots, slopes);
+        else
+          for (int64_t k = 0; k < positives.count; ++k) slopes[k] += f.slope_positive(positives[k], w, slots(k));
+      }
       if constexpr (Reweighs<F>::value)
         for (int64_t k = 0; k < positives.count; ++k)  // from open_slot again: backward may run twice
           scatter_fields<T>(f.reweigh_slot(f.open_slot(positives[k]), slots(k), w, positives[k]), slot_limits_at(loss, p, i, k),

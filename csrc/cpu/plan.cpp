@@ -15,6 +15,9 @@ constexpr int64_t kWorkspace = int64_t(24) << 20, kWorkspaceOfReferences = int64
 // Positives that a negative is compared with one by one: with more, searching is faster. It works on rows only, so a batch compared
 // with itself first has to lose half as much again in products (measured equal at 31 positives and 128 dimensions).
 constexpr int64_t kMostCompared = 12, kMostComparedTwice = 32;
+constexpr int64_t kMostSteps =
+    14;  // the same of soft ranks: power series were measured equal there, with and without a triangle
+constexpr int64_t kNumbersOfCell = 16;
 
 class Planner {
  public:
@@ -34,7 +37,8 @@ class Planner {
   int totals() const { return out_.triangle ? in_.threads : 1; }  // a triangle's threads add to the same anchors
 
   int64_t search_cells(const FunctorState& f, int64_t most) const {
-    return out_.searches && f.search ? in_.search_cells(f.search * most) : 0;
+    if (!out_.searches) return 0;
+    return f.step_cells ? 1 : f.search ? in_.search_cells(f.search * most) : 0;
   }
   int64_t slot_cells(int64_t rows, int64_t most, int totals) const {
     int64_t cells = 0;
@@ -51,10 +55,14 @@ class Planner {
     const bool slots = std::any_of(in_.functors.begin(), in_.functors.end(), [](const FunctorState& f) { return f.has_slots; });
     out_.most_positives = slots && in_.anchors ? most_of(0, in_.anchors) : 0;
     const bool symmetric = in_.self && !in_.has_lists && !in_.has_windows && request_.triangle != 0;
-    const bool large = out_.most_positives > (symmetric ? kMostComparedTwice : kMostCompared);
+    const auto is_large = [&](const FunctorState& f) {
+      return (f.step_cells && out_.most_positives > kMostSteps) ||
+             (f.search && out_.most_positives > (symmetric ? kMostComparedTwice : kMostCompared));
+    };
+    const bool large = std::any_of(in_.functors.begin(), in_.functors.end(), is_large);
     const bool may_search = out_.most_positives > 0 && (request_.search >= 0 ? request_.search != 0 : large);
-    out_.searches =
-        may_search && std::any_of(in_.functors.begin(), in_.functors.end(), [](const FunctorState& f) { return f.search > 0; });
+    out_.searches = may_search && std::any_of(in_.functors.begin(), in_.functors.end(),
+                                              [](const FunctorState& f) { return f.search > 0 || f.step_cells > 0; });
     budget_ = (request_.slot_bytes > 0 ? request_.slot_bytes : kSlotBytes) / in_.number_bytes;
     slots_fit_ = slot_cells(in_.stride, out_.most_positives, in_.threads) <= budget_;
     out_.triangle = symmetric && slots_fit_ && !out_.searches;
@@ -72,8 +80,9 @@ class Planner {
     }
     int64_t row_bytes = 1;  // of a row's slots or bins: those of a tile stay in the cache
     for (const FunctorState& f : in_.functors) {
-      const bool searched = out_.searches && f.search;
+      const bool searched = out_.searches && f.search, stepped = out_.searches && f.step_cells;
       row_bytes = std::max(row_bytes, searched      ? 16 * search_cells(f, out_.most_positives)
+                                      : stepped     ? kNumbersOfCell * f.step_cells * in_.number_bytes
                                       : f.has_slots ? 64 * out_.most_positives
                                                     : 1);
     }
@@ -119,6 +128,11 @@ class Planner {
         if (out_.triangle ? j1 <= last_of[i0] : same) continue;  // no negative in it
         out_.tiles.push_back({i0, i1, j0, j1, -1});
       }
+      // Soft ranks among positives are taken with the last tile of the rows, so there must be one.
+      const auto has_steps = [&](const FunctorState& f) { return out_.searches && f.step_cells > 0; };
+      if ((out_.tiles.empty() || out_.tiles.back().i0 != i0) && in_.references > 0 &&
+          std::any_of(in_.functors.begin(), in_.functors.end(), has_steps))
+        out_.tiles.push_back({i0, i1, 0, std::min(out_.tile_columns, in_.references), -1});
     }
   }
 

@@ -29,6 +29,7 @@ struct FunctorState {
   bool has_slots;
   int search;  // finite ends of a slot's interval; 0: slots are compared
   int64_t search_cells;  // a power of two above the number of ends of any anchor
+  int step_cells;  // of the line on which soft ranks are taken by power series (series.h); 0: slots are compared
   int cells;  // of each of a table's two histograms, or 0
   int64_t table_first;  // where the table lies among the tables of all losses
   const void* windows_at;  // T [4][stride] or nullptr: pairs that count for this loss
@@ -37,7 +38,7 @@ struct FunctorState {
   void *limits_at, *sums_at, *slopes_at, *slot_limits_at, *slot_sums_at;  // T; slots are [field][positive][slot_stride]
   void* totals_at;  // double [threads][field][anchor]
   void* slot_totals_at;  // T [threads][field][positive][anchor]; the first are the sums
-  void *breaks_at, *bins_at;  // T [anchor][search_cells]: sorted ends; the tally between them
+  void *breaks_at, *bins_at;  // T [anchor][search_cells]: sorted ends, the tally between them; or first and last cell
 };
 
 template <class T> struct Problem {
@@ -98,6 +99,7 @@ template <class T> struct Kernels {  // what one instruction set offers for one 
   FunctorInfo (*describe)(int functor);
   bool (*fits)(int functor, const double* options, unsigned char* into);
   int (*cells)(int functor, const unsigned char* options);
+  int (*step_cells)(int functor, const unsigned char* options);
   double fraction_unit;  // of the fractions of a table
   int64_t (*search_cells)(int64_t ends);
   int64_t (*scratch_bytes)(const Problem<T>&);

@@ -75,8 +75,10 @@ template <class T> struct Scratch {
       acc.rows = take(p.tile_rows * e.row_bytes);
       acc.columns = take(p.tile_columns * e.column_fields * int64_t(sizeof(T)));
       const FunctorState& loss = p.losses[l];
-      acc.row_slots =
-          take(p.tile_rows * (loss.search ? loss.search_cells * int64_t(sizeof(Bin)) : p.most_positives * e.row_slot_bytes));
+      acc.row_slots = take(p.tile_rows * (loss.search       ? loss.search_cells * int64_t(sizeof(Bin))
+                                          : loss.step_cells ? loss.step_cells * kCellTerms * int64_t(sizeof(T))
+                                                            : p.most_positives * e.row_slot_bytes));
+      acc.points = take(loss.step_cells ? Points<T>::numbers_of(loss.step_cells, p.most_positives) * int64_t(sizeof(T)) : 0);
       acc.column_slots =
           p.triangle ? take(p.tile_columns * p.most_positives * e.column_slot_fields * int64_t(sizeof(T))) : nullptr;
       acc.strip_table = reinterpret_cast<int64_t*>(take(p.losses[l].cells * int64_t(sizeof(int64_t))));

@@ -62,6 +62,7 @@ template <class T> struct Strip {
 // What a loss has in a thread's scratch memory.
 struct Accumulators {
   unsigned char *rows, *columns, *row_slots, *column_slots;
+  void* points;  // of one anchor (steps.h)
   int64_t *strip_table, *table;  // packed sums of a strip; [2][2 * cells]: pairs and fractions of positives, then negatives
 };
 

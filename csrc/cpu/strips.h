@@ -3,6 +3,7 @@
 #pragma once
 #include "cpu/centres.h"
 #include "cpu/slots.h"
+#include "cpu/steps.h"
 #include "cpu/tables.h"
 
 DML_BEGIN
@@ -59,6 +60,8 @@ template <class F, class T, class V, bool Both> static void collect(const Functo
   } else if constexpr (F::kSlots) {
     if constexpr (SearchedEnds<F>::value > 0 && !Both)
       if (loss.search) return collect_bins<F, T, V>(f, loss, strip, acc);
+    if constexpr (HasSteps<F>::value && !Both)
+      if (loss.step_cells) return Steps<F, T>::collect(f, loss, strip, acc);
     collect_slots<F, T, V, Both>(f, loss, strip, acc);
   } else {
     int64_t r = 0;
@@ -106,7 +109,8 @@ template <class F, class T, class V, bool Both, bool First> DML_FN void slope_al
   for (; r < strip.rows; ++r) slope_rows<F, T, V, Both, First, 1>(f, loss, strip, r);
 }
 
-template <class F, class T, class V, bool Both> static void slope(const FunctorState& loss, const Strip<T>& strip) {
+template <class F, class T, class V, bool Both> static void slope(const FunctorState& loss, const Strip<T>& strip,
+                                                                  [[maybe_unused]] const Accumulators& acc) {
   F f;
   __builtin_memcpy(&f, loss.options, sizeof f);
   if constexpr (HasTable<F>::value) {
@@ -116,6 +120,8 @@ template <class F, class T, class V, bool Both> static void slope(const FunctorS
   } else if constexpr (F::kSlots) {
     if constexpr (SearchedEnds<F>::value > 0 && !Both)
       if (loss.search) return slope_bins<F, T, V>(f, loss, strip);
+    if constexpr (HasSteps<F>::value && !Both)
+      if (loss.step_cells) return Steps<F, T>::slope(f, loss, strip, acc);
     slope_slots<F, T, V, Both>(f, loss, strip);
   } else {
     strip.first ? slope_all<F, T, V, Both, true>(f, loss, strip) : slope_all<F, T, V, Both, false>(f, loss, strip);

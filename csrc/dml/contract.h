@@ -42,6 +42,17 @@
 //                         interval(slot_limits) -> Interval, from <= m < to; measure(no_pair()) lies beyond every interval;
 //                         gather(slot_limits, number, total, sums, slot_sums) instead of collect, number and sum of the m inside;
 //                         tally is 1 inside the interval, 0 outside
+//   kSteps = true         a slot asks how many m lie above it, softly: the sum of sigmoid((m - at) / width()), among the negatives and
+//                         among the positives, and for their derivatives. In large classes the CPU takes these sums from power
+//                         series (cpu/series.h) at a cost that hardly depends on P, and calls, with the fields `at` and the
+//                         weight of tally first in SlotLimits, and measure(s) = s:
+//                         has_own(limits) -> whether there is one more point, at 1, that has no slot
+//                         settle(above, slope, rank, rank_slope) -> SlotSums, settle_own(above, rank, sums): the sums over
+//                         negatives and, with 1 for itself, over positives; the slopes are sums of sigmoid's derivative
+//                         close_settled instead of close, weigh_settled(p, limits, sums, cotangents) instead of weigh
+//                         rank_weight(slot_sums), rank_weight_own(sums) -> weights of the sum `among` over the other positives in
+//                         slope_settled(slot_sums, among, slopes), instead of slope_positive
+//                         own_weight(slopes) -> weight of the point at 1 in tally, finish_settled(tally, slopes) instead of finish
 //   kTable = true         two soft histograms of the whole batch, of positive and of negative pairs (kValues = 0, nothing per anchor):
 //                         cells() -> their size; place(s) -> position of a similarity in [0, cells - 1], which adds to the cell
 //                         below and above it in proportion; place_slope(s) -> d place / d s. collect, open, close, ... are not called

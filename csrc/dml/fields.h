@@ -60,6 +60,10 @@ template <class F, class = void> struct SearchedEnds { static constexpr int valu
 template <class F> struct SearchedEnds<F, typename MakeVoid<decltype(F::kSearch)>::type> {
   static constexpr int value = F::kSearch;
 };
+template <class F, class = void> struct HasSteps { static constexpr bool value = false; };
+template <class F> struct HasSteps<F, typename MakeVoid<decltype(F::kSteps)>::type> {
+  static constexpr bool value = F::kSteps;
+};
 template <class F, class = void> struct HasOnce { static constexpr bool value = false; };
 template <class F> struct HasOnce<F, typename MakeVoid<decltype(F::kOnce)>::type> { static constexpr bool value = F::kOnce; };
 template <class F, class = void> struct SlopesTogether { static constexpr bool value = false; };

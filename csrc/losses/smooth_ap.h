@@ -8,13 +8,15 @@ DML_BEGIN
 
 template <class T> struct SmoothAveragePrecision {
   static constexpr int kValues = 1, kGiven = 1;
-  static constexpr bool kSlots = true, kReweighs = true, kOnce = true, kSlopesTogether = true;
+  static constexpr bool kSlots = true, kReweighs = true, kOnce = true, kSlopesTogether = true, kSteps = true;
   static constexpr const char* kOptions = "temperature";
   T temperature;
   DML_FN bool fits() const { return true; }
 
   template <class V> struct Limits { V own; };
-  template <class V> struct Sums { V above_own; };  // how many negatives lie above the anchor itself
+  template <class V> struct Sums {
+    V above_own, rank_own;
+  };  // of the anchor itself: negatives above, rank where that is settled
   template <class V> struct Slopes { V weight, own; };
   template <class V> struct SlotLimits { V s, weight; };
   template <class V> struct SlotSums { V above, slope, rank; };  // negatives above, d above / d x, the rank among positives
@@ -37,7 +39,7 @@ template <class T> struct SmoothAveragePrecision {
   DML_FN Limits<T> open(Positives<T>, const T* given) const { return {given[0]}; }
   DML_FN SlotLimits<T> open_slot(T s) const { return {s, T(0)}; }
   DML_FN SlotLimits<T> absent_slot() const { return {T(1e9), T(0)}; }
-  DML_FN Sums<T> nothing() const { return {T(0)}; }
+  DML_FN Sums<T> nothing() const { return {T(0), T(0)}; }
   DML_FN SlotSums<T> nothing_slot() const { return {T(0), T(0), T(0)}; }
   template <class V> DML_FN V measure(V s) const { return s; }
   template <class V> DML_FN void once(V s, Sums<V>& r) const {
@@ -54,7 +56,10 @@ template <class T> struct SmoothAveragePrecision {
     k.above += select(x > splat<V>(0), splat<V>(1), u) * share;
     k.slope += u * share * share;
   }
-  template <class A, class B> DML_FN void merge(const Sums<A>& a, Sums<B>& b) const { b.above_own += a.above_own; }
+  template <class A, class B> DML_FN void merge(const Sums<A>& a, Sums<B>& b) const {
+    b.above_own += a.above_own;
+    b.rank_own += a.rank_own;
+  }
   template <class A, class B> DML_FN void merge_slot(const SlotSums<A>& a, SlotSums<B>& b) const {
     b.above += a.above;
     b.slope += a.slope;
@@ -67,16 +72,19 @@ template <class T> struct SmoothAveragePrecision {
   }
   template <class Slots> DML_FN void close(Positives<T> p, const Limits<T>& l, const Sums<T>& r, Slots slots, T* values,
                                            T* counts) const {
-    T precision = 0;
-    if (l.own > 0) {
-      const T rank = own_rank(p);
-      precision = rank / (rank + r.above_own);
-    }
     for (long long k = 0; k < p.count; ++k) {
       auto slot = slots(k);
       slot.rank = 1 + (l.own > 0 ? step_at(1 - p[k]) : T(0));
       for (long long q = 0; q < p.count; ++q) slot.rank += q == k ? T(0) : step_at(p[q] - p[k]);
       slots.put(k, slot);
+    }
+    close_settled(p, l, {r.above_own, l.own > 0 ? own_rank(p) : T(0)}, slots, values, counts);
+  }
+  template <class Slots> DML_FN void close_settled(Positives<T> p, const Limits<T>& l, const Sums<T>& r, Slots slots, T* values,
+                                                   T* counts) const {
+    T precision = l.own > 0 ? r.rank_own / (r.rank_own + r.above_own) : T(0);
+    for (long long k = 0; k < p.count; ++k) {
+      const auto slot = slots(k);
       precision += slot.rank / (slot.rank + slot.above);
     }
     values[0] = p.count ? 1 - precision / (T(p.count) + l.own) : T(0);
@@ -87,8 +95,11 @@ template <class T> struct SmoothAveragePrecision {
   static DML_FN T by_rank(T rank, T above) { return -above / ((rank + above) * (rank + above)); }
   template <class Slots> DML_FN Slopes<T> weigh(Positives<T> p, const Limits<T>& l, const Sums<T>& r, Slots,
                                                 const T* cotangents) const {
+    return weigh_settled(p, l, {r.above_own, l.own > 0 ? own_rank(p) : T(0)}, cotangents);
+  }
+  DML_FN Slopes<T> weigh_settled(Positives<T> p, const Limits<T>& l, const Sums<T>& r, const T* cotangents) const {
     if (p.count == 0) return {T(0), T(0)};
-    return {cotangents[0] / ((T(p.count) + l.own) * temperature), l.own > 0 ? by_above(own_rank(p), r.above_own) : T(0)};
+    return {cotangents[0] / ((T(p.count) + l.own) * temperature), l.own > 0 ? by_above(r.rank_own, r.above_own) : T(0)};
   }
   template <class Slots>
   DML_FN void slopes_positive(Positives<T> p, const Limits<T>& l, const Sums<T>& r, const Slopes<T>& w, Slots slots,
@@ -108,6 +119,22 @@ template <class T> struct SmoothAveragePrecision {
       to[k] += w.weight * slope;
     }
   }
+
+  // Settled: `slope` is then the whole slope of -a / (a + n) by the positive itself, in units of by_above.
+  DML_FN T width() const { return temperature; }
+  DML_FN bool has_own(const Limits<T>& l) const { return l.own > 0; }
+  DML_FN SlotSums<T> settle(T above, T slope, T rank, T rank_slope) const {
+    return {above, slope - above / rank * rank_slope, rank};
+  }
+  template <class S> DML_FN void settle_own(T above, T rank, S& r) const { r.above_own = above, r.rank_own = rank; }
+  DML_FN T rank_weight(const SlotSums<T>& k) const { return by_rank(k.rank, k.above); }
+  DML_FN T rank_weight_own(const Sums<T>& r) const { return by_rank(r.rank_own, r.above_own); }
+  DML_FN T own_weight(const Slopes<T>& w) const { return w.own; }
+  DML_FN T slope_settled(const SlotSums<T>& k, T among, const Slopes<T>& w) const {
+    return w.weight * (among - by_above(k.rank, k.above) * k.slope);
+  }
+  template <class V> DML_FN V finish_settled(V tally, const Slopes<V>& w) const { return w.weight * tally; }
+
   DML_FN SlotLimits<T> reweigh_slot(const SlotLimits<T>& l, const SlotSums<T>& k, const Slopes<T>&, T) const {
     return {l.s, by_above(k.rank, k.above)};
   }
