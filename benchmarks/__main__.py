@@ -272,7 +272,8 @@ def _distributed(options: argparse.Namespace) -> None:
     from benchmarks import distributed, distributed_evaluation, many_classes
 
     if options.evaluation:
-        distributed_evaluation.main()
+        sizes = options.sizes and _numbers(options.sizes)
+        distributed_evaluation.main(*([tuple((2, count) for count in sizes)] if sizes else []))
         return
     if options.classes is not None:
         many_classes.main(options.classes, *([] if options.sizes is None else [tuple(_numbers(options.sizes))]))
@@ -348,7 +349,7 @@ def _parser() -> argparse.ArgumentParser:
     add(
         "--sizes",
         help="numbers of samples N, comma-separated, instead of all (losses); of rows (scale); of pictures (starts); of"
-        " processes (distributed)",
+        " processes (distributed), or of vectors on two (distributed --evaluation)",
     )
     add("--widths", help="dimensions d, comma-separated, instead of 128,512 (losses) or 64 (calls)")
     add("--case", help="names of loss cases, comma-separated, instead of all (losses)")

@@ -16,7 +16,7 @@ from pathlib import Path
 import torch
 from torch import distributed
 
-from benchmarks.measuring import Row, environment, write
+from benchmarks.measuring import Row, environment, read, write
 
 RESULTS = Path(__file__).parent / "results" / "distributed_evaluation.csv"
 CASES = ((1, 100_000), (2, 100_000), (2, 300_000))
@@ -71,7 +71,7 @@ def rank(number: int, size: int, count: int, folder: Path) -> None:
 
 
 def main(cases: tuple[tuple[int, int], ...] = CASES) -> list[Row]:
-    """Measure, print and keep the table."""
+    """Measure, print and keep the table. Rows of other cases stay in it."""
     rows: list[Row] = []
     for size, count in cases:
         with tempfile.TemporaryDirectory() as name:
@@ -88,5 +88,7 @@ def main(cases: tuple[tuple[int, int], ...] = CASES) -> list[Row]:
         if alone is not None and any(alone[key] != row[key] for key in ("map@r", "recall@1")):
             raise SystemExit(f"{row['processes']} processes say {row['map@r']}, but one says {alone['map@r']}")
     kept = environment()
-    write([{"benchmark": "distributed evaluation", **row, **kept} for row in rows], RESULTS)
+    measured = [{"benchmark": "distributed evaluation", **row, **kept} for row in rows]
+    earlier: list[Row] = [row for row in read(RESULTS) if (int(row["processes"]), int(row["vectors"])) not in cases]
+    write(earlier + measured, RESULTS)
     return rows

@@ -19,6 +19,7 @@ def distributed(
     gradients: GradientRule = "mean",
     work: Work = "auto",
     shard_proxies: bool = False,
+    shard_memory: bool = False,
 ) -> CrossBatchMemory: ...
 @overload
 def distributed(
@@ -28,6 +29,7 @@ def distributed(
     gradients: GradientRule = "mean",
     work: Work = "auto",
     shard_proxies: bool = False,
+    shard_memory: bool = False,
 ) -> LossEnsemble: ...
 
 
@@ -38,6 +40,7 @@ def distributed(
     gradients: GradientRule = "mean",
     work: Work = "auto",
     shard_proxies: bool = False,
+    shard_memory: bool = False,
 ) -> LossEnsemble | CrossBatchMemory:
     """A loss for a training of several processes: each gives its own samples and gets the loss of all.
 
@@ -57,15 +60,23 @@ def distributed(
             divides large batches. The numbers are the same, up to rounding.
         shard_proxies: divide the classes of losses with proxies among the ranks. Each then has the proxies of its own classes
             and steps them alone, so an optimiser's state is divided too. For many classes; value and gradients are the same.
+        shard_memory: divide the entries of a memory among the ranks. Each then has its part of them only. Its loss
+            becomes an ensemble of one where it is a `Loss`.
 
     Raises:
-        ConfigError: no loss of dmlcore, or no group; or classes that cannot be divided.
+        ConfigError: no loss of dmlcore, or no group; or classes or a memory that cannot be divided.
     """
     group = process_group if isinstance(process_group, Group) else Group(process_group, gradients, work)
     if isinstance(loss, Loss):
         loss = LossEnsemble([loss])
     if not isinstance(loss, LossEnsemble | CrossBatchMemory):
         raise ConfigError(f"a Loss, a LossEnsemble or a CrossBatchMemory can be distributed, got {type(loss).__name__}")
+    if shard_memory:
+        if not isinstance(loss, CrossBatchMemory):
+            raise ConfigError("shard_memory divides the entries of a CrossBatchMemory, and there is none; leave it out")
+        if isinstance(loss.loss, Loss):
+            loss.loss = LossEnsemble([loss.loss])
+        loss.divide(group)
     loss.group = group
     if shard_proxies and group.size > 1:
         divide_classes(loss, group)

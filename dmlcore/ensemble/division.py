@@ -14,7 +14,8 @@ import torch
 from torch import Tensor
 
 from dmlcore.ensemble.columns import Columns, Heads
-from dmlcore.losses import Comparison, Loss, ProxyLoss, RowLoss
+from dmlcore.losses import Comparison, Loss, ProxyLoss, RowLoss, Rows
+from dmlcore.losses.divided_memory import DividedEntries, looks_at_memory, rows_against
 from dmlcore.losses.path import Outcome, compared, fusion_of
 from dmlcore.losses.shards import merged_values
 from dmlcore.ranks import Layout, summed_rows, total
@@ -31,13 +32,22 @@ class Division:
         columns: that they see.
         comparison: of the samples of all ranks.
         layout: which samples are whose.
+        entries: of a divided memory, which the samples are compared with instead of one another; or None.
 
     Attributes:
         indices: of the members whose rows are divided among samples, or among proxies.
         summed: of the members whose values are merged from sums over classes.
+        of_entries: of the members that compare the samples with a divided memory.
     """
 
-    def __init__(self, members: Sequence[Loss], columns: Columns | None, comparison: Comparison, layout: Layout) -> None:
+    def __init__(
+        self,
+        members: Sequence[Loss],
+        columns: Columns | None,
+        comparison: Comparison,
+        layout: Layout,
+        entries: DividedEntries | None = None,
+    ) -> None:
         self.members = members
         self.layout = layout
         self.indices = [index for index, loss in enumerate(members) if _is_divided(loss, comparison)]
@@ -47,11 +57,16 @@ class Division:
             self.indices = []
         if comparison.references is not None and comparison.references.requires_grad:
             self.indices = []  # their gradient would be parted too; entries of a memory have none
+        self.entries = entries
+        self.of_entries = [] if entries is None else [i for i, loss in enumerate(members) if looks_at_memory(loss)]
+        if entries is not None:
+            self.indices = []
+            comparison = comparison._replace(references=entries.own)
         shards = [index for index, loss in enumerate(members) if isinstance(loss, ProxyLoss) and loss.shard is not None]
         self.summed = [index for index in shards if getattr(members[index], "divides", None) == "sums"]
         self.of_proxies = [index for index in shards if index not in self.summed]
         self.indices += self.of_proxies
-        if not (self.indices or self.summed):
+        if not (self.indices or self.summed or self.of_entries):
             return
         self.anchors = summed_rows(comparison.anchors, layout)
         self.comparison = comparison._replace(anchors=self.anchors)
@@ -69,6 +84,16 @@ class Division:
         part = whole.part(own.start, own.stop)
         # members share a pass by the identity of their tensors
         return part._replace(anchors=self._parts.setdefault(id(whole.anchors), part.anchors))
+
+    def rows_of_entries(self, *, advance: bool) -> dict[int, Rows]:
+        """Values and counts of the members that compare the samples with a divided memory, for the samples of all ranks."""
+        if self.entries is None or not self.of_entries:
+            return {}
+        losses: list[Any] = [self.members[index] for index in self.of_entries]
+        views = [self.comparison if self.heads is None else self.heads.view(index) for index in self.of_entries]
+        comparisons = [compared(loss, view, advance=advance) for loss, view in zip(losses, views, strict=True)]
+        rows = rows_against(losses, comparisons, self.entries, self.layout)
+        return dict(zip(self.of_entries, rows, strict=True))
 
     def _samples(self, index: int) -> Comparison:
         """The samples of all ranks as a member sees them."""

@@ -17,6 +17,7 @@ from dmlcore.errors import ConfigError, PluginError
 from dmlcore.kernels import Passed, gram
 from dmlcore.losses import Comparison, Loss, RowLoss, Rows, compare, create
 from dmlcore.losses.base import Against
+from dmlcore.losses.divided_memory import DividedEntries
 from dmlcore.losses.gathering import check_group, whole_comparison
 from dmlcore.losses.parting import check_engine, shards_of
 from dmlcore.losses.path import Outcome, compared, evaluate
@@ -140,8 +141,13 @@ class LossEnsemble(nn.Module):
             self._is_same_everywhere = True
         return comparison
 
-    def value_of(self, comparison: Comparison) -> Tensor:
-        """The combined loss of a comparison, of all ranks where there is a group."""
+    def value_of(self, comparison: Comparison, entries: DividedEntries | None = None) -> Tensor:
+        """The combined loss of a comparison, of all ranks where there is a group.
+
+        Args:
+            comparison: of whole embeddings.
+            entries: of a divided memory, for the members that compare samples with samples. The comparison has no references.
+        """
         weighting: Weighting = self.weighting
         embeddings = comparison.anchors
         learns = self.training and torch.is_grad_enabled() and embeddings.requires_grad
@@ -149,7 +155,7 @@ class LossEnsemble(nn.Module):
         if learns and weighting.looks_ahead and weighting.due():
             helps = alignments(self, embeddings.detach(), comparison.labels)
             weighting.learn(helps if group is None else first_of(helps, group))
-        terms, passed = self._terms_of(comparison, advance=True, layout=layout)
+        terms, passed = self._terms_of(comparison, advance=True, layout=layout, entries=entries)
         if group is not None:
             terms, passed = agreed(terms, self.names, group), None  # every rank steps by what autograd makes of all of them
         detached = self._last_terms = terms.detach()
@@ -171,13 +177,18 @@ class LossEnsemble(nn.Module):
         """
         return self._terms_of(comparison, advance=advance, layout=layout)[0]
 
-    def _terms_of(self, comparison: Comparison, *, advance: bool, layout: Layout | None) -> tuple[Tensor, Passed | None]:
+    def _terms_of(
+        self, comparison: Comparison, *, advance: bool, layout: Layout | None, entries: DividedEntries | None = None
+    ) -> tuple[Tensor, Passed | None]:
         """The terms, and what the passes gave those of them that come from averages alone, if there are such."""
         members = self.members
         heads = None if self.columns is None else Heads(self.columns, comparison)
-        division = None if layout is None else Division(members, self.columns, comparison, layout)
+        division = None if layout is None else Division(members, self.columns, comparison, layout, entries)
         outcome = self._evaluate(comparison, members, heads, division, advance=advance)
-        scalars = {} if division is None else division.terms(outcome)
+        scalars = {}
+        if division is not None:
+            outcome.completed |= division.rows_of_entries(advance=advance)
+            scalars = division.terms(outcome)
         for index, loss in enumerate(members):
             if division is None and isinstance(loss, RowLoss):
                 loss.check_is_whole()
@@ -205,7 +216,7 @@ class LossEnsemble(nn.Module):
             if division is not None and index in division.indices:
                 comparisons.append(division.view(index, advance=advance))
                 continue
-            if not loss.by_rows or _is_parted(loss):
+            if not loss.by_rows or _is_parted(loss) or (division is not None and index in division.of_entries):
                 comparisons.append(None)
                 continue
             view = comparison if heads is None else heads.view(index)

@@ -27,6 +27,8 @@ class Comparison(NamedTuple):
         mining: which pairs count. None: all.
         positives: the positives by the relation, once they were listed.
         keys: `[A, D]` embeddings of another view of each anchor, or None.
+        products: `[A, N]` of the vectors as the loss compares them, where they are known already. The references are then
+            `[N, 0]`, so that nobody can compare them again. None: the vectors are there.
     """
 
     anchors: Tensor
@@ -38,6 +40,7 @@ class Comparison(NamedTuple):
     mining: Mining | None = None
     positives: Positives | None = None
     keys: Tensor | None = None
+    products: Tensor | None = None
 
     @property
     def other_vectors(self) -> Tensor:
@@ -137,7 +140,8 @@ class Comparison(NamedTuple):
         anchors, references = (unit(vectors.detach().to(self.anchors.dtype)) for vectors in (mining.anchors, mining.references))
         rows = torch.arange(len(anchors), device=positive.device) + mining.first
         compared = Compared(anchors, references, rows, mining.draw)
-        return mining.miner.masks(anchors @ references.T, positive, negative, compared)
+        cosines = anchors @ references.T if self.products is None else self.products.detach()
+        return mining.miner.masks(cosines, positive, negative, compared)
 
 
 def compare(

@@ -12,10 +12,11 @@ from torch import Tensor, nn
 from dmlcore.errors import ConfigError
 from dmlcore.losses.base import Against, Loss
 from dmlcore.losses.comparison import compare
+from dmlcore.losses.divided_memory import DividedEntries, check_members
 from dmlcore.losses.gathering import whole_comparison
 from dmlcore.losses.parting import check_engine, shards_of
 from dmlcore.losses.relations import Relation, label_matrix
-from dmlcore.ranks import Group, agreed, inside, refuse_alone, same_everywhere
+from dmlcore.ranks import Group, Shard, agreed, inside, refuse_alone, same_everywhere
 
 
 class CrossBatchMemory(nn.Module):
@@ -35,6 +36,9 @@ class CrossBatchMemory(nn.Module):
     With a group of ranks the memory holds the batches of all ranks, the same entries on every rank. The entries are no buffers,
     which `DistributedDataParallel` would overwrite. They are part of the state dict, and move with the module.
 
+    After `divide` each rank has the entries of its own places only, and all labels. The state dict of a rank then holds its
+    part. A whole queue may be loaded too, of which it takes its part.
+
     A call changes the memory in place, so call `backward` before the next call. If a plain PyTorch loss still needs entries
     that were replaced, autograd raises an error.
 
@@ -48,7 +52,8 @@ class CrossBatchMemory(nn.Module):
 
     Attributes:
         group: the ranks whose batches it stores, by `dmlcore.distributed`; at first the group of an ensemble.
-        queue: `[size, D]` entries; the first `filled` are in use.
+        shard: which places are this rank's, after `divide`; or None.
+        queue: `[size, D]` entries, or those of this rank. The first `filled` of all are in use.
         labels: `[size]` int64, or `[size, ...]` with the shape and dtype of the batch's labels.
         pointer: where the next entry goes.
         filled: how many entries there are.
@@ -77,11 +82,27 @@ class CrossBatchMemory(nn.Module):
                 raise ConfigError(f"{name} is {number!r}, but must be a whole number >= {least}")
         self.loss = loss
         self.group: Group | None = getattr(loss, "group", None)
+        self.shard: Shard | None = None
         self._is_same_everywhere = False
         self.size, self.embedding_dim, self.warmup = size, embedding_dim, warmup
         self.queue = torch.zeros(size, embedding_dim, dtype=dtype)
         self.labels = torch.zeros(size, dtype=torch.int64)
         self.pointer = self.filled = self.calls = 0
+
+    def divide(self, group: Group) -> None:
+        """Leave this rank the entries of its places. The loss must be an ensemble.
+
+        Args:
+            group: of the ranks, which all call it.
+
+        Raises:
+            ConfigError: a member needs the entries of all.
+        """
+        check_members(self.loss.members)  # type: ignore[arg-type]
+        if group.size == 1 or self.shard is not None:
+            return
+        self.shard = Shard.of(self.size, group)
+        self.queue = self.queue[self.shard.rows(1)].clone()
 
     def forward(self, embeddings: Tensor, labels: Tensor, *, relation: Relation | Tensor | None = None) -> Tensor:
         """The loss of a batch against the memory. With a group every rank gives its own samples, and gets the loss of all.
@@ -149,7 +170,13 @@ class CrossBatchMemory(nn.Module):
         if self.filled == 0 or self.calls <= self.warmup:
             return self._value(embeddings, labels, **relations)
         # labels are copied: a part of the loss that is computed again in backward must meet those of now
-        entries, entry_labels = self.queue[: self.filled], self.labels[: self.filled].clone()
+        entry_labels = self.labels[: self.filled].clone()
+        if self.shard is not None:
+            ensemble: Any = self.loss
+            sizes = self._filled_of_ranks(self.shard)
+            entries = DividedEntries(self.queue[: sizes[self.shard.group.rank]], sizes, entry_labels, own)
+            return ensemble.value_of(compare(embeddings, labels, **relations), entries)
+        entries = self.queue[: self.filled]
         return self._value(embeddings, labels, references=entries, reference_labels=entry_labels, own=own, **relations)
 
     @torch.no_grad()
@@ -178,21 +205,33 @@ class CrossBatchMemory(nn.Module):
             own = torch.full((count,), -1, device=vectors.device)
             own[finite] = self._store(vectors[finite], labels[finite])
             return own
-        places = (torch.arange(count, device=vectors.device) + self.pointer) % self.size
-        entries = torch.where(finite[:, None], vectors, self.queue[places])
-        shape = (count,) + (1,) * (labels.ndim - 1)
-        self._store(entries, torch.where(finite.view(shape), labels, self.labels[places]))
-        return torch.where(finite, places, -1)
+        return torch.where(finite, self._store(vectors, labels, finite), -1)
 
-    def _store(self, vectors: Tensor, labels: Tensor) -> Tensor:
-        """Put entries in the next places, which are returned."""
-        count = len(vectors)
-        places = (torch.arange(count, device=vectors.device) + self.pointer) % self.size
-        self.queue.index_copy_(0, places, vectors)
+    def _store(self, vectors: Tensor, labels: Tensor, finite: Tensor | None = None) -> Tensor:
+        """Put entries in the next places, which are returned. The place of one that is not finite stays as it is."""
+        count, device = len(vectors), vectors.device
+        places = (torch.arange(count, device=device) + self.pointer) % self.size
+        if finite is not None:
+            shape = (count,) + (1,) * (labels.ndim - 1)
+            labels = torch.where(finite.view(shape), labels, self.labels[places])
         self.labels.index_copy_(0, places, labels)
+        own = places
+        if self.shard is not None:
+            numbers = (torch.arange(count) + self.pointer) % self.size - self.shard.first  # on the host, which need not wait
+            rows = ((numbers >= 0) & (numbers < len(self.queue))).nonzero().flatten()
+            own, rows = numbers[rows].to(device), rows.to(device)
+            vectors, finite = vectors[rows], None if finite is None else finite[rows]
+        if finite is not None:
+            vectors = torch.where(finite[:, None], vectors, self.queue[own])
+        self.queue.index_copy_(0, own, vectors)
         self.pointer = (self.pointer + count) % self.size
         self.filled = min(self.filled + count, self.size)
         return places
+
+    def _filled_of_ranks(self, shard: Shard) -> tuple[int, ...]:
+        """How many entries each rank has."""
+        each = -(-self.size // shard.group.size)
+        return tuple(min(max(self.filled - rank * each, 0), each) for rank in range(shard.group.size))
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> CrossBatchMemory:
         super()._apply(fn, recurse)
@@ -217,13 +256,16 @@ class CrossBatchMemory(nn.Module):
         Raises:
             ConfigError: it belongs to a memory of another size or length.
         """
-        if state["queue"].shape != self.queue.shape:
+        queue = state["queue"]
+        if self.shard is not None and len(queue) == self.size:
+            queue = queue[self.shard.rows(1)]
+        if queue.shape != self.queue.shape:
             raise ConfigError(
-                f"the stored memory is {list(state['queue'].shape)}, but this one is {list(self.queue.shape)};"
+                f"the stored memory is {list(queue.shape)}, but this one is {list(self.queue.shape)};"
                 f" create it with the same size and embedding_dim"
             )
         with torch.no_grad():
-            self.queue.copy_(state["queue"])
+            self.queue.copy_(queue)
             self.labels = state["labels"].to(self.queue.device, copy=True)
         self.pointer, self.filled, self.calls = (int(state[name]) for name in ("pointer", "filled", "calls"))
 

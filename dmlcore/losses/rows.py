@@ -50,6 +50,7 @@ class RowLoss(Loss):
         reduces: whether `reduce` is another than that of `options.reduction`.
         reshapes: whether `reshaped` makes another comparison of what the loss is called with.
         rearranges: whether the kernels compare something else than the definition, by `rearranged`.
+        needs_vectors: whether the definition looks at the references beyond their similarities to the anchors.
         fuses_miners: whether the fused form is right for any pairs that windows leave.
         fuses_relations: whether the fused form is right for any positives, not just those of equal labels.
         header: the file `name.h` with the functor of a plugin's loss, which is compiled on first use. A relative path begins at
@@ -65,6 +66,7 @@ class RowLoss(Loss):
     reduces: ClassVar[bool] = False
     reshapes: ClassVar[bool] = False
     rearranges: ClassVar[bool] = False
+    needs_vectors: bool = False
     fuses_miners: ClassVar[bool] = True
     fuses_relations: ClassVar[bool] = True
     header: ClassVar[Path | str | None] = None
@@ -212,6 +214,8 @@ class RowLoss(Loss):
 
     def similarities(self, comparison: Comparison) -> Tensor:
         """`[A, N]` cosines, or products of vectors that `normalise` leaves as they are."""
+        if comparison.products is not None:
+            return comparison.products
         anchors, references = comparison.anchors, comparison.other_vectors
         anchors = unit(anchors) if self.normalise[0] else anchors
         return anchors @ (unit(references) if self.normalise[1] else references).T

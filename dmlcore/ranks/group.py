@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any, Literal
 
 import torch
@@ -105,6 +105,19 @@ class Group:
         scatter = getattr(torch.distributed, "reduce_scatter_single", None) or torch.distributed.reduce_scatter_tensor
         scatter(own, rows.contiguous(), group=self.process_group)
         return own
+
+    def all_to_all(self, blocks: Sequence[torch.Tensor], sizes: Sequence[int]) -> torch.Tensor:
+        """A block of each rank, one behind the other and flat.
+
+        Args:
+            blocks: what each rank gets of this one.
+            sizes: how many numbers each rank sends to this one.
+        """
+        own = torch.cat([block.flatten() for block in blocks])
+        everything = own.new_empty(sum(sizes))
+        lengths = [block.numel() for block in blocks]
+        torch.distributed.all_to_all_single(everything, own, list(sizes), lengths, group=self.process_group)
+        return everything
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Group:
         return self  # processes are not copied

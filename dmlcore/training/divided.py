@@ -20,17 +20,19 @@ from torch import Tensor, distributed
 
 from dmlcore.errors import ConfigError, TrainingError, of_all
 from dmlcore.files import make_folder, sync_folder
+from dmlcore.losses import CrossBatchMemory
 from dmlcore.losses.parting import Part, divide_classes, parts_of
-from dmlcore.ranks import Shard, sharding
+from dmlcore.ranks import Group, Shard, sharding
 from dmlcore.training import checkpoints
-from dmlcore.training.building import build_ensemble
+from dmlcore.training.building import build_ensemble, build_memory
 from dmlcore.training.configuration import RunConfig
 
 if TYPE_CHECKING:
     from dmlcore.ensemble import LossEnsemble
+    from dmlcore.models import EmbeddingModel
     from dmlcore.training.processes import Processes
 
-OPTIMISER = "optimiser"
+OPTIMISER, MEMORY, QUEUE = "optimiser", "memory", "queue"
 
 
 def build_divided(config: RunConfig, classes: int, features: int, processes: Processes | None) -> LossEnsemble:
@@ -55,11 +57,27 @@ def build_divided(config: RunConfig, classes: int, features: int, processes: Pro
     return ensemble
 
 
+def build_divided_memory(
+    config: RunConfig, ensemble: LossEnsemble, model: EmbeddingModel, batch_size: int, processes: Processes | None
+) -> CrossBatchMemory | None:
+    """The memory of a run, as `build_memory`. Where the settings ask for it each process has its own part of the entries.
+
+    Raises:
+        ConfigError: it cannot hold a batch, or a loss needs all entries.
+    """
+    memory = build_memory(config, ensemble, model, batch_size)
+    if memory is not None and config.settings.losses.shard_memory:
+        memory.divide(Group("local") if processes is None else processes.group)
+    return memory
+
+
 class Table(NamedTuple):
-    """A tensor of which each process has the rows of its classes, as a checkpoint describes it.
+    """A tensor of which each process has the rows of its classes, as a checkpoint describes it. Or those of its places in the
+    memory, which count as classes of one row.
 
     Attributes:
-        place: `ensemble` and its name, or `optimiser`, the number of the parameter, and the key of its state.
+        place: `ensemble` and its name, or `optimiser`, the number of the parameter, and the key of its state; or `memory` and
+            `queue`.
         classes: of all processes.
         each: rows of a class.
         tail: shape of a row.
@@ -79,16 +97,24 @@ class Table(NamedTuple):
 
 
 class DividedParameters:
-    """The parameters of a run of which this process has a part, with their optimiser's state.
+    """The parameters of a run of which this process has a part, with their optimiser's state, and its part of the memory.
 
     Args:
         ensemble: of the run.
         optimiser: of the run.
+        memory: of the run, or None.
         processes: of the run; None: there is one, which has everything.
     """
 
-    def __init__(self, ensemble: LossEnsemble, optimiser: torch.optim.Optimizer, processes: Processes | None) -> None:
+    def __init__(
+        self,
+        ensemble: LossEnsemble,
+        optimiser: torch.optim.Optimizer,
+        memory: CrossBatchMemory | None,
+        processes: Processes | None,
+    ) -> None:
         self.parts = parts_of(ensemble)
+        self.of_memory = None if memory is None else memory.shard
         self.processes = processes
         self._named: list[str] = []
         numbers = [id(parameter) for group in optimiser.param_groups for parameter in group["params"]]
@@ -98,6 +124,8 @@ class DividedParameters:
 
     def without(self, state: dict[str, Any]) -> dict[str, Any]:
         """A state without what is in the folder."""
+        if self.of_memory is not None and MEMORY in state:
+            state = {**state, MEMORY: {name: tensor for name, tensor in state[MEMORY].items() if name != QUEUE}}
         if not self.parts:
             return state
         state = {**state, "ensemble": {name: t for name, t in state["ensemble"].items() if name not in self.parts}}
@@ -118,7 +146,7 @@ class DividedParameters:
         Raises:
             TrainingError: in all processes, if one cannot write.
         """
-        if not self.parts:
+        if not self.parts and self.of_memory is None:
             return None
         from torch.distributed.checkpoint.api import CheckpointException
         from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageWriter
@@ -127,7 +155,7 @@ class DividedParameters:
         assert self.processes is not None
         tables = list(self._tables(state))
         path = folder / self.processes.same(f"{checkpoints.SHARDS}{state['step']}-{secrets.token_hex(4)}")
-        tensors = {"/".join(table.place): self._spread(table, part.shard, tensor) for table, part, tensor in tables}
+        tensors = {"/".join(table.place): self._spread(table, shard, tensor) for table, shard, tensor in tables}
         try:
             make_folder(path)
             writer = HuggingFaceStorageWriter(str(path), save_distributed=True)
@@ -164,7 +192,7 @@ class DividedParameters:
         """
         described = state.get("shards")
         self._named = [] if described is None else [described["folder"]]
-        if described is None and not self.parts:
+        if described is None and not self.parts:  # a memory takes its part of a whole queue by itself
             return state
         states = state[OPTIMISER]["state"]
         state = {**state, "ensemble": {**state["ensemble"]}}
@@ -183,13 +211,18 @@ class DividedParameters:
         self._load(folder / described["folder"], own)
         for table, tensor in own.items():
             tensor = tensor.reshape(len(tensor) * table.each, *table.tail)
-            if table.place[0] == OPTIMISER:
+            if table.place[0] == MEMORY:
+                state[MEMORY] = {**state[MEMORY], QUEUE: tensor}
+            elif table.place[0] == OPTIMISER:
                 state[OPTIMISER]["state"].setdefault(int(table.place[1]), {})[table.place[2]] = tensor
             else:
                 state["ensemble"][table.place[1]] = tensor
         return state
 
-    def _tables(self, state: dict[str, Any]) -> Iterator[tuple[Table, Part, Tensor]]:
+    def _tables(self, state: dict[str, Any]) -> Iterator[tuple[Table, Shard, Tensor]]:
+        if self.of_memory is not None:
+            queue = state[MEMORY][QUEUE]
+            yield _table((MEMORY, QUEUE), self.of_memory.classes, 1, queue), self.of_memory, queue
         for name, part in self.parts.items():
             tensors: dict[tuple[str, ...], Tensor] = {("ensemble", name): state["ensemble"][name]}
             number = self._numbers.get(name, -1)
@@ -197,11 +230,11 @@ class DividedParameters:
                 if _is_of(value, part):
                     tensors[OPTIMISER, str(number), key] = value
             for place, tensor in tensors.items():
-                dtype = str(tensor.dtype).removeprefix("torch.")
-                yield Table(place, part.shard.classes, part.each, tuple(tensor.shape[1:]), dtype), part, tensor
+                yield _table(place, part.shard.classes, part.each, tensor), part.shard, tensor
 
     def _shard(self, table: Table) -> Shard | None:
-        return Shard.of(table.classes, self.processes.group) if self.parts and self.processes is not None else None
+        is_divided = self.of_memory is not None if table.place[0] == MEMORY else bool(self.parts)
+        return Shard.of(table.classes, self.processes.group) if is_divided and self.processes is not None else None
 
     def _spread(self, table: Table, shard: Shard, tensor: Tensor) -> Tensor:
         """A tensor as PyTorch's distributed checkpoint takes it: which rows of the whole these are."""
@@ -248,6 +281,10 @@ class DividedParameters:
             raise TrainingError(
                 f"{path / wrong[0]} is damaged or missing. Another one may be intact: use --checkpoint previous"
             )
+
+
+def _table(place: tuple[str, ...], classes: int, each: int, tensor: Tensor) -> Table:
+    return Table(place, classes, each, tuple(tensor.shape[1:]), str(tensor.dtype).removeprefix("torch."))
 
 
 def _is_of(value: Any, part: Part) -> bool:

@@ -28,7 +28,7 @@ from dmlcore.training.adapting import check_losses_of_label_sets, check_losses_o
 from dmlcore.training.averaging import AveragedWeights
 from dmlcore.training.beginning import first_model
 from dmlcore.training.configuration import RunConfig
-from dmlcore.training.divided import DividedParameters, build_divided
+from dmlcore.training.divided import DividedParameters, build_divided, build_divided_memory
 from dmlcore.training.extras import Compression, Extras
 from dmlcore.training.folder import RunFolder
 from dmlcore.training.freezing import freeze_parts
@@ -139,7 +139,7 @@ class Run:
         self.distillation = building.build_distillation(self.config, self.model, train.num_classes)
         if self.distillation is not None:
             self.distillation.to(self.device)
-        self.memory = building.build_memory(self.config, self.ensemble, self.model, self.batch_size)
+        self.memory = build_divided_memory(self.config, self.ensemble, self.model, self.batch_size, processes)
         if self.memory is not None:
             self.memory.to(self.device)
         self.keys = building.build_keys(self.config, self.ensemble, self.model, self.splits)
@@ -157,7 +157,7 @@ class Run:
             further=() if self.distillation is None else self.distillation.losses,
             against_heads=() if adversary is None else adversary.parameters(),
         )
-        self.divided = DividedParameters(self.ensemble, self.optimiser, processes)
+        self.divided = DividedParameters(self.ensemble, self.optimiser, self.memory, processes)
         self.passage = Passage(
             model,
             self.device,

@@ -37,6 +37,8 @@ class LossSettings:
     shard_proxies: bool = False
     """With several processes: divide the classes of losses with proxies among them, for more classes than fit into one. The
     numbers are the same."""
+    shard_memory: bool = False
+    """With several processes: divide the entries of the memory among them. The run stays the same, up to rounding."""
     sampled_classes: float = 1.0
     """Share of the classes that losses with proxies compare a batch with, beside those of its samples, in (0, 1]. Below 1 it is
     an estimate, which makes the products with many proxies cheaper."""
@@ -58,6 +60,8 @@ class LossSettings:
         check_range("memory", self.memory, least=0, most=2**31)
         check_range("sampled_classes", self.sampled_classes, above=0, most=1)
         check_range("memory_warmup", self.memory_warmup, least=0)
+        if self.shard_memory and self.memory == 0:
+            raise ConfigError("shard_memory divides the entries of a memory, and memory is 0; set memory too")
 
     @property
     def is_automatic(self) -> bool:

@@ -82,6 +82,7 @@ class Angular(PairLoss):
     fuses_relations = False  # under a relation the points of a pair have different negatives
     rearranges = True  # the kernels compare pairs
     completes = True  # which add up to anchors
+    needs_vectors = True  # a positive's similarities to all negatives
     kernel_normalise = (False, False)
 
     @dataclass(frozen=True, kw_only=True)

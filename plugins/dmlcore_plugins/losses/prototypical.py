@@ -36,6 +36,7 @@ class Prototypical(RowLoss):
     needs_norms = True
     reshapes = True
     streams = True  # a query's value depends on the prototypes alone
+    needs_vectors = True  # prototypes are means of references
 
     @dataclass(frozen=True, kw_only=True)
     class Options(LossOptions):

@@ -185,6 +185,10 @@ class Triplet(PairLoss):
         return FunctorCall(functor, values)
 
     @property
+    def needs_vectors(self) -> bool:  # type: ignore[override]
+        return self.options.swap
+
+    @property
     def completes(self) -> bool:  # type: ignore[override]
         return self.options.variant == "wedl" or self._recounts
 
