@@ -26,6 +26,7 @@ SAMPLES, WIDTH, CLASSES = 256, 64, 32
 LARGE = 2048, 128
 MEMBERS = ("ms", "contrastive", "sup_con", "triplet", "circle", "n_pair")
 RANKS = (2, 4)
+HALVES = ("bf16", "fp16")
 
 
 def _batch(samples: int, width: int, dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor]:
@@ -60,7 +61,17 @@ class _Counted:
         return counting
 
 
-def _one(names: tuple[str, ...], rank: int, size: int, work: Any, samples: int, width: int, dtype: Any, steps: int) -> Any:
+def _one(
+    names: tuple[str, ...],
+    rank: int,
+    size: int,
+    work: Any,
+    samples: int,
+    width: int,
+    dtype: Any,
+    steps: int,
+    transport: Any = "full",
+) -> Any:
     """Steps of losses on this rank's share of a batch: the numbers of the last, and the median times."""
     x, y = _batch(samples, width, dtype)
     own = slice(samples * rank // size, samples * (rank + 1) // size)
@@ -68,7 +79,7 @@ def _one(names: tuple[str, ...], rank: int, size: int, work: Any, samples: int, 
     torch.manual_seed(2)
     loss: Any = dmlcore.LossEnsemble(list(names), num_classes=CLASSES, embedding_dim=width).to(dtype)
     if size > 1:
-        loss = dmlcore.distributed(loss, work=work)
+        loss = dmlcore.distributed(loss, work=work, transport=transport)
     seconds, cpu, value = [], [], torch.zeros(())
     for _ in range(steps):
         net.zero_grad()
@@ -114,6 +125,10 @@ def rank(number: int, size: int, folder: Path) -> None:
                 row[f"{column} {work}"] = _worst(numbers, expected)
                 if column == "float32":
                     row[f"bytes {work}"], row[f"ms {work}"] = counted.bytes // 4, seconds
+        for half in HALVES:  # beside the numbers in float32
+            counted.bytes = 0
+            numbers, _, _ = _one((name,), number, size, "whole", SAMPLES, WIDTH, torch.float32, 4, half)
+            row[f"off by {half}"], row[f"bytes {half}"] = _worst(numbers, expected), counted.bytes // 4
         rows.append(row)
     with _alone():
         expected, seconds, cpu = _one(MEMBERS, 0, 1, None, *LARGE, torch.float32, 7)
@@ -152,7 +167,7 @@ def main(sizes: tuple[int, ...] = RANKS) -> list[Row]:
         worst = max(value for key, value in row.items() if key.startswith("float64")) if "float64 whole" in row else None
         text = f"{row['loss']:32s} {row['processes']} processes"
         text += f"  float64 {worst:.1e}" if worst is not None else ""
-        text += "".join(f"  {key} {row[key]:.3g}" for key in row if key.startswith(("ms", "cpu", "over")))
+        text += "".join(f"  {key} {row[key]:.3g}" for key in row if key.startswith(("ms", "cpu", "over", "off")))
         print(text)
     kept = environment()
     write([{"benchmark": "distributed", **row, **kept} for row in rows], RESULTS)

@@ -18,7 +18,7 @@ import torch
 from torch import distributed
 
 import dmlcore
-from benchmarks.measuring import Row, environment, write
+from benchmarks.measuring import Row, environment, read, write
 from dmlcore.losses import ProxyLoss
 from dmlcore.ranks import Group, sharding
 
@@ -69,8 +69,9 @@ def _peak() -> int:
 
 
 def main(classes: int, sizes: tuple[int, ...] = RANKS) -> list[Row]:
-    """Measure, print and keep the table."""
+    """Measure, print and keep the table. Rows of other cases stay in it."""
     rows: list[Row] = []
+    earlier = [row for row in read(RESULTS) if int(row["classes"]) != classes or int(row["processes"]) not in sizes]
     for size in sizes:
         for share in SHARES:
             with tempfile.TemporaryDirectory() as name:
@@ -86,5 +87,5 @@ def main(classes: int, sizes: tuple[int, ...] = RANKS) -> list[Row]:
                 "  ".join(f"{key} {value:.4g}" if isinstance(value, float) else f"{key} {value}" for key, value in row.items())
             )
             rows.append({"benchmark": "distributed", **row, **environment()})
-            write(rows, RESULTS)
+            write(earlier + rows, RESULTS)
     return rows

@@ -1,13 +1,14 @@
 """How a process learns that it is one of several, and joins the others; and starting several on this machine.
 
-`torchrun` sets `RANK`, `WORLD_SIZE` and `LOCAL_RANK`, as `accelerate launch` does. Variables of Slurm alone mean nothing here:
-a stray `srun` must not start a group.
+`torchrun` sets `RANK`, `WORLD_SIZE` and `LOCAL_RANK`, as `accelerate launch` does. Where they are not set, the variables count
+that Slurm's `srun` gives each task of a step. The script of `sbatch` has none of these, so it is a process of its own.
 """
 
 from __future__ import annotations
 
 import datetime
 import os
+import re
 import sys
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
@@ -17,6 +18,9 @@ from dmlcore.errors import ConfigError
 START = datetime.timedelta(minutes=30)
 """How long processes wait for the slowest to start and to open its data."""
 
+
+OF_SLURM = {"RANK": "SLURM_PROCID", "WORLD_SIZE": "SLURM_STEP_NUM_TASKS", "LOCAL_RANK": "SLURM_LOCALID"}
+"""What `srun` calls the variables of `torchrun`."""
 
 SHARED = ("train", "eval", "embed", "index")
 """Commands that several processes work on together."""
@@ -36,15 +40,44 @@ def place() -> Place:
     Raises:
         ConfigError: a variable is no number.
     """
-    numbers = []
+    numbers, is_step = [], _is_step()
     for name, alone in (("RANK", "0"), ("WORLD_SIZE", "1"), ("LOCAL_RANK", "0")):
+        name = OF_SLURM[name] if is_step else name
         text = os.environ.get(name, alone) or alone
         if not (text.isascii() and text.isdecimal() and len(text) < 7):
-            raise ConfigError(f"{name} is '{text}', but must be a whole number, as torchrun sets it")
+            launcher = "srun" if is_step else "torchrun"
+            raise ConfigError(f"{name} is '{text}', but must be a whole number, as {launcher} sets it")
         numbers.append(int(text))
-    if numbers[1] > 1 and "RANK" not in os.environ:
+    if numbers[1] > 1 and "RANK" not in os.environ and not is_step:
         raise ConfigError("WORLD_SIZE is set, but RANK is not; start the processes by torchrun, or unset it")
     return Place(*numbers)
+
+
+def _is_step() -> bool:
+    """Whether Slurm alone has started this process, as a task of a step of several."""
+    return (
+        not any(name in os.environ for name in ("RANK", "WORLD_SIZE"))
+        and "SLURM_PROCID" in os.environ
+        and os.environ.get("SLURM_STEP_NUM_TASKS", "1") != "1"
+    )
+
+
+def _meet_by_slurm() -> None:
+    """Set the variables of `torchrun` for a task of Slurm. The processes meet at the first host of the step."""
+    rank, size, local_rank = place()
+    job = os.environ.get("SLURM_JOB_ID", "0")
+    step = os.environ.get("SLURM_STEP_ID", "0")
+    # the same for all tasks, and rarely the same for two jobs on a machine
+    port = 20_000 + (int(job) * 31 + int(step)) % 10_000 if job.isdecimal() and step.isdecimal() else 20_000
+    os.environ.setdefault("MASTER_ADDR", first_host(os.environ.get("SLURM_STEP_NODELIST", "localhost")))
+    os.environ.setdefault("MASTER_PORT", str(port))
+    os.environ |= {"RANK": str(rank), "WORLD_SIZE": str(size), "LOCAL_RANK": str(local_rank)}
+
+
+def first_host(hosts: str) -> str:
+    """The first of a list of hosts as Slurm writes it: `node03` of `node[03-05,09],other`."""
+    name = re.split(r",(?![^\[]*\])", hosts)[0]  # not the commas within brackets
+    return re.sub(r"\[([^\]]*)\]", lambda ranges: re.split("[-,]", ranges[1])[0], name)
 
 
 def is_silent() -> bool:
@@ -85,6 +118,8 @@ def join(device: str) -> None:
         raise ConfigError("this PyTorch has no torch.distributed, so processes cannot train together")
     if distributed.is_initialized():
         return
+    if _is_step():
+        _meet_by_slurm()
     names: Any = distributed  # which its stubs leave out
     store, rank, size = next(names.rendezvous("env://", timeout=START))
     # a launcher may give processes that it starts again the store of those that died, with their addresses

@@ -26,11 +26,13 @@ class Split(NamedTuple):
         return int(self.y.max()) + 1
 
 
-def arguments(about: str) -> argparse.Namespace:
+def arguments(about: str, processes: bool = False) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=about)
     parser.add_argument("--steps", type=int, default=200, help="optimiser steps")
     parser.add_argument("--data", help=".npz with x [N, D] and y [N]; without it a synthetic table")
     parser.add_argument("--bf16", action="store_true", help="autocast to bfloat16")
+    if processes:
+        parser.add_argument("--processes", type=int, default=1, help="that train together")
     return parser.parse_args()
 
 
@@ -52,9 +54,11 @@ def feature_table(path: str | None) -> Split:
     return Split(x[seen], y[seen], x[~seen], y[~seen])
 
 
-def batches(table: Split, steps: int) -> torch.utils.data.DataLoader:
-    """Batches `(x, y)` of 8 classes with 4 samples each."""
+def batches(table: Split, steps: int, rank: int = 0, size: int = 1) -> torch.utils.data.DataLoader:
+    """Batches `(x, y)` of 8 classes with 4 samples each, or the part of each that is one process's of several."""
     sampler = dmlcore.data.create_sampler("class_balanced", table.y.numpy(), 8, 4, seed=0, steps=steps)
+    if size > 1:
+        sampler = [list(batch)[rank::size] for batch in sampler]
     return torch.utils.data.DataLoader(torch.utils.data.TensorDataset(table.x, table.y), batch_sampler=sampler)
 
 

@@ -280,6 +280,33 @@ def of_a_sum(part: Part) -> Numbers:
     return {name: n * (part.size if name.startswith("network") else 1) for name, n in numbers.items()}
 
 
+def of_transport(transport: str, dtype: torch.dtype) -> Callable[[Part], Numbers]:
+    """What is sent in half precision is what a loss of rounded embeddings is."""
+
+    class Rounded(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx: Any, values: Tensor) -> Tensor:
+            return values.to(dtype).to(values.dtype)
+
+        @staticmethod
+        def backward(ctx: Any, gradient: Tensor) -> Tensor:  # type: ignore[override]
+            return gradient
+
+    def run(part: Part) -> Numbers:
+        loss = part.joined(ensemble(), **({} if part.size == 1 else {"transport": transport}))
+        x, y = batch(6)
+        if part.size > 1:
+            return one_step(part, loss, x, y)
+        net = network()
+        value = loss(Rounded.apply(net(x)), y)
+        value.backward()
+        numbers: Numbers = {"value": value.detach()}
+        numbers |= {f"network.{name}": p.grad.clone() for name, p in net.named_parameters() if p.grad is not None}
+        return numbers | {f"loss.{name}": p.grad.clone() for name, p in loss.named_parameters() if p.grad is not None}
+
+    return run
+
+
 class Sideways(Loss):
     """A loss of a third party that knows nothing of ranks."""
 
@@ -304,6 +331,8 @@ CASES: dict[str, Callable[[Part], Numbers]] = {
     "wrapped": of_wrapped,
     "sharded": of_sharded,
     "sum": of_a_sum,
+    "rounded by bf16": of_transport("bf16", torch.bfloat16),
+    "rounded by fp16": of_transport("fp16", torch.float16),
     "third party": lambda part: one_step(part, part.joined(Sideways()), *batch(1)),
     "float32": of_a_weighting("equal_gradient_norms", torch.float32, steps=1),
 }

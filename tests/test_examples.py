@@ -50,6 +50,14 @@ def test_an_example_learns_in_bfloat16(script: str, tmp_path: Path) -> None:
     assert steps == 40 and np.isfinite(loss) and after > before + 0.03
 
 
+@pytest.mark.slow
+def test_lightning_on_two_processes_is_one(tmp_path: Path) -> None:
+    """The same batches in two halves give the same losses and the same model."""
+    alone, both = (run("lightning_loop.py", tmp_path, "--steps", "20", "--processes", n) for n in ("1", "2"))
+    assert both == pytest.approx(alone, abs=2e-3), (alone, both)
+    assert alone[3] > alone[2] + 0.03
+
+
 def test_a_table_of_text_features(tmp_path: Path, table: Path) -> None:
     steps, loss, before, after = run("sentence_transformers_loop.py", tmp_path, "--steps", "60", "--data", str(table))
     assert steps == 60 and np.isfinite(loss) and after > before + 0.03

@@ -8,7 +8,7 @@ from dmlcore.ensemble.ensemble import LossEnsemble
 from dmlcore.errors import ConfigError
 from dmlcore.losses import CrossBatchMemory, Loss
 from dmlcore.losses.parting import divide_classes
-from dmlcore.ranks import GradientRule, Group, Work
+from dmlcore.ranks import GradientRule, Group, Transport, Work
 
 
 @overload
@@ -18,6 +18,7 @@ def distributed(
     *,
     gradients: GradientRule = "mean",
     work: Work = "auto",
+    transport: Transport = "full",
     shard_proxies: bool = False,
     shard_memory: bool = False,
 ) -> CrossBatchMemory: ...
@@ -28,6 +29,7 @@ def distributed(
     *,
     gradients: GradientRule = "mean",
     work: Work = "auto",
+    transport: Transport = "full",
     shard_proxies: bool = False,
     shard_memory: bool = False,
 ) -> LossEnsemble: ...
@@ -39,6 +41,7 @@ def distributed(
     *,
     gradients: GradientRule = "mean",
     work: Work = "auto",
+    transport: Transport = "full",
     shard_proxies: bool = False,
     shard_memory: bool = False,
 ) -> LossEnsemble | CrossBatchMemory:
@@ -58,6 +61,8 @@ def distributed(
         gradients: whether the engine takes the `mean` over the ranks, as DDP, FSDP, accelerate and Lightning do, or the `sum`.
         work: `divided`: losses whose rows stand apart are divided among the ranks. `whole`: every rank computes all. `auto`
             divides large batches. The numbers are the same, up to rounding.
+        transport: `bf16` and `fp16` round the embeddings, to send half of the bytes. Every rank then computes from the rounded
+            ones, which changes the value. Gradients are sent in full.
         shard_proxies: divide the classes of losses with proxies among the ranks. Each then has the proxies of its own classes
             and steps them alone, so an optimiser's state is divided too. For many classes; value and gradients are the same.
         shard_memory: divide the entries of a memory among the ranks. Each then has its part of them only. Its loss
@@ -66,7 +71,7 @@ def distributed(
     Raises:
         ConfigError: no loss of dmlcore, or no group; or classes or a memory that cannot be divided.
     """
-    group = process_group if isinstance(process_group, Group) else Group(process_group, gradients, work)
+    group = process_group if isinstance(process_group, Group) else Group(process_group, gradients, work, transport)
     if isinstance(loss, Loss):
         loss = LossEnsemble([loss])
     if not isinstance(loss, LossEnsemble | CrossBatchMemory):

@@ -11,7 +11,7 @@ from torch import Tensor
 from dmlcore.errors import ConfigError, DmlcoreError
 from dmlcore.losses.base import Against
 from dmlcore.losses.comparison import Comparison, compare
-from dmlcore.ranks import Group, Layout, exchange, gathered, whole
+from dmlcore.ranks import Group, Layout, exchange, gathered, gathered_embeddings, whole
 
 
 def whole_comparison(
@@ -43,13 +43,13 @@ def whole_comparison(
     device = embeddings.device if isinstance(embeddings, Tensor) else torch.device("cpu")
     layout, of_references = exchange(group, counts, form, device, error)
     assert comparison is not None
-    anchors, anchor_labels = gathered([comparison.anchors, comparison.labels], layout)
+    anchors, anchor_labels = gathered_embeddings(comparison.anchors, layout, comparison.labels)
     anchors = whole(comparison.anchors, anchors, layout)
     if comparison.keys is not None:
-        comparison = comparison._replace(keys=gathered([comparison.keys], layout)[0])
+        comparison = comparison._replace(keys=gathered_embeddings(comparison.keys, layout)[0])
     if comparison.references is None or comparison.reference_labels is None:
         return comparison._replace(anchors=anchors, labels=anchor_labels), layout
-    references, reference_labels = gathered([comparison.references, comparison.reference_labels], of_references)
+    references, reference_labels = gathered_embeddings(comparison.references, of_references, comparison.reference_labels)
     own = comparison.own
     if own is not None:
         (own,) = gathered([torch.where(own < 0, own, own + of_references.first)], layout)

@@ -3,10 +3,20 @@ losses and the training."""
 
 from __future__ import annotations
 
-from dmlcore.ranks.group import GradientRule, Group, Work, inside, is_one_of_several, refuse_alone
+from dmlcore.ranks.group import GradientRule, Group, Transport, Work, inside, is_one_of_several, refuse_alone
 from dmlcore.ranks.layout import Layout, exchange
 from dmlcore.ranks.merging import merged
-from dmlcore.ranks.operators import agreed, first_of, gathered, same_everywhere, summed, summed_rows, total, whole
+from dmlcore.ranks.operators import (
+    agreed,
+    first_of,
+    gathered,
+    gathered_embeddings,
+    same_everywhere,
+    summed,
+    summed_rows,
+    total,
+    whole,
+)
 from dmlcore.ranks.shards import Shard, sharding, sharding_group
 
 __all__ = [
@@ -14,11 +24,13 @@ __all__ = [
     "Group",
     "Layout",
     "Shard",
+    "Transport",
     "Work",
     "agreed",
     "exchange",
     "first_of",
     "gathered",
+    "gathered_embeddings",
     "inside",
     "is_one_of_several",
     "merged",

@@ -14,6 +14,8 @@ from dmlcore.errors import ConfigError
 
 GradientRule = Literal["mean", "sum"]
 Work = Literal["auto", "divided", "whole"]
+Transport = Literal["full", "bf16", "fp16"]
+_HALVES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 LOCAL = "local"
 """What a group is called where every rank's batch stands for itself on purpose."""
 
@@ -26,9 +28,10 @@ class Group:
     Args:
         ranks: `"world"` or None for all, a `ProcessGroup`, or a `DeviceMesh` of one dimension. `"local"`: this rank alone.
         gradients: whether the engine takes the `mean` of the ranks' gradients, as DDP and FSDP do, or the `sum`.
-
         work: whether losses that can be are `divided` among the ranks, or computed `whole` by each. `auto` divides large
             batches.
+        transport: how embeddings are sent: `full` as they are, `bf16` or `fp16` rounded to it. All ranks then compute from the
+            rounded ones. Gradients are sent in full.
 
     Attributes:
         step: of a training loop that counts its steps, so that ranks at different steps are noticed; or None.
@@ -37,7 +40,11 @@ class Group:
         ConfigError: ranks or a rule of another kind.
     """
 
-    def __init__(self, ranks: Any = None, gradients: GradientRule = "mean", work: Work = "auto") -> None:
+    def __init__(
+        self, ranks: Any = None, gradients: GradientRule = "mean", work: Work = "auto", transport: Transport = "full"
+    ) -> None:
+        if transport != "full" and transport not in _HALVES:
+            raise ConfigError(f"transport is '{transport}', but must be full, bf16 or fp16")
         if work not in ("auto", "divided", "whole"):
             raise ConfigError(f"work is '{work}', but must be auto, divided or whole")
         if gradients not in ("mean", "sum"):
@@ -54,6 +61,7 @@ class Group:
         self.process_group = None if isinstance(ranks, str) else ranks
         self.gradients: GradientRule = gradients
         self.work: Work = work
+        self.transport: Transport = transport
         self.step: int | None = None
 
     @property
@@ -91,6 +99,11 @@ class Group:
         """What gradients of embeddings are multiplied by, so that what the engine makes of them is the whole gradient."""
         return float(self.size) if self.gradients == "mean" else 1.0
 
+    def sent(self, embeddings: torch.Tensor) -> torch.Tensor:
+        """Embeddings as they are sent."""
+        half = _HALVES.get(self.transport)
+        return embeddings if half is None or embeddings.element_size() <= 2 else embeddings.to(half)
+
     def all_gather(self, own: torch.Tensor) -> torch.Tensor:
         """The tensors of all ranks, one behind the other: `[W B, ...]` of `[B, ...]`, which have one shape on all."""
         everything = own.new_empty(self.size * len(own), *own.shape[1:])
@@ -125,7 +138,7 @@ class Group:
     def __reduce__(self) -> tuple[Any, ...]:
         if self.process_group is not None:
             raise ConfigError("a loss with a ProcessGroup of its own cannot be pickled; save its state_dict()")
-        return Group, (LOCAL if self.is_local else None, self.gradients, self.work)
+        return Group, (LOCAL if self.is_local else None, self.gradients, self.work, self.transport)
 
     def __repr__(self) -> str:
         return f"Group({'local' if self.is_local else self.process_group or 'world'}, gradients={self.gradients!r})"

@@ -48,6 +48,12 @@ def gathered(tensors: Sequence[Tensor], layout: Layout) -> list[Tensor]:
     ]
 
 
+def gathered_embeddings(embeddings: Tensor, layout: Layout, *others: Tensor) -> list[Tensor]:
+    """As `gathered`, for embeddings `[B, D]` and what goes with them. The group's `transport` may round the embeddings."""
+    everything, *rest = gathered([layout.group.sent(embeddings.detach()), *others], layout)
+    return [everything.to(embeddings.dtype), *rest]
+
+
 class _Whole(torch.autograd.Function):
     """All rows in forward. In backward this rank's rows of the gradient, which is complete on every rank."""
 

@@ -20,7 +20,7 @@ from torch import Tensor, distributed, nn
 from dmlcore import launch
 from dmlcore.config import seconds_of
 from dmlcore.errors import AnotherFailed, ConfigError, DmlcoreError, TrainingError, of_all
-from dmlcore.ranks import Group, Layout, gathered, is_one_of_several, whole
+from dmlcore.ranks import Group, Layout, Transport, gathered, gathered_embeddings, is_one_of_several, whole
 from dmlcore.ranks.dividing import share_of
 from dmlcore.ranks.faults import naming_dead
 from dmlcore.training.building import choose_device
@@ -35,9 +35,10 @@ class Processes:
     Args:
         device: type of the device of the model.
         timeout: how long one waits for the others in a step, as in `10m`.
+        transport: how outputs of the model are sent, as `Group` says.
     """
 
-    def __init__(self, device: str, timeout: str) -> None:
+    def __init__(self, device: str, timeout: str, transport: Transport = "full") -> None:
         launch.join(device)
         self.rank, self.size = distributed.get_rank(), distributed.get_world_size()
         self.local_rank = launch.place().local_rank
@@ -45,7 +46,7 @@ class Processes:
         self._start = Group()
         self._numbers: list[Any] = [None] * self.size  # of the processes, by their machines
         distributed.all_gather_object(self._numbers, (socket.gethostname(), os.getpid()))
-        self.group = Group(distributed.new_group(timeout=seconds), gradients="sum")
+        self.group = Group(distributed.new_group(timeout=seconds), gradients="sum", transport=transport)
         self.device = torch.device(device, self.local_rank) if device == "cuda" else torch.device(device)
 
     def wake(self) -> None:
@@ -72,7 +73,7 @@ class Processes:
     def whole(self, outputs: Tensor, count: int) -> Tensor:
         """The outputs for a batch of `count` samples, from those for this process's rows. Its gradient comes back to them."""
         layout = self.layout(count)
-        (everything,) = gathered([outputs], layout)
+        (everything,) = gathered_embeddings(outputs, layout)
         return whole(outputs, everything, layout)
 
     def whole_of_parts(self, outputs: Tensor) -> Tensor:
@@ -173,7 +174,7 @@ def together(settings: RunSettings) -> Iterator[Processes | None]:
     if not is_joined and launch.place().size == 1:
         yield None
         return
-    processes = Processes(choose_device(settings.device).type, settings.timeout)
+    processes = Processes(choose_device(settings.device).type, settings.timeout, settings.transport)
     is_done = False
     try:
         yield processes

@@ -56,6 +56,8 @@ class RunSettings:
     """Recipe that the settings begin with, a name of `dmlcore recipes` or a .toml file; whatever is given beside it wins."""
     timeout: str = "10m"
     """With several processes: time that one waits for the others in a step, such as `10m`, before training ends."""
+    transport: Literal["full", "bf16", "fp16"] = "full"
+    """With several processes: how outputs of the model are sent to the others. `bf16` and `fp16` round them, and send half."""
     stop_after: str | None = None
     """Time, such as `3h50m`, after which the run saves a checkpoint and ends. `--resume` goes on."""
 
