@@ -18,7 +18,6 @@ from dmlcore.errors import ConfigError
 START = datetime.timedelta(minutes=30)
 """How long processes wait for the slowest to start and to open its data."""
 
-
 OF_SLURM = {"RANK": "SLURM_PROCID", "WORLD_SIZE": "SLURM_STEP_NUM_TASKS", "LOCAL_RANK": "SLURM_LOCALID"}
 """What `srun` calls the variables of `torchrun`."""
 

@@ -32,7 +32,7 @@ def test_a_small_batch_is_a_triangle_that_is_kept() -> None:
     small = plan(classes(128), None, MS)
     assert (small["threads"], small["triangle"], small["chunks"], small["searches"]) == (1, 1, 1, 0)
     assert (small["tile_rows"], small["tile_columns"], small["tiles"]) == (64, 128, 2)
-    assert small["cells"] == 64 * 128 + 64 * 64 and small["stored_bytes"] == 4 * small["cells"]
+    assert small["cells"] == 64 * 128 + 64 * 64 and small["stored_bytes"] == 4 * 128 * 128  # one matrix, as its slopes are
     assert small["slot_bytes"] == 0 < small["forward_bytes"] < small["backward_bytes"]
 
 

@@ -48,6 +48,25 @@ template <class V> static void transpose(V* rows) {
 #endif
 }
 
+// Below the diagonal of a square matrix, in rows [from, to), what is above it. Whole registers are written: there must be rows up
+// to a multiple of 16, as there are columns.
+template <class T> static void mirror(T* matrix, int64_t ld, int64_t from, int64_t to) {
+  using V = typename Native<T>::V;
+  constexpr int64_t lanes = Native<T>::lanes;
+  for (int64_t i = from; i < to; i += lanes) {
+    for (int64_t j = 0; j < i; j += lanes) {
+      V rows[lanes];
+#pragma GCC unroll 16
+      for (int64_t q = 0; q < lanes; ++q) __builtin_memcpy(&rows[q], matrix + (j + q) * ld + i, sizeof(V));
+      transpose(rows);
+#pragma GCC unroll 16
+      for (int64_t q = 0; q < lanes; ++q) __builtin_memcpy(matrix + (i + q) * ld + j, &rows[q], sizeof(V));
+    }
+    for (int64_t r = 1; r < lanes; ++r)
+      for (int64_t q = 0; q < r; ++q) matrix[(i + r) * ld + i + q] = matrix[(i + q) * ld + i + r];
+  }
+}
+
 // `count` rows of `depth` numbers become columns: to[p * stride + r] = from[r * ld + p], zeros for r from count to `wide`, which
 // is at most a register. Whole registers are written, in order of p: up to a register behind the last column may be overwritten.
 template <class T> static void pack_transposed(const T* from, int64_t ld, int64_t count, int64_t depth, T* to, int64_t stride,

@@ -99,6 +99,11 @@ template <class T> static void forward(const Problem<T>& problem, T* values, T* 
       if (thread < totals) entries[p.losses[l].functor].start(p.losses[l], p, thread);
       memset(s.losses[l].strip_table, 0, size_t(p.losses[l].cells) * sizeof(int64_t));
     }
+    if (p.whole) {  // the positives are taken out of the tiles
+      for (int64_t k = 0; k < p.tile_count; ++k)
+        if (owns(p, k, p.tiles[k], thread, true)) multiply_tile(p, p.tiles[k], s);
+      wait_for_all(p.threads);
+    }
     for (int64_t k = 0; k < p.block_count; ++k) {
       const Block& b = p.blocks[k];
       if (b.owner % p.threads != thread) continue;
@@ -168,6 +173,34 @@ template <class T> static void forward(const Problem<T>& problem, T* values, T* 
   });
 }
 
+// The second product of a small batch with itself: the slopes of its positives join those above the diagonal, these are mirrored,
+// and the threads multiply their rows.
+template <class T> static void multiply_whole(const Problem<T>& p, Scratch<T>& s, T* slopes, bool is_finite, int thread,
+                                              T* grads) {
+  for (int64_t k = 0; k < p.block_count; ++k) {
+    const Block& b = p.blocks[k];
+    if (b.owner % p.threads != thread) continue;
+    const T* slope = s.block_slopes + b.stored;
+    for (int64_t i = b.a0; i < b.a1; ++i)
+      for (int64_t j = b.r0; j < b.r1; ++j) slopes[i < j ? i * p.whole + j : j * p.whole + i] += *slope++;
+  }
+  wait_for_all(p.threads);
+  const int64_t lines = p.whole / 16, from = 16 * (lines * thread / p.threads),
+                to = least(p.N, 16 * (lines * (thread + 1) / p.threads));
+  if (from >= to) return;
+  mirror(slopes, p.whole, from, to);
+  const T* mine = slopes + from * p.whole;
+  T* out = grads + from * p.D;
+  const int64_t nonzero = count_nonzero(mine, p.whole, to - from, p.whole);
+  if (is_finite && has_few(nonzero, (to - from) * p.N)) {
+    memset(out, 0, (to - from) * p.D * sizeof(T));
+    list_rows<false>(mine, p.whole, to - from, p.N, s.by_row);
+    add_listed(s.by_row, to - from, p.references, p.D, out);
+  } else {
+    gemm(p, Form::nn, to - from, p.D, p.N, mine, p.whole, p.references, p.D, false, out, p.D, s.gemm);
+  }
+}
+
 template <class T> static void backward(const Problem<T>& problem, const T* cotangents, T* grad_anchors, T* grad_references,
                                         T* private_grads) {
   const Entry<T>* entries = table<T>().entries;
@@ -175,7 +208,8 @@ template <class T> static void backward(const Problem<T>& problem, const T* cota
     const bool rows_own = !p.triangle && p.row_owner_backward;
     const int64_t private_rows = p.self ? p.A : (rows_own ? p.N : p.A);  // the side whose gradient every thread adds to
     Scratch<T> s = scratch_of(p, entries, thread);
-    T* mine = thread == 0 ? nullptr : private_grads + (thread - 1) * private_rows * p.D;
+    T* all_slopes = p.whole ? scratch_of(p, entries, 0).slopes : nullptr;
+    T* mine = thread == 0 || p.whole ? nullptr : private_grads + (thread - 1) * private_rows * p.D;
     if (mine) memset(mine, 0, private_rows * p.D * sizeof(T));
     T* to_anchors = mine && (p.self || !rows_own) ? mine : grad_anchors;
     T* to_references = p.self ? to_anchors : grad_references;
@@ -211,7 +245,7 @@ template <class T> static void backward(const Problem<T>& problem, const T* cota
           }
           continue;
         }
-        T* row = s.block_slopes + (i - b.a0) * columns;
+        T* row = s.block_slopes + (p.whole ? b.stored : 0) + (i - b.a0) * columns;
         const int64_t own = p.own[i] - b.r0;
         if (own >= 0 && own < columns) {
           memcpy(row, s.list_slopes, own * sizeof(T));
@@ -221,7 +255,7 @@ template <class T> static void backward(const Problem<T>& problem, const T* cota
           memcpy(row, s.list_slopes, columns * sizeof(T));
         }
       }
-      if (p.lists) continue;
+      if (p.lists || p.whole) continue;
       const T *x = p.anchors + b.a0 * p.D, *y = p.references + b.r0 * p.D;
       T *gx = to_anchors + b.a0 * p.D, *gy = to_references ? to_references + b.r0 * p.D : nullptr;
       if (rows * columns > kSmallBlock) {
@@ -247,18 +281,20 @@ template <class T> static void backward(const Problem<T>& problem, const T* cota
       for (int l = 0; l < p.loss_count && t.i0 != rows_of; ++l)
         entries[p.losses[l].functor].prepare(p.losses[l], p, s.losses[l], t.i0, t.i1 - t.i0);
       rows_of = t.i0;
-      const int64_t rows = t.i1 - t.i0, columns = t.j1 - t.j0, ld = rounded(columns);
+      const int64_t rows = t.i1 - t.i0, columns = t.j1 - t.j0, ld = distance_of_rows(p, t);
       const T* cells = t.stored >= 0 ? p.stored + t.stored : tile_similarities(p, t, s);
+      T* slopes = p.whole ? all_slopes + t.stored : s.slopes;
       int64_t nonzero = 0;
-      for_strips(p, t, cells, s.slopes, [&](Strip<T>& strip, int64_t r, int64_t skip) {
-        for (int64_t q = 0; skip && q < strip.rows; ++q) memset(s.slopes + (r + q) * ld, 0, skip * sizeof(T));
+      for_strips(p, t, cells, slopes, [&](Strip<T>& strip, int64_t r, int64_t skip) {
+        for (int64_t q = 0; skip && q < strip.rows; ++q) memset(slopes + (r + q) * ld, 0, skip * sizeof(T));
         if (strip.columns == 0) return;
         for (int l = 0; l < p.loss_count; ++l) {
           strip.first = l == 0;
           entries[p.losses[l].functor].slope[p.triangle](p.losses[l], seen(p, p.losses[l], strip, s), s.losses[l]);
         }
-        nonzero += count_nonzero(strip.g, ld, strip.rows, strip.columns);
+        if (!p.whole) nonzero += count_nonzero(strip.g, ld, strip.rows, strip.columns);
       });
+      if (p.whole) continue;
       if (is_finite && has_few(nonzero, rows * columns)) {
         add_nonzero(p, t, s, nonzero, to_anchors, to_references);
         continue;
@@ -270,6 +306,7 @@ template <class T> static void backward(const Problem<T>& problem, const T* cota
              s.gemm);
     }
     wait_for_all(p.threads);
+    if (p.whole) return multiply_whole(p, s, all_slopes, is_finite, thread, grad_anchors);
     if (p.threads > 1 && private_grads) {  // in the threads' order: the same bits every time
       T* total = p.self || !rows_own ? grad_anchors : grad_references;
       const int64_t cells = private_rows * p.D, from = cells * thread / p.threads, to = cells * (thread + 1) / p.threads;

@@ -122,7 +122,7 @@ template <class T> Problem<T> problem_of(const Outline& o) {
   p.row_first = o.classes.row_first.data(), p.row_last = o.classes.row_last.data(), p.positives = o.classes.positives.data();
   p.own = o.own.data(), p.starts = o.relations.starts, p.lists = o.relations.lists;
   p.tiles = o.plan.tiles.data(), p.tile_count = int64_t(o.plan.tiles.size());
-  p.tile_rows = o.plan.tile_rows, p.tile_columns = o.plan.tile_columns;
+  p.tile_rows = o.plan.tile_rows, p.tile_columns = o.plan.tile_columns, p.whole = o.plan.whole;
   p.blocks = o.classes.blocks.data(), p.block_count = int64_t(o.classes.blocks.size());
   p.most_positives = o.plan.most_positives;
   p.losses = const_cast<FunctorState*>(o.functors.data()), p.loss_count = int(o.functors.size());
@@ -149,7 +149,8 @@ template <class T> std::vector<std::pair<std::string, int64_t>> summary(const Ou
                           (2 * o.table_cells * o.threads + 1) * int64_t(sizeof(int64_t));
   const int64_t values = int64_t(o.value_count) * o.A;
   const int64_t private_rows = o.self ? o.A : owns_rows_in_backward(o) ? o.N : o.A;
-  const int64_t gradients = (o.A + others + (o.threads - 1) * private_rows) * o.D;
+  const int64_t copies = plan.whole ? 0 : o.threads - 1;
+  const int64_t gradients = (o.A + others + copies * private_rows) * o.D;
   const int64_t backward = gradients + values * (plan.chunks.size() > 1 ? 3 : 1) + o.slope_cells + o.table_cells + 1;
   return {{"threads", o.threads},
           {"triangle", plan.triangle},

@@ -77,7 +77,7 @@ template <class T> class Pass final : public PassBase {
     const T* from = static_cast<const T*>(cotangents);
     for (int row = 0; row < p_.value_count; ++row)
       for (int64_t i = 0; i < p_.A; ++i) w[row * p_.A + i] = T((from ? from[row * p_.A + anchors_.order[i]] : 0) + shift[row]);
-    T *ga = zeros(anchor_grads_, p_.A * p_.D), *gr = nullptr;
+    T *ga = p_.whole ? anchor_grads_.resize(p_.A * p_.D) : zeros(anchor_grads_, p_.A * p_.D), *gr = nullptr;
     if (!p_.self && with_references) gr = zeros(reference_grads_, p_.N * p_.D);
     allocate();
     p_.cotangents = w;
@@ -87,7 +87,7 @@ template <class T> class Pass final : public PassBase {
     const std::vector<char> reached = reached_by(w);
     // Threads own the larger side and add to private copies of the other one.
     const int64_t private_rows = p_.self ? p_.A : p_.row_owner_backward ? p_.N : p_.A;
-    T* copies = p_.threads > 1 ? private_grads.resize((p_.threads - 1) * private_rows * p_.D) : nullptr;
+    T* copies = p_.threads > 1 && !p_.whole ? private_grads.resize((p_.threads - 1) * private_rows * p_.D) : nullptr;
     if (several) unused.resize(2 * int64_t(p_.value_count) * p_.A);
     for (const Chunk& chunk : outline_.plan.chunks) {
       enter(chunk);

@@ -11,6 +11,7 @@ namespace {
 constexpr double kThreadWork = 1e7;  // multiplications that a further thread is worth its barriers for
 constexpr int64_t kSlotBytes = int64_t(32) << 20, kRowSlotBytes = int64_t(2)
                                                                   << 20;  // of a chunk; of a tile, which stays in the cache
+constexpr int64_t kMostWhole = 512;  // anchors of a batch with itself whose similarities are one matrix
 constexpr int64_t kWorkspace = int64_t(24) << 20, kWorkspaceOfReferences = int64_t(64) << 20;
 // Positives that a negative is compared with one by one: with more, searching is faster. It works on rows only, so a batch compared
 // with itself first has to lose half as much again in products (measured equal at 31 positives and 128 dimensions).
@@ -26,6 +27,7 @@ class Planner {
   Plan plan() {
     choose_methods();
     choose_tile();
+    choose_whole();
     cut_into_chunks();
     choose_what_is_stored();
     for (const Chunk& c : out_.chunks)
@@ -34,6 +36,9 @@ class Planner {
   }
 
  private:
+  int64_t workspace() const {
+    return request_.workspace >= 0 ? request_.workspace : in_.self ? kWorkspace : kWorkspaceOfReferences;
+  }
   int totals() const { return out_.triangle ? in_.threads : 1; }  // a triangle's threads add to the same anchors
 
   int64_t search_cells(const FunctorState& f, int64_t most) const {
@@ -91,6 +96,16 @@ class Planner {
     out_.tile_columns = rounded(std::max<int64_t>(1, std::min(columns, most_columns)), 16 * in_.centres);
   }
 
+  // The slopes of a small batch with itself are mirrored into one matrix, so that one product takes the place of two for each
+  // tile, and takes the positives too. Larger matrices would not stay in the cache.
+  void choose_whole() {
+    const int64_t width = rounded(in_.anchors, 16);
+    const bool is_cut_well = out_.tile_rows % 16 == 0 || out_.tile_rows >= in_.anchors;
+    if (out_.triangle && in_.anchors > 0 && in_.anchors <= kMostWhole && out_.tile_columns >= in_.anchors && is_cut_well &&
+        width * width * in_.number_bytes <= workspace())
+      out_.whole = width;
+  }
+
   // Anchors are taken in chunks only when the slots of all of them would not fit. A chunk ends with a block, and where anchors
   // are coupled with their positives with a class.
   void cut_into_chunks() {
@@ -125,7 +140,7 @@ class Planner {
       for (int64_t j0 = out_.triangle ? i0 : 0; j0 < in_.references; j0 += out_.tile_columns) {
         const int64_t j1 = std::min(j0 + out_.tile_columns, in_.references);
         const bool same = first_of[i0] <= j0 && j1 <= last_of[i0] && first_of[i1 - 1] <= j0 && j1 <= last_of[i1 - 1];
-        if (out_.triangle ? j1 <= last_of[i0] : same) continue;  // no negative in it
+        if (out_.triangle ? !out_.whole && j1 <= last_of[i0] : same) continue;  // no negative in it
         out_.tiles.push_back({i0, i1, j0, j1, -1});
       }
       // Soft ranks among positives are taken with the last tile of the rows, so there must be one.
@@ -139,12 +154,16 @@ class Planner {
   // A batch with itself keeps all tiles or none (a part would cost its memory and save little); against references every tile
   // that fits is one product less.
   void choose_what_is_stored() {
-    const int64_t workspace = request_.workspace >= 0 ? request_.workspace : in_.self ? kWorkspace : kWorkspaceOfReferences;
     const auto cells_of = [](const Tile& t) { return (t.i1 - t.i0) * rounded(t.j1 - t.j0, 16); };
     for (const Tile& t : out_.tiles) out_.tile_cells += cells_of(t);
-    if (out_.chunks.size() > 1 || (in_.self && out_.tile_cells * in_.number_bytes > workspace)) return;
+    if (out_.whole) {
+      for (Tile& t : out_.tiles) t.stored = t.i0 * out_.whole + t.j0;
+      out_.stored_cells = in_.anchors * out_.whole;
+      return;
+    }
+    if (out_.chunks.size() > 1 || (in_.self && out_.tile_cells * in_.number_bytes > workspace())) return;
     for (Tile& t : out_.tiles) {
-      if ((out_.stored_cells + cells_of(t)) * in_.number_bytes > workspace) break;
+      if ((out_.stored_cells + cells_of(t)) * in_.number_bytes > workspace()) break;
       t.stored = out_.stored_cells;
       out_.stored_cells += cells_of(t);
     }

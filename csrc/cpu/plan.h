@@ -35,6 +35,7 @@ struct Chunk {  // anchors handled together, their tiles and blocks
 struct Plan {
   bool triangle = false, searches = false;  // searches: else functors compare every negative with every positive
   int64_t tile_rows = 0, tile_columns = 0;
+  int64_t whole = 0;  // > 0: a triangle's tiles lie in one matrix with rows of so many numbers
   std::vector<Tile> tiles;
   std::vector<Chunk> chunks;  // at least one, so that a pass without anchors has one too
   int64_t most_positives = 0;  // of any anchor, where slots are kept

@@ -55,6 +55,7 @@ template <class T> struct Problem {
   const bool* broken;  // [A]: anchor with a value that is not finite
   const Tile* tiles;
   int64_t tile_count, tile_rows, tile_columns;
+  int64_t whole;  // > 0: the tiles are parts of one matrix with rows of so many numbers, and so are their slopes
   const Block* blocks;
   int64_t block_count, most_positives;
   int64_t slot_first, slot_stride;  // anchors the slots are kept for, from the first on

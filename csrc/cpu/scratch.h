@@ -35,11 +35,12 @@ template <class T> struct Scratch {
       if (base) forbid(here + n, at - here - n);
       return here;
     };
-    int64_t block_cells = 0, widest = 0;
+    int64_t block_cells = 0, all_blocks = 0, widest = 0;
     for (int64_t b = 0; b < p.block_count; ++b) {
       const int64_t rows = p.blocks[b].a1 - p.blocks[b].a0, columns = p.blocks[b].r1 - p.blocks[b].r0;
       const int64_t cells = p.lists ? p.starts[p.blocks[b].a1] - p.starts[p.blocks[b].a0] : rows * columns;
       if (cells > block_cells) block_cells = cells;
+      all_blocks += cells;
       if (columns > widest) widest = columns;
       if (p.lists)
         for (int64_t i = p.blocks[b].a0; i < p.blocks[b].a1; ++i)
@@ -49,9 +50,10 @@ template <class T> struct Scratch {
     for (int l = 0; l < p.loss_count; ++l) windows = windows || p.losses[l].windows_at;
     const int64_t one_list = windows ? widest + 1 : 0;
     tile = reinterpret_cast<T*>(take(p.tile_rows * p.tile_columns * sizeof(T)));
-    slopes = reinterpret_cast<T*>(take(p.tile_rows * p.tile_columns * sizeof(T)));
+    // one matrix for all threads, which is the first one's
+    slopes = reinterpret_cast<T*>(take((p.whole ? p.whole * p.whole : p.tile_rows * p.tile_columns) * sizeof(T)));
     block = reinterpret_cast<T*>(take(block_cells * sizeof(T)));
-    block_slopes = reinterpret_cast<T*>(take(block_cells * sizeof(T)));
+    block_slopes = reinterpret_cast<T*>(take((p.whole ? all_blocks : block_cells) * sizeof(T)));
     list = reinterpret_cast<T*>(take((widest + 1) * sizeof(T)));
     list_slopes = reinterpret_cast<T*>(take((widest + 1) * sizeof(T)));
     masked = reinterpret_cast<T*>(take((windows ? kStripRows * p.tile_columns : 0) * int64_t(sizeof(T))));
@@ -59,14 +61,15 @@ template <class T> struct Scratch {
     kept_slopes = reinterpret_cast<T*>(take(one_list * int64_t(sizeof(T))));
     which = reinterpret_cast<int64_t*>(take(one_list * int64_t(sizeof(int64_t))));
     const auto take_list = [&](int64_t lines) {
-      const int64_t entries = p.tile_rows * p.tile_columns / kNonzeroShare + Native<T>::lanes;  // written by registers
+      const int64_t cells = p.whole ? p.whole * p.whole : p.tile_rows * p.tile_columns;
+      const int64_t entries = cells / kNonzeroShare + Native<T>::lanes;  // written by registers
       Listed<T> list;
       list.first = reinterpret_cast<int32_t*>(take((lines + 1) * int64_t(sizeof(int32_t))));
       list.index = reinterpret_cast<int32_t*>(take(entries * int64_t(sizeof(int32_t))));
       list.slope = reinterpret_cast<T*>(take(entries * int64_t(sizeof(T))));
       return list;
     };
-    by_row = take_list(p.tile_rows), by_column = take_list(p.tile_columns);
+    by_row = take_list(p.whole ? p.whole : p.tile_rows), by_column = take_list(p.tile_columns);
     gemm = take(p.gemm ? 0 : own_gemm_bytes<T>());
     losses = reinterpret_cast<Accumulators*>(take(p.loss_count * int64_t(sizeof(Accumulators))));
     for (int l = 0; l < p.loss_count; ++l) {

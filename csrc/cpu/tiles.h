@@ -32,6 +32,12 @@ template <class T> static const T* block_similarities(const Problem<T>& p, const
   const int64_t rows = b.a1 - b.a0, columns = b.r1 - b.r0;
   T* at = b.stored >= 0 ? p.stored_positives + b.stored : s.block;
   if (b.stored >= 0 && !fresh) return at;
+  if (p.whole) {  // they were multiplied already
+    for (int64_t i = b.a0; i < b.a1; ++i)
+      for (int64_t j = b.r0; j < b.r1; ++j)
+        at[(i - b.a0) * columns + j - b.r0] = p.stored[i < j ? i * p.whole + j : j * p.whole + i];
+    return at;
+  }
   const T *x = p.anchors + b.a0 * p.D, *y = p.references + b.r0 * p.D;
   if (p.lists) {
     T* cell = at;
@@ -85,11 +91,22 @@ static int64_t rounded(int64_t n) { return (n + 15) / 16 * 16; }  // columns of 
 static int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
 static int64_t most(int64_t a, int64_t b) { return a > b ? a : b; }
 
+// Numbers from one row of a tile to the next.
+template <class T> static int64_t distance_of_rows(const Problem<T>& p, const Tile& t) {
+  return p.whole ? p.whole : rounded(t.j1 - t.j0);
+}
+
+template <class T> static T* multiply_tile(const Problem<T>& p, const Tile& t, Scratch<T>& s) {
+  T* at = t.stored >= 0 ? p.stored + t.stored : s.tile;
+  gemm(p, Form::nt, t.i1 - t.i0, t.j1 - t.j0, p.D, p.anchors + t.i0 * p.D, p.D, p.references + t.j0 * p.D, p.D, false, at,
+       distance_of_rows(p, t), s.gemm);
+  return at;
+}
+
 // The similarities of a tile, with everything that is not a pair of anchor and negative marked.
 template <class T> static T* tile_similarities(const Problem<T>& p, const Tile& t, Scratch<T>& s) {
-  const int64_t rows = t.i1 - t.i0, columns = t.j1 - t.j0, ld = rounded(columns);
-  T* at = t.stored >= 0 ? p.stored + t.stored : s.tile;
-  gemm(p, Form::nt, rows, columns, p.D, p.anchors + t.i0 * p.D, p.D, p.references + t.j0 * p.D, p.D, false, at, ld, s.gemm);
+  const int64_t rows = t.i1 - t.i0, columns = t.j1 - t.j0, ld = distance_of_rows(p, t), width = rounded(columns);
+  T* at = p.whole ? p.stored + t.stored : multiply_tile(p, t, s);
   for (int64_t r = 0; r < rows; ++r) {
     T* row = at + r * ld;
     const int64_t from = p.triangle ? t.j0 : most(t.j0, p.row_first[t.i0 + r]), to = least(t.j1, p.row_last[t.i0 + r]);
@@ -104,24 +121,24 @@ template <class T> static T* tile_similarities(const Problem<T>& p, const Tile& 
       }
       for (; k < p.starts[t.i0 + r + 1] && p.lists[k] < t.j1; ++k) row[p.lists[k] - t.j0] = T(no_pair());
     }
-    for (int64_t j = columns; j < ld; ++j) row[j] = T(no_pair());
+    for (int64_t j = columns; j < width; ++j) row[j] = T(no_pair());
   }
   return at;
 }
 
 // Walks a tile in strips; `visit` gets each strip and the columns before it that hold no pair.
 template <class T, class Visit> static void for_strips(const Problem<T>& p, const Tile& t, const T* s, T* g, Visit visit) {
-  const int64_t ld = rounded(t.j1 - t.j0);
+  const int64_t ld = distance_of_rows(p, t), width = rounded(t.j1 - t.j0);
   int64_t column_positives = 0;
   if (p.triangle && p.most_positives)
     for (int64_t j = t.j0; j < t.j1; ++j) column_positives = most(column_positives, p.positives[j]);
   for (int64_t r = 0; r < t.i1 - t.i0; r += kStripRows) {
     const int64_t rows = least(kStripRows, t.i1 - t.i0 - r);
     int64_t skip = 0;
-    if (p.triangle) skip = least(ld, most(0, p.row_last[t.i0 + r] - t.j0) / 16 * 16);
+    if (p.triangle) skip = least(width, most(0, p.row_last[t.i0 + r] - t.j0) / 16 * 16);
     Strip<T> strip{};
     strip.s = s + r * ld + skip, strip.g = g ? g + r * ld + skip : nullptr;
-    strip.ld = ld, strip.rows = rows, strip.columns = ld - skip;
+    strip.ld = ld, strip.rows = rows, strip.columns = width - skip;
     strip.row = t.i0 + r, strip.column = t.j0 + skip, strip.local_row = r, strip.local_column = skip;
     strip.tile_columns = p.tile_columns, strip.anchors = p.stride, strip.slot_first = p.slot_first,
     strip.slot_stride = p.slot_stride, strip.positives = p.positives;
