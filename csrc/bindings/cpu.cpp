@@ -25,13 +25,19 @@ dml::Input input(const Rows& rows) {
   return {reinterpret_cast<const void*>(data), reinterpret_cast<const int64_t*>(labels), count, stride, normalise};
 }
 
+std::vector<dml::FunctorCall> calls(const std::vector<Loss>& losses) {
+  std::vector<dml::FunctorCall> out;
+  for (const auto& [name, options, given, windows] : losses)
+    out.push_back({name, options, reinterpret_cast<const void*>(given), reinterpret_cast<const void*>(windows)});
+  return out;
+}
+
 dml::PassRequest request(const Pass& pass) {
   const auto& [anchors, references, width, losses, relations, owners, anchors_to, references_to] = pass;
   dml::PassRequest out;
   out.anchors = input(anchors), out.has_references = references.has_value(), out.width = width;
   if (references) out.references = input(*references);
-  for (const auto& [name, options, given, windows] : losses)
-    out.calls.push_back({name, options, reinterpret_cast<const void*>(given), reinterpret_cast<const void*>(windows)});
+  out.calls = calls(losses);
   const auto& [own, starts, lists] = relations;
   out.relations = {reinterpret_cast<const int64_t*>(own), reinterpret_cast<const int64_t*>(starts),
                    reinterpret_cast<const int64_t*>(lists)};
@@ -39,6 +45,23 @@ dml::PassRequest request(const Pass& pass) {
   out.anchors_to = {anchors_to.first, anchors_to.second}, out.references_to = {references_to.first, references_to.second};
   return out;
 }
+
+// Passes of a batch with itself, told beforehand but for the batch: on a small one the telling takes as long as the kernels.
+struct Prepared {
+  std::vector<dml::PassRequest> passes;
+  bool is_double;
+  int terms;
+
+  std::unique_ptr<dml::Passes> begin(uintptr_t data, uintptr_t labels, int64_t rows, int64_t stride, int64_t width,
+                                     int threads) const {
+    std::vector<dml::PassRequest> requests(passes);
+    for (dml::PassRequest& pass : requests)
+      pass.anchors = input({data, labels, rows, stride, pass.anchors.normalise}), pass.width = width;
+    dml::PlanRequest plan;
+    plan.threads = threads;
+    return std::make_unique<dml::Passes>(is_double, requests, terms, plan);
+  }
+};
 
 py::dict numbers(const std::vector<std::pair<std::string, int64_t>>& named) {
   py::dict out;
@@ -81,6 +104,21 @@ PYBIND11_MODULE(_cpu, m) {
       .def("plan", [](const dml::Passes& s, int pass) { return numbers(s.plan(pass)); })
       .def_property_readonly("sizes", &dml::Passes::sizes)
       .def_property_readonly("team", &dml::Passes::team);
+  py::class_<Prepared>(m, "Prepared", py::module_local())
+      .def(py::init(
+               [](bool is_double, const std::vector<std::tuple<std::vector<Loss>, bool, std::vector<int>>>& passes, int terms) {
+                 Prepared out{{}, is_double, terms};
+                 for (const auto& [losses, normalise, owners] : passes) {
+                   dml::PassRequest pass;
+                   pass.anchors.normalise = normalise, pass.calls = calls(losses), pass.owners = owners;
+                   pass.anchors_to.tensor = 0;
+                   out.passes.push_back(std::move(pass));
+                 }
+                 return out;
+               }),
+           "is_double"_a, "passes"_a, "terms"_a)
+      .def("begin", &Prepared::begin, py::call_guard<py::gil_scoped_release>(), "data"_a, "labels"_a, "rows"_a, "stride"_a,
+           "width"_a, "threads"_a);
   m.def(
       "plan",
       [](bool is_double, const std::vector<int64_t>& anchor_labels, const std::optional<std::vector<int64_t>>& reference_labels,

@@ -7,6 +7,8 @@
 #include <exception>
 #include <stdexcept>
 
+#include "cpu/memory.h"
+
 namespace dml {
 
 namespace {
@@ -101,6 +103,8 @@ template <class Work> void Passes::spread(Work work) {
 }
 
 template <class T> void Passes::forward_of(T* values, T* counts, T* tables, T* terms) {
+  Buffer<T> unwanted;
+  if (!values) values = unwanted.resize(2 * numbers_), counts = values + numbers_;
   const auto run = [&](int k) {
     Part& part = parts_[k];
     part.pass->forward(values + part.first_value, counts + part.first_value, tables + part.first_cell);

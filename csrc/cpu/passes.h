@@ -33,8 +33,8 @@ class Passes {
   // Throws std::invalid_argument as make_pass does, and for owners that are not one per value.
   Passes(bool is_double, const std::vector<PassRequest>& passes, int terms, const PlanRequest& request);
 
-  // Into T: the values and counts of pass after pass, [V, A] each; the tables of pass after pass; and per term the sum over its
-  // values of sum(values) / max(sum(counts), 1), added up in double.
+  // Into T: the values and counts of pass after pass, [V, A] each, both nullptr where nobody wants them; the tables of pass after
+  // pass; and per term the sum over its values of sum(values) / max(sum(counts), 1), added up in double.
   void forward(void* values, void* counts, void* tables, void* terms);
 
   // Gradients of the tensors under T cotangents of the terms, values and tables, nullptr where they are 0. A pass that none of

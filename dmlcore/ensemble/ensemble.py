@@ -22,7 +22,25 @@ from dmlcore.losses.gathering import check_group, whole_comparison
 from dmlcore.losses.parting import check_engine, shards_of
 from dmlcore.losses.path import Outcome, compared, evaluate
 from dmlcore.losses.relations import share_a_label
+from dmlcore.losses.repeating import evaluate_again
 from dmlcore.ranks import Group, Layout, agreed, first_of, inside, refuse_alone, same_everywhere, summed
+
+
+class _LastCall:
+    """What an ensemble tells of its last call, without history. An object of its own: a module takes long to set an attribute.
+
+    Attributes:
+        terms: `[L]`.
+        gradients: inner products of the terms' gradients, `[L, L]`, as last measured.
+        outcome: of the members that are defined by rows.
+        active: shares of anchors of members that were divided among ranks, by index.
+    """
+
+    def __init__(self) -> None:
+        self.terms: Tensor | None = None
+        self.gradients: Tensor | None = None
+        self.outcome: Outcome | None = None
+        self.active: dict[int, Tensor] = {}
 
 
 class LossEnsemble(nn.Module):
@@ -79,10 +97,7 @@ class LossEnsemble(nn.Module):
         self.layout: Layout | None = None
         self._is_same_everywhere = False
         self.measures_gradients = False
-        self._last_gradients: Tensor | None = None
-        self._last_terms: Tensor | None = None
-        self._last_outcome: Outcome | None = None
-        self._last_active: dict[int, Tensor] = {}
+        self._last = _LastCall()
 
     @property
     def members(self) -> list[Loss]:
@@ -158,11 +173,11 @@ class LossEnsemble(nn.Module):
         terms, passed = self._terms_of(comparison, advance=True, layout=layout, entries=entries)
         if group is not None:
             terms, passed = agreed(terms, self.names, group), None  # every rank steps by what autograd makes of all of them
-        detached = self._last_terms = terms.detach()
+        detached = self._last.terms = terms.detach()
         if learns and (self.measures_gradients or weighting.reads_gradients):
             stacked = gradients_of_terms(embeddings, terms, passed)  # [L, B, D]
             products = gram(stacked if layout is None else stacked[:, layout.own])
-            products = self._last_gradients = products if group is None else summed(products, group)
+            products = self._last.gradients = products if group is None else summed(products, group)
             if weighting.reads_gradients:
                 weighting.observe(products, detached)
         return weighting(terms)
@@ -190,15 +205,15 @@ class LossEnsemble(nn.Module):
             outcome.completed |= division.rows_of_entries(advance=advance)
             scalars = division.terms(outcome)
         for index, loss in enumerate(members):
-            if division is None and isinstance(loss, RowLoss):
+            if division is None:
                 loss.check_is_whole()
             if not loss.by_rows:
                 scalars[index] = _called(loss, comparison if heads is None else heads.view(index))
         terms, passed = outcome.terms(members, scalars), outcome.passed if outcome.averaged else None
         if advance:
             outcome.detach()
-            self._last_outcome = outcome
-            self._last_active = {} if division is None else division.active
+            self._last.outcome = outcome
+            self._last.active = {} if division is None else division.active
         return terms, passed
 
     def _evaluate(
@@ -223,6 +238,8 @@ class LossEnsemble(nn.Module):
             if not loss.takes_references:  # whatever the others are called with
                 view = Comparison(view.anchors, view.labels)
             comparisons.append(compared(cast(RowLoss, loss), view, advance=advance))
+        if division is None and heads is None and (outcome := evaluate_again(members, comparisons)) is not None:
+            return outcome
         divided = () if division is None else division.indices
         return evaluate(members, comparisons, None if heads is None else heads.whole, unaveraged=divided)
 
@@ -232,36 +249,36 @@ class LossEnsemble(nn.Module):
 
         They are measured in training where the weighting reads them, or while `measures_gradients` is True.
         """
-        if self._last_gradients is None:
+        if self._last.gradients is None:
             return {}
-        return dict(zip(self.names, self._last_gradients.diagonal().sqrt().unbind(), strict=True))
+        return dict(zip(self.names, self._last.gradients.diagonal().sqrt().unbind(), strict=True))
 
     @property
     def gradient_cosines(self) -> Tensor | None:
         """`[L, L]` cosines between the losses' gradients at the embeddings, as last measured; 0 where one is zero."""
-        if self._last_gradients is None:
+        if self._last.gradients is None:
             return None
-        norms = self._last_gradients.diagonal().sqrt()
+        norms = self._last.gradients.diagonal().sqrt()
         scale = norms[:, None] * norms[None]
-        return torch.where(scale > 0, self._last_gradients / scale.clamp_min(1e-300), 0.0)
+        return torch.where(scale > 0, self._last.gradients / scale.clamp_min(1e-300), 0.0)
 
     @property
     def terms(self) -> dict[str, Tensor]:
         """The losses' values of the last call by name, detached and unweighted; empty before the first call."""
-        return {} if self._last_terms is None else dict(zip(self.names, self._last_terms.unbind(), strict=True))
+        return {} if self._last.terms is None else dict(zip(self.names, self._last.terms.unbind(), strict=True))
 
     @property
     def active(self) -> dict[str, Tensor]:
         """The share of anchors with a non-zero value at the last call by name; NaN for losses without rows."""
-        if self._last_terms is None or self._last_outcome is None:
+        if self._last.terms is None or self._last.outcome is None:
             return {}
-        nothing = self._last_terms.new_full((), torch.nan)
+        nothing = self._last.terms.new_full((), torch.nan)
         shares = {}
         for index, name in enumerate(self.names):
-            if index in self._last_active:
-                shares[name] = self._last_active[index]
+            if index in self._last.active:
+                shares[name] = self._last.active[index]
                 continue
-            rows = self._last_outcome.rows_of(index)
+            rows = self._last.outcome.rows_of(index)
             if rows is None:
                 shares[name] = nothing
                 continue
@@ -312,7 +329,7 @@ class LossEnsemble(nn.Module):
                 if bool(is_bad.any()):
                     spoiled[name] = is_bad.nonzero().flatten().tolist()
             elif _is_parted(loss):
-                if self._last_terms is not None and not bool(torch.isfinite(self._last_terms[index])):
+                if self._last.terms is not None and not bool(torch.isfinite(self._last.terms[index])):
                     spoiled[name] = []
             elif not bool(torch.isfinite(_called(loss, comparison if heads is None else heads.view(index))).all()):
                 spoiled[name] = []
@@ -321,7 +338,7 @@ class LossEnsemble(nn.Module):
 
 def _is_parted(loss: Loss) -> bool:
     """Whether this rank has some of the classes of a loss only."""
-    return getattr(loss, "shard", None) is not None
+    return loss.shard is not None
 
 
 def _called(loss: Loss, comparison: Comparison) -> Tensor:

@@ -13,6 +13,7 @@ from dmlcore.errors import ConfigError
 from dmlcore.kernels import extension
 from dmlcore.kernels.passes import Pass, Target
 from dmlcore.kernels.planning import plan
+from dmlcore.kernels.prepared import PreparedPasses
 
 
 class CpuPasses:
@@ -51,6 +52,15 @@ class CpuPasses:
             self.passes = module.Passes(is_double, requests, terms, threads=torch.get_num_threads())
         if (recorded := getattr(plan, "recorded", None)) is not None:  # `explain` wants to see what runs together
             recorded.extend(passes)
+
+    @classmethod
+    def begun(cls, prepared: PreparedPasses, anchors: Tensor, labels: Tensor) -> CpuPasses:
+        """The state of prepared passes over a batch, as `PreparedPasses.begin` takes it."""
+        state = cls.__new__(cls)
+        state.passes = prepared.begin(anchors, labels)
+        state.like, state.terms, state.reaching = anchors, prepared.terms, prepared.reaching
+        state.by_term, state.alive = [], []
+        return state
 
     def forward(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Terms; values and counts of pass after pass, `[sum V A]`; histograms of pass after pass."""

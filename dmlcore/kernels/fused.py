@@ -19,6 +19,7 @@ from dmlcore.kernels.cpu import CpuPasses
 from dmlcore.kernels.cuda import CudaPass
 from dmlcore.kernels.encoding import encoded
 from dmlcore.kernels.passes import FunctorCall, Pass, Relations, Target
+from dmlcore.kernels.prepared import PreparedPasses
 
 
 class Passed(NamedTuple):
@@ -115,6 +116,27 @@ class _FusedPasses(torch.autograd.Function):
         if not _keeps_graph():  # kept loss values must not keep the tiles, as autograd frees its saved tensors
             ctx.passes = None
         return None, None, *gradients
+
+
+class _FusedTerm(torch.autograd.Function):
+    """Prepared passes whose one term is all that is wanted. Every output of a node takes its time on a small batch."""
+
+    @staticmethod
+    def forward(ctx: Any, prepared: PreparedPasses, labels: Tensor, anchors: Tensor) -> Tensor:
+        ctx.state = state = prepared.begin(anchors, labels)
+        ctx.shape = anchors.shape
+        term = anchors.new_empty(())
+        state.forward(0, 0, 0, term.data_ptr())
+        return term
+
+    @staticmethod
+    def backward(ctx: Any, cotangent: Tensor) -> tuple[Tensor | None, ...]:
+        state, shape = _state(ctx.state), ctx.shape
+        gradient = cotangent.new_empty(shape)
+        state.backward(cotangent.data_ptr(), 0, 0, [(gradient.data_ptr(), *shape)])
+        if not _keeps_graph():
+            ctx.state = None
+        return None, None, gradient
 
 
 class _FusedRows(torch.autograd.Function):
@@ -260,6 +282,27 @@ def fused_passes(passes: Sequence[Pass], terms: int | None = 0) -> Passed:
         return Passed(total, ((values, counts, histograms),), tuple(sizes), state, tuple(sources.real))
     parts = tuple(_FusedRows.apply(state, pass_.anchors, pass_.references) for state, pass_ in zip(states, ready, strict=True))
     return Passed(averaged(ready, parts, terms), parts, tuple(sizes))
+
+
+def fused_again(prepared: PreparedPasses, anchors: Tensor, labels: Tensor, *, scalar: bool) -> Passed:
+    """What prepared passes give for a batch on the CPU, as `fused_passes` would.
+
+    Args:
+        prepared: the passes.
+        anchors: `[A, D]` floating point.
+        labels: `[A]` int64.
+        scalar: whether their one term is all that is wanted, as a scalar. There are no `parts` then.
+    """
+    if anchors.dtype not in (torch.float32, torch.float64):
+        anchors = anchors.to(torch.float32)
+    if anchors.stride(1) != 1:
+        anchors = anchors.contiguous()
+    labels = labels.contiguous()
+    if scalar:
+        return Passed(_FusedTerm.apply(prepared, labels, anchors), (), ())
+    state = CpuPasses.begun(prepared, anchors, labels)
+    total, values, counts, histograms = _FusedPasses.apply(state, False, anchors)
+    return Passed(total, ((values, counts, histograms),), prepared.sizes(anchors), state, (anchors,))
 
 
 def device_pass(pass_: Pass) -> Any | None:

@@ -14,7 +14,7 @@ from dmlcore.config import build_options
 from dmlcore.errors import ConfigError
 from dmlcore.losses.comparison import Comparison, compare
 from dmlcore.losses.relations import Relation
-from dmlcore.ranks import refuse_alone
+from dmlcore.ranks import Shard, refuse_alone
 
 
 class Against(TypedDict, total=False):
@@ -72,6 +72,9 @@ class Loss(nn.Module, abc.ABC):
     """Whether it takes numbers that depend on the embeddings as constants, so that its gradient is not that of its value."""
     searched: ClassVar[dict[str, tuple[Any, ...]]] = {}
     """What a search for the members of an ensemble tries: an option's name and its values, the default first."""
+
+    shard: Shard | None = None
+    """Which of its classes this rank has, where ranks divide them. None: all."""
 
     def __init__(
         self,
@@ -152,6 +155,13 @@ class Loss(nn.Module, abc.ABC):
     def why_not_fused(self) -> str:
         """The reason `forward` runs in plain PyTorch, or an empty string."""
         return f"'{self.name}' has no fused form"
+
+    def check_is_whole(self) -> None:
+        """Raise where this process has a part of the loss only.
+
+        Raises:
+            ConfigError: it has.
+        """
 
     @classmethod
     def reads_norms(cls, options: Any) -> bool:

@@ -21,6 +21,7 @@ from dmlcore.losses.comparison import Comparison, compare
 from dmlcore.losses.distances import unit
 from dmlcore.losses.mining import Miner, WindowMiner
 from dmlcore.losses.path import Fusion, Rows, compared, evaluate, reduced
+from dmlcore.losses.repeating import Repetition, evaluate_again
 from dmlcore.losses.streaming import streamed_rows
 
 SAID_BY = {
@@ -76,6 +77,7 @@ class RowLoss(Loss):
         super().__init__(options, **options_by_name)
         self.miner = None
         self.fusions: dict[str, Fusion] = {}  # by type of device; `path.fusion_of` keeps them
+        self.repetition: Repetition | None = None  # of this loss, or of an ensemble that it is the first of
 
     def __init_subclass__(cls, **arguments: Any) -> None:
         """Raise for a method without the attribute that says what it means: it would be left out without a word. And for a new
@@ -106,7 +108,7 @@ class RowLoss(Loss):
 
     def __getstate__(self) -> dict[str, Any]:
         """Without what was found out about the kernels of this process: a copy may be loaded by another."""
-        return {**self.__dict__, "fusions": {}}
+        return {**self.__dict__, "fusions": {}, "repetition": None}
 
     @abc.abstractmethod
     def row_values(self, similarities: Tensor, positive: Tensor, negative: Tensor) -> Rows:
@@ -230,16 +232,10 @@ class RowLoss(Loss):
         assert rows is not None
         return rows
 
-    def check_is_whole(self) -> None:
-        """Raise where this process has a part of the loss only.
-
-        Raises:
-            ConfigError: it has.
-        """
-
     def value_of(self, comparison: Comparison) -> Tensor:
         self.check_is_whole()
-        outcome = evaluate((self,), (compared(self, comparison, advance=True),), scalar=True)
+        comparisons = (compared(self, comparison, advance=True),)
+        outcome = evaluate_again((self,), comparisons, scalar=True) or evaluate((self,), comparisons, scalar=True)
         if outcome.averaged:
             assert outcome.passed is not None
             return outcome.passed.terms

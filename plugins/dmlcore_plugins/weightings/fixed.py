@@ -15,7 +15,7 @@ class Fixed(Weighting):
     title = "Fixed weights"
 
     def forward(self, terms: Tensor) -> Tensor:
-        return (self.initial.to(terms) * terms).sum()
+        return self.initial.to(terms).dot(terms)
 
     @property
     def weights(self) -> Tensor:
