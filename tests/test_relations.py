@@ -128,8 +128,11 @@ def test_any_labels_with_a_function(monkeypatch: pytest.MonkeyPatch) -> None:
     assert max(a for a, _ in seen) == 7 and max(b for _, b in seen) == 11
 
 
-def test_lists_of_positives(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(relations, "BLOCK", (5, 8))
+@pytest.mark.parametrize("few", [0, 10**9])  # listed label by label, and by products of blocks
+@pytest.mark.parametrize("block", [(5, 8), (5, 64)])
+def test_lists_of_positives(monkeypatch: pytest.MonkeyPatch, few: int, block: tuple[int, int]) -> None:
+    monkeypatch.setattr(relations, "FEW_PAIRS", few)
+    monkeypatch.setattr(relations, "BLOCK", block)
     matrix, other = several(37), several(50, 1)
     x, references = torch.zeros(37, 2), torch.zeros(50, 2)
     own = torch.arange(37) - 1  # the first has none

@@ -18,7 +18,7 @@ template <class T> struct LiftedPairs {
   template <class V> struct Sums { LogSum<V, false> negatives; };
   template <class V> struct Slopes {
     LogSumSlope<V, false> negatives;
-    V log_negative, positive;
+    V sum, positive;
   };
 
   DML_FN Limits<T> open(Positives<T>) const { return {}; }
@@ -31,17 +31,13 @@ template <class T> struct LiftedPairs {
     log_sum_add(neg_margin - distance(s), shift(), is_pair(s), r.negatives);
   }
   template <class A, class B> DML_FN void merge(const Sums<A>& a, Sums<B>& b) const { log_sum_merge(a.negatives, b.negatives); }
-  DML_FN T log_negative(const Sums<T>& r) const { return log_sum_result(r.negatives, shift()); }
-  DML_FN T joint(T a, T b) const {                                     // log(e^a + e^b)
-    return max(a, b) <= Limit<T>::lowest ? Limit<T>::lowest : max(a, b) + softplus(min(a, b) - max(a, b));
-  }
-  DML_FN T hinge(T s, T joint) const { return joint <= Limit<T>::lowest ? T(0) : max(joint + distance(s) - pos_margin, T(0)); }
+  // `sum` is that of the negatives of both points: of one shift, they add up, and a pair takes one logarithm.
+  DML_FN T hinge(T s, T sum) const { return sum > 0 ? max(shift() + log(sum) + distance(s) - pos_margin, T(0)) : T(0); }
   template <class Partner> DML_FN void close(Positives<T> p, const Limits<T>&, const Sums<T>& r, Partner partner, T* values,
                                              T* counts) const {
-    const T own = log_negative(r);
     T sum = 0;
     for (long long k = 0; k < p.count; ++k) {
-      const T h = hinge(p[k], joint(own, log_negative(partner(k))));
+      const T h = hinge(p[k], r.negatives.sum + partner(k).negatives.sum);
       sum += h * h / 2;
     }
     values[0] = sum;
@@ -52,18 +48,18 @@ template <class T> struct LiftedPairs {
   DML_FN Slopes<T> weigh(Positives<T> p, const Limits<T>&, const Sums<T>& r, Partner partner, const T* cotangents,
                          Others others) const {
     Slopes<T> w;
-    w.log_negative = log_negative(r);
+    w.sum = r.negatives.sum;
     w.positive = cotangents[0];
     T weight = 0;
     for (long long k = 0; k < p.count; ++k) {
-      const T both = joint(w.log_negative, log_negative(partner(k)));
-      weight += (cotangents[0] + others(k)[0]) * hinge(p[k], both) * exp(w.log_negative - both);
+      const T both = w.sum + partner(k).negatives.sum;
+      if (both > 0) weight += (cotangents[0] + others(k)[0]) * hinge(p[k], both) * (w.sum / both);
     }
-    log_sum_slope(w.log_negative, weight, shift(), w.negatives);
+    log_sum_slope_of(r.negatives, weight, w.negatives);
     return w;
   }
   DML_FN T slope_positive(T s, const Slopes<T>& w, const Sums<T>& partner) const {
-    return w.positive * hinge(s, joint(w.log_negative, log_negative(partner))) * distance_slope(s);
+    return w.positive * hinge(s, w.sum + partner.negatives.sum) * distance_slope(s);
   }
   template <class V> DML_FN V slope_negative(V s, const Slopes<V>& w) const {
     return -log_sum_slope_at(neg_margin - distance(s), shift(), w.negatives) * distance_slope(s);

@@ -19,6 +19,9 @@ first dimension counts samples."""
 
 BLOCK = (256, 4096)
 """Anchors and references of one block."""
+FEW_PAIRS = 32
+"""Where no more than one in so many pairs has a common label, counted once for each, the pairs are listed label by label on the
+CPU. That costs less than a product of the labels."""
 
 
 class Positives(NamedTuple):
@@ -111,6 +114,10 @@ def positives_of(
         own: `[A]` int64, the reference that is the anchor itself or -1. None: there is none.
         device: of the lists.
     """
+    if relation is share_a_label and labels.device.type == "cpu":
+        listed = _listed_by_label(labels, other_labels, own)
+        if listed is not None:
+            return listed
     counts, lists, at = [], [], 0
     for block in labels.split(BLOCK[0]) if len(labels) else ():
         rows, columns, first = [], [], 0
@@ -125,13 +132,35 @@ def positives_of(
             columns.append(column + first)
             first += len(other_block)
         row, column = torch.cat(rows), torch.cat(columns)
-        lists.append(column[torch.argsort(row, stable=True)])
+        lists.append(column if len(rows) == 1 else column[torch.argsort(row, stable=True)])  # of one block they are in order
         counts.append(torch.bincount(row, minlength=len(block)))
         at += len(block)
     start = torch.zeros(len(labels) + 1, dtype=torch.int64, device=device)
     if counts:
         start[1:] = torch.cat(counts).cumsum(0)
     return Positives(start, torch.cat(lists) if lists else start[:0])
+
+
+def _listed_by_label(labels: Tensor, other_labels: Tensor, own: Tensor | None) -> Positives | None:
+    """What `positives_of` returns for label matrices, from the members of each label. None: there are too many pairs."""
+    anchor, label = labels.nonzero(as_tuple=True)
+    other, other_label = other_labels.nonzero(as_tuple=True)
+    size = torch.bincount(other_label, minlength=labels.shape[1])  # [L]
+    number = size[label]
+    if FEW_PAIRS * int(number.sum()) > len(labels) * len(other_labels):
+        return None
+    members = other[torch.argsort(other_label, stable=True)]
+    begins = (size.cumsum(0) - size)[label] - (number.cumsum(0) - number)  # less the place among all pairs
+    place = torch.arange(int(number.sum())) + begins.repeat_interleave(number)
+    pair = torch.unique(anchor.repeat_interleave(number) * len(other_labels) + members[place])  # rising
+    row = torch.div(pair, max(len(other_labels), 1), rounding_mode="floor")
+    index = pair - row * len(other_labels)
+    if own is not None:
+        counts = index != own[row]
+        row, index = row[counts], index[counts]
+    start = torch.zeros(len(labels) + 1, dtype=torch.int64)
+    start[1:] = torch.bincount(row, minlength=len(labels)).cumsum(0)
+    return Positives(start, index)
 
 
 @torch.no_grad()
