@@ -11,6 +11,7 @@ from concurrent.futures import ProcessPoolExecutor, as_completed
 from pathlib import Path
 from typing import Any
 
+from benchmarks import feature_starts
 from dmlcore.reports.intervals import mean_and_half
 
 ROOT = Path(__file__).parents[1]
@@ -135,8 +136,13 @@ def main(folder: Path | None, processes: int, only_page: bool) -> None:
     """Run what is missing and fill the page."""
     if folder is None and not only_page:
         raise SystemExit("features needs --folder, with " + ", ".join(f"{name}.npz" for name in TABLES))
-    results = json.loads(RESULTS.read_text()) if only_page or folder is None else run(folder, processes, print)
-    before, _, rest = PAGE.read_text().partition("<!-- results -->\n")
-    _, _, after = rest.partition("<!-- end -->")
-    PAGE.write_text(f"{before}<!-- results -->\n{page(results)}\n<!-- end -->{after}")
+    stored = only_page or folder is None
+    results = json.loads(RESULTS.read_text()) if stored else run(folder, processes, print)
+    starts = feature_starts.with_races(feature_starts.read()) if stored else feature_starts.run(folder, processes, print)
+    text = PAGE.read_text()
+    for name, tables in (("results", page(results)), ("starts", feature_starts.page(starts))):
+        before, _, rest = text.partition(f"<!-- {name} -->\n")
+        _, _, after = rest.partition("<!-- end -->")
+        text = f"{before}<!-- {name} -->\n{tables}\n<!-- end -->{after}"
+    PAGE.write_text(text)
     print(PAGE)
