@@ -77,26 +77,41 @@ MARGIN, BEHIND_TODAY, BEHIND_RAW = 0.3, 0.5, 0.3  # points of MAP@R, as the rule
 Rows = dict[tuple[str, str, int], dict[str, Any]]  # by table, arm and seed
 
 
-def _cell(name: str, file: str, arm: str, seed: int) -> list[dict[str, Any]]:
-    """In a child: the row of an arm, and that of its blend if it has one."""
-    import numpy as np
+def trained(name: str, file: str, arm: str, seed: int, settings: dict[str, Any], out: Path) -> dict[str, Any]:
+    """Train an arm in a folder, and return its row.
+
+    Args:
+        name: of the data.
+        file: of its split.
+        arm: name.
+        seed: of weights and batches.
+        settings: of `dmlcore.train`.
+        out: folder of the run.
+    """
     import torch
 
     from dmlcore.training import train
 
     torch.set_num_threads(1)
+    began = time.process_time()
+    result = train(out=out, data=file, seed=seed, device="cpu", report=False, **settings)
+    row = {"data": name, "arm": arm, "seed": seed, "chosen_step": result["chosen_step"], "steps": result["steps_done"]}
+    row |= {part: _points(result["metrics"][part]) for part in ("validation", "test")}
+    raw = next(values for baseline, values in result["baselines"].items() if baseline.startswith("raw"))
+    return {**row, "raw": _points(raw["test"]), "cpu_seconds": round(time.process_time() - began, 2)}
+
+
+def _cell(name: str, file: str, arm: str, seed: int) -> list[dict[str, Any]]:
+    """In a child: the row of an arm, and that of its blend if it has one."""
+    import numpy as np
+
     settings = dict(ARMS[arm])
     if arm.startswith("hidden"):
         with np.load(file) as arrays:
             settings["embedding_dim"] = max(HIDDEN, arrays["x"].shape[1])
-    began = time.process_time()
     with tempfile.TemporaryDirectory(prefix="starts-") as folder:
-        out = Path(folder) / "run"
-        result = train(out=out, data=file, seed=seed, device="cpu", report=False, **settings)
-        row = {"data": name, "arm": arm, "seed": seed, "chosen_step": result["chosen_step"], "steps": result["steps_done"]}
-        row |= {part: _points(result["metrics"][part]) for part in ("validation", "test")}
-        row |= {"raw": _points(result["baselines"]["raw features"]["test"]), "cpu_seconds": time.process_time() - began}
-        return [row, {**row, "arm": f"{arm}, blend", **_blend(out)}] if arm in BLENDED else [row]
+        row = trained(name, file, arm, seed, settings, Path(folder) / "run")
+        return [row, {**row, "arm": f"{arm}, blend", **_blend(Path(folder) / "run")}] if arm in BLENDED else [row]
 
 
 def _points(metrics: dict[str, float]) -> dict[str, float]:

@@ -11,7 +11,7 @@ from concurrent.futures import ProcessPoolExecutor, as_completed
 from pathlib import Path
 from typing import Any
 
-from benchmarks import feature_starts
+from benchmarks import feature_starts, text_starts
 from dmlcore.reports.intervals import mean_and_half
 
 ROOT = Path(__file__).parents[1]
@@ -139,8 +139,10 @@ def main(folder: Path | None, processes: int, only_page: bool) -> None:
     stored = only_page or folder is None
     results = json.loads(RESULTS.read_text()) if stored else run(folder, processes, print)
     starts = feature_starts.with_races(feature_starts.read()) if stored else feature_starts.run(folder, processes, print)
+    texts = feature_starts.read(text_starts.RESULTS) if stored else text_starts.run(folder, print)
+    parts = {"results": page(results), "starts": feature_starts.page(starts), "texts": text_starts.page(texts)}
     text = PAGE.read_text()
-    for name, tables in (("results", page(results)), ("starts", feature_starts.page(starts))):
+    for name, tables in parts.items():
         before, _, rest = text.partition(f"<!-- {name} -->\n")
         _, _, after = rest.partition("<!-- end -->")
         text = f"{before}<!-- {name} -->\n{tables}\n<!-- end -->{after}"

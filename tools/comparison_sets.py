@@ -6,7 +6,7 @@ made from public packages.
 `icon_features`: the same drawings at 112 pixels through EfficientNet-lite0 (`--model`: its weights, a .pth file).
 `letters`: 16 measured numbers of printed letters, 26 classes, from `LetterRecognition.rda` (`--source`) of R's mlbench.
 `fonts`: the embedded characters of 327 fonts, and the font is the class. Fonts with fewer than 20 characters are left out.
-`glosses`: a CSV of WordNet's definitions, classed by the subject of their file (`--source`: its folder).
+`glosses`, `packages`, `fortunes`: a CSV of the texts of that table of `tools.feature_tables` (`--source`: as there).
 
 """
 
@@ -136,25 +136,25 @@ def fonts() -> tuple[np.ndarray, np.ndarray]:
     return np.asarray(loaded.images)[np.concatenate(rows)], labels
 
 
-def glosses(folder: Path, out: Path) -> str:
-    """A CSV of `text`, `label`: the definitions whose features `tools.feature_tables` makes."""
-    from tools.feature_tables import definitions
+def texts(name: str, source: Path, out: Path) -> str:
+    """A CSV of `text`, `label`: what `tools.feature_tables` makes features of."""
+    from tools.feature_tables import TEXTS
 
-    texts, labels = definitions(folder)
+    rows, labels = TEXTS[name](source)
     with out.open("w", newline="") as file:
-        csv.writer(file).writerows([("text", "label"), *zip(texts, labels.tolist(), strict=True)])
+        csv.writer(file).writerows([("text", "label"), *zip(rows, labels.tolist(), strict=True)])
     return f"{out}: {len(labels)} texts of {len(np.unique(labels))} classes"
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("name", choices=["icons", "icon_features", "letters", "fonts", "glosses"])
+    parser.add_argument("name", choices=["icons", "icon_features", "letters", "fonts", "glosses", "packages", "fortunes"])
     parser.add_argument("out", type=Path)
     parser.add_argument("--source", type=Path)
     parser.add_argument("--model", type=Path)
     options = parser.parse_args()
-    if options.name == "glosses":
-        print(glosses(options.source, options.out))
+    if options.name in ("glosses", "packages", "fortunes"):
+        print(texts(options.name, options.source, options.out))
         return
     if options.name == "icons":
         x, y, _ = icons(options.source, SIDE)

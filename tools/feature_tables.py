@@ -86,12 +86,8 @@ def packages(file: Path) -> tuple[list[str], np.ndarray]:
 def fortunes(folder: Path) -> tuple[list[str], np.ndarray]:
     """Sayings, at most `PER_CLASS` of a file, and the names of these."""
     files = sorted(path for path in folder.iterdir() if not path.suffix and path.with_suffix(".dat").exists())
-    return _some_of_each(
-        {
-            path.name: [text.strip() for text in path.read_text(encoding="utf-8").split("\n%\n") if text.strip()]
-            for path in files
-        }
-    )
+    sayings = {path.name: path.read_text(encoding="utf-8").split("\n%\n") for path in files}
+    return _some_of_each({name: [" ".join(text.split()) for text in own if text.strip()] for name, own in sayings.items()})
 
 
 def _some_of_each(by_class: dict) -> tuple[list[str], np.ndarray]:
