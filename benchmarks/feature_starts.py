@@ -19,8 +19,9 @@ zero by the interval over tables, is nowhere below -.5, and if it is nowhere mor
 
 **Second decision.** The rule changed nothing: one fixed start gains on some tables and costs on others, and the interval
 between such tables holds zero. What follows was written after that, and before any figure of the seeds in `FRESH` existed. On
-these, `race, whole runs` is compared with `today` once more. It becomes the default if its mean gain on test classes is above zero by
-the interval between splits of the same table, is nowhere below -.5, and if it is nowhere more than .3 behind the raw features.
+these, `race, whole runs` is compared with `today` once more. It becomes the default if its mean gain on test classes is above
+zero by the interval between splits of the same table, is nowhere below -.5, and if it is nowhere more than .3 behind the raw
+features.
 
 **Target.** On every table at most .3 behind the best of `FIXED` in hindsight, and never below the raw features.
 """
@@ -260,7 +261,8 @@ def race_wins(rows: Rows) -> bool:
     """Whether the race becomes the default by the second decision."""
     entries = confirmed(rows)
     average, half = gain_between_splits([gains for _, gains, _ in entries])
-    least, above_raw = (min(statistics.fmean(entry[side]) for entry in entries) for side in (1, 2))
+    least = min(statistics.fmean(gains) for _, gains, _ in entries)
+    above_raw = min(statistics.fmean(above) for _, _, above in entries)
     return average - half > 0 and least >= -BEHIND_TODAY and above_raw >= -BEHIND_RAW
 
 

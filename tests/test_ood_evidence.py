@@ -27,7 +27,8 @@ def test_it_runs_goes_on_and_fills_its_page(tmp_path: Path, monkeypatch: pytest.
     y = np.repeat(np.arange(24), 7)
     x = np.random.default_rng(0).normal(size=(24, 10))[y] + np.random.default_rng(1).normal(size=(168, 10))
     np.savez(tmp_path / "small.npz", x=x.astype(np.float32), y=y)
-    family = ood.Family("small, class means", "small.npz", {"number": 3}, {"steps": 9, "model": "mlp"}, 2, "raw features")
+    settings = {"steps": 9, "model": "mlp", "head_start": "random"}
+    family = ood.Family("small, class means", "small.npz", {"number": 3}, settings, 2, "raw features")
     monkeypatch.setattr(ood, "FAMILIES", (family,))
     wide = {"embedding_dim": 16, "compress": 4}
     methods = {"ms": {"plugins": ["ms"], **wide}, "ms + sec": {"plugins": ["ms", "sec"], **wide}}

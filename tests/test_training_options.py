@@ -35,7 +35,7 @@ SMALL: dict[str, Any] = {
     "classes_per_batch": 4,
     "samples_per_class": 3,
 }
-NETWORK: dict[str, Any] = {"model": "mlp", "embedding_dim": 8, "compress": 0}
+NETWORK: dict[str, Any] = {"model": "mlp", "head_start": "random", "embedding_dim": 8, "compress": 0}
 
 
 @pytest.fixture(scope="module")
@@ -231,11 +231,18 @@ def test_a_preset_leaves_what_the_user_says(data: str) -> None:
     def completed(**values: Any) -> Any:
         return RunConfig.create(data=data, **values).completed("features", 2, (12,)).settings
 
-    assert completed(model="mlp").model.embedding_dim == 256 and completed(model="mlp").optimiser.learning_rate == 2e-3
+    beside = completed(model="mlp")
+    assert (beside.model.embedding_dim, beside.model.compress, beside.model.head_start) == (256, 0, "principal")
+    assert (beside.optimiser.learning_rate, beside.run.eval_every) == (1e-3, 25)
+    alone = completed(model="mlp", mlp={"skip": False})  # nothing of the features is left to begin with
+    assert (alone.model.embedding_dim, alone.model.compress, alone.model.head_start) == (256, 64, "random")
+    assert (alone.optimiser.learning_rate, alone.run.eval_every) == (2e-3, 100)
+    assert completed(model="mlp", eval_every=7).run.eval_every == 7
     assert completed(embedding_dim=5).model.embedding_dim == 5
     settings = completed(compress=4, learning_rate=0.1)
     assert (settings.model.embedding_dim, settings.model.compress, settings.optimiser.learning_rate) == (12, 4, 0.1)
-    assert completed(ensemble="heads", plugins="ms,triplet").model.trunk == "mlp"
+    heads = completed(ensemble="heads", plugins="ms,triplet")
+    assert (heads.model.trunk, heads.model.head_start) == ("mlp", "random")
     with pytest.raises(ConfigError, match="options of 'whitened_pca' are given, but nothing is compressed"):
         completed(compressor="whitened_pca", whitened_pca={"shrinkage": 0.1})
 
@@ -325,7 +332,7 @@ def test_proxies_that_never_move_are_told(data: str, tmp_path: Path) -> None:
 
 
 def test_advice_where_training_made_it_worse(data: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    flags = ["--embedding-dim", "2", "--compress", "0", "--model", "mlp", "--steps", "2", "--plugins", "ms"]
+    flags = ["--embedding-dim", "2", "--compress", "0", "--head-start", "random", "--steps", "2", "--plugins", "ms"]
     assert main(["train", "--data", data, "--out", str(tmp_path / "run"), *flags]) == 0
     text = " ".join(capsys.readouterr().out.split())
     assert "worse than the raw features: validation R@1" in text and "--head-start principal" in text

@@ -51,7 +51,7 @@ def _picture_features(images: torch.Tensor, weights: Path) -> np.ndarray:
 
     network = mobilenet_v2()
     network.load_state_dict(torch.load(weights, weights_only=True))
-    network.classifier = torch.nn.Identity()
+    network.classifier = torch.nn.Sequential()
     network.eval()
     mean, std = (torch.tensor(v)[:, None, None] for v in ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)))
     parts = []

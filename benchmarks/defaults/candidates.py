@@ -27,7 +27,11 @@ from typing import Any
 SEEDS = {"features": 2, "images": 2, "texts": 2}
 STEPS = {"images": 200, "texts": 300}  # features: the default
 RATE = {"images": 2e-3, "features": 5e-4, "texts": 2e-3}  # what runs do today
-SMALL = {"images": {"conv": {"channels": (16, 32, 64, 128)}}}  # a quarter of the default's work
+SMALL: dict[str, dict[str, Any]] = {
+    "images": {"conv": {"channels": (16, 32, 64, 128)}},  # a quarter of the default's work
+    "features": {"model": "identity", "eval_every": 100},  # the default then
+    "texts": {"head_start": "random", "embedding_dim": 256, "compress": 64},  # the default then
+}
 TODAY = ("circle", "binomial_deviance", "norm_softmax")
 TRIO = ("ms", "proxy_anchor", "triplet")
 WITHOUT_PROXIES = ("circle", "binomial_deviance", "sup_con")

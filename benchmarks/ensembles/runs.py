@@ -223,7 +223,7 @@ def jobs_of(data: Data, stage: str, runs: Runs, seeds: list[int]) -> Iterator[Jo
     """The jobs of a stage; each stage needs those before it."""
     steps = runs.steps or data.steps
     common: dict[str, Any] = {"steps": steps, "eval_every": max(1, steps // 5), "embedding_dim": LENGTH, "device": "cpu"}
-    common |= {"log_every": steps, **(SMALL if data.pictures else {"model": "mlp"})}
+    common |= {"log_every": steps, **(SMALL if data.pictures else {"model": "mlp", "head_start": "random"})}
     if stage == "rates":
         for loss in RATED:
             for rate in RATES:

@@ -29,6 +29,7 @@ ALWAYS_WRITTEN = (
     "diversity",
     "embedding_dim",
     "compress",
+    "eval_every",
     "head_start",
     "learning_rate",
     "serve",
@@ -129,7 +130,7 @@ class RunConfig:
                     f" Say --model {table}, or leave them out."
                 )
         settings = resolved(self.settings, self._preset(components, sample_shape)).replace(
-            model=trunk, steps=steps, epochs=None
+            model=trunk, steps=steps, epochs=None, start="preset"
         )
         settings = _with_absolute_paths(settings, components)
         components = {

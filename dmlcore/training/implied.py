@@ -7,6 +7,7 @@ from typing import Any
 from dmlcore import plugins
 from dmlcore.training.setting_groups.model import WIDER
 from dmlcore.training.setting_groups.optimiser import LEARNING_RATE
+from dmlcore.training.setting_groups.run import DEFAULT_EVAL_EVERY
 from dmlcore.training.settings import Settings
 
 LENGTH = 64  # of what is served where nothing is said: docs/reports/ensembles-in-detail.md says why
@@ -55,6 +56,7 @@ def resolved(settings: Settings, preset: dict[str, Any]) -> Settings:
     implied: dict[str, Any] = {
         "learning_rate": LEARNING_RATE,
         "head_start": "random",
+        "eval_every": DEFAULT_EVAL_EVERY,
         "embedding_dim": WIDER * compress if compress and not ensemble.is_published else LENGTH,
         "classifier": "features" if ensemble.kind == "wel" else "embedding",
         "diversity": "distance" if ensemble.kind == "wedl" else "off",

@@ -171,13 +171,20 @@ class Training:
             if self.is_time_up and run.step < run.steps:
                 raise Interrupted(status=0)
 
+    @property
+    def eval_every(self) -> int:
+        """Steps between evaluations."""
+        every = self.run.config.settings.run.eval_every
+        assert every is not None  # the run's configuration is complete
+        return every
+
     def _is_out_of_patience(self) -> bool:
-        run, settings = self.run, self.run.config.settings.run
-        return settings.patience is not None and run.evaluated >= run.best.step + settings.patience * settings.eval_every
+        run, patience = self.run, self.run.config.settings.run.patience
+        return patience is not None and run.evaluated >= run.best.step + patience * self.eval_every
 
     def _is_evaluated_now(self) -> bool:
         run = self.run
-        return run.step % run.config.settings.run.eval_every == 0 or run.step == run.steps
+        return run.step % self.eval_every == 0 or run.step == run.steps
 
     def _evaluate(self) -> float:
         """Measure what is served on the validation classes, and keep what belongs to it; returns the MAP@R."""

@@ -40,6 +40,10 @@ class Settings:
             raise ConfigError("plugins = auto chooses by validation, but validation is none. Name the losses")
         if self.data.views is not None and self.losses.is_automatic:
             raise ConfigError("plugins is auto, which tries losses with classes, but views learns without: name losses")
+        if self.model.start == "race" and (reason := self._why_no_race()):
+            raise ConfigError(
+                f"start is race, but {reason}: it compares one embedding of features by steps. Leave one of them out"
+            )
         names, weights = self.losses.names, self.ensemble.weights
         if weights is None:
             return
@@ -47,6 +51,28 @@ class Settings:
             raise ConfigError("weights are given, but plugins is auto: how many losses there will be is not known")
         if len(weights) != len(names):
             raise ConfigError(f"weights has {len(weights)} numbers for {len(names)} losses ({', '.join(names)})")
+
+    @property
+    def races_features(self) -> bool:
+        """Whether a run on features begins with a race: it says so, or it leaves open all that a race decides."""
+        if self.model.start is not None:
+            return self.model.start == "race"
+        fields = dataclasses.fields(self.model)
+        is_open = all(getattr(self.model, f.name) == f.default for f in fields) and not self.run.loggers
+        is_open &= self.run.steps is None and self.optimiser.learning_rate is None
+        return is_open and self._why_no_race() is None
+
+    def _why_no_race(self) -> str | None:
+        """Why one embedding of features cannot be compared by steps."""
+        beside = {
+            "plugins is auto": self.losses.is_automatic,
+            "validation is none": self.run.validation == "none",
+            "epochs is given": self.run.epochs is not None,
+            "stop_after is given": self.run.stop_after is not None,
+            "views is given": self.data.views is not None,
+            f"ensemble is {self.ensemble.kind}": self.ensemble.kind != "shared",
+        }
+        return next((name for name, holds in beside.items() if holds), None)
 
     @classmethod
     def of(cls, values: dict[str, Any]) -> Settings:

@@ -25,6 +25,7 @@ from dmlcore.training.loop import Training
 from dmlcore.training.members import SEARCH, choose_members
 from dmlcore.training.objects import Objects, check_objects, parted
 from dmlcore.training.processes import Processes, folder_for, together
+from dmlcore.training.race import race, races
 from dmlcore.training.run import Run
 from dmlcore.training.sources import Source
 
@@ -218,6 +219,11 @@ def _train(
             raise ConfigError(f"the run in {folder.path} has done {state['step']} steps already, more than {run.steps}")
         for path in (folder.result, folder.report) if run.writes else ():  # of fewer steps
             path.unlink(missing_ok=True)
+    if state is None and config.settings.races_features and races(run, config, processes):
+        folder.lock(note)
+        score = functools.partial(validation_score, recorded=recorded, deadline=deadline)
+        state = race(config, run, score, note)
+        run = Run(RunConfig.read(folder.config).with_objects(config.objects), folder, recorded, is_resumed=True)
     plugins.plugin_files.remember(run.config.toml())
     training = Training(run, loggers, state, deadline)
     if state is not None and run.config.as_dict() != state["config"]:

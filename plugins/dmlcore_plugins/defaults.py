@@ -6,6 +6,10 @@ the default. `docs/reports/defaults.md` has the measurements behind the losses a
 
 LOSSES = ("circle", "binomial_deviance", "sup_con")
 TRUNKS_AT_RANDOM = {"features": "mlp"}  # in place of the default trunk, for heads, published ensembles and few-shot networks
+STARTS = (  # settings of the trunks that a race on features begins with
+    {"model": "identity", "learning_rate": 2e-3, "eval_every": 25},
+    {"model": "mlp", "learning_rate": 2e-3, "eval_every": 25},
+)
 SAMPLER = "class_balanced"
 SAMPLER_OF_VIEWS = "views"  # without labels
 PUBLISHED_ENSEMBLE = {  # WEL and WEDL: the prior weight of each loss, and its options

@@ -171,10 +171,12 @@ def make_plan(
     settings = configs[0].settings
     batch_size = min(settings.data.classes_per_batch, splits.train.num_labels) * settings.data.samples_per_class
     steps = count_steps(settings, len(splits.train), batch_size)
-    planned = []
+    planned, evaluations = [], 0
     for name, config in zip(names, configs, strict=True):
         config = RunConfig.create(**{**config.as_dict(), "steps": steps, "epochs": "none"})
         completed = config.completed(splits.kind, steps, splits.sample_shape)
+        assert completed.settings.run.eval_every is not None
+        evaluations = max(evaluations, -(-steps // completed.settings.run.eval_every))
         dimensions = tuple(space.dimensions(specs, config, completed))
         if not dimensions:
             raise ConfigError(f"search names nothing of the arm '{name}', so its trials would all be the same. Add a setting")
@@ -182,6 +184,5 @@ def make_plan(
         first = values if all(d.step is None and d.holds(values[d.name]) for d in dimensions) else {}
         planned.append(Arm(name, plain(config.as_dict()), dimensions, first))
     folds_of(RecordedSplit.of_json(record), folds, settings.run.seed)  # refuses too many folds now
-    evaluations = -(-steps // settings.run.eval_every)
     digest = hashlib.sha256(record).hexdigest()
     return Plan(tuple(planned), trials, folds, pruner, settings.run.seed, steps, evaluations, digest), record

@@ -44,6 +44,7 @@ def run_trial(settings: dict[str, Any], work: Path, folder: str, trusts_plugins:
 
     def goes_on(run: Run, score: float, fold: int) -> bool:
         every = run.config.settings.run.eval_every
+        assert every is not None  # the run's configuration is complete
         place = fold * settings["evaluations"] + -(-run.step // every)
         mean = (sum(scores) + score) / (len(scores) + 1)
         state["is_pruned"] = not study.report(settings["number"], place, mean)

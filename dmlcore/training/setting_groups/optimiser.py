@@ -20,7 +20,8 @@ class OptimiserSettings:
     """What turns gradients into steps."""
     learning_rate: float | None = None
     """Highest learning rate of the trunk; it rises over `warmup` steps and follows `schedule` (default: 2e-3; 4e-3 for
-    the small network of pictures, 5e-4 for features, and what suits the trunk where it is trained already)."""
+    the small network of pictures, 5e-4 for features, 1e-3 with hidden units beside them, and what suits the trunk where it is
+    trained already)."""
     schedule: str = defaults().SCHEDULE
     """How the learning rate goes on."""
     warmup: int = 50

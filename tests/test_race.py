@@ -1,0 +1,125 @@
+"""`start = race`: two models of features train, and the better one on the validation part is the run."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from dmlcore.cli import main
+from dmlcore.errors import ConfigError
+from dmlcore.training import RunConfig, train
+from dmlcore.training.folder import RunFolder
+from dmlcore.training.start import validation_score
+
+QUICK: dict[str, Any] = {"plugins": "ms", "steps": 8, "eval_every": 2, "warmup": 2, "classes_per_batch": 4, "report": False}
+STARTS = ("identity", "mlp")
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> str:
+    path = tmp_path_factory.mktemp("race") / "features.npz"
+    generator, labels = np.random.default_rng(0), np.repeat(np.arange(24), 6)
+    centres = generator.normal(size=(24, 12))
+    np.savez(path, x=(centres[labels] + 1.2 * generator.normal(size=(144, 12))).astype(np.float32), y=labels)
+    return str(path)
+
+
+@pytest.mark.parametrize("winner", STARTS)
+def test_the_better_start_is_the_run(winner: str, data: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def score(config: RunConfig, folder: RunFolder, **values: Any) -> float:
+        validation_score(config, folder, **values)
+        return float(config.settings.model.trunk == winner)
+
+    monkeypatch.setattr("dmlcore.training.start.validation_score", score)
+    result = train(out=tmp_path / "raced", data=data, start="race", **QUICK)
+    settings = RunConfig.read(tmp_path / "raced" / "config.toml").settings
+    assert (settings.model.trunk, settings.optimiser.learning_rate, settings.run.steps) == (winner, 2e-3, 4)
+    assert result["steps"] == result["steps_done"] == 4 and not (tmp_path / "raced" / "search").exists()
+    alone = train(out=tmp_path / "alone", data=data, model=winner, learning_rate=2e-3, **{**QUICK, "steps": 4})
+    for key in ("metrics", "baselines", "chosen_step"):
+        assert result[key] == alone[key]
+    records = [json.loads(line) for line in (tmp_path / "raced" / "metrics.jsonl").read_text().splitlines()]
+    assert [record["step"] for record in records if record["kind"] == "evaluation"] == [0, 2, 4]
+
+
+def test_it_takes_the_higher_validation_score(data: str, tmp_path: Path) -> None:
+    result = train(out=tmp_path / "raced", data=data, start="race", **QUICK)
+    scores = {
+        name: train(out=tmp_path / name, data=data, model=name, learning_rate=2e-3, **{**QUICK, "steps": 4})["metrics"]
+        for name in STARTS
+    }
+    assert result["metrics"]["validation"]["map@r"] == max(score["validation"]["map@r"] for score in scores.values())
+
+
+def test_what_is_given_counts_for_both(data: str, tmp_path: Path) -> None:
+    train(out=tmp_path / "run", data=data, start="race", learning_rate=3e-4, embedding_dim=5, **QUICK)
+    settings = RunConfig.read(tmp_path / "run" / "config.toml").settings
+    assert (settings.optimiser.learning_rate, settings.model.embedding_dim) == (3e-4, 5)
+
+
+def test_a_raced_run_goes_on_and_is_evaluated(data: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    flags = ["--steps", "4", "--eval-every", "1", "--classes-per-batch", "4", "--start", "race", "--out", str(tmp_path / "run")]
+    assert main(["train", "--data", data, "--plugins", "ms", *flags]) == 0
+    told = capsys.readouterr()
+    assert "start 1 of 2: identity, 2 steps" in told.out + told.err and "taken: " in told.out + told.err
+    assert main(["train", "--resume", str(tmp_path / "run"), "--steps", "5"]) == 0
+    assert main(["eval", str(tmp_path / "run"), "--json"]) == 0
+
+
+def test_an_interrupted_race_leaves_no_run(data: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(config: RunConfig, folder: RunFolder, **values: Any) -> float:
+        folder.path.mkdir(parents=True)
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr("dmlcore.training.start.validation_score", interrupted)
+        with pytest.raises(KeyboardInterrupt, match="nothing is kept"):
+            train(out=tmp_path / "run", data=data, start="race", **QUICK)
+    assert not (tmp_path / "run" / "config.toml").exists() and not (tmp_path / "run" / "search").exists()
+    train(out=tmp_path / "run", data=data, start="race", **QUICK)  # the same folder serves
+
+
+@pytest.mark.parametrize(
+    "values, told",
+    [
+        ({"model": "mlp"}, "start is race, which chooses the model, but model is mlp"),
+        ({"init": "x"}, "start is race, which chooses the model, but init is x"),
+        ({"plugins": "auto"}, "start is race, but plugins is auto"),
+        ({"validation": "none"}, "start is race, but validation is none"),
+        ({"epochs": 2, "steps": None}, "start is race, but epochs is given"),
+        ({"stop_after": "1h"}, "start is race, but stop_after is given"),
+        ({"ensemble": "heads", "plugins": "ms,triplet"}, "start is race, but ensemble is heads"),
+        ({"steps": 1}, "2 models need a step each, but steps is 1"),
+    ],
+)
+def test_what_cannot_race_is_refused(values: dict[str, Any], told: str, data: str, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=told):
+        train(out=tmp_path / "run", data=data, start="race", **{**QUICK, **values})
+    assert not (tmp_path / "run" / "config.toml").exists()
+
+
+def test_pictures_do_not_race(tmp_path: Path) -> None:
+    x, y = np.random.default_rng(0).integers(0, 255, (48, 8, 8), dtype=np.uint8), np.repeat(np.arange(12), 4)
+    with pytest.raises(ConfigError, match="the data are images: only models of features race"):
+        train(out=tmp_path / "run", data=(x, y), start="race", **QUICK)
+
+
+def test_a_default_run_on_features_races(data: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("dmlcore.training.race.DEFAULT_STEPS", 4)
+    monkeypatch.setattr("dmlcore.training.step_counts.DEFAULT_STEPS", 4)
+    values = {key: value for key, value in QUICK.items() if key != "steps"}
+
+    def raced(name: str, **more: Any) -> bool:
+        train(out=tmp_path / name, data=data, **values, **more)
+        settings = RunConfig.read(tmp_path / name / "config.toml").settings
+        assert settings.model.start == "preset"  # nothing is left to choose
+        return settings.run.steps == 2
+
+    assert raced("open")
+    assert not raced("preset", start="preset")
+    for more in ({"steps": 4}, {"learning_rate": 1e-3}, {"model": "mlp"}, {"embedding_dim": 3}, {"validation": "none"}):
+        assert not raced(f"given-{next(iter(more))}", **more)
