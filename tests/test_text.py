@@ -111,7 +111,7 @@ def test_a_csv_of_texts(texts: Path) -> None:
 def test_training_on_texts_without_another_library(texts: Path, tmp_path: Path) -> None:
     result = train(data=str(texts), steps=4, out=tmp_path / "run", **QUICK)
     assert RunConfig.read(tmp_path / "run" / "config.toml").settings.model.trunk == "trigrams"
-    assert set(result["baselines"]) == {"raw trigrams", "untrained network"}
+    assert set(result["baselines"]) == {"raw trigrams", "before training"}
     again = TrainedRun(tmp_path / "run").evaluate()
     assert again["metrics"]["test"] == pytest.approx(result["metrics"]["test"], abs=1e-6)
     with pytest.raises(ConfigError, match="'crop' changes images, but the data are texts"):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -11,6 +12,8 @@ import dmlcore
 from dmlcore.config import check_range
 from dmlcore.data import count_trigrams
 from dmlcore.models import Trunk
+
+LONGEST = 1024  # of an embedding by default
 
 
 @dataclass(frozen=True)
@@ -39,6 +42,13 @@ class Trigrams(Trunk):
         super().__init__(options, sample_shape)
         self.hidden = nn.Linear(options.buckets, options.hidden)
         self.features = options.hidden + options.buckets
+
+    @classmethod
+    def preset(cls, options: TrigramOptions, sample_shape: tuple[int, ...]) -> dict[str, Any]:
+        """The embedding begins as the principal axes of what the trunk gives, so before the first step it ranks nearly as the
+        counts do. `docs/reports/features.md` has the measurements."""
+        length = min(LONGEST, options.hidden + options.buckets)
+        return {"embedding_dim": length, "compress": 0, "head_start": "principal", "learning_rate": 5e-4, "eval_every": 25}
 
     def forward(self, samples: Tensor) -> Tensor:
         """Features [B, hidden + buckets] of texts uint8 [B, bytes]."""
