@@ -296,7 +296,7 @@ def test_other_settings_beside_resume(finished: Path, tmp_path: Path, capsys: py
     "before, after, told",
     [
         ("seed = 0", "seed = 1", "seed = 1 instead of 0"),
-        ("learning_rate = 0.002", "learning_rate = 0.02", "learning_rate = 0.02 instead of 0.002"),
+        ("learning_rate = 0.001", "learning_rate = 0.01", "learning_rate = 0.01 instead of 0.001"),
         ("alpha = 2.0", "alpha = 3.0", "ms.alpha = 3.0 instead of 2.0"),
     ],
 )

@@ -187,7 +187,7 @@ def markdown(numbers: dict[str, Any]) -> str:
 
 
 def _on_folds(numbers: dict[str, Any]) -> list[str]:
-    if not numbers["folds"]:
+    if not numbers.get("folds"):
         return []
     number = numbers["folds"]
     text = (
@@ -213,7 +213,7 @@ def tables(numbers: dict[str, Any]) -> list[str]:
             lines.append(f"| {name} | {percent(area.get('recall@1'))} | {percent(area.get('map@r'))} |")
         lines.append("")
     lines += _by_split("R@1", numbers, lambda row: percent(row.get("recall@1")))
-    if numbers["folds"]:
+    if numbers.get("folds"):  # summaries that were stored before lack it
         title = "R@1 of the embeddings of all folds side by side,"
         lines += ["", *_by_split(title, numbers, lambda row: percent(row.get("concatenated", {}).get("recall@1")))]
     shots = shots_of(numbers)
