@@ -80,8 +80,6 @@ def mean_similarities(comparison: Comparison) -> tuple[Tensor, Tensor]:
     if len(other_labels) == 0 or len(labels) == 0:
         nothing = comparison.anchors.to(dtype).sum() * 0
         return nothing, nothing
-    if comparison.references is None:
-        return _among_themselves(unit(comparison.anchors.to(dtype)), labels)
     anchors, references = unit(comparison.anchors.to(dtype)), unit(comparison.other_vectors.to(dtype))
     ordered = other_labels.sort().values
     place = torch.searchsorted(ordered, other_labels)  # [N]: a class is known by the first place of its label
@@ -101,18 +99,6 @@ def mean_similarities(comparison: Comparison) -> tuple[Tensor, Tensor]:
         total, count = total - with_itself, count - is_own.to(dtype)
     positives, negatives = same_count.sum(), (count - same_count).sum()
     return same.sum() / positives.clamp_min(1), (total - same).sum() / negatives.clamp_min(1)
-
-
-def _among_themselves(vectors: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-    """The same of a batch with itself: the square of a sum holds each pair twice, and each vector with itself."""
-    place = torch.searchsorted(labels.sort().values, labels)  # [N]
-    sums = torch.zeros_like(vectors).index_add(0, place, vectors)
-    with_themselves = vectors.square().sum()
-    same, total = sums.square().sum() - with_themselves, vectors.sum(0).square().sum() - with_themselves
-    sizes = torch.zeros_like(labels).index_add(0, place, torch.ones_like(labels))  # whole numbers: exact
-    positives = sizes.square().sum() - len(labels)
-    negatives = len(labels) * (len(labels) - 1) - positives
-    return same / positives.clamp_min(1), (total - same) / negatives.clamp_min(1)
 
 
 @dmlcore.hookimpl
