@@ -140,8 +140,7 @@ template <class T> static void forward(const Problem<T>& problem, T* values, T* 
         for (int l = 0; l < p.loss_count; ++l) entries[p.losses[l].functor].begin(p.losses[l], p, s.losses[l], true);
       for_strips(p, t, cells, static_cast<T*>(nullptr), [&](Strip<T>& strip, int64_t, int64_t) {
         for (int l = 0; l < p.loss_count; ++l)
-          if (sees_any(p, p.losses[l], strip))
-            entries[p.losses[l].functor].collect[p.triangle](p.losses[l], seen(p, p.losses[l], strip, s), s.losses[l]);
+          entries[p.losses[l].functor].collect[p.triangle](p.losses[l], seen(p, p.losses[l], strip, s), s.losses[l]);
       });
       if (p.triangle)
         for (int l = 0; l < p.loss_count; ++l)
@@ -289,15 +288,9 @@ template <class T> static void backward(const Problem<T>& problem, const T* cota
       for_strips(p, t, cells, slopes, [&](Strip<T>& strip, int64_t r, int64_t skip) {
         for (int64_t q = 0; skip && q < strip.rows; ++q) memset(slopes + (r + q) * ld, 0, skip * sizeof(T));
         if (strip.columns == 0) return;
-        strip.first = true;
         for (int l = 0; l < p.loss_count; ++l) {
-          if (!sees_any(p, p.losses[l], strip)) continue;
+          strip.first = l == 0;
           entries[p.losses[l].functor].slope[p.triangle](p.losses[l], seen(p, p.losses[l], strip, s), s.losses[l]);
-          strip.first = false;
-        }
-        if (strip.first) {  // no loss wrote
-          for (int64_t q = 0; q < strip.rows; ++q) memset(strip.g + q * ld, 0, strip.columns * sizeof(T));
-          return;
         }
         if (!p.whole) nonzero += count_nonzero(strip.g, ld, strip.rows, strip.columns);
       });
