@@ -14,7 +14,7 @@ from torch import Tensor
 from dmlcore import LossEnsemble
 from dmlcore.errors import ConfigError
 from dmlcore.kernels import extension, plan_options, recorded_passes
-from dmlcore.losses import create
+from dmlcore.losses import Measure, WindowMiner, Windows, create
 
 pytestmark = pytest.mark.skipif(extension.cpu() is None, reason="the CPU extension is not built")
 X, Y = BATCHES["odd"]
@@ -180,3 +180,32 @@ def test_an_anchor_that_is_not_finite_spoils_what_it_did() -> None:
             results.append(value_and_gradient(loss, x, y))
     for before, after in zip(*results, strict=True):
         assert torch.equal(before.isnan(), after.isnan())
+
+
+class Hardest(WindowMiner):
+    """The hardest positive and negative of each anchor alone: windows that end at the very bits of a similarity."""
+
+    name = "hardest_alone"
+
+    def windows(self, extremes: Measure) -> Windows:
+        found = extremes(None)
+        nothing = torch.full_like(found.lowest_positive, torch.inf)
+        return torch.stack([-nothing, found.lowest_positive, found.highest_negative, nothing])
+
+
+@pytest.mark.parametrize("samples", [12, 24, 40, 64, 200, 520])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_windows_find_the_bits_of_the_extremes(samples: int, dtype: torch.dtype) -> None:
+    generator = torch.Generator().manual_seed(1)
+    x = torch.randn(samples, 9, generator=generator, dtype=torch.float64)
+    y = torch.arange(samples) % 4
+    loss = create("contrastive", miner=Hardest())
+    leaf, definition = x.clone().to(dtype).requires_grad_(), x.clone().requires_grad_()
+    value, plain = loss(leaf, y), loss.reference(definition, y)
+    assert loss.is_fused
+    value.backward()
+    plain.backward()
+    assert leaf.grad is not None and definition.grad is not None
+    tolerance = 1e-5 if dtype is torch.float32 else 1e-12
+    assert value.item() == pytest.approx(plain.item(), rel=tolerance)
+    assert torch.allclose(leaf.grad.double(), definition.grad, rtol=0, atol=tolerance)

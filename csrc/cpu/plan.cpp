@@ -97,8 +97,11 @@ class Planner {
   }
 
   // The slopes of a small batch with itself are mirrored into one matrix, so that one product takes the place of two for each
-  // tile, and takes the positives too. Larger matrices would not stay in the cache.
+  // tile, and takes the positives too. Larger matrices would not stay in the cache. Numbers without a derivative gain nothing, and
+  // windows that follow from them must find the same bits in a pass of rows.
   void choose_whole() {
+    const auto has_slopes = [](const FunctorState& f) { return f.slopes > 0; };
+    if (!std::any_of(in_.functors.begin(), in_.functors.end(), has_slopes)) return;
     const int64_t width = rounded(in_.anchors, 16);
     const bool is_cut_well = out_.tile_rows % 16 == 0 || out_.tile_rows >= in_.anchors;
     if (out_.triangle && in_.anchors > 0 && in_.anchors <= kMostWhole && out_.tile_columns >= in_.anchors && is_cut_well &&
