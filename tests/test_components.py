@@ -11,7 +11,7 @@ from dmlcore import plugins
 from dmlcore.data import ShiftAugmentation, Transforms, create_sampler
 from dmlcore.errors import ConfigError, PluginError
 from dmlcore.evaluation import MetricOptions
-from dmlcore.evaluation.metric import Metric, further
+from dmlcore.evaluation.metric import Embedded, Metric, further
 
 
 def test_uniformity_and_alignment_by_loops(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -43,7 +43,7 @@ def test_a_metric_must_give_numbers() -> None:
             return [1.0]
 
     with pytest.raises(PluginError, match=r"the metric 'wrong' gave \[1\.0\], but must give numbers by name"):
-        further([Wrong()], torch.zeros(2, 2), torch.zeros(2))
+        further([Wrong()], Embedded(torch.zeros(2, 2), torch.zeros(2)))
 
 
 def test_shuffled_batches_pass_over_all_samples() -> None:

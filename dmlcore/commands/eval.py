@@ -122,12 +122,12 @@ def _evaluate(
     ks = None if recall_at is None else _numbers(recall_at)
     how = EvaluationOptions(recall_at=ks, bootstrap=bootstrap, seed=seed, rerank=rerank, metrics=built)
     how_to_load, is_compared = loading(values), len(models) > 1
-    evaluations = []
+    evaluations, metrics = [], []
     for model in models:
         with agreeing(dividing()):
             loaded = load(model, **how_to_load) if is_model(model) else model
-            metrics = built if built is not None else [] if isinstance(loaded, str) else loaded.measures()
             if curves is not None:
+                metrics = built if built is not None else [] if isinstance(loaded, str) else loaded.measures()
                 check_curves(metrics, curves)
             how = how.with_recall_of(loaded)  # of several models, those of the first
         # Embeddings in a file are of some data already, which a comparison checks to be the same.

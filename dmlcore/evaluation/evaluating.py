@@ -14,7 +14,7 @@ from torch.nn import functional
 
 from dmlcore import progress
 from dmlcore.errors import ConfigError, PluginError
-from dmlcore.evaluation.metric import Metric, curves_of, further
+from dmlcore.evaluation.metric import Embedded, Metric, curves_of, further
 from dmlcore.evaluation.metrics import RECALL_AT
 from dmlcore.evaluation.queries import QueryScores, rank_queries
 from dmlcore.evaluation.reranking import reranked_metrics
@@ -246,27 +246,25 @@ def measure(
         return {**(scores.means if scores else {})}, scores
     if isinstance(embeddings, DividedRows):
         whole = embeddings.on_first()
-        values = told_by_first(embeddings.layout.group, lambda: _of_metrics(further, whole, dataset, metrics))
+        values = told_by_first(embeddings.layout.group, lambda: further(metrics, _embedded(whole, dataset, metrics)))
     else:
-        values = _of_metrics(further, embeddings, dataset, metrics)
+        values = further(metrics, _embedded(embeddings, dataset, metrics))
     return {**(scores.means if scores else {}), **values}, scores
 
 
 def curves(embeddings: Tensor, dataset: LabelledDataset, metrics: Sequence[Metric]) -> dict[str, dict[str, Sequence[float]]]:
     """The curves of further measures by `METRIC.name`, each with columns by name. Arguments as of `evaluate`."""
-    return _of_metrics(curves_of, embeddings, dataset, metrics)
+    return curves_of(metrics, _embedded(embeddings, dataset, metrics))
 
 
-def _of_metrics(
-    function: Callable[..., Any], embeddings: Tensor | None, dataset: LabelledDataset, metrics: Sequence[Metric]
-) -> Any:
-    """What `further` or `curves_of` says of a part."""
+def _embedded(embeddings: Tensor | None, dataset: LabelledDataset, metrics: Sequence[Metric]) -> Embedded:
+    """A part of the data, as further measures are given it."""
     assert embeddings is not None
     labels = torch.from_numpy(dataset.labels).to(embeddings.device)
     levels = torch.from_numpy(dataset.labels_by_level()).to(labels.device) if dataset.levels else None
     roles = (torch.from_numpy(dataset.queries), torch.from_numpy(dataset.references))
     names = dataset.own_names() if any(metric.takes_names for metric in metrics) else ()
-    return function(metrics, embeddings, labels, levels, roles, names)
+    return Embedded(embeddings, labels, levels, roles, names)
 
 
 def evaluate_levels(

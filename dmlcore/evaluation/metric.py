@@ -6,7 +6,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
@@ -78,30 +78,44 @@ class Metric(ABC):
         """
 
 
-def further(
-    metrics: Iterable[Metric],
-    embeddings: Tensor,
-    labels: Tensor,
-    levels: Tensor | None = None,
-    roles: tuple[Tensor, Tensor] | None = None,
-    names: Sequence[str] = (),
-) -> dict[str, float | None]:
-    """What further measures say, by `METRIC.name`; None for a number that is not finite.
+class Embedded(NamedTuple):
+    """A part of the data, as measures are given it.
 
-    Args:
-        metrics: that are asked.
+    Attributes:
         embeddings: [N, D].
         labels: int64 [N].
         levels: labels [N, L] where the data have several levels.
         roles: int64 positions of queries and of references. None: all are both.
         names: of the samples, where they have any.
+    """
+
+    embeddings: Tensor
+    labels: Tensor
+    levels: Tensor | None = None
+    roles: tuple[Tensor, Tensor] | None = None
+    names: Sequence[str] = ()
+
+    def given_to(self, metric: Metric) -> tuple[tuple[Tensor, Tensor], dict[str, Any]]:
+        """What a measure takes of it, by place and by name."""
+        labels = self.levels if metric.takes_levels and self.levels is not None else self.labels
+        asked: dict[str, Any] = {"names": self.names} if metric.takes_names else {}
+        if metric.takes_roles:
+            everyone = torch.arange(len(self.labels))
+            sides = (part.to(self.labels.device) for part in self.roles or (everyone, everyone))
+            asked |= dict(zip(("queries", "references"), sides, strict=True))
+        return (self.embeddings, labels), asked
+
+
+def further(metrics: Iterable[Metric], part: Embedded) -> dict[str, float | None]:
+    """What further measures say of a part, by `METRIC.name`; None for a number that is not finite.
 
     Raises:
         PluginError: one gives something else than numbers by name.
     """
     results: dict[str, float | None] = {}
     for metric in metrics:
-        values = metric(embeddings, _labels_of(metric, labels, levels), **_asked(metric, labels, roles, names))
+        placed, asked = part.given_to(metric)
+        values = metric(*placed, **asked)
         try:
             numbers = {str(name): float(value) for name, value in values.items()}
         except (AttributeError, TypeError, ValueError):
@@ -115,36 +129,17 @@ def has_curves(metric: Metric) -> bool:
     return type(metric).curves is not Metric.curves
 
 
-def curves_of(
-    metrics: Iterable[Metric],
-    embeddings: Tensor,
-    labels: Tensor,
-    levels: Tensor | None = None,
-    roles: tuple[Tensor, Tensor] | None = None,
-    names: Sequence[str] = (),
-) -> dict[str, dict[str, Sequence[float]]]:
-    """The curves of measures, by `METRIC.name`: columns by name. Arguments as of `further`.
+def curves_of(metrics: Iterable[Metric], part: Embedded) -> dict[str, dict[str, Sequence[float]]]:
+    """The curves of measures of a part, by `METRIC.name`: columns by name.
 
     Raises:
         PluginError: one gives something else than columns of equal length.
     """
     results: dict[str, dict[str, Sequence[float]]] = {}
     for metric in filter(has_curves, metrics):
-        curves = metric.curves(embeddings, _labels_of(metric, labels, levels), **_asked(metric, labels, roles, names))
-        for name, columns in curves.items():
+        placed, asked = part.given_to(metric)
+        for name, columns in metric.curves(*placed, **asked).items():
             if len(columns) < 2 or len({len(column) for column in columns.values()}) > 1:
                 raise PluginError(f"the curve '{name}' of the metric '{metric.name}' needs two columns or more of equal length")
             results[f"{metric.name}.{name}"] = columns
     return results
-
-
-def _labels_of(metric: Metric, labels: Tensor, levels: Tensor | None) -> Tensor:
-    return levels if metric.takes_levels and levels is not None else labels
-
-
-def _asked(metric: Metric, labels: Tensor, roles: tuple[Tensor, Tensor] | None, names: Sequence[str]) -> dict[str, Any]:
-    """What a measure is given by name."""
-    everyone = torch.arange(len(labels))
-    queries, references = (part.to(labels.device) for part in roles or (everyone, everyone))
-    asked: dict[str, Any] = {"queries": queries, "references": references} if metric.takes_roles else {}
-    return asked | ({"names": names} if metric.takes_names else {})

@@ -301,12 +301,12 @@ def write_generation(
         files["there"] = target.write("there", generation, lambda path: _save(path, there))
     vectors = index_files.read_vectors(target.path / files["vectors"]["name"], count, dim)
     if kind is not index_kinds.Flat:
-        structure = grown if grown is not None else kind(dim)
-        if grown is None:
+        structure = grown or kind(dim)
+        if grown is not None:
+            structure.add(vectors[structure.faiss.ntotal :])
+        else:
             structure.train(vectors, settings["seed"])
             index_shards.add(structure, vectors, target.path / files["vectors"]["name"])
-        else:
-            structure.add(vectors[structure.faiss.ntotal :])
         files["search"] = target.write("search", generation, structure.save)
         del structure, grown  # the file is opened below
         give_back_freed_memory()
