@@ -5,13 +5,13 @@ from __future__ import annotations
 
 import itertools
 import sys
-from datetime import timedelta
 from pathlib import Path
 from typing import Any
 from unittest import mock
 
 import numpy as np
 import torch
+from launched import as_rank
 from torch import Tensor, distributed
 
 from dmlcore.data.label_sets import LabelSets
@@ -164,21 +164,17 @@ def refusals(group: Group) -> dict[str, str]:
 
 def main(rank: int, size: int, folder: Path) -> None:
     """What each rank runs; results go to files."""
-    torch.set_num_threads(1)
-    seconds = timedelta(seconds=60)
-    distributed.init_process_group("gloo", f"file://{folder}/store", rank=rank, world_size=size, timeout=seconds)
-    group = Group(distributed.new_group(list(range(size))))
-    results = {split: of_ranks(group, split) | of_data(group, split) for split in ("even", "uneven", "empty")}
-    rows = parted(draw(10, 3)[0], group, "uneven")
-    first = rows.on_first()
-    outcome = {
-        "results": results,
-        "python": of_python(group),
-        "refusals": refusals(group) if size == 2 else {},
-        "whole": [rows.whole(), first],
-    }
-    torch.save(outcome, folder / f"{rank}.pt")
-    distributed.destroy_process_group()
+    with as_rank(rank, size, folder) as outcome:
+        group = Group(distributed.new_group(list(range(size))))
+        results = {split: of_ranks(group, split) | of_data(group, split) for split in ("even", "uneven", "empty")}
+        rows = parted(draw(10, 3)[0], group, "uneven")
+        first = rows.on_first()
+        outcome |= {
+            "results": results,
+            "python": of_python(group),
+            "refusals": refusals(group) if size == 2 else {},
+            "whole": [rows.whole(), first],
+        }
 
 
 if __name__ == "__main__":

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import distributed
 
 TESTS = Path(__file__).parent
 SECONDS = 240  # that ranks may take
@@ -27,12 +31,25 @@ def processes_of(parent: int) -> list[int]:
     return [children[rank] for rank in sorted(children)]
 
 
-def check_refusals(outcomes: list[dict[str, Any]], words: dict[str, tuple[str, ...]]) -> None:
-    """Every rank refused what it should, in a line that has the words for it: by case, one for each rank."""
+def check_refusals(outcomes: list[dict[str, Any]], words: dict[str, str] | dict[str, tuple[str, ...]]) -> None:
+    """Every rank refused what it should, in a line that has the words for it: by case, for all ranks or one for each."""
     for rank, outcome in enumerate(outcomes):
         assert set(outcome["refusals"]) == set(words)
         for name, text in outcome["refusals"].items():
-            assert words[name][rank] in text and "\n" not in text, (name, text)
+            expected = words[name]
+            assert (expected if isinstance(expected, str) else expected[rank]) in text and "\n" not in text, (name, text)
+
+
+@contextlib.contextmanager
+def as_rank(rank: int, size: int, folder: Path) -> Iterator[dict[str, Any]]:
+    """Be a rank in the block, which fills what `outcomes_of_ranks` returns of it."""
+    torch.set_num_threads(1)
+    seconds = timedelta(seconds=60)
+    distributed.init_process_group("gloo", f"file://{folder}/store", rank=rank, world_size=size, timeout=seconds)
+    outcome: dict[str, Any] = {}
+    yield outcome
+    torch.save(outcome, folder / f"{rank}.pt")
+    distributed.destroy_process_group()
 
 
 def outcomes_of_ranks(size: int, folder: Path, program: str, *words: str, weights_only: bool = True) -> list[dict[str, Any]]:

@@ -5,13 +5,13 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
-from datetime import timedelta
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from cases import CLASSES, LOSSES, WIDTH
+from launched import as_rank
 from rank_cases import Numbers, Part, batch, network, one_step, refused, same_parity
 from torch import distributed
 
@@ -155,17 +155,14 @@ def refusals() -> dict[str, str]:
 
 
 def main(rank: int, size: int, folder: Path, splits: list[str]) -> None:
-    torch.set_num_threads(1)
-    seconds = timedelta(seconds=60)
-    distributed.init_process_group("gloo", f"file://{folder}/store", rank=rank, world_size=size, timeout=seconds)
-    results = {}
-    for name, run in CASES.items():
-        for split in splits[:1] if name.startswith("loss") else splits:
-            results[f"{name}, {split}"] = run(Part(rank, size, split))
-    rows = len(memory_of(dmlcore.LossEnsemble(["ms"]), Part(rank, size)).queue)
-    assert Group().size == size and rows <= -(-SIZE // size), rows  # nobody has more than its part
-    torch.save({"results": results, "refusals": refusals()}, folder / f"{rank}.pt")
-    distributed.destroy_process_group()
+    with as_rank(rank, size, folder) as outcome:
+        results = outcome["results"] = {}
+        for name, run in CASES.items():
+            for split in splits[:1] if name.startswith("loss") else splits:
+                results[f"{name}, {split}"] = run(Part(rank, size, split))
+        rows = len(memory_of(dmlcore.LossEnsemble(["ms"]), Part(rank, size)).queue)
+        assert Group().size == size and rows <= -(-SIZE // size), rows  # nobody has more than its part
+        outcome["refusals"] = refusals()
 
 
 if __name__ == "__main__":

@@ -8,7 +8,6 @@ import os
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from datetime import timedelta
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal
@@ -16,6 +15,7 @@ from unittest import mock
 
 import torch
 from cases import CLASSES, LOSSES, WIDTH, embeddings_of
+from launched import as_rank
 from torch import Tensor, distributed, nn
 
 import dmlcore
@@ -435,20 +435,16 @@ def refusals(rank: int) -> dict[str, str]:
 
 def main(rank: int, size: int, folder: Path, splits: list[str]) -> None:
     """What each rank runs: all cases, the faults, and what is refused; results go to files."""
-    torch.set_num_threads(1)
-    seconds = timedelta(seconds=60)
-    distributed.init_process_group("gloo", f"file://{folder}/store", rank=rank, world_size=size, timeout=seconds)
-    cases = CASES | {f"weighting {name}": of_a_weighting(name) for name in weightings()}
-    results: dict[str, Any] = {}
-    for name, run in cases.items():
-        for split in splits if name.startswith("loss") else splits[:1]:
-            results[f"{name}, {split}"] = run(Part(rank, size, split, "divided"))
-        if name in WHOLE:
-            results[f"{name}, whole"] = run(Part(rank, size, splits[0], "whole"))
-    planted = {name: of_fault(name, Part(rank, size)) for name in FAULTS}
-    outcome = {"results": results, "planted": planted, "traffic": traffic(rank), "refusals": refusals(rank)}
-    torch.save(outcome, folder / f"{rank}.pt")
-    distributed.destroy_process_group()
+    with as_rank(rank, size, folder) as outcome:
+        cases = CASES | {f"weighting {name}": of_a_weighting(name) for name in weightings()}
+        results: dict[str, Any] = {}
+        for name, run in cases.items():
+            for split in splits if name.startswith("loss") else splits[:1]:
+                results[f"{name}, {split}"] = run(Part(rank, size, split, "divided"))
+            if name in WHOLE:
+                results[f"{name}, whole"] = run(Part(rank, size, splits[0], "whole"))
+        planted = {name: of_fault(name, Part(rank, size)) for name in FAULTS}
+        outcome |= {"results": results, "planted": planted, "traffic": traffic(rank), "refusals": refusals(rank)}
 
 
 def of_fault(name: str, part: Part) -> Numbers:

@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
-from datetime import timedelta
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,7 @@ from unittest import mock
 
 import torch
 from cases import CLASSES, LOSSES, WIDTH
+from launched import as_rank
 from rank_cases import MEMBERS, Numbers, Part, batch, network, one_step
 from torch import Tensor, distributed, nn
 
@@ -202,15 +202,12 @@ def refusals(part: Part) -> dict[str, str]:
 
 
 def main(rank: int, size: int, folder: Path, splits: list[str]) -> None:
-    torch.set_num_threads(1)
-    seconds = timedelta(seconds=60)
-    distributed.init_process_group("gloo", f"file://{folder}/store", rank=rank, world_size=size, timeout=seconds)
-    results = {}
-    for name, run in CASES.items():
-        for split in splits if name.startswith("loss") else splits[:1]:
-            results[f"{name}, {split}"] = run(Part(rank, size, split, "divided"))
-    torch.save({"results": results, "refusals": refusals(Part(rank, size, "uneven"))}, folder / f"{rank}.pt")
-    distributed.destroy_process_group()
+    with as_rank(rank, size, folder) as outcome:
+        results = outcome["results"] = {}
+        for name, run in CASES.items():
+            for split in splits if name.startswith("loss") else splits[:1]:
+                results[f"{name}, {split}"] = run(Part(rank, size, split, "divided"))
+        outcome["refusals"] = refusals(Part(rank, size, "uneven"))
 
 
 if __name__ == "__main__":

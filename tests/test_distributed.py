@@ -3,6 +3,7 @@ is the program of each rank. Processes start once for all tests of a number of r
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -40,16 +41,20 @@ def worst(numbers: Numbers, expected: Numbers) -> float:
     return max(differences)
 
 
-def check(ranks: list[dict[str, Any]]) -> None:
-    """All cases of all ranks against one process."""
+def check_results(ranks: list[dict[str, Any]], expected: Callable[[str], Numbers], limit_of: Callable[[str], float]) -> None:
+    """All cases of all ranks against one process: what it gives, and how far they may be apart, by the name of the case."""
     wrong = {}
     for rank, outcome in enumerate(ranks):
         for key, numbers in outcome["results"].items():
-            name = key.rpartition(", ")[0]
-            difference = worst(numbers, in_one_process(name))
-            if not difference < TOLERANCE.get(name.partition(" ")[0], 1e-12):
+            case = key.rpartition(", ")[0]
+            difference = worst(numbers, expected(case))
+            if not difference <= limit_of(case):
                 wrong[f"{key} on rank {rank}"] = difference
     assert not wrong, wrong
+
+
+def check(ranks: list[dict[str, Any]]) -> None:
+    check_results(ranks, in_one_process, lambda case: TOLERANCE.get(case.partition(" ")[0], 1e-12))
     assert len(ranks[0]["results"]) > 180
     for outcome in ranks[1:]:  # numbers that steer are the same to the last bit
         for key, numbers in outcome["results"].items():

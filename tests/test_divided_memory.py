@@ -11,7 +11,7 @@ import torch
 from launched import check_refusals
 from memory_cases import CASES, COMPARED
 from rank_cases import Numbers, Part
-from test_distributed import run_ranks, worst
+from test_distributed import check_results, run_ranks
 
 pytestmark = pytest.mark.skipif(not torch.distributed.is_available(), reason="this torch has no torch.distributed")
 
@@ -23,17 +23,13 @@ def in_one_process(name: str) -> Numbers:
     return CASES[name](Part(0, 1))
 
 
+def limit_of(case: str) -> float:
+    return 2e-6 if case == "float32" else 1e-9  # sums of other orders, over four steps
+
+
 def check(ranks: list[dict[str, Any]]) -> None:
-    names = set(ranks[0]["results"])
-    assert {name.rsplit(", ", 1)[0] for name in names} == set(CASES)
-    wrong = {}
-    for name in sorted(names):
-        case = name.rsplit(", ", 1)[0]
-        for rank, outcome in enumerate(ranks):
-            difference = worst(outcome["results"][name], in_one_process(case))
-            if not difference <= (2e-6 if case == "float32" else 1e-9):  # sums of other orders, over four steps
-                wrong[f"{name} on rank {rank}"] = difference
-    assert not wrong, wrong
+    assert {key.rpartition(", ")[0] for key in ranks[0]["results"]} == set(CASES)
+    check_results(ranks, in_one_process, limit_of)
 
 
 @pytest.fixture(scope="module")
@@ -55,7 +51,7 @@ def test_what_cannot_be_divided_is_refused_in_a_line(two) -> None:
         "pairs": "beyond their similarities",
         "miner": "its miner 'angular'",
     }
-    check_refusals(two, {name: (text, text) for name, text in words.items()})
+    check_refusals(two, words)
 
 
 @pytest.mark.slow

@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 import torch
 from test_distributed_training import check_same, run, words
-from test_shards_training import MORE, settings, table  # noqa: F401
+from test_shards_training import MORE, begin_by_two, settings, table, train_alone  # noqa: F401
 
-from dmlcore.training import RunConfig, checkpoints, train
+from dmlcore.training import checkpoints, train
 
 pytestmark = pytest.mark.skipif(not torch.distributed.is_available(), reason="this torch has no torch.distributed")
 
@@ -22,20 +22,12 @@ def of_memory(table: Path) -> dict:  # noqa: F811
 
 @pytest.fixture(scope="module")
 def alone(table, tmp_path_factory) -> Path:  # noqa: F811
-    folder = tmp_path_factory.mktemp("alone") / "run"
-    train(RunConfig.create(**of_memory(table)), out=folder)
-    shutil.copytree(folder, folder.parent / "begun")
-    train(resume=folder, steps=MORE)
-    return folder
+    return train_alone(of_memory(table), tmp_path_factory.mktemp("alone"))
 
 
 @pytest.fixture(scope="module")
 def begun(table, tmp_path_factory) -> Path:  # noqa: F811
-    """The first steps by two processes."""
-    folder = tmp_path_factory.mktemp("begun") / "run"
-    done = run("--out", str(folder), "--processes", "2", *words(of_memory(table)))
-    assert done.returncode == 0, done.stderr
-    return folder
+    return begin_by_two(of_memory(table), tmp_path_factory.mktemp("begun"))
 
 
 def test_two_processes_begin_and_one_goes_on(begun, alone, tmp_path) -> None:

@@ -8,9 +8,10 @@ from typing import Any
 
 import pytest
 import torch
+from launched import check_refusals
 from rank_cases import Numbers, Part
 from shard_cases import CASES, OF_CLASSES
-from test_distributed import run_ranks, worst
+from test_distributed import check_results, run_ranks
 
 pytestmark = pytest.mark.skipif(not torch.distributed.is_available(), reason="this torch has no torch.distributed")
 
@@ -22,17 +23,15 @@ def in_one_process(name: str) -> Numbers:
     return CASES[name](Part(0, 1))
 
 
+def limit_of(case: str) -> float:
+    # logits of 150 have no digits below 1e-5 in float32
+    of_float32 = 4e-6 if "scale=150" in case or "alpha=150" in case else 1e-6
+    return 0.0 if case.startswith("start") else of_float32 if case.startswith("float32") else 1e-9
+
+
 def check(ranks: list[dict[str, Any]]) -> None:
-    names = set(ranks[0]["results"])
-    assert {name.rsplit(", ", 1)[0] for name in names} == set(CASES)
-    for name in sorted(names):
-        expected = in_one_process(name.rsplit(", ", 1)[0])
-        # logits of 150 have no digits below 1e-5 in float32
-        of_float32 = 4e-6 if "scale=150" in name or "alpha=150" in name else 1e-6
-        limit = 0.0 if name.startswith("start") else of_float32 if name.startswith("float32") else 1e-9
-        for rank, outcome in enumerate(ranks):
-            difference = worst(outcome["results"][name], expected)
-            assert difference <= limit, (name, rank, difference)
+    assert {key.rpartition(", ")[0] for key in ranks[0]["results"]} == set(CASES)
+    check_results(ranks, in_one_process, limit_of)
 
 
 @pytest.fixture(scope="module")
@@ -55,10 +54,7 @@ def test_what_cannot_be_divided_is_refused_in_a_line(two) -> None:
         "ahead": "looks ahead",
         "engine": "loss.losses.0.proxies'",
     }
-    for outcome in two:
-        assert set(outcome["refusals"]) == set(words)
-        for name, text in outcome["refusals"].items():
-            assert words[name] in text and "\n" not in text, (name, text)
+    check_refusals(two, words)
 
 
 @pytest.mark.slow

@@ -48,22 +48,30 @@ def settings(table: Path) -> dict[str, Any]:
     }
 
 
-@pytest.fixture(scope="module")
-def alone(table, tmp_path_factory) -> Path:
-    folder = tmp_path_factory.mktemp("alone") / "run"
-    train(RunConfig.create(**settings(table)), out=folder)
-    shutil.copytree(folder, folder.parent / "begun")
+def train_alone(values: dict[str, Any], place: Path) -> Path:
+    """All steps by one process in `run`; `begun` has the first ones."""
+    folder = place / "run"
+    train(RunConfig.create(**values), out=folder)
+    shutil.copytree(folder, place / "begun")
     train(resume=folder, steps=MORE)
     return folder
 
 
+def begin_by_two(values: dict[str, Any], place: Path) -> Path:
+    """The first steps by two processes."""
+    done = run("--out", str(place / "run"), "--processes", "2", *words(values))
+    assert done.returncode == 0, done.stderr
+    return place / "run"
+
+
+@pytest.fixture(scope="module")
+def alone(table, tmp_path_factory) -> Path:
+    return train_alone(settings(table), tmp_path_factory.mktemp("alone"))
+
+
 @pytest.fixture(scope="module")
 def begun(table, tmp_path_factory) -> Path:
-    """The first steps by two processes."""
-    folder = tmp_path_factory.mktemp("begun") / "run"
-    done = run("--out", str(folder), "--processes", "2", *words(settings(table)))
-    assert done.returncode == 0, done.stderr
-    return folder
+    return begin_by_two(settings(table), tmp_path_factory.mktemp("begun"))
 
 
 def test_two_processes_begin_and_one_goes_on(begun, alone, tmp_path) -> None:
