@@ -258,6 +258,7 @@ def test_the_command_trains_reports_and_does_nothing_twice(
         (["--seeds", "0"], "seeds is 0"),
         (["--processes", "0"], "processes is 0"),
         (["--folds", "1"], "folds is 1"),
+        (["--folds", "7"], "split 'default' has 12 training classes, but 7 folds need 14"),
         (["--folds", "3", "--validation", "none"], "folds validate on classes, but validation is none"),
         (["--shots", "two"], "must be a whole number"),
         (["--config", "none.toml"], "cannot read the configuration none.toml"),

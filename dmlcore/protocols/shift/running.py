@@ -19,6 +19,7 @@ from dmlcore.protocols.crossing import check_folds
 from dmlcore.protocols.shift.adapting import Adaptation
 from dmlcore.protocols.shift.cell import Places, key_of, train_and_measure
 from dmlcore.protocols.shift.episodes import can_be_learnt
+from dmlcore.protocols.tuning.folds import least_classes
 from dmlcore.training.components import data_component
 from dmlcore.training.configuration import RunConfig
 from dmlcore.training.sources import Source
@@ -72,6 +73,7 @@ def plan(
     if folds is not None:
         for config in read:
             check_folds(folds, RunConfig.create(**config, data=where))
+        _check_classes(selected, folds)
     _check_episodes(selected, adaptation)
     adapted = None if adaptation is None else plain(asdict(adaptation))
     cells = []
@@ -91,6 +93,16 @@ def plan(
 def _about(split: ClassSplit) -> dict[str, Any]:
     """What the settings of a cell say of its split."""
     return {"id": split.id, "fid": split.fid, "swapped": split.swapped, "removed": split.removed, "digest": _digest(split)}
+
+
+def _check_classes(splits: Sequence[ClassSplit], folds: int) -> None:
+    """Refuse folds for which a split has too few training classes."""
+    for split in splits:
+        if len(split.train) < (least := least_classes(folds)):
+            raise ConfigError(
+                f"split '{split.id}' has {len(split.train)} training classes, but {folds} folds need {least}. Take fewer --folds,"
+                " or leave them out"
+            )
 
 
 def _check_episodes(splits: Sequence[ClassSplit], adaptation: Adaptation | None) -> None:

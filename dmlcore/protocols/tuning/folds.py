@@ -10,6 +10,11 @@ from dmlcore.errors import ConfigError
 LEAST = 2  # classes of a fold, and of what is left to train on
 
 
+def least_classes(count: int) -> int:
+    """How many training and validation classes so many folds need."""
+    return LEAST * max(count, 2)
+
+
 def folds_of(split: RecordedSplit, count: int, seed: int) -> list[RecordedSplit]:
     """The same split `count` times, each with another part of its training and validation classes for validation.
 
@@ -27,7 +32,7 @@ def folds_of(split: RecordedSplit, count: int, seed: int) -> list[RecordedSplit]
         np.concatenate([getattr(split.parts[part], name) for part in ("train", "validation")]) for name in ("labels", "digests")
     )
     classes, sizes = np.unique(labels, return_counts=True)
-    if len(classes) < LEAST * max(count, 2) or (sizes > 1).sum() < count:
+    if len(classes) < least_classes(count) or (sizes > 1).sum() < count:
         raise ConfigError(
             f"folds is {count}, but there are {len(classes)} training and validation classes, {(sizes > 1).sum()} of them with"
             f" two samples or more. Take fewer folds, or 1, which validates on the run's own validation classes"
