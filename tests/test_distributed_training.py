@@ -151,7 +151,7 @@ def test_two_processes_make_the_keys_of_one(pictures, tmp_path) -> None:
     train(RunConfig.create(**values), out=tmp_path / "alone")
     done = run("--out", str(tmp_path / "run"), "--processes", "2", *words(values))
     assert done.returncode == 0, done.stderr
-    check_same(tmp_path / "run", tmp_path / "alone", 1e-4)  # rounding grows from 4e-7 at the first step to 2e-5 at the tenth
+    check_same(tmp_path / "run", tmp_path / "alone", 1e-4)  # rounding grows to 2e-5 in ten steps
 
 
 @pytest.mark.slow
