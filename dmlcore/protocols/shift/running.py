@@ -100,8 +100,8 @@ def _check_classes(splits: Sequence[ClassSplit], folds: int) -> None:
     for split in splits:
         if len(split.train) < (least := least_classes(folds)):
             raise ConfigError(
-                f"split '{split.id}' has {len(split.train)} training classes, but {folds} folds need {least}. Take fewer --folds,"
-                " or leave them out"
+                f"split '{split.id}' has {len(split.train)} training classes, but {folds} folds need {least}. Take fewer"
+                " --folds, or leave them out"
             )
 
 
