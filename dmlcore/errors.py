@@ -33,9 +33,23 @@ class TrainingError(DmlcoreError):
 
 
 class AnotherFailed(TrainingError):
-    """Another process of the training has failed. It tells why, unless it was killed."""
+    """Another process of the training has failed. It tells why, unless it was killed.
+
+    Args:
+        text: what is known of it.
+        exit_status: of the other, so that all end with the same, whichever ends first.
+    """
 
     is_of_all = True
+
+    def __init__(self, text: str, exit_status: int = 1) -> None:
+        super().__init__(text)
+        self.exit_status = exit_status
+
+
+def exit_status_of(error: BaseException) -> int:
+    """The exit status of a process that an error ends."""
+    return error.exit_status if isinstance(error, DmlcoreError) else 1
 
 
 def of_all(error: DmlcoreError) -> DmlcoreError:

@@ -32,8 +32,8 @@ SMALL = ["--data", "data.npz", "--plugins", "ms", "--steps", "2", "--embedding-d
 RAW = re.compile(r"\b[A-Z]\w*(Error|Exception)\b|Traceback|--debug")
 LONG, BIG = "n" * 300, "9" * 30
 WORDS = [LONG, "n" * 5000, BIG, f"-{BIG}", "9" * 5000, str(2**63), "1e400", "nan", "-inf", "", "  ", ",", "²", "١٢", "0x10"]
-WORDS += ["\0", "a\0b", "../" * 100, "/" + "a" * 300, "a/" * 3000, "é\udcff", "/dev/null", "~nobody_such/x", "-0", "--", "ms."]
-WORDS += ["cuda:", "cuda:-1", "cuda:²", f"cuda:{BIG}", "5", "\x1b[2J"]
+WORDS += ["\0", "a\0b", "../" * 100 + "nowhere", "/" + "a" * 300, "a/" * 3000, "é\udcff", "/dev/null", "~nobody_such/x", "-0"]
+WORDS += ["--", "ms.", "cuda:", "cuda:-1", "cuda:²", f"cuda:{BIG}", "5", "\x1b[2J"]
 JUNK: list[Any] = [None, 5, -1, "text", "", [], {}, [1], {"a": 1}, True, 1.5, float("nan"), 2**70, [[1]], b"x"]
 JUNK += [torch.zeros(3), torch.zeros(2, 2), torch.zeros(3, dtype=torch.int64), torch.zeros(0), {"a": torch.zeros(1)}]
 

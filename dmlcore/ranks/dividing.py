@@ -146,10 +146,12 @@ def agreeing(group: Group | None) -> Iterator[None]:
         error = caught
     if group is None:
         return
-    texts: list[str | None] = [None] * group.size
-    distributed.all_gather_object(texts, None if error is None else str(error), group=group.process_group)
+    told: list[tuple[str, int] | None] = [None] * group.size
+    own = None if error is None else (str(error), error.exit_status)
+    distributed.all_gather_object(told, own, group=group.process_group)
     if error is not None:
-        raise of_all(error) if len(set(texts)) == 1 else error
-    failed = [rank for rank, text in enumerate(texts) if text is not None]
-    if failed:
-        raise AnotherFailed(f"process {failed[0]} of {group.size} could not go on; its own message says why")
+        raise of_all(error) if len(set(told)) == 1 else error
+    for rank, failure in enumerate(told):
+        if failure is not None:
+            text = f"process {rank} of {group.size} could not go on; its own message says why"
+            raise AnotherFailed(text, exit_status=failure[1])

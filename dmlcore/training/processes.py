@@ -19,7 +19,7 @@ from torch import Tensor, distributed, nn
 
 from dmlcore import launch
 from dmlcore.config import seconds_of
-from dmlcore.errors import AnotherFailed, ConfigError, DmlcoreError, TrainingError, of_all
+from dmlcore.errors import AnotherFailed, ConfigError, DmlcoreError, TrainingError, exit_status_of, of_all
 from dmlcore.ranks import Group, Layout, Transport, gathered, gathered_embeddings, is_one_of_several, whole
 from dmlcore.ranks.dividing import share_of
 from dmlcore.ranks.faults import naming_dead
@@ -123,11 +123,14 @@ class Processes:
 
     def _told(self, error: BaseException | None) -> None:
         """Wait until every process is here. Raise where another has failed."""
-        failed: list[Any] = [None] * self.size
-        distributed.all_gather_object(failed, None if error is None else self.rank)
-        if error is None and any(rank is not None for rank in failed):
-            rank = next(rank for rank in failed if rank is not None)
-            raise AnotherFailed(f"process {rank} of {self.size} could not start; its own message says why")
+        statuses: list[int | None] = [None] * self.size
+        distributed.all_gather_object(statuses, None if error is None else exit_status_of(error))
+        if error is not None:
+            return
+        for rank, status in enumerate(statuses):
+            if status is not None:
+                text = f"process {rank} of {self.size} could not start; its own message says why"
+                raise AnotherFailed(text, exit_status=status)
 
     def check_same(self, facts: dict[str, str]) -> None:
         """Raise ConfigError where processes have different settings, versions or data.
