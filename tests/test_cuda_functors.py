@@ -4,14 +4,17 @@ the emulator in the driver's place; and, marked `gpu`, on a device."""
 from __future__ import annotations
 
 import ctypes
+import inspect
 import re
 import subprocess
 import sys
 import warnings
+from contextlib import nullcontext
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from cases import BATCHES
@@ -22,6 +25,8 @@ from dmlcore.errors import ConfigError, DmlcoreError
 from dmlcore.kernels import FunctorCall, Pass, extension, info, kept_functors
 from dmlcore.kernels.cuda import CudaPass, NotTaken
 from dmlcore.kernels.jit import cubins, cuda_functors, dispatch, headers, nvrtc
+from dmlcore.kernels.jit import driver as driving
+from dmlcore.kernels.jit.driver import Driver
 
 COMPILER = nvrtc.compiler()
 pytestmark = [
@@ -43,25 +48,65 @@ def again(folder: Path, name: str) -> Path:
     return path
 
 
-class Emulated(cuda_functors.Driver):
-    """A driver whose device has one processor, and whose kernels are the toy's on the emulator."""
+class Kernel:
+    """As cupy's `Function`, for the toy's kernels on the emulator."""
 
-    def __init__(self, launcher: int = 0) -> None:
-        self.launcher = launcher
+    def __init__(self, cupy: StandIn, symbol: str) -> None:
+        self.cupy = cupy
+        self.ptr = {"forward": 1, "close": 7, "backward": 2, "fits": 3}[re.sub(r".*rows_(\w+?)I.*", r"\1", symbol)]
+
+    def __call__(
+        self, grid: tuple[int], block: tuple[int], args: tuple[Any, ...], shared_mem: int = 0, stream: Any = None
+    ) -> None:
+        assert stream.source.__cuda_stream__() == (0, 0)
+        assert all(value.size == 1 if isinstance(value, np.ndarray) else isinstance(value, int) for value in args)
+        values = [np.array(value, dtype=np.int64) if isinstance(value, int) else value for value in args]
+        pointers = (ctypes.c_void_p * len(values))(*(value.ctypes.data for value in values))
+        launch = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.c_void_p, *[ctypes.c_uint] * 7, *[ctypes.c_void_p] * 3)(
+            self.cupy.launcher
+        )
+        if status := launch(self.ptr, *grid, 1, 1, *block, 1, 1, shared_mem, 0, pointers, None):
+            raise RuntimeError(f"CUDA_ERROR_{status}")
+
+
+class StandIn:
+    """As much of cupy as the driver uses. `test_the_stand_in_is_like_cupy` holds it to the real one."""
+
+    def __init__(self) -> None:
+        self.launcher = 0
         self.loaded: list[bytes] = []
         self.asked_for: list[str] = []
+        self.cuda = SimpleNamespace(
+            Device=lambda index: nullcontext(index),
+            Stream=SimpleNamespace(from_external=lambda source: SimpleNamespace(source=source)),
+        )
 
-    def capability(self, device: torch.device | None) -> int:
+    def RawModule(self, *, path: str) -> Any:
+        code = Path(path).read_bytes()
+        if code not in self.loaded:
+            self.loaded.append(code)
+
+        def get_function(symbol: str) -> Any:
+            if symbol.encode() not in code:
+                raise RuntimeError("CUDA_ERROR_NOT_FOUND: named symbol not found")
+            self.asked_for.append(symbol)
+            return SimpleNamespace(kernel=Kernel(self, symbol))
+
+        return SimpleNamespace(get_function=get_function)
+
+
+class Emulated(Driver):
+    """A driver whose device is the CPU, with one processor."""
+
+    def __init__(self) -> None:
+        self.cupy = StandIn()
+        super().__init__(self.cupy, 0)
+
+    def current(self) -> torch.device:
+        return torch.device("cpu")
+
+    def capability(self, device: torch.device) -> int:
         return 90
-
-    def load(self, code: bytes) -> int:
-        self.loaded.append(code)
-        return len(self.loaded)
-
-    def kernel(self, library: int, symbol: str) -> int:
-        assert symbol.encode() in self.loaded[library - 1]
-        self.asked_for.append(symbol)
-        return {"forward": 1, "close": 7, "backward": 2, "fits": 3}[re.sub(r".*rows_(\w+?)I.*", r"\1", symbol)]
 
 
 @pytest.fixture(scope="module")
@@ -194,16 +239,60 @@ def test_the_nearest_processor() -> None:
         cubins.nearest(compiler, 75)
 
 
-def test_a_driver_that_is_missing_or_refuses(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_loads_the_code_may_be_missing(monkeypatch: pytest.MonkeyPatch) -> None:
     def broken(name: str) -> Any:
         raise OSError(name)
 
+    opened = driving.driver.__wrapped__
+    with monkeypatch.context() as patch:
+        patch.setitem(sys.modules, "cupy", None)  # what is None cannot be imported
+        with pytest.raises(DmlcoreError, match=r"^losses compiled at run time need .* Run `pip install 'dmlcore\[gpu\]'`$"):
+            opened()
+    monkeypatch.setitem(sys.modules, "cupy", StandIn())
     monkeypatch.setattr(ctypes, "CDLL", broken)
     with pytest.raises(DmlcoreError, match=r"no CUDA driver \(libcuda.so.1\)"):
-        cuda_functors.Driver()
-    monkeypatch.setattr(ctypes, "CDLL", lambda name: SimpleNamespace())
-    with pytest.raises(DmlcoreError, match="older than CUDA 12"):
-        cuda_functors.Driver()
+        opened()
+
+
+def test_a_driver_that_refuses(driver: Emulated, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file, cpu = cubins.cubin_of(header(tmp_path, "toy_refused"), 90).file, torch.device("cpu")
+    with pytest.raises(DmlcoreError, match=r"^the CUDA driver cannot load toy_refused-.*\.cubin: CUDA_ERROR_NOT_FOUND"):
+        driver.kernel(file, "nobody", cpu)
+    with pytest.raises(DmlcoreError, match="cannot launch a functor compiled at run time: CUDA_ERROR_400"):
+        driver.cupy.launcher, refuse = _refusing()
+        driver.takes(Kernel(driver.cupy, "rows_fitsI"), (0.5,), cpu)
+    assert refuse
+    file.chmod(0o666)
+    with pytest.raises(ConfigError, match=r"toy_refused-.*\.cubin"):
+        driver.kernel(file, "rows_forwardI", cpu)
+
+
+def _refusing() -> tuple[int, Any]:
+    """The address of a launcher that always fails, and what keeps it alive."""
+    refuse = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.c_void_p)(lambda kernel: 400)
+    return ctypes.cast(refuse, ctypes.c_void_p).value or 0, refuse
+
+
+def test_the_stand_in_is_like_cupy() -> None:
+    """Names, parameters and kinds of arguments. cupy loads without a device; what would use one ends in an error of CUDA."""
+    cupy = pytest.importorskip("cupy")
+    if torch.cuda.is_available():
+        pytest.skip("test_cuda_functors_device.py has the real thing")
+    function = cupy.cuda.function.Function
+    assert hasattr(cupy.RawKernel, "kernel") and hasattr(function, "ptr")
+    module = cupy.RawModule(path="absent.cubin")
+    parameters = inspect.signature(StandIn().RawModule).parameters
+    assert list(parameters) == ["path"] and "*, str path=None" in cupy.RawModule.__doc__.splitlines()[0]
+    assert "(self, str name)" in cupy.RawModule.get_function.__doc__.splitlines()[0]
+    with pytest.raises(RuntimeError):
+        module.get_function("symbol").kernel  # noqa: B018  (it loads the file)
+    stream = cupy.cuda.Stream.from_external(driving._Stream(torch.device("cpu")))
+    functor = np.zeros(4, dtype=np.float32).view("V16")
+    for call, error in (((functor, 64), RuntimeError), ((np.zeros(4, dtype=np.float32), 64), TypeError)):
+        with pytest.raises(error):
+            function.__new__(function)((1,), (1,), call, shared_mem=0, stream=stream)
+    with pytest.raises(RuntimeError), cupy.cuda.Device(0):
+        pass
 
 
 @pytest.mark.skipif(bool(missing()), reason=missing())
@@ -212,7 +301,7 @@ def test_it_joins_a_pass_on_the_emulator(
 ) -> None:
     monkeypatch.setattr(extension, "_CUDA", emulated)
     library = ctypes.CDLL(str(built / "plain" / "external.so"))
-    driver.launcher = ctypes.cast(library.external_launch, ctypes.c_void_p).value or 0
+    driver.launcher = driver.cupy.launcher = ctypes.cast(library.external_launch, ctypes.c_void_p).value or 0
     path = header(tmp_path, "toy_joined", TWO_FORMS)
     assert dispatch.why_not_loaded("toy_joined", path, "cuda") == ""
     assert extension.functors("cuda")["toy_joined"][1] == 1 and "toy_joined" in info()["fused"]["cuda"]
@@ -227,18 +316,19 @@ def test_it_joins_a_pass_on_the_emulator(
         )
         return CudaPass(Pass(x, y, None, None, calls, (True, True)), module=emulated)
 
-    for margin, form in ((0.2, "Lb0"), (0.7, "Lb1")):
-        driver.asked_for.clear()
+    taken = {0.2: ["fits Lb0", "close Lb0", "backward Lb0"], 0.7: ["forward Lb1", "close Lb1", "backward Lb1"]}
+    for margin, kernels in taken.items():  # that were not asked for yet, as `forward Lb0` was to join
+        driver.cupy.asked_for.clear()
         value, gradient = value_and_gradient(plain(margin=margin).reference, x, y)
         pass_ = step(margin)
         values, counts, _ = pass_.forward()
         cotangents = torch.tensor([[0.0], [1.0 / len(y)], [0.0]]).expand(3, len(y))
         torch.testing.assert_close(values[1].sum() / counts[1].sum(), value, rtol=1e-5, atol=1e-5)
         torch.testing.assert_close(pass_.backward(cotangents)[0], gradient, rtol=1e-4, atol=1e-5)
-        asked = [re.sub(r".*rows_(\w+?)I.*(Lb\d).*", r"\1 \2", symbol) for symbol in driver.asked_for]
-        assert asked == ["fits Lb0", f"forward {form}", f"close {form}", f"backward {form}"]
+        asked = [re.sub(r".*rows_(\w+?)I.*(Lb\d).*", r"\1 \2", symbol) for symbol in driver.cupy.asked_for]
+        assert asked == kernels
         step(margin)
-        assert len(driver.asked_for) == 4 and len(driver.loaded) == 1  # the answer, the handles and the code are kept
+        assert len(driver.cupy.asked_for) == 3 and len(driver.cupy.loaded) == 1  # the answer, the handles and the code are kept
     with pytest.raises(NotTaken, match="takes 1 options, got 2"):
         step(0.2, 1.0)
     assert "toy_joined.h lists no functor 'toy_absent'" in dispatch.why_not_loaded("toy_absent", path, "cuda")

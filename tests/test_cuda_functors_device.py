@@ -13,9 +13,10 @@ from test_runtime_functors import header, loss_class, value_and_gradient
 import dmlcore
 from dmlcore.kernels import FunctorCall, extension, fused_rows
 from dmlcore.kernels.jit import cuda_functors, dispatch, nvrtc
+from dmlcore.kernels.jit.driver import why_not_there
 
 WHY_NOT = extension.why_not("cuda") or ("" if torch.cuda.is_available() else "torch sees no CUDA device")
-WHY_NOT = WHY_NOT or (reason if isinstance(reason := nvrtc.compiler(), str) else "")
+WHY_NOT = WHY_NOT or (reason if isinstance(reason := nvrtc.compiler(), str) else "") or why_not_there()
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(bool(WHY_NOT), reason=WHY_NOT)]
 
 
@@ -105,5 +106,6 @@ def test_the_folder_is_used(toy: Any, tmp_path: Path, monkeypatch: pytest.Monkey
     from dmlcore.kernels.jit import cubins
 
     monkeypatch.setenv("DML_CACHE", str(tmp_path))
-    arch = cuda_functors.driver().capability(None)
+    cuda = cuda_functors.driver()
+    arch = cuda.capability(cuda.current())
     assert cubins.cubin_of(toy.functor_header(), arch).compiled and not cubins.cubin_of(toy.functor_header(), arch).compiled

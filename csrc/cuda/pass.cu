@@ -32,10 +32,17 @@ struct Cursor {
 
 // Functors that were compiled at run time, launched through the driver. An error is told by the next launch_problem().
 static thread_local int external_error = 0;
+// The driver launches in the context of the calling thread. The thread of a backward pass may have none yet, where no kernel of the
+// runtime came before; the runtime then binds that of its device.
+static void bind_context() {
+  int device;
+  if (cudaGetDevice(&device) == cudaSuccess) cudaSetDevice(device);
+}
 static void launch_external(void* kernel, const CudaLoss& loss, int blocks, int threads, const RowsView& v, const RowsChunk& c,
                             const RowsLoss& m, cudaStream_t stream) {
   void* arguments[] = {const_cast<unsigned char*>(loss.options), const_cast<RowsView*>(&v), const_cast<RowsChunk*>(&c),
                        const_cast<RowsLoss*>(&m)};
+  bind_context();
   const int error = loss.launcher(kernel, unsigned(blocks), 1, 1, unsigned(threads), 1, 1,
                                   unsigned(shared_for(loss.external->memory, m)), stream, arguments, nullptr);
   if (error && !external_error) external_error = error;

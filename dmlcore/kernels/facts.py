@@ -23,7 +23,7 @@ def info() -> dict[str, Any]:
         - `cuda`: `built`, the architectures it was compiled for (`archs`), the `devices` of this machine, and `reason`.
         - `fused`: the functors, for `cpu` with the names of their options, for `cuda` as a list.
         - `runtime`: compilation of plugins' functors: `enabled`, `compiler`, `folder`, `functors` with their headers, and
-          `failed` with the reasons. Its entry `cuda` holds `compiler`, `functors` and `failed` for GPUs.
+          `failed` with the reasons. Its entry `cuda` holds `compiler`, `loader`, `functors` and `failed` for GPUs.
     """
     module, gpu = extension.cpu(), extension.cuda()
     devices = [torch.cuda.get_device_name(k) for k in range(torch.cuda.device_count())]

@@ -1,5 +1,5 @@
 """Headers of plugins as machine code for a CUDA processor: compiled by NVRTC, kept beside the shared objects of the CPU.
-No device and no driver are needed here; `cuda_functors` loads what this makes."""
+No device and no driver are needed here; `driver` loads what this makes."""
 
 from __future__ import annotations
 

@@ -1,15 +1,8 @@
 """Functors of plugins on CUDA devices: the driver loads their machine code (`cubins`), and their kernels join the passes of
-`kernels/cuda.py`. The CPU's side is `cpu_functors`.
-
-The driver is called by its own interface, from ctypes: `cuLibraryLoadData` takes machine code for every device at once, without
-a current context, and is in each driver that a PyTorch of CUDA 12 or later runs on. The runtime's counterpart inside `_cuda`
-exists since CUDA 12.8 only, so an extension built by an older nvcc would lack it, and a package of bindings may be missing.
-"""
+`kernels/cuda.py`. The CPU's side is `cpu_functors`."""
 
 from __future__ import annotations
 
-import ctypes
-import functools
 import threading
 import warnings
 from collections.abc import Sequence
@@ -21,57 +14,15 @@ import torch
 
 from dmlcore.errors import DmlcoreError, PluginError
 from dmlcore.kernels import extension
-from dmlcore.kernels.jit import cache, nvrtc
+from dmlcore.kernels.jit import nvrtc
 from dmlcore.kernels.jit.cubins import NUMBERS, Cubin, Form, cubin_of
+from dmlcore.kernels.jit.driver import driver, why_not_there
 from dmlcore.kernels.jit.sources import headers_with, why_not_enabled
 
 _MOST_OPTIONS, _MOST_MEMORY = 16, 24
 """A functor's options, and floats per positive in a block's memory: what `_cuda` has room for."""
 _MOST_READY = 256
 """Choices that a functor remembers; options that change with every step would pile them up."""
-
-
-class Driver:
-    """The driver's functions that a pass needs; tests have another one, whose kernels run on the CPU.
-
-    Raises:
-        DmlcoreError: there is no driver, or one from before CUDA 12.
-    """
-
-    def __init__(self) -> None:
-        try:
-            self._cuda = ctypes.CDLL("libcuda.so.1")
-            self._load, self._find = self._cuda.cuLibraryLoadData, self._cuda.cuLibraryGetKernel
-            self.launcher = ctypes.cast(self._cuda.cuLaunchKernel, ctypes.c_void_p).value or 0
-        except OSError:
-            raise DmlcoreError("there is no CUDA driver (libcuda.so.1)") from None
-        except AttributeError as error:
-            raise DmlcoreError(f"the CUDA driver is older than CUDA 12 ({error})") from None
-
-    def capability(self, device: torch.device | None) -> int:
-        """Of a device, or the current one, as 90 for 9.0."""
-        if not torch.cuda.is_available():
-            raise DmlcoreError("torch sees no CUDA device")
-        major, minor = torch.cuda.get_device_capability(device)
-        return 10 * major + minor
-
-    def load(self, code: bytes) -> int:
-        """A library of machine code; never unloaded, as captured graphs may hold its kernels."""
-        library = ctypes.c_void_p()
-        nothing = (None, None, 0)
-        self._check(self._load(ctypes.byref(library), code, *nothing, *nothing), "cannot load the machine code")
-        return library.value or 0
-
-    def kernel(self, library: int, symbol: str) -> int:
-        """The handle of a kernel in whatever context is current at its launch."""
-        kernel = ctypes.c_void_p()
-        status = self._find(ctypes.byref(kernel), ctypes.c_void_p(library), symbol.encode())
-        self._check(status, f"finds no kernel {symbol}")
-        return kernel.value or 0
-
-    def _check(self, status: int, what: str) -> None:
-        if status:
-            raise DmlcoreError(f"the CUDA driver {what} (error {status})")
 
 
 class Functor:
@@ -96,39 +47,35 @@ class Functor:
         if (external := self._ready.get(key)) is None:
             with _lock:
                 cubin = compiled_for(self.header, device)
-                forms, library = cubin.forms[self.name], _library(cubin.file)
-            index = self._fitting(forms, library, device, options)
+            forms, cuda = cubin.forms[self.name], driver()
+            index = self._fitting(forms, cubin.file, device, options)
             form = forms[index or 0] if index is not None else forms[-1]
-            handles = [driver().kernel(library, form.symbols[kernel]) for kernel in ("forward", "close", "backward")]
-            external = module.External(self.name, form.numbers[: NUMBERS - 2], *handles, driver().launcher)
+            kernels = [cuda.kernel(cubin.file, form.symbols[kernel], device) for kernel in ("forward", "close", "backward")]
+            handles = [kernel.ptr for kernel in kernels]
+            external = module.External(self.name, form.numbers[: NUMBERS - 2], *handles, cuda.launcher)
             if index is not None:
                 if len(self._ready) >= _MOST_READY:
                     self._ready.clear()
                 self._ready[key] = external
         return external
 
-    def _fitting(self, forms: tuple[Form, ...], library: int, device: torch.device, options: Sequence[float]) -> int | None:
+    def _fitting(self, forms: tuple[Form, ...], file: Path, device: torch.device, options: Sequence[float]) -> int | None:
         """The number of the form, or None in a capture."""
         if len(forms) == 1 or len(options) * 4 != forms[0].numbers[1]:  # the binding refuses what is no option
             return 0
         if device.type == "cuda" and torch.cuda.is_current_stream_capturing():
             return None
-        return 0 if _fits(driver().kernel(library, forms[0].symbols["fits"]), device, options) else 1
+        cuda = driver()
+        return 0 if cuda.takes(cuda.kernel(file, forms[0].symbols["fits"], device), options, device) else 1
 
 
 _lock = threading.RLock()
 _compiled: dict[tuple[Path, int], Cubin] = {}  # by header and processor
-_archs: dict[torch.device | None, int] = {}
+_archs: dict[torch.device, int] = {}
 _outcomes: dict[Path, str] = {}  # why a header did not join, or nothing where it did
 _refused: dict[str, str] = {}  # functors, not whole headers
 joined: dict[str, Functor] = {}
 """Functors that joined, by name."""
-
-
-@functools.cache
-def driver() -> Driver:
-    """The driver, opened once."""
-    return Driver()
 
 
 def why_not_loaded(functor: str, header: Path | None) -> str:
@@ -151,14 +98,14 @@ def why_not_loaded(functor: str, header: Path | None) -> str:
     return _refused.get(functor) or next(filter(None, reasons), f"{candidates[0].name} lists no functor '{functor}'")
 
 
-def compiled_for(header: Path, device: torch.device | None = None) -> Cubin:
-    """A header's machine code for a device, or the current one.
+def compiled_for(header: Path, device: torch.device) -> Cubin:
+    """A header's machine code for a device.
 
     Raises:
-        DmlcoreError: the header is refused, or there is no driver, no device, no compiler.
+        DmlcoreError: the header is refused, or there is no compiler.
     """
     with _lock:
-        if device is None or device not in _archs:
+        if device not in _archs:
             _archs[device] = driver().capability(device)
         arch = _archs[device]
         if (header, arch) not in _compiled:
@@ -167,10 +114,11 @@ def compiled_for(header: Path, device: torch.device | None = None) -> Cubin:
 
 
 def facts() -> dict[str, Any]:
-    """For `info`: the compiler, which functors joined the passes on CUDA devices, and what failed."""
+    """For `info`: the compiler, what loads its code, which functors joined the passes on CUDA devices, and what failed."""
     compiler = nvrtc.compiler()
     return {
         "compiler": compiler if isinstance(compiler, str) else f"NVRTC {compiler.version}",
+        "loader": why_not_there() or "cupy",
         "functors": {name: str(entry.header) for name, entry in joined.items()},
         "failed": {**{str(header): reason for header, reason in _outcomes.items() if reason}, **_refused},
     }
@@ -182,9 +130,12 @@ def _prepare(header: Path) -> str:
     with _lock:
         if header not in _outcomes:
             try:
-                cubin = compiled_for(header)
-                _library(cubin.file)  # a driver that refuses it is a reason, too
+                device = driver().current()
+                cubin = compiled_for(header, device)
                 for name, forms in cubin.forms.items():
+                    driver().kernel(
+                        cubin.file, forms[0].symbols["forward"], device
+                    )  # a driver that refuses it is a reason, too
                     _join(name, forms, header)
                 _outcomes[header] = ""
             except (DmlcoreError, OSError) as error:
@@ -220,22 +171,3 @@ def _why_refused(form: Form) -> str:
     if memory > _MOST_MEMORY:
         return f"keeps {memory} numbers per positive, and there is room for {_MOST_MEMORY}"
     return ""
-
-
-@functools.cache
-def _library(file: Path) -> int:
-    cache.check_private(file)
-    return driver().load(file.read_bytes())
-
-
-def _fits(kernel: int, device: torch.device, options: Sequence[float]) -> bool:
-    """Ask a functor on the device whether it takes these options."""
-    answer = torch.zeros(1, dtype=torch.int32, device=device)  # makes the device's context current
-    numbers, to = (ctypes.c_float * len(options))(*options), ctypes.c_void_p(answer.data_ptr())
-    arguments = (ctypes.c_void_p * 2)(ctypes.addressof(numbers), ctypes.addressof(to))
-    stream = torch.cuda.current_stream(device).cuda_stream if device.type == "cuda" else 0
-    number, address = ctypes.c_uint, ctypes.c_void_p
-    launch = ctypes.CFUNCTYPE(ctypes.c_int, address, *[number] * 7, address, address, address)(driver().launcher)
-    if error := launch(kernel, 1, 1, 1, 1, 1, 1, 0, stream, arguments, None):
-        raise DmlcoreError(f"error {error} of the driver in a functor compiled at run time")
-    return bool(answer.item())
