@@ -42,8 +42,9 @@ def dmlcore_commands(app: App, line: CommandLine) -> None:
             return status
         from dmlcore.serving.processes import sharing
 
-        with sharing(values["device"], timeout) as device:
-            return _index(*words, out=out, **{**values, "device": device})
+        asked = values["device"]
+        with sharing(asked, timeout) as device:  # a GPU for each process, unless none was asked for
+            return _index(*words, out=out, gpu="auto" if asked == "auto" else device, **{**values, "device": device})
 
     app.command(command(index, flags, "Build an index to search in, look at one, add to it or remove from it."), name="index")
 
@@ -57,12 +58,13 @@ def _index(
     add: list[str] | None,
     remove: list[str] | None,
     model: str | None,
+    gpu: str,
     json: bool,
     debug: bool,
     **values: Any,
 ) -> int:
     if out is None and len(words) == 1:
-        change = _change(words[0], add or [], remove or [], model, loading(values))
+        change = _change(words[0], add or [], remove or [], model, loading(values), gpu)
         console.show_json(change) if json else _show_change(words[0], change)
         return 0
     if out is None:
@@ -73,7 +75,7 @@ def _index(
         raise ConfigError(
             "with --out an index is built: give MODEL GALLERY, or one file of embeddings, and no --add or --remove"
         )
-    about = _build(words, out, kind, memory, seed, loading(values), data_options(values))
+    about = _build(words, out, kind, memory, seed, loading(values), data_options(values), gpu)
     if launch.is_silent():
         return 0
     console.show_json(about) if json else _show_built(out, about)
@@ -88,42 +90,48 @@ def _build(
     seed: int,
     how: dict[str, Any],
     options: dict[str, Any],
+    device: str,
 ) -> dict[str, Any]:
     from dmlcore.files import expanded
     from dmlcore.ranks.dividing import agreeing, dividing
     from dmlcore.serving import load
+    from dmlcore.serving.faiss_package import faiss, gpu_of
     from dmlcore.serving.gathering import gather_on_first
     from dmlcore.serving.index import build_index
     from dmlcore.serving.index_files import IndexFolder
-    from dmlcore.serving.index_kinds import faiss
     from dmlcore.serving.index_shards import help_first
 
     with agreeing(dividing()):
         faiss()  # what is missing is said before anything is embedded
+        gpu = gpu_of(device, launch.place().local_rank)
         IndexFolder(out).check_free()
         model = load(words[0], **how) if len(words) == 2 else None
     entries = gather_on_first(words[-1], model, options)
     if entries is None:
-        help_first()
+        help_first(gpu)
         return {}
     is_local = expanded(words[0]).exists()  # else it is an address
     path = None if model is None else str(expanded(words[0]).resolve()) if is_local else words[0]
     for note in entries.notes:
         console.say(note)
-    index = build_index(entries, out, kind=kind, memory=memory, seed=seed, model=path)
+    index = build_index(entries, out, kind=kind, memory=memory, seed=seed, model=path, gpu=gpu)
     return _facts(index.about)
 
 
-def _change(folder: str, additions: list[str], conditions: list[str], model: str | None, how: dict[str, Any]) -> dict[str, Any]:
+def _change(
+    folder: str, additions: list[str], conditions: list[str], model: str | None, how: dict[str, Any], device: str
+) -> dict[str, Any]:
     from dmlcore.files import expanded
     from dmlcore.serving import load
     from dmlcore.serving.entries import is_embeddings
+    from dmlcore.serving.faiss_package import gpu_of
     from dmlcore.serving.gathering import gather
     from dmlcore.serving.index import Index
     from dmlcore.serving.index_changes import add_entries, remove_entries
     from dmlcore.serving.search import model_of
 
     index = Index(folder)
+    gpu = gpu_of(device) if additions else None
     counts: dict[str, Any] = {"added": 0, "replaced": 0, "removed": 0}
     if conditions:
         result = remove_entries(folder, conditions)
@@ -135,7 +143,7 @@ def _change(folder: str, additions: list[str], conditions: list[str], model: str
         entries = gather(data, loaded)
         for note in entries.notes:
             console.say(note)
-        result = add_entries(folder, entries)
+        result = add_entries(folder, entries, gpu)
         counts["added"] += result["added"]
         counts["replaced"] += result["replaced"]
         index = result["index"]

@@ -115,9 +115,11 @@ def open_queries(
     from dmlcore.files import expanded
     from dmlcore.serving import Index, load
     from dmlcore.serving.entries import is_embeddings
+    from dmlcore.serving.faiss_package import gpu_of
     from dmlcore.serving.search import model_of, queries_of
 
-    index = Index(words[0])
+    # Copying an index to a GPU takes longer than a few queries, so it is not done unasked.
+    index = Index(words[0], gpu=gpu_of(how["device"]) if how["device"] != "auto" else None)
     needs_model = any(not is_embeddings(expanded(word)) for word in words[1:])
     path = model_of(index, model, is_needed=needs_model)
     loaded = load(path, **how) if path is not None and needs_model else None

@@ -18,6 +18,7 @@ from dmlcore.files import expanded
 from dmlcore.locks import FolderLock
 from dmlcore.serving import conditions, index_files, index_kinds, index_shards
 from dmlcore.serving.entries import Entries, release, unit
+from dmlcore.serving.faiss_package import Gpu, faiss
 from dmlcore.serving.index_files import IndexFolder
 from dmlcore.version import VERSION
 
@@ -47,37 +48,45 @@ class Index:
     Args:
         folder: of the index.
         memory_mapped: leave the structure of the search on the disk, too. Searches are slower until it was read once.
+        gpu: that searches, where the kind can use one.
 
     Raises:
         ConfigError: there is no index, or a package is missing.
         TrainingError: a file is missing or damaged, which checksums tell.
     """
 
-    def __init__(self, folder: str | Path, *, memory_mapped: bool = True) -> None:
+    def __init__(self, folder: str | Path, *, memory_mapped: bool = True, gpu: Gpu | None = None) -> None:
         target = IndexFolder(expanded(folder))
         about = target.read_about()
         try:
-            self._open(target, about, target.checked(about), memory_mapped)
+            self._open(target, about, target.checked(about), memory_mapped, gpu)
         except TrainingError:
             newer = target.read_about()
             if newer["generation"] == about["generation"]:
                 raise
-            self._open(target, newer, target.checked(newer), memory_mapped)  # it was changed while its files were read
+            self._open(target, newer, target.checked(newer), memory_mapped, gpu)  # it was changed while its files were read
 
     @classmethod
-    def _just_written(cls, target: IndexFolder, about: dict[str, Any]) -> Index:
-        """An index whose `index.json` is not there yet, and whose checksums were computed now."""
+    def _just_written(cls, target: IndexFolder, about: dict[str, Any], gpu: Gpu | None) -> Index:
+        """An index whose `index.json` is not there yet, and whose checksums were computed now.
+
+        Its structure is searched by the processor, as its time is measured. What it is compared with may come from a GPU.
+        """
         index = cls.__new__(cls)
         index._open(target, about, {role: target.path / entry["name"] for role, entry in about["files"].items()}, True)
+        if about["kind"] != index_kinds.Flat.name:
+            index.gpu = gpu
         return index
 
-    def _open(self, target: IndexFolder, about: dict[str, Any], files: dict[str, Path], is_mapped: bool) -> None:
-        self.folder, self.about = target, about
+    def _open(
+        self, target: IndexFolder, about: dict[str, Any], files: dict[str, Path], is_mapped: bool, gpu: Gpu | None = None
+    ) -> None:
+        self.folder, self.about, self.gpu = target, about, gpu
         count, dim = about["count"], about["dim"]
         self.vectors = index_files.read_vectors(files["vectors"], count, dim)
         self.table = index_files.read_table(files["entries"], count)
         self.there = np.load(files["there"], allow_pickle=False) if "there" in files else None
-        self.structure = index_kinds.KINDS[about["kind"]](dim)
+        self.structure = index_kinds.KINDS[about["kind"]](dim, gpu)
         if "search" in files:
             self.structure.load(files["search"], count, is_mapped=is_mapped)
 
@@ -153,7 +162,7 @@ class Index:
         # Few entries are compared one by one also where there is a structure: that is exact and as quick.
         few = allowed is not None and number * self.dim <= index_kinds.EXACT
         if is_exact or few or isinstance(self.structure, index_kinds.Flat):
-            scores, positions = index_kinds.exact(self.vectors, queries, k, allowed)
+            scores, positions = index_kinds.exact(self.vectors, queries, k, allowed, self.gpu)
             return Hits(positions, scores)
         return self._approximate(queries, k, allowed, effort or self.about["effort"], number)
 
@@ -239,6 +248,7 @@ def build_index(
     memory: float = 2.0,
     seed: int = 0,
     model: str | None = None,
+    gpu: Gpu | None = None,
 ) -> Index:
     """Write an index of entries. Where ranks divide the work, the first calls this, and the others `index_shards.help_first`.
 
@@ -249,19 +259,20 @@ def build_index(
         memory: gigabytes that the structure may take in memory.
         seed: of what is drawn.
         model: what made the embeddings and will embed queries, as a path; None: it is not known.
+        gpu: that helps to build it, as `faiss_package.gpu_of` gives; None: the processor alone.
 
     Raises:
         ConfigError: the folder holds something, or an option is wrong.
         TrainingError: the disk is full.
     """
     target = IndexFolder(expanded(folder))
-    index_kinds.faiss()
+    faiss()
     index_shards.announce(lambda: index_kinds.choose(len(entries), entries.vectors.shape[1], memory, kind)[0])
     target.check_free()
     lock = FolderLock(target.path)
     try:
         settings = {"asked_kind": kind, "memory": memory, "seed": seed, "model": model, "fingerprint": entries.model}
-        return write_generation(target, [(entries.vectors, None)], table_of(entries), settings, generation=1)
+        return write_generation(target, [(entries.vectors, None)], table_of(entries), settings, generation=1, gpu=gpu)
     finally:
         lock.release()
 
@@ -280,6 +291,7 @@ def write_generation(
     generation: int,
     there: np.ndarray | None = None,
     grown: index_kinds.Structure | None = None,
+    gpu: Gpu | None = None,
 ) -> Index:
     """Write the files of a generation and make them the index.
 
@@ -291,6 +303,7 @@ def write_generation(
         generation: a number.
         there: bool [N], which entries were not removed; None: all.
         grown: a structure that holds the first vectors; the others are added to it.
+        gpu: that helps to build it.
     """
     began = time.perf_counter()
     count, dim = len(table), parts[0][0].shape[1]
@@ -301,7 +314,7 @@ def write_generation(
         files["there"] = target.write("there", generation, lambda path: _save(path, there))
     vectors = index_files.read_vectors(target.path / files["vectors"]["name"], count, dim)
     if kind is not index_kinds.Flat:
-        structure = grown or kind(dim)
+        structure = grown or kind(dim, gpu)
         if grown is not None:
             structure.add(vectors[structure.faiss.ntotal :])
         else:
@@ -323,7 +336,7 @@ def write_generation(
         "dmlcore": VERSION,
         "files": files,
     }
-    measures = Index._just_written(target, about).measure()
+    measures = Index._just_written(target, about, gpu).measure()
     about |= {"effort": measures.pop("effort", kind.efforts[0]), "measures": measures}
     about["measures"]["seconds"] = time.perf_counter() - began
     target.commit(about)

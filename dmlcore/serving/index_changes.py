@@ -14,17 +14,19 @@ from dmlcore.errors import ConfigError
 from dmlcore.locks import FolderLock
 from dmlcore.serving import conditions, index_kinds
 from dmlcore.serving.entries import Entries
+from dmlcore.serving.faiss_package import Gpu
 from dmlcore.serving.index import REMOVED, Index, table_of, write_generation
 
 _SETTINGS = ("asked_kind", "memory", "seed", "model")
 
 
-def add_entries(folder: str | Path, entries: Entries) -> dict[str, Any]:
+def add_entries(folder: str | Path, entries: Entries, gpu: Gpu | None = None) -> dict[str, Any]:
     """Add entries. One whose path is there already replaces that entry; where paths repeat, path and row count together.
 
     Args:
         folder: of the index.
         entries: vectors of the index's length. Columns that they lack are empty, and new columns are empty for the others.
+        gpu: that helps to change the structure.
 
     Returns:
         `added`, `replaced`, `entries` and the `index` as it is now.
@@ -47,7 +49,7 @@ def add_entries(folder: str | Path, entries: Entries) -> dict[str, Any]:
         replaced = _same_identity(index, entries)
         there = np.concatenate([_there(index), np.ones(len(entries), dtype=bool)])
         there[replaced] = False
-        changed = _next(index, entries, table, there)
+        changed = _next(index, entries, table, there, gpu)
         return {"added": len(entries) - len(replaced), "replaced": len(replaced), "entries": len(changed), "index": changed}
 
 
@@ -113,7 +115,7 @@ def _same_identity(index: Index, entries: Entries) -> np.ndarray:
     return positions[[at for at, (key, path) in enumerate(zip(keys, paths, strict=True)) if path and key in new]]
 
 
-def _next(index: Index, entries: Entries | None, table: Any, there: np.ndarray) -> Index:
+def _next(index: Index, entries: Entries | None, table: Any, there: np.ndarray, gpu: Gpu | None = None) -> Index:
     """Write the next generation. Many removed entries are left out for good, and the structure is built anew."""
     settings = {key: index.about[key] for key in _SETTINGS} | {"fingerprint": index.about.get("fingerprint", "")}
     generation = index.about["generation"] + 1
@@ -124,10 +126,10 @@ def _next(index: Index, entries: Entries | None, table: Any, there: np.ndarray) 
         rows = [np.flatnonzero(there[: len(old)]), *(np.flatnonzero(there[len(old) :]) for _ in new)]
         parts = list(zip([old, *new], rows, strict=True))
         table = table.take(pyarrow().array(np.flatnonzero(there)))
-        return write_generation(index.folder, parts, table, settings, generation)
+        return write_generation(index.folder, parts, table, settings, generation, gpu=gpu)
     grown = None
     if kind.name == index.about["kind"]:
-        grown = kind(index.dim)
+        grown = kind(index.dim, gpu)
         grown.load(index.folder.file(index.about, "search"), len(old), is_mapped=False)
     parts = [(old, None), *((vectors, None) for vectors in new)]
-    return write_generation(index.folder, parts, table, settings, generation, there, grown)
+    return write_generation(index.folder, parts, table, settings, generation, there, grown, gpu)

@@ -1,13 +1,13 @@
-"""The kinds of search structures, behind one interface: all that dmlcore knows of faiss stands here.
+"""The kinds of search structures of faiss, behind one interface.
 
 A structure proposes candidates. Their scores are computed from the vectors themselves, in `index.py`.
 """
 
 from __future__ import annotations
 
-import importlib
 import math
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -16,6 +16,7 @@ import numpy as np
 from dmlcore import progress
 from dmlcore.errors import ConfigError, TrainingError, suggestion
 from dmlcore.serving.entries import release
+from dmlcore.serving.faiss_package import AT_ONCE, MOST, Gpu, faiss
 
 GB = 1_000_000_000
 EXACT = 20_000_000  # numbers that are searched exactly: 160,000 vectors of 128 take some 10 ms a query on one core
@@ -24,23 +25,12 @@ PIECE = 50_000  # vectors added in one go
 _TRAINING_PER_LIST = 40  # vectors that find the centre of a list; faiss asks for 39
 
 
-def faiss() -> Any:
-    """The package.
-
-    Raises:
-        ConfigError: it is not installed; the message has the command.
-    """
-    try:
-        return importlib.import_module("faiss")
-    except ImportError as error:
-        raise ConfigError(f"an index needs the package faiss ({error}). Run `pip install faiss-cpu`") from None
-
-
 class Structure(ABC):
     """What finds candidates among N unit vectors, by their inner products.
 
     Args:
         dim: D.
+        gpu: that helps to build and to search it, as far as the kind can use one.
 
     Attributes:
         efforts: how hard a search may try, ascending. The first that is good enough on a sample is stored.
@@ -55,8 +45,8 @@ class Structure(ABC):
     oversampling: ClassVar[int] = 1
     """Candidates per neighbour that is asked for; more than one where the structure knows the vectors only roughly."""
 
-    def __init__(self, dim: int) -> None:
-        self.dim = dim
+    def __init__(self, dim: int, gpu: Gpu | None = None) -> None:
+        self.dim, self.gpu = dim, gpu
         self.faiss: Any = None
 
     @staticmethod
@@ -88,10 +78,13 @@ class Structure(ABC):
 
     def add(self, vectors: np.ndarray) -> None:
         """Take further vectors [n, D], behind the others."""
-        pieces = range(0, len(vectors), PIECE)
+        pieces, add = range(0, len(vectors), PIECE), self._adding()
         for start in progress.track(pieces, f"building {self.name}", len(vectors), PIECE):
-            self.faiss.add(np.ascontiguousarray(vectors[start : start + PIECE]))
+            add(np.ascontiguousarray(vectors[start : start + PIECE]))
             release(vectors)
+
+    def _adding(self) -> Callable[[np.ndarray], None]:
+        return self.faiss.add
 
     def search(self, queries: np.ndarray, k: int, effort: int, allowed: np.ndarray | None) -> np.ndarray:
         """Candidates int64 [Q, k]; -1 where there are no more.
@@ -106,9 +99,14 @@ class Structure(ABC):
         if allowed is not None:
             bits = np.packbits(allowed, bitorder="little")
             selector = library.IDSelectorBitmap(len(allowed), library.swig_ptr(bits))
+        structure = self._searched(k, allowed)
         # Other libraries import `faiss.contrib.torch_utils`, which puts a function in this place that takes no parameters.
-        search = getattr(self.faiss, "search_numpy", self.faiss.search)
+        search = getattr(structure, "search_numpy", structure.search)
         return search(queries, k, params=self._parameters(effort, selector))[1]
+
+    def _searched(self, k: int, allowed: np.ndarray | None) -> Any:
+        """What searches: the structure, or its copy on a GPU."""
+        return self.faiss
 
     def _parameters(self, effort: int, selector: Any) -> Any:
         raise NotImplementedError
@@ -200,6 +198,12 @@ class IvfFlat(Structure):
     about = "compares a query with the vectors of the nearest lists"
     efforts = (8, 16, 32, 64, 128, 256)
     is_mergeable = True
+    has_copy: ClassVar[bool] = True
+    """Whether a GPU can search a copy of it."""
+
+    def __init__(self, dim: int, gpu: Gpu | None = None) -> None:
+        super().__init__(dim, gpu)
+        self._copy: Any = None
 
     @staticmethod
     def memory(count: int, dim: int) -> int:
@@ -216,13 +220,27 @@ class IvfFlat(Structure):
         )
         size = min(len(vectors), _TRAINING_PER_LIST * number)
         rows = np.sort(np.random.default_rng(seed).choice(len(vectors), size, replace=False))
+        if self.gpu is not None:
+            nearest = self.gpu.copy(self._quantizer)  # kept until the end: faiss does not own it
+            self.faiss.clustering_index = nearest
         with progress.task(f"finding the centres of {number:,} lists"):
             self.faiss.train(np.ascontiguousarray(vectors[rows]))
+        self.faiss.clustering_index = None
 
     def _faiss_of(self, number: int) -> None:
         library = faiss()
         self._quantizer = library.IndexFlatIP(self.dim)  # kept: faiss does not own it
         self.faiss = library.IndexIVFFlat(self._quantizer, self.dim, number, library.METRIC_INNER_PRODUCT)
+
+    def _adding(self) -> Callable[[np.ndarray], None]:
+        self._copy = None
+        return super()._adding() if self.gpu is None else self.gpu.adding_to(self.faiss)
+
+    def _searched(self, k: int, allowed: np.ndarray | None) -> Any:
+        if self.gpu is None or not self.has_copy or allowed is not None or k > MOST:  # a GPU takes no conditions
+            return self.faiss
+        self._copy = self._copy or self.gpu.copy(self.faiss)
+        return self._copy
 
     def _parameters(self, effort: int, selector: Any) -> Any:
         return faiss().SearchParametersIVF(nprobe=effort, sel=selector)
@@ -235,6 +253,7 @@ class IvfPq(IvfFlat):
     about = "looks into the nearest lists of short codes, and compares the best with their vectors"
     least = 256  # one for each value of a byte of a code
     oversampling = 8
+    has_copy = False  # faiss searches codes of some lengths only on a GPU
 
     @staticmethod
     def memory(count: int, dim: int) -> int:
@@ -295,7 +314,9 @@ def choose(count: int, dim: int, memory: float, kind: str | None = None) -> tupl
     return IvfPq, f"ivf-pq: {what} would take {need[IvfFlat]:.2g} GB, more than {limit}; short codes take {need[IvfPq]:.2g} GB"
 
 
-def exact(vectors: np.ndarray, queries: np.ndarray, k: int, allowed: np.ndarray | None = None) -> tuple[np.ndarray, np.ndarray]:
+def exact(
+    vectors: np.ndarray, queries: np.ndarray, k: int, allowed: np.ndarray | None = None, gpu: Gpu | None = None
+) -> tuple[np.ndarray, np.ndarray]:
     """The k nearest of all vectors: scores float32 [Q, k] and positions int64 [Q, k]; -1 where there are no more.
 
     Args:
@@ -303,21 +324,30 @@ def exact(vectors: np.ndarray, queries: np.ndarray, k: int, allowed: np.ndarray 
         queries: float32 [Q, D].
         k: how many.
         allowed: bool [N], what may be found; None: all.
+        gpu: that compares them; None: the processor.
     """
-    library = faiss()
+    library, gpu = faiss(), gpu if k <= MOST else None
     knn = getattr(library, "knn_numpy", library.knn)  # the same, which takes no arrays of files
-    k_all, product = min(k, len(vectors)), library.METRIC_INNER_PRODUCT
-    if allowed is None:
-        scores, places = knn(queries, vectors, k_all, metric=product)
-        return _filled(scores, places, k)
-    rows = np.flatnonzero(allowed)
+    rows = None if allowed is None else np.flatnonzero(allowed)
+    count = len(vectors) if rows is None else len(rows)
+    piece = PIECE if rows is not None else count
+    if gpu is not None:
+        piece = max(AT_ONCE // vectors[:1].nbytes, 1)
     scores, places = np.empty((len(queries), 0), np.float32), np.empty((len(queries), 0), np.int64)
-    for start in range(0, len(rows), PIECE):
-        part = rows[start : start + PIECE]
-        of_part = knn(queries, np.ascontiguousarray(vectors[part]), min(k, len(part)), metric=product)
-        scores, places = np.hstack([scores, of_part[0]]), np.hstack([places, part[of_part[1]]])
-        order = np.argsort(-scores, axis=1, kind="stable")[:, :k]
-        scores, places = np.take_along_axis(scores, order, 1), np.take_along_axis(places, order, 1)
+    for start in range(0, count, max(piece, 1)):
+        if rows is None:
+            part = vectors[start : start + piece]
+        else:
+            part = np.ascontiguousarray(vectors[rows[start : start + piece]])
+        if gpu is None:
+            near, at = knn(queries, part, min(k, len(part)), metric=library.METRIC_INNER_PRODUCT)
+        else:
+            near, at = gpu.nearest(queries, part, min(k, len(part)))
+        at = at + start if rows is None else rows[start + at]
+        scores, places = np.hstack([scores, near]), np.hstack([places, at])
+        if start:
+            order = np.argsort(-scores, axis=1, kind="stable")[:, :k]
+            scores, places = np.take_along_axis(scores, order, 1), np.take_along_axis(places, order, 1)
     return _filled(scores, places, k)
 
 

@@ -17,6 +17,7 @@ from torch import distributed
 from dmlcore.ranks import Group
 from dmlcore.ranks.dividing import dividing, share_of, told_by_first
 from dmlcore.serving import index_files
+from dmlcore.serving.faiss_package import Gpu
 from dmlcore.serving.index_kinds import KINDS, PIECE, Structure
 
 
@@ -59,15 +60,15 @@ def add(structure: Structure, vectors: np.ndarray, path: Path) -> None:
         part.unlink()
 
 
-def help_first() -> None:
-    """What the other processes do while the first one builds an index."""
+def help_first(gpu: Gpu | None = None) -> None:
+    """What the other processes do while the first one builds an index, on a GPU of their own or without one."""
     group = dividing()
     assert group is not None and group.rank > 0
     kind = told_by_first(group, lambda: "")
     if not KINDS[kind].is_mergeable:
         return
     order: _Order = told_by_first(group, lambda: None)  # type: ignore[assignment, return-value]
-    structure = KINDS[order.kind](order.dim)
+    structure = KINDS[order.kind](order.dim, gpu)
     structure.take_trained(order.trained)
     structure.add(_share(index_files.read_vectors(Path(order.vectors), order.count, order.dim), group))
     path = Path(order.vectors)
