@@ -12,6 +12,7 @@ import dmlcore
 from dmlcore import LossEnsemble
 from dmlcore.kernels import FunctorCall, Pass, extension
 from dmlcore.kernels.encoding import encoded
+from dmlcore.plugins import defaults
 
 pytestmark = pytest.mark.skipif(extension.cpu() is None, reason="the CPU extension is not built")
 SOME = [case for case in FUSED if not case.options or case.options.get("mining")]
@@ -32,7 +33,12 @@ def test_operator_is_registered_well(references: bool, heads: bool) -> None:
         passes = [first, Pass(x[:, 4:], y, None, None, (table, calls[0]), anchors_in=(x, 4), owners=(1,))]
         targets.append(((0, 4), (-1, 0)))
     sources = [x.requires_grad_(), *([other.requires_grad_()] if references else [])]
-    torch.library.opcheck(torch.ops.dmlcore.fused_rows.default, (sources, *encoded(passes, targets), 2))
+    arguments = (sources, *encoded(passes, targets))
+    torch.library.opcheck(torch.ops.dmlcore.fused_rows.default, (*arguments, 2))
+    _, values, _, histograms = (tensor.detach() for tensor in torch.ops.dmlcore.fused_rows(*arguments, 2))
+    rates = (torch.tensor([1.0, 0.5], dtype=x.dtype), torch.ones_like(values), torch.ones_like(histograms))
+    with torch.no_grad():  # it has no derivative of its own, which autograd would be registered for
+        torch.library.opcheck(torch.ops.dmlcore.fused_rows_backward.default, (*rates, *arguments))
 
 
 @pytest.mark.parametrize("case", SOME, ids=lambda case: case.id)
@@ -50,15 +56,18 @@ def test_compiled_equals_eager(case) -> None:
 
 
 @pytest.mark.slow
-def test_an_ensemble_compiles_whole_with_inductor() -> None:
+def test_a_step_compiles_whole_with_inductor() -> None:
+    """A model and an ensemble, the default's losses among its members."""
     torch.compiler.reset()
     x, y = BATCHES["odd"]
-    ensemble = LossEnsemble(["ms", "triplet", "proxy_anchor"], weighting="uncertainty", num_classes=7, embedding_dim=11)
+    names = [*defaults().LOSSES, "ms", "triplet", "proxy_anchor"]
+    ensemble = LossEnsemble(names, weighting="uncertainty", num_classes=7, embedding_dim=11)
+    model = torch.nn.Linear(WIDTH, 11)
     results = []
-    for compute in (ensemble, torch.compile(lambda a, b: ensemble(a, b), fullgraph=True)):
+    for compute in (lambda a, b: ensemble(model(a), b), torch.compile(lambda a, b: ensemble(model(a), b), fullgraph=True)):
         leaf = x.float().requires_grad_()
         value = compute(leaf, y)
-        results.append([value.detach(), *torch.autograd.grad(value, [leaf, *ensemble.parameters()])])
+        results.append([value.detach(), *torch.autograd.grad(value, [leaf, *model.parameters(), *ensemble.parameters()])])
     for eager, compiled in zip(*results, strict=True):
         torch.testing.assert_close(compiled, eager, rtol=1e-5, atol=1e-6)
 

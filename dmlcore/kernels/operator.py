@@ -83,7 +83,8 @@ def fused_rows_backward_op(
         _, counts, _ = state.forward()
         cotangents = of_values[at : at + number * anchors].view(number, anchors)
         if pass_.owners is not None:
-            shares = torch.cat([of_terms, of_terms.new_zeros(1)])[list(pass_.owners)] / counts.sum(1).clamp_min(1)  # [V]
+            scalars = [*of_terms.unbind(), of_terms.new_zeros(())]  # by an index, the host would copy numbers: as in `averaged`
+            shares = torch.stack([scalars[owner] for owner in pass_.owners]) / counts.sum(1).clamp_min(1)  # [V]
             cotangents = cotangents + shares[:, None]
         histograms = of_histograms[first_cell : first_cell + cells]
         both = state.backward(cotangents.contiguous(), histograms.contiguous(), pass_.references is not None)
