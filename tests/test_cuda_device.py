@@ -16,7 +16,9 @@ from cuda_comparison import (
     scaler_skips_what_is_not_finite,
 )
 
+from dmlcore import LossEnsemble
 from dmlcore.kernels import FunctorCall, extension, fused_rows
+from dmlcore.plugins import defaults
 
 WHY_NOT = extension.why_not("cuda") or ("" if torch.cuda.is_available() else "torch sees no CUDA device")
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(bool(WHY_NOT), reason=WHY_NOT)]
@@ -145,6 +147,33 @@ def test_graph(count: int) -> None:
         assert leaf.grad is not None
         for result, right in zip((values.detach(), counts, leaf.grad), five_rows(batch, labels), strict=True):
             torch.testing.assert_close(result, right, rtol=1e-5, atol=1e-6)
+
+
+def test_a_step_in_a_graph() -> None:
+    """The recipe of docs/design/cuda.md."""
+    torch.manual_seed(0)
+    x, y = _on_device(256)
+    ensemble, model = LossEnsemble([*defaults().LOSSES, "ms"]).cuda(), torch.nn.Linear(32, 16, device="cuda")
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        for _ in range(3):
+            ensemble(model(x), y).backward()
+    torch.cuda.current_stream().wait_stream(stream)
+    model.zero_grad(set_to_none=True)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        total = ensemble(model(x), y)
+        total.backward()
+    for _ in range(3):
+        batch, labels = _on_device(256)
+        x.copy_(batch)
+        y.copy_(labels[torch.randperm(256, device="cuda")])
+        graph.replay()
+        right = ensemble(model(x), y)
+        gradients = torch.autograd.grad(right, list(model.parameters()))
+        torch.testing.assert_close(total, right, rtol=1e-5, atol=1e-6)
+        torch.testing.assert_close([p.grad for p in model.parameters()], list(gradients), rtol=1e-4, atol=1e-6)
 
 
 def test_compiled() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ from test_cuda_functors import TWO_FORMS, again
 from test_runtime_functors import header, loss_class, value_and_gradient
 
 import dmlcore
-from dmlcore.kernels import FunctorCall, extension, fused_rows
+from dmlcore.kernels import FunctorCall, Pass, extension, fused, fused_rows
 from dmlcore.kernels.jit import cuda_functors, dispatch, nvrtc
 from dmlcore.kernels.jit.driver import why_not_there
 
@@ -100,6 +101,32 @@ def test_streams_and_graphs(toy: Any) -> None:
             leaf.copy_(other)
         graph.replay()
         torch.testing.assert_close((value.detach(), leaf.grad), value_and_gradient(loss, other, y), rtol=1e-5, atol=1e-6)
+
+
+def test_a_thread_without_a_context(toy: Any) -> None:
+    """As that of a backward pass whose first kernel is one that the driver launches."""
+    joined(toy, "toy_device")
+    x, y = batch(64)
+    results, errors = [], []
+
+    def run(state: Any) -> None:
+        try:
+            results.append(state.backward(torch.ones(1, 64, device="cuda"))[0])
+        except RuntimeError as error:
+            errors.append(error)
+
+    for in_thread in (True, False):
+        state = fused.device_pass(Pass(x, y, None, None, (FunctorCall("toy_device", (0.1,)),), (True, True)))
+        assert state is not None
+        state.forward()
+        torch.cuda.synchronize()
+        thread = threading.Thread(target=run, args=(state,))
+        if in_thread:
+            thread.start()
+            thread.join()
+        else:
+            run(state)
+    assert not errors and torch.equal(*results)
 
 
 def test_the_folder_is_used(toy: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

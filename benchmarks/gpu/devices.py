@@ -16,7 +16,7 @@ from benchmarks.measuring import Row, commit
 from dmlcore.kernels import extension
 
 Run = Callable[[], object]
-RIVALS = ("pytorch-metric-learning", "memeff", "faiss-gpu", "faiss-gpu-cu12", "faiss-gpu-cuvs", "triton")
+RIVALS = ("pytorch-metric-learning", "memeff", "cupy-cuda13x", "faiss-gpu", "faiss-gpu-cu12", "faiss-gpu-cuvs", "triton")
 
 
 class Device(Protocol):

@@ -1,5 +1,5 @@
 """A step of the CUDA kernels on paper: operations, bytes and launches, and what the vendor's peaks make of them. Nothing is
-measured. `python -m benchmarks.gpu.roofline` prints the table of docs/design/cuda.md.
+measured. `python -m benchmarks.gpu.roofline` prints the tables of docs/design/cuda.md.
 
 A step is forward and backward of K losses without slots over a batch with itself, in float32.
 """
@@ -153,6 +153,29 @@ def table(sizes: tuple[int, ...] = SIZES) -> str:
                 *(bound, _digits(1e3 * later[bound_later]), bound_later),
             ]
         )
+    return _markdown(lines)
+
+
+def table_together(sizes: tuple[int, ...] = SIZES) -> str:
+    """Steps whose losses share one launch per chunk and pass, as Markdown: launches and bytes are those of one loss."""
+    header = ["N", "launches", "together", "ms of launches", "together", "GB", "together", "ms of bytes, H100", "together"]
+    lines = [header, ["---"] * len(header)]
+    for n in sizes:
+        steps = (Step(n), Step(n, losses=1))
+        seconds = [step.seconds(H100) for step in steps]
+        lines.append(
+            [
+                f"{n:,}",
+                *(f"{step.launches:,}" for step in steps),
+                *(_digits(1e3 * of["launches"]) for of in seconds),
+                *(_digits((step.chunk_bytes + step.vector_bytes) / 1e9) for step in steps),
+                *(_digits(1e3 * of["bytes"]) for of in seconds),
+            ]
+        )
+    return _markdown(lines)
+
+
+def _markdown(lines: list[list[str]]) -> str:
     return "\n".join("| " + " | ".join(entries) + " |" for entries in lines)
 
 
@@ -162,4 +185,4 @@ def _digits(value: float) -> str:
 
 
 if __name__ == "__main__":
-    print(table())
+    print(table(), table_together(), sep="\n\n")

@@ -22,12 +22,17 @@ TESTS = (
     ("no wait", "test_cuda_device.py", ("test_the_host_does_not_wait",)),
     ("both passes", "test_cuda_device.py", ("test_both_passes_see_the_same_product",)),
     ("large classes", "test_cuda_device.py", ("test_large_classes",)),
-    ("graphs", "test_cuda_device.py", ("test_graph",)),
+    ("graphs", "test_cuda_device.py", ("test_graph", "test_a_step_in_a_graph")),
     ("streams and memory", "test_cuda_device.py", ("test_another_stream", "test_memory_is_linear")),
     ("precision", "test_cuda_device.py", ("test_autocast_and_half_precision", "test_scaler")),
     ("streamed columns", "test_cuda_device.py", ("test_many_proxies_and_a_large_memory",)),
-    ("run-time compilation", "test_cuda_functors_device.py", ("test_equals_its_plain_form", "test_in_an_ensemble")),
+    (
+        "run-time compilation",
+        "test_cuda_functors_device.py",
+        ("test_equals_its_plain_form", "test_in_an_ensemble", "test_a_thread_without_a_context"),
+    ),
     ("torch.compile", "test_cuda_device.py", ("test_compiled",)),
+    ("indexes of faiss", "test_index_gpu.py", ("test_on_a_device",)),
 )
 """Name, file and functions of the tests marked `gpu` that matter most, the most telling first."""
 TOOLS = (("memcheck", "losses"), ("memcheck", "evaluation"), ("racecheck", "losses"), ("synccheck", "losses"))
