@@ -1,10 +1,12 @@
 """`python -m benchmarks distributed`: losses on several processes beside one. For every loss the worst relative difference of
-value and gradients, the bytes that cross in a step, and the time of one; and the processor time of an ensemble over the ideal
-division of it. The processes share this machine, so times of clocks say little. The table is kept as distributed.csv.
+value and gradients, the bytes that cross in a step, and the time of one; and for some ensembles `over the ideal`, the
+processor time of all processes together over that of one process. The processes share this machine, so times of clocks say
+little. The table is kept as distributed.csv.
 """
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import statistics
@@ -20,11 +22,19 @@ from torch import distributed, nn
 
 import dmlcore
 from benchmarks.measuring import Row, environment, write
+from dmlcore.allocation import keep_freed_memory
+from dmlcore.ranks import Group, inside
 
 RESULTS = Path(__file__).parent / "results" / "distributed.csv"
 SAMPLES, WIDTH, CLASSES = 256, 64, 32
-LARGE = 2048, 128
-MEMBERS = ("ms", "contrastive", "sup_con", "triplet", "circle", "n_pair")
+LARGE = (2048, 128), (4096, 128)
+ENSEMBLES = {
+    "default": ("circle", "binomial_deviance", "sup_con"),
+    "one": ("ms",),
+    "four": ("ms", "contrastive", "sup_con", "circle"),
+    "with one by rows": ("ms", "contrastive", "sup_con", "triplet", "circle", "n_pair"),
+}
+ROUNDS = 9
 RANKS = (2, 4)
 HALVES = ("bf16", "fp16")
 
@@ -47,59 +57,113 @@ class _Counted:
 
     def __init__(self) -> None:
         self.bytes = 0
-        from dmlcore.ranks import Group
-
-        for name in ("all_gather", "reduce_scatter"):
+        for name in ("all_gather", "reduce_scatter", "all_to_all"):
             setattr(Group, name, self._counting(getattr(Group, name)))
 
     def _counting(self, call: Any) -> Any:
-        def counting(group: Any, tensor: torch.Tensor) -> torch.Tensor:
-            result = call(group, tensor)
-            self.bytes += max(result.numel(), tensor.numel()) * tensor.element_size()
+        def counting(group: Any, sent: Any, *sizes: Any) -> torch.Tensor:
+            result = call(group, sent, *sizes)
+            numbers = sent.numel() if isinstance(sent, torch.Tensor) else sum(block.numel() for block in sent)
+            self.bytes += max(result.numel(), numbers) * result.element_size()
             return result
 
         return counting
 
 
-def _one(
-    names: tuple[str, ...],
-    rank: int,
-    size: int,
-    work: Any,
-    samples: int,
-    width: int,
-    dtype: Any,
-    steps: int,
-    transport: Any = "full",
-) -> Any:
-    """Steps of losses on this rank's share of a batch: the numbers of the last, and the median times."""
-    x, y = _batch(samples, width, dtype)
-    own = slice(samples * rank // size, samples * (rank + 1) // size)
-    net = _network(width, dtype)
-    torch.manual_seed(2)
-    loss: Any = dmlcore.LossEnsemble(list(names), num_classes=CLASSES, embedding_dim=width).to(dtype)
-    if size > 1:
-        loss = dmlcore.distributed(loss, work=work, transport=transport)
-    seconds, cpu, value = [], [], torch.zeros(())
-    for _ in range(steps):
-        net.zero_grad()
-        loss.zero_grad()
-        embeddings = net(x[own]).detach().requires_grad_()
+class _Steps:
+    """Steps of losses on this rank's share of a batch. Embeddings are made outside of what is timed."""
+
+    def __init__(
+        self,
+        names: tuple[str, ...],
+        rank: int,
+        size: int,
+        work: Any,
+        shape: tuple[int, int],
+        dtype: torch.dtype,
+        transport: Any = "full",
+    ) -> None:
+        (samples, width), self.size = shape, size
+        x, y = _batch(samples, width, dtype)
+        own = slice(samples * rank // size, samples * (rank + 1) // size)
+        self.x, self.y, self.net = x[own], y[own], _network(width, dtype)
+        torch.manual_seed(2)
+        self.loss: Any = dmlcore.LossEnsemble(list(names), num_classes=CLASSES, embedding_dim=width).to(dtype)
         if size > 1:
+            self.loss = dmlcore.distributed(self.loss, work=work, transport=transport)
+        self.seconds: list[float] = []
+        self.cpu: list[float] = []
+        self.value = torch.zeros(())
+
+    def step(self) -> None:
+        self.net.zero_grad()
+        self.loss.zero_grad()
+        embeddings = self.net(self.x).detach().requires_grad_()
+        if self.size > 1:
             distributed.barrier()
         began, used = time.perf_counter(), time.process_time()
-        value = loss(embeddings, y[own])
-        value.backward()
-        seconds.append(time.perf_counter() - began)
-        cpu.append(time.process_time() - used)
-        net(x[own]).backward(embeddings.grad)
-    gradients = [p.grad for p in net.parameters()]
-    if size > 1:
-        for gradient in gradients:
-            distributed.all_reduce(gradient)
-            gradient /= size
-    numbers = [value.detach()[None], *gradients, *(p.grad for p in loss.parameters() if p.grad is not None)]
-    return [n.double() for n in numbers], 1000 * statistics.median(seconds[1:]), 1000 * statistics.median(cpu[1:])
+        self.value = self.loss(embeddings, self.y)
+        self.value.backward()
+        self.seconds.append(time.perf_counter() - began)
+        self.cpu.append(time.process_time() - used)
+        self.net(self.x).backward(embeddings.grad)
+
+    def numbers(self) -> list[torch.Tensor]:
+        """Value and gradients of the last step."""
+        gradients = [p.grad for p in self.net.parameters() if p.grad is not None]
+        if self.size > 1:
+            for gradient in gradients:
+                distributed.all_reduce(gradient)
+                gradient /= self.size
+        own = [p.grad for p in self.loss.parameters() if p.grad is not None]
+        return [n.double() for n in (self.value.detach()[None], *gradients, *own)]
+
+    @property
+    def milliseconds(self) -> float:
+        """The median by the clock, without the first step."""
+        return 1000 * statistics.median(self.seconds[1:])
+
+    @property
+    def cpu_milliseconds(self) -> float:
+        """The median of the processor, without the first step."""
+        return 1000 * statistics.median(self.cpu[1:])
+
+
+def _run(steps: int, *arguments: Any) -> _Steps:
+    run = _Steps(*arguments)
+    for _ in range(steps):
+        run.step()
+    return run
+
+
+def _ensembles(number: int, size: int, counted: _Counted) -> list[Row]:
+    """Ensembles in one process, whole on each and divided, in turn, so that whatever else the machine does meets all."""
+    rows: list[Row] = []
+    for (name, members), shape in itertools.product(ENSEMBLES.items(), LARGE):
+        alone = _Steps(members, 0, 1, None, shape, torch.float32)
+        runs = {work: _Steps(members, number, size, work, shape, torch.float32) for work in ("whole", "divided")}
+        counts = dict.fromkeys(runs, 0)
+        for _ in range(ROUNDS):
+            with inside():
+                alone.step()
+            for work, run in runs.items():
+                counted.bytes = 0
+                run.step()
+                counts[work] = counted.bytes
+        with inside():
+            expected = alone.numbers()
+        for work, run in runs.items():
+            costs: list[Any] = [None] * size
+            distributed.all_gather_object(costs, (run.cpu_milliseconds, alone.cpu_milliseconds))
+            row: Row = {"loss": "+".join(members), "ensemble": name, "work": work, "processes": size}
+            row |= {"samples": shape[0], "width": shape[1], f"float32 {work}": _worst(run.numbers(), expected)}
+            row |= {f"bytes {work}": counts[work], f"ms {work}": run.milliseconds}
+            row |= {"cpu ms alone": statistics.mean(c for _, c in costs), "cpu ms": statistics.mean(c for c, _ in costs)}
+            rows.append(row | {"over the ideal": row["cpu ms"] * size / row["cpu ms alone"]})
+    small, used = torch.zeros(64), time.process_time()
+    for _ in range(100):
+        Group().all_gather(small)
+    return [*rows, {"loss": "an all-gather of 64 numbers", "processes": size, "cpu ms": 10 * (time.process_time() - used)}]
 
 
 def _worst(numbers: list[torch.Tensor], expected: list[torch.Tensor]) -> float:
@@ -111,45 +175,31 @@ def rank(number: int, size: int, folder: Path) -> None:
     """What each process runs. The first writes the rows."""
     torch.set_num_threads(1)
     distributed.init_process_group("gloo", f"file://{folder}/store", rank=number, world_size=size)
-    counted, rows = _Counted(), []
+    keep_freed_memory()  # as `dmlcore train` does
+    counted, rows, small = _Counted(), [], (SAMPLES, WIDTH)
     for name in dmlcore.losses.names():
         if name == "python_loss" or "/" in name:
             continue
         row: Row = {"loss": name, "processes": size, "samples": SAMPLES, "width": WIDTH}
         for column, dtype in (("float64", torch.float64), ("float32", torch.float32)):
-            with _alone():
-                expected, _, _ = _one((name,), 0, 1, None, SAMPLES, WIDTH, dtype, 2)
+            with inside():
+                expected = _run(2, (name,), 0, 1, None, small, dtype).numbers()
             for work in ("whole", "divided"):
                 counted.bytes = 0
-                numbers, seconds, _ = _one((name,), number, size, work, SAMPLES, WIDTH, dtype, 4)
-                row[f"{column} {work}"] = _worst(numbers, expected)
+                run = _run(4, (name,), number, size, work, small, dtype)
                 if column == "float32":
-                    row[f"bytes {work}"], row[f"ms {work}"] = counted.bytes // 4, seconds
+                    row[f"bytes {work}"], row[f"ms {work}"] = counted.bytes // 4, run.milliseconds
+                row[f"{column} {work}"] = _worst(run.numbers(), expected)
         for half in HALVES:  # beside the numbers in float32
             counted.bytes = 0
-            numbers, _, _ = _one((name,), number, size, "whole", SAMPLES, WIDTH, torch.float32, 4, half)
-            row[f"off by {half}"], row[f"bytes {half}"] = _worst(numbers, expected), counted.bytes // 4
+            run = _run(4, (name,), number, size, "whole", small, torch.float32, half)
+            row[f"bytes {half}"] = counted.bytes // 4
+            row[f"off by {half}"] = _worst(run.numbers(), expected)
         rows.append(row)
-    with _alone():
-        expected, seconds, cpu = _one(MEMBERS, 0, 1, None, *LARGE, torch.float32, 7)
-    for work in ("whole", "divided"):
-        counted.bytes = 0
-        numbers, own_seconds, own_cpu = _one(MEMBERS, number, size, work, *LARGE, torch.float32, 7)
-        costs: list[Any] = [None] * size
-        distributed.all_gather_object(costs, (own_cpu, cpu))
-        row = {"loss": "+".join(MEMBERS), "processes": size, "samples": LARGE[0], "width": LARGE[1]}
-        row |= {f"float32 {work}": _worst(numbers, expected), f"bytes {work}": counted.bytes // 7, f"ms {work}": own_seconds}
-        row |= {"cpu ms alone": statistics.mean(c for _, c in costs), "cpu ms": statistics.mean(c for c, _ in costs)}
-        rows.append(row | {"over the ideal": row["cpu ms"] * size / row["cpu ms alone"]})
+    rows += _ensembles(number, size, counted)
     if number == 0:
         (folder / "rows.json").write_text(json.dumps(rows))
     distributed.destroy_process_group()
-
-
-def _alone() -> Any:
-    from dmlcore.ranks import inside
-
-    return inside()
 
 
 def main(sizes: tuple[int, ...] = RANKS) -> list[Row]:

@@ -19,6 +19,7 @@ from launched import as_rank
 from torch import Tensor, distributed, nn
 
 import dmlcore
+from dmlcore.kernels import plan_options
 from dmlcore.losses import CrossBatchMemory, Loss, create
 from dmlcore.ranks import Group, operators
 
@@ -175,6 +176,19 @@ def of_heads(part: Part) -> Numbers:
     return one_step(part, part.joined(loss), *batch(2))
 
 
+def of_tiles(dtype: torch.dtype) -> Callable[[Part], Numbers]:
+    """Losses whose pairs are divided, over many tiles, with a weighting that differentiates each of them."""
+
+    def run(part: Part) -> Numbers:
+        losses = ["ms", "contrastive", "circle", "binomial_deviance", "sup_con", "fast_ap", "lifted_structure", "n_pair"]
+        loss = part.joined(dmlcore.LossEnsemble(losses, "equal_gradient_norms").to(dtype))
+        with plan_options(tile_rows=16, tile_columns=32):
+            numbers = one_step(part, loss, *batch(8, samples=150, dtype=dtype))
+        return numbers | {f"active {name}": share for name, share in loss.active.items()}
+
+    return run
+
+
 def of_matrices(part: Part) -> Numbers:
     x, y = batch(3)
     matrix = torch.stack([y, y % 2, y % 3 == 0], 1).clamp_max(1)
@@ -324,6 +338,8 @@ CASES: dict[str, Callable[[Part], Numbers]] = {
     "memory of a loss": of_a_memory(lambda: create("contrastive")),
     "memory of an ensemble": of_a_memory(ensemble),
     "heads": of_heads,
+    "tiles": of_tiles(torch.float64),
+    "float32 tiles": of_tiles(torch.float32),
     "label matrices": of_matrices,
     "relation": of_a_relation,
     "references": of_references,
@@ -357,7 +373,7 @@ def fault(name: str) -> Iterator[None]:
             yield
 
 
-WHOLE = ("heads", "label matrices", "relation", "memory of an ensemble", "wrapped", "weighting equal_gradient_norms")
+WHOLE = ("heads", "tiles", "label matrices", "relation", "memory of an ensemble", "wrapped", "weighting equal_gradient_norms")
 """Cases that are also run with all work done by every rank. Elsewhere what can be divided is."""
 FAULTS = ("no factor", "local batch", "wrong rows")
 

@@ -3,6 +3,7 @@
 #include <pybind11/stl.h>
 
 #include "bindings/neighbours.h"
+#include "cpu/divided.h"
 #include "cpu/gram.h"
 #include "cpu/levels.h"
 #include "cpu/memory.h"
@@ -69,6 +70,26 @@ py::dict numbers(const std::vector<std::pair<std::string, int64_t>>& named) {
   return out;
 }
 
+dml::PlanRequest plan_request(const py::kwargs& named) {
+  dml::PlanRequest plan;
+  const auto set = [&](const char* name, auto& value) {
+    if (named.contains(name)) value = named[name].cast<std::decay_t<decltype(value)>>();
+    return named.contains(name) ? 1 : 0;
+  };
+  const size_t read = set("threads", plan.threads) + set("thread_work", plan.thread_work) + set("workspace", plan.workspace) +
+                      set("tile_rows", plan.tile_rows) + set("tile_columns", plan.tile_columns) +
+                      set("slot_bytes", plan.slot_bytes) + set("search", plan.search) + set("triangle", plan.triangle) +
+                      set("rank", plan.rank) + set("ranks", plan.ranks);
+  if (read != named.size()) throw py::type_error("a plan was asked for with an unknown argument");
+  return plan;
+}
+
+// What goes between ranks, by its name in Python.
+dml::Shared shared(const std::string& what) {
+  if (what == "limits") return dml::Shared::kLimits;
+  return what == "sums" ? dml::Shared::kSums : dml::Shared::kSlopes;
+}
+
 }  // namespace
 
 PYBIND11_MODULE(_cpu, m) {
@@ -119,11 +140,46 @@ PYBIND11_MODULE(_cpu, m) {
            "is_double"_a, "passes"_a, "terms"_a)
       .def("begin", &Prepared::begin, py::call_guard<py::gil_scoped_release>(), "data"_a, "labels"_a, "rows"_a, "stride"_a,
            "width"_a, "threads"_a);
+  py::class_<dml::DividedPasses>(m, "DividedPasses", py::module_local())
+      .def(py::init([](bool is_double, const std::vector<Pass>& passes, const py::kwargs& named) {
+             std::vector<dml::PassRequest> requests;
+             for (const Pass& pass : passes) requests.push_back(request(pass));
+             const dml::PlanRequest plan = plan_request(named);
+             py::gil_scoped_release unlocked;
+             return std::make_unique<dml::DividedPasses>(is_double, requests, plan);
+           }),
+           "is_double"_a, "passes"_a)
+      .def("sizes", [](const dml::DividedPasses& s, const std::string& what) { return s.sizes(shared(what)); })
+      .def("take", [](const dml::DividedPasses& s, const std::string& what, int rank,
+                      uintptr_t to) { s.take(shared(what), rank, reinterpret_cast<void*>(to)); })
+      .def("put", [](dml::DividedPasses& s, const std::string& what, int rank,
+                     uintptr_t numbers) { s.put(shared(what), rank, reinterpret_cast<const void*>(numbers)); })
+      .def("merge", [](dml::DividedPasses& s, uintptr_t parts) { s.merge(reinterpret_cast<const void*>(parts)); })
+      .def("open", &dml::DividedPasses::open, py::call_guard<py::gil_scoped_release>())
+      .def("collect", &dml::DividedPasses::collect, py::call_guard<py::gil_scoped_release>())
+      .def("close",
+           [](dml::DividedPasses& s, uintptr_t values, uintptr_t counts) {
+             py::gil_scoped_release unlocked;
+             s.close(reinterpret_cast<void*>(values), reinterpret_cast<void*>(counts));
+           })
+      .def("weigh",
+           [](dml::DividedPasses& s, uintptr_t cotangents) {
+             py::gil_scoped_release unlocked;
+             s.weigh(reinterpret_cast<const void*>(cotangents));
+           })
+      .def("slope",
+           [](dml::DividedPasses& s, const std::vector<uintptr_t>& gradients) {
+             std::vector<void*> to;
+             for (uintptr_t gradient : gradients) to.push_back(reinterpret_cast<void*>(gradient));
+             py::gil_scoped_release unlocked;
+             s.slope(to);
+           })
+      .def("plan", [](const dml::DividedPasses& s, int pass) { return numbers(s.plan(pass)); })
+      .def_property_readonly("numbers", &dml::DividedPasses::numbers);
   m.def(
       "plan",
       [](bool is_double, const std::vector<int64_t>& anchor_labels, const std::optional<std::vector<int64_t>>& reference_labels,
-         int64_t width, const std::vector<std::pair<std::string, std::vector<double>>>& calls, int threads, int64_t thread_work,
-         int64_t workspace, int64_t tile_rows, int64_t tile_columns, int64_t slot_bytes, int search, int triangle) {
+         int64_t width, const std::vector<std::pair<std::string, std::vector<double>>>& calls, const py::kwargs& named) {
         std::vector<dml::FunctorCall> functors;
         const double present = 0;  // an address: numbers per anchor are not read
         for (const auto& [name, options] : calls) functors.push_back({name, options, &present, nullptr});
@@ -131,7 +187,7 @@ PYBIND11_MODULE(_cpu, m) {
         dml::Rows references;
         if (reference_labels) references = {reference_labels->data(), int64_t(reference_labels->size())};
         const dml::Rows* others = reference_labels ? &references : nullptr;
-        const dml::PlanRequest request{threads, thread_work, workspace, tile_rows, tile_columns, slot_bytes, search, triangle};
+        const dml::PlanRequest request = plan_request(named);
         dml::Orders orders;
         return is_double
                    ? numbers(
@@ -139,12 +195,12 @@ PYBIND11_MODULE(_cpu, m) {
                    : numbers(
                          dml::summary<float>(dml::outline_of<float>(anchors, others, width, functors, {}, request, orders)));
       },
-      "The plan of a pass over such labels, without any vector.", "is_double"_a, "anchor_labels"_a, "reference_labels"_a,
-      "width"_a, "functors"_a, "threads"_a = 1, "thread_work"_a = 0, "workspace"_a = -1, "tile_rows"_a = 0,
-      "tile_columns"_a = 0, "slot_bytes"_a = 0, "search"_a = -1, "triangle"_a = -1);
+      "The plan of a pass over such labels, without any vector. The rest by the names of `PlanRequest`.", "is_double"_a,
+      "anchor_labels"_a, "reference_labels"_a, "width"_a, "functors"_a);
   m.def("functors", [] {
     py::dict out;
-    for (const dml::Functor& f : dml::functors()) out[py::str(f.name)] = py::make_tuple(f.options, f.values, f.partners);
+    for (const dml::Functor& f : dml::functors())
+      out[py::str(f.name)] = py::make_tuple(f.options, f.values, f.partners, f.merges);
     return out;
   });
   m.def("functor_names",

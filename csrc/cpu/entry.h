@@ -17,6 +17,8 @@ template <class T> struct Entry {
   void (*flush_rows)(const FunctorState&, const Problem<T>&, const Accumulators&, int64_t i0, int64_t rows, int thread);
   void (*flush_columns)(const FunctorState&, const Problem<T>&, const Accumulators&, int64_t j0, int64_t columns, int thread);
   void (*merge)(const FunctorState&, const Problem<T>&, int64_t from, int64_t to, int totals);
+  void (*merge_ranks)(const FunctorState&, const Problem<T>&, const T* parts, int ranks, int64_t step, int64_t from,
+                      int64_t count);
   void (*close)(const FunctorState&, const Problem<T>&, int64_t anchor, Positives<T>, T* values, T* counts);
   void (*weigh)(const FunctorState&, const Problem<T>&, const Accumulators&, int64_t anchor, Positives<T>, const T* cotangents,
                 T* slopes);
@@ -104,7 +106,7 @@ template <class T> struct Table {
     if constexpr (!HasTable<F>::value) {
       e.start = P::start, e.open = P::open, e.begin = P::begin, e.flush_rows = P::flush_rows;
       e.flush_columns = P::flush_columns, e.merge = P::merge, e.close = P::close, e.weigh = P::weigh;
-      e.prepare = P::prepare;
+      e.prepare = P::prepare, e.merge_ranks = P::merge_ranks;
     }
     e.collect[0] = collect<F, T, V, false>, e.collect[1] = collect<F, T, V, true>;
     e.slope[0] = slope<F, T, V, false>, e.slope[1] = slope<F, T, V, true>;
@@ -114,6 +116,7 @@ template <class T> struct Table {
       using Q = TableParts<F, T>;
       e.start = Q::start, e.open = Q::open, e.begin = Q::begin, e.flush_rows = Q::flush_rows,
       e.flush_columns = Q::flush_columns;
+      e.merge_ranks = nullptr;  // a table is no pass that ranks divide
       e.merge = Q::merge, e.close = Q::close, e.weigh = Q::weigh, e.prepare = Q::prepare, e.tabulate = Q::tabulate,
       e.cells = Q::cells;
     }

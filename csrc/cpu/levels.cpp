@@ -12,6 +12,8 @@
 
 namespace dml {
 
+bool merges(const FunctorInfo& info) { return !(info.has_slots || info.table || info.centres); }
+
 Kernels<float> kernels_f32_base();
 Kernels<double> kernels_f64_base();
 #ifdef DML_X86
@@ -80,7 +82,8 @@ std::vector<Functor> functors() {
   const Kernels<float>& k = current_kernels<float>();
   for (int f = 0; f < k.functors(); ++f) {
     const FunctorInfo info = k.describe(f);
-    if (out.empty() || out.back().name != info.name) out.push_back({info.name, info.options, info.values, info.partners});
+    if (out.empty() || out.back().name != info.name)
+      out.push_back({info.name, info.options, info.values, info.partners, merges(info)});
   }
   return out;
 }

@@ -11,8 +11,11 @@ namespace dml {
 struct Functor {
   std::string name, options;
   int values;
-  bool partners;
+  bool partners, merges;  // merges: what ranks have collected of an anchor can be merged
 };
+// Whether all that is known of an anchor are sums over its negatives. A slot stands for one positive, a table for no anchor, and a
+// centre takes part by its class.
+bool merges(const FunctorInfo&);
 std::vector<Functor> functors();       // of the level in use
 std::vector<std::string> functor_names(const FunctorModule&);
 void register_functors(const FunctorModule&);   // of the level in use. Throws std::invalid_argument where they do not fit.

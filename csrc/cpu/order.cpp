@@ -117,4 +117,25 @@ Classes classes_of(const Order& anchors, const Order& references, const std::vec
   return out;
 }
 
+std::vector<int64_t> keep_own_blocks(Classes& classes, int rank, int ranks) {
+  const auto cells_of = [](const Block& b) { return (b.a1 - b.a0) * (b.r1 - b.r0); };
+  int64_t total = 0, before = 0;
+  for (const Block& b : classes.blocks) total += cells_of(b);
+  std::vector<Block> all;
+  all.swap(classes.blocks);
+  classes.stored_positives = 0;
+  std::vector<int64_t> bounds(1, 0);
+  int owner = 0;
+  for (size_t k = 0; k < all.size(); ++k) {
+    const Block& b = all[k];
+    const int64_t positives = b.r1 - b.r0;
+    if (k == 0 || b.r0 != all[k - 1].r0) owner = owner_of(before, positives * positives, total, ranks);  // of the whole class
+    bounds.resize(owner + 1, b.a0);
+    if (owner == rank) add_block(classes, b.a0, b.a1, b.r0, b.r1, b.owner, cells_of(b));
+    before += cells_of(b);
+  }
+  bounds.resize(ranks + 1, int64_t(classes.row_first.size()));
+  return bounds;
+}
+
 }  // namespace dml

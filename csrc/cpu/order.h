@@ -1,6 +1,7 @@
 // The rows of a pass in class order: which references are of an anchor's class, and blocks of anchors that share their positives.
 // Functions of labels and lists alone.
 #pragma once
+#include <algorithm>
 #include <cstdint>
 #include <map>
 #include <memory>
@@ -33,6 +34,16 @@ std::shared_ptr<const Order> order_of(const int64_t* labels, int64_t rows, bool 
 
 // Which reference an anchor is itself, by their places. Throws std::invalid_argument for one that does not exist.
 std::vector<int64_t> own_of(const Relations& relations, const Order& anchors, const Order* references);
+
+// Which of `ranks` works on the next of some things with a `cost` each, after those that cost `before`. Each rank's follow one
+// another and cost about the same.
+inline int owner_of(int64_t before, int64_t cost, int64_t total, int ranks) {
+  return int(std::min<double>((double(before) + double(cost) / 2) / double(total) * ranks, ranks - 1));
+}
+
+// Keeps the blocks of one of several ranks, whole classes that follow one another with about as many pairs of one class for each,
+// and returns where the anchors of each rank begin, and after them where the last one's end.
+std::vector<int64_t> keep_own_blocks(Classes& classes, int rank, int ranks);
 
 // `stride` is the length of per-anchor arrays. Lists throw std::invalid_argument where they are not ascending.
 Classes classes_of(const Order& anchors, const Order& references, const std::vector<int64_t>& own, int64_t stride, int threads);

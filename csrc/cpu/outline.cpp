@@ -69,6 +69,14 @@ template <class T> void add_functors(const std::vector<FunctorCall>& calls, Outl
   }
 }
 
+// Keeps what is one rank's.
+template <class T> void divide(const PlanRequest& request, Outline& out) {
+  bool may = out.self && !out.relations.lists && !out.has_windows;
+  for (const FunctorState& f : out.functors) may = may && merges(current_kernels<T>().describe(f.functor));
+  if (!may) throw std::invalid_argument("ranks divide a batch with itself, by functors of sums alone");
+  out.bounds = keep_own_blocks(out.classes, request.rank, request.ranks);
+}
+
 }  // namespace
 
 template <class T> int64_t search_cells_of(const FunctorState& state, int64_t most_positives) {
@@ -83,7 +91,7 @@ Outline outline_of(const Rows& anchors, const Rows* references, int64_t width, c
   out.D = width, out.A = anchors.rows, out.N = references ? references->rows : anchors.rows;
   out.self = !references, out.relations = relations;
   out.stride = rounded(out.A + 16, 16);                                // a register behind the last anchor may be read
-  out.threads = threads_for(out.work(), request);
+  out.threads = threads_for(out.work() / request.ranks, request);
   const bool by_label = !relations.lists;
   out.anchors = order_of(anchors.labels, anchors.rows, by_label, orders);
   out.references = references ? order_of(references->labels, references->rows, by_label, orders) : out.anchors;
@@ -91,6 +99,7 @@ Outline outline_of(const Rows& anchors, const Rows* references, int64_t width, c
   out.classes = by_label ? classes_of(*out.anchors, *out.references, out.own, out.stride, out.threads)
                          : classes_of_lists(relations, out.own, out.N, out.stride, out.threads);
   add_functors<T>(calls, out);
+  if (request.ranks > 1) divide<T>(request, out);
   const PlanInput input{out.A,
                         out.N,
                         out.stride,

@@ -25,6 +25,8 @@ struct Outline {
   int64_t A = 0, N = 0, D = 0, stride = 0;
   bool self = false, has_windows = false, has_partners = false;
   int threads = 1;
+  std::vector<int64_t>
+      bounds;  // where ranks divide the pass: the anchors of the classes of rank r are [bounds[r], bounds[r + 1])
   Relations relations;
   std::shared_ptr<const Order> anchors, references;  // the same for a batch with itself
   std::vector<int64_t> own;

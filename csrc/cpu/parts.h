@@ -293,6 +293,16 @@ template <class F, class T> struct Parts {
         }
     }
   }
+  // The same of ranks, in their order: the sums that each has of the anchors [from, from + count), whose first field is at `parts`.
+  static void merge_ranks(const FunctorState& loss, const Problem<T>& p, const T* parts, int ranks, int64_t step, int64_t from,
+                          int64_t count) {
+    const F f = options_of<F>(loss);
+    for (int64_t i = 0; i < count; ++i) {
+      auto total = convert_fields<Totals, double, T>(f.nothing());
+      for (int r = 0; r < ranks; ++r) f.merge(gather_fields<Sums, T>(parts + r * step + i, count), total);
+      scatter_fields<double>(total, sums_at(loss, from + i), p.stride);
+    }
+  }
   // Positive k of anchor i as an anchor: references and anchors are the same rows.
   static int64_t partner_index(const Problem<T>& p, int64_t i, int64_t k) {
     if (p.lists) return p.lists[p.starts[i] + k];

@@ -31,7 +31,8 @@ template <class T> class Pass final : public PassBase {
  public:
   Pass(const Input& anchors, const Input* references, int64_t width, const std::vector<FunctorCall>& calls,
        const Relations& relations, const PlanRequest& request, Orders& orders)
-      : kernels_(current_kernels<T>()), outline_(outlined(anchors, references, width, calls, relations, request, orders)),
+      : kernels_(current_kernels<T>()), request_(request),
+        outline_(outlined(anchors, references, width, calls, relations, request, orders)),
         normalise_anchors_(anchors.normalise), normalise_references_(references ? references->normalise : anchors.normalise),
         p_(problem_of<T>(outline_)) {
     anchors_.fill(kernels_, anchors, *outline_.anchors, width, outline_.threads);
@@ -58,44 +59,17 @@ template <class T> class Pass final : public PassBase {
     std::memset(p_.table_totals, 0, size_t(2 * p_.table_cells * p_.threads) * sizeof(int64_t));
     for (const Chunk& chunk : outline_.plan.chunks) {
       enter(chunk);
-      kernels_.forward(p_, v, c);
+      kernels_.forward(p_, kForward, v, c);
     }
-    T *to = static_cast<T*>(values), *to_counts = static_cast<T*>(counts);
-    for (int row = 0; row < p_.value_count; ++row)
-      for (int64_t i = 0; i < p_.A; ++i) {
-        to[row * p_.A + anchors_.order[i]] = v[row * p_.A + i];
-        to_counts[row * p_.A + anchors_.order[i]] = c[row * p_.A + i];
-      }
+    put_in_order(v, c, static_cast<T*>(values), static_cast<T*>(counts));
     read_tables(static_cast<T*>(tables));
     leave();
   }
 
   void differentiate(const void* cotangents, const double* shift, const void* table_cotangents, bool with_references) override {
-    const bool several = outline_.plan.chunks.size() > 1;
-    Buffer<T> sorted, private_grads, unused;
-    T* w = sorted.resize(int64_t(p_.value_count) * p_.A);
-    const T* from = static_cast<const T*>(cotangents);
-    for (int row = 0; row < p_.value_count; ++row)
-      for (int64_t i = 0; i < p_.A; ++i) w[row * p_.A + i] = T((from ? from[row * p_.A + anchors_.order[i]] : 0) + shift[row]);
-    T *ga = p_.whole ? anchor_grads_.resize(p_.A * p_.D) : zeros(anchor_grads_, p_.A * p_.D), *gr = nullptr;
-    if (!p_.self && with_references) gr = zeros(reference_grads_, p_.N * p_.D);
-    allocate();
-    p_.cotangents = w;
-    p_.table_slopes = slopes_of_tables(static_cast<const T*>(table_cotangents));
-    T* slope = zeros(slopes_, outline_.slope_cells);
-    for (FunctorState& f : outline_.functors) f.slopes_at = slope, slope += f.slopes * p_.stride;
-    const std::vector<char> reached = reached_by(w);
-    // Threads own the larger side and add to private copies of the other one.
-    const int64_t private_rows = p_.self ? p_.A : p_.row_owner_backward ? p_.N : p_.A;
-    T* copies = p_.threads > 1 && !p_.whole ? private_grads.resize((p_.threads - 1) * private_rows * p_.D) : nullptr;
-    if (several) unused.resize(2 * int64_t(p_.value_count) * p_.A);
-    for (const Chunk& chunk : outline_.plan.chunks) {
-      enter(chunk);
-      const Some seen(*this, reached);
-      if (several) kernels_.forward(p_, unused.data(), unused.data() + int64_t(p_.value_count) * p_.A);   // its slots again
-      kernels_.backward(p_, w, ga, gr, copies);
-    }
-    leave();
+    begin_backward(static_cast<const T*>(cotangents), shift, static_cast<const T*>(table_cotangents), with_references);
+    run_backward(kBackward);
+    end_backward();
   }
 
   void deliver(const Gradient& anchors, const Gradient& references) override {
@@ -109,7 +83,106 @@ template <class T> class Pass final : public PassBase {
     if (!p_.self) put(reference_grads_, references_, p_.N, normalise_references_, references);
   }
 
+  void open() override {
+    allocate();
+    enter(outline_.plan.chunks.front());                               // without slots there are no others
+    kernels_.forward(p_, kOpen, nullptr, nullptr);
+  }
+  void collect() override { kernels_.forward(p_, kCollect, nullptr, nullptr); }
+  void close(void* values, void* counts) override {
+    Buffer<T> sorted;
+    T *v = zeros(sorted, 2 * int64_t(p_.value_count) * p_.A), *c = v + int64_t(p_.value_count) * p_.A;
+    kernels_.forward(p_, kClose, v, c);
+    put_in_order(v, c, static_cast<T*>(values), static_cast<T*>(counts));
+    leave();
+  }
+  void weigh(const void* cotangents) override {
+    begin_backward(static_cast<const T*>(cotangents), nullptr, nullptr, false);
+    run_backward(kWeigh);
+  }
+  void slope() override {
+    run_backward(kSlope);
+    end_backward();
+  }
+
+  int64_t fields(Shared what) const override {
+    int64_t count = 0;
+    for (const FunctorState& f : outline_.functors) count += numbers_of(f, what).second;
+    return count;
+  }
+  void take(Shared what, int64_t from, int64_t count, void* to) const override {
+    T* at = static_cast<T*>(to);
+    for (const FunctorState& f : outline_.functors)
+      for (int k = 0; k < numbers_of(f, what).second; ++k, at += count)
+        std::copy_n(numbers_of(f, what).first + k * p_.stride + from, count, at);
+  }
+  void put(Shared what, int64_t from, int64_t count, const void* numbers) override {
+    const T* at = static_cast<const T*>(numbers);
+    for (const FunctorState& f : outline_.functors)
+      for (int k = 0; k < numbers_of(f, what).second; ++k, at += count)
+        std::copy_n(at, count, numbers_of(f, what).first + k * p_.stride + from);
+  }
+  void merge(const void* parts, int64_t step) override {
+    const int64_t from = outline_.bounds[request_.rank], count = outline_.bounds[request_.rank + 1] - from;
+    const T* at = static_cast<const T*>(parts);
+    for (int l = 0; l < p_.loss_count; ++l) {
+      kernels_.merge_ranks(p_, l, at, request_.ranks, step, from, count);
+      at += outline_.functors[l].sums * count;
+    }
+  }
+
  private:
+  // Numbers per anchor of a functor and how many fields they have.
+  static std::pair<T*, int> numbers_of(const FunctorState& f, Shared what) {
+    if (what == Shared::kLimits) return {static_cast<T*>(f.limits_at), f.limits};
+    if (what == Shared::kSums) return {static_cast<T*>(f.sums_at), f.sums};
+    return {static_cast<T*>(f.slopes_at), f.slopes};
+  }
+
+  // Values and counts of the anchors in class order to where the caller has the anchors.
+  void put_in_order(const T* values, const T* counts, T* to, T* to_counts) const {
+    for (int row = 0; row < p_.value_count; ++row)
+      for (int64_t i = 0; i < p_.A; ++i) {
+        to[row * p_.A + anchors_.order[i]] = values[row * p_.A + i];
+        to_counts[row * p_.A + anchors_.order[i]] = counts[row * p_.A + i];
+      }
+  }
+
+  void begin_backward(const T* from, const double* shift, const T* table_cotangents, bool with_references) {
+    T* w = cotangents_.resize(int64_t(p_.value_count) * p_.A);
+    for (int row = 0; row < p_.value_count; ++row)
+      for (int64_t i = 0; i < p_.A; ++i)
+        w[row * p_.A + i] = T((from ? from[row * p_.A + anchors_.order[i]] : 0) + (shift ? shift[row] : 0));
+    p_.whole ? anchor_grads_.resize(p_.A * p_.D) : zeros(anchor_grads_, p_.A * p_.D);
+    if (!p_.self && with_references) zeros(reference_grads_, p_.N * p_.D);
+    allocate();
+    p_.cotangents = w;
+    p_.table_slopes = slopes_of_tables(table_cotangents);
+    T* slope = zeros(slopes_, outline_.slope_cells);
+    for (FunctorState& f : outline_.functors) f.slopes_at = slope, slope += f.slopes * p_.stride;
+    reached_ = reached_by(w);
+    // Threads own the larger side and add to private copies of the other one.
+    const int64_t private_rows = p_.self ? p_.A : p_.row_owner_backward ? p_.N : p_.A;
+    if (p_.threads > 1 && !p_.whole) copies_.resize((p_.threads - 1) * private_rows * p_.D);
+  }
+  void run_backward(int stages) {
+    const bool several = outline_.plan.chunks.size() > 1;
+    Buffer<T> unused;
+    if (several) unused.resize(2 * int64_t(p_.value_count) * p_.A);
+    for (const Chunk& chunk : outline_.plan.chunks) {
+      enter(chunk);
+      const Some seen(*this, reached_);
+      if (several)  // its slots again
+        kernels_.forward(p_, kForward, unused.data(), unused.data() + int64_t(p_.value_count) * p_.A);
+      kernels_.backward(p_, stages, cotangents_.data(), anchor_grads_.data(), reference_grads_.data(), copies_.data());
+    }
+  }
+  void end_backward() {
+    cotangents_.reset();
+    copies_.reset();
+    leave();
+  }
+
   // Which functors a cotangent beside zero reaches; all, where none does.
   std::vector<char> reached_by(const T* cotangents) const {
     std::vector<char> reached;
@@ -254,13 +327,15 @@ template <class T> class Pass final : public PassBase {
   }
 
   const Kernels<T>& kernels_;
+  PlanRequest request_;
   Outline outline_;
   bool normalise_anchors_, normalise_references_;
   Problem<T> p_;
   Side<T> anchors_, references_;
   Buffer<int64_t> table_totals_;
   Buffer<T> anchor_grads_, reference_grads_;                          // from differentiate() to deliver()
-  Buffer<T> given_, table_slopes_, stats_, slopes_, stored_, stored_positives_, slots_;
+  std::vector<char> reached_;                                         // functors, by the running backward pass
+  Buffer<T> given_, cotangents_, copies_, table_slopes_, stats_, slopes_, stored_, stored_positives_, slots_;
   Buffer<double> totals_;
   Buffer<unsigned char> scratch_;
 };

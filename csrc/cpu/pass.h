@@ -20,6 +20,8 @@ struct Gradient {  // where the gradient of an input goes: rows of T, `stride` n
   bool adds = false;  // to what is there
 };
 
+enum class Shared { kLimits, kSums, kSlopes };  // numbers per anchor that ranks which divide a pass tell one another
+
 class PassBase {
  public:
   virtual ~PassBase() = default;
@@ -30,6 +32,19 @@ class PassBase {
                              bool with_references) = 0;
   virtual void deliver(const Gradient& anchors, const Gradient& references) = 0;
   virtual std::vector<std::pair<std::string, int64_t>> plan() const = 0;
+
+  // The same stage by stage, where ranks divide the pass (divided.h). Values are 0 but for the anchors of this rank's classes, and
+  // gradients are its part of them. After slope() comes deliver().
+  virtual void open() = 0;
+  virtual void collect() = 0;
+  virtual void close(void* values, void* counts) = 0;
+  virtual void weigh(const void* cotangents) = 0;
+  virtual void slope() = 0;
+  virtual int64_t fields(Shared what) const = 0;
+  virtual void take(Shared what, int64_t from, int64_t count, void* to) const = 0;  // T [fields, count] of these anchors
+  virtual void put(Shared what, int64_t from, int64_t count, const void* numbers) = 0;
+  // The sums that each rank has of this rank's anchors, T [fields, count] of each, `step` numbers apart.
+  virtual void merge(const void* parts, int64_t step) = 0;
 };
 
 // Throws std::invalid_argument as outline_of does. Not for two threads at a time.

@@ -29,6 +29,7 @@ class Planner {
     choose_tile();
     choose_whole();
     cut_into_chunks();
+    keep_own_tiles();
     choose_what_is_stored();
     for (const Chunk& c : out_.chunks)
       out_.slot_cells = std::max(out_.slot_cells, slot_cells(rounded(c.row1 - c.row0, 16) + 16, c.most_positives, totals()));
@@ -59,7 +60,7 @@ class Planner {
   void choose_methods() {
     const bool slots = std::any_of(in_.functors.begin(), in_.functors.end(), [](const FunctorState& f) { return f.has_slots; });
     out_.most_positives = slots && in_.anchors ? most_of(0, in_.anchors) : 0;
-    const bool symmetric = in_.self && !in_.has_lists && !in_.has_windows && request_.triangle != 0;
+    const bool symmetric = in_.self && !in_.has_lists && !in_.has_windows && (request_.triangle != 0 || request_.ranks > 1);
     const auto is_large = [&](const FunctorState& f) {
       return (f.step_cells && out_.most_positives > kMostSteps) ||
              (f.search && out_.most_positives > (symmetric ? kMostComparedTwice : kMostCompared));
@@ -104,8 +105,8 @@ class Planner {
     if (!std::any_of(in_.functors.begin(), in_.functors.end(), has_slopes)) return;
     const int64_t width = rounded(in_.anchors, 16);
     const bool is_cut_well = out_.tile_rows % 16 == 0 || out_.tile_rows >= in_.anchors;
-    if (out_.triangle && in_.anchors > 0 && in_.anchors <= kMostWhole && out_.tile_columns >= in_.anchors && is_cut_well &&
-        width * width * in_.number_bytes <= workspace())
+    if (out_.triangle && request_.ranks == 1 && in_.anchors > 0 && in_.anchors <= kMostWhole &&
+        out_.tile_columns >= in_.anchors && is_cut_well && width * width * in_.number_bytes <= workspace())
       out_.whole = width;
   }
 
@@ -154,10 +155,25 @@ class Planner {
     }
   }
 
+  static int64_t cells_of(const Tile& t) { return (t.i1 - t.i0) * rounded(t.j1 - t.j0, 16); }
+
+  // Of the tiles in their order each rank takes a run, so that rows of tiles are begun and flushed by one rank but for the ends.
+  void keep_own_tiles() {
+    if (request_.ranks == 1) return;
+    int64_t total = 0, before = 0;
+    for (const Tile& t : out_.tiles) total += cells_of(t);
+    std::vector<Tile> own;
+    for (const Tile& t : out_.tiles) {
+      if (owner_of(before, cells_of(t), total, request_.ranks) == request_.rank) own.push_back(t);
+      before += cells_of(t);
+    }
+    out_.tiles.swap(own);
+    out_.chunks.back().tile1 = int64_t(out_.tiles.size());             // without slots there is one chunk
+  }
+
   // A batch with itself keeps all tiles or none (a part would cost its memory and save little); against references every tile
   // that fits is one product less.
   void choose_what_is_stored() {
-    const auto cells_of = [](const Tile& t) { return (t.i1 - t.i0) * rounded(t.j1 - t.j0, 16); };
     for (const Tile& t : out_.tiles) out_.tile_cells += cells_of(t);
     if (out_.whole) {
       for (Tile& t : out_.tiles) t.stored = t.i0 * out_.whole + t.j0;

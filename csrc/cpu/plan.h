@@ -15,6 +15,7 @@ struct PlanRequest {  // 0 or -1: the planner decides
   int64_t slot_bytes = 0;  // bytes for the slots of losses that compare positives with negatives
   int search = -1;  // 0: never look negatives up among a large class's thresholds, 1: always
   int triangle = -1;  // 0: never use the symmetry of a batch compared with itself
+  int rank = 0, ranks = 1;  // that divide the tiles of a triangle and the classes among them, and which of them this one is
 };
 
 struct PlanInput {  // what the plan depends on

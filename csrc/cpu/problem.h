@@ -75,6 +75,10 @@ template <class T> struct Problem {
   void (*blas_threads)(int);  // sets this thread's BLAS threads, or nullptr
 };
 
+// What a run of the kernels does: all stages at once, or single ones, where ranks that divide a pass tell one another between them
+// what they found.
+enum Stage { kOpen = 1, kCollect = 2, kClose = 4, kForward = 7, kWeigh = 1, kSlope = 2, kBackward = 3 };
+
 constexpr int kMostCentres = 64;  // of a class, for losses that fold them
 
 struct FunctorInfo {
@@ -108,8 +112,12 @@ template <class T> struct Kernels {  // what one instruction set offers for one 
                  T* norms, bool* broken, int threads);
   void (*scatter)(T* grad, const T* unit, const T* norms, const int64_t* order, int64_t rows, int64_t width, bool normalise,
                   T* to, int64_t stride, bool adds, int threads);
-  void (*forward)(const Problem<T>&, T* values, T* counts);  // [V, A] in class order
-  void (*backward)(const Problem<T>&, const T* cotangents, T* grad_anchors, T* grad_references, T* private_grads);  // adds
+  void (*forward)(const Problem<T>&, int stages, T* values, T* counts);  // [V, A] in class order
+  void (*backward)(const Problem<T>&, int stages, const T* cotangents, T* grad_anchors, T* grad_references,
+                   T* private_grads);  // adds
+  // Sums of the anchors [from, from + count) out of those that several ranks have of them, [rank][field][count]: of the functor's
+  // first field in the first rank, and `step` numbers from rank to rank.
+  void (*merge_ranks)(const Problem<T>&, int loss, const T* parts, int ranks, int64_t step, int64_t from, int64_t count);
 };
 
 }  // namespace dml

@@ -1,8 +1,9 @@
-"""Losses whose work several ranks divide. Each computes the rows of its own samples against the samples of all. Of a loss whose
-classes are divided it computes what its own classes give the samples of all.
+"""Losses whose work several ranks divide. Each pair of samples is compared by one rank, where what ranks find can be merged.
+Elsewhere a rank computes the rows of its own samples against the samples of all. Of a loss whose classes are divided it
+computes what its own classes give the samples of all.
 
 The rows of a loss are divided if they do not depend on one another and it has no parameters. All others are computed whole by
-every rank. Both are exact. For small batches dividing costs more than it saves.
+every rank. All ways are exact. For small batches dividing costs more than it saves.
 """
 
 from __future__ import annotations
@@ -16,8 +17,9 @@ from torch import Tensor
 from dmlcore.ensemble.columns import Columns, Heads
 from dmlcore.losses import Comparison, Loss, ProxyLoss, RowLoss, Rows
 from dmlcore.losses.divided_memory import DividedEntries, looks_at_memory, rows_against
-from dmlcore.losses.path import Outcome, compared, fusion_of
+from dmlcore.losses.path import Fusion, Outcome, compared, fusion_of
 from dmlcore.losses.shards import merged_values
+from dmlcore.losses.tiles import fusion_by_tiles, rows_by_tiles
 from dmlcore.ranks import Layout, summed_rows, total
 
 WORTH = 1e8
@@ -36,6 +38,7 @@ class Division:
 
     Attributes:
         indices: of the members whose rows are divided among samples, or among proxies.
+        of_tiles: the fused forms of the members whose pairs are divided, by index.
         summed: of the members whose values are merged from sums over classes.
         of_entries: of the members that compare the samples with a divided memory.
     """
@@ -51,10 +54,13 @@ class Division:
         self.members = members
         self.layout = layout
         self.indices = [index for index, loss in enumerate(members) if _is_divided(loss, comparison)]
+        self.of_tiles: dict[int, Fusion] = {}
         self.active: dict[int, Tensor] = {}
         size = len(comparison.anchors) * len(comparison.other_vectors) * comparison.anchors.shape[1]
         if layout.group.work == "whole" or (layout.group.work == "auto" and size < WORTH):
             self.indices = []
+        elif comparison.references is None and entries is None:
+            self.of_tiles = self._merging(columns, comparison)
         if comparison.references is not None and comparison.references.requires_grad:
             self.indices = []  # their gradient would be parted too; entries of a memory have none
         self.entries = entries
@@ -65,13 +71,34 @@ class Division:
         shards = [index for index, loss in enumerate(members) if isinstance(loss, ProxyLoss) and loss.shard is not None]
         self.summed = [index for index in shards if getattr(members[index], "divides", None) == "sums"]
         self.of_proxies = [index for index in shards if index not in self.summed]
-        self.indices += self.of_proxies
-        if not (self.indices or self.summed or self.of_entries):
+        self.indices = [index for index in self.indices if index not in self.of_tiles] + self.of_proxies
+        if not (self.indices or self.of_tiles or self.summed or self.of_entries):
             return
         self.anchors = summed_rows(comparison.anchors, layout)
         self.comparison = comparison._replace(anchors=self.anchors)
         self.heads = None if columns is None else Heads(columns, self.comparison)
         self._parts: dict[int, Tensor] = {}
+
+    def _merging(self, columns: Columns | None, comparison: Comparison) -> dict[int, Fusion]:
+        """The members whose pairs are divided. Where another shares their pass that needs rows, they go with it: comparing
+        twice would cost more."""
+        heads = None if columns is None else Heads(columns, comparison)
+        views = [comparison if heads is None or not loss.by_rows else heads.view(i) for i, loss in enumerate(self.members)]
+        fusions = [fusion_by_tiles(loss, view) for loss, view in zip(self.members, views, strict=True)]
+        rows = []
+        for index in self.indices:
+            loss: Any = self.members[index]
+            fusion = fusion_of(loss, comparison.anchors.device.type)
+            if fusions[index] is None and fusion is not None and loss.miner is None:
+                rows.append((views[index].anchors, fusion.normalise))
+        merging = {}
+        for index, fusion in enumerate(fusions):
+            if fusion is None:
+                continue
+            is_shared = any(anchors is views[index].anchors and fusion.normalise == other for anchors, other in rows)
+            if index not in self.indices or not is_shared:
+                merging[index] = fusion
+        return merging
 
     def view(self, index: int, *, advance: bool) -> Comparison:
         """What a member that is divided compares: the samples of this rank with those of all, or with a memory; or its proxies
@@ -85,6 +112,10 @@ class Division:
         # members share a pass by the identity of their tensors
         return part._replace(anchors=self._parts.setdefault(id(whole.anchors), part.anchors))
 
+    def computes(self, index: int) -> bool:
+        """Whether the rows of a member come from `rows_of_entries` or `rows_of_tiles`."""
+        return index in self.of_entries or index in self.of_tiles
+
     def rows_of_entries(self, *, advance: bool) -> dict[int, Rows]:
         """Values and counts of the members that compare the samples with a divided memory, for the samples of all ranks."""
         if self.entries is None or not self.of_entries:
@@ -94,6 +125,17 @@ class Division:
         comparisons = [compared(loss, view, advance=advance) for loss, view in zip(losses, views, strict=True)]
         rows = rows_against(losses, comparisons, self.entries, self.layout)
         return dict(zip(self.of_entries, rows, strict=True))
+
+    def rows_of_tiles(self, *, advance: bool) -> dict[int, Rows]:
+        """Values and counts of the members whose pairs are divided, for the samples that this rank closes."""
+        if not self.of_tiles:
+            return {}
+        comparisons = {}
+        for index in self.of_tiles:
+            loss: Any = self.members[index]
+            view = self.comparison if self.heads is None else self.heads.view(index)
+            comparisons[index] = compared(loss, view, advance=advance)
+        return rows_by_tiles(self.members, comparisons, self.of_tiles, self.layout.group)
 
     def _samples(self, index: int) -> Comparison:
         """The samples of all ranks as a member sees them."""
@@ -116,15 +158,17 @@ class Division:
         return self._terms_of_rows(outcome) | {index: self._merged(index) for index in self.summed}
 
     def _terms_of_rows(self, outcome: Outcome) -> dict[int, Tensor]:
-        if not self.indices:
+        rows = {index: outcome.completed.pop(index) for index in (*self.indices, *self.of_tiles)}
+        if not rows:
             return {}
-        rows = {index: outcome.completed.pop(index) for index in self.indices}
         sums = torch.cat([values.sum(1).double() for values, _ in rows.values()])
         numbers = []
-        for values, counts in rows.values():
-            length = torch.full((1,), values.shape[1], device=values.device)
+        for index, (values, counts) in rows.items():
+            is_counted = index not in self.of_tiles or self.layout.rank == 0  # those of tiles are the samples of all
+            length = torch.full((1,), values.shape[1] * is_counted, device=values.device)
             numbers += [counts.detach().sum(1), (values.detach() > 0).any(0).sum()[None], length]
-        sums, numbers = total(sums, torch.cat([number.double() for number in numbers]), self.anchors, self.layout.group)
+        entered = None if self.of_tiles else self.anchors  # every rank differentiates tiles, with samples or without
+        sums, numbers = total(sums, torch.cat([number.double() for number in numbers]), entered, self.layout.group)
         terms = {}
         for index, (values, _) in rows.items():
             length = len(values)

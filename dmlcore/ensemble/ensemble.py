@@ -34,6 +34,7 @@ class _LastCall:
         gradients: inner products of the terms' gradients, `[L, L]`, as last measured.
         outcome: of the members that are defined by rows.
         active: shares of anchors of members that were divided among ranks, by index.
+        is_total: whether all terms are sums over the ranks, of which every rank has the same bits.
     """
 
     def __init__(self) -> None:
@@ -41,6 +42,7 @@ class _LastCall:
         self.gradients: Tensor | None = None
         self.outcome: Outcome | None = None
         self.active: dict[int, Tensor] = {}
+        self.is_total = False
 
 
 class LossEnsemble(nn.Module):
@@ -172,7 +174,9 @@ class LossEnsemble(nn.Module):
             weighting.learn(helps if group is None else first_of(helps, group))
         terms, passed = self._terms_of(comparison, advance=True, layout=layout, entries=entries)
         if group is not None:
-            terms, passed = agreed(terms, self.names, group), None  # every rank steps by what autograd makes of all of them
+            passed = None  # every rank steps by what autograd makes of all terms
+            if not self._last.is_total:
+                terms = agreed(terms, self.names, group)
         detached = self._last.terms = terms.detach()
         if learns and (self.measures_gradients or weighting.reads_gradients):
             stacked = gradients_of_terms(embeddings, terms, passed)  # [L, B, D]
@@ -202,7 +206,7 @@ class LossEnsemble(nn.Module):
         outcome = self._evaluate(comparison, members, heads, division, advance=advance)
         scalars = {}
         if division is not None:
-            outcome.completed |= division.rows_of_entries(advance=advance)
+            outcome.completed |= division.rows_of_entries(advance=advance) | division.rows_of_tiles(advance=advance)
             scalars = division.terms(outcome)
         for index, loss in enumerate(members):
             if division is None:
@@ -214,6 +218,7 @@ class LossEnsemble(nn.Module):
             outcome.detach()
             self._last.outcome = outcome
             self._last.active = {} if division is None else division.active
+            self._last.is_total = len(self._last.active) == len(members)
         return terms, passed
 
     def _evaluate(
@@ -231,7 +236,7 @@ class LossEnsemble(nn.Module):
             if division is not None and index in division.indices:
                 comparisons.append(division.view(index, advance=advance))
                 continue
-            if not loss.by_rows or _is_parted(loss) or (division is not None and index in division.of_entries):
+            if not loss.by_rows or _is_parted(loss) or (division is not None and division.computes(index)):
                 comparisons.append(None)
                 continue
             view = comparison if heads is None else heads.view(index)

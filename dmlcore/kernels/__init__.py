@@ -3,7 +3,8 @@ time."""
 
 from dmlcore.kernels import extension
 from dmlcore.kernels.cpu import gram
-from dmlcore.kernels.extension import constant_in_graphs, functors, partner_functors, why_not
+from dmlcore.kernels.divided import divided_passes
+from dmlcore.kernels.extension import constant_in_graphs, functors, merging_functors, partner_functors, why_not
 from dmlcore.kernels.facts import info
 from dmlcore.kernels.fused import Passed, fused_again, fused_pass, fused_passes, fused_rows
 from dmlcore.kernels.jit.dispatch import why_not_loaded
@@ -23,6 +24,7 @@ __all__ = [
     "build_functors",
     "clear_functors",
     "constant_in_graphs",
+    "divided_passes",
     "extension",
     "functors",
     "fused_again",
@@ -32,6 +34,7 @@ __all__ = [
     "gram",
     "info",
     "kept_functors",
+    "merging_functors",
     "partner_functors",
     "plan_is_watched",
     "plan_options",

@@ -38,7 +38,7 @@ class CpuPasses:
         requests = []
         for k, pass_ in enumerate(passes):
             anchors_to, references_to = ((2 * k, 0), (2 * k + 1, 0)) if targets is None else targets[k]
-            requests.append(_request(pass_, anchors_to, references_to))
+            requests.append(request_of(pass_, anchors_to, references_to))
         self.like = passes[0].anchors.new_empty(0)
         self.terms = terms
         self.reaching = _reaching(passes, targets) if targets is not None else []
@@ -140,7 +140,7 @@ def _reaching(passes: Sequence[Pass], targets: Sequence[tuple[Target, Target]]) 
     return [sorted(terms) for terms in reaching]
 
 
-def _request(pass_: Pass, anchors_to: Target, references_to: Target) -> tuple[Any, ...]:
+def request_of(pass_: Pass, anchors_to: Target, references_to: Target) -> tuple[Any, ...]:
     """What the binding is told of a pass. The tensors must live until it has begun, those of `relations` as long as it."""
     anchors, labels, references, reference_labels = pass_.anchors, pass_.anchor_labels, pass_.references, pass_.reference_labels
     own, starts, positives = pass_.relations

@@ -93,11 +93,12 @@ def use_level(level: str) -> None:
 
 def refresh() -> None:
     """Ask the CPU extension which functors its instruction set has now: another one was chosen, or some were loaded."""
-    global FUNCTORS, PARTNERS, generation
+    global FUNCTORS, PARTNERS, MERGING, generation
     assert CPU is not None
     functors = CPU.functors()
-    FUNCTORS = {name: (tuple(options.split()), values) for name, (options, values, _) in functors.items()}
-    PARTNERS = frozenset(name for name, (_, _, partners) in functors.items() if partners)
+    FUNCTORS = {name: (tuple(options.split()), values) for name, (options, values, *_) in functors.items()}
+    PARTNERS = frozenset(name for name, (_, _, partners, _) in functors.items() if partners)
+    MERGING = frozenset(name for name, (*_, merges) in functors.items() if merges)
     generation += 1
 
 
@@ -107,6 +108,7 @@ _CUDA, _WHY_NO_CUDA = _load("_cuda")
 FUNCTORS: dict[str, tuple[tuple[str, ...], int]] = {}
 CUDA_FUNCTORS: dict[str, tuple[tuple[str, ...], int]] = {}
 PARTNERS: frozenset[str] = frozenset()
+MERGING: frozenset[str] = frozenset()
 generation = 0
 """Grows whenever the functors may be others than before: what was found out about a loss holds for one generation."""
 SWITCH = "DML_FUSED"
@@ -177,3 +179,8 @@ def functors(device: str = "cpu") -> dict[str, tuple[tuple[str, ...], int]]:
 def partner_functors() -> frozenset[str]:
     """The functors that couple an anchor with its positives, and so take no references."""
     return PARTNERS
+
+
+def merging_functors() -> frozenset[str]:
+    """The functors of the CPU that keep nothing of an anchor but sums over its negatives, so that ranks can merge theirs."""
+    return MERGING

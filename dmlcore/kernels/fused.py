@@ -95,7 +95,7 @@ class _FusedPasses(torch.autograd.Function):
     def backward(
         ctx: Any, terms: Tensor | None, values: Tensor | None, _: Tensor | None, histograms: Tensor | None
     ) -> tuple[Tensor | None, ...]:
-        passes: CpuPasses = _state(ctx.passes)
+        passes: CpuPasses = state_of(ctx.passes)
         sums: Sequence[Tensor | None] = ()
         if passes.by_term and terms is not None:
             sums, terms = passes.combined(terms.view(-1)), None
@@ -113,7 +113,7 @@ class _FusedPasses(torch.autograd.Function):
             for gradient, further in zip(gradients, sums, strict=False):
                 if gradient is not None and further is not None:
                     gradient += further
-        if not _keeps_graph():  # kept loss values must not keep the tiles, as autograd frees its saved tensors
+        if not keeps_graph():  # kept loss values must not keep the tiles, as autograd frees its saved tensors
             ctx.passes = None
         return None, None, *gradients
 
@@ -131,10 +131,10 @@ class _FusedTerm(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, cotangent: Tensor) -> tuple[Tensor | None, ...]:
-        state, shape = _state(ctx.state), ctx.shape
+        state, shape = state_of(ctx.state), ctx.shape
         gradient = cotangent.new_empty(shape)
         state.backward(cotangent.data_ptr(), 0, 0, [(gradient.data_ptr(), *shape)])
-        if not _keeps_graph():
+        if not keeps_graph():
             ctx.state = None
         return None, None, gradient
 
@@ -151,16 +151,16 @@ class _FusedRows(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, cotangents: Tensor, _: Tensor, histogram_cotangents: Tensor) -> tuple[Tensor | None, ...]:
-        state = _state(ctx.state)
+        state = state_of(ctx.state)
         anchors, references = state.backward(
             cotangents.contiguous(), histogram_cotangents.contiguous(), ctx.needs_input_grad[2]
         )
-        if not _keeps_graph():
+        if not keeps_graph():
             ctx.state = None
         return None, anchors if ctx.needs_input_grad[1] else None, references
 
 
-def _state(state: Any) -> Any:
+def state_of(state: Any) -> Any:
     """The state that a backward pass needs, after checking that the kernels can give what is asked for."""
     if torch.is_grad_enabled():  # create_graph=True: without this the second derivative would silently be left out
         raise ConfigError("fused losses are differentiable once; for second derivatives use loss.reference or set DML_FUSED=0")
@@ -169,14 +169,14 @@ def _state(state: Any) -> Any:
     return state
 
 
-def _keeps_graph() -> bool:
+def keeps_graph() -> bool:
     """Whether the running backward pass was asked to keep the graph. True where this torch cannot say."""
     engine = getattr(torch._C, "_autograd", None)  # private, so every torch may lack it
     query = getattr(engine, "_get_current_graph_task_keep_graph", None)
     return True if query is None else query()
 
 
-def _ready(pass_: Pass, anchors: Tensor, references: Tensor | None, dtype: torch.dtype) -> Pass:
+def ready_pass(pass_: Pass, anchors: Tensor, references: Tensor | None, dtype: torch.dtype) -> Pass:
     """The pass as the kernels want it, with these vectors. One new tuple: this is on the way of every small batch."""
     relations, calls = pass_.relations, pass_.calls
     if relations.own is not None or relations.starts is not None:  # `!=` would ask tensors whether they are None
@@ -266,7 +266,7 @@ def fused_passes(passes: Sequence[Pass], terms: int | None = 0) -> Passed:
         references, references_to = pass_.references, (-1, 0)
         if references is not None:
             references, references_to = sources.place(references, pass_.references_in)
-        ready.append(_ready(pass_, anchors, references, dtype))
+        ready.append(ready_pass(pass_, anchors, references, dtype))
         targets.append((anchors_to, references_to))
         cells = 0
         for call in pass_.calls:

@@ -119,7 +119,7 @@ class _Total(torch.autograd.Function):
     """Sums over all ranks, which every rank goes on with alike: the gradient is as it is."""
 
     @staticmethod
-    def forward(ctx: Any, sums: Tensor, numbers: Tensor, entered: Tensor, group: Group) -> tuple[Tensor, Tensor]:
+    def forward(ctx: Any, sums: Tensor, numbers: Tensor, entered: Tensor | None, group: Group) -> tuple[Tensor, Tensor]:
         ctx.entered = entered
         values = torch.cat([sums.detach(), numbers])
         distributed.all_reduce(values, group=group.process_group)
@@ -131,16 +131,16 @@ class _Total(torch.autograd.Function):
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, gradient: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
         # a rank without samples must come to the reduce-scatter too
-        return gradient, None, torch.zeros_like(ctx.entered), None
+        return gradient, None, None if ctx.entered is None else torch.zeros_like(ctx.entered), None
 
 
-def total(sums: Tensor, numbers: Tensor, entered: Tensor, group: Group) -> tuple[Tensor, Tensor]:
+def total(sums: Tensor, numbers: Tensor, entered: Tensor | None, group: Group) -> tuple[Tensor, Tensor]:
     """Sums over all ranks of differentiable numbers and of others, by one all-reduce.
 
     Args:
         sums: `[S]` float64, of this rank.
         numbers: `[M]` float64, without history.
-        entered: from `summed_rows`: backward reaches it on every rank, whatever `sums` depend on.
+        entered: from `summed_rows`: backward reaches it on every rank, whatever `sums` depend on. None: it does so anyway.
         group: of the ranks.
     """
     return _Total.apply(sums, numbers, entered, group)

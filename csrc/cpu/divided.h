@@ -1,0 +1,44 @@
+// Passes of a batch with itself that several ranks divide: each tile and each class is one rank's. A rank goes through the stages
+// with its own part, and between them all ranks tell one another what they found of the anchors. The caller carries the numbers.
+//   open      the classes of this rank give their anchors limits           -> limits of all anchors from the ranks they are of
+//   collect   the tiles of this rank add to rows and columns               -> sums of this rank's anchors from all ranks, merged
+//   close     the values of this rank's anchors
+//   weigh     the gradient of its positives, and slopes of its anchors     -> slopes of all anchors from the ranks they are of
+//   slope     the gradient of its tiles. The sum over the ranks is the gradient.
+// Not for two threads at a time.
+#pragma once
+#include <memory>
+#include <vector>
+
+#include "cpu/passes.h"
+
+namespace dml {
+
+class DividedPasses {
+ public:
+  // Throws std::invalid_argument as make_pass does, and for passes that cannot be divided. `request` says the rank.
+  DividedPasses(bool is_double, const std::vector<PassRequest>& passes, const PlanRequest& request);
+
+  // How many numbers there are of each rank's anchors. `take` writes them, pass after pass, and `put` sets them.
+  std::vector<int64_t> sizes(Shared what) const;
+  void take(Shared what, int rank, void* to) const;
+  void put(Shared what, int rank, const void* numbers);
+  void merge(const void* parts);  // the sums of this rank's anchors that each rank took, one rank's behind another's
+
+  void open();
+  void collect();
+  void close(void* values, void* counts);  // [V, A] of pass after pass
+  void weigh(const void* cotangents);  // the same
+  void slope(const std::vector<void*>& gradients);  // [A, D] of each pass, nullptr: nobody wants it
+
+  std::vector<std::pair<std::string, int64_t>> plan(int pass) const { return passes_.at(pass)->plan(); }
+  int64_t numbers() const { return numbers_; }  // values of all passes and anchors
+
+ private:
+  int64_t bytes_;  // of a number
+  int rank_, ranks_;
+  int64_t numbers_ = 0;
+  std::vector<std::unique_ptr<PassBase>> passes_;
+};
+
+}  // namespace dml
