@@ -250,6 +250,12 @@ def _defaults(options: argparse.Namespace) -> None:
     print(f"drew {report.draw_tricks(rows, file.with_name(file.stem + '-tricks.svg'))}")
 
 
+def _arms(options: argparse.Namespace) -> None:
+    from benchmarks.arms import command
+
+    command.main(options.csv, options.folder, options.processes, options.minutes, options.plot, options.page)
+
+
 def _features(options: argparse.Namespace) -> None:
     from benchmarks import features
 
@@ -327,6 +333,7 @@ ACTIONS: dict[str, Action] = {
     "ood": _ood,
     "fewshot": _fewshot,
     "defaults": _defaults,
+    "arms": _arms,
     "features": _features,
     "pictures": _pictures,
     "serving": _serving,
@@ -369,12 +376,12 @@ def _parser() -> argparse.ArgumentParser:
     add(
         "--folder",
         type=Path,
-        help="of the feature tables (ensembles, ood, fewshot, features, defaults), of photographs (pictures)",
+        help="of the feature tables (ensembles, ood, fewshot, features, defaults, arms), of photographs (pictures)",
     )
     add("--weights", type=Path, help="of torchvision's mobilenet_v2, a .pth file (pictures)")
     add("--work", type=Path, help="of unfinished results; the same folder goes on (ood)")
     add("--classes", type=int, help="of a loss whose classes processes divide, instead of small ones (distributed)")
-    add("--processes", type=int, default=2, help="at a time (ensembles, ood, fewshot, defaults)")
+    add("--processes", type=int, default=2, help="at a time (ensembles, ood, fewshot, defaults, arms)")
     add("--json", type=Path, help="write the new rows as JSON")
     add("--page", type=Path, help="instead of docs/reports/gradients.md or docs/reports/performance.md")
     return parser
