@@ -28,6 +28,7 @@ their benchmarks.
 from __future__ import annotations
 
 import argparse
+import importlib
 import json
 import os
 import sys
@@ -209,10 +210,9 @@ def _ensembles(options: argparse.Namespace) -> list[Row]:
     return []
 
 
-def _ood(options: argparse.Namespace) -> None:
-    from benchmarks import ood
-
-    ood.main(options)
+def _main_of(module: str) -> Action:
+    """The command of a module that reads the options itself."""
+    return lambda options: importlib.import_module(f"benchmarks.{module}").main(options)
 
 
 def _fewshot(options: argparse.Namespace) -> list[Row]:
@@ -248,12 +248,6 @@ def _defaults(options: argparse.Namespace) -> None:
     report.write(rows, options.page or report.PAGE)
     print(f"drew {report.draw(rows, options.picture or file.with_suffix('.svg'))}")
     print(f"drew {report.draw_tricks(rows, file.with_name(file.stem + '-tricks.svg'))}")
-
-
-def _arms(options: argparse.Namespace) -> None:
-    from benchmarks.arms import command
-
-    command.main(options.csv, options.folder, options.processes, options.minutes, options.plot, options.page)
 
 
 def _features(options: argparse.Namespace) -> None:
@@ -330,10 +324,10 @@ ACTIONS: dict[str, Action] = {
     "gradients": _gradients,
     "fidelity": _fidelity,
     "ensembles": _ensembles,
-    "ood": _ood,
+    "ood": _main_of("ood"),
     "fewshot": _fewshot,
     "defaults": _defaults,
-    "arms": _arms,
+    "arms": _main_of("arms.command"),
     "features": _features,
     "pictures": _pictures,
     "serving": _serving,

@@ -1,4 +1,4 @@
-"""The comparison of ensembles with single losses that have the same tricks: its cells, what it does after training, its rules."""
+"""The comparison of ensembles with single losses that have the same tricks: cells, what comes after training, rules."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import torch
 
 sys.path.append(str(Path(__file__).parents[1]))  # last: an installed package stays what is compared
 
-from benchmarks.arms import after, plan, rule, runs
+from benchmarks.arms import after, plan, report, rule, runs
 from benchmarks.arms.data import prepare
 from benchmarks.arms.plan import ARMS, SINGLES
 from benchmarks.defaults.sets import SETS
@@ -47,18 +47,17 @@ def test_data_are_small_and_disjoint_in_classes(folder: Path, tmp_path: Path) ->
 def test_every_cell_is_a_configuration_that_can_be_run(name: str, folder: Path, tmp_path: Path) -> None:
     file, kind = _file(name, folder, tmp_path), SETS[name].kind
     cells = [plan.single(name, kind, loss, 0) for loss in SINGLES]
-    for late in (False, True):
-        cells += [
-            plan.cell(name, kind, arm, system, best, 0)
-            for arm in plan.arms_of(kind, late)
-            for system in arm.systems
-            for best in ("ms", "proxy_nca++")
-        ]
+    cells += [
+        plan.cell(name, kind, arm, system, best, 0)
+        for arm in ARMS.values()
+        if plan.applies(arm, kind)
+        for system in arm.systems
+        for best in ("ms", "proxy_nca++")
+    ]
     for cell in cells:
         settings = RunConfig.create(data=file, plugins=cell.losses, seed=0, **cell.settings).settings
         width = settings.model.embedding_dim * (len(cell.losses) if settings.ensemble.has_heads else 1)
         assert settings.model.compress == plan.LENGTH and width in (255, 256), cell
-    assert {arm.name for late in (False, True) for arm in plan.arms_of("images", late)} == set(ARMS)
 
 
 def test_a_run_has_what_the_tables_need(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -86,3 +85,83 @@ def test_averaged_weights_are_the_mean() -> None:
     models: list[Any] = [torch.nn.Linear(2, 2) for _ in range(3)]
     mean = torch.stack([model.weight.detach().clone() for model in models]).mean(0)
     assert torch.allclose(after.averaged(models).weight, mean)
+
+
+def _row(data: str, arm: str, system: str, seed: int, test: float, validation: float = 50.0) -> dict[str, Any]:
+    served = {"test": {"MAP@R": test, "R@1": test}, "validation": {"MAP@R": validation, "R@1": validation}}
+    after_training = {name: {"test": {"MAP@R": test + 1, "R@1": test}} for name in plan.AFTER}
+    return {
+        "data": data, "arm": arm, "system": system, "seed": seed, "cpu_seconds": 2.0 if system == "wide" else 1.0,
+        "figures": {"served": served, "raw": served, **after_training},
+    }  # fmt: skip
+
+
+@pytest.fixture
+def rows() -> runs.Rows:
+    """The default ahead of the controls by 2 on pictures and by 0.2 on tables, in all of three seeds but for a little."""
+    lines = []
+    for number, data in enumerate(plan.DATA):
+        lead = 2.0 if SETS[data].kind == "images" else 0.2
+        for seed in range(3):
+            base, little = 40 + number + seed, 0.1 * seed
+            for name in SINGLES:
+                is_best = name == "ms"
+                lines.append(_row(data, "single", name, seed, base if is_best else base + 9, 60 if is_best else 50))
+            lines += [_row(data, "plain", "wide", seed, base), _row(data, "plain", "same", seed, base - 1, 49)]
+            lines += [_row(data, "plain", "default", seed, base + lead + little), _row(data, "plain", "heads", seed, base)]
+            lines.append(_row(data, "mixed", "default", seed, base + lead + little + 1.5 + 0.1 * number))
+    return {(row["data"], row["arm"], row["system"], row["seed"]): row for row in lines}
+
+
+def test_the_best_single_loss_is_chosen_on_validation(rows: runs.Rows) -> None:
+    assert runs.best_single(rows, "glyphs") == "ms"
+    del rows["glyphs", "single", "circle", 0]
+    assert runs.best_single(rows, "glyphs") is None
+
+
+def test_an_ensemble_wins_only_where_the_rule_says(rows: runs.Rows) -> None:
+    plain = next(v for v in rule.verdicts(rows) if (v.arm.name, v.system) == ("plain", "default"))
+    assert (plain.pictures, plain.tables, plain.wins) == (4, 0, False)
+    assert plain.wide.by_data["glyphs"] == pytest.approx([2.0, 2.1, 2.2])
+    # the better control is `wide`, since `same` is worse on validation
+    assert plain.lead.means["glyphs"] == pytest.approx(2.1)
+    for data in ("emoji", "groceries"):
+        for seed in range(3):
+            rows[data, "plain", "default", seed]["figures"]["served"]["test"]["MAP@R"] += 2
+    plain = next(v for v in rule.verdicts(rows) if (v.arm.name, v.system) == ("plain", "default"))
+    assert (plain.pictures, plain.tables, plain.wins) == (4, 2, True)
+    few = {key: row for key, row in rows.items() if key[3] < 2}
+    assert not any(v.wins for v in rule.verdicts(few))  # no interval from two seeds
+
+
+def test_a_trick_enters_the_default_by_gain_worst_and_cost(rows: runs.Rows) -> None:
+    gain = rule.compare(rows, ("mixed", "default"), ("plain", "default"))
+    p = rule.corrected([gain, rule.Comparison({})])
+    assert p[0] < 0.05 and np.isnan(p[1])
+    assert rule.changes_default(gain, p[0], 1.5) and not rule.changes_default(gain, p[0], 1.6)
+    assert not rule.changes_default(gain, 0.06, 1.0)
+    assert not rule.changes_default(rule.Comparison({**gain.by_data, "emoji": [-1.6]}), p[0], 1.0)
+    assert rule.cost(rows, ("mixed", "default")) == 1.0
+
+
+def test_the_page_is_filled_from_results(rows: runs.Rows, tmp_path: Path) -> None:
+    page = tmp_path / "page.md"
+    page.write_text("".join(f"<!-- table: {name} -->\nold\n<!-- end -->\n" for name in report.BLOCKS) + "kept\n")
+    text = report.write(rows, page)
+    assert "old" not in text and text.endswith("kept\n")
+    assert "| default - wide | **+2.1 ± 0.2** |" in text and "no (4 of 4, 0 of 3)" in text
+    assert "| default, mixed | **+1.80 ± 0.20** | 0.00 | +1.5 (glyphs) | 1.00 | becomes the default |" in text
+    assert "| default, whitened within the training classes before PCA | +1.0 ± 0.0 |" in text.replace("**", "")
+    pytest.importorskip("matplotlib")
+    assert report.draw(rows, tmp_path / "leads.svg").stat().st_size > 1000
+
+
+def test_results_are_kept_and_a_cut_line_is_run_again(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, rows: runs.Rows, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "rows.jsonl"
+    cell = plan.single("intents", "features", "ms", 0)
+    file.write_text(json.dumps(rows[cell.key]) + "\n" + '{"cut')
+    pool = runs.Pool(file, folder, tmp_path, 1, 1.0)
+    assert pool.run([cell]) and capsys.readouterr().out == ""
+    assert not runs.Pool(file, folder, tmp_path, 1, 1e-9).run([plan.single("intents", "features", "sup_con", 0)])

@@ -13,18 +13,20 @@ of `RANKED`.
 **Arms.** Each arm of `ARMS` is a trick, and is given to the ensemble and to both controls as far as it applies. Where it cannot
 apply to a control, as weights cannot to a single loss, the control is the plain one.
 
+The order of runs is `ORDER`: every arm once, the cheaper ones first, then more seeds as far as time goes.
+
 **Figures.** Test MAP@R in points, of classes never trained on, paired by seed: a seed draws the split (in the data's file), the
 weights and the batches. Checkpoints are chosen by validation MAP@R.
 
 **Rule 1, the aim.** An ensemble with a trick wins if it is ahead of `same` and of `wide`, each with the same trick, by at least
-one point with a 95 % t-interval over seeds above zero, on at least `PICTURES_NEEDED` sets of pictures and `TABLES_NEEDED` tables.
-And the t-test over data sets of its lead on the better control (by validation, on each data set) must survive Holm's
+one point with a 95 % t-interval over seeds above zero, on at least `PICTURES_NEEDED` sets of pictures and `TABLES_NEEDED`
+tables. And the t-test over data sets of its lead on the better control (by validation, on each data set) must survive Holm's
 correction for all ensembles with tricks that are compared. An arm with fewer than three seeds on a data set has no interval
 there and cannot win on it.
 
-**Rule 2, the default.** A trick enters the default if its gain over today's default (`default`, plain), a mean for each data set,
-is above zero by Holm's correction for all tricks, at least `LEAST_GAIN` on average, nowhere below -`MOST_LOSS`, and costs at most
-`MOST_COST` times the CPU time. A trick for pictures alone is judged on pictures.
+**Rule 2, the default.** A trick enters the default if its gain over today's default (`default`, plain), a mean for each data
+set, is above zero by Holm's correction for all tricks, at least `LEAST_GAIN` on average, nowhere below -`MOST_LOSS`, and costs
+at most `MOST_COST` times the CPU time. A trick for pictures alone is judged on pictures.
 
 **After training.** Whitening within classes, and re-ranking, are applied to the plain runs. They have rows of their own.
 Re-ranking sees the other test samples, so it is compared with nothing else.
@@ -32,7 +34,6 @@ Re-ranking sees the other test samples, so it is compared with nothing else.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -69,8 +70,8 @@ SINGLES: dict[str, tuple[str, dict[str, Any]]] = {
     "binomial_deviance": ("binomial_deviance", {}),
     "proxy_nca++": ("proxy_nca", {"proxy_nca": {"softmax_scale": 9.0}, "head_norm": "layer"}),
 }
-"""Loss and settings by name. The last is the loss of ProxyNCA++ (Teh, DeVries, Taylor, ECCV 2020): unit vectors, the positive in
-the denominator, temperature 1/9 of squared distances, and a LayerNorm before the embedding. Its pooling by the maximum is
+"""Loss and settings by name. The last is the loss of ProxyNCA++ (Teh, DeVries, Taylor, ECCV 2020): unit vectors, the positive
+in the denominator, temperature 1/9 of squared distances, and a LayerNorm before the embedding. Its pooling by the maximum is
 beside the mean here, as in all arms."""
 
 
@@ -105,20 +106,19 @@ ARMS = {
     for arm in (
         Arm("plain", "nothing beside", SYSTEMS),
         Arm("blocks", "features of three blocks (`--conv.pooled-blocks 3`)", _TRIPLE, _BLOCKS, pictures_only=True),
-        Arm("taught", "S2SD: a wide head teaches (`--distill-heads 512`)", _TRIPLE, {"distill_heads": (512,)}),
-        Arm("average", "running average of the weights (`--average 0.99`)", _TRIPLE, {"average": 0.99}, late=True),
         Arm("temperatures", "the heads have one loss, `b`, with three values of its main option", ("heads",)),
-        Arm("tasks", "DiVA: `b`, class-shared, intra-class and sample-specific heads, driven apart, and random changes",
-            ("heads", "same", "wide"), late=True),
-        Arm("held out", "weights by held-out classes (`--weighting held_out`)",
-            ("default", "same"), {"weighting": "held_out"}),
+        Arm("taught", "S2SD: a wide head teaches (`--distill-heads 512`)", _TRIPLE, {"distill_heads": (512,)}),
         Arm("mixed", "norms bounded to a factor of 4 (`--equal-gradient-norms.spread 4`)",
             ("default",), {"weighting": "equal_gradient_norms", "equal_gradient_norms": {"spread": 4.0}}),
-        Arm("auto", "members chosen by short trials (`--plugins auto`, one trial each)", ("default",), late=True),
+        Arm("held out", "weights by held-out classes (`--weighting held_out`)", ("default",), {"weighting": "held_out"}),
         Arm("turns", "quarter turns as further classes (`--rotated-classes`)", _TRIPLE, _TURNS, pictures_only=True, late=True),
-        Arm("blocks, turns", "both", _TRIPLE, {**_BLOCKS, **_TURNS}, pictures_only=True, late=True),
+        Arm("auto", "members chosen by short trials (`--plugins auto`, one trial each)", ("default",), late=True),
         Arm("soup", "from one half-trained start three members train on, and their weights are averaged",
             ("default", "same"), late=True),
+        Arm("tasks", "DiVA: `b`, class-shared, intra-class and sample-specific heads, driven apart, and random changes",
+            ("heads", "same"), late=True),
+        Arm("average", "running average of the weights (`--average 0.99`)", ("default", "wide"), {"average": 0.99}, late=True),
+        Arm("blocks, turns", "both", _TRIPLE, {**_BLOCKS, **_TURNS}, pictures_only=True, late=True),
     )
 }  # fmt: skip
 AFTER = {
@@ -157,7 +157,7 @@ class Cell:
 
 
 def single(data: str, kind: str, name: str, seed: int) -> Cell:
-    """A single loss as `wide`: the control of `plain` where it is the best one, and a candidate for that."""
+    """A single loss as `wide`, a candidate for the best one."""
     loss, settings = SINGLES[name]
     return Cell(data, "single", name, seed, (loss,), {**_common(kind), **_one_embedding(), **settings})
 
@@ -186,12 +186,10 @@ def cell(data: str, kind: str, arm: Arm, system: str, best: str, seed: int) -> C
         losses, options = _temperatures(loss, of_best)
         settings |= {**of_best, **options}
     elif arm.name == "tasks":
-        settings |= {**of_best, "transforms": CHANGES[kind]}
-        if system != "wide":
-            losses = (loss, "class_shared", "intra_class", "sample_specific") if system == "heads" else (loss,) * 4
-            weights = (1.0, 0.3, 0.3, 0.3) if system == "heads" else (1.0,) * 4
-            settings |= {**_heads(LENGTH), "weights": weights, "weighting": "fixed"}
-            settings |= {"diversity": "adversarial", "diversity_weight": 100.0}
+        losses = (loss, "class_shared", "intra_class", "sample_specific") if system == "heads" else (loss,) * 4
+        settings |= {**of_best, **_heads(LENGTH), "weighting": "fixed"}
+        settings |= {"weights": (1.0, 0.3, 0.3, 0.3) if system == "heads" else (1.0,) * 4}
+        settings |= {"diversity": "adversarial", "diversity_weight": 100.0, "transforms": CHANGES[kind]}
     elif arm.name == "auto":
         names = ",".join(name for name in SINGLES if name in TRIO or name == "ms")
         losses = ("auto",)
@@ -229,6 +227,6 @@ def _temperatures(loss: str, settings: dict[str, Any]) -> tuple[tuple[str, ...],
     return (loss,) * HEADS, {table: {**settings.get(loss, {}), **values} for table, values in zip(tables, options, strict=True)}
 
 
-def arms_of(kind: str, late: bool) -> Iterator[Arm]:
-    """The tricks of a kind of data."""
-    return (arm for arm in ARMS.values() if arm.late == late and (kind == "images" or not arm.pictures_only))
+def applies(arm: Arm, kind: str) -> bool:
+    """Whether a kind of data can have a trick."""
+    return kind == "images" or not arm.pictures_only

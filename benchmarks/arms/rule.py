@@ -11,7 +11,7 @@ import numpy as np
 
 from benchmarks.arms import plan
 from benchmarks.arms.plan import ARMS, DATA, ENSEMBLES, Arm
-from benchmarks.arms.runs import Rows, best_single
+from benchmarks.arms.runs import Rows
 from benchmarks.defaults.sets import SETS
 from dmlcore.evaluation.resampling import holm
 from dmlcore.reports.intervals import mean_and_half
@@ -52,12 +52,8 @@ class Comparison:
 
 
 def figure(rows: Rows, data: str, side: Side, seed: int, part: str = "test", name: str = "served") -> float:
-    """MAP@R of a run; NaN where there is none. The plain `wide` is the best single loss."""
-    arm, system = side
-    if side == ("plain", "wide"):
-        best = best_single(rows, data)
-        arm, system = "single", best or ""
-    row = rows.get((data, arm, system, seed))
+    """MAP@R of a run; NaN where there is none."""
+    row = rows.get((data, *side, seed))
     return row["figures"][name][part]["MAP@R"] if row and name in row["figures"] else math.nan
 
 
@@ -183,5 +179,4 @@ def seconds(rows: Rows, kind: str, side: Side) -> float:
 
 
 def _seconds(rows: Rows, data: str, side: Side, seed: int) -> float:
-    arm, system = ("single", best_single(rows, data) or "") if side == ("plain", "wide") else side
-    return rows[data, arm, system, seed]["cpu_seconds"]
+    return rows[data, *side, seed]["cpu_seconds"]

@@ -17,7 +17,7 @@ from typing import Any
 
 from benchmarks.arms import plan
 from benchmarks.arms.data import prepare
-from benchmarks.arms.plan import DATA, RANKED, SINGLES, Cell
+from benchmarks.arms.plan import ARMS, DATA, RANKED, SINGLES, Cell
 from benchmarks.defaults.sets import SETS, DataSet
 
 Key = tuple[str, str, str, int]  # data set, arm, system, seed
@@ -58,7 +58,7 @@ def train_cell(cell: Cell, file: str) -> dict[str, Any]:
             figures = {"served": {part: after.points(result["metrics"][part]) for part in ("validation", "test")}}
             raw = next(values for name, values in result["baselines"].items() if name.startswith("raw"))
             figures["raw"] = {part: after.points(raw[part]) for part in ("validation", "test")}
-            if cell.arm in ("plain", "single"):
+            if cell.arm == "plain":
                 figures |= after.after_training(Path(out) / "run")
     return {**asdict(cell), "trained": names, "figures": figures, "chosen_step": step, "cpu_seconds": round(taken, 2)}
 
@@ -81,17 +81,15 @@ def ranking_cells(sets: Iterable[DataSet]) -> Iterator[Cell]:
 
 
 def cells(rows: Rows, sets: list[DataSet]) -> Iterator[Cell]:
-    """All others, in the order of the plan. The plain `wide` of a seed is the best single loss."""
+    """All others, in the order of the plan. Arm by arm, so that those that are run are complete."""
+    best = {data.name: best_single(rows, data.name) for data in sets}
     for seed, late in plan.ORDER:
-        for data in sets:
-            best = best_single(rows, data.name)
-            assert best is not None  # they were run before
-            for arm in plan.arms_of(data.kind, late):
+        for arm in (arm for arm in ARMS.values() if arm.late == late):
+            for data in (data for data in sets if plan.applies(arm, data.kind)):
+                loss = best[data.name]
+                assert loss is not None  # the ranking was run before
                 for system in arm.systems:
-                    if (arm.name, system) == ("plain", "wide"):
-                        yield plan.single(data.name, data.kind, best, seed)
-                    else:
-                        yield plan.cell(data.name, data.kind, arm, system, best, seed)
+                    yield plan.cell(data.name, data.kind, arm, system, loss, seed)
 
 
 class Pool:
