@@ -13,6 +13,7 @@ their benchmarks.
 - `fidelity` checks the published equations.
 - `ensembles` compares ensembles with single losses on unseen classes.
 - `defaults` chooses losses for data that did not choose them.
+- `arms` compares ensembles with single losses that have the same tricks.
 - `field ...`, with flags of its own, compares losses and ensembles on the user's data: `field --help`.
 - `ood` compares losses on splits of growing shift.
 - `fewshot` transfers to few samples.

@@ -56,7 +56,7 @@ def test_every_cell_is_a_configuration_that_can_be_run(name: str, folder: Path, 
     ]
     for cell in cells:
         settings = RunConfig.create(data=file, plugins=cell.losses, seed=0, **cell.settings).settings
-        width = settings.model.embedding_dim * (len(cell.losses) if settings.ensemble.has_heads else 1)
+        width = (settings.model.embedding_dim or 0) * (len(cell.losses) if settings.ensemble.has_heads else 1)
         assert settings.model.compress == plan.LENGTH and width in (255, 256), cell
 
 
@@ -84,7 +84,8 @@ def test_whitening_makes_the_covariance_within_classes_a_multiple_of_the_identit
 def test_averaged_weights_are_the_mean() -> None:
     models: list[Any] = [torch.nn.Linear(2, 2) for _ in range(3)]
     mean = torch.stack([model.weight.detach().clone() for model in models]).mean(0)
-    assert torch.allclose(after.averaged(models).weight, mean)
+    average: Any = after.averaged(models)
+    assert torch.allclose(average.weight, mean)
 
 
 def _row(data: str, arm: str, system: str, seed: int, test: float, validation: float = 50.0) -> dict[str, Any]:

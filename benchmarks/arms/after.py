@@ -97,14 +97,16 @@ def soup(cell: Cell, file: str, out: Path) -> dict[str, dict[str, float]]:
     from dmlcore.training import train
 
     half = cell.settings["steps"] // 2
-    settings = {**cell.settings, "steps": half, "eval_every": half, "log_every": half, "data": file, "report": False}
-    settings |= {"device": "cpu"}
+    settings: dict[str, Any] = {**cell.settings, "steps": half, "eval_every": half, "log_every": half}
+    settings |= {"data": file, "device": "cpu", "report": False}
     start = train(out=out / "start", plugins=cell.losses, seed=cell.seed, **settings)["run"]
     rate = TrainedRun(start, device="cpu").config.settings.optimiser.learning_rate
     assert rate is not None  # completed
     runs = []
     for number, loss in enumerate(cell.members):
-        own = {name: value for name, value in settings.items() if not isinstance(value, dict) or name in ("conv", loss)}
+        own: dict[str, Any] = {
+            name: value for name, value in settings.items() if not isinstance(value, dict) or name in ("conv", loss)
+        }
         own |= {"plugins": (loss,), "learning_rate": rate / LOWER, "seed": cell.seed + 1000 * (number + 1)}
         runs.append(TrainedRun(train(out=out / str(number), init=start, **own)["run"], device="cpu"))
     splits = runs[0].open()

@@ -6,6 +6,7 @@ import math
 import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -40,7 +41,8 @@ class Comparison:
         from scipy import stats
 
         values = list(self.means.values())
-        return float(stats.ttest_1samp(values, 0.0).pvalue) if len(values) >= FEWEST else math.nan
+        test: Any = stats.ttest_1samp
+        return float(test(values, 0.0).pvalue) if len(values) >= FEWEST else math.nan
 
     def ahead(self, data: str) -> bool:
         """Whether rule 1 holds on a data set: by a point, with an interval above zero."""
