@@ -70,17 +70,6 @@ def test_a_run_has_what_the_tables_need(folder: Path, tmp_path: Path, monkeypatc
     assert averaged["trained"] == list(plan.TRIO) and 0 < averaged["figures"]["served"]["test"]["MAP@R"] <= 100
 
 
-def test_whitening_makes_the_covariance_within_classes_a_multiple_of_the_identity() -> None:
-    generator = torch.Generator().manual_seed(0)
-    labels = torch.arange(6).repeat_interleave(40)
-    scales = torch.tensor([5.0, 1.0, 0.2])
-    rows = torch.randn(6, 3, generator=generator)[labels] + torch.randn(240, 3, generator=generator) * scales
-    whitening = after.whitener(rows, labels, shrinkage=1e-12)
-    white = rows.double() @ whitening
-    within = torch.stack([torch.cov(white[labels == c].T, correction=0) for c in range(6)]).mean(0)
-    assert torch.allclose(within, torch.eye(3).double(), atol=1e-6)
-
-
 def test_averaged_weights_are_the_mean() -> None:
     models: list[Any] = [torch.nn.Linear(2, 2) for _ in range(3)]
     mean = torch.stack([model.weight.detach().clone() for model in models]).mean(0)

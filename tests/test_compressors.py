@@ -46,7 +46,7 @@ def mismatch(compressor: Compressor, z: Tensor) -> float:
 
 
 def test_the_built_in_ones_are_there() -> None:
-    assert NAMES == ["lin_tanh_lin", "linear", "pca", "whitened_pca"]
+    assert NAMES == ["lin_tanh_lin", "linear", "pca", "wccn", "whitened_pca"]
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -125,7 +125,7 @@ def test_learns_under_inference_mode(name: str) -> None:
     assert torch.equal(compressor(embeddings()), fitted(name, embeddings(), seed=4)(embeddings()))
 
 
-@pytest.mark.parametrize("name", ["pca", "whitened_pca", "linear"])
+@pytest.mark.parametrize("name", ["pca", "whitened_pca", "wccn", "linear"])
 @pytest.mark.parametrize("factor", [1e-6, 0.03, 1000.0])
 def test_rescaling_changes_no_similarity(name: str, factor: float) -> None:
     z = embeddings()
@@ -210,6 +210,26 @@ def test_whitening_leaves_out_directions_without_variance() -> None:
     z[:, 7:] = 0
     compressor = fitted("whitened_pca", z, out=10, shrinkage=0.0)
     assert (compressor.axes.norm(dim=1) > 0).tolist() == [True] * 7 + [False] * 3
+
+
+def test_whitening_within_classes_gives_their_covariance_one_length() -> None:
+    z, own = embeddings(400), labels(400)
+    z = z + 3 * embeddings(100, seed=8)[own]
+    white = fitted("wccn", z, out=WIDTH, shrinkage=1e-9)(z).double()
+    within = torch.stack([torch.cov(white[own == label].T, correction=0) for label in own.unique()]).mean(0)
+    torch.testing.assert_close(
+        within, within.trace() / WIDTH * torch.eye(WIDTH).double(), rtol=0, atol=1e-3 * float(within.trace())
+    )
+    total = torch.cov(white.T)
+    assert (total - total.diagonal().diag()).abs().max() < 1e-4 * total.max()  # principal axes of what is whitened
+    assert (total.diagonal().diff() <= 0).all()
+    plain = unit(fitted("pca", z)(z))
+    torch.testing.assert_close(unit(fitted("wccn", z, shrinkage=1.0)(z)), plain, rtol=0, atol=1e-5)
+    alone = registry("compressor")["wccn"].component(WIDTH, OUT)
+    alone.fit(z, torch.arange(400))  # a sample a class: nothing varies within
+    torch.testing.assert_close(unit(alone(z)), plain, rtol=0, atol=1e-5)
+    with pytest.raises(ConfigError, match="shrinkage"):
+        create("wccn", shrinkage=0.0)
 
 
 def test_training_lowers_the_mismatch() -> None:

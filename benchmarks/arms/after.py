@@ -5,20 +5,20 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
 from benchmarks.arms.plan import LENGTH, Cell
-from dmlcore.ensemble import principal_axes
 from dmlcore.evaluation import evaluating
+from dmlcore.plugins import registry
 from dmlcore.serving import TrainedRun
 
 if TYPE_CHECKING:
     from dmlcore.data import Splits
     from dmlcore.models import EmbeddingModel
 
-SHRINKAGE = 0.1  # of the covariance within classes towards a multiple of the identity, as `whitened_pca` has by default
 LOWER = (
     4  # the rate of members that go on from one start, under that of the start: far from it, averages of weights are no model
 )
@@ -26,35 +26,11 @@ PARTS = ("train", "validation", "test")
 Figures = dict[str, dict[str, dict[str, float]]]
 
 
-def whitener(embeddings: Tensor, labels: Tensor, shrinkage: float = SHRINKAGE) -> Tensor:
-    """`((1 - a) S + a tr(S) / W I)^(-1/2)` with `S` the covariance within classes: directions in which samples of a class
-    differ count less.
-
-    Args:
-        embeddings: [N, W], of the training classes.
-        labels: int64 [N].
-        shrinkage: a, in (0, 1].
-
-    Returns:
-        float64 [W, W], symmetric.
-
-    Source: Hatch, Kajarekar, Stolcke, "Within-Class Covariance Normalization for SVM-based Speaker Recognition", Interspeech
-    2006. The shrinkage is that of Ledoit, Wolf, Journal of Multivariate Analysis 2004, with a fixed intensity.
-    """
-    rows, classes = embeddings.double(), labels.unique(return_inverse=True)[1]
-    sums = torch.zeros(int(classes.max()) + 1, rows.shape[1], dtype=rows.dtype).index_add_(0, classes, rows)
-    centred = rows - (sums / classes.bincount()[:, None])[classes]
-    covariance = centred.T @ centred / len(rows)
-    average = covariance.diagonal().mean()
-    values, vectors = torch.linalg.eigh(torch.lerp(covariance, average * torch.eye(len(covariance)).double(), shrinkage))
-    return vectors @ values.rsqrt().diag() @ vectors.T
-
-
-def compressed(parts: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Unit vectors of `LENGTH` numbers: the principal axes of the training part for all parts."""
-    axes = principal_axes(parts["train"])
-    kept = axes.axes[:LENGTH]
-    return {name: functional.normalize((rows.double() - axes.mean) @ kept.T).float() for name, rows in parts.items()}
+def compressed(parts: dict[str, Tensor], labels: np.ndarray, compressor: str = "pca") -> dict[str, Tensor]:
+    """Unit vectors of `LENGTH` numbers: what a compressor learns from the training part, for all parts."""
+    fitted = registry("compressor")[compressor].component(parts["train"].shape[1], LENGTH)
+    fitted.fit(parts["train"], torch.from_numpy(labels))
+    return {name: functional.normalize(fitted(rows)) for name, rows in parts.items()}
 
 
 def embeddings_of(model: EmbeddingModel, splits: Splits) -> dict[str, Tensor]:
@@ -77,11 +53,8 @@ def after_training(folder: Path) -> Figures:
     run = TrainedRun(folder, device="cpu")
     splits = run.open()
     whole = embeddings_of(run.model, splits)
-    whitening = whitener(whole["train"], torch.from_numpy(splits.train.labels))
-    served = compressed(whole)
-    figures: Figures = {
-        "whitened": measure(compressed({name: rows.double() @ whitening for name, rows in whole.items()}), splits)
-    }
+    served = compressed(whole, splits.train.labels)
+    figures: Figures = {"whitened": measure(compressed(whole, splits.train.labels, "wccn"), splits)}
     for name, method in (("expanded", "query-expansion"), ("reciprocal", "k-reciprocal")):
         figures[name] = {"test": points(evaluating.rerank(served["test"], splits.test, method))}
     return figures
@@ -112,7 +85,7 @@ def soup(cell: Cell, file: str, out: Path) -> dict[str, dict[str, float]]:
     splits = runs[0].open()
     model = averaged([run.model for run in runs])
     estimate_statistics(model, splits)
-    return measure(compressed(embeddings_of(model, splits)), splits)
+    return measure(compressed(embeddings_of(model, splits), splits.train.labels), splits)
 
 
 @torch.no_grad()
