@@ -141,6 +141,8 @@ def test_the_page_is_filled_from_results(rows: runs.Rows, tmp_path: Path) -> Non
     assert "old" not in text and text.endswith("kept\n")
     assert "| default - wide | **+2.1 ± 0.2** |" in text and "no (4 of 4, 0 of 3)" in text
     assert "| default, mixed | **+1.80 ± 0.20** | 0.00 | +1.5 (glyphs) | 1.00 | becomes the default |" in text
+    assert "| ms | **41.0** |" in text and "| circle | 50.0 |" in text
+    assert "| default - wide, both whitened | +2.1 ± 0.2 |" in text.replace("**", "")
     assert "| default, whitened within the training classes before PCA | +1.0 ± 0.0 |" in text.replace("**", "")
     pytest.importorskip("matplotlib")
     assert report.draw(rows, tmp_path / "leads.svg").stat().st_size > 1000

@@ -63,6 +63,18 @@ def data_sets(rows: Rows) -> str:
     return table(["data set", "what it is", "seeds of an arm", "raw MAP@R", "best single loss"], lines)
 
 
+def singles(rows: Rows) -> str:
+    """Test MAP@R of the single losses as `wide`; the best of validation in bold."""
+    lines = []
+    for name in plan.SINGLES:
+        entries = []
+        for data in DATA:
+            value = _number(_mean(rows, data, ("single", name)), ".1f")
+            entries.append(f"**{value}**" if name == best_single(rows, data) else value)
+        lines.append([name, *entries])
+    return table(["loss", *DATA], lines)
+
+
 def figures(rows: Rows) -> str:
     """Test MAP@R of every system with every trick, over all seeds that it has."""
     lines = []
@@ -135,16 +147,19 @@ def default(rows: Rows) -> str:
 
 
 def after(rows: Rows) -> str:
-    """What is done to plain runs after training, minus these runs."""
+    """What is done to plain runs after training, minus these runs; and the lead of the default when all are whitened."""
     lines = []
     for name, about in plan.AFTER.items():
         for system in SYSTEMS:
             comparison = rule.compare(rows, ("plain", system), ("plain", system), name=name)
             lines.append([f"{system}, {about}", *(_entry(comparison, data) for data in DATA), _over_data(comparison)])
+    for other in ("same", "wide"):
+        both = rule.compare(rows, ("plain", "default"), ("plain", other), name="whitened", base="whitened")
+        lines.append([f"default - {other}, both whitened", *(_entry(both, data) for data in DATA), _over_data(both)])
     return table(["minus the plain run", *DATA, "mean"], lines)
 
 
-BLOCKS: dict[str, Callable[[Rows], str]] = {f.__name__: f for f in (data_sets, figures, leads, gains, default, after)}
+BLOCKS: dict[str, Callable[[Rows], str]] = {f.__name__: f for f in (data_sets, singles, figures, leads, gains, default, after)}
 
 
 def write(rows: Rows, page: Path = PAGE) -> str:
@@ -159,7 +174,7 @@ def draw(rows: Rows, file: Path) -> Path:
     """The lead of each ensemble on the better of its controls: a point for each data set, the mean with its interval."""
     pyplot = pictures.pyplot()
     judged = [verdict for verdict in rule.verdicts(rows) if verdict.lead.by_data]
-    figure, axis = pyplot.subplots(figsize=(8, 0.36 * len(judged) + 1.4))
+    figure, axis = pyplot.subplots(figsize=(8, 0.3 * len(judged) + 1.3))
     colours = {kind: f"C{number}" for number, kind in enumerate(plan.STEPS)}
     for row, verdict in enumerate(judged):
         for data, value in verdict.lead.means.items():
@@ -170,11 +185,15 @@ def draw(rows: Rows, file: Path) -> Path:
     axis.axvline(0, color="black", linewidth=0.8)
     for kind, label in (("images", "pictures"), ("features", "tables")):
         axis.plot([], [], "o", color=colours[kind], label=label)
-    axis.errorbar([], [], xerr=[], fmt="|", color="black", capsize=3, label="mean, 95 %")
+    axis.errorbar([], [], xerr=[], fmt="|", color="black", capsize=3, label="mean over data sets, 95 %")
     axis.set_yticks(range(len(judged)), [_name(v.arm.name, v.system) for v in judged], fontsize=8)
     axis.invert_yaxis()
+    ticks = (-30, -10, -5, -2, 0, 2, 5, 10, 30)
+    axis.set_xscale("symlog", linthresh=5, linscale=2)  # few differences are large, and they would hide the others
+    axis.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
+    axis.set_xticks([], minor=True)
     axis.set_xlabel("points of test MAP@R ahead of the better single-loss control with the same trick")
-    axis.legend(fontsize=8, loc="best")
+    axis.legend(fontsize=8, loc="lower left", bbox_to_anchor=(0, 1), ncols=3, frameon=False)
     figure.tight_layout()
     figure.savefig(file, metadata={"Date": None})
     pyplot.close(figure)
