@@ -10,11 +10,12 @@ from typing import Any
 import pytest
 import torch
 from cases import CLASSES, LOSSES, WIDTH, Case
+from test_graphs import SHAPES, TRUNKS, model_of
 from torch._subclasses.fake_tensor import DataDependentOutputException, DynamicOutputShapeException, FakeTensor, FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from dmlcore import LossEnsemble
+from dmlcore import LossEnsemble, plugins
 from dmlcore.kernels import FunctorCall, Pass, extension, fused
 from dmlcore.kernels.cuda import CudaPass
 from dmlcore.kernels.encoding import encoded
@@ -109,7 +110,7 @@ def test_a_loss(device: FakeTensorMode, case: Case, monkeypatch: pytest.MonkeyPa
     assert watched.count > 5 and watched.faults == []
 
 
-@pytest.mark.parametrize("weighting", ["fixed", "uncertainty"])
+@pytest.mark.parametrize("weighting", sorted(plugins.registry("weighting")))
 def test_an_ensemble(device: FakeTensorMode, weighting: str) -> None:
     ensemble = LossEnsemble(
         ["ms", "triplet", "sup_con", "proxy_anchor"], weighting=weighting, num_classes=CLASSES, embedding_dim=WIDTH
@@ -119,6 +120,26 @@ def test_an_ensemble(device: FakeTensorMode, weighting: str) -> None:
         x, y = batch()
         with Watched() as watched:
             ensemble(x, y)
+    assert watched.faults == []
+
+
+def test_a_head_for_each_loss(device: FakeTensorMode) -> None:
+    columns = tuple((k * WIDTH, (k + 1) * WIDTH) for k in range(3))
+    ensemble = moved(device, LossEnsemble(["ms", "triplet", "sup_con"], columns=columns))
+    with device:
+        x, y = batch()
+        with Watched() as watched:
+            ensemble(torch.cat([x, x, x], 1), y)
+    assert watched.faults == []
+
+
+@pytest.mark.parametrize(("trunk", "end"), [("conv", "pca"), ("mlp", "compressed heads"), ("mlp", "heads beside a student")])
+def test_a_model(device: FakeTensorMode, trunk: str, end: str) -> None:
+    model = moved(device, model_of(trunk, end).model).train()
+    with device:
+        samples = torch.randn(8, *SHAPES[TRUNKS[trunk][1]], device="cuda")
+        with Watched() as watched:
+            model(samples)
     assert watched.faults == []
 
 

@@ -21,7 +21,7 @@ def project_simplex(values: Tensor, floor: Tensor | float = 0.0) -> Tensor:
 
     Source: Duchi et al., "Efficient Projections onto the l1-Ball", ICML 2008, fig. 1, shifted by the floor.
     """
-    floor = torch.as_tensor(floor).to(values).expand_as(values)
+    floor = floor.to(values).expand_as(values) if isinstance(floor, Tensor) else torch.full_like(values, floor)
     free = values - floor
     room = 1 - floor.sum()
     ordered = free.sort(descending=True).values
