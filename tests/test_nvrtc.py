@@ -3,9 +3,13 @@ also holds the kernels to device code alone: a host header anywhere would not be
 
 from __future__ import annotations
 
+import importlib.util
 import re
+from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+import torch
 from cuda_emulation import CSRC
 
 from dmlcore.kernels.jit import nvrtc
@@ -103,3 +107,15 @@ def test_the_ranking(compiler: nvrtc.Compiler, arch: int) -> None:
 def test_errors_are_those_of_the_compiler(compiler: nvrtc.Compiler) -> None:
     with pytest.raises(ValueError, match=r"source\.cu\(1\)"):
         cubin(compiler, "#include <vector>\n", 90)
+
+
+@pytest.mark.parametrize(("cuda", "chosen"), [("13.0", "libnvrtc.so.13"), ("12.8", "libnvrtc.so.12"), (None, "libnvrtc.so.13")])
+def test_the_library_is_that_of_pytorch(cuda: str | None, chosen: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for folder, name in (("a/cuda_nvrtc", "libnvrtc.so.12"), ("b/cu13", "libnvrtc.so.13"), ("b/cu13", "libnvrtc.alt.so.13")):
+        (tmp_path / folder / "lib").mkdir(parents=True, exist_ok=True)
+        (tmp_path / folder / "lib" / name).touch()
+    packages = SimpleNamespace(submodule_search_locations=[str(tmp_path / "a"), str(tmp_path / "b")])
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: packages)
+    monkeypatch.setattr(torch.version, "cuda", cuda)
+    path = nvrtc.library()
+    assert isinstance(path, Path) and path.name == chosen

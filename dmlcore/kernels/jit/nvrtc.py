@@ -10,6 +10,8 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
+import torch
+
 FLAGS = ("-std=c++17", "-DDML_LEVEL=cuda", "-default-device")
 """With which the headers of csrc compile: a functor's functions are not marked, and all are for the device."""
 
@@ -27,11 +29,12 @@ def library() -> Path | str | None:
     packages = importlib.util.find_spec("nvidia")
     folders = [Path(place) for place in (packages.submodule_search_locations or ())] if packages else []
     homes = [Path(home) for name in ("CUDA_HOME", "CUDA_PATH") if (home := os.environ.get(name))]
-    patterns = [(folder, "*/lib/libnvrtc.so*") for folder in folders]
-    patterns += [(home, "lib64/libnvrtc.so*") for home in (*homes, Path("/usr/local/cuda"))]
-    for folder, pattern in patterns:
-        if paths := [path for path in folder.glob(pattern) if "alt" not in path.name]:
-            return sorted(paths)[-1]
+    places = [[path for folder in folders for path in folder.glob("*/lib/libnvrtc.so*")]]
+    places += [list(home.glob("lib64/libnvrtc.so*")) for home in (*homes, Path("/usr/local/cuda"))]
+    own = f".so.{(torch.version.cuda or '').partition('.')[0]}"  # faiss-gpu brings another beside PyTorch's
+    for place in places:
+        if paths := [path for path in place if "alt" not in path.name]:
+            return max(paths, key=lambda path: (path.name.endswith(own), path.name))
     return ctypes.util.find_library("nvrtc")
 
 
