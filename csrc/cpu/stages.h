@@ -89,7 +89,8 @@ template <class T> static void collect_tiles(const Problem<T>& p, const Entry<T>
       for (int l = 0; l < p.loss_count; ++l) entries[p.losses[l].functor].begin(p.losses[l], p, s.losses[l], true);
     for_strips(p, t, cells, static_cast<T*>(nullptr), [&](Strip<T>& strip, int64_t, int64_t) {
       for (int l = 0; l < p.loss_count; ++l)
-        entries[p.losses[l].functor].collect[p.triangle](p.losses[l], seen(p, p.losses[l], strip, s), s.losses[l]);
+        if (sees_any(p, p.losses[l], strip))
+          entries[p.losses[l].functor].collect[p.triangle](p.losses[l], seen(p, p.losses[l], strip, s), s.losses[l]);
     });
     if (p.triangle)
       for (int l = 0; l < p.loss_count; ++l)
@@ -257,9 +258,15 @@ template <class T> static void slope_tiles(const Problem<T>& p, const Entry<T>* 
     for_strips(p, t, cells, slopes, [&](Strip<T>& strip, int64_t r, int64_t skip) {
       for (int64_t q = 0; skip && q < strip.rows; ++q) memset(slopes + (r + q) * ld, 0, skip * sizeof(T));
       if (strip.columns == 0) return;
+      strip.first = true;
       for (int l = 0; l < p.loss_count; ++l) {
-        strip.first = l == 0;
+        if (!sees_any(p, p.losses[l], strip)) continue;
         entries[p.losses[l].functor].slope[p.triangle](p.losses[l], seen(p, p.losses[l], strip, s), s.losses[l]);
+        strip.first = false;
+      }
+      if (strip.first) {  // no loss wrote
+        for (int64_t q = 0; q < strip.rows; ++q) memset(strip.g + q * ld, 0, strip.columns * sizeof(T));
+        return;
       }
       if (!p.whole) nonzero += count_nonzero(strip.g, ld, strip.rows, strip.columns);
     });

@@ -77,6 +77,25 @@ template <class T> static Positives<T> within(const Problem<T>& p, const Functor
   return {s.kept, count};
 }
 
+// Whether a loss counts any pair of the strip. Miners leave few, and a strip without any changes nothing.
+template <class T> static bool sees_any(const Problem<T>& p, const FunctorState& loss, const Strip<T>& strip) {
+  using V = typename Native<T>::V;
+  const T* windows = static_cast<const T*>(loss.windows_at);
+  if (!windows) return true;
+  for (int64_t r = 0; r < strip.rows; ++r) {
+    const V low = splat<V>(windows[2 * p.stride + strip.row + r]), high = splat<V>(windows[3 * p.stride + strip.row + r]);
+    decltype(low >= high) inside = {};
+    for (int64_t j = 0; j < strip.columns; j += Native<T>::lanes) {
+      V x;
+      memcpy(&x, strip.s + r * strip.ld + j, sizeof x);
+      inside |= (x >= low) & (x <= high);
+    }
+    for (int q = 0; q < Native<T>::lanes; ++q)
+      if (inside[q]) return true;
+  }
+  return false;
+}
+
 // The strip as one loss sees it.
 template <class T> static Strip<T> seen(const Problem<T>& p, const FunctorState& loss, const Strip<T>& strip, Scratch<T>& s) {
   const T* windows = static_cast<const T*>(loss.windows_at);
