@@ -59,8 +59,8 @@ def distributed(
         process_group: exactly the ranks over which gradients are reduced: a `ProcessGroup`, a `DeviceMesh` of one dimension,
             or None for all. `"local"`: each rank trains for itself.
         gradients: whether the engine takes the `mean` over the ranks, as DDP, FSDP, accelerate and Lightning do, or the `sum`.
-        work: `divided`: losses whose rows stand apart are divided among the ranks. `whole`: every rank computes all. `auto`
-            divides large batches. The numbers are the same, up to rounding.
+        work: `divided`: losses whose pairs or rows stand apart are divided among the ranks. `whole`: every rank computes all.
+            `auto` divides large batches. The numbers are the same, up to rounding.
         transport: `bf16` and `fp16` round the embeddings, to send half of the bytes. Every rank then computes from the rounded
             ones, which changes the value. Gradients are sent in full.
         shard_proxies: divide the classes of losses with proxies among the ranks. Each then has the proxies of its own classes
