@@ -13,6 +13,7 @@ from dmlcore.cli import main
 from dmlcore.errors import ConfigError
 from dmlcore.training import RunConfig
 from dmlcore.training.folder import RunFolder
+from dmlcore.training.memory_needed import bytes_needed
 from dmlcore.training.run import Run
 from dmlcore.training.step import take_step
 
@@ -45,7 +46,7 @@ def test_a_step_is_the_same_with_checkpoints(tmp_path: Path, model: str, more: d
     assert total == again
     for one, other in zip(weights, others, strict=True):  # also the statistics, which are updated once
         torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-6)
-    assert saving.bytes_needed(64) < plain.bytes_needed(64)
+    assert bytes_needed(saving, 64) < bytes_needed(plain, 64)
 
 
 def test_copies_of_a_network_with_checkpoints_are_their_own(tmp_path: Path) -> None:

@@ -97,13 +97,13 @@ def records(folder: Path) -> list[dict[str, float]]:
     return [numbers(json.loads(line)) for line in (folder / "metrics.jsonl").read_text().splitlines()]
 
 
-def check_same(folder: Path, expected: Path, tolerance: float = 1e-5) -> None:
+def check_same(folder: Path, expected: Path, tolerance: float = 1e-5, least: int = 11) -> None:
     ours, theirs = records(folder), records(expected)
-    assert len(ours) == len(theirs) > 10
+    assert len(ours) == len(theirs) >= least
     for a, b in zip(ours, theirs, strict=True):
         assert a.keys() == b.keys()
         for name, number in b.items():
-            assert abs(a[name] - number) <= tolerance * max(abs(number), 1e-2), (name, b[".step"], a[name], number)
+            assert abs(a[name] - number) <= tolerance * max(abs(number), 5e-2), (name, b[".step"], a[name], number)
 
 
 @pytest.fixture(scope="module", autouse=True)

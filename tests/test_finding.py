@@ -15,6 +15,7 @@ from dmlcore.cli import main
 from dmlcore.errors import ConfigError, TrainingError
 from dmlcore.training import RunConfig, finding
 from dmlcore.training.folder import RunFolder
+from dmlcore.training.memory_needed import bytes_needed
 from dmlcore.training.run import Run
 from dmlcore.training.step import take_step
 
@@ -118,7 +119,7 @@ def test_batches_that_are_too_large_are_noticed(data: str, tmp_path: Path, monke
     monkeypatch.setattr(finding, "free_memory", lambda: 1)
     with pytest.raises(TrainingError, match="two classes"):
         finding.find_batch_size(run)
-    monkeypatch.setattr(finding, "free_memory", lambda: int(run.bytes_needed(15) / 0.7) + 40)
+    monkeypatch.setattr(finding, "free_memory", lambda: int(bytes_needed(run, 15) / 0.7) + 40)
     assert finding.find_batch_size(run).classes == 5
     with pytest.raises(ConfigError, match="steps"):
         finding.find_learning_rate(run, 5)

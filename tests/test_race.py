@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
+from test_distributed_training import check_same, run, words
 
 from dmlcore.cli import main
 from dmlcore.errors import ConfigError
-from dmlcore.training import RunConfig, train
+from dmlcore.training import Logger, RunConfig, train
 from dmlcore.training.folder import RunFolder
 from dmlcore.training.start import validation_score
 
@@ -70,17 +73,60 @@ def test_a_raced_run_goes_on_and_is_evaluated(data: str, tmp_path: Path, capsys:
     assert main(["eval", str(tmp_path / "run"), "--json"]) == 0
 
 
-def test_an_interrupted_race_leaves_no_run(data: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def interrupted(config: RunConfig, folder: RunFolder, **values: Any) -> float:
-        folder.path.mkdir(parents=True)
-        raise KeyboardInterrupt
+class Listener(Logger):
+    """Keeps what is said."""
 
+    def __init__(self) -> None:
+        super().__init__()
+        self.texts: list[str] = []
+
+    def note(self, text: str) -> None:
+        self.texts.append(text)
+
+
+def test_an_interrupted_race_goes_on(data: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(config: RunConfig, folder: RunFolder, **values: Any) -> float:
+        """After the first evaluation that follows a step of the second start."""
+        if config.settings.model.trunk == STARTS[0]:
+            return validation_score(config, folder, **values)
+
+        def goes_on(run: Any, score: float) -> bool:
+            raise KeyboardInterrupt
+
+        return validation_score(config, folder, goes_on=goes_on, **values)
+
+    values: dict[str, Any] = {**QUICK, "data": data, "start": "race"}
     with monkeypatch.context() as patch:
         patch.setattr("dmlcore.training.start.validation_score", interrupted)
-        with pytest.raises(KeyboardInterrupt, match="nothing is kept"):
-            train(out=tmp_path / "run", data=data, start="race", **QUICK)
-    assert not (tmp_path / "run" / "config.toml").exists() and not (tmp_path / "run" / "search").exists()
-    train(out=tmp_path / "run", data=data, start="race", **QUICK)  # the same folder serves
+        with pytest.raises(KeyboardInterrupt, match="Go on by the same command with --out"):
+            train(out=tmp_path / "run", **values)
+    assert not (tmp_path / "run" / "config.toml").exists()
+    shutil.copytree(tmp_path / "run", tmp_path / "other")
+    listener, other = Listener(), Listener()
+    result = train(out=tmp_path / "run", loggers=[listener], **values)
+    told = [text for text in listener.texts if text.startswith("start ")]
+    assert told == ["start 1 of 2: identity, 4 steps, 4 done already", "start 2 of 2: mlp, 4 steps, 2 done already"]
+    assert sum(text.startswith("  step ") for text in listener.texts) == 1  # of the one evaluation that was left
+    whole = train(out=tmp_path / "whole", **values)
+    assert (result["metrics"], result["chosen_step"]) == (whole["metrics"], whole["chosen_step"])
+    train(out=tmp_path / "other", loggers=[other], **{**values, "steps": 6})
+    assert any("a race with other settings" in text for text in other.texts)
+    assert "start 1 of 2: identity, 3 steps" in other.texts
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not torch.distributed.is_available(), reason="this torch has no torch.distributed")
+def test_two_processes_race_as_one(data: str, tmp_path: Path) -> None:
+    values = {**QUICK, "data": data, "start": "race", "device": "cpu", "shard_model": True, "optimizer": "sgd"}
+    alone = train(out=tmp_path / "alone", **values)
+    done = run("--out", str(tmp_path / "two"), "--processes", "2", *words(values))
+    assert done.returncode == 0, done.stderr
+    two = json.loads((tmp_path / "two" / "result.json").read_text())
+    assert two["chosen_step"] == alone["chosen_step"] and not (tmp_path / "two" / "search").exists()
+    for part in ("validation", "test"):
+        for name, value in alone["metrics"][part].items():
+            assert two["metrics"][part][name] == pytest.approx(value, abs=1e-3), name
+    check_same(tmp_path / "two", tmp_path / "alone", least=5)
 
 
 @pytest.mark.parametrize(

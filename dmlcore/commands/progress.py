@@ -56,6 +56,8 @@ def _terms(record: dict[str, Any]) -> list[str]:
 
 def _first_lines(run: Run) -> list[tuple[str, str]]:
     """What the run will do: losses, fused or not and why, device, data, model, steps."""
+    from dmlcore.training.memory_needed import memory_needed
+
     settings = run.config.settings
     losses = ", ".join(
         f"{loss['name']} ({'fused' if loss['fused'] else 'not fused: ' + str(loss['why_not_fused'])})"
@@ -71,7 +73,7 @@ def _first_lines(run: Run) -> list[tuple[str, str]]:
         ("data", f"{run.splits.name}: {parts}"),
         *(("", note) for note in run.splits.notes),
         ("model", f"{settings.model.trunk}, {_embedding(run)}, {_parameters(run)}"),
-        ("memory", f"a step needs {run.memory_needed()}"),
+        ("memory", f"a step needs {memory_needed(run)}"),
         (
             "training",
             f"{run.steps:,} steps{done} of {run.classes_per_batch} {unit} x {settings.data.samples_per_class} samples,"

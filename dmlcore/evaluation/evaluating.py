@@ -92,13 +92,18 @@ def _of_all_batches(
     """What a function makes of all batches [N, D]. Where ranks divide the work, each computes whole batches, so that every
     number is that of one process to the last bit."""
 
-    def rows_between(start: int, stop: int) -> Tensor:
-        if start == stop:  # one sample, for the width
-            return call(dataset.between(0, 1).batch([0]))[:0]
-        return torch.cat([call(inputs) for inputs in samples(dataset.between(start, stop), batch_size, workers)])
-
-    if dividing() is None:
+    if (group := dividing()) is None:
         return torch.cat([call(inputs) for inputs in samples(dataset, batch_size, workers)])
+    calls = -(-len(dataset) // (batch_size * group.size))
+
+    def rows_between(start: int, stop: int) -> Tensor:
+        part = samples(dataset.between(start, stop), batch_size, workers) if start < stop else ()
+        rows = [call(inputs) for inputs in part]
+        # all ranks call it equally often: where parameters are divided, each call gathers them
+        while len(rows) < calls:
+            rows.append(call(dataset.between(0, 1).batch([0]))[:0])
+        return torch.cat(rows)
+
     return rows_of_ranks(len(dataset), rows_between, batch_size)
 
 

@@ -29,8 +29,15 @@ class Shard:
     @classmethod
     def of(cls, classes: int, group: Group) -> Shard:
         """The part of this rank."""
-        size = -(-classes // group.size)
-        return cls(group, classes, min(group.rank * size, classes), min((group.rank + 1) * size, classes))
+        sizes = cls.sizes(classes, group.size)
+        first = sum(sizes[: group.rank])
+        return cls(group, classes, first, first + sizes[group.rank])
+
+    @staticmethod
+    def sizes(classes: int, ranks: int) -> tuple[int, ...]:
+        """How many classes each rank holds."""
+        size = -(-classes // ranks)
+        return tuple(min(max(classes - rank * size, 0), size) for rank in range(ranks))
 
     def rows(self, each: int) -> slice:
         """This rank's rows of a table with `each` rows for each class."""

@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from dmlcore.models import EmbeddingModel
+from dmlcore.training.model_shards import own_state
 
 
 class AveragedWeights:
@@ -36,8 +37,8 @@ class AveragedWeights:
 @torch.no_grad()
 def move(average: nn.Module, model: nn.Module, share: float) -> None:
     """Move the weights and buffers of one module by a share of the way towards those of another; whole numbers are copied."""
-    news = model.state_dict()
-    for name, weight in average.state_dict().items():
+    news = own_state(model)
+    for name, weight in own_state(average).items():
         if weight.is_floating_point():
             weight.lerp_(news[name], share)
         else:

@@ -21,6 +21,7 @@ CHANGEABLE = (
     "timeout",
     "patience",
     "accumulate",
+    "shard_model",
 )
 """Settings that may be given anew to a run that goes on: how long it learns, where and in how many parts, but not what from."""
 

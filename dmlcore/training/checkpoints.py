@@ -264,12 +264,13 @@ def _read(path: Path, device: torch.device | str) -> dict[str, Any]:
     if not is_sealed:
         raise SealError("it has no checksum")
     _check_weights(state)
-    _check_shards(path.parent, state.get("shards"))
+    _check_shards(path.parent, state)
     return state
 
 
-def _check_shards(folder: Path, shards: Any) -> None:
+def _check_shards(folder: Path, state: dict[str, Any]) -> None:
     """Refuse a state whose folder of shards is not there. What lies in it is checked when it is read."""
+    shards = state.get("shards")
     if shards is None:
         return
     texts = [shards["folder"], *shards["files"], *shards["files"].values()]
@@ -281,6 +282,7 @@ def _check_shards(folder: Path, shards: Any) -> None:
             not all(map(is_count, sizes))
             or not isinstance(getattr(torch, dtype, None), torch.dtype)
             or len(place) not in (2, 3)
+            or not isinstance(state.get(place[0]), dict)
         ):
             raise ValueError("its 'shards' is wrong")
     missing = [name for name in shards["files"] if not (folder / shards["folder"] / name).is_file()]

@@ -1,5 +1,5 @@
-"""The parameters of losses of which each process has a part, in checkpoints: they lie in a folder beside the file that names
-it.
+"""The parameters of losses and of the model of which each process has a part, in checkpoints: they lie in a folder beside the
+file that names it. Of the weights that are served that file has all, so that it is loaded as ever.
 
 The folder is written by PyTorch's distributed checkpoint, a file of each process, as safetensors: opening these runs no code,
 and any number of processes reads them. `last.pt` is put in its place after the folder is complete, so what it names is whole.
@@ -11,17 +11,17 @@ import hashlib
 import math
 import secrets
 import warnings
-from collections.abc import Iterator
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor, distributed
 
-from dmlcore.errors import ConfigError, TrainingError, of_all
+from dmlcore.errors import TrainingError, of_all
 from dmlcore.files import make_folder, sync_folder
 from dmlcore.losses import CrossBatchMemory
-from dmlcore.losses.parting import Part, divide_classes, parts_of
+from dmlcore.losses.parting import Part, divide_classes
 from dmlcore.ranks import Group, Shard, sharding
 from dmlcore.training import checkpoints
 from dmlcore.training.building import build_ensemble, build_memory
@@ -49,8 +49,6 @@ def build_divided(config: RunConfig, classes: int, features: int, processes: Pro
     """
     if processes is None or not config.settings.losses.shard_proxies:
         return build_ensemble(config, classes, features)
-    if config.settings.optimiser.precision == "fp16":
-        raise ConfigError("shard_proxies does not go with precision fp16, whose scale must be the same everywhere; take bf16")
     with sharding(processes.group):
         ensemble = build_ensemble(config, classes, features)
     divide_classes(ensemble, processes.group)
@@ -76,8 +74,8 @@ class Table(NamedTuple):
     memory, which count as classes of one row.
 
     Attributes:
-        place: `ensemble` and its name, or `optimiser`, the number of the parameter, and the key of its state; or `memory` and
-            `queue`.
+        place: `ensemble`, or another module of the state, and the parameter's name; or `optimiser`, the number of the
+            parameter, and the key of its state; or `memory` and `queue`.
         classes: of all processes.
         each: rows of a class.
         tail: shape of a row.
@@ -100,40 +98,44 @@ class DividedParameters:
     """The parameters of a run of which this process has a part, with their optimiser's state, and its part of the memory.
 
     Args:
-        ensemble: of the run.
+        modules: the parts by name, of each module that the state of the run has by such parts; `ensemble` is one.
+        trained: the parts of the model that are trained, which are in no state.
         optimiser: of the run.
         memory: of the run, or None.
         processes: of the run; None: there is one, which has everything.
+
+    Attributes:
+        parts: those that an optimiser may step.
     """
 
     def __init__(
         self,
-        ensemble: LossEnsemble,
+        modules: Mapping[str, Mapping[str, Part]],
+        trained: Iterable[Part],
         optimiser: torch.optim.Optimizer,
         memory: CrossBatchMemory | None,
         processes: Processes | None,
     ) -> None:
-        self.parts = parts_of(ensemble)
+        self.modules = {name: parts for name, parts in modules.items() if parts}
+        self.parts = [*modules["ensemble"].values(), *trained]
         self.of_memory = None if memory is None else memory.shard
         self.processes = processes
         self._named: list[str] = []
-        numbers = [id(parameter) for group in optimiser.param_groups for parameter in group["params"]]
-        self._numbers = {
-            n: numbers.index(id(part.parameter)) for n, part in self.parts.items() if id(part.parameter) in numbers
-        }
+        numbers = {id(p): n for n, p in enumerate(p for group in optimiser.param_groups for p in group["params"])}
+        self._stepped = {numbers[id(part.parameter)]: part for part in self.parts if id(part.parameter) in numbers}
 
     def without(self, state: dict[str, Any]) -> dict[str, Any]:
         """A state without what is in the folder."""
         if self.of_memory is not None and MEMORY in state:
             state = {**state, MEMORY: {name: tensor for name, tensor in state[MEMORY].items() if name != QUEUE}}
-        if not self.parts:
-            return state
-        state = {**state, "ensemble": {name: t for name, t in state["ensemble"].items() if name not in self.parts}}
-        if OPTIMISER in state:
+        for module, parts in self.modules.items():
+            if module in state:
+                state = {**state, module: {name: t for name, t in state[module].items() if name not in parts}}
+        if OPTIMISER in state and self._stepped:
             own = {**state[OPTIMISER]["state"]}
-            for name, number in self._numbers.items():
-                own[number] = {key: v for key, v in own.get(number, {}).items() if not _is_of(v, self.parts[name])}
-            state[OPTIMISER] = {**state[OPTIMISER], "state": own}
+            for number, part in self._stepped.items():
+                own[number] = {key: v for key, v in own.get(number, {}).items() if not _is_of(v, part)}
+            state = {**state, OPTIMISER: {**state[OPTIMISER], "state": own}}
         return state
 
     def save(self, folder: Path, state: dict[str, Any]) -> dict[str, Any] | None:
@@ -154,6 +156,8 @@ class DividedParameters:
 
         assert self.processes is not None
         tables = list(self._tables(state))
+        if not tables:  # an optimiser without a state
+            return None
         path = folder / self.processes.same(f"{checkpoints.SHARDS}{state['step']}-{secrets.token_hex(4)}")
         tensors = {"/".join(table.place): self._spread(table, shard, tensor) for table, shard, tensor in tables}
         try:
@@ -194,19 +198,11 @@ class DividedParameters:
         self._named = [] if described is None else [described["folder"]]
         if described is None and not self.parts:  # a memory takes its part of a whole queue by itself
             return state
-        states = state[OPTIMISER]["state"]
-        state = {**state, "ensemble": {**state["ensemble"]}}
-        state[OPTIMISER] = {**state[OPTIMISER], "state": {number: {**values} for number, values in states.items()}}
-        if described is None:  # of one process
-            for name, part in self.parts.items():
-                rows = part.shard.rows(part.each)
-                whole = len(state["ensemble"][name])
-                state["ensemble"][name] = state["ensemble"][name][rows].clone()
-                values = state[OPTIMISER]["state"].get(self._numbers.get(name, -1), {})
-                values |= {k: v[rows].clone() for k, v in values.items() if isinstance(v, Tensor) and v.shape[:1] == (whole,)}
+        tables = [] if described is None else [Table(tuple(p), c, e, tuple(t), d) for p, c, e, t, d in described["tables"]]
+        state = self._cut(state, {table.place for table in tables})
+        if described is None:
             return state
         self._check(folder / described["folder"], described["files"])
-        tables = [Table(tuple(p), classes, each, tuple(tail), dtype) for p, classes, each, tail, dtype in described["tables"]]
         own = {table: table.empty(self._shard(table)) for table in tables}
         self._load(folder / described["folder"], own)
         for table, tensor in own.items():
@@ -216,24 +212,51 @@ class DividedParameters:
             elif table.place[0] == OPTIMISER:
                 state[OPTIMISER]["state"].setdefault(int(table.place[1]), {})[table.place[2]] = tensor
             else:
-                state["ensemble"][table.place[1]] = tensor
+                state[table.place[0]][table.place[1]] = tensor
+        return state
+
+    def _cut(self, state: dict[str, Any], elsewhere: Collection[tuple[str, ...]]) -> dict[str, Any]:
+        """A copy of a state with this process's part of what it holds whole, because it was not divided when it was saved.
+
+        Args:
+            state: of a checkpoint.
+            elsewhere: the places of what is in the folder.
+        """
+        names = {"ensemble", *self.modules, *(place[0] for place in elsewhere)} - {OPTIMISER, MEMORY}
+        state = {**state, **{name: {**state[name]} for name in names}}
+        states = {number: {**values} for number, values in state[OPTIMISER]["state"].items()}
+        state[OPTIMISER] = {**state[OPTIMISER], "state": states}
+        for module, parts in self.modules.items():
+            for name, part in parts.items():
+                if (module, name) not in elsewhere:
+                    state[module][name] = state[module][name][part.shard.rows(part.each)].clone()
+        for number, part in self._stepped.items():
+            rows, whole = part.shard.rows(part.each), (part.shard.classes * part.each, *part.parameter.shape[1:])
+            for key, value in states.get(number, {}).items():
+                if isinstance(value, Tensor) and value.shape == whole:
+                    states[number][key] = value[rows].clone()
         return state
 
     def _tables(self, state: dict[str, Any]) -> Iterator[tuple[Table, Shard, Tensor]]:
         if self.of_memory is not None:
             queue = state[MEMORY][QUEUE]
             yield _table((MEMORY, QUEUE), self.of_memory.classes, 1, queue), self.of_memory, queue
-        for name, part in self.parts.items():
-            tensors: dict[tuple[str, ...], Tensor] = {("ensemble", name): state["ensemble"][name]}
-            number = self._numbers.get(name, -1)
+        for module, parts in self.modules.items():
+            for name, part in parts.items():
+                tensor = state[module][name]
+                yield _table((module, name), part.shard.classes, part.each, tensor), part.shard, tensor
+        for number, part in self._stepped.items():
             for key, value in state[OPTIMISER]["state"].get(number, {}).items():
                 if _is_of(value, part):
-                    tensors[OPTIMISER, str(number), key] = value
-            for place, tensor in tensors.items():
-                yield _table(place, part.shard.classes, part.each, tensor), part.shard, tensor
+                    place = (OPTIMISER, str(number), key)
+                    yield _table(place, part.shard.classes, part.each, value), part.shard, value
 
     def _shard(self, table: Table) -> Shard | None:
-        is_divided = self.of_memory is not None if table.place[0] == MEMORY else bool(self.parts)
+        module, name, *_ = table.place
+        if module == MEMORY:
+            is_divided = self.of_memory is not None
+        else:
+            is_divided = int(name) in self._stepped if module == OPTIMISER else name in self.modules.get(module, {})
         return Shard.of(table.classes, self.processes.group) if is_divided and self.processes is not None else None
 
     def _spread(self, table: Table, shard: Shard, tensor: Tensor) -> Tensor:

@@ -16,6 +16,7 @@ from dmlcore import progress
 from dmlcore.config import check_range
 from dmlcore.errors import ConfigError, TrainingError
 from dmlcore.training import requirements
+from dmlcore.training.memory_needed import bytes_needed
 from dmlcore.training.run import Run
 from dmlcore.training.step import take_step
 
@@ -182,7 +183,8 @@ def find_batch_size(run: Run) -> BatchSize:
     """
     if run.device.type == "cuda":
         return tried_batch_size(run)
-    fixed, per_sample = run.bytes_needed(0), (run.bytes_needed(1000) - run.bytes_needed(0)) / 1000
+    fixed = bytes_needed(run, 0)
+    per_sample = (bytes_needed(run, 1000) - fixed) / 1000
     plain = sum(not loss["fused"] for loss in run.ensemble.describe())
     free = free_memory()
     samples = run.config.settings.data.samples_per_class

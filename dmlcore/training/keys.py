@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -54,14 +54,6 @@ class KeyEncoder:
     def follow(self, model: EmbeddingModel) -> None:
         """Take a share of the weights after a step."""
         move(self.model, model, 1 - self.momentum)
-
-    def state_dict(self) -> dict[str, Any]:
-        """The weights of the copy."""
-        return self.model.state_dict()
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Restore what `state_dict` gave."""
-        self.model.load_state_dict(state)
 
 
 def key_encoder(names: Sequence[str], losses: Sequence[Loss], model: EmbeddingModel, splits: Splits) -> KeyEncoder | None:

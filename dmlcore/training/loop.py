@@ -65,7 +65,7 @@ class Training:
         run.folder.lock(self.events.note)
         if state is None:
             if run.writes:
-                run.model.trunk.keep(run.folder.trunk)
+                run.keep_trunk()
             run.folder.make(run.config.toml(), run.splits.record() if run.splits.record is not None else None)
             run.folder.clear_records()
             run.save_start()
@@ -199,9 +199,9 @@ class Training:
         run = self.run
         assert run.processes is not None
         with self.interruption.after(), naming_dead_processes(run.processes, run.saved_note):
-            parts = run.divided.parts
-            weights = [parameter for name, parameter in run.ensemble.named_parameters() if name not in parts]
-            run.processes.check_together([*run.model.parameters(), *weights], run.step)
+            parts = {id(part.parameter) for part in run.divided.parts}
+            weights = [parameter for parameter in run.ensemble.parameters() if id(parameter) not in parts]
+            run.processes.check_together([*run.models.whole_parameters, *weights], run.step)
             with divided(run.processes.group):
                 score = self._measure(time.perf_counter())
             self._agree_on_end()

@@ -68,8 +68,10 @@ def build_optimiser(
     rates: RateSettings | None = None,
     further: Sequence[LossEnsemble] = (),
     against_heads: Iterable[nn.Parameter] = (),
+    rows: Mapping[nn.Parameter, nn.Parameter] | None = None,
 ) -> torch.optim.Optimizer:
-    """An optimizer over `parameter_groups`, of further losses and of what plays against the heads too.
+    """An optimizer over `parameter_groups`, of further losses and of what plays against the heads too. It steps `rows` in
+    place of the parameters of which this process has some rows only.
 
     Raises:
         ConfigError: there is no parameter, or as `parameter_groups`.
@@ -78,6 +80,8 @@ def build_optimiser(
     groups = parameter_groups(model, [ensemble, *further], settings, rates or RateSettings(), against_heads)
     if not groups:
         raise ConfigError("there is nothing to train: neither the model nor a loss has weights. Choose another --model")
+    if rows:
+        groups = [{**group, "params": [rows.get(p, p) for p in group["params"]]} for group in groups]
     built = optimizer.build(groups)
     if not isinstance(built, torch.optim.Optimizer) or [group.get("role") for group in built.param_groups] != [
         group["role"] for group in groups
@@ -118,7 +122,7 @@ def clip(optimiser: torch.optim.Optimizer, limit: float | None, parts: Collectio
             if group["role"] != "weights" and (group["role"] in OF_MODEL) == is_model
             for p in group["params"]
         ]
-        norms.append(_clip(parameters, limit, () if is_model else parts))
+        norms.append(_clip(parameters, limit, parts))
     return torch.stack(norms)
 
 
@@ -126,9 +130,12 @@ _TO_NORMS = 1e-6  # what torch adds before it divides the limit
 
 
 def _clip(parameters: Iterable[nn.Parameter], limit: float | None, parts: Collection[Part]) -> torch.Tensor:
-    parameters, divided = list(parameters), {id(part.parameter) for part in parts}
+    parameters = list(parameters)
+    numbers = {id(p) for p in parameters}
+    parts = [part for part in parts if id(part.parameter) in numbers]
+    divided = {id(part.parameter) for part in parts}
     gradients = [p.grad for p in parameters if p.grad is not None and id(p) not in divided]
-    norm = torch.zeros((), device=parameters[0].device if parameters else None)
+    norm = parameters[0].new_zeros(()) if parameters else torch.zeros(())
     if gradients:
         norm = nn.utils.get_total_norm(gradients)
     if parts:

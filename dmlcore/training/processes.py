@@ -48,6 +48,8 @@ class Processes:
         distributed.all_gather_object(self._numbers, (socket.gethostname(), os.getpid()))
         self.group = Group(distributed.new_group(timeout=seconds), gradients="sum", transport=transport)
         self.device = torch.device(device, self.local_rank) if device == "cuda" else torch.device(device)
+        if device == "cuda":
+            torch.cuda.set_device(self.device)  # where PyTorch puts the parts of a divided model
 
     def wake(self) -> None:
         """Let stopped processes of this machine go on, so that the signal reaches them by which their launcher ends them."""

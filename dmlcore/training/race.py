@@ -1,42 +1,44 @@
 """`start = race`: the model of features chosen on the validation part, by training each of a few for its share of the steps.
-The best one is what the run has trained, so the race has no more steps than a run.
+The best one is what the run has trained, so the race has no more steps than a run. An interrupted race goes on by the same
+command: each start from its last checkpoint.
 """
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 from dmlcore import plugins
-from dmlcore.errors import ConfigError, Interrupted, TrainingError, of_all, status_of
+from dmlcore.errors import ConfigError, Interrupted, TrainingError, status_of
+from dmlcore.files import make_folder, plain, write_atomically
 from dmlcore.training import checkpoints
 from dmlcore.training.configuration import RunConfig
 from dmlcore.training.folder import RunFolder
-from dmlcore.training.processes import Processes
+from dmlcore.training.loggers import Logger
 from dmlcore.training.run import Run
 from dmlcore.training.setting_groups.run import DEFAULT_STEPS
 
 PLACE = "search"  # in the folder of the run, until the race ends
+SETTINGS = "race.json"  # in that: what raced
 
 
-def races(run: Run, config: RunConfig, processes: Processes | None) -> bool:
+def races(run: Run, config: RunConfig) -> bool:
     """Whether a run whose settings allow a race begins with one. Where they do not ask for it, it must be a whole default run
     on features, whose model no Python program gave.
 
     Args:
         run: as it would be without a race.
         config: as it was given.
-        processes: that train together.
 
     Raises:
-        ConfigError: a race is asked for, but the data are no features, there are too few steps, or several processes train.
+        ConfigError: a race is asked for, but the data are no features, or there are too few steps.
     """
     if config.settings.model.start is None:
-        is_alone = processes is None and config.objects.model is None
-        return is_alone and run.splits.kind == "features" and run.steps == DEFAULT_STEPS
-    if processes is not None:
-        raise of_all(ConfigError("start is race, which one process runs. Let one process train, or name the model"))
+        is_open = config.objects.model is None
+        return is_open and run.splits.kind == "features" and run.steps == DEFAULT_STEPS
     if run.splits.kind != "features":
         raise ConfigError(f"start is race, but the data are {run.splits.kind}: only models of features race. Leave it out")
     starts = len(plugins.defaults().STARTS)
@@ -45,47 +47,85 @@ def races(run: Run, config: RunConfig, processes: Processes | None) -> bool:
     return True
 
 
-def race(
-    config: RunConfig, run: Run, score: Callable[[RunConfig, RunFolder], float], note: Callable[[str], None]
-) -> dict[str, Any]:
+def race(config: RunConfig, run: Run, score: Callable[..., float], note: Callable[[str], None]) -> dict[str, Any]:
     """Train each model for its share of the steps. The folder of the run becomes that of the best one, as if it had trained
-    there.
+    there. Several processes all call this.
 
     Args:
         config: as it was given.
         run: as it would be without a race; its folder is locked.
-        score: trains a configuration in a folder and returns the best MAP@R of the validation part.
+        score: trains a configuration in a folder and returns the best MAP@R of the validation part. It takes the loggers of the
+            training, and the state of a checkpoint to go on from.
         note: receives lines of progress.
 
     Returns:
         The last checkpoint of the best one, which has done all of its steps.
 
     Raises:
-        Interrupted: nothing is kept then.
+        Interrupted: the same command goes on.
     """
     starts, folder = plugins.defaults().STARTS, run.folder
     given = {key: value for key, value in config.as_dict().items() if key != "start"}
+    goes_on = _of_first(run, lambda: _is_begun(folder.path / PLACE, {"settings": plain(given), "starts": plain(starts)}, note))
     scores: dict[str, float] = {}
     try:
         for values in starts:
             values = {**values, **given, "steps": run.steps // len(starts)}
-            place = RunFolder(folder.path / PLACE / values["model"])
-            shutil.rmtree(place.path, ignore_errors=True)
-            note(f"start {len(scores) + 1} of {len(starts)}: {values['model']}, {values['steps']} steps")
-            scores[values["model"]] = score(RunConfig.create(**values).with_objects(run.config.objects), place)
-            note(f"  MAP@R of the validation part: {scores[values['model']]:.3f}")
+            place = type(folder)(folder.path / PLACE / values["model"])  # which this process writes or not, as that of the run
+            state = checkpoints.load_newest(place.checkpoints, note) if goes_on and place.is_begun else None
+            done = "" if state is None else f", {state['step']} done already"
+            note(f"start {len(scores) + 1} of {len(starts)}: {values['model']}, {values['steps']} steps{done}")
+            candidate = RunConfig.create(**values).with_objects(run.config.objects)
+            scores[values["model"]] = score(candidate, place, loggers=[_Progress(note)] if run.writes else [], state=state)
+            note(f"  best MAP@R of the validation part: {scores[values['model']]:.3f}")
     except KeyboardInterrupt as interrupt:
-        shutil.rmtree(folder.path / PLACE, ignore_errors=True)
-        raise Interrupted("interrupted while two starts raced; nothing is kept", status_of(interrupt)) from None
+        text = f"interrupted while {len(starts)} starts raced. Go on by the same command with --out {folder.path}"
+        raise Interrupted(text, status_of(interrupt)) from None
     best = max(scores, key=lambda name: scores[name])  # of equals the first, which is the simpler one
     note(f"taken: {best}")
-    winner = RunFolder(folder.path / PLACE / best)
+    _of_first(run, lambda: _take(folder, RunFolder(folder.path / PLACE / best)))
+    state = checkpoints.load_newest(folder.checkpoints, note)
+    if state is None:
+        raise TrainingError(f"{folder.checkpoints} has no checkpoint any more: another process has changed it")
+    return state
+
+
+class _Progress(Logger):
+    """Tells of a start in lines. The run's own loggers hear of the best one alone, so that their series stay one run's."""
+
+    def __init__(self, note: Callable[[str], None]) -> None:
+        super().__init__()
+        self.note = note  # type: ignore[method-assign]
+
+    def evaluated(self, run: Run, record: dict[str, Any]) -> None:
+        self.note(f"  step {record['step']} of {run.steps}: MAP@R of the validation part {record['map@r']:.3f}")
+
+
+def _of_first(run: Run, act: Callable[[], Any]) -> Any:
+    """What a function gives in the process that writes, for all."""
+    value = act() if run.writes else None
+    return value if run.processes is None else run.processes.same(value)
+
+
+def _is_begun(place: Path, about: dict[str, Any], note: Callable[[str], None]) -> bool:
+    """Whether a race with these settings was interrupted here. The traces of another are removed."""
+    path = place / SETTINGS
+    try:
+        if json.loads(path.read_text()) == about:
+            return True
+        note(f"{place} holds a race with other settings, which begins again")
+    except (OSError, ValueError):
+        pass
+    shutil.rmtree(place, ignore_errors=True)
+    make_folder(place)
+    write_atomically(path, json.dumps(about).encode())
+    return False
+
+
+def _take(folder: RunFolder, winner: RunFolder) -> None:
+    """Make the folder of the winner that of the run."""
     for path in (winner.checkpoints, winner.trunk, winner.metrics, winner.split, winner.config):  # the last says there is a run
         if path.exists():
             shutil.rmtree(folder.path / path.name, ignore_errors=True)
             path.rename(folder.path / path.name)
     shutil.rmtree(folder.path / PLACE, ignore_errors=True)
-    state = checkpoints.load_newest(folder.checkpoints, note)
-    if state is None:
-        raise TrainingError(f"{folder.checkpoints} has no checkpoint any more: another process has changed it")
-    return state

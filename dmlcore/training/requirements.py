@@ -10,7 +10,9 @@ _SAMPLES = 2  # of the batch that is tried
 _COPIES = 4  # of each weight: itself, its gradient and the two means of Adam
 
 
-def bytes_of_a_step(model: EmbeddingModel, sample_shape: tuple[int, ...], samples: int, precision: str = "fp32") -> int:
+def bytes_of_a_step(
+    model: EmbeddingModel, sample_shape: tuple[int, ...], samples: int, precision: str = "fp32", processes: int = 1
+) -> int:
     """Bytes that weights, their optimiser and the activations of a training step need, about. Losses need little beside.
 
     What autograd keeps is counted in a forward pass of two samples and scaled to the batch. The model and the random numbers
@@ -21,6 +23,7 @@ def bytes_of_a_step(model: EmbeddingModel, sample_shape: tuple[int, ...], sample
         sample_shape: of one sample.
         samples: that go through the model at once.
         precision: `fp32`, `bf16` or `fp16`.
+        processes: among which weights are divided.
     """
     weights = sum(p.numel() * p.element_size() for p in model.parameters())
     trained = sum(p.numel() * p.element_size() for p in model.parameters() if p.requires_grad)
@@ -47,7 +50,7 @@ def bytes_of_a_step(model: EmbeddingModel, sample_shape: tuple[int, ...], sample
             for buffer, before in statistics:
                 buffer.copy_(before)
     activations = sum(kept.values()) * samples / _SAMPLES
-    return int(weights + (_COPIES - 1) * trained + activations * (0.5 if precision != "fp32" else 1))
+    return int((weights + (_COPIES - 1) * trained) / processes + activations * (0.5 if precision != "fp32" else 1))
 
 
 def told(size: int) -> str:

@@ -33,13 +33,13 @@ def final_result(run: Run, kept: dict[str, Tensor | DividedRows] | None = None) 
         run: that is trained; its model becomes the best one.
         kept: receives the embeddings by part, [N, D].
     """
-    best = checkpoints.load(run.folder.checkpoints, "best", run.device)
+    best = checkpoints.load(run.folder.checkpoints, "best", "cpu" if run.models.are_divided else run.device)
     if best["step"] != run.best.step:
         raise TrainingError(
             f"best.pt in {run.folder.checkpoints} is of step {best['step']}, but the best evaluation was at step"
             f" {run.best.step}: another process has changed it"
         )
-    run.model.load_state_dict(best["model"])
+    run.models.load(run.model, best["model"])
     untrained = baseline_model(run.config, run.splits.sample_shape, run.splits.kind, run.device, run.splits.train, run.folder)
     parts = {part: getattr(run.splits, part) for part in (("validation", "test") if run.validates else ("test",))}
     workers, recall_at = run.config.settings.data.workers, run.config.settings.run.recall_at

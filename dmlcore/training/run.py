@@ -21,9 +21,10 @@ from dmlcore.data.views import with_views
 from dmlcore.errors import ConfigError, TrainingError
 from dmlcore.evaluation import Metric
 from dmlcore.evaluation.evaluating import check_names
+from dmlcore.losses.parting import parts_of
 from dmlcore.models import EmbeddingModel
 from dmlcore.ranks.statistics import share_statistics
-from dmlcore.training import building, checkpoints, requirements
+from dmlcore.training import building, checkpoints
 from dmlcore.training.adapting import check_losses_of_label_sets, check_losses_of_views
 from dmlcore.training.averaging import AveragedWeights
 from dmlcore.training.beginning import first_model
@@ -32,11 +33,13 @@ from dmlcore.training.divided import DividedParameters, build_divided, build_div
 from dmlcore.training.extras import Compression, Extras
 from dmlcore.training.folder import RunFolder
 from dmlcore.training.freezing import freeze_parts
+from dmlcore.training.model_shards import Models, own_state
 from dmlcore.training.optimiser import build_optimiser
 from dmlcore.training.passage import Passage
 from dmlcore.training.processes import Processes
 from dmlcore.training.random_state import random_state, restore_random_state, seed_everything
 from dmlcore.training.step_counts import count_steps
+from dmlcore.training.trainable import check_is_trainable
 
 
 @dataclass
@@ -74,12 +77,13 @@ class Run:
         sampler: of batches.
         metrics: measures beside those of retrieval.
         schedule: the learning rate over the steps.
+        bytes_of_a_step: memory that a step needs, about, where it was measured already.
         optimizer, optimiser: the rule of a step, and PyTorch's object of it, with a `role` in every group.
-        divided: the parameters of losses of which each process has a part.
+        models: the model and its copies, of which each process may have a part.
+        divided: the parameters of losses and of the model of which each process has a part.
         passage: takes batches through the model.
         averaged: the running average of the weights, or None.
-        step: optimiser steps done.
-        steps: optimiser steps of the whole run.
+        step, steps: optimiser steps done, and of the whole run.
         evaluated: the last step that was evaluated, -1 before the first.
         saved: step of the last checkpoint to continue from, -1 before the first.
         best, seconds: the best evaluation, and the time trained before this process took over.
@@ -121,7 +125,6 @@ class Run:
             model = building.build_untrained_model(self.config, folder, shape, kind).to(self.device)
         else:
             model = first_model(self.config, shape, kind, self.device, train, folder)
-        self._check_is_trainable()
         if self.config.settings.model.gradient_checkpointing:
             model.trunk.checkpoint_gradients()
         self._format = torch.contiguous_format
@@ -133,31 +136,20 @@ class Run:
             share_statistics(model, processes.group, self.device)
         self.ensemble = build_divided(self.config, train.num_classes, model.trunk.features, processes).to(self.device)
         self.extras = Extras(self.model, self.config.settings)
-        adversary = self.extras.adversary
-        if adversary is not None:
-            adversary.to(self.device)
         self.distillation = building.build_distillation(self.config, self.model, train.num_classes)
-        if self.distillation is not None:
-            self.distillation.to(self.device)
         self.memory = build_divided_memory(self.config, self.ensemble, self.model, self.batch_size, processes)
-        if self.memory is not None:
-            self.memory.to(self.device)
+        for module in (self.extras.adversary, self.distillation, self.memory):
+            if module is not None:
+                module.to(self.device)
         self.keys = building.build_keys(self.config, self.ensemble, self.model, self.splits)
         self.loss: nn.Module = self.ensemble if self.memory is None else self.memory
-        (self.optimizer,) = building.build_components(self.config, "optimizer")
-        (self.schedule,) = building.build_components(self.config, "schedule")
-        self._check_schedule()
+        (self.optimizer,), (self.schedule,) = (building.build_components(self.config, k) for k in ("optimizer", "schedule"))
+        check_is_trainable(self.config.settings, self.batch_size, self.optimizer, self.schedule)
         freeze_parts(model.trunk, self.config.settings.rates, settings.run.recipe)
-        self.optimiser = build_optimiser(
-            self.model,
-            self.ensemble,
-            self.config.settings.optimiser,
-            self.optimizer,
-            self.config.settings.rates,
-            further=() if self.distillation is None else self.distillation.losses,
-            against_heads=() if adversary is None else adversary.parameters(),
-        )
-        self.divided = DividedParameters(self.ensemble, self.optimiser, self.memory, processes)
+        self.averaged = AveragedWeights(model, optimiser.average) if optimiser.average is not None else None
+        self.bytes_of_a_step: int | None = None
+        self.models = Models([model])
+        self._build_optimiser()
         self.passage = Passage(
             model,
             self.device,
@@ -166,40 +158,14 @@ class Run:
             compiles=self.config.settings.model.compile,
             computes_again=self.config.settings.model.gradient_checkpointing,
         )
-        self.averaged = AveragedWeights(model, optimiser.average) if optimiser.average is not None else None
         self.compression = Compression(self.model, settings.run.seed, self.served)
-        self._trained = [p for p in model.trunk.parameters() if p.requires_grad]
         self.sampler = building.build_sampler(self.config, train, self.classes_per_batch, self.steps)
         self.metrics: list[Metric] = building.build_components(self.config, "metric")
         check_names(self.metrics, {"validation": self.splits.validation, "test": self.splits.test})
         self._batches: Batches | None = None
-        self.step = 0
-        self.evaluated = -1
-        self.saved = -1
+        self.step, self.evaluated, self.saved = 0, -1, -1
         self.best = Best()
         self.seconds = 0.0
-
-    def _check_is_trainable(self) -> None:
-        parts, frozen = self.config.settings.optimiser.accumulate, self.config.settings.rates.freeze
-        if parts > 1 and parts > self.batch_size // 2:  # statistics of one sample would be no statistics
-            raise ConfigError(
-                f"accumulate is {parts}, but a batch has {self.batch_size} samples, so at most {self.batch_size // 2} parts"
-            )
-        if self.config.settings.losses.shard_proxies and self.config.settings.optimiser.precision == "fp16":
-            raise ConfigError(
-                "shard_proxies does not go with precision fp16, whose scale must be the same everywhere; take bf16"
-            )
-        stages = self.config.settings.rates.trainable_stages
-        if stages == 0 and self.config.settings.model.head == "none":
-            raise ConfigError("trainable_stages is 0, but head is none: nothing of the model would be trained")
-        if frozen and self.config.settings.model.head == "none":
-            raise ConfigError(f"freeze is {frozen}, but head is none: nothing beside the trunk could train meanwhile")
-
-    def _check_schedule(self) -> None:
-        if self.schedule.needs_validation and not self.validates:
-            raise ConfigError(
-                f"the schedule '{self.schedule.name}' goes by evaluations, but validation is none. Choose another --schedule"
-            )
 
     @property
     def writes(self) -> bool:
@@ -212,19 +178,48 @@ class Run:
         return self.config.settings.run.validation != "none"
 
     @property
+    def divides_model(self) -> bool:
+        """Whether processes are to divide the model."""
+        return self.processes is not None and self.config.settings.model.shard_model
+
+    @property
     def served(self) -> EmbeddingModel:
         """What is evaluated: the model, or the average of its weights."""
         return self.model if self.averaged is None else self.averaged.model
 
-    def memory_needed(self) -> str:
-        """Memory that a step needs, in words."""
-        return requirements.told(self.bytes_needed(self.batch_size))
+    def _build_optimiser(self) -> None:
+        extras, distillation = self.extras, self.distillation
+        self.optimiser = build_optimiser(
+            self.model,
+            self.ensemble,
+            self.config.settings.optimiser,
+            self.optimizer,
+            self.config.settings.rates,
+            further=() if distillation is None else distillation.losses,
+            against_heads=() if extras.adversary is None else extras.adversary.parameters(),
+            rows=self.models.rows,
+        )
+        copied = {"trained": self.averaged and self.model, "keys": self.keys and self.keys.model}
+        modules = {"ensemble": parts_of(self.ensemble)} | {n: self.models.parts(m) for n, m in copied.items() if m}
+        trained = self.models.parts(self.model).values()
+        self.divided = DividedParameters(modules, trained, self.optimiser, self.memory, self.processes)
+        self._trained = [p for p in self.model.trunk.parameters() if p.requires_grad]
 
-    def bytes_needed(self, batch_size: int) -> int:
-        """Memory that a step with so many samples needs, about."""
-        optimiser = self.config.settings.optimiser
-        samples = -(-batch_size // optimiser.accumulate)
-        return requirements.bytes_of_a_step(self.model, tuple(self.splits.sample_shape), samples, optimiser.precision)
+    def divide_model(self) -> None:
+        """Let the processes divide the model, or raise ConfigError where it cannot be. All call this before the first step."""
+        assert self.processes is not None
+        copies = [copy.model for copy in (self.averaged, self.keys) if copy is not None]
+        sample = self.splits.train.batch([0]).to(self.device)
+        self.models = Models([self.model, *copies], self.processes.group, sample)
+        self._build_optimiser()
+
+    def keep_trunk(self) -> None:
+        """Write into the folder what the trunk was made of."""
+        trunk = self.model.trunk
+        if self.models.are_divided:  # this process has rows of it only, so it is made once more
+            shape, kind = self.splits.sample_shape, self.splits.kind
+            trunk = building.build_run_model(self.config, shape, kind, self.folder.kept_trunk).trunk
+        trunk.keep(self.folder.trunk)
 
     def freeze_trunk(self, is_frozen: bool) -> None:
         """Let the trunk train or not."""
@@ -270,7 +265,7 @@ class Run:
             "kind": self.splits.kind,
             "sample_shape": list(self.splits.sample_shape),
             "config": self.config.as_dict(),
-            "model": self.served.state_dict(),
+            "model": self.models.whole_state(self.served),
             "ensemble": self.ensemble.state_dict(),
         }
 
@@ -287,14 +282,18 @@ class Run:
 
     def save_start(self) -> None:
         """Write `checkpoints/start.pt` for a module from Python, whose first weights nobody can draw again."""
-        if self.config.objects.model is not None and self.writes:
-            checkpoints.save_start(self.folder.checkpoints, self.weights())
+        if self.config.objects.model is None:
+            return
+        weights = self.weights()  # which takes all processes
+        if self.writes:
+            checkpoints.save_start(self.folder.checkpoints, weights)
 
     def save_best(self) -> Path:
         """Write `checkpoints/best.pt`; returns its path."""
+        weights = self.weights()  # which takes all processes
         if not self.writes:
             return checkpoints.path_of(self.folder.checkpoints, "best")
-        return checkpoints.save(self.folder.checkpoints, "best", self.divided.without(self.weights()))
+        return checkpoints.save(self.folder.checkpoints, "best", self.divided.without(weights))
 
     def save(self, seconds: float) -> Path:
         """Write `checkpoints/last.pt`, from which the run continues exactly; returns its path.
@@ -329,10 +328,10 @@ class Run:
         position = {key: value.tolist() if isinstance(value, np.ndarray) else value for key, value in position.items()}
         return {
             **self.weights(),
-            "trained": None if self.averaged is None else self.model.state_dict(),
+            "trained": None if self.averaged is None else own_state(self.model),
             "passage": self.passage.state_dict(),
             "memory": None if self.memory is None else self.memory.memory_state(),
-            "keys": None if self.keys is None else self.keys.state_dict(),
+            "keys": None if self.keys is None else own_state(self.keys.model),
             "optimiser": self.optimiser.state_dict(),
             "schedule": self.schedule.state_dict(),
             "compression": self.compression.state_dict(),
@@ -344,15 +343,15 @@ class Run:
 
     def load_state(self, state: dict[str, Any]) -> None:
         """Go back to what `state` gave."""
-        self.served.load_state_dict(state["model"])
+        self.models.load(self.served, state["model"])
         if self.averaged is not None:
-            self.model.load_state_dict(state["trained"])
+            self.models.load(self.model, state["trained"])
         self.passage.load_state_dict(state["passage"])
         self.ensemble.load_state_dict(state["ensemble"])
         if self.memory is not None:
             self.memory.load_memory_state(state["memory"])
         if self.keys is not None:
-            self.keys.load_state_dict(state["keys"])
+            self.models.load(self.keys.model, state["keys"])
         self.optimiser.load_state_dict(state["optimiser"])
         self.schedule.load_state_dict(state.get("schedule", {}))  # a run from before there were schedules has none
         self.compression.load_state_dict(state["compression"])

@@ -23,6 +23,7 @@ from dmlcore.training.folder import NO_SPLIT, RunFolder
 from dmlcore.training.loggers import Logger
 from dmlcore.training.loop import Training
 from dmlcore.training.members import SEARCH, choose_members
+from dmlcore.training.memory_needed import bytes_needed
 from dmlcore.training.objects import Objects, check_objects, parted
 from dmlcore.training.processes import Processes, folder_for, together
 from dmlcore.training.race import race, races
@@ -210,25 +211,44 @@ def _train(
         config = choose_members(config, folder, score, note)
     elif state is not None and recorded is None:
         note(NO_SPLIT.format(folder=folder.path))
-    with contextlib.nullcontext() if processes is None else processes.in_turn():
-        run = Run(config, folder, recorded, is_resumed=state is not None, processes=processes)
-    if processes is not None:
-        check_run(processes, run, "" if state is None else f"a checkpoint of step {state['step']}")
+    run = _built(config, folder, recorded, state, processes)
     if state is not None:
         if run.steps < state["step"]:
             raise ConfigError(f"the run in {folder.path} has done {state['step']} steps already, more than {run.steps}")
         for path in (folder.result, folder.report) if run.writes else ():  # of fewer steps
             path.unlink(missing_ok=True)
-    if state is None and config.settings.races_features and races(run, config, processes):
+    if state is None and config.settings.races_features and races(run, config):
         folder.lock(note)
-        score = functools.partial(validation_score, recorded=recorded, deadline=deadline)
-        state = race(config, run, score, note)
-        run = Run(RunConfig.read(folder.config).with_objects(config.objects), folder, recorded, is_resumed=True)
+        state = race(config, run, functools.partial(validation_score, recorded=recorded, processes=processes), note)
+        run = _built(RunConfig.read(folder.config).with_objects(config.objects), folder, recorded, state, processes)
+    _divide(run)
     plugins.plugin_files.remember(run.config.toml())
     training = Training(run, loggers, state, deadline)
     if state is not None and run.config.as_dict() != state["config"]:
         folder.write_config(run.config.toml())
     return training.run_all()
+
+
+def _built(
+    config: RunConfig,
+    folder: RunFolder,
+    recorded: RecordedSplit | None,
+    state: dict[str, Any] | None,
+    processes: Processes | None,
+) -> Run:
+    """A run before its first step, or one that goes on from the state of a checkpoint. All processes have the same."""
+    with contextlib.nullcontext() if processes is None else processes.in_turn():
+        run = Run(config, folder, recorded, is_resumed=state is not None, processes=processes)
+    if processes is not None:
+        check_run(processes, run, "" if state is None else f"a checkpoint of step {state['step']}")
+    return run
+
+
+def _divide(run: Run) -> None:
+    """Let the processes divide the model of a run that begins now, where they are to."""
+    if run.divides_model:
+        run.bytes_of_a_step = bytes_needed(run, run.batch_size)  # later no process could try that alone
+        run.divide_model()
 
 
 def _split_of_search(config: RunConfig, folder: RunFolder) -> RecordedSplit:
@@ -249,6 +269,8 @@ def validation_score(
     *,
     loggers: Sequence[Logger] = (),
     goes_on: Callable[[Run, float], bool] = lambda run, score: True,
+    state: dict[str, Any] | None = None,
+    processes: Processes | None = None,
 ) -> float:
     """Train and return the best MAP@R of the validation classes; test classes stay unseen.
 
@@ -259,7 +281,13 @@ def validation_score(
         deadline: time of `time.monotonic` at which the run saves and ends, or None.
         loggers: receivers of what happens.
         goes_on: asked with the MAP@R of each evaluation that follows a step; False ends the training.
+        state: of a checkpoint in the folder to go on from; None: it begins.
+        processes: that train together; None: this one is alone.
     """
-    training = Training(Run(config, folder, recorded), loggers, None, deadline, goes_on)
+    if state is not None and recorded is None:
+        recorded = RecordedSplit.read(folder.split)
+    run = _built(config, folder, recorded, state, processes)
+    _divide(run)
+    training = Training(run, loggers, state, deadline, goes_on)
     training.train_only()
-    return training.run.best.score
+    return run.best.score

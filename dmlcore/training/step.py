@@ -57,7 +57,7 @@ def take_step(run: Run, inputs: Tensor, labels: Tensor, factor: float | None = N
             f" --precision bf16 or a smaller --classes-per-batch needs less as well."
         ) from error
     run.passage.unscale(run.optimiser)
-    norms = optimiser.clip(run.optimiser, settings.optimiser.clip, run.divided.parts.values())
+    norms = optimiser.clip(run.optimiser, settings.optimiser.clip, run.divided.parts)
     measured.gradient_norms = {"model": norms[0], "losses": norms[1]}
     record = measured.fetch()  # of all samples, so that all processes raise together
     reason = why_not_finite(record, run.ensemble, embeddings, labels)
@@ -103,7 +103,8 @@ def _pass(run: Run, inputs: Tensor, labels: Tensor, second_views: Tensor | None)
         extra_terms |= terms
     run.passage.backward(total, own)
     if run.processes is not None:
-        run.processes.sum_gradients(run.model.parameters())
+        run.processes.sum_gradients(run.models.whole_parameters)
+        run.models.take_gradients()
     return embeddings, total, extra_terms
 
 

@@ -47,6 +47,9 @@ class ModelSettings:
     """Keep few activations of the trunk and compute the others again in the backward pass: less memory, a third more time."""
     channels_last: bool = False
     """Keep images and weights of the trunk with the channels innermost, which many convolutions are faster with."""
+    shard_model: bool = False
+    """With several processes: divide the parameters of the model, their gradients and the optimiser's state among them (FSDP),
+    for a model that does not fit into one. The run stays the same, up to rounding."""
     compressor: str = defaults().COMPRESSOR
     """How embeddings are compressed, where they are."""
     student: int = 0
