@@ -278,7 +278,7 @@ def test_entries_are_copies_without_gradient() -> None:
     assert torch.equal(memory.queue, before)
 
 
-def test_a_call_before_backward_is_noticed_or_harmless() -> None:
+def test_a_call_before_backward_is_noticed() -> None:
     batches = list(stream())
     for name, miner in (("ms", None), ("contrastive", "semihard")):
         memory = CrossBatchMemory(create(name, miner=miner), 20, WIDTH, dtype=torch.float64)
@@ -286,13 +286,10 @@ def test_a_call_before_backward_is_noticed_or_harmless() -> None:
         leaf = batches[1][0].clone().requires_grad_()
         with stream_budget(4000):
             value = memory(leaf, batches[1][1])
-            expected = torch.autograd.grad(value, leaf, retain_graph=True)[0]
+            torch.autograd.grad(value, leaf, retain_graph=True)
             memory(*batches[2])
-            if miner is None and create(name).is_fused:
-                torch.testing.assert_close(torch.autograd.grad(value, leaf)[0], expected)
-            else:
-                with pytest.raises(RuntimeError, match="modified by an inplace operation"):
-                    torch.autograd.grad(value, leaf)
+            with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+                torch.autograd.grad(value, leaf)
 
 
 @pytest.mark.parametrize("bad", [torch.nan, torch.inf])

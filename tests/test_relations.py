@@ -107,6 +107,20 @@ def test_a_function_of_equal_labels_changes_nothing(case: Case) -> None:
     assert_close(result, value_and_gradients(loss, x, y, loss.reference), 1e-9)
 
 
+@pytest.mark.parametrize("name", ["ms", "triplet", "circle"])
+def test_a_relation_of_one_direction_only(name: str) -> None:
+    x, y = BATCHES["odd"]
+    loss = create(name)
+
+    def compute(leaf: torch.Tensor, labels: torch.Tensor, **keywords) -> torch.Tensor:
+        return loss(leaf, labels, relation=lambda a, b: a[:, None] <= b[None], **keywords)
+
+    def definition(leaf: torch.Tensor, labels: torch.Tensor, **keywords) -> torch.Tensor:
+        return loss.reference(leaf, labels, relation=lambda a, b: a[:, None] <= b[None], **keywords)
+
+    assert_close(value_and_gradients(loss, x, y, compute), value_and_gradients(loss, x, y, definition), 1e-9)
+
+
 def test_any_labels_with_a_function(monkeypatch: pytest.MonkeyPatch) -> None:
     """Labels that are points in space, positives within a radius, evaluated in blocks of any size."""
     monkeypatch.setattr(relations, "BLOCK", (7, 11))

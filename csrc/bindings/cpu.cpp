@@ -79,7 +79,7 @@ dml::PlanRequest plan_request(const py::kwargs& named) {
   const size_t read = set("threads", plan.threads) + set("thread_work", plan.thread_work) + set("workspace", plan.workspace) +
                       set("tile_rows", plan.tile_rows) + set("tile_columns", plan.tile_columns) +
                       set("slot_bytes", plan.slot_bytes) + set("search", plan.search) + set("triangle", plan.triangle) +
-                      set("rank", plan.rank) + set("ranks", plan.ranks);
+                      set("stream", plan.stream) + set("rank", plan.rank) + set("ranks", plan.ranks);
   if (read != named.size()) throw py::type_error("a plan was asked for with an unknown argument");
   return plan;
 }
@@ -96,17 +96,17 @@ PYBIND11_MODULE(_cpu, m) {
   m.doc() = "Fused losses on the CPU. Use dmlcore.kernels instead.";
   py::class_<dml::Passes>(m, "Passes", py::module_local())  // the tests load other builds beside this one
       .def(py::init([](bool is_double, const std::vector<Pass>& passes, int terms, int threads, int64_t thread_work,
-                       int64_t workspace, int64_t tile_rows, int64_t tile_columns, int64_t slot_bytes, int search,
-                       int triangle) {
+                       int64_t workspace, int64_t tile_rows, int64_t tile_columns, int64_t slot_bytes, int search, int triangle,
+                       int stream) {
              std::vector<dml::PassRequest> requests;
              for (const Pass& pass : passes) requests.push_back(request(pass));
-             const dml::PlanRequest plan{threads,      thread_work, workspace, tile_rows,
-                                         tile_columns, slot_bytes,  search,    triangle};
+             const dml::PlanRequest plan{threads,    thread_work, workspace, tile_rows, tile_columns,
+                                         slot_bytes, search,      triangle,  stream};
              py::gil_scoped_release unlocked;
              return std::make_unique<dml::Passes>(is_double, requests, terms, plan);
            }),
            "is_double"_a, "passes"_a, "terms"_a, "threads"_a, "thread_work"_a = 0, "workspace"_a = -1, "tile_rows"_a = 0,
-           "tile_columns"_a = 0, "slot_bytes"_a = 0, "search"_a = -1, "triangle"_a = -1)
+           "tile_columns"_a = 0, "slot_bytes"_a = 0, "search"_a = -1, "triangle"_a = -1, "stream"_a = -1)
       .def("forward",
            [](dml::Passes& s, uintptr_t values, uintptr_t counts, uintptr_t tables, uintptr_t terms) {
              py::gil_scoped_release unlocked;
@@ -124,7 +124,8 @@ PYBIND11_MODULE(_cpu, m) {
            })
       .def("plan", [](const dml::Passes& s, int pass) { return numbers(s.plan(pass)); })
       .def_property_readonly("sizes", &dml::Passes::sizes)
-      .def_property_readonly("team", &dml::Passes::team);
+      .def_property_readonly("team", &dml::Passes::team)
+      .def_property_readonly("streams", &dml::Passes::streams);
   py::class_<Prepared>(m, "Prepared", py::module_local())
       .def(py::init(
                [](bool is_double, const std::vector<std::tuple<std::vector<Loss>, bool, std::vector<int>>>& passes, int terms) {

@@ -8,8 +8,6 @@
 
 DML_BEGIN
 
-constexpr int64_t kRowsAhead = 4;  // that are asked for before they are copied
-
 // The functors of this level. Passes may be running while a plugin's join: what is there never moves.
 template <class T> static Table<T>& table() {
   static Table<T> all;
@@ -99,33 +97,18 @@ template <class T> static void gather(const T* from, int64_t stride, const int64
 #pragma omp parallel for num_threads(threads) schedule(static) if (threads > 1)
   for (int64_t i = 0; i < rows; ++i) {
     const T* x = from + order[i] * stride;
-    if (i + kRowsAhead < rows)  // the rows of a memory lie anywhere
-      for (int64_t k = 0; k < width; k += 64 / int64_t(sizeof(T)))
-        __builtin_prefetch(from + order[i + kRowsAhead] * stride + k);
-    double square = 0;  // double: 1e20 is no infinity
-#pragma omp simd reduction(+ : square)
-    for (int64_t k = 0; k < width; ++k) square += double(x[k]) * double(x[k]);
-    broken[i] = !(square < __builtin_inf());
-    const double norm = __builtin_sqrt(square);
-    const T factor = !normalise ? T(1) : norm > 1e-12 ? T(1 / norm) : T(0);  // a zero vector stays zero
-    norms[i] = factor;
-    for (int64_t k = 0; k < width; ++k) to[i * width + k] = x[k] * factor;
+    if (i + kRowsAhead < rows) ask_for(from + order[i + kRowsAhead] * stride, width);
+    norms[i] = factor_of(x, width, normalise, broken[i]);
+    scale_row(x, width, norms[i], to + i * width);
   }
 }
 
-// The gradient of the raw vectors, in their own order: normalising removes the radial part and divides by the norm.
+// The gradient of the raw vectors, in their own order.
 template <class T> static void scatter(T* grad, const T* unit, const T* norms, const int64_t* order, int64_t rows,
                                        int64_t width, bool normalise, T* to, int64_t stride, bool adds, int threads) {
 #pragma omp parallel for num_threads(threads) schedule(static) if (threads > 1)
-  for (int64_t i = 0; i < rows; ++i) {
-    const T *g = grad + i * width, *x = unit + i * width;
-    T* out = to + order[i] * stride;
-    const T radial = normalise ? dot(g, x, width) : T(0), factor = norms[i];
-    if (adds)
-      for (int64_t k = 0; k < width; ++k) out[k] += (g[k] - radial * x[k]) * factor;
-    else
-      for (int64_t k = 0; k < width; ++k) out[k] = (g[k] - radial * x[k]) * factor;
-  }
+  for (int64_t i = 0; i < rows; ++i)
+    put_gradient(grad + i * width, unit + i * width, norms[i], width, normalise, adds, to + order[i] * stride);
 }
 
 template <class T> static int64_t scratch_bytes(const Problem<T>& p) { return scratch_bytes(p, table<T>().entries); }

@@ -6,8 +6,21 @@
 #include <mutex>
 #include <new>
 #include <vector>
+#if defined(__linux__)
+#include <sys/mman.h>
+#endif
 
 namespace dml {
+
+// Asks for large pages where the system gives them on request: taking 50 MB page by page costs a tenth of a step.
+inline void ask_for_large_pages([[maybe_unused]] void* at, [[maybe_unused]] size_t bytes) {
+#if defined(__linux__) && defined(MADV_HUGEPAGE)
+  constexpr uintptr_t page = uintptr_t(2) << 20;
+  const uintptr_t first = (reinterpret_cast<uintptr_t>(at) + page - 1) / page * page,
+                  last = reinterpret_cast<uintptr_t>(at) + bytes;
+  if (last > first + page) madvise(reinterpret_cast<void*>(first), (last - first) / page * page, MADV_HUGEPAGE);
+#endif
+}
 
 class Pool {
  public:
@@ -31,6 +44,7 @@ class Pool {
     if (kMost > 0) bytes = (bytes + 4095) / 4096 * 4096;
     void* at = nullptr;
     if (posix_memalign(&at, 64, bytes)) throw std::bad_alloc();
+    ask_for_large_pages(at, bytes);
     return lent({at, bytes});
   }
   void give(Piece piece) {

@@ -142,7 +142,8 @@ template <class T> static void add_listed(const Listed<T>& list, int64_t lines, 
 
 static bool has_few(int64_t nonzero, int64_t cells) { return cells >= kLeastCells && nonzero * kNonzeroShare <= cells; }
 
-// The second product of a tile of which `nonzero` slopes are not zero; `to_references` may be missing.
+// The second product of a tile of which `nonzero` slopes are not zero, added to the gradients of its vectors; `to_references` may be
+// missing.
 template <class T>
 static void add_nonzero(const Problem<T>& p, const Tile& t, const Scratch<T>& s, int64_t nonzero, T* to_anchors,
                         T* to_references) {
@@ -150,10 +151,10 @@ static void add_nonzero(const Problem<T>& p, const Tile& t, const Scratch<T>& s,
   if (nonzero == 0) return;
   if (nonzero * 64 < rows * columns) list_rows<true>(s.slopes, ld, rows, columns, s.by_row);
   else list_rows<false>(s.slopes, ld, rows, columns, s.by_row);
-  add_listed(s.by_row, rows, p.references + t.j0 * p.D, p.D, to_anchors + t.i0 * p.D);
+  add_listed(s.by_row, rows, references_of(p, t, s), p.D, to_anchors);
   if (!to_references) return;
   list_columns(s.by_row, rows, columns, s.by_column);
-  add_listed(s.by_column, columns, p.anchors + t.i0 * p.D, p.D, to_references + t.j0 * p.D);
+  add_listed(s.by_column, columns, anchors_of(p, t, s), p.D, to_references);
 }
 
 DML_END

@@ -11,7 +11,8 @@ namespace {
 
 constexpr int64_t kStoredPositives = int64_t(1) << 20;                 // cells of positives kept between the phases
 constexpr int64_t kBlockCells = int64_t(1) << 20;                      // cells of one block of a large class
-constexpr int64_t kBlockRows = 128;
+constexpr int64_t kBlockRows = 128, kEmptyRows = 1024;
+constexpr int64_t kTableOfLabels = int64_t(1) << 20;  // labels between the anchors' lowest and highest that a table is worth
 
 // A block's similarities are kept as long as there is room: the first ones, so that it does not depend on the threads.
 void add_block(Classes& classes, int64_t a0, int64_t a1, int64_t r0, int64_t r1, int owner, int64_t cells) {
@@ -48,6 +49,36 @@ std::shared_ptr<const Order> order_of(const int64_t* labels, int64_t rows, bool 
   return entry = order;
 }
 
+std::shared_ptr<const Order> order_of_references(const int64_t* labels, int64_t rows, const Order& anchors) {
+  auto out = std::make_shared<Order>();
+  out->order.resize(rows), out->labels.resize(rows);
+  std::vector<int64_t> classes(anchors.labels);
+  classes.erase(std::unique(classes.begin(), classes.end()), classes.end());
+  if (std::is_sorted(labels, labels + rows) || classes.empty()) {
+    std::iota(out->order.begin(), out->order.end(), int64_t(0));
+    std::copy_n(labels, rows, out->labels.begin());
+    return out;
+  }
+  const int64_t count = int64_t(classes.size()), lowest = classes.front(), highest = classes.back();
+  const uint64_t range = uint64_t(highest) - uint64_t(lowest);  // no overflow: labels are any int64
+  std::vector<int64_t> place_of(range < uint64_t(kTableOfLabels) ? range + 1 : 0, count);  // of a label among the classes
+  for (int64_t c = 0; c < count && !place_of.empty(); ++c) place_of[uint64_t(classes[c]) - uint64_t(lowest)] = c;
+  const auto class_of = [&](int64_t label) {
+    if (label < lowest || label > highest) return count;
+    if (!place_of.empty()) return place_of[uint64_t(label) - uint64_t(lowest)];
+    const int64_t c = std::lower_bound(classes.begin(), classes.end(), label) - classes.begin();
+    return classes[c] == label ? c : count;
+  };
+  std::vector<int64_t> next(count + 2, 0);
+  for (int64_t j = 0; j < rows; ++j) ++next[class_of(labels[j]) + 1];
+  for (int64_t c = 1; c <= count; ++c) next[c] += next[c - 1];
+  for (int64_t j = 0; j < rows; ++j) {
+    const int64_t to = next[class_of(labels[j])]++;
+    out->order[to] = j, out->labels[to] = labels[j];
+  }
+  return out;
+}
+
 std::vector<int64_t> own_of(const Relations& relations, const Order& anchors, const Order* references) {
   const int64_t rows = int64_t(anchors.order.size());
   std::vector<int64_t> own(rows, -1);
@@ -78,6 +109,13 @@ Classes classes_of_lists(const Relations& relations, const std::vector<int64_t>&
       if (lists[k] < 0 || lists[k] >= references || lists[k] == own[i] || (k > starts[i] && lists[k] <= lists[k - 1]))
         throw std::invalid_argument("positives of an anchor must be ascending references other than the anchor itself");
   }
+  // Anchors come in order, so each finds itself at the next place of its positives' lists.
+  std::vector<int64_t> next(starts, starts + rows);
+  for (int64_t i = 0; i < rows && out.is_symmetric; ++i)
+    for (int64_t k = starts[i]; k < starts[i + 1] && out.is_symmetric; ++k) {
+      const int64_t j = lists[k];
+      out.is_symmetric = j < rows && next[j] < starts[j + 1] && lists[next[j]++] == i;
+    }
   int owner = 0;
   for (int64_t a = 0; a < rows;) {
     int64_t last = a + 1;
@@ -94,18 +132,24 @@ Classes classes_of(const Order& anchors, const Order& references, const std::vec
   const std::vector<int64_t>&labels = anchors.labels, &theirs = references.labels;
   const int64_t rows = int64_t(labels.size());
   Classes out;
-  out.row_first.resize(rows), out.row_last.resize(rows), out.positives.assign(stride, 0);
+  out.row_first.resize(rows), out.row_last.resize(rows), out.positives.assign(stride, 0), out.slopes_at.resize(rows);
   int owner = 0;
-  for (int64_t a0 = 0, r0 = 0; a0 < rows;) {
+  const int64_t count = int64_t(theirs.size());
+  for (int64_t a0 = 0, r0 = 0, cells = 0; a0 < rows;) {
     const int64_t label = labels[a0];
-    const int64_t a1 = std::upper_bound(labels.begin() + a0, labels.end(), label) - labels.begin();
-    r0 = std::lower_bound(theirs.begin() + r0, theirs.end(), label) - theirs.begin();
-    const int64_t r1 = std::upper_bound(theirs.begin() + r0, theirs.end(), label) - theirs.begin();
+    int64_t a1 = a0 + 1;  // one look at each label: halving costs more where there are as many classes as rows
+    while (a1 < rows && labels[a1] == label) ++a1;
+    while (r0 < count && theirs[r0] < label) ++r0;
+    int64_t r1 = r0;
+    while (r1 < count && theirs[r1] == label) ++r1;
+    const int64_t columns = r1 - r0;
+    if (!columns)  // neighbours without a reference of their class are one block
+      while (a1 < rows && a1 - a0 < kEmptyRows && (r0 == count || labels[a1] < theirs[r0])) ++a1;
     for (int64_t i = a0; i < a1; ++i) {
       out.row_first[i] = r0, out.row_last[i] = r1;
-      out.positives[i] = r1 - r0 - (own[i] >= r0 && own[i] < r1 ? 1 : 0);
+      out.positives[i] = columns - (own[i] >= r0 && own[i] < r1 ? 1 : 0);
+      out.slopes_at[i] = cells, cells += columns;
     }
-    const int64_t columns = r1 - r0;
     const int64_t step = columns ? std::max<int64_t>(1, std::min(kBlockRows, kBlockCells / columns)) : a1 - a0;
     for (int64_t a = a0; a < a1; a += step) {
       const int64_t last = std::min(a1, a + step);

@@ -25,12 +25,18 @@ struct Relations {  // besides equal labels
 
 struct Classes {  // per anchor, in class order
   std::vector<int64_t> row_first, row_last, positives;
+  std::vector<int64_t> slopes_at;  // by label: an anchor's first place among the similarities of all positives
   std::vector<Block> blocks;
+  bool is_symmetric = true;  // whether each positive of a batch with itself has the anchor among its own
   int64_t stored_positives = 0;  // similarities of positives that are kept from forward to backward
 };
 
 // By label, or as they are. What was ordered before is not ordered again.
 std::shared_ptr<const Order> order_of(const int64_t* labels, int64_t rows, bool by_label, Orders& orders);
+
+// References so that those of each anchor's class lie together: these by label, then all others as they are, which is faster to
+// read. Where they are sorted already they stay.
+std::shared_ptr<const Order> order_of_references(const int64_t* labels, int64_t rows, const Order& anchors);
 
 // Which reference an anchor is itself, by their places. Throws std::invalid_argument for one that does not exist.
 std::vector<int64_t> own_of(const Relations& relations, const Order& anchors, const Order* references);

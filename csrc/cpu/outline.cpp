@@ -1,6 +1,7 @@
 #include "cpu/outline.h"
 
 #include <algorithm>
+#include <numeric>
 #include <stdexcept>
 
 #include "cpu/levels.h"
@@ -25,6 +26,17 @@ void check_centres(const FunctorCall& call, Outline& out) {
     if (j / centres * centres + centres > out.N || labels[j] != labels[j / centres * centres] ||
         (j % centres == 0 && j > 0 && labels[j] == labels[j - 1]))
       refuse(call, "needs the same number of references in every class");
+}
+
+// Whether a functor folds classes of references, all of which it then needs together.
+template <class T> bool fold_classes(const std::vector<FunctorCall>& calls) {
+  const Kernels<T>& kernels = current_kernels<T>();
+  for (int f = 0; f < kernels.functors(); ++f) {
+    const FunctorInfo& info = kernels.describe(f);
+    for (const FunctorCall& call : calls)
+      if (info.centres && call.functor == info.name) return true;
+  }
+  return false;
 }
 
 // The narrowest form of the functor that takes the options.
@@ -94,7 +106,10 @@ Outline outline_of(const Rows& anchors, const Rows* references, int64_t width, c
   out.threads = threads_for(out.work() / request.ranks, request);
   const bool by_label = !relations.lists;
   out.anchors = order_of(anchors.labels, anchors.rows, by_label, orders);
-  out.references = references ? order_of(references->labels, references->rows, by_label, orders) : out.anchors;
+  out.references = out.anchors;
+  if (references && by_label && !fold_classes<T>(calls))
+    out.references = order_of_references(references->labels, references->rows, *out.anchors);
+  else if (references) out.references = order_of(references->labels, references->rows, by_label, orders);
   out.own = own_of(relations, *out.anchors, references ? out.references.get() : nullptr);
   out.classes = by_label ? classes_of(*out.anchors, *out.references, out.own, out.stride, out.threads)
                          : classes_of_lists(relations, out.own, out.N, out.stride, out.threads);
@@ -114,6 +129,8 @@ Outline outline_of(const Rows& anchors, const Rows* references, int64_t width, c
                         out.functors,
                         current_kernels<T>().search_cells};
   out.plan = make_plan(input, request);
+  if (!by_label && out.plan.triangle)  // the tiles end at the diagonal
+    std::iota(out.classes.row_last.begin(), out.classes.row_last.end(), int64_t(1));
   for (FunctorState& state : out.functors) {
     if (!out.plan.searches) state.search = state.step_cells = 0;       // the kernels then compare
     state.search_cells = search_cells_of<T>(state, out.plan.most_positives);
@@ -140,6 +157,7 @@ template <class T> Problem<T> problem_of(const Outline& o) {
   p.row_owner_backward = owns_rows_in_backward(o);
   p.gemm = current_gemm<T>();
   p.blas_threads = p.gemm ? current_blas_threads() : nullptr;
+  p.streamed.which = o.plan.streamed;
   return p;
 }
 
@@ -148,7 +166,8 @@ template <class T> std::vector<std::pair<std::string, int64_t>> summary(const Ou
   const int64_t number = sizeof(T), others = o.self ? 0 : o.N;
   int64_t limits = 0, sums = 0;
   for (const FunctorState& f : o.functors) limits += f.limits, sums += f.sums;
-  const int64_t vectors = (o.A + others) * (o.D + 1);
+  const int64_t streamed = plan.streamed == Streamed::anchors ? o.A : plan.streamed == Streamed::references ? o.N : 0;
+  const int64_t vectors = (o.A + others) * (o.D + 1) - streamed * o.D;
   const int64_t numbers = vectors + (limits + sums) * o.stride + plan.stored_cells + o.classes.stored_positives +
                           plan.slot_cells + o.given_fields * o.stride;
   const int64_t kept = numbers * number + int64_t(sizeof(int64_t)) * 7 * (o.A + others) +
@@ -159,7 +178,7 @@ template <class T> std::vector<std::pair<std::string, int64_t>> summary(const Ou
   const int64_t values = int64_t(o.value_count) * o.A;
   const int64_t private_rows = o.self ? o.A : owns_rows_in_backward(o) ? o.N : o.A;
   const int64_t copies = plan.whole ? 0 : o.threads - 1;
-  const int64_t gradients = (o.A + others + copies * private_rows) * o.D;
+  const int64_t gradients = (o.A + others - streamed + copies * private_rows) * o.D;  // a streamed side's goes to the caller
   const int64_t backward = gradients + values * (plan.chunks.size() > 1 ? 3 : 1) + o.slope_cells + o.table_cells + 1;
   return {{"threads", o.threads},
           {"triangle", plan.triangle},
@@ -168,6 +187,7 @@ template <class T> std::vector<std::pair<std::string, int64_t>> summary(const Ou
           {"tiles", int64_t(plan.tiles.size())},
           {"chunks", int64_t(plan.chunks.size())},
           {"searches", plan.searches},
+          {"streamed", plan.streamed != Streamed::neither},
           {"cells", plan.tile_cells},
           {"stored_bytes", plan.stored_cells * number},
           {"slot_bytes", plan.slot_cells * number},

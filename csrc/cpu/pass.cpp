@@ -17,13 +17,20 @@ template <class T> struct Side {                                       // anchor
   Buffer<T> unit, norms;
   Buffer<bool> broken;
 
-  void fill(const Kernels<T>& kernels, const Input& in, const Order& by_label, int64_t width, int threads) {
+  void fill(const Kernels<T>& kernels, const Input& in, const Order& by_label, int64_t width, int threads, bool streams) {
     order = by_label.order.data();
-    unit.resize(in.rows * width);
     norms.resize(in.rows);
     broken.resize(in.rows);
+    if (streams) {  // the kernels take the vectors where they are
+      std::fill_n(broken.data(), in.rows, false);
+      return;
+    }
+    unit.resize(in.rows * width);
     kernels.gather(static_cast<const T*>(in.data), in.stride, order, in.rows, width, in.normalise, unit.data(), norms.data(),
                    broken.data(), threads);
+  }
+  bool has_broken(int64_t rows) const {
+    return std::any_of(broken.data(), broken.data() + rows, [](bool b) { return b; });
   }
 };
 
@@ -35,17 +42,30 @@ template <class T> class Pass final : public PassBase {
         outline_(outlined(anchors, references, width, calls, relations, request, orders)),
         normalise_anchors_(anchors.normalise), normalise_references_(references ? references->normalise : anchors.normalise),
         p_(problem_of<T>(outline_)) {
-    anchors_.fill(kernels_, anchors, *outline_.anchors, width, outline_.threads);
+    const Streamed streamed = outline_.plan.streamed;
+    anchors_.fill(kernels_, anchors, *outline_.anchors, width, outline_.threads, streamed == Streamed::anchors);
     if (references) {
-      references_.fill(kernels_, *references, *outline_.references, width, outline_.threads);
+      references_.fill(kernels_, *references, *outline_.references, width, outline_.threads, streamed == Streamed::references);
       bool* broken = anchors_.broken.data();                           // every anchor is compared with every reference
-      if (std::any_of(references_.broken.data(), references_.broken.data() + p_.N, [](bool b) { return b; }))
-        std::fill(broken, broken + p_.A, true);
+      if (references_.has_broken(p_.N)) std::fill_n(broken, p_.A, true);
     }
     p_.anchors = anchors_.unit.data();
     p_.references = references ? references_.unit.data() : p_.anchors;
     p_.broken = anchors_.broken.data();
     copy_given(calls);
+    if (streamed == Streamed::neither) return;
+    const Input& in = streamed == Streamed::anchors ? anchors : *references;
+    Side<T>& side = streamed_side();
+    p_.streamed = {streamed,
+                   static_cast<const T*>(in.data),
+                   in.stride,
+                   side.order,
+                   in.normalise,
+                   side.norms.data(),
+                   side.broken.data(),
+                   nullptr,
+                   0,
+                   outline_.classes.slopes_at.data()};
   }
 
   const Outline& outline() const override { return outline_; }
@@ -61,20 +81,25 @@ template <class T> class Pass final : public PassBase {
       enter(chunk);
       kernels_.forward(p_, kForward, v, c);
     }
+    if (p_.streamed.which == Streamed::references && references_.has_broken(p_.N))
+      std::fill_n(anchors_.broken.data(), p_.A, true);
     put_in_order(v, c, static_cast<T*>(values), static_cast<T*>(counts));
     read_tables(static_cast<T*>(tables));
     leave();
   }
 
-  void differentiate(const void* cotangents, const double* shift, const void* table_cotangents, bool with_references) override {
-    begin_backward(static_cast<const T*>(cotangents), shift, static_cast<const T*>(table_cotangents), with_references);
+  void differentiate(const void* cotangents, const double* shift, const void* table_cotangents, const Gradient& anchors,
+                     const Gradient& references) override {
+    begin_backward(static_cast<const T*>(cotangents), shift, static_cast<const T*>(table_cotangents), anchors, references);
     run_backward(kBackward);
     end_backward();
   }
 
   void deliver(const Gradient& anchors, const Gradient& references) override {
     const auto put = [&](Buffer<T>& grads, const Side<T>& side, int64_t rows, bool normalise, const Gradient& to) {
-      if (to.data && rows > 0)
+      const bool is_streamed = p_.streamed.which != Streamed::neither && &side == &streamed_side();
+      if (is_streamed && to.data && !is_written_) put_in_order(grads.data(), side, rows, to);
+      else if (!is_streamed && to.data && rows > 0)
         kernels_.scatter(grads.data(), side.unit.data(), side.norms.data(), side.order, rows, p_.D, normalise,
                          static_cast<T*>(to.data), to.stride, to.adds, p_.threads);
       grads.reset();
@@ -97,7 +122,7 @@ template <class T> class Pass final : public PassBase {
     leave();
   }
   void weigh(const void* cotangents) override {
-    begin_backward(static_cast<const T*>(cotangents), nullptr, nullptr, false);
+    begin_backward(static_cast<const T*>(cotangents), nullptr, nullptr, {}, {});
     run_backward(kWeigh);
   }
   void slope() override {
@@ -148,13 +173,21 @@ template <class T> class Pass final : public PassBase {
       }
   }
 
-  void begin_backward(const T* from, const double* shift, const T* table_cotangents, bool with_references) {
+  void begin_backward(const T* from, const double* shift, const T* table_cotangents, const Gradient& anchors,
+                      const Gradient& references) {
     T* w = cotangents_.resize(int64_t(p_.value_count) * p_.A);
     for (int row = 0; row < p_.value_count; ++row)
       for (int64_t i = 0; i < p_.A; ++i)
         w[row * p_.A + i] = T((from ? from[row * p_.A + anchors_.order[i]] : 0) + (shift ? shift[row] : 0));
-    p_.whole ? anchor_grads_.resize(p_.A * p_.D) : zeros(anchor_grads_, p_.A * p_.D);
-    if (!p_.self && with_references) zeros(reference_grads_, p_.N * p_.D);
+    const bool streams_anchors = p_.streamed.which == Streamed::anchors, streams = p_.streamed.which != Streamed::neither;
+    const Gradient& out = streams_anchors ? anchors : references;
+    is_written_ = streams && out.data && !out.adds;
+    p_.streamed.gradient = is_written_ ? static_cast<T*>(out.data) : nullptr, p_.streamed.gradient_stride = out.stride;
+    // a panel begins with its first product
+    if (!streams_anchors) p_.whole ? anchor_grads_.resize(p_.A * p_.D) : zeros(anchor_grads_, p_.A * p_.D);
+    else if (!is_written_) anchor_grads_.resize(p_.A * p_.D);
+    if (!p_.self && references.data && !(streams && !streams_anchors)) zeros(reference_grads_, p_.N * p_.D);
+    else if (!p_.self && references.data && !is_written_) reference_grads_.resize(p_.N * p_.D);
     allocate();
     p_.cotangents = w;
     p_.table_slopes = slopes_of_tables(table_cotangents);
@@ -181,6 +214,15 @@ template <class T> class Pass final : public PassBase {
     cotangents_.reset();
     copies_.reset();
     leave();
+  }
+  Side<T>& streamed_side() { return p_.streamed.which == Streamed::anchors ? anchors_ : references_; }
+
+  // A gradient that has only to find its places.
+  void put_in_order(const T* from, const Side<T>& side, int64_t rows, const Gradient& out) const {
+    for (int64_t i = 0; i < rows; ++i, from += p_.D) {
+      T* to = static_cast<T*>(out.data) + side.order[i] * out.stride;
+      for (int64_t k = 0; k < p_.D; ++k) to[k] = from[k] + (out.adds ? to[k] : T(0));
+    }
   }
 
   // Which functors a cotangent beside zero reaches; all, where none does.
@@ -329,7 +371,7 @@ template <class T> class Pass final : public PassBase {
   const Kernels<T>& kernels_;
   PlanRequest request_;
   Outline outline_;
-  bool normalise_anchors_, normalise_references_;
+  bool normalise_anchors_, normalise_references_, is_written_ = false;  // is_written_: the streamed side's gradient
   Problem<T> p_;
   Side<T> anchors_, references_;
   Buffer<int64_t> table_totals_;

@@ -27,9 +27,10 @@ class PassBase {
   virtual ~PassBase() = default;
   virtual const Outline& outline() const = 0;
   virtual void forward(void* values, void* counts, void* tables) = 0;  // T [V, A], in the caller's order; T [cells]
-  // The gradients under T [V, A] cotangents (nullptr: 0) plus `shift` [V] for all anchors, kept until deliver().
-  virtual void differentiate(const void* cotangents, const double* shift, const void* table_cotangents,
-                             bool with_references) = 0;
+  // The gradients under T [V, A] cotangents (nullptr: 0) plus `shift` [V] for all anchors, kept until deliver(). That of a side
+  // whose vectors are not copied is written at once, where it adds to nothing.
+  virtual void differentiate(const void* cotangents, const double* shift, const void* table_cotangents, const Gradient& anchors,
+                             const Gradient& references) = 0;
   virtual void deliver(const Gradient& anchors, const Gradient& references) = 0;
   virtual std::vector<std::pair<std::string, int64_t>> plan() const = 0;
 

@@ -156,6 +156,7 @@ void Passes::backward_of(const T* terms, const T* values, const T* tables, const
   std::vector<char> adds(to.size(), 0);
   for (size_t t = 0; t < to.size(); ++t) {
     adds[t] = !tiles_exactly(columns[t], to[t].width);
+    if (to[t].data) ask_for_large_pages(to[t].data, size_t(to[t].rows * to[t].width) * sizeof(T));
     if (adds[t] && to[t].data) std::fill_n(static_cast<T*>(to[t].data), to[t].rows * to[t].width, T(0));
     columns[t].clear();
   }
@@ -170,18 +171,23 @@ void Passes::backward_of(const T* terms, const T* values, const T* tables, const
     written.push_back(here);
     return out;
   };
+  std::vector<std::pair<Gradient, Gradient>> places(parts_.size());  // the first pass at some columns writes, the next ones add
+  for (size_t k = 0; k < parts_.size(); ++k) {
+    if (!reached[k]) continue;
+    places[k].first = place(parts_[k].anchors_to, parts_[k].width);
+    places[k].second = place(parts_[k].references_to, parts_[k].width);
+  }
   const auto differentiate = [&](int k) {
     Part& part = parts_[k];
     if (reached[k])
       part.pass->differentiate(values ? values + part.first_value : nullptr, shifts[k].data(),
-                               tables ? tables + part.first_cell : nullptr, wants(part.references_to));
+                               tables ? tables + part.first_cell : nullptr, places[k].first, places[k].second);
   };
   spread(differentiate);
   for (int k = 0; k < int(parts_.size()); ++k) {  // in this order, whoever computed: the same bits every time
     if (!parts_[k].is_dealt) differentiate(k);
     if (!reached[k]) continue;
-    const Gradient anchors = place(parts_[k].anchors_to, parts_[k].width);
-    parts_[k].pass->deliver(anchors, place(parts_[k].references_to, parts_[k].width));
+    parts_[k].pass->deliver(places[k].first, places[k].second);
   }
 }
 

@@ -1,6 +1,7 @@
 // All passes of one step: heads side by side, pairs and proxies. One call forward, one call backward; small passes are spread over
 // the threads, large ones use all threads one after the other. Used by the binding; knows neither Python nor PyTorch.
 #pragma once
+#include <algorithm>
 #include <memory>
 #include <mutex>
 
@@ -46,6 +47,10 @@ class Passes {
     return {numbers_, cells_};
   }  // values of all passes and anchors, cells of all tables
   int team() const { return int(dealt_.size()); }
+  bool streams() const {  // whether backward reads the vectors of an input
+    return std::any_of(parts_.begin(), parts_.end(),
+                       [](const Part& part) { return part.pass->outline().plan.streamed != Streamed::neither; });
+  }
 
  private:
   struct Part {  // a pass, and where its values and gradients go

@@ -19,6 +19,7 @@ constexpr int64_t kMostCompared = 12, kMostComparedTwice = 32;
 constexpr int64_t kMostSteps =
     14;  // the same of soft ranks: power series were measured equal there, with and without a triangle
 constexpr int64_t kNumbersOfCell = 16;
+constexpr int64_t kPanelRows = 128, kPanelColumns = 256;  // of the streamed side
 
 class Planner {
  public:
@@ -28,6 +29,7 @@ class Planner {
     choose_methods();
     choose_tile();
     choose_whole();
+    choose_streamed();
     cut_into_chunks();
     keep_own_tiles();
     choose_what_is_stored();
@@ -56,11 +58,17 @@ class Planner {
     return *std::max_element(in_.classes.positives.begin() + first, in_.classes.positives.begin() + last);
   }
 
+  // Windows follow from numbers without a derivative, and must find the same bits in a pass of rows.
+  bool has_slopes() const {
+    return std::any_of(in_.functors.begin(), in_.functors.end(), [](const FunctorState& f) { return f.slopes > 0; });
+  }
+
   // Compare or search; rows and columns of a tile at once, or rows alone.
   void choose_methods() {
     const bool slots = std::any_of(in_.functors.begin(), in_.functors.end(), [](const FunctorState& f) { return f.has_slots; });
     out_.most_positives = slots && in_.anchors ? most_of(0, in_.anchors) : 0;
-    const bool symmetric = in_.self && !in_.has_lists && !in_.has_windows && (request_.triangle != 0 || request_.ranks > 1);
+    const bool has_symmetry = in_.classes.is_symmetric && (!in_.has_lists || has_slopes());
+    const bool symmetric = in_.self && has_symmetry && !in_.has_windows && (request_.triangle != 0 || request_.ranks > 1);
     const auto is_large = [&](const FunctorState& f) {
       return (f.step_cells && out_.most_positives > kMostSteps) ||
              (f.search && out_.most_positives > (symmetric ? kMostComparedTwice : kMostCompared));
@@ -98,16 +106,31 @@ class Planner {
   }
 
   // The slopes of a small batch with itself are mirrored into one matrix, so that one product takes the place of two for each
-  // tile, and takes the positives too. Larger matrices would not stay in the cache. Numbers without a derivative gain nothing, and
-  // windows that follow from them must find the same bits in a pass of rows.
+  // tile, and takes the positives too. Larger matrices would not stay in the cache. Numbers without a derivative gain nothing.
   void choose_whole() {
-    const auto has_slopes = [](const FunctorState& f) { return f.slopes > 0; };
-    if (!std::any_of(in_.functors.begin(), in_.functors.end(), has_slopes)) return;
+    if (!has_slopes()) return;
     const int64_t width = rounded(in_.anchors, 16);
     const bool is_cut_well = out_.tile_rows % 16 == 0 || out_.tile_rows >= in_.anchors;
     if (out_.triangle && request_.ranks == 1 && in_.anchors > 0 && in_.anchors <= kMostWhole &&
         out_.tile_columns >= in_.anchors && is_cut_well && width * width * in_.number_bytes <= workspace())
       out_.whole = width;
+  }
+
+  // The larger side is streamed where its panels are needed once, and all slopes of positives are kept for its tiles. Sums of rows
+  // stay with a thread, so against streamed references it has one row of tiles. The vectors of a tile, their gradients,
+  // similarities and slopes should stay in the second-level cache.
+  void choose_streamed() {
+    const std::vector<Block>& blocks = in_.classes.blocks;
+    const bool are_kept = std::all_of(blocks.begin(), blocks.end(), [](const Block& b) { return b.stored >= 0; });
+    if (request_.stream == 0 || in_.self || in_.has_lists || !slots_fit_ || !are_kept || !in_.anchors || !in_.references)
+      return;
+    if (in_.anchors >= in_.references) {
+      out_.streamed = Streamed::anchors;
+      if (request_.tile_rows <= 0) out_.tile_rows = std::min(out_.tile_rows, kPanelRows);
+    } else if (in_.anchors <= out_.tile_rows * in_.threads) {
+      out_.streamed = Streamed::references;
+      if (request_.tile_columns <= 0) out_.tile_columns = std::min(out_.tile_columns, rounded(kPanelColumns, 16 * in_.centres));
+    }
   }
 
   // Anchors are taken in chunks only when the slots of all of them would not fit. A chunk ends with a block, and where anchors
@@ -139,6 +162,7 @@ class Planner {
 
   void add_tiles(int64_t row, int64_t last) {
     const std::vector<int64_t>&first_of = in_.classes.row_first, &last_of = in_.classes.row_last;
+    if (out_.streamed != Streamed::neither) return add_streamed_tiles();
     for (int64_t i0 = row; i0 < last; i0 += out_.tile_rows) {
       const int64_t i1 = std::min(i0 + out_.tile_rows, last);
       for (int64_t j0 = out_.triangle ? i0 : 0; j0 < in_.references; j0 += out_.tile_columns) {
@@ -169,6 +193,20 @@ class Planner {
     }
     out_.tiles.swap(own);
     out_.chunks.back().tile1 = int64_t(out_.tiles.size());             // without slots there is one chunk
+  }
+
+  // Tiles of positives only are needed too: the slopes of positives are theirs.
+  void add_streamed_tiles() {
+    const bool by_rows = out_.streamed == Streamed::anchors;
+    const int64_t outer = by_rows ? in_.anchors : in_.references, inner = by_rows ? in_.references : in_.anchors;
+    const int64_t outer_step = by_rows ? out_.tile_rows : out_.tile_columns;
+    const int64_t inner_step = by_rows ? out_.tile_columns : out_.tile_rows;
+    for (int64_t o = 0; o < outer; o += outer_step)
+      for (int64_t i = 0; i < inner; i += inner_step) {
+        const int64_t o1 = std::min(o + outer_step, outer), i1 = std::min(i + inner_step, inner);
+        if (by_rows) out_.tiles.push_back({o, o1, i, i1, -1});
+        else out_.tiles.push_back({i, i1, o, o1, -1});
+      }
   }
 
   // A batch with itself keeps all tiles or none (a part would cost its memory and save little); against references every tile

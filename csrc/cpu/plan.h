@@ -15,6 +15,7 @@ struct PlanRequest {  // 0 or -1: the planner decides
   int64_t slot_bytes = 0;  // bytes for the slots of losses that compare positives with negatives
   int search = -1;  // 0: never look negatives up among a large class's thresholds, 1: always
   int triangle = -1;  // 0: never use the symmetry of a batch compared with itself
+  int stream = -1;  // 0: copy both sides
   int rank = 0, ranks = 1;  // that divide the tiles of a triangle and the classes among them, and which of them this one is
 };
 
@@ -36,6 +37,7 @@ struct Chunk {  // anchors handled together, their tiles and blocks
 struct Plan {
   bool triangle = false, searches = false;  // searches: else functors compare every negative with every positive
   int64_t tile_rows = 0, tile_columns = 0;
+  Streamed streamed = Streamed::neither;  // its tiles follow each other, panel after panel
   int64_t whole = 0;  // > 0: a triangle's tiles lie in one matrix with rows of so many numbers
   std::vector<Tile> tiles;
   std::vector<Chunk> chunks;  // at least one, so that a pass without anchors has one too

@@ -41,8 +41,25 @@ struct FunctorState {
   void *breaks_at, *bins_at;  // T [anchor][search_cells]: sorted ends, the tally between them; or first and last cell
 };
 
+enum class Streamed { neither, anchors, references };
+
+// The side that is not copied, as each of its vectors is needed by one panel of tiles only: a panel is scaled to unit norm when its
+// first tile comes, and its gradient is written when the last one goes.
+template <class T> struct StreamedSide {
+  Streamed which;
+  const T* vectors;  // the caller's rows, `stride` numbers apart, which must not change before backward
+  int64_t stride;
+  const int64_t* order;  // their places in class order
+  bool normalise;
+  T* norms;  // factors to unit norm, written in forward, as `broken` is
+  bool* broken;
+  T* gradient;  // the caller's rows, `gradient_stride` apart; nullptr: backward's own, in class order
+  int64_t gradient_stride;
+  const int64_t* slopes_at;  // [A]: where the slopes of an anchor's positives lie among those of all
+};
+
 template <class T> struct Problem {
-  const T *anchors, *references;  // [A, D], [N, D], in class order
+  const T *anchors, *references;  // [A, D], [N, D], in class order; nullptr for the streamed side
   int64_t A, N, D;
   int64_t stride;  // of per-anchor arrays: A and room for one register more
   int64_t row0, row1;  // the anchors of this run; tiles and blocks are theirs
@@ -73,6 +90,7 @@ template <class T> struct Problem {
   int64_t scratch_bytes;  // of one piece
   BlasGemm<T> gemm;  // nullptr: the level's own
   void (*blas_threads)(int);  // sets this thread's BLAS threads, or nullptr
+  StreamedSide<T> streamed;
 };
 
 // What a run of the kernels does: all stages at once, or single ones, where ranks that divide a pass tell one another between them

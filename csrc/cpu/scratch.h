@@ -19,12 +19,14 @@ template <class T> struct Listed {
 };
 
 template <class T> struct Scratch {
-  T *tile, *slopes, *masked, *block, *block_slopes, *list, *list_slopes, *kept, *kept_slopes;
+  T *tile, *slopes, *masked, *panel, *panel_grads, *block_vectors, *block, *block_slopes, *list, *list_slopes, *kept,
+      *kept_slopes;
   int64_t* which;
   Listed<T> by_row, by_column;
   unsigned char* gemm;
   Accumulators* losses;
   int64_t bytes;
+  int64_t panel_first = -1, panel_last = -1;  // rows of the streamed side
 
   Scratch(const Problem<T>& p, const Entry<T>* entries, int thread, unsigned char* base) {
     unsigned char* at = base;
@@ -35,13 +37,14 @@ template <class T> struct Scratch {
       if (base) forbid(here + n, at - here - n);
       return here;
     };
-    int64_t block_cells = 0, all_blocks = 0, widest = 0;
+    int64_t block_cells = 0, all_blocks = 0, widest = 0, tallest = 0;
     for (int64_t b = 0; b < p.block_count; ++b) {
       const int64_t rows = p.blocks[b].a1 - p.blocks[b].a0, columns = p.blocks[b].r1 - p.blocks[b].r0;
       const int64_t cells = p.lists ? p.starts[p.blocks[b].a1] - p.starts[p.blocks[b].a0] : rows * columns;
       if (cells > block_cells) block_cells = cells;
       all_blocks += cells;
       if (columns > widest) widest = columns;
+      if (columns && rows > tallest) tallest = rows;
       if (p.lists)
         for (int64_t i = p.blocks[b].a0; i < p.blocks[b].a1; ++i)
           if (p.positives[i] > widest) widest = p.positives[i];
@@ -52,8 +55,13 @@ template <class T> struct Scratch {
     tile = reinterpret_cast<T*>(take(p.tile_rows * p.tile_columns * sizeof(T)));
     // one matrix for all threads, which is the first one's
     slopes = reinterpret_cast<T*>(take((p.whole ? p.whole * p.whole : p.tile_rows * p.tile_columns) * sizeof(T)));
+    const bool streams = p.streamed.which != Streamed::neither, by_rows = p.streamed.which == Streamed::anchors;
+    const int64_t panel_rows = !streams ? 0 : by_rows ? p.tile_rows : p.tile_columns;
+    panel = reinterpret_cast<T*>(take(panel_rows * p.D * sizeof(T)));
+    panel_grads = reinterpret_cast<T*>(take(panel_rows * p.D * sizeof(T)));
+    block_vectors = reinterpret_cast<T*>(take((!streams ? 0 : by_rows ? tallest : widest) * p.D * sizeof(T)));
     block = reinterpret_cast<T*>(take(block_cells * sizeof(T)));
-    block_slopes = reinterpret_cast<T*>(take((p.whole ? all_blocks : block_cells) * sizeof(T)));
+    block_slopes = reinterpret_cast<T*>(take((p.whole || streams ? all_blocks : block_cells) * sizeof(T)));
     list = reinterpret_cast<T*>(take((widest + 1) * sizeof(T)));
     list_slopes = reinterpret_cast<T*>(take((widest + 1) * sizeof(T)));
     masked = reinterpret_cast<T*>(take((windows ? kStripRows * p.tile_columns : 0) * int64_t(sizeof(T))));

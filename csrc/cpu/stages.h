@@ -84,6 +84,7 @@ template <class T> static void collect_tiles(const Problem<T>& p, const Entry<T>
       for (int l = 0; l < p.loss_count; ++l)
         if (other || !is_searched(p.losses[l])) entries[p.losses[l].functor].begin(p.losses[l], p, s.losses[l], false);
     }
+    enter_panel(p, t, s, true);
     const T* cells = tile_similarities(p, t, s);
     if (p.triangle)
       for (int l = 0; l < p.loss_count; ++l) entries[p.losses[l].functor].begin(p.losses[l], p, s.losses[l], true);
@@ -109,6 +110,8 @@ template <class T> static void collect_tiles(const Problem<T>& p, const Entry<T>
 template <class T> static void close_blocks(const Problem<T>& p, const Entry<T>* entries, Scratch<T>& s, int thread, T* values,
                                             T* counts) {
   [[maybe_unused]] const Subnormals kept(true);
+  bool is_broken = false;  // of a streamed reference this is known only now
+  for (int64_t j = 0; p.streamed.which == Streamed::references && j < p.N; ++j) is_broken |= p.streamed.broken[j];
   for (int64_t k = 0; k < p.block_count; ++k) {
     const Block& b = p.blocks[k];
     if (b.owner % p.threads != thread) continue;
@@ -120,8 +123,8 @@ template <class T> static void close_blocks(const Problem<T>& p, const Entry<T>*
         T value[kMostValues], count[kMostValues];
         entries[loss.functor].close(loss, p, i, within(p, loss, i, positives, s), value, count);
         for (int v = 0; v < loss.values; ++v) {
-          values[(loss.value_row + v) * p.A + i] = p.broken[i] ? T(__builtin_nan("")) : value[v];
-          counts[(loss.value_row + v) * p.A + i] = p.broken[i] ? T(1) : count[v];
+          values[(loss.value_row + v) * p.A + i] = is_broken || p.broken[i] ? T(__builtin_nan("")) : value[v];
+          counts[(loss.value_row + v) * p.A + i] = is_broken || p.broken[i] ? T(1) : count[v];
         }
       }
     }
@@ -136,8 +139,7 @@ template <class T> static void multiply_whole(const Problem<T>& p, Scratch<T>& s
     const Block& b = p.blocks[k];
     if (b.owner % p.threads != thread) continue;
     const T* slope = s.block_slopes + b.stored;
-    for (int64_t i = b.a0; i < b.a1; ++i)
-      for (int64_t j = b.r0; j < b.r1; ++j) slopes[i < j ? i * p.whole + j : j * p.whole + i] += *slope++;
+    for_positives(p, b, [&](int64_t i, int64_t j) { slopes[i < j ? i * p.whole + j : j * p.whole + i] += *slope++; });
   }
   wait_for_all(p.threads);
   const int64_t lines = p.whole / 16, from = 16 * (lines * thread / p.threads),
@@ -176,9 +178,16 @@ template <class T> struct Targets {
   }
 };
 
+// Those of all blocks where one side is streamed, or of the thread's block.
+template <class T> static T* slopes_of_positives(const Problem<T>& p, const Entry<T>* entries, Scratch<T>& s) {
+  return p.streamed.which != Streamed::neither ? scratch_of(p, entries, 0).block_slopes : s.block_slopes;
+}
+
 // The slopes of the positives with their gradients, and what the slopes of the negatives need.
 template <class T> static void weigh_blocks(const Problem<T>& p, const Entry<T>* entries, Scratch<T>& s, int thread,
                                             const T* cotangents, const Targets<T>& to) {
+  const bool streams = p.streamed.which != Streamed::neither;
+  T* positive_slopes = slopes_of_positives(p, entries, s);
   for (int64_t k = 0; k < p.block_count; ++k) {
     const Block& b = p.blocks[k];
     if (b.owner % p.threads != thread) continue;
@@ -201,6 +210,10 @@ template <class T> static void weigh_blocks(const Problem<T>& p, const Entry<T>*
           for (int64_t k = 0; k < mine.count; ++k) s.list_slopes[s.which[k]] += s.kept_slopes[k];
         }
       }
+      if (p.lists && p.whole) {
+        memcpy(positive_slopes + b.stored + p.starts[i] - p.starts[b.a0], s.list_slopes, positives.count * sizeof(T));
+        continue;
+      }
       if (p.lists) {
         for (int64_t k = 0; k < positives.count; ++k) {
           const int64_t j = p.lists[p.starts[i] + k];
@@ -209,7 +222,7 @@ template <class T> static void weigh_blocks(const Problem<T>& p, const Entry<T>*
         }
         continue;
       }
-      T* row = s.block_slopes + (p.whole ? b.stored : 0) + (i - b.a0) * columns;
+      T* row = positive_slopes + (p.whole || streams ? b.stored : 0) + (i - b.a0) * columns;
       const int64_t own = p.own[i] - b.r0;
       if (own >= 0 && own < columns) {
         memcpy(row, s.list_slopes, own * sizeof(T));
@@ -219,7 +232,7 @@ template <class T> static void weigh_blocks(const Problem<T>& p, const Entry<T>*
         memcpy(row, s.list_slopes, columns * sizeof(T));
       }
     }
-    if (p.lists || p.whole) continue;
+    if (p.lists || p.whole || streams) continue;
     const T *x = p.anchors + b.a0 * p.D, *y = p.references + b.r0 * p.D;
     T *gx = to.anchors + b.a0 * p.D, *gy = to.references ? to.references + b.r0 * p.D : nullptr;
     if (rows * columns > kSmallBlock) {
@@ -245,9 +258,16 @@ template <class T> static void slope_tiles(const Problem<T>& p, const Entry<T>* 
   bool is_finite = true;  // zero times a vector that is not finite is not zero
   for (int64_t i = 0; i < p.A; ++i) is_finite = is_finite && !p.broken[i];
   int64_t rows_of = -1;
+  const bool streams = p.streamed.which != Streamed::neither, by_rows = p.streamed.which == Streamed::anchors;
+  const T* positive_slopes = slopes_of_positives(p, entries, s);
+  T* streamed_grads = by_rows ? to.anchors : to.references;
+  const bool wants_references = to.references || (streams && !by_rows && p.streamed.gradient);
   for (int64_t k = 0; k < p.tile_count; ++k) {
     const Tile& t = p.tiles[k];
     if (!owns(p, k, t, thread, to.rows_own)) continue;
+    const bool opens = streams && first_of_panel(p, t) != s.panel_first;
+    if (opens) leave_panel(p, s, streamed_grads);
+    enter_panel(p, t, s, false);
     for (int l = 0; l < p.loss_count && t.i0 != rows_of; ++l)
       entries[p.losses[l].functor].prepare(p.losses[l], p, s.losses[l], t.i0, t.i1 - t.i0);
     rows_of = t.i0;
@@ -266,21 +286,26 @@ template <class T> static void slope_tiles(const Problem<T>& p, const Entry<T>* 
       }
       if (strip.first) {  // no loss wrote
         for (int64_t q = 0; q < strip.rows; ++q) memset(strip.g + q * ld, 0, strip.columns * sizeof(T));
-        return;
+        if (!streams) return;
       }
+      if (streams) place_positives(p, t, r, strip.rows, ld, positive_slopes, slopes);
       if (!p.whole) nonzero += count_nonzero(strip.g, ld, strip.rows, strip.columns);
     });
     if (p.whole) continue;
+    T* gx = by_rows ? panel_gradient(p, s, to.anchors) : to.anchors + t.i0 * p.D;
+    T* gy = !wants_references     ? nullptr
+            : streams && !by_rows ? panel_gradient(p, s, to.references)
+                                  : to.references + t.j0 * p.D;
     if (is_finite && has_few(nonzero, rows * columns)) {
-      add_nonzero(p, t, s, nonzero, to.anchors, to.references);
+      if (T* fresh = opens ? by_rows ? gx : gy : nullptr) memset(fresh, 0, (s.panel_last - s.panel_first) * p.D * sizeof(T));
+      add_nonzero(p, t, s, nonzero, gx, gy);
       continue;
     }
-    gemm(p, Form::nn, rows, p.D, columns, s.slopes, ld, p.references + t.j0 * p.D, p.D, true, to.anchors + t.i0 * p.D, p.D,
-         s.gemm);
-    if (to.references)
-      gemm(p, Form::tn, columns, p.D, rows, s.slopes, ld, p.anchors + t.i0 * p.D, p.D, true, to.references + t.j0 * p.D, p.D,
-           s.gemm);
+    const bool adds_rows = !(opens && by_rows), adds_columns = !(opens && !by_rows);
+    gemm(p, Form::nn, rows, p.D, columns, s.slopes, ld, references_of(p, t, s), p.D, adds_rows, gx, p.D, s.gemm);
+    if (gy) gemm(p, Form::tn, columns, p.D, rows, s.slopes, ld, anchors_of(p, t, s), p.D, adds_columns, gy, p.D, s.gemm);
   }
+  leave_panel(p, s, streamed_grads);
   if (!p.whole) return;
   wait_for_all(p.threads);
   multiply_whole(p, s, all_slopes, is_finite, thread, to.anchors);

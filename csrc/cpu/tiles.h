@@ -1,31 +1,25 @@
 // The similarities of a pass: a block of anchors with the positives of their class, a tile of anchors with references, and which
 // thread works on what.
 #pragma once
-#include "cpu/scratch.h"
+#include "cpu/streamed.h"
 
 DML_BEGIN
 
-template <class T> static T dot(const T* a, const T* b, int64_t n) {
-  using V = typename Native<T>::V;
-  constexpr int lanes = Native<T>::lanes;
-  V sum = V{};
-  int64_t k = 0;
-  for (; k + lanes <= n; k += lanes) {
-    V x, y;
-    memcpy(&x, a + k, sizeof x);
-    memcpy(&y, b + k, sizeof y);
-    sum += x * y;
-  }
-  T total = 0;
-  for (int q = 0; q < lanes; ++q) total += sum[q];
-  for (; k < n; ++k) total += a[k] * b[k];
-  return total;
-}
 template <class T> static void add_scaled(T factor, const T* from, int64_t n, T* to) {
   for (int64_t k = 0; k < n; ++k) to[k] += factor * from[k];
 }
 
 constexpr int64_t kSmallBlock = 256;  // cells below which a product by BLAS costs more to call
+
+// Walks the pairs of a block's similarities in their order.
+template <class T, class Visit> static void for_positives(const Problem<T>& p, const Block& b, Visit visit) {
+  for (int64_t i = b.a0; i < b.a1; ++i) {
+    if (p.lists)
+      for (int64_t k = p.starts[i]; k < p.starts[i + 1]; ++k) visit(i, p.lists[k]);
+    else
+      for (int64_t j = b.r0; j < b.r1; ++j) visit(i, j);
+  }
+}
 
 // Similarities of a block's anchors to all references of their class, [a1 - a0, r1 - r0].
 template <class T> static const T* block_similarities(const Problem<T>& p, const Block& b, Scratch<T>& s, bool fresh) {
@@ -33,12 +27,17 @@ template <class T> static const T* block_similarities(const Problem<T>& p, const
   T* at = b.stored >= 0 ? p.stored_positives + b.stored : s.block;
   if (b.stored >= 0 && !fresh) return at;
   if (p.whole) {  // they were multiplied already
-    for (int64_t i = b.a0; i < b.a1; ++i)
-      for (int64_t j = b.r0; j < b.r1; ++j)
-        at[(i - b.a0) * columns + j - b.r0] = p.stored[i < j ? i * p.whole + j : j * p.whole + i];
+    T* cell = at;
+    for_positives(p, b, [&](int64_t i, int64_t j) { *cell++ = p.stored[i < j ? i * p.whole + j : j * p.whole + i]; });
     return at;
   }
+  if (rows * columns == 0 && !p.lists) return at;
   const T *x = p.anchors + b.a0 * p.D, *y = p.references + b.r0 * p.D;
+  if (p.streamed.which != Streamed::neither) {
+    const bool by_rows = p.streamed.which == Streamed::anchors;
+    take_rows(p, by_rows ? b.a0 : b.r0, by_rows ? b.a1 : b.r1, Norms::compute, s.block_vectors);
+    (by_rows ? x : y) = s.block_vectors;
+  }
   if (p.lists) {
     T* cell = at;
     for (int64_t i = b.a0; i < b.a1; ++i)
@@ -115,9 +114,17 @@ template <class T> static int64_t distance_of_rows(const Problem<T>& p, const Ti
   return p.whole ? p.whole : rounded(t.j1 - t.j0);
 }
 
+// The vectors of a tile. Those of the streamed side are the panel at hand.
+template <class T> static const T* anchors_of(const Problem<T>& p, const Tile& t, const Scratch<T>& s) {
+  return p.streamed.which == Streamed::anchors ? s.panel : p.anchors + t.i0 * p.D;
+}
+template <class T> static const T* references_of(const Problem<T>& p, const Tile& t, const Scratch<T>& s) {
+  return p.streamed.which == Streamed::references ? s.panel : p.references + t.j0 * p.D;
+}
+
 template <class T> static T* multiply_tile(const Problem<T>& p, const Tile& t, Scratch<T>& s) {
   T* at = t.stored >= 0 ? p.stored + t.stored : s.tile;
-  gemm(p, Form::nt, t.i1 - t.i0, t.j1 - t.j0, p.D, p.anchors + t.i0 * p.D, p.D, p.references + t.j0 * p.D, p.D, false, at,
+  gemm(p, Form::nt, t.i1 - t.i0, t.j1 - t.j0, p.D, anchors_of(p, t, s), p.D, references_of(p, t, s), p.D, false, at,
        distance_of_rows(p, t), s.gemm);
   return at;
 }

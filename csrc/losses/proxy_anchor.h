@@ -30,13 +30,11 @@ template <class T, bool Wide> struct ProxyAnchor {
   }
   template <class A, class B> DML_FN void merge(const Sums<A>& a, Sums<B>& b) const { log_sum_merge(a.negatives, b.negatives); }
   DML_FN T log_positive(Positives<T> p) const {
+    if (p.count == 0) return 0;  // so it is for most of many proxies
     const T a = alpha, m = margin;
     return log_sum(p, T(0), [=](T s) { return -a * (s - m); });
   }
-  DML_FN T log_negative(const Sums<T>& r) const {
-    T x = log_sum_result(r.negatives, shift()), m = max(x, T(0));
-    return m + log(exp(x - m) + exp(-m));
-  }
+  DML_FN T log_negative(const Sums<T>& r) const { return softplus(log_sum_result(r.negatives, shift())); }
   DML_FN void close(Positives<T> p, const Limits<T>&, const Sums<T>& r, T* values, T* counts) const {
     values[0] = log_positive(p), counts[0] = p.count ? T(1) : T(0);
     values[1] = log_negative(r), counts[1] = 1;

@@ -43,7 +43,7 @@ class CpuPasses:
         self.terms = terms
         self.reaching = _reaching(passes, targets) if targets is not None else []
         self.by_term: list[Tensor | None] = []
-        self.alive = [pass_.relations for pass_ in passes]  # the kernels copy everything else
+        self.alive = [(pass_.relations, pass_.anchors, pass_.references) for pass_ in passes]  # the kernels copy all else
         options = getattr(plan, "options", None)  # of tests and measurements: an overridden `threads` wins over PyTorch's
         is_double = self.like.dtype == torch.float64
         if options:
@@ -61,6 +61,11 @@ class CpuPasses:
         state.like, state.terms, state.reaching = anchors, prepared.terms, prepared.reaching
         state.by_term, state.alive = [], []
         return state
+
+    @property
+    def streams(self) -> bool:
+        """Whether backward reads the vectors of an input again, which must not have changed."""
+        return self.passes.streams
 
     def forward(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Terms; values and counts of pass after pass, `[sum V A]`; histograms of pass after pass."""

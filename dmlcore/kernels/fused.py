@@ -85,6 +85,8 @@ class _FusedPasses(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, passes: CpuPasses, scalar: bool, *sources: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         ctx.passes = passes
+        if passes.streams:
+            ctx.save_for_backward(*sources)
         ctx.shapes = [source.shape for source in sources]
         terms, values, counts, histograms = passes.forward()
         ctx.set_materialize_grads(False)  # usually only the terms have a cotangent; zeros for the others would cost time
@@ -96,6 +98,7 @@ class _FusedPasses(torch.autograd.Function):
         ctx: Any, terms: Tensor | None, values: Tensor | None, _: Tensor | None, histograms: Tensor | None
     ) -> tuple[Tensor | None, ...]:
         passes: CpuPasses = state_of(ctx.passes)
+        ctx.saved_tensors  # noqa: B018  raises where one was changed in place that the kernels read again
         sums: Sequence[Tensor | None] = ()
         if passes.by_term and terms is not None:
             sums, terms = passes.combined(terms.view(-1)), None

@@ -28,6 +28,7 @@ def plan_options(**options: int) -> Iterator[None]:
             - `slot_bytes`: memory for the positives of the anchors in work.
             - `search`: 1 sorts the positives of every anchor and looks each negative up among them, 0 never does so.
             - `triangle`: 0 computes all pairs of a batch with itself, without use of the symmetry.
+            - `stream`: 0 copies both anchors and references, instead of reading the larger side where it is.
 
             Passes on CUDA use three of them: `workspace` for the bytes of the products of one chunk, and `tile_rows` and
             `tile_columns` for its shape.

@@ -39,8 +39,8 @@ class CrossBatchMemory(nn.Module):
     After `divide` each rank has the entries of its own places only, and all labels. The state dict of a rank then holds its
     part. A whole queue may be loaded too, of which it takes its part.
 
-    A call changes the memory in place, so call `backward` before the next call. If a plain PyTorch loss still needs entries
-    that were replaced, autograd raises an error.
+    A call changes the memory in place, so call `backward` before the next call. If a loss still needs entries that were
+    replaced, autograd raises an error.
 
     Args:
         loss: a `Loss` that compares samples with samples, or a `LossEnsemble`. Members of an ensemble that own proxies still
