@@ -14,6 +14,7 @@
 #include "cpu/levels.h"
 #include "cpu/memory.h"
 #include "cpu/neighbours.h"
+#include "cpu/search.h"
 
 namespace dml {
 
@@ -225,7 +226,9 @@ template <class T> class Ranker final : public PartedRanking {
         if (n == 0) continue;
         T* at = p_.thresholds + p_.at(i, 0, width_);
         if (stride == 1) {
-          std::sort(at, at + n, std::greater<T>());
+          list.resize(n);
+          sort_numbers(at, n, list.data());
+          std::reverse(at, at + n);
           grow_tree(at, most_[i / width_], n);
           continue;
         }
