@@ -270,7 +270,7 @@ def _serving(options: argparse.Namespace) -> None:
 
 
 def _distributed(options: argparse.Namespace) -> None:
-    from benchmarks import distributed, distributed_evaluation, many_classes
+    from benchmarks import distributed, distributed_evaluation, large_memory, many_classes
 
     if options.evaluation:
         sizes = options.sizes and _numbers(options.sizes)
@@ -278,6 +278,9 @@ def _distributed(options: argparse.Namespace) -> None:
         return
     if options.classes is not None:
         many_classes.main(options.classes, *([] if options.sizes is None else [tuple(_numbers(options.sizes))]))
+        return
+    if options.memory is not None:
+        large_memory.main(options.memory, *([] if options.sizes is None else [tuple(_numbers(options.sizes))]))
         return
     distributed.main(*([] if options.sizes is None else [tuple(_numbers(options.sizes))]))
 
@@ -376,6 +379,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--weights", type=Path, help="of torchvision's mobilenet_v2, a .pth file (pictures)")
     add("--work", type=Path, help="of unfinished results; the same folder goes on (ood)")
     add("--classes", type=int, help="of a loss whose classes processes divide, instead of small ones (distributed)")
+    add("--memory", type=int, help="entries that a loss is compared with, instead of small losses (distributed)")
     add("--processes", type=int, default=2, help="at a time (ensembles, ood, fewshot, defaults, arms)")
     add("--json", type=Path, help="write the new rows as JSON")
     add("--page", type=Path, help="instead of docs/reports/gradients.md or docs/reports/performance.md")

@@ -30,7 +30,7 @@ SHARES = (1.0, 0.1)
 def rank(number: int, size: int, classes: int, share: float, folder: Path) -> None:
     """What each process runs: steps of the loss and of its optimiser. It writes its row."""
     torch.set_num_threads(1)
-    before = _peak()
+    before = peak()
     if size > 1:
         distributed.init_process_group("gloo", f"file://{folder}/store", rank=number, world_size=size)
     torch.manual_seed(0)
@@ -57,12 +57,12 @@ def rank(number: int, size: int, classes: int, share: float, folder: Path) -> No
         seconds.append(time.perf_counter() - began)
     row = {"loss": LOSS, "classes": classes, "width": WIDTH, "samples": SAMPLES, "processes": size, "sampled": share}
     row |= {"value": value.item(), "cpu s": statistics.median(cpu[1:]), "s": statistics.median(seconds[1:])}
-    (folder / f"{number}.json").write_text(json.dumps(row | {"GB": (_peak() - before) / 1e9}))
+    (folder / f"{number}.json").write_text(json.dumps(row | {"GB": (peak() - before) / 1e9}))
     if size > 1:
         distributed.destroy_process_group()
 
 
-def _peak() -> int:
+def peak() -> int:
     """The largest memory of this process so far, in bytes."""
     status = Path("/proc/self/status").read_text()
     return 1024 * int(next(line.split()[1] for line in status.splitlines() if line.startswith("VmHWM")))
