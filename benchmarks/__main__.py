@@ -351,11 +351,8 @@ def _parser() -> argparse.ArgumentParser:
     add("--quick", action="store_true", help="small sizes, no torch.compile")
     add("--first", action="store_true", help="the first minutes on a device, case by case; the same command goes on (gpu)")
     add("--evaluation", action="store_true", help="exact evaluation instead of losses (distributed)")
-    add(
-        "--sizes",
-        help="numbers of samples N, comma-separated, instead of all (losses); of rows (scale); of pictures (starts); of"
-        " processes (distributed), or of vectors on two (distributed --evaluation)",
-    )
+    numbers = "comma-separated, instead of all (losses); of rows (scale); of pictures (starts)"
+    add("--sizes", help=f"of samples, {numbers}; of processes (distributed), or of vectors on two (distributed --evaluation)")
     add("--widths", help="dimensions d, comma-separated, instead of 128,512 (losses) or 64 (calls)")
     add("--case", help="names of loss cases, comma-separated, instead of all (losses)")
     add("--rivals", help="comma-separated, instead of all: fused, plain, compiled, pml (losses)")
@@ -371,11 +368,8 @@ def _parser() -> argparse.ArgumentParser:
     add("--csv", type=Path, help="instead of benchmarks/results/NAME-cpu.csv")
     add("--against", help="interpreter of another installation, in turn (calls, situations, starts), or that of --tree (house)")
     add("--tree", type=Path, help="root of another clone (house)")
-    add(
-        "--folder",
-        type=Path,
-        help="of the feature tables (ensembles, ood, fewshot, features, defaults, arms), of photographs (pictures)",
-    )
+    tables = "ensembles, ood, fewshot, features, defaults, arms"
+    add("--folder", type=Path, help=f"of the feature tables ({tables}), of photographs (pictures)")
     add("--weights", type=Path, help="of torchvision's mobilenet_v2, a .pth file (pictures)")
     add("--work", type=Path, help="of unfinished results; the same folder goes on (ood)")
     add("--classes", type=int, help="of a loss whose classes processes divide, instead of small ones (distributed)")
