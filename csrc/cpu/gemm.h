@@ -177,7 +177,8 @@ template <class T> static void own_gemm(Form form, int64_t m, int64_t n, int64_t
 template <class T> static void gemm(const Problem<T>& problem, Form form, int64_t m, int64_t n, int64_t k, const T* a,
                                     int64_t lda, const T* b, int64_t ldb, bool add, T* c, int64_t ldc, unsigned char* scratch) {
   if (m == 0 || n == 0) return;
-  if (!problem.gemm) return own_gemm<T>(form, m, n, k, a, lda, b, ldb, add, c, ldc, scratch);
+  if (!problem.gemm || (problem.own_similarities && form == Form::nt))
+    return own_gemm<T>(form, m, n, k, a, lda, b, ldb, add, c, ldc, scratch);
   const int mi = int(m), ni = int(n), ki = int(k), lda_ = int(lda), ldb_ = int(ldb), ldc_ = int(ldc);
   const T one = 1, beta = add ? 1 : 0;                                 // column-major BLAS sees every matrix transposed
   problem.gemm(form == Form::nt ? "T" : "N", form == Form::tn ? "T" : "N", &ni, &mi, &ki, &one, b, &ldb_, a, &lda_, &beta, c,

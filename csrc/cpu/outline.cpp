@@ -158,6 +158,9 @@ template <class T> Problem<T> problem_of(const Outline& o) {
   p.gemm = current_gemm<T>();
   p.blas_threads = p.gemm ? current_blas_threads() : nullptr;
   p.streamed.which = o.plan.streamed;
+  // Windows are ends that another pass has found, in tiles of another shape.
+  const auto has_slopes = [](const FunctorState& f) { return f.slopes > 0; };
+  p.own_similarities = o.has_windows || std::none_of(o.functors.begin(), o.functors.end(), has_slopes);
   return p;
 }
 

@@ -91,6 +91,7 @@ template <class T> struct Problem {
   BlasGemm<T> gemm;  // nullptr: the level's own
   void (*blas_threads)(int);  // sets this thread's BLAS threads, or nullptr
   StreamedSide<T> streamed;
+  bool own_similarities;  // by the level's own product, whose bits do not depend on the shape of a tile
 };
 
 // What a run of the kernels does: all stages at once, or single ones, where ranks that divide a pass tell one another between them

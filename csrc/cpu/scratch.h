@@ -78,7 +78,7 @@ template <class T> struct Scratch {
       return list;
     };
     by_row = take_list(p.whole ? p.whole : p.tile_rows), by_column = take_list(p.tile_columns);
-    gemm = take(p.gemm ? 0 : own_gemm_bytes<T>());
+    gemm = take(p.gemm && !p.own_similarities ? 0 : own_gemm_bytes<T>());
     losses = reinterpret_cast<Accumulators*>(take(p.loss_count * int64_t(sizeof(Accumulators))));
     for (int l = 0; l < p.loss_count; ++l) {
       const Entry<T>& e = entries[p.losses[l].functor];
