@@ -309,6 +309,11 @@ for loss, work, reference in (
     expected = reference(x, y)
     torch.testing.assert_close(value, expected)
     torch.testing.assert_close(gradient, torch.autograd.grad(expected, x)[0], rtol=1e-2, atol=1e-5)
+x, y, other, labels = x[:40].double(), y[:40] % 3, torch.randn(300, 32).double(), torch.arange(300) % 3
+ranks = dmlcore.losses.create("smooth_ap")  # of large classes: taken once for each row, by whichever thread
+with dmlcore.kernels.plan_options(threads=4, thread_work=1):
+    value = ranks(x, y, references=other, reference_labels=labels)
+torch.testing.assert_close(value, ranks.reference(x, y, references=other, reference_labels=labels))
 """
     done = subprocess.run([sys.executable, "-P", "-c", code], env={**os.environ, **environment}, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr

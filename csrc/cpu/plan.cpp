@@ -63,6 +63,12 @@ class Planner {
     return std::any_of(in_.functors.begin(), in_.functors.end(), [](const FunctorState& f) { return f.slopes > 0; });
   }
 
+  // Soft ranks among positives are taken once, with the last tile of the rows.
+  bool takes_ranks() const {
+    return out_.searches &&
+           std::any_of(in_.functors.begin(), in_.functors.end(), [](const FunctorState& f) { return f.step_cells > 0; });
+  }
+
   // Compare or search; rows and columns of a tile at once, or rows alone.
   void choose_methods() {
     const bool slots = std::any_of(in_.functors.begin(), in_.functors.end(), [](const FunctorState& f) { return f.has_slots; });
@@ -117,7 +123,8 @@ class Planner {
   }
 
   // The larger side is streamed where its panels are needed once, and all slopes of positives are kept for its tiles. Sums of rows
-  // stay with a thread, so against streamed references it has one row of tiles. The vectors of a tile, their gradients,
+  // stay with a thread, so against streamed references it has one row of tiles. Where ranks are taken there is one in all: OpenMP
+  // may grant a single thread, which would come back to each row with every panel. The vectors of a tile, their gradients,
   // similarities and slopes should stay in the second-level cache.
   void choose_streamed() {
     const std::vector<Block>& blocks = in_.classes.blocks;
@@ -127,7 +134,7 @@ class Planner {
     if (in_.anchors >= in_.references) {
       out_.streamed = Streamed::anchors;
       if (request_.tile_rows <= 0) out_.tile_rows = std::min(out_.tile_rows, kPanelRows);
-    } else if (in_.anchors <= out_.tile_rows * in_.threads) {
+    } else if (in_.anchors <= out_.tile_rows * (takes_ranks() ? 1 : in_.threads)) {
       out_.streamed = Streamed::references;
       if (request_.tile_columns <= 0) out_.tile_columns = std::min(out_.tile_columns, rounded(kPanelColumns, 16 * in_.centres));
     }
@@ -171,10 +178,8 @@ class Planner {
         if (out_.triangle ? !out_.whole && j1 <= last_of[i0] : same) continue;  // no negative in it
         out_.tiles.push_back({i0, i1, j0, j1, -1});
       }
-      // Soft ranks among positives are taken with the last tile of the rows, so there must be one.
-      const auto has_steps = [&](const FunctorState& f) { return out_.searches && f.step_cells > 0; };
       if ((out_.tiles.empty() || out_.tiles.back().i0 != i0) && in_.references > 0 &&
-          std::any_of(in_.functors.begin(), in_.functors.end(), has_steps))
+          takes_ranks())  // there must be a last tile
         out_.tiles.push_back({i0, i1, 0, std::min(out_.tile_columns, in_.references), -1});
     }
   }
