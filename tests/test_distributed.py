@@ -15,8 +15,8 @@ from launched import check_refusals, outcomes_of_ranks
 from rank_cases import CASES, FAULTS, Numbers, Part
 
 TOLERANCE = {"float32": 2e-6, "weighting": 1e-11}
-"""Elsewhere 1e-12. Weightings are compared after eight steps, in which rounding grows. Float32 reaches 1.4e-6 on processors whose
-library multiplies matrices of other shapes in another order."""
+"""Elsewhere 1e-12. Weightings are compared after eight steps, in which rounding grows. Float32 reaches 1.4e-6 on processors
+whose library multiplies matrices of other shapes in another order."""
 
 pytestmark = pytest.mark.skipif(not torch.distributed.is_available(), reason="this torch has no torch.distributed")
 
