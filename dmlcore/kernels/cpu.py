@@ -43,13 +43,15 @@ class CpuPasses:
         self.terms = terms
         self.reaching = _reaching(passes, targets) if targets is not None else []
         self.by_term: list[Tensor | None] = []
-        self.alive = [(pass_.relations, pass_.anchors, pass_.references) for pass_ in passes]  # the kernels copy all else
         options = getattr(plan, "options", None)  # of tests and measurements: an overridden `threads` wins over PyTorch's
         is_double = self.like.dtype == torch.float64
         if options:
             self.passes = module.Passes(is_double, requests, terms, **{"threads": torch.get_num_threads(), **options})
         else:
             self.passes = module.Passes(is_double, requests, terms, threads=torch.get_num_threads())
+        self.alive: list[Any] = [pass_.relations for pass_ in passes]  # the kernels copy everything else
+        if self.streams:  # but for the vectors that they read again
+            self.alive += [(pass_.anchors, pass_.references) for pass_ in passes]
         if (recorded := getattr(plan, "recorded", None)) is not None:  # `explain` wants to see what runs together
             recorded.extend(passes)
 
@@ -146,7 +148,8 @@ def _reaching(passes: Sequence[Pass], targets: Sequence[tuple[Target, Target]]) 
 
 
 def request_of(pass_: Pass, anchors_to: Target, references_to: Target) -> tuple[Any, ...]:
-    """What the binding is told of a pass. The tensors must live until it has begun, those of `relations` as long as it."""
+    """What the binding is told of a pass. The tensors must live until it has begun. Those of `relations`, and the
+    vectors of what `streams`, must live as long as it."""
     anchors, labels, references, reference_labels = pass_.anchors, pass_.anchor_labels, pass_.references, pass_.reference_labels
     own, starts, positives = pass_.relations
     # addresses and strides instead of tensors: columns of a wider tensor need no copy, and the binding needs no PyTorch
