@@ -1,5 +1,5 @@
 // One pass: one sweep over the similarities of anchors and references by several functors, forward and backward. It orders, keeps
-// memory and calls the kernels of the instruction set in use. Compiled for any CPU; the arithmetic is in level.cpp.
+// memory and calls the kernels of the instruction set in use. Compiled for any CPU; the arithmetic is in stages.h.
 #pragma once
 #include <memory>
 

@@ -13,8 +13,9 @@ class PlannedPass:
         losses: names of the members that share it.
         anchors, references: numbers of rows; `references` is None for a batch against itself.
         plan: what the planner chose: `threads`, `triangle`, `tile_rows`, `tile_columns`, `tiles`, `cells` (similarities in
-            them), `chunks`, `stored_bytes` (0: similarities are computed again in backward), `slot_bytes`, `kept_bytes` (from
-            forward to backward), `forward_bytes` and `backward_bytes` (beside them).
+            them), `chunks`, `searches`, `streamed` (the larger side is not copied), `stored_bytes` (0: similarities are
+            computed again in backward), `slot_bytes`, `kept_bytes` (from forward to backward), `forward_bytes` and
+            `backward_bytes` (beside them).
         gigaflops: rate of the tiles' products, per thread.
         product_seconds: of all products of forward and backward.
         loss_seconds: of everything else, by member.
@@ -30,7 +31,8 @@ class PlannedPass:
 
     @property
     def bytes(self) -> int:
-        """The most that is allocated at a time, gradients and the ordered copies of the vectors included."""
+        """The most that is allocated at a time, gradients and the ordered copies of the vectors included. A side that is not
+        copied has neither: its gradient goes into the tensor of the caller."""
         return self.plan["kept_bytes"] + max(self.plan["forward_bytes"], self.plan["backward_bytes"])
 
     @property
