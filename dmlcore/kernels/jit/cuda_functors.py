@@ -133,9 +133,7 @@ def _prepare(header: Path) -> str:
                 device = driver().current()
                 cubin = compiled_for(header, device)
                 for name, forms in cubin.forms.items():
-                    driver().kernel(
-                        cubin.file, forms[0].symbols["forward"], device
-                    )  # a driver that refuses it is a reason, too
+                    driver().kernel(cubin.file, forms[0].symbols["forward"], device)  # a driver may refuse it, too
                     _join(name, forms, header)
                 _outcomes[header] = ""
             except (DmlcoreError, OSError) as error:
