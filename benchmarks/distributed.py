@@ -21,7 +21,7 @@ import torch
 from torch import distributed, nn
 
 import dmlcore
-from benchmarks.measuring import Row, environment, write
+from benchmarks.measuring import Row, environment, read, write
 from dmlcore.allocation import keep_freed_memory
 from dmlcore.ranks import Group, inside
 
@@ -203,8 +203,9 @@ def rank(number: int, size: int, folder: Path) -> None:
 
 
 def main(sizes: tuple[int, ...] = RANKS) -> list[Row]:
-    """Measure, print and keep the table."""
+    """Measure, print and keep the table. Rows of other numbers of processes stay in it."""
     rows: list[Row] = []
+    earlier = [row for row in read(RESULTS) if int(row["processes"]) not in sizes]
     for size in sizes:
         with tempfile.TemporaryDirectory() as name:
             program = f"from pathlib import Path\nfrom benchmarks import distributed as d\nd.rank({{}}, {size}, Path({name!r}))"
@@ -220,5 +221,5 @@ def main(sizes: tuple[int, ...] = RANKS) -> list[Row]:
         text += "".join(f"  {key} {row[key]:.3g}" for key in row if key.startswith(("ms", "cpu", "over", "off")))
         print(text)
     kept = environment()
-    write([{"benchmark": "distributed", **row, **kept} for row in rows], RESULTS)
+    write(earlier + [{"benchmark": "distributed", **row, **kept} for row in rows], RESULTS)
     return rows
