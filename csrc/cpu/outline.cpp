@@ -159,8 +159,8 @@ template <class T> Problem<T> problem_of(const Outline& o) {
   p.blas_threads = p.gemm ? current_blas_threads() : nullptr;
   p.streamed.which = o.plan.streamed;
   // Windows are ends that another pass has found, in tiles of another shape.
-  const auto has_slopes = [](const FunctorState& f) { return f.slopes > 0; };
-  p.own_similarities = o.has_windows || std::none_of(o.functors.begin(), o.functors.end(), has_slopes);
+  const auto is_trained = [](const FunctorState& f) { return f.slopes > 0 || f.cells > 0; };
+  p.own_similarities = o.has_windows || std::none_of(o.functors.begin(), o.functors.end(), is_trained);
   return p;
 }
 
