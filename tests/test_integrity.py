@@ -281,6 +281,21 @@ def test_a_file_system_that_cannot_lock(tmp_path: Path, monkeypatch: pytest.Monk
     assert len(notes) == 1 and "cannot be locked (No locks available)" in notes[0]
 
 
+def test_a_run_that_cannot_go_on_keeps_its_result(finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    out = Path(shutil.copytree(finished, tmp_path / "run"))
+    kept = [out / "result.json", out / "report.html"]
+    for part in ("start._divide", "run.Run.restore"):
+        with monkeypatch.context() as patch:
+            patch.setattr(f"dmlcore.training.{part}", _refuse)
+            with pytest.raises(ConfigError, match="refused"):
+                train(resume=out, steps=6)
+        assert all(path.exists() for path in kept)
+
+
+def _refuse(*_: Any) -> None:
+    raise ConfigError("refused")
+
+
 def test_other_settings_beside_resume(finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = _unfinished(finished, tmp_path)
     for flags in (["--seed", "1"], ["--learning-rate", "0.1"], ["--plugins", "triplet"]):

@@ -95,6 +95,7 @@ def test_an_interrupted_race_goes_on(data: str, tmp_path: Path, monkeypatch: pyt
 
         return validation_score(config, folder, goes_on=goes_on, **values)
 
+    data = str(shutil.copy(data, tmp_path))
     values: dict[str, Any] = {**QUICK, "data": data, "start": "race"}
     with monkeypatch.context() as patch:
         patch.setattr("dmlcore.training.start.validation_score", interrupted)
@@ -109,9 +110,15 @@ def test_an_interrupted_race_goes_on(data: str, tmp_path: Path, monkeypatch: pyt
     assert sum(text.startswith("  step ") for text in listener.texts) == 1  # of the one evaluation that was left
     whole = train(out=tmp_path / "whole", **values)
     assert (result["metrics"], result["chosen_step"]) == (whole["metrics"], whole["chosen_step"])
+    shutil.copytree(tmp_path / "other", tmp_path / "grown")
     train(out=tmp_path / "other", loggers=[other], **{**values, "steps": 6})
     assert any("a race with other settings" in text for text in other.texts)
     assert "start 1 of 2: identity, 3 steps" in other.texts
+    with np.load(data) as arrays:
+        grown = {"x": np.concatenate([arrays["x"], np.eye(6, 12, dtype=np.float32)]), "y": [*arrays["y"], *[24] * 6]}
+    np.savez(data, **grown)  # a class more, which a split that is drawn anew would have
+    shutil.rmtree(tmp_path / "grown" / "search" / STARTS[1])
+    assert train(out=tmp_path / "grown", **values)["metrics"] == whole["metrics"]
 
 
 @pytest.mark.slow
@@ -167,5 +174,6 @@ def test_a_default_run_on_features_races(data: str, tmp_path: Path, monkeypatch:
 
     assert raced("open")
     assert not raced("preset", start="preset")
+    assert RunConfig.create(data=data, shard_model=True).settings.races_features
     for more in ({"steps": 4}, {"learning_rate": 1e-3}, {"model": "mlp"}, {"embedding_dim": 3}, {"validation": "none"}):
         assert not raced(f"given-{next(iter(more))}", **more)

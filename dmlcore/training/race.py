@@ -5,6 +5,7 @@ command: each start from its last checkpoint.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import shutil
 from collections.abc import Callable
@@ -12,8 +13,10 @@ from pathlib import Path
 from typing import Any
 
 from dmlcore import plugins
+from dmlcore.data import RecordedSplit
 from dmlcore.errors import ConfigError, Interrupted, TrainingError, status_of
 from dmlcore.files import make_folder, plain, write_atomically
+from dmlcore.ranks.dividing import told_by_first
 from dmlcore.training import checkpoints
 from dmlcore.training.configuration import RunConfig
 from dmlcore.training.folder import RunFolder
@@ -47,36 +50,44 @@ def races(run: Run, config: RunConfig) -> bool:
     return True
 
 
-def race(config: RunConfig, run: Run, score: Callable[..., float], note: Callable[[str], None]) -> dict[str, Any]:
+def race(
+    config: RunConfig, run: Run, score: Callable[..., float], note: Callable[[str], None], recorded: RecordedSplit | None
+) -> tuple[dict[str, Any], RecordedSplit | None]:
     """Train each model for its share of the steps. The folder of the run becomes that of the best one, as if it had trained
     there. Several processes all call this.
 
     Args:
         config: as it was given.
         run: as it would be without a race; its folder is locked.
-        score: trains a configuration in a folder and returns the best MAP@R of the validation part. It takes the loggers of the
-            training, and the state of a checkpoint to go on from.
+        score: trains a configuration in a folder and returns the best MAP@R of the validation part. It takes the split, the
+            loggers of the training, and the state of a checkpoint to go on from.
         note: receives lines of progress.
+        recorded: the split, where it is given. A race that goes on has the one that it began with.
 
     Returns:
-        The last checkpoint of the best one, which has done all of its steps.
+        The last checkpoint of the best one, which has done all of its steps, and the split where it is not to be drawn.
 
     Raises:
         Interrupted: the same command goes on.
     """
     starts, folder = plugins.defaults().STARTS, run.folder
     given = {key: value for key, value in config.as_dict().items() if key != "start"}
-    goes_on = _of_first(run, lambda: _is_begun(folder.path / PLACE, {"settings": plain(given), "starts": plain(starts)}, note))
+    digest = None if recorded is None else hashlib.sha256(recorded.to_json()).hexdigest()
+    about = {"settings": plain(given), "starts": plain(starts), "split": digest}
+    goes_on = _of_first(run, lambda: _is_begun(folder.path / PLACE, about, note))
     scores: dict[str, float] = {}
     try:
         for values in starts:
             values = {**values, **given, "steps": run.steps // len(starts)}
             place = type(folder)(folder.path / PLACE / values["model"])  # which this process writes or not, as that of the run
             state = checkpoints.load_newest(place.checkpoints, note) if goes_on and place.is_begun else None
+            if state is not None and recorded is None:  # that of all, as the data may have grown since
+                recorded = RecordedSplit.read(place.split)
             done = "" if state is None else f", {state['step']} done already"
             note(f"start {len(scores) + 1} of {len(starts)}: {values['model']}, {values['steps']} steps{done}")
             candidate = RunConfig.create(**values).with_objects(run.config.objects)
-            scores[values["model"]] = score(candidate, place, loggers=[_Progress(note)] if run.writes else [], state=state)
+            listeners = [_Progress(note)] if run.writes else []
+            scores[values["model"]] = score(candidate, place, recorded=recorded, loggers=listeners, state=state)
             note(f"  best MAP@R of the validation part: {scores[values['model']]:.3f}")
     except KeyboardInterrupt as interrupt:
         text = f"interrupted while {len(starts)} starts raced. Go on by the same command with --out {folder.path}"
@@ -87,7 +98,7 @@ def race(config: RunConfig, run: Run, score: Callable[..., float], note: Callabl
     state = checkpoints.load_newest(folder.checkpoints, note)
     if state is None:
         raise TrainingError(f"{folder.checkpoints} has no checkpoint any more: another process has changed it")
-    return state
+    return state, recorded
 
 
 class _Progress(Logger):
@@ -102,9 +113,8 @@ class _Progress(Logger):
 
 
 def _of_first(run: Run, act: Callable[[], Any]) -> Any:
-    """What a function gives in the process that writes, for all."""
-    value = act() if run.writes else None
-    return value if run.processes is None else run.processes.same(value)
+    """What a function gives in the process that writes, for all, which raise its error too."""
+    return act() if run.processes is None else told_by_first(run.processes.group, act)
 
 
 def _is_begun(place: Path, about: dict[str, Any], note: Callable[[str], None]) -> bool:

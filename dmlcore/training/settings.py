@@ -57,7 +57,7 @@ class Settings:
         """Whether a run on features begins with a race: it says so, or it leaves open all that a race decides."""
         if self.model.start is not None:
             return self.model.start == "race"
-        fields = dataclasses.fields(self.model)
+        fields = [f for f in dataclasses.fields(self.model) if f.name != "shard_model"]  # which says only where weights lie
         is_open = all(getattr(self.model, f.name) == f.default for f in fields) and not self.run.loggers
         is_open &= self.run.steps is None and self.optimiser.learning_rate is None
         return is_open and self._why_no_race() is None

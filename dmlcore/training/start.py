@@ -212,18 +212,18 @@ def _train(
     elif state is not None and recorded is None:
         note(NO_SPLIT.format(folder=folder.path))
     run = _built(config, folder, recorded, state, processes)
-    if state is not None:
-        if run.steps < state["step"]:
-            raise ConfigError(f"the run in {folder.path} has done {state['step']} steps already, more than {run.steps}")
-        for path in (folder.result, folder.report) if run.writes else ():  # of fewer steps
-            path.unlink(missing_ok=True)
+    if state is not None and run.steps < state["step"]:
+        raise ConfigError(f"the run in {folder.path} has done {state['step']} steps already, more than {run.steps}")
     if state is None and config.settings.races_features and races(run, config):
         folder.lock(note)
-        state = race(config, run, functools.partial(validation_score, recorded=recorded, processes=processes), note)
+        score = functools.partial(validation_score, processes=processes)
+        state, recorded = race(config, run, score, note, recorded)
         run = _built(RunConfig.read(folder.config).with_objects(config.objects), folder, recorded, state, processes)
     _divide(run)
     plugins.plugin_files.remember(run.config.toml())
     training = Training(run, loggers, state, deadline)
+    for path in (folder.result, folder.report) if run.writes else ():  # of fewer steps
+        path.unlink(missing_ok=True)
     if state is not None and run.config.as_dict() != state["config"]:
         folder.write_config(run.config.toml())
     return training.run_all()
@@ -284,8 +284,6 @@ def validation_score(
         state: of a checkpoint in the folder to go on from; None: it begins.
         processes: that train together; None: this one is alone.
     """
-    if state is not None and recorded is None:
-        recorded = RecordedSplit.read(folder.split)
     run = _built(config, folder, recorded, state, processes)
     _divide(run)
     training = Training(run, loggers, state, deadline, goes_on)
