@@ -19,9 +19,8 @@ if TYPE_CHECKING:
     from dmlcore.data import Splits
     from dmlcore.models import EmbeddingModel
 
-LOWER = (
-    4  # the rate of members that go on from one start, under that of the start: far from it, averages of weights are no model
-)
+LOWER = 4
+"""By how much the rate of members that go on from one start is below that of the start: far from it, averages are no model."""
 PARTS = ("train", "validation", "test")
 Figures = dict[str, dict[str, dict[str, float]]]
 

@@ -1,8 +1,9 @@
 """A model divided among the processes of a run by PyTorch's `fully_shard` (FSDP2): each has its rows of every parameter, with
 their gradient and their part of the optimiser's state. Whole parameters are there only while a stage computes.
 
-The optimiser steps these rows as plain tensors, which share the memory of PyTorch's distributed ones. So each rule of an
-optimizer works, and a checkpoint keeps the rows as it does those of divided proxies.
+The optimiser steps these rows as plain tensors, which share the memory of PyTorch's distributed ones. So any rule of an
+optimizer runs, though one that looks at a whole tensor, such as its norm, sees these rows only. A checkpoint keeps the rows as
+it does those of divided proxies.
 """
 
 from __future__ import annotations
@@ -97,7 +98,7 @@ class ModelShards:
         compressor = [] if model.compressor is None else list(model.compressor.parameters())
         whole = {*compressor, *(p for p in model.parameters() if p.ndim == 0)}
         try:
-            with naming_dead(group.size, lambda: "Nothing was trained yet"):
+            with naming_dead(group.size, lambda: "No step was taken"):
                 self._divide(whole, sample.device.type)
                 self._try(sample)
         except (AssertionError, AttributeError, NotImplementedError, RuntimeError, TypeError, ValueError) as error:
