@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -12,7 +13,8 @@ import time
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -24,8 +26,11 @@ from dmlcore.data import open_data
 from dmlcore.errors import ConfigError
 from dmlcore.serving import load
 from dmlcore.serving.evaluation import EvaluationOptions, evaluate
-from dmlcore.training import RunConfig, train
-from dmlcore.training.agreement import facts_of_data
+from dmlcore.training import RunConfig, checkpoints, train
+from dmlcore.training.agreement import draw_apart, facts_of_data
+from dmlcore.training.folder import RunFolder
+from dmlcore.training.loop import Training
+from dmlcore.training.run import Run
 
 SECONDS = 240
 pytestmark = pytest.mark.skipif(not torch.distributed.is_available(), reason="this torch has no torch.distributed")
@@ -226,6 +231,21 @@ def test_processes_with_other_settings_are_refused(pictures, tmp_path) -> None:
     assert [job.returncode for job in jobs] == [2, 2], texts
     assert "process 1 has other settings than process 0: 'learning_rate = 0.02' instead of" in texts[0]
     assert "error" not in texts[1] and not (tmp_path / "run/config.toml").exists()
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_a_process_that_goes_on_draws_numbers_of_its_own(rank, pictures, alone, tmp_path) -> None:
+    folder = RunFolder(Path(shutil.copytree(alone, tmp_path / "run")))
+    state = checkpoints.load(folder.checkpoints, "last")
+    process = Run(RunConfig.read(folder.config), folder, is_resumed=True)
+    process.processes = cast(Any, SimpleNamespace(rank=rank, is_first=True))
+    Training(process, [], state)
+    own, of_first = torch.get_rng_state(), state["random"]["torch"]
+    assert torch.equal(own, of_first) == (rank == 0)
+    for other in ((1, 0, 12), (1, 0, 11), (2, 0, 12), (1, 1, 12)):
+        draw_apart(*other)
+        assert torch.equal(own, torch.get_rng_state()) == (rank == 1 and other == (1, 0, 12))
+    folder.unlock()
 
 
 def test_other_data_have_another_checksum(pictures, tmp_path) -> None:

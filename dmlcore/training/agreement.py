@@ -1,4 +1,5 @@
-"""Whether the processes of a training are about to train the same: the same settings, versions, data and checkpoint."""
+"""Whether the processes of a training are about to train the same: the same settings, versions, data and checkpoint. Only what
+they draw is their own."""
 
 from __future__ import annotations
 
@@ -30,9 +31,20 @@ def check_run(processes: Processes, run: Run, state: str) -> None:
             "checkpoint": state,
         }
     )
-    if processes.rank:  # dropout must not do the same to the samples of all; everything else draws by seeds of its own
-        numbers = (run.config.settings.run.seed, run.step, processes.rank)
-        torch.manual_seed(int.from_bytes(hashlib.sha256(json.dumps(numbers).encode()).digest()[:7], "little"))
+
+
+def draw_apart(rank: int, seed: int, step: int) -> None:
+    """Let a process draw other numbers from PyTorch's generators than the first one, which goes on with its own: dropout must
+    not do the same to the samples of all. Everything else draws by seeds of its own.
+
+    Args:
+        rank: of the process.
+        seed: of the run.
+        step: that is done.
+    """
+    if rank:
+        numbers = json.dumps((seed, step, rank)).encode()
+        torch.manual_seed(int.from_bytes(hashlib.sha256(numbers).digest()[:7], "little"))
 
 
 def facts_of_data(dataset: LabelledDataset) -> str:

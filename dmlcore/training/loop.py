@@ -21,6 +21,7 @@ from dmlcore.interruption import Interruption
 from dmlcore.ranks import inside
 from dmlcore.ranks.dividing import divided
 from dmlcore.training import reporting
+from dmlcore.training.agreement import draw_apart
 from dmlcore.training.events import Events
 from dmlcore.training.guards import Guards
 from dmlcore.training.loggers import Logger
@@ -72,6 +73,8 @@ class Training:
         else:
             run.restore(state)
             run.folder.keep_records(state["records"], self.events.note)
+        if run.processes is not None:  # a checkpoint has the random numbers of the first one
+            draw_apart(run.processes.rank, run.config.settings.run.seed, run.step)
         self.began = time.perf_counter() - run.seconds
 
     def run_all(self) -> dict[str, Any]:
