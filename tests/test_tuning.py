@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import sqlite3
 import subprocess
@@ -143,8 +144,12 @@ def test_folds_divide_the_classes(data: str, tmp_path: Path) -> None:
         labels = {part: set(entries.labels) for part, entries in fold.parts.items()}
         assert not labels["train"] & labels["validation"] and labels["train"] | labels["validation"] == own
         assert labels["test"] == set(split.parts["test"].labels) and not labels["test"] & own
-    with pytest.raises(ConfigError, match="folds is 9"):
+    with pytest.raises(ConfigError, match=r"folds is 9, .* Take at most \d folds$") as caught:
         folding.folds_of(split, 9, seed=0)
+    most = int(re.findall(r"\d+", str(caught.value))[-1])
+    assert len(folding.folds_of(split, most, seed=0)) == most
+    with pytest.raises(ConfigError, match=f"folds is {most + 1}, "):
+        folding.folds_of(split, most + 1, seed=0)
 
 
 def test_a_study_from_its_trials_to_the_test_classes(data: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
