@@ -5,7 +5,8 @@ from __future__ import annotations
 
 import shutil
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 import torch
@@ -16,7 +17,9 @@ from test_shards_training import settings as settings_of_proxies
 
 import dmlcore
 from dmlcore.errors import ConfigError
+from dmlcore.models import build_model
 from dmlcore.training import RunConfig, checkpoints, train
+from dmlcore.training.model_shards import ModelShards
 
 pytestmark = pytest.mark.skipif(not torch.distributed.is_available(), reason="this torch has no torch.distributed")
 LIMITS = {"float64": 1e-9, "float32": 1e-6}
@@ -95,3 +98,17 @@ def test_what_does_not_go_together_is_refused(values, told, table, tmp_path) -> 
     with pytest.raises(ConfigError, match=told):
         train(RunConfig.create(**{**settings(table), **values}), out=tmp_path / "run")
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    "error, is_of_all", [(NotImplementedError("no such layer"), True), (torch.OutOfMemoryError("too large"), False)]
+)
+def test_a_model_that_cannot_be_divided(error, is_of_all, monkeypatch) -> None:
+    def refuse(*_: Any) -> None:
+        raise error
+
+    monkeypatch.setattr(ModelShards, "_divide", refuse)
+    model = build_model("mlp", sample_shape=(4,), kind="features", embedding_dim=3)
+    with pytest.raises(ConfigError, match=rf"the model 'mlp' cannot be divided \({error}\)") as caught:
+        ModelShards(model, cast(Any, SimpleNamespace(size=2)), torch.zeros(1, 4))
+    assert caught.value.is_of_all == is_of_all

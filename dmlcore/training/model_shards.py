@@ -103,9 +103,9 @@ class ModelShards:
                 self._try(sample)
         except (AssertionError, AttributeError, NotImplementedError, RuntimeError, TypeError, ValueError) as error:
             reason = (str(error) or type(error).__name__).splitlines()[0][:160]
-            raise of_all(
-                ConfigError(f"the model '{model.trunk.name}' cannot be divided ({reason}). Leave shard_model out")
-            ) from error
+            refusal = ConfigError(f"the model '{model.trunk.name}' cannot be divided ({reason}). Leave shard_model out")
+            is_own = isinstance(error, torch.OutOfMemoryError)  # others may have more memory, and nobody else would tell
+            raise refusal if is_own else of_all(refusal) from error
         self._divided: dict[str, Any] = {name: p for name, p in model.named_parameters() if _is_divided(p)}
         self.parts = {
             name: Part(nn.Parameter(p.to_local().detach()), Shard.of(len(p), group), 1) for name, p in self._divided.items()
