@@ -102,6 +102,8 @@ def test_an_interrupted_race_goes_on(data: str, tmp_path: Path, monkeypatch: pyt
         with pytest.raises(KeyboardInterrupt, match="Go on by the same command with --out"):
             train(out=tmp_path / "run", **values)
     assert not (tmp_path / "run" / "config.toml").exists()
+    with pytest.raises(ConfigError, match="Go on by the command that began it, with --out"):
+        train(resume=tmp_path / "run")
     shutil.copytree(tmp_path / "run", tmp_path / "other")
     listener, other = Listener(), Listener()
     result = train(out=tmp_path / "run", loggers=[listener], **values)

@@ -50,6 +50,18 @@ def races(run: Run, config: RunConfig) -> bool:
     return True
 
 
+def check_is_no_race(folder: RunFolder) -> None:
+    """Refuse to resume what is no run yet.
+
+    Raises:
+        ConfigError: a race was interrupted in the folder.
+    """
+    if not folder.is_begun and (folder.path / PLACE / SETTINGS).is_file():
+        raise ConfigError(
+            f"a race was interrupted in {folder.path}. Go on by the command that began it, with --out {folder.path}"
+        )
+
+
 def race(
     config: RunConfig, run: Run, score: Callable[..., float], note: Callable[[str], None], recorded: RecordedSplit | None
 ) -> tuple[dict[str, Any], RecordedSplit | None]:

@@ -26,7 +26,7 @@ from dmlcore.training.members import SEARCH, choose_members
 from dmlcore.training.memory_needed import bytes_needed
 from dmlcore.training.objects import Objects, check_objects, parted
 from dmlcore.training.processes import Processes, folder_for, together
-from dmlcore.training.race import race, races
+from dmlcore.training.race import check_is_no_race, race, races
 from dmlcore.training.run import Run
 from dmlcore.training.sources import Source
 
@@ -123,6 +123,7 @@ def _resume(
             f"{fixed[0]} cannot be changed in a resumed run, which takes everything but {', '.join(CHANGEABLE)} from"
             f" {path}/config.toml. Start a new run."
         )
+    check_is_no_race(RunFolder(Path(path)))
     folder = RunFolder.open(path)
     foreign = trust.Folder(folder.path, tuple(plugins.KINDS), trusts_plugins)
     with trust.reading(foreign):
