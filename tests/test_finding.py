@@ -6,6 +6,8 @@ import copy
 import csv
 import json
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -100,6 +102,16 @@ def test_the_largest_that_fits_is_found_without_trying_what_is_far_larger() -> N
 
         assert finding.largest(fits, 2, 50) == min(max(limit, 1), 50)
         assert max(tried) <= max(2, 2 * limit) and len(tried) == len(set(tried)) <= 12
+
+
+def test_processes_divide_the_samples_and_perhaps_the_weights(data: str, tmp_path: Path) -> None:
+    alone, whole, divided = (new_run(data, tmp_path, shard_model=is_divided) for is_divided in (False, False, True))
+    for run in (whole, divided):
+        run.processes = cast(Any, SimpleNamespace(size=2))
+    assert bytes_needed(whole, 40) == bytes_needed(alone, 20) < bytes_needed(alone, 40)
+    weights = [bytes_needed(run, 0) for run in (alone, whole, divided)]
+    assert weights[0] == weights[1] == 2 * weights[2]
+    assert bytes_needed(divided, 40) - weights[2] == bytes_needed(whole, 40) - weights[1]
 
 
 def test_batches_that_are_too_large_are_noticed(data: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

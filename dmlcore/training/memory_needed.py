@@ -1,4 +1,4 @@
-"""The memory that a step of a run needs. How it is estimated is in `requirements.py`."""
+"""The memory that a process needs for a step of a run. How it is estimated is in `requirements.py`."""
 
 from __future__ import annotations
 
@@ -7,13 +7,13 @@ from dmlcore.training.run import Run
 
 
 def bytes_needed(run: Run, batch_size: int) -> int:
-    """Memory that a step of a run with so many samples needs, about."""
+    """Memory that a process needs for a step of a run with so many samples, about."""
     optimiser = run.config.settings.optimiser
-    samples, shape = -(-batch_size // optimiser.accumulate), tuple(run.splits.sample_shape)
-    size = run.processes.size if run.processes is not None and run.divides_model else 1
-    return requirements.bytes_of_a_step(run.model, shape, samples, optimiser.precision, size)
+    size = 1 if run.processes is None else run.processes.size
+    samples, shape = -(-batch_size // (size * optimiser.accumulate)), tuple(run.splits.sample_shape)
+    return requirements.bytes_of_a_step(run.model, shape, samples, optimiser.precision, size if run.divides_model else 1)
 
 
 def memory_needed(run: Run) -> str:
-    """Memory that a step of a run needs, in words."""
+    """Memory that a process needs for a step of a run, in words."""
     return requirements.told(bytes_needed(run, run.batch_size) if run.bytes_of_a_step is None else run.bytes_of_a_step)
