@@ -61,15 +61,15 @@ class Wccn(Compressor):
 
     def _whitener(self, embeddings: Tensor, labels: Tensor) -> Tensor:
         """`W` up to a factor, float64 `[D, D]` on the CPU."""
-        classes = labels.unique(return_inverse=True)[1].to(embeddings.device)
-        sums = torch.zeros(int(classes.max()) + 1, self.width, dtype=torch.float64, device=embeddings.device)
+        classes = labels.unique(return_inverse=True)[1].cpu()
+        sums = torch.zeros(int(classes.max()) + 1, self.width, dtype=torch.float64)  # CUDA would add in any order
         within = torch.zeros(self.width, self.width, dtype=torch.float64, device=embeddings.device)
         pieces = list(zip(embeddings.split(_PIECE_ROWS), classes.split(_PIECE_ROWS), strict=True))
         for rows, members in pieces:
-            sums.index_add_(0, members, rows.double())
-        means = sums / classes.bincount()[:, None]
+            sums.index_add_(0, members, rows.double().cpu())
+        means = (sums / classes.bincount()[:, None]).to(embeddings.device)
         for rows, members in pieces:
-            centred = rows.double() - means[members]
+            centred = rows.double() - means[members.to(means.device)]
             within.addmm_(centred.T, centred)
         within = within.cpu()
         average = within.diagonal().mean()
