@@ -16,7 +16,7 @@ pytestmark = pytest.mark.skipif(extension.cpu() is None, reason="the CPU kernels
 
 LEVELS = extension.cpu().levels() if extension.cpu() else []
 # Anchors and references of one tile. A tile of 64 x 256 is large enough for lists. Halves of it are not, and take the product.
-LISTED = {"tile_rows": 64, "tile_columns": 256}
+LISTED = {"tile_rows": 64, "tile_columns": 256, "stream": 0}  # with copies: the slopes of positives have products of their own
 WHOLE_ROWS, WHOLE_COLUMNS = {**LISTED, "tile_columns": 128}, {**LISTED, "tile_rows": 32}
 
 
