@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from test_distributed_training import check_same, run, words
+from test_distributed_training import check_same, one_thread, run, words  # noqa: F401  the fixture serves all tests
 
 from dmlcore.cli import main
 from dmlcore.errors import ConfigError
@@ -134,7 +134,7 @@ def test_two_processes_race_as_one(data: str, tmp_path: Path) -> None:
     assert two["chosen_step"] == alone["chosen_step"] and not (tmp_path / "two" / "search").exists()
     for part in ("validation", "test"):
         for name, value in alone["metrics"][part].items():
-            assert two["metrics"][part][name] == pytest.approx(value, abs=0.03), name  # rounding may exchange two neighbours
+            assert two["metrics"][part][name] == pytest.approx(value, abs=1e-3), name
     check_same(tmp_path / "two", tmp_path / "alone", least=5)
 
 
