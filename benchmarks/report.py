@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Callable
 from pathlib import Path
 
 from benchmarks.cases import PROXIES, RIVALS
 from benchmarks.goals import GOALS, number
 from benchmarks.gpu.report import gpu
-from benchmarks.markdown import table
+from benchmarks.markdown import fill, table
 from benchmarks.measuring import Row, read
 
 PAGE = Path(__file__).parents[1] / "docs" / "reports" / "performance.md"
-MARKERS = re.compile(r"(<!-- table: (\w+) -->\n)(.*?)(<!-- end -->)", re.DOTALL)
 
 
 def _figure(value: float) -> str:
@@ -202,7 +200,4 @@ def write(page: Path | None, results: Path) -> str:
     blocks = {name: block(rows) for name, block in BLOCKS.items()} | {"gpu": gpu([r for r in every if r["benchmark"] == "gpu"])}
     blocks["situations"] = situations([row for row in every if row["benchmark"] == "situations"])
     blocks["starts"] = starts([row for row in every if row["benchmark"] == "starts"])
-    page = page or PAGE
-    text = MARKERS.sub(lambda mark: f"{mark[1]}\n{blocks[mark[2]]}\n\n{mark[4]}", page.read_text())
-    page.write_text(text)
-    return text
+    return fill(page or PAGE, lambda name, _: blocks[name])

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import re
 import statistics
 from collections.abc import Callable
 from pathlib import Path
@@ -13,7 +12,7 @@ from benchmarks.arms.plan import ARMS, DATA, HEAD, HEADS, LENGTH, SYSTEMS, WIDTH
 from benchmarks.arms.rule import Comparison, Side
 from benchmarks.arms.runs import Rows, best_single
 from benchmarks.defaults.sets import SETS
-from benchmarks.markdown import table
+from benchmarks.markdown import fill, table
 from dmlcore.reports import pictures
 from dmlcore.reports.intervals import mean_and_half
 
@@ -164,10 +163,7 @@ BLOCKS: dict[str, Callable[[Rows], str]] = {f.__name__: f for f in (data_sets, s
 
 def write(rows: Rows, page: Path = PAGE) -> str:
     """Fill the markers `<!-- table: NAME -->` to `<!-- end -->` of the page, and return its text."""
-    pattern = re.compile(r"(<!-- table: (\w+) -->\n)(.*?)(<!-- end -->)", re.DOTALL)
-    text = pattern.sub(lambda mark: f"{mark[1]}\n{BLOCKS[mark[2]](rows)}\n\n{mark[4]}", page.read_text())
-    page.write_text(text)
-    return text
+    return fill(page, lambda name, _: BLOCKS[name](rows))
 
 
 def draw(rows: Rows, file: Path) -> Path:

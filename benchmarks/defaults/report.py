@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import statistics
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -35,7 +34,7 @@ from benchmarks.defaults.rule import (
     today,
 )
 from benchmarks.defaults.sets import DataSet
-from benchmarks.markdown import table
+from benchmarks.markdown import fill, table
 from dmlcore.reports import pictures
 from dmlcore.reports.intervals import mean_and_half
 
@@ -239,10 +238,7 @@ BLOCKS: dict[str, Callable[[Rows], str]] = {
 
 def write(rows: Rows, page: Path = PAGE) -> str:
     """Fill the markers `<!-- table: NAME -->` to `<!-- end -->` of the page, and return its text."""
-    pattern = re.compile(r"(<!-- table: (\w+) -->\n)(.*?)(<!-- end -->)", re.DOTALL)
-    text = pattern.sub(lambda mark: f"{mark[1]}\n{BLOCKS[mark[2]](rows)}\n\n{mark[4]}", page.read_text())
-    page.write_text(text)
-    return text
+    return fill(page, lambda name, _: BLOCKS[name](rows))
 
 
 def draw(rows: Rows, file: Path) -> Path:

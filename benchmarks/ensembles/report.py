@@ -10,7 +10,7 @@ from typing import Any
 
 from benchmarks.ensembles.arms import ETAS, FEW_SEEDS, LENGTH, LOSSES, PUBLISHED, SEC, arms
 from benchmarks.ensembles.runs import Runs
-from benchmarks.markdown import table
+from benchmarks.markdown import fill, table
 from dmlcore.reports.intervals import mean_and_half as interval
 
 PAGE = Path(__file__).parents[2] / "docs" / "reports" / "ensembles-in-detail.md"
@@ -289,19 +289,8 @@ def summary(runs: Runs) -> list[DataResults]:
 
 def write(runs: Runs, page: Path | None = None) -> str:
     """Fill the markers `<!-- table: NAME [METRIC] -->` to `<!-- end -->` of the page, and return the text."""
-    import re
-
     data_sets = summary(runs)
-    page = page or PAGE
-    pattern = re.compile(r"(<!-- table: (\w+)(?: (\S+))? -->\n)(.*?)(<!-- end -->)", re.DOTALL)
-
-    def fill(mark: Any) -> str:
-        text = BLOCKS[mark[2]](data_sets, *([mark[3]] if mark[3] else []))
-        return f"{mark[1]}\n{text}\n\n{mark[5]}"
-
-    text = pattern.sub(fill, page.read_text())
-    page.write_text(text)
-    return text
+    return fill(page or PAGE, lambda name, metric: BLOCKS[name](data_sets, *([metric] if metric else [])))
 
 
 def as_json(runs: Runs, file: Path) -> None:
