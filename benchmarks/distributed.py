@@ -8,11 +8,7 @@ from __future__ import annotations
 
 import itertools
 import json
-import os
 import statistics
-import subprocess
-import sys
-import tempfile
 import time
 from pathlib import Path
 from typing import Any
@@ -22,6 +18,7 @@ from torch import distributed, nn
 
 import dmlcore
 from benchmarks.measuring import Row, environment, read, write
+from benchmarks.starting import told_by_ranks
 from dmlcore.allocation import keep_freed_memory
 from dmlcore.ranks import Group, inside
 
@@ -198,7 +195,7 @@ def rank(number: int, size: int, folder: Path) -> None:
         rows.append(row)
     rows += _ensembles(number, size, counted)
     if number == 0:
-        (folder / "rows.json").write_text(json.dumps(rows))
+        (folder / "0.json").write_text(json.dumps(rows))
     distributed.destroy_process_group()
 
 
@@ -207,13 +204,7 @@ def main(sizes: tuple[int, ...] = RANKS) -> list[Row]:
     rows: list[Row] = []
     earlier = [row for row in read(RESULTS) if int(row["processes"]) not in sizes]
     for size in sizes:
-        with tempfile.TemporaryDirectory() as name:
-            program = f"from pathlib import Path\nfrom benchmarks import distributed as d\nd.rank({{}}, {size}, Path({name!r}))"
-            environ = {**os.environ, "OMP_NUM_THREADS": "1"}
-            ranks = [subprocess.Popen([sys.executable, "-c", program.format(number)], env=environ) for number in range(size)]
-            if any([process.wait() for process in ranks]):
-                raise SystemExit("a process has failed")
-            rows += json.loads((Path(name) / "rows.json").read_text())
+        rows += told_by_ranks("distributed", size)[0]
     for row in rows:
         worst = max(value for key, value in row.items() if key.startswith("float64")) if "float64 whole" in row else None
         text = f"{row['loss']:32s} {row['processes']} processes"

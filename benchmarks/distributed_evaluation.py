@@ -5,11 +5,7 @@ Each process makes its own part of the vectors, so none ever has all. The table 
 from __future__ import annotations
 
 import json
-import os
 import resource
-import subprocess
-import sys
-import tempfile
 import time
 from pathlib import Path
 
@@ -17,6 +13,7 @@ import torch
 from torch import distributed
 
 from benchmarks.measuring import Row, environment, read, write
+from benchmarks.starting import told_by_ranks
 
 RESULTS = Path(__file__).parent / "results" / "distributed_evaluation.csv"
 CASES = ((1, 100_000), (2, 100_000), (2, 300_000))
@@ -67,21 +64,14 @@ def rank(number: int, size: int, count: int, folder: Path) -> None:
         row = {"processes": size, "vectors": count, "width": WIDTH, "MB of vectors a process": x.numel() * 4 / 2**20}
         row |= {"cpu s a process": max(c for c, _, _ in costs), "s": max(s for _, s, _ in costs)}
         row |= {"MB more a process": max(m for _, _, m in costs), "map@r": measures["map@r"], "recall@1": measures["recall@1"]}
-        (folder / "row.json").write_text(json.dumps(row))
+        (folder / "0.json").write_text(json.dumps(row))
 
 
 def main(cases: tuple[tuple[int, int], ...] = CASES) -> list[Row]:
     """Measure, print and keep the table. Rows of other cases stay in it."""
     rows: list[Row] = []
     for size, count in cases:
-        with tempfile.TemporaryDirectory() as name:
-            program = "from pathlib import Path\nfrom benchmarks import distributed_evaluation as d\n"
-            program += f"d.rank({{}}, {size}, {count}, Path({name!r}))"
-            environ = {**os.environ, "OMP_NUM_THREADS": "1"}
-            ranks = [subprocess.Popen([sys.executable, "-c", program.format(number)], env=environ) for number in range(size)]
-            if any([process.wait() for process in ranks]):
-                raise SystemExit("a process has failed")
-            rows.append(json.loads((Path(name) / "row.json").read_text()))
+        rows += told_by_ranks("distributed_evaluation", size, count)
         print("  ".join(f"{key} {value:.6g}" for key, value in rows[-1].items()), flush=True)
     for row in rows:
         alone = next((other for other in rows if other["vectors"] == row["vectors"] and other["processes"] == 1), None)

@@ -7,11 +7,7 @@ as large-memory.csv.
 from __future__ import annotations
 
 import json
-import os
 import statistics
-import subprocess
-import sys
-import tempfile
 import time
 from pathlib import Path
 from typing import Any
@@ -22,6 +18,7 @@ from torch import distributed
 import dmlcore
 from benchmarks.many_classes import peak
 from benchmarks.measuring import Row, environment, read, write
+from benchmarks.starting import told_by_ranks
 from dmlcore.losses import CrossBatchMemory
 from dmlcore.ranks import Group
 
@@ -94,14 +91,7 @@ def main(entries: int, sizes: tuple[int, ...] = RANKS) -> list[Row]:
     earlier = [row for row in read(RESULTS) if int(row["entries"]) != entries or int(row["processes"]) not in sizes]
     for size in sizes:
         for is_divided in (False, True) if size > 1 else (False,):
-            with tempfile.TemporaryDirectory() as name:
-                arguments = f"{size}, {entries}, {is_divided}, Path({name!r})"
-                program = f"from pathlib import Path\nfrom benchmarks import large_memory as m\nm.rank({{}}, {arguments})"
-                environ = {**os.environ, "OMP_NUM_THREADS": "1"}
-                ranks = [subprocess.Popen([sys.executable, "-c", program.format(n)], env=environ) for n in range(size)]
-                if any([process.wait() for process in ranks]):
-                    raise SystemExit("a process has failed")
-                parts = [json.loads((Path(name) / f"{number}.json").read_text()) for number in range(size)]
+            parts = told_by_ranks("large_memory", size, entries, is_divided)
             highest = ("cpu s", "s", "MB sent", "MB of entries", "MB")
             row = parts[0] | {key: max(part[key] for part in parts) for key in highest}
             print(

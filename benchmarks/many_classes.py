@@ -6,11 +6,7 @@ machine, so times of clocks say little. The table is kept as many-classes.csv.
 from __future__ import annotations
 
 import json
-import os
 import statistics
-import subprocess
-import sys
-import tempfile
 import time
 from pathlib import Path
 
@@ -19,6 +15,7 @@ from torch import distributed
 
 import dmlcore
 from benchmarks.measuring import Row, environment, read, write
+from benchmarks.starting import told_by_ranks
 from dmlcore.losses import ProxyLoss
 from dmlcore.ranks import Group, sharding
 
@@ -74,14 +71,7 @@ def main(classes: int, sizes: tuple[int, ...] = RANKS) -> list[Row]:
     earlier = [row for row in read(RESULTS) if int(row["classes"]) != classes or int(row["processes"]) not in sizes]
     for size in sizes:
         for share in SHARES:
-            with tempfile.TemporaryDirectory() as name:
-                arguments = f"{size}, {classes}, {share}, Path({name!r})"
-                program = f"from pathlib import Path\nfrom benchmarks import many_classes as m\nm.rank({{}}, {arguments})"
-                environ = {**os.environ, "OMP_NUM_THREADS": "1"}
-                ranks = [subprocess.Popen([sys.executable, "-c", program.format(n)], env=environ) for n in range(size)]
-                if any([process.wait() for process in ranks]):
-                    raise SystemExit("a process has failed")
-                parts = [json.loads((Path(name) / f"{number}.json").read_text()) for number in range(size)]
+            parts = told_by_ranks("many_classes", size, classes, share)
             row = parts[0] | {key: max(part[key] for part in parts) for key in ("cpu s", "s", "GB")}
             print(
                 "  ".join(f"{key} {value:.4g}" if isinstance(value, float) else f"{key} {value}" for key, value in row.items())
