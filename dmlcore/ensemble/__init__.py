@@ -10,7 +10,7 @@ from dmlcore.ensemble.ensemble import LossEnsemble
 from dmlcore.ensemble.explain import explain
 from dmlcore.ensemble.explanation import Explanation
 from dmlcore.ensemble.matching import distance_matching, fit_by_distances
-from dmlcore.ensemble.principal import PrincipalAxes, principal_axes
+from dmlcore.ensemble.principal import PrincipalAxes, Projection, principal_axes
 from dmlcore.ensemble.separation import AdversarialDiversity
 from dmlcore.ensemble.student import similarity_matching
 from dmlcore.ensemble.weighting import Weighting
@@ -21,6 +21,7 @@ __all__ = [
     "Explanation",
     "LossEnsemble",
     "PrincipalAxes",
+    "Projection",
     "Weighting",
     "distance_diversity",
     "distance_matching",

@@ -1,11 +1,13 @@
-"""Principal axes of many embeddings, from sums over pieces of them."""
+"""Principal axes of many embeddings, from sums over pieces of them, and what compresses by such axes."""
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+
+from dmlcore.ensemble.compressor import Compressor
 
 PIECE_ROWS = 1 << 14  # 64 MB of float64 at 512 dimensions
 
@@ -45,9 +47,35 @@ def principal_axes(embeddings: Tensor, *, centre: bool = True) -> PrincipalAxes:
     for piece in embeddings.split(PIECE_ROWS):
         piece = piece.double() - mean
         covariance.addmm_(piece.T, piece)
-    covariance = (covariance / count).cpu()  # eigenvectors on the CPU: the same bits every time
+    variances, axes = axes_of((covariance / count).cpu())  # eigenvectors on the CPU: the same bits every time
+    resolution = width * torch.finfo(torch.float64).eps * variances[0]
+    return PrincipalAxes(mean.cpu(), axes, torch.where(variances > resolution, variances, 0.0))
+
+
+def axes_of(covariance: Tensor) -> tuple[Tensor, Tensor]:
+    """Variances `[W]`, the largest first, and axes `[W, W]` of a covariance, as in `PrincipalAxes`.
+
+    Args:
+        covariance: `[W, W]` float64 on the CPU, symmetric but for rounding.
+    """
     variances, columns = torch.linalg.eigh((covariance + covariance.T) / 2)
     variances, axes = variances.flip(0).clamp_min(0), columns.flip(1).T  # [W], [W, W]
     sign = axes.gather(1, axes.abs().argmax(1, keepdim=True)).sign()  # [W, 1]
-    resolution = width * torch.finfo(torch.float64).eps * variances[0]
-    return PrincipalAxes(mean.cpu(), axes * sign, torch.where(variances > resolution, variances, 0.0))
+    return variances, axes * sign
+
+
+class Projection(Compressor):
+    """`(z - mean) @ axes.T`. Subclasses learn both."""
+
+    is_ordered = True
+    mean: Tensor
+    axes: Tensor
+
+    def __init__(self, width: int, out: int, options: Any = None, **options_by_name: Any) -> None:
+        super().__init__(width, out, options, **options_by_name)
+        self.register_buffer("mean", torch.zeros(width))
+        self.register_buffer("axes", torch.zeros(out, width))
+
+    def forward(self, z: Tensor) -> Tensor:
+        self.check_fitted()
+        return (z.to(self.axes.dtype) - self.mean) @ self.axes.T  # [B, out]

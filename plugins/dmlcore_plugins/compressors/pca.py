@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
-import torch
 from torch import Tensor
 
 import dmlcore
-from dmlcore.ensemble import Compressor, principal_axes
+from dmlcore.ensemble import Projection, principal_axes
 
 
-class Pca(Compressor):
+class Pca(Projection):
     """`(z - mean) @ axes.T` with the `out` directions of largest variance: of all linear maps to `out` dimensions the one that
     loses least of the squared distances. The baseline that other compressors have to beat.
 
@@ -24,7 +22,6 @@ class Pca(Compressor):
     """
 
     name = "pca"
-    is_ordered = True
 
     @dataclass(frozen=True, kw_only=True)
     class Options:
@@ -34,22 +31,10 @@ class Pca(Compressor):
         """Subtract the mean of the training embeddings first. Without it the axes pass through the origin, which keeps cosines
         instead of distances as they are."""
 
-    mean: Tensor
-    axes: Tensor
-
-    def __init__(self, width: int, out: int, options: Any = None, **options_by_name: Any) -> None:
-        super().__init__(width, out, options, **options_by_name)
-        self.register_buffer("mean", torch.zeros(width))
-        self.register_buffer("axes", torch.zeros(out, width))
-
     def learn(self, embeddings: Tensor, labels: Tensor, seed: int) -> None:
         principal = principal_axes(embeddings, centre=self.options.centre)
         self.mean.copy_(principal.mean)
         self.axes.copy_(principal.axes[: self.out])
-
-    def forward(self, z: Tensor) -> Tensor:
-        self.check_fitted()
-        return (z.to(self.axes.dtype) - self.mean) @ self.axes.T  # [B, out]
 
 
 @dmlcore.hookimpl

@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
 
 import dmlcore
 from dmlcore.config import check_range
-from dmlcore.ensemble import Compressor, principal_axes
+from dmlcore.ensemble import Projection, principal_axes
+from dmlcore.ensemble.principal import PIECE_ROWS, axes_of
 
-_PIECE_ROWS = 1 << 14  # 64 MB of float64 at 512 dimensions
 
-
-class Wccn(Compressor):
+class Wccn(Projection):
     """`(z - mean) @ W @ axes.T` with `W = ((1 - a) S + a tr(S) / D I)^(-1/2)`, `S` the covariance within the training classes,
     `a` the shrinkage, and `axes` the `out` principal axes of `(z - mean) @ W`.
 
@@ -29,7 +27,6 @@ class Wccn(Compressor):
     """
 
     name = "wccn"
-    is_ordered = True
 
     @dataclass(frozen=True, kw_only=True)
     class Options:
@@ -41,30 +38,20 @@ class Wccn(Compressor):
         def __post_init__(self) -> None:
             check_range("shrinkage", self.shrinkage, above=0, most=1)
 
-    mean: Tensor
-    axes: Tensor
-
-    def __init__(self, width: int, out: int, options: Any = None, **options_by_name: Any) -> None:
-        super().__init__(width, out, options, **options_by_name)
-        self.register_buffer("mean", torch.zeros(width))
-        self.register_buffer("axes", torch.zeros(out, width))
-
     def learn(self, embeddings: Tensor, labels: Tensor, seed: int) -> None:
         mean, axes, variances = principal_axes(embeddings)
         covariance = axes.T * variances @ axes  # [D, D]
         whitener = self._whitener(embeddings, labels)
-        rotated = whitener @ covariance @ whitener
-        directions = torch.linalg.eigh((rotated + rotated.T) / 2).eigenvectors.flip(1).T[: self.out]  # [out, D], largest first
-        sign = directions.gather(1, directions.abs().argmax(1, keepdim=True)).sign()
+        _, directions = axes_of(whitener @ covariance @ whitener)
         self.mean.copy_(mean)
-        self.axes.copy_(directions * sign @ whitener)
+        self.axes.copy_(directions[: self.out] @ whitener)
 
     def _whitener(self, embeddings: Tensor, labels: Tensor) -> Tensor:
         """`W` up to a factor, float64 `[D, D]` on the CPU."""
         classes = labels.unique(return_inverse=True)[1].cpu()
         sums = torch.zeros(int(classes.max()) + 1, self.width, dtype=torch.float64)  # CUDA would add in any order
         within = torch.zeros(self.width, self.width, dtype=torch.float64, device=embeddings.device)
-        pieces = list(zip(embeddings.split(_PIECE_ROWS), classes.split(_PIECE_ROWS), strict=True))
+        pieces = list(zip(embeddings.split(PIECE_ROWS), classes.split(PIECE_ROWS), strict=True))
         for rows, members in pieces:
             sums.index_add_(0, members, rows.double().cpu())
         means = (sums / classes.bincount()[:, None]).to(embeddings.device)
@@ -79,10 +66,6 @@ class Wccn(Compressor):
         shrunk = torch.lerp(within / average, identity, self.options.shrinkage)
         values, vectors = torch.linalg.eigh((shrunk + shrunk.T) / 2)
         return vectors * values.rsqrt() @ vectors.T
-
-    def forward(self, z: Tensor) -> Tensor:
-        self.check_fitted()
-        return (z.to(self.axes.dtype) - self.mean) @ self.axes.T  # [B, out]
 
 
 @dmlcore.hookimpl

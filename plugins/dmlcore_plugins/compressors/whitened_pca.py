@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
 
 import dmlcore
 from dmlcore.config import check_range
-from dmlcore.ensemble import Compressor, principal_axes
+from dmlcore.ensemble import Projection, principal_axes
 
 
-class WhitenedPca(Compressor):
+class WhitenedPca(Projection):
     """`((z - mean) @ axes.T) / sqrt((1 - shrinkage) v + shrinkage mean(v))` with the `out` directions of largest variance `v`
     and `mean(v)` over all directions of the embedding.
 
@@ -27,7 +26,6 @@ class WhitenedPca(Compressor):
     """
 
     name = "whitened_pca"
-    is_ordered = True
 
     @dataclass(frozen=True, kw_only=True)
     class Options:
@@ -39,14 +37,6 @@ class WhitenedPca(Compressor):
         def __post_init__(self) -> None:
             check_range("shrinkage", self.shrinkage, least=0, most=1)
 
-    mean: Tensor
-    axes: Tensor
-
-    def __init__(self, width: int, out: int, options: Any = None, **options_by_name: Any) -> None:
-        super().__init__(width, out, options, **options_by_name)
-        self.register_buffer("mean", torch.zeros(width))
-        self.register_buffer("axes", torch.zeros(out, width))
-
     def learn(self, embeddings: Tensor, labels: Tensor, seed: int) -> None:
         mean, axes, variances = principal_axes(embeddings)
         average = variances.mean()
@@ -54,10 +44,6 @@ class WhitenedPca(Compressor):
         factors = torch.where(shrunk > 0, shrunk.rsqrt(), 0.0) if average > 0 else torch.ones(self.out, dtype=torch.float64)
         self.mean.copy_(mean)
         self.axes.copy_(axes[: self.out] * factors[:, None])
-
-    def forward(self, z: Tensor) -> Tensor:
-        self.check_fitted()
-        return (z.to(self.axes.dtype) - self.mean) @ self.axes.T  # [B, out]
 
 
 @dmlcore.hookimpl
