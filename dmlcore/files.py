@@ -8,6 +8,7 @@ import math
 import os
 import pickletools
 import re
+import shutil
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -62,6 +63,32 @@ def sync_folder(folder: Path) -> None:
             os.fsync(descriptor)
         finally:
             os.close(descriptor)
+
+
+def remove(path: Path) -> None:
+    """Remove a file; none is fine.
+
+    Raises:
+        TrainingError: it cannot be removed.
+    """
+    try:
+        path.unlink(missing_ok=True)
+    except OSError as error:
+        raise write_error(path, error) from error
+
+
+def move_folder(folder: Path, place: Path) -> None:
+    """Move a folder to where another one may be, which it replaces.
+
+    Raises:
+        TrainingError: the disk is full or the place cannot be written.
+    """
+    try:
+        shutil.rmtree(place, ignore_errors=True)
+        place.parent.mkdir(parents=True, exist_ok=True)
+        shutil.move(folder, place)
+    except OSError as error:
+        raise write_error(place, error) from error
 
 
 def remove_temporaries(folder: Path) -> None:

@@ -23,7 +23,7 @@ TIMES = itertools.count()
 
 
 def _listen(event: str, arguments: tuple[Any, ...]) -> None:
-    if COUNTING[0] and event == "open" and isinstance(arguments[0], str | os.PathLike):
+    if COUNTING is not None and COUNTING[0] and event == "open" and isinstance(arguments[0], str | os.PathLike):
         OPENED.append(os.fspath(arguments[0]))
 
 

@@ -5,14 +5,13 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import json
-import os
 import shutil
 from pathlib import Path
 from typing import Any
 
 from dmlcore.data import RecordedSplit
 from dmlcore.errors import TrainingError
-from dmlcore.files import plain, write_atomically
+from dmlcore.files import move_folder, plain, remove, write_atomically
 from dmlcore.training.configuration import RunConfig
 from dmlcore.training.folder import RunFolder
 
@@ -47,7 +46,7 @@ def trained(
     if folder.result.exists():
         with contextlib.suppress(TrainingError):  # one that is damaged is made again
             return folder.read_result()
-        folder.result.unlink()
+        remove(folder.result)
     if folder.config.exists() and any(folder.checkpoints.glob("*.pt")):
         return train(resume=folder.path, loggers=[TaskLogger()])
     shutil.rmtree(folder.path, ignore_errors=True)
@@ -61,9 +60,7 @@ def trained_and_moved(
 ) -> dict[str, Any]:
     """As `trained`; the run, with its page, lies in `place` when it is done."""
     result = trained(config, work, settings, writes_page=True, split=split)
-    shutil.rmtree(place, ignore_errors=True)
-    place.parent.mkdir(parents=True, exist_ok=True)
-    os.replace(work / "run", place)
+    move_folder(work / "run", place)
     return result
 
 

@@ -201,8 +201,7 @@ def check_best(folder: Path, step: int, now: int) -> None:
             continue
         if there == step:
             if name != "best":
-                os.replace(_file(folder, name), path)
-                sync_folder(folder)
+                _rename(_file(folder, name), path)
             return
         if name == "best" and there > now:
             faults.append(f"{name}.pt is of step {there}, beyond the state")
@@ -216,14 +215,21 @@ def check_best(folder: Path, step: int, now: int) -> None:
 def _put_in_place(folder: Path, name: str) -> Path:
     """Give a fresh checkpoint its name, and the one that has it the name in `BEFORE`."""
     path = path_of(folder, name)
-    try:
-        if path.exists():
+    if path.exists():
+        try:
             _keep(path, _file(folder, BEFORE[name]))
-        os.replace(_file(folder, f"{name}.new"), path)
-        sync_folder(folder)
+        except OSError as error:
+            raise write_error(path, error) from error
+    _rename(_file(folder, f"{name}.new"), path)
+    return path
+
+
+def _rename(file: Path, path: Path) -> None:
+    try:
+        os.replace(file, path)
+        sync_folder(path.parent)
     except OSError as error:
         raise write_error(path, error) from error
-    return path
 
 
 def _keep(path: Path, before: Path) -> None:

@@ -13,7 +13,7 @@ from dmlcore import launch, plugins, trust
 from dmlcore.config import seconds_of
 from dmlcore.data import RecordedSplit
 from dmlcore.errors import ConfigError, TrainingError, of_all
-from dmlcore.files import make_folder, write_atomically
+from dmlcore.files import make_folder, remove, write_atomically
 from dmlcore.training import checkpoints
 from dmlcore.training.agreement import check_run
 from dmlcore.training.building import build_components, open_splits
@@ -224,7 +224,7 @@ def _train(
     plugins.plugin_files.remember(run.config.toml())
     training = Training(run, loggers, state, deadline)
     for path in (folder.result, folder.report) if run.writes else ():  # of fewer steps
-        path.unlink(missing_ok=True)
+        remove(path)
     if state is not None and run.config.as_dict() != state["config"]:
         folder.write_config(run.config.toml())
     return training.run_all()

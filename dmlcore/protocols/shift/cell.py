@@ -4,7 +4,6 @@ weights that validation chose, and adapts those same weights to the episodes. Wi
 
 from __future__ import annotations
 
-import shutil
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from dmlcore.data import RecordedSplit, SplitFile
 from dmlcore.evaluation import evaluating
-from dmlcore.files import in_file_name
+from dmlcore.files import in_file_name, move_folder, remove
 from dmlcore.protocols.crossing import joined_embeddings
 from dmlcore.protocols.shift.adapting import Adaptation, Augmented, adapt, trunk_features
 from dmlcore.protocols.shift.episodes import support_rows
@@ -165,7 +164,5 @@ def _tuple(value: Any) -> Any:
 def _keep(run: Path, place: Path) -> None:
     """Move a finished run, without the checkpoints that only continue it."""
     for name in ("last", "previous"):
-        (run / "checkpoints" / f"{name}.pt").unlink(missing_ok=True)
-    shutil.rmtree(place, ignore_errors=True)
-    place.parent.mkdir(parents=True, exist_ok=True)
-    shutil.move(run, place)
+        remove(run / "checkpoints" / f"{name}.pt")
+    move_folder(run, place)
