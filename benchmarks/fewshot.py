@@ -7,7 +7,6 @@ benchmark goes on where it was.
 from __future__ import annotations
 
 import json
-import re
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
@@ -15,6 +14,7 @@ from pathlib import Path
 from statistics import fmean, median
 from typing import Any
 
+from benchmarks import markdown
 from benchmarks.measuring import environment, rounded, slug
 from dmlcore.errors import DataError
 from dmlcore.files import plain, write_atomically
@@ -207,14 +207,7 @@ def draw(results: dict[str, Any], file: Path) -> Path:
 
 def write_page(results: dict[str, Any], page: Path = PAGE) -> None:
     """Fill the markers `<!-- table: WHAT [PART] -->` to `<!-- end -->` of a page."""
-    text = page.read_text(encoding="utf-8")
-    pattern = re.compile(r"(<!-- table: (\w+)(?: ([^>]+?))? -->\n)(.*?)(<!-- end -->)", re.DOTALL)
-
-    def fill(match: re.Match[str]) -> str:
-        lines = _TABLES[match[2]](results["parts"], match[3] or "")
-        return match[1] + "\n".join(lines) + "\n" + match[5]
-
-    page.write_text(pattern.sub(fill, text), encoding="utf-8")
+    markdown.fill(page, lambda table, part: "\n".join(_TABLES[table](results["parts"], part)))
 
 
 def _part(of: Callable[[dict[str, Any]], list[str]]) -> Callable[[dict[str, Any], str], list[str]]:

@@ -58,6 +58,11 @@ def of_all(error: DmlcoreError) -> DmlcoreError:
     return error
 
 
+def first_line(error: BaseException) -> str:
+    """The first line of what an error says, without a dot at its end; its type where it says nothing."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(" .")
+
+
 class Interrupted(KeyboardInterrupt):
     """Work that was stopped: by Ctrl-C, by another signal, or because its time was up. What was done is kept.
 

@@ -19,7 +19,7 @@ from torch.utils.data import DataLoader, Dataset
 from dmlcore.data.datasets import LabelledDataset
 from dmlcore.data.samplers import BatchSampler
 from dmlcore.data.stores import CroppingStore
-from dmlcore.errors import TrainingError
+from dmlcore.errors import TrainingError, first_line
 
 _GRACE = 5  # seconds that a process which loads data goes on after it was told to end
 _FEW = 2000  # samples that are loaded sooner than processes are started
@@ -154,12 +154,8 @@ def naming_dead_workers() -> Iterator[None]:
         if "DataLoader worker" not in str(error):
             raise
         raise TrainingError(
-            f"a process that loads data has died ({_first_line(error)}). Try fewer --workers, or 0 to load in this process."
+            f"a process that loads data has died ({first_line(error)}). Try fewer --workers, or 0 to load in this process."
         ) from None
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).strip().splitlines()[0].rstrip(".")
 
 
 class _Steps:

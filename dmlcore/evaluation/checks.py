@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from dmlcore.data.label_sets import LabelSets
-from dmlcore.errors import ConfigError
+from dmlcore.errors import ConfigError, first_line
 from dmlcore.evaluation.relevance import Labels
 from dmlcore.kernels import neighbours
 from dmlcore.losses.relations import label_matrix
@@ -27,7 +27,7 @@ def checked_vectors(values: Any, name: str, *, may_be_empty: bool = False) -> Te
     try:
         x = values if isinstance(values, Tensor) else torch.as_tensor(np.ascontiguousarray(values))
     except (TypeError, ValueError) as error:
-        raise ConfigError(f"{name} must be a tensor or array of numbers: {str(error).splitlines()[0]}") from None
+        raise ConfigError(f"{name} must be a tensor or array of numbers: {first_line(error)}") from None
     x = x.detach()
     if x.ndim != 2:
         raise ConfigError(f"{name} must have the shape [N, D], got {list(x.shape)}")
@@ -88,7 +88,7 @@ def checked_labels(values: Any, count: int, name: str, device: torch.device) -> 
     try:
         y = values if isinstance(values, Tensor) else torch.as_tensor(np.ascontiguousarray(values))
     except (TypeError, ValueError) as error:
-        raise ConfigError(f"{name} must be whole numbers: {str(error).splitlines()[0]}") from None
+        raise ConfigError(f"{name} must be whole numbers: {first_line(error)}") from None
     if y.ndim == 2 and len(y) == count and (y.shape[1] > 1 or y.dtype == torch.bool):
         return LabelSets.of_matrix(label_matrix(y, name).cpu().numpy())
     if y.ndim != 1 or len(y) != count:

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from dmlcore.config import check_range
-from dmlcore.errors import ConfigError
+from dmlcore.errors import ConfigError, first_line
 from dmlcore.files import expanded, make_folder
 from dmlcore.models.adapters import add_adapters, merge_adapters, own_weights
 from dmlcore.models.checkpointing import checkpoint_stages
@@ -154,7 +154,7 @@ class PretrainedTrunk(Trunk):
         except (RuntimeError, AssertionError, ValueError) as error:
             height, width = samples.shape[-2:]
             raise ConfigError(
-                f"'{self.options.arch}' cannot take images of {height} x {width} pixels ({str(error).splitlines()[0]})."
+                f"'{self.options.arch}' cannot take images of {height} x {width} pixels ({first_line(error)})."
                 f" Give an image size of {expected_side}, or a network for small images such as resnet18"
             ) from error
         finally:
@@ -198,7 +198,7 @@ def import_library(module: str, package: str) -> Any:
             raise ConfigError(f"{package} is not installed. Run `pip install {package}`, or use a built-in model") from None
         raise ConfigError(f"{package} cannot be imported: {error}. Install what is missing, or use a built-in model") from error
     except (ImportError, OSError, RuntimeError, AttributeError) as error:
-        reason = str(error).splitlines()[0]
+        reason = first_line(error)
         raise ConfigError(
             f"{package} does not work with the installed torch {torch.__version__} ({reason}). Install"
             f" both from the same place: `pip install --force-reinstall {package}`"

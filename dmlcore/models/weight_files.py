@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from dmlcore.errors import ConfigError, DataError
+from dmlcore.errors import ConfigError, DataError, first_line
 from dmlcore.files import code_in, write_atomically
 from dmlcore.models.weight_names import without_prefixes
 
@@ -117,7 +117,7 @@ def load_weights(
         try:
             weights = adapt(dict(weights))
         except Exception as error:  # the library's own conversion fails in any way for weights of another network
-            raise ConfigError(f"the weights in '{file}' are not of '{name}': {_first_line(error)}") from error
+            raise ConfigError(f"the weights in '{file}' are not of '{name}': {first_line(error)}") from error
     misfit = _misfit(weights, expected)
     if misfit:
         raise ConfigError(f"the weights in '{file}' are not of '{name}': the file {misfit}")
@@ -146,7 +146,3 @@ def _misfit(weights: Mapping[str, Any], expected: Mapping[str, Tensor]) -> str:
 
 def _shape(value: Any) -> Any:
     return getattr(value, "shape", None)
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]

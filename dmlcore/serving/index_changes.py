@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from dmlcore.data import pyarrow
-from dmlcore.errors import ConfigError
+from dmlcore.errors import ConfigError, first_line
 from dmlcore.locks import FolderLock
 from dmlcore.serving import conditions, index_kinds
 from dmlcore.serving.entries import Entries
@@ -45,7 +45,7 @@ def add_entries(folder: str | Path, entries: Entries, gpu: Gpu | None = None) ->
         try:
             table = arrow.concat_tables([index.table, new], promote_options="default")
         except (arrow.ArrowInvalid, arrow.ArrowTypeError) as error:
-            raise ConfigError(f"the columns do not fit those of the index: {str(error).splitlines()[0]}") from error
+            raise ConfigError(f"the columns do not fit those of the index: {first_line(error)}") from error
         replaced = _same_identity(index, entries)
         there = np.concatenate([_there(index), np.ones(len(entries), dtype=bool)])
         there[replaced] = False

@@ -20,7 +20,7 @@ import numpy as np
 
 from dmlcore import progress
 from dmlcore.data import pyarrow
-from dmlcore.errors import ConfigError, TrainingError
+from dmlcore.errors import ConfigError, TrainingError, first_line
 from dmlcore.files import make_folder, plain, remove_temporaries, sync_folder, write_atomically, write_error
 from dmlcore.locks import NAME as LOCK
 from dmlcore.seals import SealError, seal, unseal
@@ -238,7 +238,7 @@ def read_table(path: Path, count: int) -> Any:
         table = arrow.ipc.open_file(arrow.memory_map(str(path))).read_all()
         table.validate()
     except (OSError, ValueError) as error:
-        raise TrainingError(f"{path} cannot be read: {str(error).splitlines()[0]}. Build the index again") from error
+        raise TrainingError(f"{path} cannot be read: {first_line(error)}. Build the index again") from error
     if len(table) != count:
         raise TrainingError(f"{path} has {len(table):,} rows, but {count:,} are expected. Build the index again")
     return table

@@ -12,7 +12,7 @@ from dmlcore import trust
 from dmlcore.data import LabelledDataset, RecordedSplit, Splits, Table
 from dmlcore.data.crops import resize_for_test
 from dmlcore.data.images import Interpolation
-from dmlcore.errors import ConfigError, DataError
+from dmlcore.errors import ConfigError, DataError, first_line
 from dmlcore.evaluation import Metric
 from dmlcore.files import expanded
 from dmlcore.models import EmbeddingModel, weights_follow
@@ -88,7 +88,7 @@ class TrainedRun(Model):
             model.load_state_dict(state["model"])
         except (RuntimeError, TypeError, AttributeError) as error:
             raise ConfigError(
-                f"the checkpoint does not fit {self.folder.config}, which was changed since: {str(error).splitlines()[0]}"
+                f"the checkpoint does not fit {self.folder.config}, which was changed since: {first_line(error)}"
             ) from error
         model.trunk.merge()
         model.to(on_device).eval()

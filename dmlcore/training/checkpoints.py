@@ -18,7 +18,7 @@ from typing import Any
 import torch
 
 from dmlcore.data import KINDS_OF_DATA
-from dmlcore.errors import ConfigError, TrainingError
+from dmlcore.errors import ConfigError, TrainingError, first_line
 from dmlcore.files import code_in, sync_folder, write_atomically, write_error
 from dmlcore.seals import SealError, check_archive, seal_archive
 
@@ -339,5 +339,4 @@ def _is_state(value: Any) -> bool:
 def _first_line(error: Exception) -> str:
     if isinstance(error, EOFError):
         return "it is empty or cut off"
-    text = str(error).strip().splitlines()
-    return (text[0] if text else type(error).__name__)[:120]
+    return first_line(error)[:120]

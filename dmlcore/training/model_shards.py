@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from dmlcore.errors import ConfigError, of_all
+from dmlcore.errors import ConfigError, first_line, of_all
 from dmlcore.losses.parting import Part
 from dmlcore.models.stages import stages_of
 from dmlcore.ranks import Group, Layout, Shard
@@ -102,7 +102,7 @@ class ModelShards:
                 self._divide(whole, sample.device.type)
                 self._try(sample)
         except (AssertionError, AttributeError, NotImplementedError, RuntimeError, TypeError, ValueError) as error:
-            reason = (str(error) or type(error).__name__).splitlines()[0][:160]
+            reason = first_line(error)[:160]
             refusal = ConfigError(f"the model '{model.trunk.name}' cannot be divided ({reason}). Leave shard_model out")
             is_own = isinstance(error, torch.OutOfMemoryError)  # others may have more memory, and nobody else would tell
             raise refusal if is_own else of_all(refusal) from error

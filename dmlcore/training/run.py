@@ -18,7 +18,7 @@ from dmlcore import losses
 from dmlcore.data import Batches, RecordedSplit, batches
 from dmlcore.data.rotations import with_rotated_classes
 from dmlcore.data.views import with_views
-from dmlcore.errors import ConfigError, TrainingError
+from dmlcore.errors import ConfigError, TrainingError, first_line
 from dmlcore.evaluation import Metric
 from dmlcore.evaluation.evaluating import check_names
 from dmlcore.losses.parting import parts_of
@@ -378,9 +378,7 @@ class Run:
             self.load_state(state)
             self._restore_position(state)
         except Exception as error:  # whatever PyTorch and numpy make of values of wrong types and shapes
-            reason = (
-                f"it has no {error}" if isinstance(error, KeyError) else (str(error) or type(error).__name__).splitlines()[0]
-            )
+            reason = f"it has no {error}" if isinstance(error, KeyError) else first_line(error)
             raise TrainingError(
                 f"the checkpoint in {self.folder.checkpoints} does not fit the run ({reason[:160]});"
                 f" config.toml, the data or the checkpoint has changed since. Undo that, or start a new run."

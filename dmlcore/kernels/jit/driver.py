@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from dmlcore.errors import DmlcoreError
+from dmlcore.errors import DmlcoreError, first_line
 from dmlcore.kernels.jit import cache
 
 WHY_NO_CUPY = "losses compiled at run time need the package cupy on CUDA. Run `pip install 'dmlcore[gpu]'`"
@@ -98,7 +98,7 @@ def driver() -> Driver:
     try:
         cupy = importlib.import_module("cupy")
     except ImportError as error:
-        raise DmlcoreError(why_not_there() or str(error).strip().splitlines()[0]) from None
+        raise DmlcoreError(why_not_there() or first_line(error)) from None
     try:
         launch = ctypes.CDLL("libcuda.so.1").cuLaunchKernel
     except OSError:

@@ -34,9 +34,10 @@ def folds_of(split: RecordedSplit, count: int, seed: int) -> list[RecordedSplit]
     classes, sizes = np.unique(labels, return_counts=True)
     if len(classes) < least_classes(count) or (sizes > 1).sum() < count:
         most = min(len(classes) // LEAST, int((sizes > 1).sum()))
+        advice = f"Take at most {most} folds" if most > 1 else "These are too few for folds; leave folds at 1"
         raise ConfigError(
             f"folds is {count}, but there are {len(classes)} training and validation classes, {(sizes > 1).sum()} of them with"
-            f" two samples or more. {f'Take at most {most} folds' if most > 1 else 'These are too few for folds'}"
+            f" two samples or more. {advice}"
         )
     generator = np.random.default_rng((seed, 3))
     # Classes of one sample are spread on their own, so that each fold has something to find.

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 import dmlcore
-from dmlcore.errors import ConfigError, suggestion
+from dmlcore.errors import ConfigError, first_line, suggestion
 from dmlcore.models import (
     Pool,
     PretrainedOptions,
@@ -153,7 +153,7 @@ def _create(arch: str, expected: Any, size: tuple[int, ...]) -> nn.Module:
         except (TypeError, AssertionError, ValueError, RuntimeError) as error:
             side = expected.input_size[-1]
             raise ConfigError(
-                f"'{arch}' cannot be built for images of {size[0]} x {size[1]} pixels ({str(error).splitlines()[0]})."
+                f"'{arch}' cannot be built for images of {size[0]} x {size[1]} pixels ({first_line(error)})."
                 f" Give an image size of {side}"
             ) from error
 
