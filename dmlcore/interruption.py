@@ -54,6 +54,26 @@ def handled_by(handle: Callable[[int, FrameType | None], None]) -> Iterator[None
             signal.signal(number, before[number])
 
 
+@contextlib.contextmanager
+def unhandled() -> Iterator[None]:
+    """Let the signals end the process at once inside the block, which waits in C++, where no handler of Python would be called.
+    Those that are ignored stay so.
+
+    Does nothing outside the main thread, which alone may handle signals.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = {number: handler for number in SIGNALS if callable(handler := signal.getsignal(number))}
+    for number in before:
+        signal.signal(number, signal.SIG_DFL)
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
 def interrupt(number: int, frame: FrameType | None = None) -> None:
     """A handler: end at once.
 

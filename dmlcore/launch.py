@@ -14,6 +14,8 @@ from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 from dmlcore.errors import ConfigError
+from dmlcore.interruption import unhandled
+from dmlcore.meeting import met
 
 START = datetime.timedelta(minutes=30)
 """How long processes wait for the slowest to start and to open its data."""
@@ -110,6 +112,10 @@ def join(device: str) -> None:
 
     Args:
         device: its type. CUDA takes NCCL, everything else gloo.
+
+    Raises:
+        ConfigError: this PyTorch has no torch.distributed.
+        TrainingError: some of the processes have not started.
     """
     from torch import distributed
 
@@ -120,11 +126,13 @@ def join(device: str) -> None:
     if _is_step():
         _meet_by_slurm()
     names: Any = distributed  # which its stubs leave out
-    store, rank, size = next(names.rendezvous("env://", timeout=START))
-    # a launcher may give processes that it starts again the store of those that died, with their addresses
-    store = names.PrefixStore(f"dmlcore/{restarts()}", store)
     backend = "nccl" if device == "cuda" else "gloo"
-    distributed.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=START)
+    with unhandled():
+        store, rank, size = next(names.rendezvous("env://", timeout=START))
+        # a launcher may give processes that it starts again the store of those that died, with their addresses
+        name = met(names.PrefixStore("dmlcore", store), rank, size, START)
+        store = names.PrefixStore(f"dmlcore/{name}", store)
+        distributed.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=START)
 
 
 def words_of_a_process(words: Sequence[str]) -> list[str]:

@@ -25,6 +25,7 @@ FLOORS = {
     "version": 0,
     "files": 1,
     "interruption": 1,
+    "meeting": 1,
     "allocation": 1,
     "progress": 1,
     "seals": 1,

@@ -92,8 +92,10 @@ def train(
         values, objects = parted(data, model, losses, values)
         config = RunConfig.create(**values).with_objects(objects)
     with together(config.settings.run) as processes:
-        if processes is not None and launch.restarts() and processes.same(out is not None and RunFolder(Path(out)).is_begun):
-            assert out is not None  # torchrun has started the same command again
+        # of several machines each counts for itself how often torchrun has started the same command again
+        is_again = processes is not None and processes.highest(launch.restarts())[0] > 0
+        if processes is not None and is_again and processes.same(out is not None and RunFolder(Path(out)).is_begun):
+            assert out is not None
             return _resume(out, checkpoint, trusts_plugins, loggers, {}, config.objects, processes)
         folder = folder_for(processes, functools.partial(RunFolder.choose, out, names_of_losses(config)))
         with plugins.blaming():
