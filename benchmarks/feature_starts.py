@@ -28,7 +28,6 @@ features.
 
 from __future__ import annotations
 
-import json
 import os
 import statistics
 import tempfile
@@ -39,6 +38,7 @@ from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
+from benchmarks import rows as kept_rows
 from benchmarks.defaults.sets import SETS, DataSet, prepare
 from benchmarks.markdown import table
 from dmlcore.reports.intervals import mean_and_half
@@ -153,9 +153,7 @@ def _blend(out: Path) -> dict[str, Any]:
 
 def read(file: Path = RESULTS) -> Rows:
     """The results so far."""
-    lines = file.read_text().splitlines() if file.exists() else []
-    rows = [json.loads(line) for line in lines if line.endswith("}")]
-    return {(row["data"], row["arm"], row["seed"]): row for row in rows}
+    return {(row["data"], row["arm"], row["seed"]): row for row in kept_rows.read(file)}
 
 
 def run(folder: Path, processes: int, tell: Callable[[str], None], file: Path = RESULTS) -> Rows:
@@ -173,16 +171,14 @@ def run(folder: Path, processes: int, tell: Callable[[str], None], file: Path = 
     cells = [(data, arm, seed) for seed in range(SEEDS) for data in there for arm in ARMS]
     cells += [(data, arm, seed) for seed in FRESH for data in there for arm in CONFIRMED]
     missing = [(data, arm, seed) for data, arm, seed in cells if (data.name, arm, seed) not in rows]
-    file.parent.mkdir(parents=True, exist_ok=True)
-    with ProcessPoolExecutor(processes, mp_context=get_context("spawn")) as pool, file.open("a") as out:
+    with ProcessPoolExecutor(processes, mp_context=get_context("spawn")) as pool, kept_rows.appending(file) as append:
         futures = [
             pool.submit(_cell, data.name, str(prepare(data, seed, folder, work)), arm, seed) for data, arm, seed in missing
         ]
         for number, future in enumerate(as_completed(futures), 1):
             for row in future.result():
                 rows[row["data"], row["arm"], row["seed"]] = row
-                out.write(json.dumps(row) + "\n")
-            out.flush()
+                append(row)
             own = future.result()[0]
             tell(f"{own['data']:14} {own['arm']:26} seed {own['seed']}  validation {own['validation']['MAP@R']:5.1f}"
                  f"  ({number} of {len(missing)})")  # fmt: skip

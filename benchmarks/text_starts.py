@@ -11,7 +11,6 @@ trunk of trigrams if its test MAP@R is above that of `today` on every data set.
 
 from __future__ import annotations
 
-import json
 import os
 import statistics
 import tempfile
@@ -22,6 +21,7 @@ from typing import Any
 from benchmarks.defaults.sets import SETS, DataSet, prepare
 from benchmarks.feature_starts import Rows, read, trained
 from benchmarks.markdown import table
+from benchmarks.rows import appending
 
 RESULTS = Path(__file__).parent / "results" / "text_starts.jsonl"
 SEEDS = 2
@@ -54,7 +54,7 @@ def run(folder: Path, tell: Callable[[str], None], file: Path = RESULTS) -> Rows
     rows = read(file)
     work = Path(tempfile.gettempdir()) / f"dmlcore-defaults-{os.getuid()}"
     there = [data for data in TEXTS.values() if (folder / data.file).exists()]
-    with file.open("a") as out:
+    with appending(file) as append:
         for seed in range(SEEDS):
             for data in there:
                 for arm, settings in ARMS.items():
@@ -65,8 +65,7 @@ def run(folder: Path, tell: Callable[[str], None], file: Path = RESULTS) -> Rows
                         source = str(prepare(data, seed, folder, work))
                         row = trained(data.name, source, arm, seed, settings, Path(place) / "run")
                     rows[data.name, arm, seed] = row
-                    out.write(json.dumps(row) + "\n")
-                    out.flush()
+                    append(row)
                     tell(f"{data.name:14} {arm:20} seed {seed}  validation {row['validation']['MAP@R']:5.1f}")
     return rows
 

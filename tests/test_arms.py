@@ -155,5 +155,6 @@ def test_results_are_kept_and_a_cut_line_is_run_again(
     cell = plan.single("intents", "features", "ms", 0)
     file.write_text(json.dumps(rows[cell.key]) + "\n" + '{"cut')
     pool = runs.Pool(file, folder, tmp_path, 1, 1.0)
-    assert pool.run([cell]) and capsys.readouterr().out == ""
+    printed = capsys.readouterr()
+    assert pool.run([cell]) and printed.err == f"{file}: line 2 is damaged and was skipped\n" and printed.out == ""
     assert not runs.Pool(file, folder, tmp_path, 1, 1e-9).run([plan.single("intents", "features", "sup_con", 0)])

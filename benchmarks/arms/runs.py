@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import statistics
 import sys
@@ -15,6 +14,7 @@ from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
+from benchmarks import rows as kept_rows
 from benchmarks.arms import plan
 from benchmarks.arms.data import prepare
 from benchmarks.arms.plan import ARMS, DATA, RANKED, SINGLES, Cell
@@ -26,9 +26,7 @@ Rows = dict[Key, dict[str, Any]]
 
 def read(file: Path) -> Rows:
     """The results so far; a line that a crash cut is left out."""
-    lines = file.read_text().splitlines() if file.exists() else []
-    rows = [json.loads(line) for line in lines if line.endswith("}")]
-    return {(row["data"], row["arm"], row["system"], row["seed"]): row for row in rows}
+    return {(row["data"], row["arm"], row["system"], row["seed"]): row for row in kept_rows.read(file)}
 
 
 def train_cell(cell: Cell, file: str) -> dict[str, Any]:
@@ -111,13 +109,13 @@ class Pool:
     def run(self, wanted: Iterable[Cell]) -> bool:
         """False: the time was up before the end."""
         waiting = [cell for cell in wanted if cell.key not in self.rows]
-        self.file.parent.mkdir(parents=True, exist_ok=True)
         os.environ["OMP_NUM_THREADS"] = "1"
         root = str(Path(__file__).parents[2])  # children take over the path, and must find this module
         if root not in sys.path:
             sys.path.append(root)
         queue, running, done = iter(waiting), set[Future[dict[str, Any]]](), 0
-        with ProcessPoolExecutor(self.processes, mp_context=get_context("spawn")) as pool, self.file.open("a") as out:
+        processes = ProcessPoolExecutor(self.processes, mp_context=get_context("spawn"))
+        with processes as pool, kept_rows.appending(self.file) as append:
             while True:
                 while len(running) < self.processes and time.monotonic() < self.ends and (cell := next(queue, None)):
                     data = str(prepare(cell.data, cell.seed, self.folder, self.work))
@@ -128,8 +126,7 @@ class Pool:
                 for future in finished:
                     row = future.result()
                     self.rows[row["data"], row["arm"], row["system"], row["seed"]] = row
-                    out.write(json.dumps(row) + "\n")
-                    out.flush()
+                    append(row)
                     done += 1
                     print(f"{row['data']:15} {row['arm']:14} {row['system']:18} seed {row['seed']}  validation"
                           f" {row['figures']['served']['validation']['MAP@R']:5.1f}  {row['cpu_seconds']:5.1f} s"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import tempfile
 import time
@@ -11,6 +10,7 @@ from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
+from benchmarks import rows as kept_rows
 from benchmarks.defaults.candidates import EXPLAINED, SEEDS, Candidate, candidates, explaining, tricked
 from benchmarks.defaults.outside import Outside, plain_loops
 from benchmarks.defaults.sets import DataSet, prepare
@@ -52,8 +52,7 @@ def _figures(metrics: dict[str, float]) -> dict[str, float]:
 
 def read(file: Path) -> dict[Key, dict[str, Any]]:
     """The results so far."""
-    rows = [json.loads(line) for line in file.read_text().splitlines() if line.endswith("}")] if file.exists() else []
-    return {(row["data"], row["candidate"], row["seed"]): row for row in rows}
+    return {(row["data"], row["candidate"], row["seed"]): row for row in kept_rows.read(file)}
 
 
 def jobs(sets: list[DataSet], picture_rate: float | None) -> list[tuple[DataSet, Candidate | Outside, int]]:
@@ -83,9 +82,8 @@ def run(sets: list[DataSet], picture_rate: float | None, file: Path, folder: Pat
     waiting = [job for job in jobs(sets, picture_rate) if (job[0].name, job[1].name, job[2]) not in complete]
     os.environ["OMP_NUM_THREADS"] = "1"
     os.environ["PYTHONPATH"] = os.pathsep.join([str(Path(__file__).parents[2]), os.environ.get("PYTHONPATH", "")])
-    file.parent.mkdir(parents=True, exist_ok=True)
     # a fresh interpreter for each process, so that a run does not depend on those before it
-    with ProcessPoolExecutor(processes, mp_context=get_context("spawn")) as pool, file.open("a") as out:
+    with ProcessPoolExecutor(processes, mp_context=get_context("spawn")) as pool, kept_rows.appending(file) as append:
         queue, running, done = iter(waiting), set[Future[dict[str, Any]]](), 0
         while True:
             while len(running) < processes and (job := next(queue, None)) is not None:
@@ -96,8 +94,7 @@ def run(sets: list[DataSet], picture_rate: float | None, file: Path, folder: Pat
             finished, running = wait(running, return_when=FIRST_COMPLETED)
             for future in finished:
                 row = future.result()
-                out.write(json.dumps(row) + "\n")
-                out.flush()
+                append(row)
                 done += 1
                 figures = f"validation {row['validation']['MAP@R']:5.1f}  test {row['test']['MAP@R']:5.1f}"
                 print(f"{row['data']:15} {row['candidate']:70} seed {row['seed']}  {figures}"

@@ -17,6 +17,7 @@ from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
+from benchmarks import rows as kept_rows
 from benchmarks.ensembles.arms import LENGTH, LOSSES, Arm, arms, members, order
 from benchmarks.ensembles.data import Data, prepare
 
@@ -149,16 +150,13 @@ class Runs:
     ) -> None:
         self.file, self.folder, self.work, self.processes, self.steps = file, folder, work, processes, steps
         self.ends = time.monotonic() + 60 * minutes if minutes else float("inf")
-        lines = file.read_text().splitlines() if file.exists() else []
-        rows = [json.loads(line) for line in lines if line.endswith("}")]
-        self.rows = {(row["data"], row["stage"], row["arm"], row["seed"]): row for row in rows}
+        self.rows = {(row["data"], row["stage"], row["arm"], row["seed"]): row for row in kept_rows.read(file)}
 
     def run(self, jobs: Iterable[Job], datas: dict[str, Data]) -> bool:
         """Run what is missing; False when the time is up before the end."""
         waiting = [job for job in jobs if job.key not in self.rows]
         if not waiting:
             return True
-        self.file.parent.mkdir(parents=True, exist_ok=True)
         for data, seed in dict.fromkeys((job.data, job.seed) for job in waiting):
             prepare(datas[data], seed, self.folder, self.work)
         os.environ["OMP_NUM_THREADS"] = "1"
@@ -166,7 +164,8 @@ class Runs:
         if root not in sys.path:
             sys.path.append(root)
         # a fresh interpreter for each, so that a run does not depend on those before it
-        with ProcessPoolExecutor(self.processes, mp_context=get_context("spawn")) as pool, self.file.open("a") as out:
+        processes = ProcessPoolExecutor(self.processes, mp_context=get_context("spawn"))
+        with processes as pool, kept_rows.appending(self.file) as append:
             queue = iter(waiting)
             running = {self._submit(pool, job, datas) for job in itertools.islice(queue, self.processes)}
             done = 0
@@ -175,8 +174,7 @@ class Runs:
                 running.discard(finished)
                 row = finished.result()
                 self.rows[(row["data"], row["stage"], row["arm"], row["seed"])] = row
-                out.write(json.dumps(row) + "\n")
-                out.flush()
+                append(row)
                 done += 1
                 print(
                     f"{row['data']:14} {row['stage']:8} {row['arm']:38} seed {row['seed']}  validation"
