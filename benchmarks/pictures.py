@@ -1,5 +1,5 @@
 """`python -m benchmarks pictures`: training on pictures in single and in half precision, and a pretrained trunk against itself
-before training. The page is docs/reports/pictures.md.
+before training. The page is docs/reports/pictures.md; its part on queries and a gallery comes from `retrieval`.
 """
 
 from __future__ import annotations
@@ -10,6 +10,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from benchmarks import retrieval
+from benchmarks.markdown import fill
 from dmlcore.files import write_atomically
 from dmlcore.reports.intervals import mean_and_half
 
@@ -103,8 +105,12 @@ def _interval(values: list[float]) -> str:
 
 def main(folder: Path | None, weights: Path | None, only_page: bool) -> None:
     """Run what is missing and fill the page."""
+    if not only_page and folder and weights:
+        retrieval.run(folder, weights, print)
     results = json.loads(RESULTS.read_text()) if only_page else run(folder, weights, print)
     head, _, rest = PAGE.read_text().partition("<!-- results -->\n")
     _, _, tail = rest.partition("<!-- end -->")
     PAGE.write_text(f"{head}<!-- results -->\n{page(results)}\n<!-- end -->{tail}")
+    retrieved = retrieval.read()
+    fill(PAGE, lambda name, _: retrieval.BLOCKS[name](retrieved))
     print(PAGE)
