@@ -12,7 +12,8 @@ from torch import nn
 from dmlcore import plugins
 from dmlcore.config import build_options, check_range
 from dmlcore.errors import ConfigError, PluginError
-from dmlcore.models.embedding import EmbeddingModel, HeadNorm
+from dmlcore.models.embedding import EmbeddingModel
+from dmlcore.models.heads import HeadNorm
 from dmlcore.models.naming import find_trunk
 from dmlcore.models.python_model import PythonModel
 from dmlcore.models.trunks import Trunk

@@ -10,13 +10,13 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from dmlcore.errors import ConfigError
+from dmlcore.models.heads import BlockHeads, HeadNorm, make_head
 from dmlcore.models.trunks import Trunk
 
 if TYPE_CHECKING:
     from dmlcore.ensemble import Compressor
 
 Served = Literal["whole", "compressed", "student"]
-HeadNorm = Literal["none", "layer", "batch"]
 
 
 class EmbeddingModel(nn.Module):
@@ -38,6 +38,7 @@ class EmbeddingModel(nn.Module):
         head_hidden: units of a hidden ReLU layer of the head. 0: the head is linear. None: as many as the trunk has features.
         heads: m >= 1.
         head_names: of the heads, for reports.
+        heads_see_blocks: each head sees another block of the trunk (`BlockHeads`); else every one sees all features.
         shows_features: the losses see the trunk's features too, in the last columns of what `forward` gives.
         student: length of the student's embedding; 0: none.
         distill_heads: lengths of wide heads that teach the embedding. They are there in training only.
@@ -66,6 +67,7 @@ class EmbeddingModel(nn.Module):
         head_hidden: int | None = 0,
         heads: int = 1,
         head_names: Sequence[str] = (),
+        heads_see_blocks: bool = False,
         shows_features: bool = False,
         student: int = 0,
         distill_heads: Sequence[int] = (),
@@ -76,8 +78,10 @@ class EmbeddingModel(nn.Module):
         super().__init__()
         self.trunk = trunk
         hidden = trunk.features if head_hidden is None else head_hidden
-        if has_head:
-            self.head = _head(trunk.features, heads * embedding_dim, head_norm, hidden)
+        if has_head and heads_see_blocks:
+            self.head = BlockHeads(trunk.block_features, heads, embedding_dim, head_norm, hidden, trunk.name)
+        elif has_head:
+            self.head = make_head(trunk.features, heads * embedding_dim, head_norm, hidden)
         elif heads > 1 or trunk.features != embedding_dim:
             raise ConfigError(
                 f"without a head there is one embedding of the model's {trunk.features} columns, but {heads} of {embedding_dim}"
@@ -89,13 +93,14 @@ class EmbeddingModel(nn.Module):
         self.head_hidden = hidden if has_head else 0
         self.heads = heads
         self.head_names = list(head_names) or [str(number) for number in range(1, heads + 1)]
+        self.heads_see_blocks = heads_see_blocks
         self.head_dim = embedding_dim
         self.normalize = normalize
         self.shows_features = shows_features
         if heads > 1:
             self.register_buffer("shares", torch.full((heads,), 1.0 / heads))
         self.student = nn.Linear(trunk.features, student) if student else None
-        self.distill_heads = nn.ModuleList(_head(trunk.features, length, "none", length) for length in distill_heads)
+        self.distill_heads = nn.ModuleList(make_head(trunk.features, length, "none", length) for length in distill_heads)
         self.distill_lengths = [*distill_heads, *([trunk.features] if distills_features else [])]
         self.distills_features = distills_features
         self.compressor = compressor
@@ -241,14 +246,3 @@ class EmbeddingModel(nn.Module):
 def _unit(vectors: Tensor) -> Tensor:
     """Unit vectors along the last axis, in float32 at least: in half precision the square of a large component overflows."""
     return functional.normalize(vectors.to(torch.promote_types(vectors.dtype, torch.float32)), dim=-1)
-
-
-def _head(features: int, length: int, norm: HeadNorm, hidden: int) -> nn.Module:
-    """A linear map, behind what else there is: a normalisation, and a hidden layer."""
-    layers: list[nn.Module] = []
-    if norm != "none":
-        layers.append(nn.LayerNorm(features) if norm == "layer" else nn.BatchNorm1d(features))
-    if hidden:
-        layers += [nn.Linear(features, hidden), nn.ReLU()]
-    last = nn.Linear(hidden or features, length)
-    return nn.Sequential(*layers, last) if layers else last

@@ -22,6 +22,8 @@ class Trunk(nn.Module, ABC):
 
     Attributes:
         features: columns of what `forward` returns; set by the constructor.
+        block_features: columns of each block of the network in these, the deepest last, where the features of several blocks
+            stand side by side; set by the constructor. Empty: they are one piece.
     """
 
     name: ClassVar[str]
@@ -34,6 +36,7 @@ class Trunk(nn.Module, ABC):
     """The option that stands for a network of a library: with `arch`, `--model NAME/resnet18` is this trunk with
     `arch = resnet18`. So a trunk owns all names that begin with its own and a slash. Empty: it owns no such names."""
     features: int
+    block_features: tuple[int, ...] = ()
 
     def __init__(self, options: Any, sample_shape: tuple[int, ...]) -> None:
         super().__init__()

@@ -44,6 +44,8 @@ class Settings:
             raise ConfigError(
                 f"start is race, but {reason}: it compares one embedding of features by steps. Leave one of them out"
             )
+        if self.ensemble.heads_see == "blocks" and self.model.head_start == "principal":
+            raise ConfigError("head_start is principal, but heads_see is blocks: only heads that see all features begin so")
         names, weights = self.losses.names, self.ensemble.weights
         if weights is None:
             return

@@ -18,6 +18,9 @@ class EnsembleSettings:
     """`shared`: one embedding for all losses; `heads`: a linear head for each. The published methods: `wel` is `shared` with
     learned weights and classifiers on the trunk's features, `wedl` is `heads` with learned weights and a diversity term.
     Without `plugins` these join the four published losses with their prior weights."""
+    heads_see: Literal["all", "blocks"] = "all"
+    """What each head sees of the trunk: `all` features, or `blocks`: the first loss the deepest block, the next one the block
+    before it, and so on. The trunk must give several blocks: `--conv.pooled-blocks 3`."""
     weighting: str | None = None
     """How the losses are weighed against each other (default: gradients of equal norm for several losses on one embedding,
     unless `weights` are given or one is a regulariser of norms; learned weights with `wel` and `wedl`; else fixed ones)."""
@@ -41,6 +44,8 @@ class EnsembleSettings:
             check_range("shares", share, least=0)
         if self.shares is not None and not (self.has_heads and sum(self.shares) > 0):
             raise ConfigError("shares are of heads: they need ensemble = heads or wedl, and a sum above 0")
+        if self.heads_see == "blocks" and not self.has_heads:
+            raise ConfigError("heads_see is blocks, which needs a head per loss: ensemble = heads or wedl")
         check_range("diversity_weight", self.diversity_weight, least=0)
         if self.diversity not in (None, "off") and not self.has_heads:
             raise ConfigError("diversity needs a head per loss: ensemble = heads or wedl")

@@ -76,8 +76,9 @@ class Conv(Trunk):
             self.ends.append(len(layers))
         self.blocks = nn.Sequential(*layers)
         self.pool = None if options.pool == "auto" else Pool(options.pool)
-        pooled = sum(options.channels[-options.pooled_blocks :])
-        self.features = 2 * pooled if self.pool is None else pooled
+        pooled = options.channels[-options.pooled_blocks :]
+        self.block_features = tuple(2 * channels if self.pool is None else channels for channels in pooled)
+        self.features = sum(self.block_features)
         self.computes_again = False  # the blocks, in the backward pass
 
     def checkpoint_gradients(self) -> None:
