@@ -105,6 +105,8 @@ def rows() -> runs.Rows:
 
 def test_the_best_single_loss_is_chosen_on_validation(rows: runs.Rows) -> None:
     assert runs.best_single(rows, "glyphs") == "ms"
+    assert rule.control(ARMS["layers"], "same") == ("layers", "same")
+    assert rule.control(ARMS["layers"], "wide") == ("blocks", "wide")
     del rows["glyphs", "single", "circle", 0]
     assert runs.best_single(rows, "glyphs") is None
 
@@ -128,6 +130,11 @@ def test_a_trick_enters_the_default_by_gain_worst_and_cost(rows: runs.Rows) -> N
     gain = rule.compare(rows, ("mixed", "default"), ("plain", "default"))
     p = rule.corrected([gain, rule.Comparison({})])
     assert p[0] < 0.05 and np.isnan(p[1])
+    weak = rule.Comparison({"glyphs": [1.0], "emoji": [2.0], "intents": [4.0]})
+    alone = rule.corrected([gain, weak])
+    assert alone[1] == pytest.approx(weak.p) and alone[0] == pytest.approx(2 * gain.p)
+    # what is added later is corrected over all, and changes nothing for those before it
+    assert rule.corrected([weak, gain], [False, True]) == pytest.approx([weak.p, 2 * gain.p])
     assert rule.changes_default(gain, p[0], 1.5) and not rule.changes_default(gain, p[0], 1.6)
     assert not rule.changes_default(gain, 0.06, 1.0)
     assert not rule.changes_default(rule.Comparison({**gain.by_data, "emoji": [-1.6]}), p[0], 1.0)

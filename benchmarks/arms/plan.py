@@ -1,4 +1,5 @@
-"""What is compared, and how it is decided. This file was written before any of its test figures existed.
+"""What is compared, and how it is decided. This file was written before any of its test figures existed, and each
+addition before its own.
 
 **Systems.** All serve 64 numbers, compressed by PCA from 255 or 256.
 
@@ -30,6 +31,12 @@ at most `MOST_COST` times the CPU time. A trick for pictures alone is judged on 
 
 **After training.** Whitening within classes, and re-ranking, are applied to the plain runs. They have rows of their own.
 Re-ranking sees the other test samples, so it is compared with nothing else.
+
+**Additions.** An arm that is `added` was registered after the first table had been read, and before any figure of its own. Both
+rules judge it, by Holm's correction over all arms, first and added ones. The first arms keep the correction among themselves.
+
+- `layers`: the losses in three heads of 85, each of which sees another of three blocks: the first loss the deepest one. `same`
+  has it too. `wide` cannot have it, and is that of `blocks`, whose one embedding sees all three blocks. Pictures, 3 seeds.
 """
 
 from __future__ import annotations
@@ -87,6 +94,7 @@ class Arm:
         controls: name of the arm whose `same` and `wide` it is compared with, where it has none of its own.
         pictures_only: needs pictures.
         late: is run after the others, since it costs more.
+        added: after the first table was read.
     """
 
     name: str
@@ -96,6 +104,7 @@ class Arm:
     controls: str = "plain"
     pictures_only: bool = False
     late: bool = False
+    added: bool = False
 
 
 _BLOCKS: dict[str, Any] = {"conv": {"pooled_blocks": 3}}
@@ -119,6 +128,8 @@ ARMS = {
             ("heads", "same"), late=True),
         Arm("average", "running average of the weights (`--average 0.99`)", ("default", "wide"), {"average": 0.99}, late=True),
         Arm("blocks, turns", "both", _TRIPLE, {**_BLOCKS, **_TURNS}, pictures_only=True, late=True),
+        Arm("layers", "each head sees another of three blocks (`--heads-see blocks`)", ("heads", "same"),
+            {**_BLOCKS, "heads_see": "blocks"}, controls="blocks", pictures_only=True, late=True, added=True),
     )
 }  # fmt: skip
 AFTER = {

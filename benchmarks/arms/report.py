@@ -53,7 +53,7 @@ def data_sets(rows: Rows) -> str:
     for data in DATA:
         seeds = rule.seeds_of(rows, data, ("plain", "default"))
         raw = [rows[data, "plain", "default", seed]["figures"]["raw"]["test"]["MAP@R"] for seed in seeds]
-        own = [arm for arm in ARMS.values() if plan.applies(arm, SETS[data].kind)]
+        own = [arm for arm in ARMS.values() if plan.applies(arm, SETS[data].kind) and not arm.added]
         counts = [len(rule.seeds_of(rows, data, (arm.name, arm.systems[0]))) for arm in own]
         average = statistics.fmean(raw) if raw else math.nan
         most, least = max(counts), min(counts)
@@ -105,7 +105,7 @@ def leads(rows: Rows) -> str:
         name = _name(verdict.arm.name, verdict.system)
         for other, comparison in (("same", verdict.same), ("wide", verdict.wide)):
             if comparison.by_data:
-                trick = "" if other in verdict.arm.systems else " (plain)"
+                trick = "" if other in verdict.arm.systems else f" ({verdict.arm.controls})"
                 entries = [_entry(comparison, data) for data in DATA]
                 lines.append([f"{name} - {other}{trick}", *entries, _over_data(comparison), "", ""])
         if verdict.lead.by_data:
@@ -135,7 +135,8 @@ def default(rows: Rows) -> str:
     every = rule.tricks()
     compared = [rule.compare(rows, (arm.name, system), ("plain", "default")) for arm, system in every]
     lines = []
-    for (arm, system), gain, p in zip(every, compared, rule.corrected(compared), strict=True):
+    corrections = rule.corrected(compared, [arm.added for arm, _ in every])
+    for (arm, system), gain, p in zip(every, compared, corrections, strict=True):
         if gain.by_data:
             cost = rule.cost(rows, (arm.name, system))
             least = min(gain.means, key=lambda data: gain.means[data])

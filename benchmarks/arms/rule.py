@@ -103,12 +103,20 @@ def ensembles() -> list[tuple[Arm, str]]:
     return [(arm, system) for arm in ARMS.values() for system in arm.systems if system in ENSEMBLES]
 
 
-def corrected(comparisons: Sequence[Comparison]) -> list[float]:
-    """Their p-values after Holm's correction; NaN stays."""
+def corrected(comparisons: Sequence[Comparison], added: Sequence[bool] | None = None) -> list[float]:
+    """Their p-values after Holm's correction; NaN stays.
+
+    Args:
+        comparisons: a family.
+        added: which of them joined it later. These are corrected over all, and the others among themselves. None: none.
+    """
     p = np.array([comparison.p for comparison in comparisons])
+    first = ~np.array(added if added is not None else [False] * len(p), dtype=bool)
     tested = ~np.isnan(p)
-    p[tested] = holm(p[tested])
-    return p.tolist()
+    over_all = p.copy()
+    over_all[tested] = holm(p[tested])
+    p[tested & first] = holm(p[tested & first])
+    return np.where(first, p, over_all).tolist()
 
 
 @dataclass(frozen=True)
@@ -143,7 +151,8 @@ def verdicts(rows: Rows) -> list[Verdict]:
     every = ensembles()
     leads = [on_better_control(rows, arm, system) for arm, system in every]
     judged = []
-    for (arm, system), lead, p in zip(every, leads, corrected(leads), strict=True):
+    corrections = corrected(leads, [arm.added for arm, _ in every])
+    for (arm, system), lead, p in zip(every, leads, corrections, strict=True):
         same, wide = (compare(rows, (arm.name, system), control(arm, name)) for name in ("same", "wide"))
         ahead = [data for data in DATA if same.ahead(data) and wide.ahead(data)]
         pictures = sum(SETS[data].kind == "images" for data in ahead)
