@@ -179,6 +179,18 @@ def test_large_classes(level) -> None:
 
 
 @built
+@pytest.mark.parametrize("level", LEVELS)
+def test_one_similarity_far_from_all_others(level) -> None:
+    """Positives that crowd in a cell or two of their range, and some that are all equal."""
+    extension.cpu().use_level(level)  # type: ignore[union-attr]
+    x, y = map(torch.from_numpy, whole_numbers(900, 1, 2))
+    x[:2] *= 32768  # exact in float32 all the same
+    x[2:200], y[2:200] = 1.0, 2
+    expected = plain.rank_positives(x, y, None, None, KS, "dot")
+    torch.testing.assert_close(neighbours.rank_positives(x, y, None, None, KS, "dot"), expected, rtol=0, atol=1e-13)
+
+
+@built
 def test_repeats_bit_by_bit_whatever_threads_and_blas() -> None:
     x, y = map(torch.from_numpy, random_set(700, 24, 60))
     torch.set_num_threads(1)

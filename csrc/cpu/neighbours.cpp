@@ -8,6 +8,7 @@
 #include <omp.h>
 #include <cstring>
 
+#include "cpu/intervals.h"
 #include "dml/vector.h"
 
 DML_BEGIN
@@ -20,7 +21,9 @@ constexpr int kTileRows = 6;
 constexpr int kTileRows = 4;
 #endif
 constexpr int64_t kMostGroups = 8;                                     // groups of kTileRows in a block of rows
+constexpr int64_t kMostGroupsOfMany = 2;                               // where rows have tables of their many positives
 constexpr int64_t kBlockBytes = 384 << 10;                             // a block of rows stays in the second-level cache
+constexpr int64_t kList = 1024;                                        // similarities of a row that wait for its table
 
 template <class T> using Count = typename CountOf<T>::type;
 template <class T> constexpr int64_t kWidth = 2 * Native<T>::lanes;
@@ -73,14 +76,23 @@ template <class T> static inline __attribute__((always_inline)) void product(con
   }
 }
 
+// Whether any query of the run has so many positives that they are looked up.
+template <class T> static bool has_many(const Ranking<T>& p) {
+  for (int64_t panel = p.q0 / kWidth<T>; panel * kWidth<T> < p.q1; ++panel)
+    if (p.spread[panel] > 0) return true;
+  return false;
+}
+
 template <class T> static int64_t groups_of(const Ranking<T>& p) {
   const int64_t fit = kBlockBytes / int64_t(sizeof(T)) / (kTileRows * most_of(p.D, 1));
-  return most_of(1, least(kMostGroups, fit));
+  return most_of(1, least(has_many(p) ? kMostGroupsOfMany : kMostGroups, fit));
 }
 
 template <class T> struct Workspace {
-  T *rows, *block, *list;
+  static constexpr int64_t list_room = kList + kWidth<T> + Native<T>::lanes;
+  T *rows, *block, *lists;  // lists: [row][list_room]
   Count<T>* row_counts;  // [row][positive][register]
+  uint16_t* cells;  // [row][kCells]
   int64_t bytes;
 
   Workspace(const Ranking<T>& p, int64_t widest, unsigned char* base) {
@@ -93,8 +105,10 @@ template <class T> struct Workspace {
     const int64_t block_rows = groups_of(p) * kTileRows;
     rows = reinterpret_cast<T*>(take(block_rows * p.D * int64_t(sizeof(T))));
     block = reinterpret_cast<T*>(take(block_rows * kWidth<T> * int64_t(sizeof(T))));
-    list = reinterpret_cast<T*>(take((block_rows + kWidth<T> + Native<T>::lanes) * int64_t(sizeof(T))));
     row_counts = reinterpret_cast<Count<T>*>(take(block_rows * widest * DML_WIDTH));
+    const int64_t many_rows = has_many(p) ? block_rows : 0;
+    lists = reinterpret_cast<T*>(take(many_rows * list_room * int64_t(sizeof(T))));
+    cells = reinterpret_cast<uint16_t*>(take(many_rows * kCells * int64_t(sizeof(uint16_t))));
     bytes = at - base;
   }
 };
@@ -171,81 +185,19 @@ template <class T> static void positives(const Ranking<T>& p) {
   });
 }
 
-// How many of a register of thresholds, in descending order, are above s.
-DML_FN int64_t above(const float* t, float s) {
-#if defined(__AVX512F__)
-  return __builtin_ctz(~unsigned(_mm512_cmp_ps_mask(_mm512_loadu_ps(t), _mm512_set1_ps(s), _CMP_GT_OQ)));
-#elif defined(__AVX__)
-  return __builtin_ctz(~unsigned(_mm256_movemask_ps(_mm256_cmp_ps(_mm256_loadu_ps(t), _mm256_set1_ps(s), _CMP_GT_OQ))));
-#elif defined(__SSE2__)
-  return __builtin_ctz(~unsigned(_mm_movemask_ps(_mm_cmpgt_ps(_mm_loadu_ps(t), _mm_set1_ps(s)))));
-#else
-  int64_t n = 0;
-  for (int q = 0; q < Native<float>::lanes; ++q) n += t[q] > s;
-  return n;
-#endif
-}
-DML_FN int64_t above(const double* t, double s) {
-  int64_t n = 0;
-  for (int q = 0; q < Native<double>::lanes; ++q) n += t[q] > s;
-  return n;
-}
-
-// Adds each listed similarity to its interval: intervals[k] counts t[k] <= s < t[k - 1]. None may lie below all leaves.
-template <class T, int Levels> static void descend(const T* list, int64_t n, const T* const* level, Count<T>* intervals) {
-  constexpr int lanes = Native<T>::lanes;
-  for (int64_t q = 0; q < n; ++q) {
-    int64_t place = 0;
-#pragma GCC unroll 4
-    for (int l = Levels - 1; l >= 0; --l) place = place * lanes + above(level[l] + place * lanes, list[q]);
-    intervals[place] += 1;
-  }
-}
-template <class T> static void sort_in(const T* list, int64_t n, const T* tree, int64_t leaves, Count<T>* intervals) {
-  constexpr int64_t lanes = Native<T>::lanes;
-  const T* level[32];
-  int levels = 0;
-  for (int64_t size = leaves;; size /= lanes) {
-    size = (size + lanes - 1) / lanes * lanes;
-    level[levels++] = tree;
-    tree += size;
-    if (size == lanes) break;
-  }
-  if (levels == 1) return descend<T, 1>(list, n, level, intervals);
-  if (levels == 2) return descend<T, 2>(list, n, level, intervals);
-  if (levels == 3) return descend<T, 3>(list, n, level, intervals);
-  for (int64_t q = 0; q < n; ++q) {
-    int64_t place = 0;
-    for (int l = levels - 1; l >= 0; --l) place = place * lanes + above(level[l] + place * lanes, list[q]);
-    intervals[place] += 1;
-  }
-}
-
-template <class T> static void count_row(const Ranking<T>& p, const Workspace<T>& w, int64_t local, int64_t i, int64_t widest,
-                                         Count<T>* counts) {
+// Rows of few positives: each similarity is compared with each positive.
+template <class T> static void count_row(const Ranking<T>& p, const Workspace<T>& w, int64_t local, int64_t i, int64_t widest) {
   using V = typename Native<T>::V;
   using M = typename Native<T>::M;
   constexpr int lanes = Native<T>::lanes;
-  const int64_t length = p.length[i], panel = i / kWidth<T>;
   const T* row = w.block + local * kWidth<T>;
-  if (length <= 0) return;
   const int64_t place = p.at(i, 0, kWidth<T>);
-  if (p.spread[panel] == 0) {
-    const V left = load<V>(row), right = load<V>(row + lanes);
-    Count<T>* sums = w.row_counts + local * widest * lanes;
-    for (int64_t k = 0; k < length; ++k) {
-      const V t = broadcast<V>(p.thresholds[place + k * kWidth<T>]);
-      const M sum = add_if_above(add_if_above(load<M>(sums + k * lanes), left, t), right, t);
-      __builtin_memcpy(sums + k * lanes, &sum, sizeof sum);
-    }
-  } else {
-    const T lowest = p.thresholds[place + length - 1];
-    int64_t n = 0;
-    for (int64_t j = 0; j < kWidth<T>; ++j) {
-      w.list[n] = row[j];
-      n += row[j] >= lowest;
-    }
-    sort_in(w.list, n, p.thresholds + place, p.most[panel], counts + place);
+  const V left = load<V>(row), right = load<V>(row + lanes);
+  Count<T>* sums = w.row_counts + local * widest * lanes;
+  for (int64_t k = 0; k < p.length[i]; ++k) {
+    const V t = broadcast<V>(p.thresholds[place + k * kWidth<T>]);
+    const M sum = add_if_above(add_if_above(load<M>(sums + k * lanes), left, t), right, t);
+    __builtin_memcpy(sums + k * lanes, &sum, sizeof sum);
   }
 }
 
@@ -255,35 +207,59 @@ template <class T> static void count_columns(const Ranking<T>& p, const Workspac
   using M = typename Native<T>::M;
   constexpr int lanes = Native<T>::lanes;
   const int64_t panel = j0 / kWidth<T>;
-  if (p.spread[panel] == 0) {
-    for (int64_t k = 0; k < p.most[panel]; ++k) {
-      const T* t = p.thresholds + p.start[panel] + k * kWidth<T>;
-      Count<T>* to = counts + p.start[panel] + k * kWidth<T>;
-      const V t_left = load<V>(t), t_right = load<V>(t + lanes);
-      M left = load<M>(to), right = load<M>(to + lanes);
-      for (int64_t r = 0; r < rows; ++r) {
-        left = add_if_above(left, load<V>(w.block + r * kWidth<T>), t_left);
-        right = add_if_above(right, load<V>(w.block + r * kWidth<T> + lanes), t_right);
-      }
-      __builtin_memcpy(to, &left, sizeof left);
-      __builtin_memcpy(to + lanes, &right, sizeof right);
+  for (int64_t k = 0; k < p.most[panel]; ++k) {
+    const T* t = p.thresholds + p.start[panel] + k * kWidth<T>;
+    Count<T>* to = counts + p.start[panel] + k * kWidth<T>;
+    const V t_left = load<V>(t), t_right = load<V>(t + lanes);
+    M left = load<M>(to), right = load<M>(to + lanes);
+    for (int64_t r = 0; r < rows; ++r) {
+      left = add_if_above(left, load<V>(w.block + r * kWidth<T>), t_left);
+      right = add_if_above(right, load<V>(w.block + r * kWidth<T> + lanes), t_right);
     }
-  } else {
-    for (int64_t j = j0; j < least(j0 + kWidth<T>, p.q1); ++j) {
-      const int64_t length = p.length[j];
-      if (length <= 0) continue;
-      const int64_t place = p.at(j, 0, kWidth<T>);
-      const T lowest = p.thresholds[place + length - 1];
-      int64_t n = 0;
-      for (int64_t r = 0; r < rows; ++r) {
-        const T s = w.block[r * kWidth<T> + j - j0];
-        w.list[n] = s;
-        n += s >= lowest;
-      }
-      sort_in(w.list, n, p.thresholds + place, p.most[panel], counts + place);
-    }
+    __builtin_memcpy(to, &left, sizeof left);
+    __builtin_memcpy(to + lanes, &right, sizeof right);
   }
 }
+
+// The rows of a block with many positives. Their similarities wait in lists, so that a row's positives come into the nearest cache
+// once for a thousand of them. They meet every reference: as a column, a query would have a hundred similarities at a time.
+template <class T> struct RowsOfMany {
+  const Ranking<T>& p;
+  const Workspace<T>& w;
+  Count<T>* counts;
+  int64_t size = 0;
+  int64_t query[kMostGroupsOfMany * kTileRows], place[kMostGroupsOfMany * kTileRows], listed[kMostGroupsOfMany * kTileRows];
+  Cells<T> cells[kMostGroupsOfMany * kTileRows];
+  int64_t first_row;
+
+  RowsOfMany(const Ranking<T>& p, const Workspace<T>& w, Count<T>* counts, int64_t i0, int64_t i1)
+      : p(p), w(w), counts(counts), first_row(i0) {
+    for (int64_t i = i0; i < i1; ++i) {
+      if (p.spread[i / kWidth<T>] == 0 || p.length[i] <= 0) continue;
+      query[size] = i, place[size] = p.at(i, 0, kWidth<T>), listed[size] = 0;
+      cells[size].higher = w.cells + size * kCells;
+      cells[size].fill(p.thresholds + place[size], p.length[i]);
+      ++size;
+    }
+  }
+  T* list(int64_t k) const { return w.lists + k * Workspace<T>::list_room; }
+  void take() {
+    for (int64_t k = 0; k < size; ++k) {
+      const T* row = w.block + (query[k] - first_row) * kWidth<T>;
+      listed[k] = append(list(k), listed[k], row, kWidth<T>, cells[k].lowest);
+      if (listed[k] > kList) sort_list(k);
+    }
+  }
+  void sort_list(int64_t k) {
+    const T* t = p.thresholds + place[k];
+    if (cells[k].is_used) cells[k].sort_in(list(k), listed[k], t, counts + place[k]);
+    else sort_in(list(k), listed[k], t, p.most[query[k] / kWidth<T>], counts + place[k]);
+    listed[k] = 0;
+  }
+  void end() {
+    for (int64_t k = 0; k < size; ++k) sort_list(k);
+  }
+};
 
 template <class T> static void count(const Ranking<T>& p) {
   constexpr int lanes = Native<T>::lanes;
@@ -292,25 +268,36 @@ template <class T> static void count(const Ranking<T>& p) {
   for_blocks(p, [&](const Workspace<T>& w, int thread, int64_t i0, int64_t i1) {
     Count<T>* counts = p.counts + thread * p.cells;
     memset(w.row_counts, 0, (i1 - i0) * widest * DML_WIDTH);
+    RowsOfMany<T> many(p, w, counts, i0, i1);
+    const bool is_one_class = p.first[i0] == p.first[i1 - 1];
     for (int64_t j0 = 0; j0 < p.N; j0 += kWidth<T>) {
+      const int64_t j1 = j0 + kWidth<T>;
       const bool both = p.self && j0 >= p.q0 && j0 < p.q1;  // the columns are queries of this run too
-      if (both && j0 + kWidth<T> <= p.last[i0]) continue;  // served already, or of one class with all the rows
+      const bool is_served = both && j1 <= p.last[i0];  // by earlier rows, where positives are few
+      if (is_one_class && j0 >= p.first[i0] && j1 <= p.last[i0]) continue;
+      if (is_served && many.size == 0) continue;
       for (int64_t g0 = i0; g0 < i1; g0 += kTileRows) {
         const int64_t g1 = least(g0 + kTileRows, i1);
         T* out = w.block + (g0 - i0) * kWidth<T>;
         similarities(p, w.rows + (g0 - i0) * p.D, g0, g1, j0, out);
-        const int64_t from = both ? 0 : p.first[g0];
-        if (j0 < p.last[g1 - 1] && from < j0 + kWidth<T>)
+        if (j0 < p.last[g1 - 1] && p.first[g0] < j1)
           for (int64_t i = g0; i < g1; ++i)
-            for (int64_t j = most_of(j0, both ? 0 : p.first[i]); j < least(p.last[i], j0 + kWidth<T>); ++j)
+            for (int64_t j = most_of(j0, p.first[i]); j < least(p.last[i], j1); ++j)
               out[(i - g0) * kWidth<T> + j - j0] = nothing;
-        if (p.N < j0 + kWidth<T>)
+        if (p.N < j1)
           for (int64_t i = g0; i < g1; ++i)
             for (int64_t j = p.N - j0; j < kWidth<T>; ++j) out[(i - g0) * kWidth<T> + j] = nothing;
       }
-      for (int64_t i = i0; i < i1; ++i) count_row(p, w, i - i0, i, widest, counts);
-      if (both) count_columns(p, w, i1 - i0, j0, counts);
+      many.take();
+      if (is_served) continue;
+      if (both && j0 < p.first[i1 - 1])
+        for (int64_t i = i0; i < i1; ++i)
+          for (int64_t j = j0; j < least(p.first[i], j1); ++j) w.block[(i - i0) * kWidth<T> + j - j0] = nothing;
+      for (int64_t i = i0; i < i1; ++i)
+        if (p.spread[i / kWidth<T>] == 0) count_row(p, w, i - i0, i, widest);
+      if (both && p.spread[j0 / kWidth<T>] == 0) count_columns(p, w, i1 - i0, j0, counts);
     }
+    many.end();
     for (int64_t i = i0; i < i1; ++i) {
       if (p.spread[i / kWidth<T>] > 0) continue;
       for (int64_t k = 0; k < p.length[i]; ++k) {

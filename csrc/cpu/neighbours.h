@@ -34,7 +34,7 @@ template <class T> struct Ranking {
   int64_t scratch_bytes;  // of one piece
 
   // Few positives: [positive][query], compared a register of queries at a time. Many: a tree per query, whose leaves are its
-  // positives in descending order; behind them the lowest of every register of leaves, and so on up to one register.
+  // positives in descending order; behind them the lowest of every register of leaves, and so on up to one register. See intervals.h.
   DML_FN int64_t at(int64_t query, int64_t positive, int64_t width) const {
     const int64_t panel = query / width, place = query % width;
     return start[panel] + (spread[panel] == 0 ? positive * width + place : place * spread[panel] + positive);
