@@ -106,7 +106,9 @@ def _evaluation(options: argparse.Namespace) -> list[Row]:
     about, file = environment(), options.csv or RESULTS / "evaluation-cpu.csv"
     cases = [evaluation.GOAL] if options.selection else evaluation.cases(options.quick)
     rivals = ["product", "dmlcore"] if options.selection else list(evaluation.RIVALS)
-    measured = evaluation.run(cases, 3 if options.quick else 1 if options.selection else 5, rivals)
+    sizes = [] if options.selection else _numbers(options.sizes or "")
+    repeats = 3 if options.quick else 1 if options.selection else 5
+    measured = [evaluation.run_large(size) for size in sizes] or evaluation.run(cases, repeats, rivals)
     rows = [{"benchmark": "evaluation", **row, **about} for row in measured]
     new = {(str(row["case"]), row["rival"]) for row in rows}
     write([row for row in read(file) if (row["case"], row["rival"]) not in new] + rows, file)
@@ -351,7 +353,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--quick", action="store_true", help="small sizes, no torch.compile")
     add("--first", action="store_true", help="the first minutes on a device, case by case; the same command goes on (gpu)")
     add("--evaluation", action="store_true", help="exact evaluation instead of losses (distributed)")
-    numbers = "comma-separated, instead of all (losses); of rows (scale); of pictures (starts)"
+    numbers = "comma-separated, instead of all (losses); of rows (scale); of pictures (starts); a large set (evaluation)"
     add("--sizes", help=f"of samples, {numbers}; of processes (distributed), or of vectors on two (distributed --evaluation)")
     add("--widths", help="dimensions d, comma-separated, instead of 128,512 (losses) or 64 (calls)")
     add("--case", help="names of loss cases, comma-separated, instead of all (losses)")

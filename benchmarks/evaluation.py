@@ -21,12 +21,14 @@ CHUNK = 1024  # queries at a time in the product and in chunked top-k
 SLOWEST = 60.0  # CPU seconds of one repetition beyond which a rival is not run at the next size
 Case = tuple[int, int, int]  # N, d, samples per class
 GOAL: Case = (60000, 512, 4)
+QUERIES = 100_000  # of larger sets only so many are ranked among all
+PRODUCT_QUERIES = 10_000  # whose product with all stands for that of all queries
 
 
 def cases(quick: bool) -> list[Case]:
-    """Sizes: all of four samples per class, and one of 64 and 1024 per class, where positives are searched in a tree."""
+    """Sizes: all of four samples per class, and one of 64, 256 and 1024 per class, where positives are looked up."""
     out = [(n, d, 4) for n in ((2048, 8192) if quick else (2048, 8192, 16384, 32768)) for d in (128, 512)]
-    return [*out, (8192, 128, 64), (8192, 128, 1024)]
+    return [*out, *((8192, 128, samples) for samples in (64, 256, 1024))]
 
 
 def _data(case: Case) -> tuple[Tensor, Tensor]:
@@ -160,6 +162,44 @@ def run(cases: list[Case], repeats: int, names: list[str]) -> list[dict[str, Any
     finally:
         torch.set_num_threads(threads)
     return rows
+
+
+def run_large(n: int, d: int = 128, samples: int = 4) -> dict[str, Any]:
+    """Rank the first `QUERIES` samples of a large set among all of it, once; a row as of `run`.
+
+    Args:
+        n: samples.
+        d: their dimensions.
+        samples: per class.
+    """
+    from dmlcore.evaluation import retrieval_metrics
+
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        x, y = _data((n, d, samples))
+        queries, some = min(n, QUERIES), min(n, PRODUCT_QUERIES)
+        started, before = time.process_time(), _high_water()
+        retrieval_metrics(x[:queries], y[:queries], x, y)
+        seconds, megabytes = time.process_time() - started, (_high_water() - before) / 1024
+        started = time.process_time()
+        s = torch.empty(CHUNK, n)
+        for i in range(0, some, CHUNK):
+            torch.mm(x[i : min(i + CHUNK, some)], x.T, out=s[: min(CHUNK, some - i)])
+        product = (time.process_time() - started) * queries / some
+    finally:
+        torch.set_num_threads(threads)
+    return {
+        "case": f"{queries} queries of N={n} d={d} m={samples}",
+        "rival": "dmlcore",
+        "N": n,
+        "d": d,
+        "cpu_seconds": seconds,
+        "cpu_seconds_min": seconds,
+        "ratio_to_product": seconds / product,
+        "ratio_of_minima": seconds / product,
+        "peak_mb": megabytes,
+    }
 
 
 def _times(names: list[str], x: Tensor, y: Tensor, rounds: int) -> dict[str, list[float]]:

@@ -48,3 +48,12 @@ def test_other_poolings_and_no_more_blocks_than_there_are() -> None:
     assert trunk(pooled_blocks=3, pool="gem").features == 3 + 5 + 7
     with pytest.raises(ConfigError, match="pooled_blocks"):
         trunk(pooled_blocks=4)
+
+
+@pytest.mark.parametrize("side", [16, 19])
+def test_without_gradients_the_bits_are_the_same(side: int) -> None:
+    network = trunk(pooled_blocks=3).float().eval()
+    pixels = torch.rand(4, 1, side, side)
+    expected = network(pixels).detach()
+    with torch.no_grad():
+        assert torch.equal(network(pixels), expected)

@@ -15,7 +15,7 @@ from dmlcore.cli import main
 from dmlcore.data import open_data
 from dmlcore.data.validating import validate_by
 from dmlcore.errors import DataError, Interrupted
-from dmlcore.training import checkpoints, train
+from dmlcore.training import checkpoints, kept, train
 
 SMALL: dict[str, Any] = {"plugins": "ms", "eval_every": 2, "warmup": 2, "classes_per_batch": 4, "samples_per_class": 3}
 
@@ -61,6 +61,25 @@ def test_too_few_samples_are_refused() -> None:
     split, fractions = np.full(12, "train", dtype="<U10"), (0.5, 0.15, 0.35)
     with pytest.raises(DataError, match="--validation none"):
         validate_by(split, labels, "samples", fractions, np.random.default_rng(0))
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"model": "mlp", "compress": 4},
+        {"plugins": "ms,sup_con", "ensemble": "heads", "compress": 4, "average": 0.5},
+        {"plugins": "ms,sup_con", "ensemble": "heads", "weights": (1.0, 3.0), "head_start": "principal"},
+    ],
+)
+def test_what_evaluations_leave_is_what_would_be_computed_again(
+    settings: dict[str, Any], data: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    results = []
+    for most in (kept.MOST_BYTES, -1):
+        monkeypatch.setattr(kept, "MOST_BYTES", most)
+        results.append(train(data=data, steps=4, device="cpu", report=False, out=tmp_path / str(most), **{**SMALL, **settings}))
+    for key in ("metrics", "baselines", "embeddings", "chosen_step"):
+        assert results[0].get(key) == results[1].get(key)
 
 
 def test_without_validation_the_last_weights_are_kept(data: str, tmp_path: Path) -> None:

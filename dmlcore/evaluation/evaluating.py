@@ -73,12 +73,16 @@ def embed_rows(
     serve = getattr(model, "serve", model)  # of an EmbeddingModel, whose own call gives what losses train on
     with _evaluating(model):
         embeddings = _of_all_batches(dataset, lambda inputs: serve(inputs.to(device)).float(), batch_size, workers)
+    _check_is_of(embeddings, dataset)
+    return embeddings
+
+
+def _check_is_of(embeddings: Tensor | DividedRows, dataset: LabelledDataset) -> None:
     own = embeddings.own if isinstance(embeddings, DividedRows) else embeddings
     if own.ndim != 2 or len(embeddings) != len(dataset):
         raise PluginError(
             f"the model gave embeddings of shape {tuple(own.shape)} for {len(dataset)} samples; expected ({len(dataset)}, D)"
         )
-    return embeddings
 
 
 def whole_rows(rows: Tensor | DividedRows) -> Tensor:
@@ -150,6 +154,7 @@ def named_rows(
 
     with _evaluating(model):
         rows = _of_all_batches(dataset, call, batch_size, workers)
+    _check_is_of(rows, dataset)
     own = rows.own if isinstance(rows, DividedRows) else rows
     parts = dict(zip(widths, (part.contiguous() for part in own.split(list(widths.values()), 1)), strict=True))
     return {name: DividedRows(part, rows.layout) if isinstance(rows, DividedRows) else part for name, part in parts.items()}
@@ -346,6 +351,7 @@ def baselines_of(
     workers: int | None = 0,
     metrics: Sequence[Metric] = (),
     recall_at: Sequence[int] = RECALL_AT,
+    known: Mapping[str, Tensor | DividedRows] | None = None,
 ) -> dict[str, dict[str, dict[str, Any]]]:
     """Metrics by baseline and part (and `PART (LEVEL)`): the samples as they are, and an untrained model if there is one.
 
@@ -357,7 +363,9 @@ def baselines_of(
         workers: processes that decode image files. None: as `dmlcore.data.loading.default_workers` says.
         metrics: measures beside those of retrieval.
         recall_at: the values of k.
+        known: embeddings [N, D] that the untrained model has given already, by part.
     """
+    given: dict[str, Mapping[str, Tensor | DividedRows]] = {_RAW[kind]: {}, name: known or {}}
     without = {_RAW[kind]: lambda dataset: _of_all_batches(dataset, _raw, BATCH, workers)}
     if untrained is not None:
         without[name] = lambda dataset: embed_rows(untrained, dataset, workers=workers)
@@ -365,5 +373,6 @@ def baselines_of(
     for baseline, embedded in without.items():
         baselines[baseline] = {}
         for part, dataset in parts.items():
-            baselines[baseline] |= evaluate_levels(embedded(dataset), part, dataset, metrics, recall_at)
+            rows = given[baseline][part] if part in given[baseline] else embedded(dataset)
+            baselines[baseline] |= evaluate_levels(rows, part, dataset, metrics, recall_at)
     return baselines

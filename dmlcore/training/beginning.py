@@ -111,10 +111,15 @@ def baseline_model(
         compression.fit(train, config.settings.data.workers)
     elif model.compressor is not None:
         model.served = "whole"
+    return None if is_raw_features(config, model, kind) else model
+
+
+def is_raw_features(config: RunConfig, model: EmbeddingModel, kind: str) -> bool:
+    """Whether a model before its first step gives no other than the raw features."""
     has_bare_head = kind == "features" and model.compressor is None and next(model.trunk.parameters(), None) is None
     settings = config.settings.model
     begins_as_identity = settings.init is None and settings.head_start == "principal" and not model.needs_features_to_start
-    return None if has_bare_head and begins_as_identity else model
+    return has_bare_head and begins_as_identity
 
 
 def name_of_baseline(config: RunConfig) -> str:

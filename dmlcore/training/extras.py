@@ -19,8 +19,8 @@ if TYPE_CHECKING:
     from dmlcore.training.processes import Processes
 
 FITTED = 20_000  # samples that a head or a compressor is fitted to, at most, evenly spread over the training data
-PER_DIMENSION = 8  # samples of a compressor: axes of 4 or of 25 for each number of an embedding serve alike
-LEAST = 2_048
+PER_DIMENSION = 4  # samples of a compressor: axes of 2, 4 or 25 for each number of an embedding serve alike
+LEAST = 1_024
 
 
 class Extras:

@@ -24,6 +24,7 @@ from dmlcore.training import reporting
 from dmlcore.training.agreement import draw_apart
 from dmlcore.training.events import Events
 from dmlcore.training.guards import Guards
+from dmlcore.training.kept import Kept, embed_validation
 from dmlcore.training.loggers import Logger
 from dmlcore.training.objects import how_to_give, needed_objects
 from dmlcore.training.processes import naming_dead_processes
@@ -60,6 +61,7 @@ class Training:
         self.events = Events(run, loggers)
         self.interruption = Interruption(0 if run.processes is None else PATIENCE)
         self.guards = Guards(run)
+        self.kept = Kept()
         self.is_between_steps = True
         self.is_time_up = False
         encoded(run.config.toml(), run.folder.config.name)  # before a folder is made
@@ -214,14 +216,10 @@ class Training:
         run = self.run
         run.prepare_to_serve()
         settings = run.config.settings
-        metrics = evaluating.evaluate_model(
-            run.served,
-            run.splits.validation,
-            workers=settings.data.workers,
-            metrics=run.metrics,
-            recall_at=settings.run.recall_at,
-        )
+        served, rows = embed_validation(run)
+        metrics, _ = evaluating.measure(served, run.splits.validation, run.metrics, settings.run.recall_at)
         is_best = metrics[CHOSEN_BY] > run.best.score
+        self.kept.keep(run, rows, is_best)
         record = {
             "kind": "evaluation",
             "step": run.step,
@@ -296,11 +294,11 @@ class Training:
         interrupt waits for its end."""
         run, rows = self.run, {}
         if run.processes is None:
-            result = final_result(run, rows)
+            result = final_result(run, rows, self.kept)
             return result, rows["test"]
         with self.interruption.after(), naming_dead_processes(run.processes, run.saved_note):
             with divided(run.processes.group):
-                result = final_result(run, rows)
+                result = final_result(run, rows, self.kept)
             embeddings = rows["test"].on_first() if run.config.settings.run.report else None
             self._agree_on_end()
         return result, embeddings

@@ -18,20 +18,22 @@ from dmlcore.models import EmbeddingModel
 from dmlcore.ranks.dividing import DividedRows
 from dmlcore.training import checkpoints
 from dmlcore.training.beginning import baseline_model, name_of_baseline
+from dmlcore.training.kept import Kept
 from dmlcore.training.run import Run
 from dmlcore.training.versions import versions
 
 CHOSEN_BY = "map@r"  # of the validation classes
 
 
-def final_result(run: Run, kept: dict[str, Tensor | DividedRows] | None = None) -> dict[str, Any]:
+def final_result(run: Run, rows: dict[str, Tensor | DividedRows] | None = None, kept: Kept | None = None) -> dict[str, Any]:
     """Load the best checkpoint into the model and evaluate it: what `result.json` holds, apart from times and warnings.
 
     This is the one place in a run where test classes are looked at. Several processes divide the work.
 
     Args:
         run: that is trained; its model becomes the best one.
-        kept: receives the embeddings by part, [N, D].
+        rows: receives the embeddings by part, [N, D].
+        kept: what evaluations of this process left, which is not computed again.
     """
     best = checkpoints.load(run.folder.checkpoints, "best", "cpu" if run.models.are_divided else run.device)
     if best["step"] != run.best.step:
@@ -40,18 +42,22 @@ def final_result(run: Run, kept: dict[str, Tensor | DividedRows] | None = None) 
             f" {run.best.step}: another process has changed it"
         )
     run.models.load(run.model, best["model"])
-    untrained = baseline_model(run.config, run.splits.sample_shape, run.splits.kind, run.device, run.splits.train, run.folder)
+    kept = kept or Kept()
+    shape, kind = run.splits.sample_shape, run.splits.kind
+    untrained = kept.first or baseline_model(run.config, shape, kind, run.device, run.splits.train, run.folder)
     parts = {part: getattr(run.splits, part) for part in (("validation", "test") if run.validates else ("test",))}
     workers, recall_at = run.config.settings.data.workers, run.config.settings.run.recall_at
     metrics: dict[str, dict[str, Any]] = {}
     named: dict[str, dict[str, Any]] = {}
     for part, dataset in parts.items():  # each is embedded once, for all that could be served
-        embeddings = evaluating.named_rows(run.model, dataset, workers=workers)
+        embeddings = (part == "validation" and kept.rows_of_best(best["step"])) or evaluating.named_rows(
+            run.model, dataset, workers=workers
+        )
         served = embeddings[run.model.served]
         metrics |= evaluating.evaluate_levels(served, part, dataset, run.metrics, recall_at)
         add_named(named, run.model, part, dataset, embeddings, run.metrics, {run.model.served: metrics[part]}, recall_at)
-        if kept is not None:
-            kept[part] = served
+        if rows is not None:
+            rows[part] = served
     baselines = evaluating.baselines_of(
         untrained,
         parts,
@@ -60,6 +66,7 @@ def final_result(run: Run, kept: dict[str, Tensor | DividedRows] | None = None) 
         workers=workers,
         metrics=run.metrics,
         recall_at=recall_at,
+        known={} if kept.first_rows is None else {"validation": kept.first_rows},
     )
     return {
         "run": str(run.folder.path),

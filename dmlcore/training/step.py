@@ -6,7 +6,7 @@ import math
 from typing import TYPE_CHECKING
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from dmlcore.errors import PluginError, TrainingError, of_all
 from dmlcore.training import optimiser, schedule
@@ -38,9 +38,9 @@ def take_step(run: Run, inputs: Tensor, labels: Tensor, factor: float | None = N
     if factor is None:
         factor = schedule.factor(run.schedule, run.step, run.steps, settings.optimiser.warmup)
     rates = optimiser.set_rates(run.optimiser, factor, of_roles)
-    run.model.train()
+    _let_train(run.model)
     run.freeze_trunk(number <= settings.rates.freeze)
-    run.loss.train()
+    _let_train(run.loss)
     run.optimiser.zero_grad(set_to_none=True)
     run.ensemble.measures_gradients = number % settings.run.log_every == 0
     climb = Climb(run) if run.optimizer.climbs else None
@@ -82,6 +82,12 @@ def take_step(run: Run, inputs: Tensor, labels: Tensor, factor: float | None = N
     if online_loss is not None:
         record.extra_terms["compressor"] = online_loss
     return record
+
+
+def _let_train(module: nn.Module) -> None:
+    """`module.train()`, which takes a tenth of a millisecond even where nothing changes."""
+    if not all(part.training for part in module.modules()):
+        module.train()
 
 
 def _pass(run: Run, inputs: Tensor, labels: Tensor, second_views: Tensor | None) -> tuple[Tensor, Tensor, dict[str, Tensor]]:

@@ -40,6 +40,18 @@ class ConvOptions:
         check_range("pooled_blocks", self.pooled_blocks, least=1, most=len(self.channels))
 
 
+class MaxPool(nn.MaxPool2d):
+    """Maxima of squares of 2 x 2 places. Without gradients on a CPU a third as long: PyTorch's own looks for places too."""
+
+    def forward(self, places: Tensor) -> Tensor:
+        is_graph = torch.compiler.is_compiling() or torch.jit.is_tracing()
+        if torch.is_grad_enabled() or is_graph or not places.is_cpu:
+            return super().forward(places)
+        height, width = (2 * (side // 2) for side in places.shape[2:])
+        rows = torch.maximum(places[:, :, 0:height:2], places[:, :, 1:height:2])  # [B, C, h, W]
+        return torch.maximum(rows[..., 0:width:2], rows[..., 1:width:2])
+
+
 class Conv(Trunk):
     """Blocks of convolution, max pooling, batch normalisation and ReLU, then the mean and the maximum over the places, or
     another pooling.
@@ -69,7 +81,7 @@ class Conv(Trunk):
             layers.append(nn.Conv2d(before, channels, 3, stride=stride, padding=1, bias=not normalises))
             side = -(-side // stride)
             if side >= _POOLED_FROM:
-                layers.append(nn.MaxPool2d(2))
+                layers.append(MaxPool(2))
                 side //= 2
             layers += [nn.BatchNorm2d(channels), nn.ReLU()] if normalises else [nn.ReLU()]
             before, stride = channels, 1
