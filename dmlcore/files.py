@@ -225,7 +225,8 @@ def plain(value: Any) -> Any:
     """A value as JSON can hold it: no NaN or infinity (None instead), no tuples, no numpy scalars, no paths, and
     no text that is no Unicode.
     """
-    if type(value) is float and math.isfinite(value):  # most numbers of a record
+    kind = type(value)
+    if kind is float and math.isfinite(value):  # most numbers of a record
         return value
     if isinstance(value, dict):
         return {writable_text(str(key)): plain(entry) for key, entry in value.items()}
