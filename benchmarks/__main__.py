@@ -14,6 +14,7 @@ their benchmarks.
 - `ensembles` compares ensembles with single losses on unseen classes.
 - `defaults` chooses losses for data that did not choose them.
 - `arms` compares ensembles with single losses that have the same tricks.
+- `outside` compares the default for pictures with plain loops around another library's losses.
 - `field ...`, with flags of its own, compares losses and ensembles on the user's data: `field --help`.
 - `ood` compares losses on splits of growing shift.
 - `fewshot` transfers to few samples.
@@ -265,12 +266,6 @@ def _pictures(options: argparse.Namespace) -> None:
     pictures.main(options.folder, options.weights, options.plot)
 
 
-def _serving(options: argparse.Namespace) -> None:
-    from benchmarks import serving
-
-    serving.main(options.plot)
-
-
 def _distributed(options: argparse.Namespace) -> None:
     from benchmarks import distributed, distributed_evaluation, large_memory, many_classes
 
@@ -334,9 +329,10 @@ ACTIONS: dict[str, Action] = {
     "fewshot": _fewshot,
     "defaults": _defaults,
     "arms": _main_of("arms.command"),
+    "outside": _main_of("outside.command"),
     "features": _features,
     "pictures": _pictures,
-    "serving": _serving,
+    "serving": lambda options: importlib.import_module("benchmarks.serving").main(options.plot),
     "scale": _scale,
     "distributed": _distributed,
     "gpu": _gpu,
@@ -370,7 +366,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--csv", type=Path, help="instead of benchmarks/results/NAME-cpu.csv")
     add("--against", help="interpreter of another installation, in turn (calls, situations, starts), or that of --tree (house)")
     add("--tree", type=Path, help="root of another clone (house)")
-    tables = "ensembles, ood, fewshot, features, defaults, arms"
+    tables = "ensembles, ood, fewshot, features, defaults, arms, outside"
     add("--folder", type=Path, help=f"of the feature tables ({tables}), of photographs (pictures)")
     add("--weights", type=Path, help="of torchvision's mobilenet_v2, a .pth file (pictures)")
     add("--work", type=Path, help="of unfinished results; the same folder goes on (ood)")

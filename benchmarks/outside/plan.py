@@ -1,0 +1,138 @@
+"""What is compared, and how it is decided. This file was written before any of its test figures existed.
+
+**Question 1.** Is `dmlcore train` on pictures, as it is without flags, ever below a plain loop of the same network?
+
+**Systems.** All train the network `conv` with its default channels and a linear embedding of `WIDTH` numbers, for `STEPS` steps
+of 32 x 4 pictures, on the same splits, with the same sampler, and with the random changes that the data brings.
+
+- `default`, `ms`, `sup_con`: `dmlcore train` with its default losses, or with one loss. Nothing else is said, so that the rate
+  is 4e-3.
+- `MultiSimilarityLoss` with `MultiSimilarityMiner`, `SupConLoss`: pytorch-metric-learning with its default options, in a loop
+  that a careful user writes. AdamW with the defaults of torch, the cosine schedule, no warm-up, no clipping.
+
+The rate of a plain loop is one of `RATES`, for each loss and data set the one with the best mean validation MAP@R of the seeds
+`RATED`. A run of dmlcore has one rate, so that the search is an advantage of the plain loop.
+
+In all systems the checkpoint is the best one of validation MAP@R, compressed, among `STEPS / EVAL_EVERY`. dmlcore also has the
+untrained network among them.
+
+**Figures.** Test MAP@R in points, of classes never trained on, by dmlcore's evaluator: of `LENGTH` numbers that PCA of the
+training part gives, and of all `WIDTH`. Both sides have both. The verdicts go by the compressed ones, which are served.
+
+**Rule 1.** Differences are paired by seed (split, weights and batches), with a 95 % t-interval over `SEEDS` on each data set. A
+system of dmlcore is `below` a plain loop on a data set if the interval is below zero, without any correction, which would
+be lenient. It is `ahead` if the mean is above zero and the t-test survives Holm's correction over the data sets. Otherwise they
+are `level`. `best plain` is the plain loop of better mean validation MAP@R over all seeds on a data set.
+
+**Question 2.** Does the default lose anything by its learning rate or its P x K?
+
+**Search.** The default losses with every rate of `SEARCHED_RATES` and every shape of a batch of `SHAPES`. All see the same
+number of pictures, `SEEN`: fewer steps of larger batches. A data set with fewer classes than P has batches of all its classes.
+
+**Rule 2**, for each size of a batch. The regret of a cell on a data set is the validation MAP@R of the best cell there minus
+its own, as means over `SEARCH_SEEDS`. The rule takes the cell of least mean regret. Each data set in turn is left out, the
+rule runs on the others, and what it takes is judged on the test classes of the one left out, against today's cell: P x 4 at
+the rate 4e-3.
+
+**Decision.** For the default size, 128, the default changes to what the rule takes from all data sets if the differences of the
+left-out data sets are above zero by their 95 % t-interval, at least `LEAST_GAIN` on average, and nowhere below -`MOST_LOSS`.
+For the other sizes the same says whether the documentation recommends another cell.
+
+**What was known before.** `docs/reports/defaults.md` has earlier runs on these data sets with a smaller network on larger
+pictures, where plain loops were behind the default on all sets but `fonts`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+DATA = ("glyphs", "scripts", "fonts", "emoji pictures", "photographs")
+"""Of `benchmarks.defaults.sets`, made smaller by `benchmarks.arms.data`: 16 x 16 pixels, at most 100 classes to validate and to
+test."""
+SEEDS = (0, 1, 2, 3, 4)
+STEPS, EVAL_EVERY = 150, 50
+CLASSES, SAMPLES = 32, 4  # of a batch
+WIDTH, LENGTH = 256, 64  # numbers of the embedding, trained and served
+PRODUCTS: dict[str, tuple[str, ...]] = {"default": (), "ms": ("ms",), "sup_con": ("sup_con",)}
+PLAIN = ("MultiSimilarityLoss", "SupConLoss")
+COUNTERPARTS = {"ms": "MultiSimilarityLoss", "sup_con": "SupConLoss"}  # the same loss on both sides
+RATES = (2e-3, 4e-3, 8e-3)
+RATED = (0, 1)  # seeds whose validation classes choose the rate of a plain loop
+
+TODAY_RATE = 4e-3
+SEARCHED_RATES = (1e-3, 2e-3, 4e-3, 8e-3)
+SHAPES = {64: ((16, 4), (32, 2), (8, 8)), 128: ((32, 4), (64, 2), (16, 8)), 256: ((64, 4), (32, 8), (16, 16))}
+"""Classes and samples of each by the size of a batch, today's first."""
+SEEN = 12800  # pictures
+SEARCH_SEEDS = (0, 1)
+DEFAULT_SIZE = 128
+LEAST_GAIN, MOST_LOSS = 0.5, 1.5
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One run.
+
+    Attributes:
+        part: `compare` or `search`.
+        data: name of the data set.
+        system: of `PRODUCTS` or `PLAIN`.
+        seed: of split, weights and batches.
+        rate: learning rate; None: dmlcore's own.
+        classes: of a batch.
+        samples: of a class in a batch.
+    """
+
+    part: str
+    data: str
+    system: str
+    seed: int
+    rate: float | None = None
+    classes: int = CLASSES
+    samples: int = SAMPLES
+
+    @property
+    def steps(self) -> int:
+        return STEPS if self.part == "compare" else SEEN // (self.classes * self.samples)
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """For `dmlcore.train`: nothing that the default says itself."""
+        every = EVAL_EVERY if self.part == "compare" else self.steps
+        settings: dict[str, Any] = {"steps": self.steps, "eval_every": every, "log_every": self.steps}
+        if PRODUCTS[self.system]:
+            settings["plugins"] = PRODUCTS[self.system]
+        if self.rate is not None:
+            settings["learning_rate"] = self.rate
+        if (self.classes, self.samples) != (CLASSES, SAMPLES):
+            settings |= {"classes_per_batch": self.classes, "samples_per_class": self.samples}
+        return settings
+
+
+def products() -> Iterator[Cell]:
+    """The runs of dmlcore that are compared."""
+    for seed in SEEDS:
+        for data in DATA:
+            for system in PRODUCTS:
+                yield Cell("compare", data, system, seed)
+
+
+def rating() -> Iterator[Cell]:
+    """The plain loops whose validation classes choose their rates."""
+    for seed in RATED:
+        for data in DATA:
+            for loss in PLAIN:
+                for rate in RATES:
+                    yield Cell("compare", data, loss, seed, rate)
+
+
+def searching() -> Iterator[Cell]:
+    """The default losses with every rate and every shape of a batch, the first seed of everything first."""
+    for seed in SEARCH_SEEDS:
+        for shapes in SHAPES.values():
+            for data in DATA:
+                for classes, samples in shapes:
+                    for rate in SEARCHED_RATES:
+                        yield Cell("search", data, "default", seed, rate, classes, samples)

@@ -1,0 +1,108 @@
+"""Trains every cell of the plan, one after the other: resumable, a line of results per run."""
+
+from __future__ import annotations
+
+import json
+import statistics
+import tempfile
+import time
+from collections.abc import Iterable, Iterator
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from benchmarks.arms.data import prepare
+from benchmarks.defaults.sets import SETS
+from benchmarks.outside import plan
+from benchmarks.outside.plan import DATA, PLAIN, RATED, RATES, SEEDS, Cell
+
+Rows = dict[Cell, dict[str, Any]]
+
+
+def read(file: Path) -> Rows:
+    """The results so far; a line that a crash cut is left out."""
+    rows: Rows = {}
+    for line in file.read_text().splitlines() if file.exists() else []:
+        try:
+            row = json.loads(line)
+        except json.JSONDecodeError:
+            continue
+        rows[Cell(**row["cell"])] = row
+    return rows
+
+
+def train_cell(cell: Cell, file: str) -> dict[str, Any]:
+    """Train, and keep what the tables need."""
+    import torch
+
+    from benchmarks.arms import after
+    from benchmarks.outside.loop import train_plainly
+    from dmlcore.training import train
+
+    torch.set_num_threads(1)
+    began = time.process_time()
+    if cell.system in PLAIN:
+        figures, step = train_plainly(cell, file)
+    else:
+        with tempfile.TemporaryDirectory(prefix="outside-") as out:
+            result = train(out=Path(out) / "run", data=file, seed=cell.seed, device="cpu", report=False, **cell.settings)
+        names = {"served": "compressed", "whole": "whole"}
+        parts = ("validation", "test")
+        figures = {key: {part: after.points(result["embeddings"][name][part]) for part in parts} for key, name in names.items()}
+        step = result["chosen_step"]
+    return {
+        "cell": asdict(cell),
+        "figures": figures,
+        "chosen_step": step,
+        "cpu_seconds": round(time.process_time() - began, 2),
+    }
+
+
+def rate_of(rows: Rows, data: str, loss: str) -> float | None:
+    """The rate of a plain loop with the best mean validation MAP@R; None: not all of its runs are there."""
+    means = {}
+    for rate in RATES:
+        own = [Cell("compare", data, loss, seed, rate) for seed in RATED]
+        if any(cell not in rows for cell in own):
+            return None
+        means[rate] = statistics.fmean(rows[cell]["figures"]["served"]["validation"]["MAP@R"] for cell in own)
+    return max(means, key=lambda rate: means[rate])
+
+
+def rated(rows: Rows) -> Iterator[Cell]:
+    """The other seeds of the plain loops, at the rates that validation chose."""
+    for seed in SEEDS:
+        for data in DATA:
+            for loss in PLAIN:
+                if seed not in RATED and (rate := rate_of(rows, data, loss)) is not None:
+                    yield Cell("compare", data, loss, seed, rate)
+
+
+def run(file: Path, folder: Path | None, work: Path, minutes: float | None) -> Rows:
+    """Run what the file lacks, of the data sets that are there."""
+    rows = read(file)
+    ends = time.monotonic() + 60 * minutes if minutes else float("inf")
+    there = {name for name in DATA if not SETS[name].file or (folder and (folder / SETS[name].file).exists())}
+    file.parent.mkdir(parents=True, exist_ok=True)
+    if file.exists() and (text := file.read_text()) and not text.endswith("\n"):
+        file.write_text(text[: text.rfind("\n") + 1])  # what a crash cut
+    with file.open("a") as out:
+        for cells in (plan.products, plan.rating, lambda: rated(rows), plan.searching):
+            _run_each((cell for cell in cells() if cell.data in there), rows, out, folder, work, ends)
+    if time.monotonic() >= ends:
+        print("the time is up; the same command goes on from here")
+    return rows
+
+
+def _run_each(cells: Iterable[Cell], rows: Rows, out: Any, folder: Path | None, work: Path, ends: float) -> None:
+    for cell in list(cells):
+        if cell in rows or time.monotonic() >= ends:
+            continue
+        row = train_cell(cell, str(prepare(cell.data, cell.seed, folder, work)))
+        rows[cell] = row
+        out.write(json.dumps(row) + "\n")
+        out.flush()
+        rate = "" if cell.rate is None else f"{cell.rate:g}"
+        reached = row["figures"]["served"]["validation"]["MAP@R"]
+        print(f"{cell.part:8} {cell.data:15} {cell.system:20} {cell.classes:3} x {cell.samples:2} {rate:6} seed {cell.seed}"
+              f"  validation {reached:5.1f}  {row['cpu_seconds']:5.1f} s", flush=True)  # fmt: skip
