@@ -50,7 +50,7 @@ pictures, where plain loops were behind the default on all sets but `fonts`.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -143,10 +143,9 @@ def rating() -> Iterator[Cell]:
                     yield Cell("compare", data, loss, seed, rate)
 
 
-def searching() -> Iterator[Cell]:
-    """The default losses with every rate and every shape of a batch: the default size first, a seed of everything at a time."""
-    sizes = sorted(SHAPES, key=lambda size: size != DEFAULT_SIZE)
-    for seed in SEARCH_SEEDS:
+def searching(sizes: Sequence[int] = tuple(SHAPES), seeds: Sequence[int] = SEARCH_SEEDS) -> Iterator[Cell]:
+    """The default losses with every rate and every shape of a batch, a seed of everything at a time."""
+    for seed in seeds:
         for size in sizes:
             for data in DATA:
                 for classes, samples in SHAPES[size]:

@@ -6,8 +6,9 @@ import json
 import statistics
 import tempfile
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -78,6 +79,12 @@ def rated(rows: Rows) -> Iterator[Cell]:
                     yield Cell("compare", data, loss, seed, rate)
 
 
+def stages(rows: Rows) -> list[Callable[[], Iterator[Cell]]]:
+    """What is run one after the other, the most needed first; each goes by the rows before it."""
+    first = partial(plan.searching, (plan.DEFAULT_SIZE,), plan.SEARCH_SEEDS[:1])
+    return [plan.products, plan.rating, partial(rated, rows), first, plan.mending, plan.searching]
+
+
 def run(file: Path, folder: Path | None, work: Path, minutes: float | None) -> Rows:
     """Run what the file lacks, of the data sets that are there."""
     rows = read(file)
@@ -87,7 +94,7 @@ def run(file: Path, folder: Path | None, work: Path, minutes: float | None) -> R
     if file.exists() and (text := file.read_text()) and not text.endswith("\n"):
         file.write_text(text[: text.rfind("\n") + 1])  # what a crash cut
     with file.open("a") as out:
-        for cells in (plan.products, plan.rating, lambda: rated(rows), plan.searching):
+        for cells in stages(rows):
             _run_each((cell for cell in cells() if cell.data in there), rows, out, folder, work, ends)
     if time.monotonic() >= ends:
         print("the time is up; the same command goes on from here")
