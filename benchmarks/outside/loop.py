@@ -5,13 +5,14 @@ dmlcore, and nothing else of it. The checkpoint of best validation is kept, and 
 from __future__ import annotations
 
 import copy
+import math
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
 from benchmarks.arms import after
-from benchmarks.outside.plan import EVAL_EVERY, WIDTH, Cell
+from benchmarks.outside.plan import EVAL_EVERY, WARMED, WIDTH, Cell
 from dmlcore.data import create_sampler, open_data
 from dmlcore.evaluation import evaluating
 from dmlcore.models import build_trunk
@@ -31,7 +32,7 @@ def train_plainly(cell: Cell, file: str) -> tuple[Figures, int]:
     loss, miner = _loss(cell.system)
     assert cell.rate is not None
     optimizer = torch.optim.AdamW(model.parameters(), lr=cell.rate)
-    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, cell.steps)
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: _factor(step, cell))
     part = splits.train
     classes = min(cell.classes, len(set(part.dense_labels.tolist())))  # as a run of dmlcore does
     batches = create_sampler("class_balanced", part.dense_labels, classes, cell.samples, seed=cell.seed, steps=cell.steps)
@@ -56,10 +57,17 @@ def train_plainly(cell: Cell, file: str) -> tuple[Figures, int]:
     return {"served": after.measure(served, splits), "whole": after.measure(whole, splits)}, best[1]
 
 
-def _loss(name: str) -> tuple[Any, Any]:
+def _factor(step: int, cell: Cell) -> float:
+    """The cosine on the learning rate, and a rise over the first fifth of the steps where the system says so."""
+    rise = min(1.0, (step + 1) / (cell.steps // 5)) if cell.system.endswith(WARMED) and cell.steps >= 5 else 1.0
+    return rise * (1 + math.cos(math.pi * step / cell.steps)) / 2
+
+
+def _loss(system: str) -> tuple[Any, Any]:
     """The loss with its default options, and its miner if it has one."""
     from pytorch_metric_learning import losses, miners
 
+    name = system.removesuffix(WARMED)
     miner = miners.MultiSimilarityMiner() if name == "MultiSimilarityLoss" else None
     return getattr(losses, name)(), miner
 

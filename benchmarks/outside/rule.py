@@ -18,7 +18,7 @@ from dmlcore.reports.intervals import mean_and_half
 
 BEST = "best plain"
 FEWEST = 3  # seeds of an interval
-COMPARED = (("default", BEST), *(("default", loss) for loss in PLAIN), *plan.COUNTERPARTS.items())
+COMPARED = (("default", BEST), *(("default", loss) for loss in PLAIN), *plan.COUNTERPARTS)
 Point = tuple[int, int, float]  # classes, samples, rate
 Means = dict[str, dict[Any, dict[str, float]]]  # data set, option, part: MAP@R
 

@@ -62,7 +62,7 @@ def train_cell(cell: Cell, file: str) -> dict[str, Any]:
 def rate_of(rows: Rows, data: str, loss: str) -> float | None:
     """The rate of a plain loop with the best mean validation MAP@R; None: not all of its runs are there."""
     means = {}
-    for rate in RATES:
+    for rate in RATES[loss]:
         own = [Cell("compare", data, loss, seed, rate) for seed in RATED]
         if any(cell not in rows for cell in own):
             return None
