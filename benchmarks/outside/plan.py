@@ -161,16 +161,16 @@ def rating() -> Iterator[Cell]:
 def searching(sizes: Sequence[int] = tuple(SHAPES), seeds: Sequence[int] = SEARCH_SEEDS) -> Iterator[Cell]:
     """The default losses with every rate and every shape of a batch, a seed of everything at a time."""
     for seed in seeds:
-        for size in sizes:
-            for data in DATA:
+        for data in DATA:
+            for size in sizes:
                 for classes, samples in SHAPES[size]:
                     for rate in SEARCHED_RATES:
                         yield Cell("search", data, "default", seed, rate, classes, samples)
 
 
-def mending() -> Iterator[Cell]:
+def mending(seeds: Sequence[int] = MEND_SEEDS) -> Iterator[Cell]:
     """Other losses in the place of the default's."""
-    for seed in MEND_SEEDS:
+    for seed in seeds:
         for data in DATA:
             for system in MENDS:
                 yield Cell("compare", data, system, seed)

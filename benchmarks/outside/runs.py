@@ -82,7 +82,9 @@ def rated(rows: Rows) -> Iterator[Cell]:
 def stages(rows: Rows) -> list[Callable[[], Iterator[Cell]]]:
     """What is run one after the other, the most needed first; each goes by the rows before it."""
     first = partial(plan.searching, (plan.DEFAULT_SIZE,), plan.SEARCH_SEEDS[:1])
-    return [plan.products, plan.rating, partial(rated, rows), first, plan.mending, plan.searching]
+    every_size = partial(plan.searching, seeds=plan.SEARCH_SEEDS[:1])
+    first_mends = partial(plan.mending, plan.MEND_SEEDS[:1])
+    return [plan.products, plan.rating, partial(rated, rows), first, first_mends, every_size, plan.mending, plan.searching]
 
 
 def run(file: Path, folder: Path | None, work: Path, minutes: float | None) -> Rows:
