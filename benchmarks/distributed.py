@@ -1,17 +1,20 @@
 """`python -m benchmarks distributed`: losses on several processes beside one. For every loss the worst relative difference of
 value and gradients, the bytes that cross in a step, and the time of one; and for some ensembles `over the ideal`, the
-processor time of all processes together over that of one process. The processes share this machine, so times of clocks say
-little. The table is kept as distributed.csv.
+processor time of all processes together over that of one process: computed whole by each, divided, divided without memory that
+they share, and by rows. The processes share this machine, so times of clocks say little. The table is kept as distributed.csv.
 """
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import json
+import os
 import statistics
 import time
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import torch
 from torch import distributed, nn
@@ -20,6 +23,8 @@ import dmlcore
 from benchmarks.measuring import Row, environment, read, write
 from benchmarks.starting import told_by_ranks
 from dmlcore.allocation import keep_freed_memory
+from dmlcore.ensemble.division import Division
+from dmlcore.kernels.divided import DividedPasses
 from dmlcore.ranks import Group, inside
 
 RESULTS = Path(__file__).parent / "results" / "distributed.csv"
@@ -53,18 +58,43 @@ class _Counted:
     """Counts the bytes that a rank receives or adds up, while losses are called."""
 
     def __init__(self) -> None:
-        self.bytes = 0
-        for name in ("all_gather", "reduce_scatter", "all_to_all"):
-            setattr(Group, name, self._counting(getattr(Group, name)))
+        self.bytes, self.is_inside = 0, False
+        for name in ("all_gather", "gather", "reduce_scatter", "all_to_all", "add_up"):
+            self._count(Group, name, lambda group, sent, result: max(_size(sent), _size(result)))
+        for name in ("_tell_all", "_merge_sums"):  # through shared memory they are no call of the group
+            self._count(DividedPasses, name, self._told)
 
-    def _counting(self, call: Any) -> Any:
-        def counting(group: Any, sent: Any, *sizes: Any) -> torch.Tensor:
-            result = call(group, sent, *sizes)
-            numbers = sent.numel() if isinstance(sent, torch.Tensor) else sum(block.numel() for block in sent)
-            self.bytes += max(result.numel(), numbers) * result.element_size()
+    @staticmethod
+    def _told(passes: DividedPasses, what: Any, _: Any) -> int:
+        return sum(passes.passes.sizes(what or "sums")) * passes.like.element_size()
+
+    def _count(self, owner: Any, name: str, bytes_of: Any) -> None:
+        call = getattr(owner, name)
+
+        def counting(group: Any, sent: Any = None, *more: Any) -> Any:
+            is_outermost, self.is_inside = not self.is_inside, True
+            try:
+                result = call(group, *(() if sent is None else (sent,)), *more)
+            finally:
+                self.is_inside = not is_outermost
+            if is_outermost:
+                self.bytes += bytes_of(group, sent, result)
             return result
 
-        return counting
+        setattr(owner, name, counting)
+
+
+def _size(tensors: Any) -> int:
+    return tensors.nbytes if isinstance(tensors, torch.Tensor) else sum(tensor.nbytes for tensor in tensors)
+
+
+def _over_sockets() -> Group:
+    """All ranks, who share no memory, as if each were on a machine of its own."""
+    os.environ["DML_SHARED_MEMORY"] = "0"
+    group = Group(distributed.new_group(), work="divided")
+    group.all_gather(torch.zeros(1))  # here they find out
+    del os.environ["DML_SHARED_MEMORY"]
+    return group
 
 
 class _Steps:
@@ -86,7 +116,9 @@ class _Steps:
         self.x, self.y, self.net = x[own], y[own], _network(width, dtype)
         torch.manual_seed(2)
         self.loss: Any = dmlcore.LossEnsemble(list(names), num_classes=CLASSES, embedding_dim=width).to(dtype)
-        if size > 1:
+        if isinstance(work, Group):
+            self.loss = dmlcore.distributed(self.loss, work)
+        elif size > 1:
             self.loss = dmlcore.distributed(self.loss, work=work, transport=transport)
         self.seconds: list[float] = []
         self.cpu: list[float] = []
@@ -136,16 +168,20 @@ def _run(steps: int, *arguments: Any) -> _Steps:
 def _ensembles(number: int, size: int, counted: _Counted) -> list[Row]:
     """Ensembles in one process, whole on each and divided, in turn, so that whatever else the machine does meets all."""
     rows: list[Row] = []
+    sockets = _over_sockets()
     for (name, members), shape in itertools.product(ENSEMBLES.items(), LARGE):
         alone = _Steps(members, 0, 1, None, shape, torch.float32)
-        runs = {work: _Steps(members, number, size, work, shape, torch.float32) for work in ("whole", "divided")}
+        works = {"whole": "whole", "divided": "divided", "over sockets": sockets, "by rows": "divided"}
+        runs = {work: _Steps(members, number, size, group, shape, torch.float32) for work, group in works.items()}
         counts = dict.fromkeys(runs, 0)
         for _ in range(ROUNDS):
             with inside():
                 alone.step()
             for work, run in runs.items():
                 counted.bytes = 0
-                run.step()
+                no_pairs = mock.patch.object(Division, "_merging", lambda *_: {})
+                with no_pairs if work == "by rows" else contextlib.nullcontext():
+                    run.step()
                 counts[work] = counted.bytes
         with inside():
             expected = alone.numbers()
@@ -153,14 +189,18 @@ def _ensembles(number: int, size: int, counted: _Counted) -> list[Row]:
             costs: list[Any] = [None] * size
             distributed.all_gather_object(costs, (run.cpu_milliseconds, alone.cpu_milliseconds))
             row: Row = {"loss": "+".join(members), "ensemble": name, "work": work, "processes": size}
-            row |= {"samples": shape[0], "width": shape[1], f"float32 {work}": _worst(run.numbers(), expected)}
-            row |= {f"bytes {work}": counts[work], f"ms {work}": run.milliseconds}
+            kind = "whole" if work == "whole" else "divided"
+            row |= {"samples": shape[0], "width": shape[1], f"float32 {kind}": _worst(run.numbers(), expected)}
+            row |= {f"bytes {kind}": counts[work], f"ms {kind}": run.milliseconds}
             row |= {"cpu ms alone": statistics.mean(c for _, c in costs), "cpu ms": statistics.mean(c for c, _ in costs)}
             rows.append(row | {"over the ideal": row["cpu ms"] * size / row["cpu ms alone"]})
-    small, used = torch.zeros(64), time.process_time()
-    for _ in range(100):
-        Group().all_gather(small)
-    return [*rows, {"loss": "an all-gather of 64 numbers", "processes": size, "cpu ms": 10 * (time.process_time() - used)}]
+    for work, group in {"divided": Group(), "over sockets": sockets}.items():
+        small, used = torch.zeros(64), time.process_time()
+        for _ in range(100):
+            group.all_gather(small)
+        cost = 10 * (time.process_time() - used)
+        rows.append({"loss": "an all-gather of 64 numbers", "work": work, "processes": size, "cpu ms": cost})
+    return rows
 
 
 def _worst(numbers: list[torch.Tensor], expected: list[torch.Tensor]) -> float:

@@ -32,13 +32,16 @@ class _Sent:
 
     def __init__(self) -> None:
         self.bytes = 0
-        for name in ("all_gather", "reduce_scatter", "all_to_all"):
+        for name in ("all_gather", "gather", "reduce_scatter", "all_to_all"):
             setattr(Group, name, self._counting(getattr(Group, name), name))
 
     def _counting(self, call: Any, name: str) -> Any:
         def counting(group: Any, tensors: Any, *more: Any) -> Any:
-            if name == "all_gather":  # all of it, to each other process
-                self.bytes += tensors.numel() * tensors.element_size() * (group.size - 1)
+            if name == "gather" and group.board_for(tensors[0]) is None:  # it ends as the next one
+                return call(group, tensors, *more)
+            if name in ("all_gather", "gather"):  # all of it, to each other process
+                rows = tensors if name == "gather" else [tensors]
+                self.bytes += sum(part.nbytes for part in rows) * (group.size - 1)
             else:  # a part to each
                 parts = tensors.chunk(group.size) if name == "reduce_scatter" else tensors
                 self.bytes += sum(p.numel() * p.element_size() for n, p in enumerate(parts) if n != group.rank)

@@ -13,11 +13,12 @@ import torch
 from cases import LOSSES, Case, embeddings_of
 from torch import Tensor
 
-from dmlcore.kernels import extension, merging_functors, plan_options
+from dmlcore.kernels import extension, functors, merging_functors, plan_options
 from dmlcore.kernels.cpu import CpuPasses
 from dmlcore.kernels.divided import DividedPasses, divided_passes
 from dmlcore.kernels.fused import fused_pass
 from dmlcore.kernels.passes import FunctorCall, Pass
+from dmlcore.losses.path import Rows, reduced
 
 pytestmark = pytest.mark.skipif(extension.cpu() is None, reason="the CPU extension is not built")
 TILES = {"tile_rows": 16, "tile_columns": 32}
@@ -38,6 +39,12 @@ class Group:
 
     def all_gather(self, own: Tensor) -> Tensor:
         return torch.cat(self._told(own))
+
+    def add_up(self, values: Tensor) -> Tensor:
+        return torch.stack(self._told(values)).sum(0)
+
+    def board_for(self, _: Tensor) -> None:
+        """None: they share no memory."""
 
     def all_to_all(self, blocks: list[Tensor], sizes: list[int]) -> Tensor:
         own = torch.cat([told[self.rank] for told in self._told(blocks)])
@@ -76,24 +83,35 @@ def check(size: int, labels: Tensor, calls: tuple[FunctorCall, ...], **options: 
     vectors = embeddings_of(labels, seed=3).double()
     alone = vectors.clone().requires_grad_()
     values, counts, _ = fused_pass(alone, labels, None, None, calls)
-    cotangents = torch.rand(values.shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
-    (values * cotangents).sum().backward()
+    rows = [functors("cpu")[call.functor][1] for call in calls]
+    reductions = [("default", "sum", "mean")[index % 3] for index in range(len(calls))]
+    pairs = zip(values.split(rows), counts.split(rows), strict=True)
+    expected = torch.stack([reduced(Rows(*pair), kind) for pair, kind in zip(pairs, reductions, strict=True)])
+    cotangents = torch.rand(len(calls), generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    (expected * cotangents).sum().backward()
     assert alone.grad is not None
 
-    def rank(group: Any) -> tuple[Tensor, Tensor, Tensor]:
+    def rank(group: Any) -> tuple[Tensor, ...]:
         with plan_options(**TILES, **options):  # of this thread
             here = vectors.clone().requires_grad_()
-            ((own, own_counts),) = divided_passes([Pass(here, labels, None, None, calls)], group)
-        (own * cotangents).sum().backward()
+            pass_ = Pass(here, labels, None, None, calls)
+            own, own_counts = DividedPasses([pass_._replace(anchors=vectors)], group).forward()
+            terms, shares = divided_passes([pass_], rows, reductions, group)
+        (terms * cotangents).sum().backward()
         assert here.grad is not None
-        return own.detach(), own_counts, here.grad
+        return own.view_as(values), own_counts.view_as(counts), here.grad, terms.detach(), shares
 
     parts = on_ranks(size, rank)
-    torch.testing.assert_close(sum(own for own, _, _ in parts), values.detach(), rtol=1e-12, atol=1e-12)
-    torch.testing.assert_close(sum(own for _, own, _ in parts), counts)
-    torch.testing.assert_close(sum(grad for _, _, grad in parts), alone.grad, rtol=1e-11, atol=1e-12)
-    closed = torch.stack([(own != 0).any(0) for own, _, _ in parts])  # [W, N]
+    torch.testing.assert_close(sum(part[0] for part in parts), values.detach(), rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(sum(part[1] for part in parts), counts)
+    torch.testing.assert_close(sum(part[2] for part in parts), alone.grad, rtol=1e-11, atol=1e-12)
+    closed = torch.stack([(part[0] != 0).any(0) for part in parts])  # [W, N]
     assert (closed.sum(0) <= 1).all()
+    active = torch.stack([(part > 0).any(0).sum() for part in values.split(rows)]) / max(len(labels), 1)
+    for *_, terms, shares in parts:
+        torch.testing.assert_close(terms, expected.detach(), rtol=1e-12, atol=1e-12)
+        torch.testing.assert_close(shares, active)
+        assert torch.equal(terms, parts[0][3])  # numbers that steer are the same to the last bit
 
 
 @pytest.mark.parametrize("size", [2, 3, 4, 7])
@@ -120,8 +138,7 @@ def test_a_value_that_is_not_finite_stays_where_it_is() -> None:
     vectors[17, 2] = torch.inf
 
     def rank(group: Any) -> Tensor:
-        ((own, _),) = divided_passes([Pass(vectors, labels, None, None, calls_of(("ms",)))], group)
-        return own[0]
+        return DividedPasses([Pass(vectors, labels, None, None, calls_of(("ms",)))], group).forward()[0]
 
     parts = on_ranks(3, rank)
     assert sum(int(part[17].isnan()) for part in parts) == 1

@@ -3,6 +3,7 @@
 #include <pybind11/stl.h>
 
 #include "bindings/neighbours.h"
+#include "cpu/board.h"
 #include "cpu/divided.h"
 #include "cpu/gram.h"
 #include "cpu/levels.h"
@@ -141,6 +142,34 @@ PYBIND11_MODULE(_cpu, m) {
            "is_double"_a, "passes"_a, "terms"_a)
       .def("begin", &Prepared::begin, py::call_guard<py::gil_scoped_release>(), "data"_a, "labels"_a, "rows"_a, "stride"_a,
            "width"_a, "threads"_a);
+  using Streams = std::vector<std::vector<std::pair<uintptr_t, int64_t>>>;  // addresses and bytes
+  py::class_<dml::Board>(m, "Board", py::module_local())
+      .def(py::init([](int rank, const std::vector<uintptr_t>& memories, const std::vector<int>& lines, double seconds) {
+             std::vector<void*> at;
+             for (uintptr_t memory : memories) at.push_back(reinterpret_cast<void*>(memory));
+             return std::make_unique<dml::Board>(rank, at, lines, seconds, [] {
+               py::gil_scoped_acquire locked;
+               if (PyErr_CheckSignals()) throw py::error_already_set();
+             });
+           }),
+           "rank"_a, "memories"_a, "lines"_a, "seconds"_a)
+      .def("trade",
+           [](dml::Board& board, const Streams& given, const Streams& taken, int adds) {
+             const auto streams = [](const Streams& from) {
+               std::vector<dml::Board::Stream> out(from.size());
+               for (size_t k = 0; k < from.size(); ++k)
+                 for (const auto& [data, bytes] : from[k]) out[k].push_back({reinterpret_cast<void*>(data), bytes});
+               return out;
+             };
+             py::gil_scoped_release unlocked;
+             board.trade(streams(given), streams(taken),
+                         adds == 8   ? dml::Adds::kDoubles
+                         : adds == 4 ? dml::Adds::kFloats
+                                     : dml::Adds::kNothing);
+           })
+      .def_property_readonly_static("bytes", [](const py::object&) { return dml::Board::kBytes; })
+      .def_property_readonly_static("most",
+                                    [](const py::object&) { return dml::Board::is_supported() ? dml::Board::kMost : 0; });
   py::class_<dml::DividedPasses>(m, "DividedPasses", py::module_local())
       .def(py::init([](bool is_double, const std::vector<Pass>& passes, const py::kwargs& named) {
              std::vector<dml::PassRequest> requests;
@@ -163,11 +192,17 @@ PYBIND11_MODULE(_cpu, m) {
              py::gil_scoped_release unlocked;
              s.close(reinterpret_cast<void*>(values), reinterpret_cast<void*>(counts));
            })
-      .def("weigh",
-           [](dml::DividedPasses& s, uintptr_t cotangents) {
-             py::gil_scoped_release unlocked;
-             s.weigh(reinterpret_cast<const void*>(cotangents));
+      .def("sums",
+           [](const dml::DividedPasses& s, uintptr_t values, uintptr_t counts) {
+             return s.sums(reinterpret_cast<const void*>(values), reinterpret_cast<const void*>(counts));
            })
+      .def("tell_all",
+           [](dml::DividedPasses& s, const std::string& what, dml::Board& board) {
+             py::gil_scoped_release unlocked;
+             s.tell_all(shared(what), board);
+           })
+      .def("merge_all", &dml::DividedPasses::merge_all, py::call_guard<py::gil_scoped_release>())
+      .def("weigh", &dml::DividedPasses::weigh, py::call_guard<py::gil_scoped_release>())
       .def("slope",
            [](dml::DividedPasses& s, const std::vector<uintptr_t>& gradients) {
              std::vector<void*> to;

@@ -10,6 +10,7 @@
 #include <memory>
 #include <vector>
 
+#include "cpu/board.h"
 #include "cpu/passes.h"
 
 namespace dml {
@@ -24,11 +25,15 @@ class DividedPasses {
   void take(Shared what, int rank, void* to) const;
   void put(Shared what, int rank, const void* numbers);
   void merge(const void* parts);  // the sums of this rank's anchors that each rank took, one rank's behind another's
+  void tell_all(Shared what, Board& board);  // the same through memory that the ranks share: limits or slopes
+  void merge_all(Board& board);  // sums
 
   void open();
   void collect();
   void close(void* values, void* counts);  // [V, A] of pass after pass
-  void weigh(const void* cotangents);  // the same
+  // What the anchors of this rank add to: values [V] of pass after pass, counts [V], and anchors with a value above 0 [L].
+  std::vector<double> sums(const void* values, const void* counts) const;
+  void weigh(const std::vector<double>& slopes);  // [V] of pass after pass, the same for all anchors
   void slope(const std::vector<void*>& gradients);  // [A, D] of each pass, nullptr: nobody wants it
 
   std::vector<std::pair<std::string, int64_t>> plan(int pass) const { return passes_.at(pass)->plan(); }

@@ -121,8 +121,8 @@ template <class T> class Pass final : public PassBase {
     put_in_order(v, c, static_cast<T*>(values), static_cast<T*>(counts));
     leave();
   }
-  void weigh(const void* cotangents) override {
-    begin_backward(static_cast<const T*>(cotangents), nullptr, nullptr, {}, {});
+  void weigh(const double* slopes) override {
+    begin_backward(nullptr, slopes, nullptr, {}, {});
     run_backward(kWeigh);
   }
   void slope() override {

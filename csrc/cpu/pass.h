@@ -39,7 +39,7 @@ class PassBase {
   virtual void open() = 0;
   virtual void collect() = 0;
   virtual void close(void* values, void* counts) = 0;
-  virtual void weigh(const void* cotangents) = 0;
+  virtual void weigh(const double* slopes) = 0;  // [V]: of the values of all anchors
   virtual void slope() = 0;
   virtual int64_t fields(Shared what) const = 0;
   virtual void take(Shared what, int64_t from, int64_t count, void* to) const = 0;  // T [fields, count] of these anchors

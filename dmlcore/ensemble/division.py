@@ -19,7 +19,7 @@ from dmlcore.losses import Comparison, Loss, ProxyLoss, RowLoss, Rows
 from dmlcore.losses.divided_memory import DividedEntries, looks_at_memory, rows_against
 from dmlcore.losses.path import Fusion, Outcome, compared, fusion_of
 from dmlcore.losses.shards import merged_values
-from dmlcore.losses.tiles import fusion_by_tiles, rows_by_tiles
+from dmlcore.losses.tiles import fusion_by_tiles, terms_by_tiles
 from dmlcore.ranks import Layout, summed_rows, total
 
 WORTH = 1e8
@@ -40,6 +40,8 @@ class Division:
         indices: of the members whose rows are divided among samples, or among proxies.
         of_tiles: the fused forms of the members whose pairs are divided, by index.
         summed: of the members whose values are merged from sums over classes.
+        active: shares of samples with a value above 0 of the members that are divided, by index, after `terms`.
+        all_terms: `[L]` after `terms`, where the pairs of all members are divided.
         of_entries: of the members that compare the samples with a divided memory.
     """
 
@@ -56,6 +58,7 @@ class Division:
         self.indices = [index for index, loss in enumerate(members) if _is_divided(loss, comparison)]
         self.of_tiles: dict[int, Fusion] = {}
         self.active: dict[int, Tensor] = {}
+        self.all_terms: Tensor | None = None
         size = len(comparison.anchors) * len(comparison.other_vectors) * comparison.anchors.shape[1]
         if layout.group.work == "whole" or (layout.group.work == "auto" and size < WORTH):
             self.indices = []
@@ -113,7 +116,7 @@ class Division:
         return part._replace(anchors=self._parts.setdefault(id(whole.anchors), part.anchors))
 
     def computes(self, index: int) -> bool:
-        """Whether the rows of a member come from `rows_of_entries` or `rows_of_tiles`."""
+        """Whether the rows of a member come from `rows_of_entries`, or its value from its tiles."""
         return index in self.of_entries or index in self.of_tiles
 
     def rows_of_entries(self, *, advance: bool) -> dict[int, Rows]:
@@ -126,16 +129,16 @@ class Division:
         rows = rows_against(losses, comparisons, self.entries, self.layout)
         return dict(zip(self.of_entries, rows, strict=True))
 
-    def rows_of_tiles(self, *, advance: bool) -> dict[int, Rows]:
-        """Values and counts of the members whose pairs are divided, for the samples that this rank closes."""
-        if not self.of_tiles:
-            return {}
+    def _terms_of_tiles(self, *, advance: bool) -> tuple[list[int], Tensor]:
+        """Indices and values of the members whose pairs are divided."""
         comparisons = {}
         for index in self.of_tiles:
             loss: Any = self.members[index]
             view = self.comparison if self.heads is None else self.heads.view(index)
             comparisons[index] = compared(loss, view, advance=advance)
-        return rows_by_tiles(self.members, comparisons, self.of_tiles, self.layout.group)
+        indices, terms, shares = terms_by_tiles(self.members, comparisons, self.of_tiles, self.layout.group)
+        self.active |= zip(indices, shares.unbind(), strict=True)
+        return indices, terms
 
     def _samples(self, index: int) -> Comparison:
         """The samples of all ranks as a member sees them."""
@@ -152,20 +155,25 @@ class Division:
         total = values.sum() if loss.options.reduction == "sum" else values.sum() / max(len(values), 1)
         return total.to(comparison.dtype)
 
-    def terms(self, outcome: Outcome) -> dict[int, Tensor]:
-        """The values of the members that are divided, from the rows of all ranks, by one all-reduce. Two more for each member
-        whose classes are divided."""
-        return self._terms_of_rows(outcome) | {index: self._merged(index) for index in self.summed}
+    def terms(self, outcome: Outcome, *, advance: bool) -> dict[int, Tensor]:
+        """The values of the members that are divided, from the rows of all ranks, by one all-reduce, and one for those whose
+        pairs are divided. Two more for each member whose classes are divided."""
+        terms = self._terms_of_rows(outcome)
+        if self.of_tiles:
+            indices, values = self._terms_of_tiles(advance=advance)
+            if indices == list(range(len(self.members))):
+                self.all_terms = values
+            terms |= zip(indices, values.unbind(), strict=True)
+        return terms | {index: self._merged(index) for index in self.summed}
 
     def _terms_of_rows(self, outcome: Outcome) -> dict[int, Tensor]:
-        rows = {index: outcome.completed.pop(index) for index in (*self.indices, *self.of_tiles)}
+        rows = {index: outcome.completed.pop(index) for index in self.indices}
         if not rows:
             return {}
         sums = torch.cat([values.sum(1).double() for values, _ in rows.values()])
         numbers = []
-        for index, (values, counts) in rows.items():
-            is_counted = index not in self.of_tiles or self.layout.rank == 0  # those of tiles are the samples of all
-            length = torch.full((1,), values.shape[1] * is_counted, device=values.device)
+        for values, counts in rows.values():
+            length = torch.full((1,), values.shape[1], device=values.device)
             numbers += [counts.detach().sum(1), (values.detach() > 0).any(0).sum()[None], length]
         entered = None if self.of_tiles else self.anchors  # every rank differentiates tiles, with samples or without
         sums, numbers = total(sums, torch.cat([number.double() for number in numbers]), entered, self.layout.group)

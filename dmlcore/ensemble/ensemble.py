@@ -206,14 +206,17 @@ class LossEnsemble(nn.Module):
         outcome = self._evaluate(comparison, members, heads, division, advance=advance)
         scalars = {}
         if division is not None:
-            outcome.completed |= division.rows_of_entries(advance=advance) | division.rows_of_tiles(advance=advance)
-            scalars = division.terms(outcome)
+            outcome.completed |= division.rows_of_entries(advance=advance)
+            scalars = division.terms(outcome, advance=advance)
         for index, loss in enumerate(members):
             if division is None:
                 loss.check_is_whole()
             if not loss.by_rows:
                 scalars[index] = _called(loss, comparison if heads is None else heads.view(index))
-        terms, passed = outcome.terms(members, scalars), outcome.passed if outcome.averaged else None
+        terms = None if division is None else division.all_terms
+        if terms is None:
+            terms = outcome.terms(members, scalars)
+        passed = outcome.passed if outcome.averaged else None
         if advance:
             outcome.detach()
             self._last.outcome = outcome

@@ -15,7 +15,9 @@ from dmlcore.kernels.cpu import request_of
 from dmlcore.kernels.fused import keeps_graph, ready_pass, state_of
 from dmlcore.kernels.passes import Pass
 from dmlcore.kernels.planning import plan
-from dmlcore.ranks import Group
+from dmlcore.ranks import Group, board
+
+board.native = getattr(extension.CPU, "Board", None)
 
 
 class DividedPasses:
@@ -53,9 +55,16 @@ class DividedPasses:
         passes.close(values.data_ptr(), counts.data_ptr())
         return values, counts
 
-    def backward(self, cotangents: Tensor, gradients: Sequence[Tensor | None]) -> None:
-        """Fill contiguous `[A, D]` with this rank's part of the gradient of each pass, under cotangents of the values."""
-        self.passes.weigh(cotangents.data_ptr())
+    def totals(self) -> list[float]:
+        """Sums over the anchors of all ranks: values `[sum V]`, counts `[sum V]`, and anchors with a value above 0 of each
+        functor."""
+        values, counts = self.forward()
+        own = self.passes.sums(values.data_ptr(), counts.data_ptr())
+        return self.group.add_up(torch.tensor(own, dtype=torch.float64)).tolist()
+
+    def backward(self, slopes: Sequence[float], gradients: Sequence[Tensor | None]) -> None:
+        """Fill contiguous `[A, D]` with this rank's part of the gradient of each pass, under `[sum V]` slopes of the sums."""
+        self.passes.weigh(slopes)
         self._tell_all("slopes")
         self.passes.slope([0 if gradient is None else gradient.data_ptr() for gradient in gradients])
 
@@ -64,6 +73,9 @@ class DividedPasses:
         sizes = self.passes.sizes(what)
         most = max(sizes)
         if most == 0:
+            return
+        if (shared := self.group.board_for(self.like)) is not None:
+            self.passes.tell_all(what, shared.native)
             return
         own = self.like.new_zeros(most)
         self.passes.take(what, self.rank, own.data_ptr())
@@ -76,6 +88,9 @@ class DividedPasses:
         sizes = self.passes.sizes("sums")
         if sum(sizes) == 0:
             return
+        if (shared := self.group.board_for(self.like)) is not None:
+            self.passes.merge_all(shared.native)
+            return
         blocks = [self.like.new_empty(size) for size in sizes]
         for rank, block in enumerate(blocks):
             self.passes.take("sums", rank, block.data_ptr())
@@ -84,37 +99,57 @@ class DividedPasses:
 
 
 class _Divided(torch.autograd.Function):
+    """One node with numbers of Python in it: what has many small tensors takes longer than the exchange of what is in them."""
+
     @staticmethod
-    def forward(ctx: Any, passes: DividedPasses, *anchors: Tensor) -> tuple[Tensor, Tensor]:
-        ctx.passes = passes
-        ctx.shapes = [tensor.shape for tensor in anchors]
-        values, counts = passes.forward()
-        ctx.mark_non_differentiable(counts)
-        return values, counts
+    def forward(ctx: Any, passes: DividedPasses, rows: Sequence[int], reductions: Sequence[str], *anchors: Tensor) -> Any:
+        ctx.passes, ctx.shapes = passes, [tensor.shape for tensor in anchors]
+        totals, first, count = passes.totals(), 0, sum(rows)
+        samples = max(len(anchors[0]), 1)
+        ctx.factors, terms = [], []
+        for length, reduction in zip(rows, reductions, strict=True):
+            factors = [1.0] * length
+            if reduction == "default":
+                factors = [1 / max(number, 1.0) for number in totals[count + first : count + first + length]]
+            elif reduction == "mean":
+                factors = [1 / samples] * length
+            terms.append(sum(factor * total for factor, total in zip(factors, totals[first : first + length], strict=True)))
+            ctx.factors.append(factors)
+            first += length
+        shares = anchors[0].new_tensor([number / samples for number in totals[2 * count :]], dtype=torch.float32)
+        ctx.mark_non_differentiable(shares)
+        return anchors[0].new_tensor(terms), shares
 
     @staticmethod
     def backward(ctx: Any, cotangents: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
         passes: DividedPasses = state_of(ctx.passes)
         gradients: list[Tensor | None] = []
-        for shape, is_needed in zip(ctx.shapes, ctx.needs_input_grad[1:], strict=True):
+        for shape, is_needed in zip(ctx.shapes, ctx.needs_input_grad[3:], strict=True):
             gradients.append(passes.like.new_empty(shape) if is_needed else None)
-        passes.backward(cotangents.contiguous(), gradients)
+        slopes = []
+        for cotangent, factors in zip(cotangents.tolist(), ctx.factors, strict=True):
+            slopes += [cotangent * factor for factor in factors]
+        passes.backward(slopes, gradients)
         if not keeps_graph():
             ctx.passes = None
-        return None, *gradients
+        return None, None, None, *gradients
 
 
-def divided_passes(passes: Sequence[Pass], group: Group) -> list[tuple[Tensor, Tensor]]:
-    """Values and counts of passes whose tiles and classes the ranks of a group divide.
+def divided_passes(
+    passes: Sequence[Pass], rows: Sequence[int], reductions: Sequence[str], group: Group
+) -> tuple[Tensor, Tensor]:
+    """The reduced values of passes whose tiles and classes the ranks of a group divide.
 
     Args:
         passes: at least one, of batches with themselves on the CPU, by functors of `merging_functors`, without windows. They
             are the same on every rank.
+        rows: how many values per anchor each of their functors has, pass after pass.
+        reductions: of each functor, `default`, `sum` or `mean`, as options of losses say.
         group: of the ranks, which all call this, and all differentiate it.
 
     Returns:
-        `[V, A]` values and counts of each pass, float32 or (for float64 input) float64. They are 0 but for the anchors that
-        this rank closes. Gradients are this rank's part too: their sum over the ranks is the gradient of all ranks' values.
+        `[L]` a term of each functor, float32 or (for float64 input) float64, and the share of anchors with a value above 0.
+        They are those of all ranks. Gradients are this rank's part: their sum over the ranks is the gradient of the terms.
 
     Raises:
         ConfigError: the extension is missing.
@@ -124,11 +159,4 @@ def divided_passes(passes: Sequence[Pass], group: Group) -> list[tuple[Tensor, T
     dtype = torch.float64 if is_double else torch.float32
     sources = [pass_.anchors.to(dtype).contiguous() for pass_ in passes]
     asked = [ready_pass(pass_, source, None, dtype) for pass_, source in zip(passes, sources, strict=True)]
-    values, counts = _Divided.apply(DividedPasses(asked, group), *sources)
-    results, first = [], 0
-    for pass_ in asked:
-        number, anchors, _ = pass_.size
-        last = first + number * anchors
-        results.append((values[first:last].view(number, anchors), counts[first:last].view(number, anchors)))
-        first = last
-    return results
+    return _Divided.apply(DividedPasses(asked, group), rows, reductions, *sources)

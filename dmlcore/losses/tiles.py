@@ -11,10 +11,11 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from dmlcore.kernels import divided_passes, merging_functors
 from dmlcore.losses.comparison import Comparison
-from dmlcore.losses.path import Fusion, Rows, Sharing, fusion_of, is_fusable, pass_of
+from dmlcore.losses.path import Fusion, Sharing, fusion_of, is_fusable, pass_of
 from dmlcore.losses.rows import RowLoss
 from dmlcore.ranks import Group
 
@@ -43,10 +44,12 @@ def fusion_by_tiles(loss: Any, comparison: Comparison) -> Fusion | None:
     return fusion
 
 
-def rows_by_tiles(
+def terms_by_tiles(
     members: Sequence[Any], comparisons: dict[int, Comparison], fusions: dict[int, Fusion], group: Group
-) -> dict[int, Rows]:
-    """Values and counts of members whose pairs the ranks divide, `[V, N]`, 0 but for the samples that this rank closes.
+) -> tuple[list[int], Tensor, Tensor]:
+    """Indices of members whose pairs the ranks divide, their values, and their shares of samples with a value above 0.
+
+    All ranks get the same numbers.
 
     Args:
         members: of the ensemble.
@@ -61,11 +64,8 @@ def rows_by_tiles(
     for group_ in sharing.groups:
         first = group_[0]
         passes.append(pass_of(first.fused, [member.call for member in group_], first.fusion.normalise))
-    rows: dict[int, Rows] = {}
-    for group_, (values, counts) in zip(sharing.groups, divided_passes(passes, group), strict=True):
-        first = 0
-        for member in group_:
-            last = first + member.fusion.values
-            rows[member.index] = Rows(values[first:last], counts[first:last])
-            first = last
-    return rows
+    parts = [member for group_ in sharing.groups for member in group_]
+    rows = [member.fusion.values for member in parts]
+    reductions = [members[member.index].options.reduction for member in parts]
+    terms, shares = divided_passes(passes, rows, reductions, group)
+    return [member.index for member in parts], terms, shares

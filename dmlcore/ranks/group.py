@@ -11,6 +11,7 @@ from typing import Any, Literal
 import torch
 
 from dmlcore.errors import ConfigError
+from dmlcore.ranks.board import Board, board_of
 
 GradientRule = Literal["mean", "sum"]
 Work = Literal["auto", "divided", "whole"]
@@ -106,17 +107,49 @@ class Group:
 
     def all_gather(self, own: torch.Tensor) -> torch.Tensor:
         """The tensors of all ranks, one behind the other: `[W B, ...]` of `[B, ...]`, which have one shape on all."""
+        if (board := self.board_for(own)) is not None:
+            return board.gather([own.contiguous()], [len(own)] * self.size)[0]
         everything = own.new_empty(self.size * len(own), *own.shape[1:])
         # torch 2.14 has given the function another name
         gather = getattr(torch.distributed, "all_gather_single", None) or torch.distributed.all_gather_into_tensor
         gather(everything, own.contiguous(), group=self.process_group)
         return everything
 
+    def gather(self, tensors: Sequence[torch.Tensor], sizes: Sequence[int]) -> list[torch.Tensor]:
+        """The rows of all ranks of several tensors, by one all-gather of bytes, so that every dtype takes the same way.
+
+        Args:
+            tensors: contiguous `[B, ...]` each. All but the first dimension are the same on all ranks.
+            sizes: the B of every rank.
+
+        Returns:
+            `[N, ...]` each.
+        """
+        if (board := self.board_for(tensors[0])) is not None:
+            return board.gather(tensors, sizes)
+        flat = [tensor.flatten(1) if tensor.ndim > 1 else tensor[:, None] for tensor in tensors]
+        parts = [tensor.view(torch.uint8) for tensor in flat]  # [B, bytes]
+        rows, most = torch.cat(parts, 1), max(sizes)
+        if len(rows) < most:
+            rows = torch.cat([rows, rows.new_zeros(most - len(rows), rows.shape[1])])
+        everything = self.all_gather(rows)
+        if set(sizes) != {most}:
+            pieces = everything.split(most)
+            everything = torch.cat([piece[:size] for piece, size in zip(pieces, sizes, strict=True)])
+        columns = everything.split([part.shape[1] for part in parts], 1)
+        return [
+            column.contiguous().view(tensor.dtype).reshape(-1, *tensor.shape[1:])
+            for column, tensor in zip(columns, tensors, strict=True)
+        ]
+
     def reduce_scatter(self, rows: torch.Tensor) -> torch.Tensor:
         """The sum over ranks of this rank's part of `[W B, ...]`, which has one shape on all: `[B, ...]`."""
-        own = rows.new_empty(len(rows) // self.size, *rows.shape[1:])
+        own, rows = rows.new_empty(len(rows) // self.size, *rows.shape[1:]), rows.contiguous()
+        if rows.dtype in (torch.float32, torch.float64) and (board := self.board_for(rows)) is not None:
+            board.reduce_scatter(rows, own)
+            return own
         scatter = getattr(torch.distributed, "reduce_scatter_single", None) or torch.distributed.reduce_scatter_tensor
-        scatter(own, rows.contiguous(), group=self.process_group)
+        scatter(own, rows, group=self.process_group)
         return own
 
     def all_to_all(self, blocks: Sequence[torch.Tensor], sizes: Sequence[int]) -> torch.Tensor:
@@ -126,11 +159,25 @@ class Group:
             blocks: what each rank gets of this one.
             sizes: how many numbers each rank sends to this one.
         """
+        everything = blocks[0].new_empty(sum(sizes))
+        if (board := self.board_for(everything)) is not None:
+            board.all_to_all([block.contiguous() for block in blocks], everything.split(list(sizes)))
+            return everything
         own = torch.cat([block.flatten() for block in blocks])
-        everything = own.new_empty(sum(sizes))
         lengths = [block.numel() for block in blocks]
         torch.distributed.all_to_all_single(everything, own, list(sizes), lengths, group=self.process_group)
         return everything
+
+    def add_up(self, values: torch.Tensor) -> torch.Tensor:
+        """The sum of a few numbers over all ranks, the same bits on each. May change and return `values`."""
+        if (board := self.board_for(values)) is not None:
+            return board.gather([values[None].contiguous()], [1] * self.size)[0].sum(0)
+        torch.distributed.all_reduce(values, group=self.process_group)
+        return values
+
+    def board_for(self, sent: torch.Tensor) -> Board | None:
+        """The memory through which the ranks can exchange tensors such as this one, or None where there is none."""
+        return None if sent.device.type != "cpu" or self.size == 1 else board_of(self.process_group)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Group:
         return self  # processes are not copied

@@ -22,7 +22,7 @@ ALIKE = 1e-3
 
 @torch.no_grad()
 def gathered(tensors: Sequence[Tensor], layout: Layout) -> list[Tensor]:
-    """The rows of all ranks, by one all-gather of bytes, so that every dtype takes the same way.
+    """The rows of all ranks, by one exchange.
 
     Args:
         tensors: `[B, ...]` each, with the rows of `layout`. All but the first dimension are the same on all ranks.
@@ -30,22 +30,7 @@ def gathered(tensors: Sequence[Tensor], layout: Layout) -> list[Tensor]:
     Returns:
         `[N, ...]` each, without history.
     """
-    flat = [tensor.flatten(1) if tensor.ndim > 1 else tensor[:, None] for tensor in tensors]
-    parts = [tensor.detach().contiguous().view(torch.uint8) for tensor in flat]  # [B, bytes]
-    widths = [part.shape[1] for part in parts]
-    rows = torch.cat(parts, 1)
-    most = max(layout.sizes)
-    if layout.count < most:
-        rows = torch.cat([rows, rows.new_zeros(most - layout.count, rows.shape[1])])
-    everything = layout.group.all_gather(rows)
-    if set(layout.sizes) != {most}:
-        pieces = everything.split(most)
-        everything = torch.cat([piece[:size] for piece, size in zip(pieces, layout.sizes, strict=True)])
-    columns = everything.split(widths, 1)
-    return [
-        column.contiguous().view(tensor.dtype).reshape(-1, *tensor.shape[1:])
-        for column, tensor in zip(columns, tensors, strict=True)
-    ]
+    return layout.group.gather([tensor.detach().contiguous() for tensor in tensors], layout.sizes)
 
 
 def gathered_embeddings(embeddings: Tensor, layout: Layout, *others: Tensor) -> list[Tensor]:
@@ -65,7 +50,8 @@ class _Whole(torch.autograd.Function):
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
-        return gradient[ctx.layout.own] * ctx.layout.group.factor, None, None
+        own, factor = gradient[ctx.layout.own], ctx.layout.group.factor
+        return own if factor == 1 else own * factor, None, None
 
 
 def whole(rows: Tensor, everything: Tensor, layout: Layout) -> Tensor:
@@ -121,8 +107,7 @@ class _Total(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, sums: Tensor, numbers: Tensor, entered: Tensor | None, group: Group) -> tuple[Tensor, Tensor]:
         ctx.entered = entered
-        values = torch.cat([sums.detach(), numbers])
-        distributed.all_reduce(values, group=group.process_group)
+        values = group.add_up(torch.cat([sums.detach(), numbers]))
         sums, numbers = values[: len(sums)].clone(), values[len(sums) :].clone()
         ctx.mark_non_differentiable(numbers)
         return sums, numbers
@@ -149,9 +134,7 @@ def total(sums: Tensor, numbers: Tensor, entered: Tensor | None, group: Group) -
 @torch.no_grad()
 def summed(values: Tensor, group: Group) -> Tensor:
     """The sum over all ranks."""
-    values = values.detach().clone()
-    distributed.all_reduce(values, group=group.process_group)
-    return values
+    return group.add_up(values.detach().clone())
 
 
 class _Replaced(torch.autograd.Function):

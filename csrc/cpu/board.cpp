@@ -1,0 +1,165 @@
+#include "cpu/board.h"
+
+#include <algorithm>
+#include <atomic>
+#include <cstring>
+#include <stdexcept>
+#include <string>
+
+#ifdef __linux__
+#include <linux/futex.h>
+#include <sys/socket.h>
+#include <sys/syscall.h>
+#include <time.h>
+#include <unistd.h>
+
+#include <cerrno>
+#include <climits>
+#endif
+
+namespace dml {
+
+namespace {
+
+struct Half {
+  int64_t has_more;             // whether this rank needs another round
+  int64_t lengths[Board::kMost];  // bytes for each rank in this round
+};
+struct Head {
+  std::atomic<uint32_t> round, waiting;  // rounds that are written; ranks that sleep until it changes
+  Half halves[2];
+};
+static_assert(sizeof(Head) <= 8192 && std::atomic<uint32_t>::is_always_lock_free);
+
+Head& head_of(char* memory) { return *reinterpret_cast<Head*>(memory); }
+char* half_of(char* memory, uint32_t round) { return memory + 8192 + (round % 2) * Board::kHalf; }
+
+template <class T>
+void add(void* to, const void* from, int64_t bytes) {
+  T* sums = static_cast<T*>(to);
+  const T* numbers = static_cast<const T*>(from);
+  for (int64_t k = 0; k < bytes / int64_t(sizeof(T)); ++k) sums[k] += numbers[k];
+}
+
+void put(void* to, const void* from, int64_t bytes, Adds adds) {
+  if (bytes <= 0) return;
+  if (adds == Adds::kFloats) add<float>(to, from, bytes);
+  else if (adds == Adds::kDoubles) add<double>(to, from, bytes);
+  else std::memcpy(to, from, size_t(bytes));
+}
+
+int64_t length_of(const Board::Stream& stream) {
+  int64_t bytes = 0;
+  for (const Board::Piece& piece : stream) bytes += piece.bytes;
+  return bytes;
+}
+
+// Calls `move` for the parts of pieces that `length` bytes of a stream are, with the place of each among these bytes.
+template <class Move>
+void over(const Board::Stream& stream, int64_t first, int64_t length, Move move) {
+  int64_t begin = 0;
+  for (const Board::Piece& piece : stream) {
+    const int64_t from = std::max(begin, first), to = std::min(begin + piece.bytes, first + length);
+    if (from < to) move(static_cast<char*>(piece.data) + (from - begin), from - first, to - from);
+    begin += piece.bytes;
+  }
+}
+
+}  // namespace
+
+Board::Board(int rank, const std::vector<void*>& memories, const std::vector<int>& lines, double seconds,
+             std::function<void()> waits)
+    : rank_(rank), ranks_(int(memories.size())), lines_(lines), seconds_(seconds), waits_(std::move(waits)) {
+  if (!is_supported() || ranks_ < 2 || ranks_ > kMost || rank < 0 || rank >= ranks_ || lines.size() != memories.size())
+    throw std::invalid_argument("a board is for two to 256 ranks on Linux");
+  for (void* memory : memories) memories_.push_back(static_cast<char*>(memory));
+}
+
+void Board::trade(const std::vector<Stream>& given, const std::vector<Stream>& taken, Adds adds) {
+  const bool is_one = given.size() == 1;
+  if (!(is_one || int(given.size()) == ranks_) || int(taken.size()) != ranks_)
+    throw std::invalid_argument("a stream for each rank");
+  const Stream& own = given[is_one ? 0 : rank_];
+  if (length_of(own) != length_of(taken[rank_])) throw std::invalid_argument("a rank takes from itself what it gives");
+  over(taken[rank_], 0, length_of(own), [&](char* to, int64_t at, int64_t bytes) {
+    over(own, at, bytes, [&](const char* from, int64_t part, int64_t count) { put(to + part, from, count, Adds::kNothing); });
+  });
+  const int64_t share = is_one ? kHalf : kHalf / ranks_ / 64 * 64;  // of a half, for a stream
+  int64_t most = 0;
+  for (const Stream& stream : given) most = std::max(most, length_of(stream));
+  bool is_ready = false;
+  for (int64_t done = 0; !is_ready; done += share) {
+    ++round_;
+    is_ready = most <= done + share;
+    post(given, done, share, !is_ready);
+    for (int rank = 0; rank < ranks_; ++rank) {
+      if (rank == rank_) continue;
+      wait_for(rank);
+      const Half& half = head_of(memories_[rank]).halves[round_ % 2];
+      const int64_t length = std::clamp(length_of(taken[rank]) - done, int64_t(0), share);
+      if (half.lengths[rank_] != length)
+        throw std::runtime_error("Connection closed: another process exchanges something else than this one");
+      is_ready = is_ready && !half.has_more;
+      const char* from = half_of(memories_[rank], round_) + (is_one ? 0 : rank_ * share);
+      over(taken[rank], done, length, [&](char* to, int64_t at, int64_t bytes) { put(to, from + at, bytes, adds); });
+    }
+  }
+}
+
+void Board::post(const std::vector<Stream>& given, int64_t done, int64_t share, bool has_more) {
+  Head& head = head_of(memories_[rank_]);
+  Half& half = head.halves[round_ % 2];
+  const bool is_one = given.size() == 1;
+  half.has_more = has_more;
+  for (int rank = 0; rank < ranks_; ++rank) {
+    const Stream& stream = given[is_one ? 0 : rank];
+    const int64_t length = half.lengths[rank] = std::clamp(length_of(stream) - done, int64_t(0), share);
+    char* to = half_of(memories_[rank_], round_) + (is_one ? 0 : rank * share);
+    if (is_one ? rank == 0 : rank != rank_)
+      over(stream, done, length,
+           [&](const char* from, int64_t at, int64_t bytes) { put(to + at, from, bytes, Adds::kNothing); });
+  }
+  head.round.store(round_);  // before it looks who sleeps: one that will sleep counts itself before it looks at the round
+#ifdef __linux__
+  if (head.waiting.load()) syscall(SYS_futex, &head.round, FUTEX_WAKE, INT_MAX, nullptr, nullptr, 0);
+#endif
+}
+
+#ifdef __linux__
+
+bool Board::is_supported() { return true; }
+
+void Board::wait_for(int rank) const {
+  Head& head = head_of(memories_[rank]);
+  timespec began{}, now{};
+  const timespec slice{0, 250000000};
+  for (uint32_t at; int32_t((at = head.round.load()) - round_) < 0;) {
+    if (!began.tv_sec) clock_gettime(CLOCK_MONOTONIC, &began);
+    ++head.waiting;
+    long outcome = 0;
+    int reason = 0;
+    if (head.round.load() == at) {
+      outcome = syscall(SYS_futex, &head.round, FUTEX_WAIT, at, &slice, nullptr, 0);
+      reason = errno;
+    }
+    --head.waiting;
+    if (outcome == 0 || reason == EAGAIN) continue;
+    waits_();
+    char byte;
+    const ssize_t length = recv(lines_[rank], &byte, 1, MSG_PEEK | MSG_DONTWAIT);
+    if ((length == 0 || (length < 0 && errno != EAGAIN && errno != EINTR)) && head.round.load() == at)
+      throw std::runtime_error("Connection closed by another process");
+    clock_gettime(CLOCK_MONOTONIC, &now);
+    if (double(now.tv_sec - began.tv_sec) + 1e-9 * double(now.tv_nsec - began.tv_nsec) > seconds_)
+      throw std::runtime_error("timed out: another process does not answer");
+  }
+}
+
+#else
+
+bool Board::is_supported() { return false; }
+void Board::wait_for(int) const {}
+
+#endif
+
+}  // namespace dml

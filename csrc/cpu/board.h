@@ -1,0 +1,48 @@
+// Memory that the processes of one machine share, through which ranks exchange numbers. A rank writes what it gives into memory of
+// its own, tells so by a counter that lies there too, and reads what the others have written. One that waits sleeps in the kernel.
+#pragma once
+#include <cstdint>
+#include <functional>
+#include <vector>
+
+namespace dml {
+
+enum class Adds { kNothing, kFloats, kDoubles };  // whether bytes that are taken replace what is there, or are added as numbers
+
+class Board {
+ public:
+  static constexpr int64_t kHalf = 4 << 20;  // bytes a rank gives in a round; two halves, as some may still read the last round
+  static constexpr int64_t kBytes = 2 * kHalf + 8192;  // of the memory of a rank, which begins as zeros
+  static constexpr int kMost = 256;  // ranks
+  static bool is_supported();
+
+  // Args: this rank; the memory of every rank; sockets to the other ranks, which tell when one has ended; how long one waits; what
+  // is called about four times a second meanwhile, and may throw.
+  Board(int rank, const std::vector<void*>& memories, const std::vector<int>& lines, double seconds,
+        std::function<void()> waits);
+
+  // Give one stream of bytes to all ranks, or one to each, and fill `taken` by what the ranks give this one. All ranks call it, in
+  // the same way and with lengths that fit. Throws std::runtime_error where another rank has ended or does not answer.
+  struct Piece {
+    void* data;
+    int64_t bytes;
+  };
+  using Stream = std::vector<Piece>;  // one piece behind the other
+  void trade(const std::vector<Stream>& given, const std::vector<Stream>& taken, Adds adds);
+
+  int rank() const { return rank_; }
+  int ranks() const { return ranks_; }
+
+ private:
+  void post(const std::vector<Stream>& given, int64_t done, int64_t share, bool has_more);
+  void wait_for(int rank) const;
+
+  int rank_, ranks_;
+  uint32_t round_ = 0;
+  std::vector<char*> memories_;
+  std::vector<int> lines_;
+  double seconds_;
+  std::function<void()> waits_;
+};
+
+}  // namespace dml
