@@ -267,19 +267,19 @@ def _pictures(options: argparse.Namespace) -> None:
 
 
 def _distributed(options: argparse.Namespace) -> None:
-    from benchmarks import distributed, distributed_evaluation, large_memory, many_classes
+    from benchmarks import distributed, distributed_evaluation, large_memory, large_model, many_classes
 
+    sizes = [] if options.sizes is None else [tuple(_numbers(options.sizes))]
     if options.evaluation:
-        sizes = options.sizes and _numbers(options.sizes)
-        distributed_evaluation.main(*([tuple((2, count) for count in sizes)] if sizes else []))
-        return
-    if options.classes is not None:
-        many_classes.main(options.classes, *([] if options.sizes is None else [tuple(_numbers(options.sizes))]))
-        return
-    if options.memory is not None:
-        large_memory.main(options.memory, *([] if options.sizes is None else [tuple(_numbers(options.sizes))]))
-        return
-    distributed.main(*([] if options.sizes is None else [tuple(_numbers(options.sizes))]))
+        distributed_evaluation.main(*(tuple((2, count) for count in counts) for counts in sizes))
+    elif options.classes is not None:
+        many_classes.main(options.classes, *sizes)
+    elif options.memory is not None:
+        large_memory.main(options.memory, *sizes)
+    elif options.model is not None:
+        large_model.main(options.model)
+    else:
+        distributed.main(*sizes)
 
 
 def _scale(options: argparse.Namespace) -> None:
@@ -372,6 +372,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--work", type=Path, help="of unfinished results; the same folder goes on (ood)")
     add("--classes", type=int, help="of a loss whose classes processes divide, instead of small ones (distributed)")
     add("--memory", type=int, help="entries that a loss is compared with, instead of small losses (distributed)")
+    add("--model", type=int, help="million weights of a model that processes divide, instead of small losses (distributed)")
     add("--processes", type=int, default=2, help="at a time (ensembles, ood, fewshot, defaults, arms)")
     add("--json", type=Path, help="write the new rows as JSON")
     add("--page", type=Path, help="instead of docs/reports/gradients.md or docs/reports/performance.md")

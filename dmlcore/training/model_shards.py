@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from dmlcore.allocation import give_back_large_arrays
 from dmlcore.errors import ConfigError, first_line, of_all
 from dmlcore.losses.parting import Part
 from dmlcore.models.stages import stages_of
@@ -97,6 +98,8 @@ class ModelShards:
         self.model, self.group = model, group
         compressor = [] if model.compressor is None else list(model.compressor.parameters())
         whole = {*compressor, *(p for p in model.parameters() if p.ndim == 0)}
+        if sample.device.type == "cpu":
+            give_back_large_arrays()  # stages that are gathered and forgotten would pile up between what stays
         try:
             with naming_dead(group.size, lambda: "No step was taken"):
                 self._divide(whole, sample.device.type)
