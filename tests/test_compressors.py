@@ -46,7 +46,7 @@ def mismatch(compressor: Compressor, z: Tensor) -> float:
 
 
 def test_the_built_in_ones_are_there() -> None:
-    assert NAMES == ["lin_tanh_lin", "linear", "pca", "wccn", "whitened_pca"]
+    assert NAMES == ["lin_tanh_lin", "linear", "pca", "pca_or_wccn", "wccn", "whitened_pca"]
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -297,3 +297,21 @@ def test_the_online_optimiser_is_the_published_one() -> None:
     for options in ({"eps": 0}, {"weight_decay": -1}, {"online": False, "eps": 0.1}):
         with pytest.raises(ConfigError, match="eps|weight_decay"):
             create("lin_tanh_lin", **options)
+
+
+@pytest.mark.parametrize("better", ["pca", "wccn"])
+def test_the_map_with_the_higher_score_is_kept(better: str) -> None:
+    """Whatever was there before: both maps are learnt anew, and the kept one is named first."""
+    z, compressor = embeddings(), fitted("pca_or_wccn", embeddings(50, seed=7))
+    maps = {"pca": fitted("pca", z), "wccn": fitted("wccn", z, shrinkage=0.3)}
+    for _ in range(2):
+        scores = compressor.refine(z, labels(len(z)), lambda: float(torch.equal(compressor(z), maps[better](z))))
+        assert list(scores.items()) == [(better, 1.0), ({"pca": "wccn", "wccn": "pca"}[better], 0.0)]
+        assert torch.equal(compressor(z), maps[better](z))
+    assert compressor.refine(z, labels(len(z)), lambda: 0.5) == {"pca": 0.5, "wccn": 0.5}
+    assert torch.equal(compressor(z), maps["pca"](z))  # where neither is better, it is the simpler one
+
+
+def test_most_have_one_map() -> None:
+    compressor = fitted("pca", embeddings())
+    assert compressor.refine(embeddings(), labels(200), lambda: pytest.fail("nothing is to be measured")) == {}

@@ -4,6 +4,7 @@ lives in `matching.py`, principal axes in `principal.py`."""
 from __future__ import annotations
 
 import abc
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -91,6 +92,19 @@ class Compressor(nn.Module, abc.ABC):
     def learn(self, embeddings: Tensor, labels: Tensor, seed: int) -> None:
         """What `fit` does after its checks, without gradients. For subclasses to write where they are not online."""
         raise NotImplementedError(f"compressor '{self.name}' is trained online, or must write learn()")
+
+    def refine(self, embeddings: Tensor, labels: Tensor, score: Callable[[], float], *, seed: int = 0) -> dict[str, float]:
+        """At the end of a run, with its best weights: try several maps and keep the one with the highest score. Most have one
+        map, and do nothing.
+
+        Args:
+            embeddings, labels, seed: as of `fit`.
+            score: of the present map, on data that it was not fitted to.
+
+        Returns:
+            The score of each map by its name, the one that is kept first; empty: nothing was tried.
+        """
+        return {}
 
     def online_loss(self, z: Tensor) -> Tensor:
         """What one optimiser step lowers, for a compressor that `is_online`.

@@ -192,7 +192,7 @@ class EmbeddingModel(nn.Module):
         if self.served == "student":
             return functional.normalize(self.student_of(outputs).float(), dim=1)
         whole = self.whole(outputs)
-        return self._compressed(whole) if self.served == "compressed" else whole
+        return self.compressed(whole) if self.served == "compressed" else whole
 
     def losses_part(self, outputs: Tensor) -> Tensor:
         """What the losses see [B, `losses_dim`] out of what `forward` gave."""
@@ -229,7 +229,7 @@ class EmbeddingModel(nn.Module):
             units = self.unit(outputs[:, : self.whole_dim])  # [B, m, D]
             embeddings |= {f"head {name}": units[:, k] for k, name in enumerate(self.head_names)}
         if self.compressor is not None:
-            embeddings["compressed"] = self._compressed(whole)
+            embeddings["compressed"] = self.compressed(whole)
         if self.student is not None:
             embeddings["student"] = functional.normalize(self.student_of(outputs).float(), dim=1)
         return embeddings
@@ -238,7 +238,8 @@ class EmbeddingModel(nn.Module):
         """What a compressor sees of whole embeddings [B, m D]: float32 of unit norm."""
         return functional.normalize(whole.float(), dim=1) if self.heads == 1 else whole.float()
 
-    def _compressed(self, whole: Tensor) -> Tensor:
+    def compressed(self, whole: Tensor) -> Tensor:
+        """The compressed embedding [B, d] of whole embeddings [B, m D], for a model with a compressor."""
         assert self.compressor is not None
         return functional.normalize(self.compressor(self.compressible(whole)), dim=1)
 

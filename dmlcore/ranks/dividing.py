@@ -57,6 +57,10 @@ class DividedRows:
         """All rows, on every rank."""
         return gathered([self.own], self.layout)[0]
 
+    def mapped(self, function: Callable[[Tensor], Tensor]) -> DividedRows:
+        """What a function makes of the rows `[n, ...]` of each rank, one row of each."""
+        return DividedRows(function(self.own), self.layout)
+
     def on_first(self) -> Tensor | None:
         """All rows on rank 0, and None on the others. All ranks call it."""
         layout = self.layout

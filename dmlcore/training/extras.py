@@ -9,8 +9,9 @@ import torch
 from torch import Tensor
 
 from dmlcore import progress
-from dmlcore.ensemble import AdversarialDiversity, distance_diversity, similarity_matching
+from dmlcore.ensemble import AdversarialDiversity, Compressor, distance_diversity, similarity_matching
 from dmlcore.evaluation import evaluating
+from dmlcore.ranks.dividing import DividedRows
 from dmlcore.training.settings import Settings
 
 if TYPE_CHECKING:
@@ -106,11 +107,47 @@ class Compression:
         compressor = self.served.compressor
         if compressor is None or not self.is_fitted:
             return
-        part = dataset.spread(min(max(LEAST, PER_DIMENSION * compressor.width), FITTED))
-        whole = evaluating.embed_named(self.served, part, workers=workers, only="whole")["whole"]
-        z = self.served.compressible(whole)
+        z, labels = self._embedded(dataset, workers, LEAST, PER_DIMENSION)
         with progress.task(f"fitting {compressor.name}"):
-            compressor.fit(z, torch.from_numpy(part.labels).to(z.device), seed=self.seed)
+            compressor.fit(z, labels, seed=self.seed)
+
+    def refine(
+        self, train: LabelledDataset, validation: LabelledDataset, whole: Tensor | DividedRows | None, workers: int | None
+    ) -> dict[str, float]:
+        """Let the compressor try several maps, if it has them, and keep the one that serves the validation part best.
+
+        Args:
+            train: that they are fitted to, twice as many samples as for `fit`.
+            validation: that is ranked.
+            whole: embeddings of the validation part [N, W], where they are there.
+            workers: processes that decode image files.
+
+        Returns:
+            The MAP@R of the validation part by the name of each map, that of the one that is kept first. Empty: there is one.
+        """
+        compressor = self.served.compressor
+        if compressor is None or not self.is_fitted or type(compressor).refine is Compressor.refine:
+            return {}
+        z, labels = self._embedded(train, workers, 2 * LEAST, 2 * PER_DIMENSION)
+        rows = (
+            evaluating.named_rows(self.served, validation, workers=workers, only="whole")["whole"] if whole is None else whole
+        )
+
+        def score() -> float:
+            with torch.inference_mode():
+                narrow = self.served.compressed
+                embeddings = rows.mapped(narrow) if isinstance(rows, DividedRows) else narrow(rows)
+                return evaluating.evaluate(embeddings, validation)["map@r"]
+
+        with progress.task(f"fitting {compressor.name}"):
+            return compressor.refine(z, labels, score, seed=self.seed)
+
+    def _embedded(self, dataset: LabelledDataset, workers: int | None, least: int, per_dimension: int) -> tuple[Tensor, Tensor]:
+        """Whole embeddings and labels of samples that are evenly spread over the data."""
+        assert self.served.compressor is not None
+        part = dataset.spread(min(max(least, per_dimension * self.served.compressor.width), FITTED))
+        whole = evaluating.embed_named(self.served, part, workers=workers, only="whole")["whole"]
+        return self.served.compressible(whole), torch.from_numpy(part.labels).to(whole.device)
 
     def state_dict(self) -> dict[str, Any] | None:
         """State of the compressor's optimiser, or None."""

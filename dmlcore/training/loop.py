@@ -279,6 +279,9 @@ class Training:
         self.interruption.patience = 0  # what follows is done by one process
         if not self.run.writes:
             return {"run": str(self.run.folder.path)}
+        if scores := result.get("compression"):
+            told = ", ".join(f"{name} {score:.3f}" for name, score in scores.items())
+            self.events.note(f"compressed by {next(iter(scores))}: MAP@R of the validation {told}")
         result["wall_seconds"] = time.perf_counter() - self.began
         warnings = [*self.events.warnings.values(), *self.guards.told]
         if warnings:

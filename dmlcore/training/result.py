@@ -18,6 +18,7 @@ from dmlcore.models import EmbeddingModel
 from dmlcore.ranks.dividing import DividedRows
 from dmlcore.training import checkpoints
 from dmlcore.training.beginning import baseline_model, name_of_baseline
+from dmlcore.training.extras import Compression
 from dmlcore.training.kept import Kept
 from dmlcore.training.run import Run
 from dmlcore.training.versions import versions
@@ -43,6 +44,7 @@ def final_result(run: Run, rows: dict[str, Tensor | DividedRows] | None = None, 
         )
     run.models.load(run.model, best["model"])
     kept = kept or Kept()
+    compression = _refine(run, best, kept)
     shape, kind = run.splits.sample_shape, run.splits.kind
     untrained = kept.first or baseline_model(run.config, shape, kind, run.device, run.splits.train, run.folder)
     parts = {part: getattr(run.splits, part) for part in (("validation", "test") if run.validates else ("test",))}
@@ -79,6 +81,7 @@ def final_result(run: Run, rows: dict[str, Tensor | DividedRows] | None = None, 
             is_random=run.config.settings.model.head_start == "random",
             still_rose=run.validates and 0 < run.best.step == run.step,
         ),
+        **({"compression": compression} if compression else {}),
         "chosen_step": run.best.step,
         "chosen_by": chosen_by(run.config.settings.run.validation),
         "steps": run.steps,
@@ -91,6 +94,23 @@ def final_result(run: Run, rows: dict[str, Tensor | DividedRows] | None = None, 
         "versions": versions(),
         "command": " ".join(sys.argv),
     }
+
+
+def _refine(run: Run, best: dict[str, Any], kept: Kept) -> dict[str, float]:
+    """Let a compressor that has several maps choose one by the validation part, and write the best checkpoint with it."""
+    if not run.validates:
+        return {}
+    known = kept.rows_of_best(best["step"]) or {}
+    workers = run.config.settings.data.workers
+    compression = Compression(run.model, run.config.settings.run.seed)
+    scores = compression.refine(run.splits.train, run.splits.validation, known.get("whole"), workers)
+    if scores:
+        kept.best_step = -1  # what was kept was compressed by another map
+        weights = {**best, "model": run.models.whole_state(run.model)}  # which takes all processes
+        if run.writes:
+            checkpoints.save(run.folder.checkpoints, "best", run.divided.without(weights))
+            checkpoints.forget_best_before(run.folder.checkpoints)
+    return scores
 
 
 def chosen_by(validation: str) -> str:
