@@ -15,6 +15,7 @@ their benchmarks.
 - `defaults` chooses losses for data that did not choose them.
 - `arms` compares ensembles with single losses that have the same tricks.
 - `outside` compares the default for pictures with plain loops around another library's losses.
+- `compression` compares the maps between which a compressor chooses.
 - `field ...`, with flags of its own, compares losses and ensembles on the user's data: `field --help`.
 - `ood` compares losses on splits of growing shift.
 - `fewshot` transfers to few samples.
@@ -329,6 +330,7 @@ ACTIONS: dict[str, Action] = {
     "fewshot": _fewshot,
     "defaults": _defaults,
     "arms": _main_of("arms.command"),
+    "compression": _main_of("compression"),
     "outside": _main_of("outside.command"),
     "features": _features,
     "pictures": _pictures,
