@@ -95,8 +95,8 @@ def verdict(stored: list[Row]) -> str:
     least, whole = min(gains[name] for name in DATA), gains[WHOLE]
     chosen = "is `pca_or_wccn`" if mean > 0 and least >= -LARGEST_LOSS and whole >= 0 else "stays `pca`"
     return (
-        f"Over the four data sets the choice gains {mean:+.2f} points on average, {least:+.2f} at least, and {whole:+.2f} in the"
-        f" default run on the embedded characters. By the rule the default {chosen}."
+        f"Over the four data sets the choice gains {mean:+.2f} points on average, {least:+.2f} at least, and {whole:+.2f} in"
+        f" the default run on the embedded characters. By the rule the default {chosen}."
     )
 
 
