@@ -7,6 +7,7 @@ their benchmarks.
 - `calls` measures losses on small batches.
 - `situations` measures what users meet beside large batches.
 - `decoding` measures the reading of pictures.
+- `products` measures the matrix products beside the processor's peak.
 - `starts` measures the opening of very many pictures.
 - `house` counts the size and shape of the sources.
 - `gradients` checks values and gradients of every loss.
@@ -321,6 +322,7 @@ ACTIONS: dict[str, Action] = {
     "calls": _calls,
     "situations": _situations,
     "decoding": _decoding,
+    "products": _main_of("products"),
     "starts": _starts,
     "house": _house,
     "gradients": _gradients,

@@ -18,6 +18,7 @@ ARMS: dict[str, dict[str, Any]] = {
         "triplet": {"mining": "hard"},
         "weighting": "equal_gradient_norms",
     },
+    "one loss, bf16": {"plugins": "ms", "precision": "bf16"},
     "three heads": {"plugins": "ms,sup_con,proxy_anchor", "ensemble": "heads"},
 }
 STEPS = 5  # of each arm at a time

@@ -74,6 +74,16 @@ def _restore_level_and_blas():
     extension.use_blas("vendor")
 
 
+def test_own_products_where_the_vendor_leaves_half_of_the_registers() -> None:
+    assert extension.preferred_blas(True, "avx512", "AuthenticAMD") == "own"
+    for is_mkl, level, maker in (
+        (True, "avx512", "GenuineIntel"),
+        (True, "avx2", "AuthenticAMD"),
+        (False, "avx512", "AuthenticAMD"),
+    ):
+        assert extension.preferred_blas(is_mkl, level, maker) == "vendor"
+
+
 @cases
 @batches
 def test_fused_equals_plain(case: Case, batch: str) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import importlib
+import itertools
 import os
 import sys
 import warnings
@@ -74,6 +75,28 @@ def use_blas(kind: str) -> None:
         CPU.use_blas(*(_vendor_products() if kind == "vendor" else (0, 0, 0)))
 
 
+def preferred_blas(is_mkl: bool, level: str, maker: str) -> str:
+    """Who multiplies unless the user says so: `own` where there is AVX-512 but MKL takes its kernel for AVX2, as on processors of
+    AMD. There it reaches about 0.4 of the peak, and the own product 0.8. Else `vendor`.
+
+    Args:
+        is_mkl: torch's BLAS is MKL.
+        level: instruction set of the CPU kernels.
+        maker: of the processor, as Linux calls it.
+    """
+    return "own" if is_mkl and level == "avx512" and maker == "AuthenticAMD" else "vendor"
+
+
+def _maker_of_processor() -> str:
+    """As the first lines of Linux's `/proc/cpuinfo` say; empty elsewhere."""
+    try:
+        with Path("/proc/cpuinfo").open() as lines:
+            maker = next((line for line in itertools.islice(lines, 8) if line.startswith("vendor_id")), "")
+    except OSError:
+        return ""
+    return maker.partition(":")[2].strip()
+
+
 def use_level(level: str) -> None:
     """Choose the instruction set of the CPU kernels.
 
@@ -114,10 +137,10 @@ generation = 0
 SWITCH = "DML_FUSED"
 """The environment variable that asks for plain PyTorch everywhere, by `0`."""
 if CPU is not None:
-    use_blas(os.environ.get("DML_BLAS", "vendor"))
     refresh()
     if os.environ.get("DML_CPU_LEVEL"):
         use_level(os.environ["DML_CPU_LEVEL"])
+    use_blas(os.environ.get("DML_BLAS") or preferred_blas(_vendor_products()[2] != 0, CPU.level(), _maker_of_processor()))
 elif os.environ.get(SWITCH, "1") != "0":
     warnings.warn(f"losses run in plain PyTorch, many times slower: {_WHY_NO_CPU}", stacklevel=2)
 
