@@ -107,9 +107,9 @@ def _evaluation(options: argparse.Namespace) -> list[Row]:
     from benchmarks import evaluation
 
     about, file = environment(), options.csv or RESULTS / "evaluation-cpu.csv"
-    cases = [evaluation.GOAL] if options.selection else evaluation.cases(options.quick)
+    cases = [evaluation.GOAL] if options.selection else evaluation.cases(options.quick, options.only)
     rivals = ["product", "dmlcore"] if options.selection else list(evaluation.RIVALS)
-    sizes = [] if options.selection else _numbers(options.sizes or "")
+    sizes = _numbers(options.sizes) if options.sizes and not options.selection else []
     repeats = 3 if options.quick else 1 if options.selection else 5
     measured = [evaluation.run_large(size) for size in sizes] or evaluation.run(cases, repeats, rivals)
     rows = [{"benchmark": "evaluation", **row, **about} for row in measured]

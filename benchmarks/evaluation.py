@@ -25,10 +25,17 @@ QUERIES = 100_000  # of larger sets only so many are ranked among all
 PRODUCT_QUERIES = 10_000  # whose product with all stands for that of all queries
 
 
-def cases(quick: bool) -> list[Case]:
-    """Sizes: all of four samples per class, and one of 64, 256 and 1024 per class, where positives are looked up."""
+def cases(quick: bool, only: str | None = None) -> list[Case]:
+    """Sizes: all of four samples per class, and one of 64, 256 and 1024 per class, where positives are looked up. Of these the
+    ones with a text in their names."""
     out = [(n, d, 4) for n in ((2048, 8192) if quick else (2048, 8192, 16384, 32768)) for d in (128, 512)]
-    return [*out, *((8192, 128, samples) for samples in (64, 256, 1024))]
+    out += [(8192, 128, samples) for samples in (64, 256, 1024)]
+    return [case for case in out if only is None or only in _name(case)]
+
+
+def _name(case: Case) -> str:
+    n, d, samples = case
+    return f"N={n} d={d} m={samples}"
 
 
 def _data(case: Case) -> tuple[Tensor, Tensor]:
@@ -135,7 +142,7 @@ def run(cases: list[Case], repeats: int, names: list[str]) -> list[dict[str, Any
     rows, last_seconds = [], dict.fromkeys(names, 0.0)
     try:
         for case in cases:
-            n, d, samples = case
+            n, d, _ = case
             x, y = _data(case)
             running = [name for name in names if last_seconds[name] * 4 < SLOWEST]
             results = {name: RIVALS[name](x, y) for name in running}
@@ -148,7 +155,7 @@ def run(cases: list[Case], repeats: int, names: list[str]) -> list[dict[str, Any
                 ratios = [seconds / product for seconds, product in zip(times[name], times["product"], strict=False)]
                 rows.append(
                     {
-                        "case": f"N={n} d={d} m={samples}",
+                        "case": _name(case),
                         "rival": name,
                         "N": n,
                         "d": d,
@@ -190,7 +197,7 @@ def run_large(n: int, d: int = 128, samples: int = 4) -> dict[str, Any]:
     finally:
         torch.set_num_threads(threads)
     return {
-        "case": f"{queries} queries of N={n} d={d} m={samples}",
+        "case": f"{queries} queries of {_name((n, d, samples))}",
         "rival": "dmlcore",
         "N": n,
         "d": d,

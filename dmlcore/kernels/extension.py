@@ -76,8 +76,8 @@ def use_blas(kind: str) -> None:
 
 
 def preferred_blas(is_mkl: bool, level: str, maker: str) -> str:
-    """Who multiplies unless the user says so: `own` where there is AVX-512 but MKL takes its kernel for AVX2, as on processors of
-    AMD. There it reaches about 0.4 of the peak, and the own product 0.8. Else `vendor`.
+    """Who multiplies unless the user says so: `own` where there is AVX-512 but MKL takes its kernel for AVX2, as it does on an
+    AMD. There that reaches about 0.4 of the peak, and the own product 0.8. Else `vendor`.
 
     Args:
         is_mkl: torch's BLAS is MKL.
