@@ -7,6 +7,7 @@ their benchmarks.
 - `calls` measures losses on small batches.
 - `situations` measures what users meet beside large batches.
 - `decoding` measures the reading of pictures.
+- `whole_run` measures what part of a run lies outside its steps.
 - `products` measures the matrix products beside the processor's peak.
 - `starts` measures the opening of very many pictures.
 - `house` counts the size and shape of the sources.
@@ -108,7 +109,7 @@ def _evaluation(options: argparse.Namespace) -> list[Row]:
 
     about, file = environment(), options.csv or RESULTS / "evaluation-cpu.csv"
     cases = [evaluation.GOAL] if options.selection else evaluation.cases(options.quick, options.only)
-    rivals = ["product", "dmlcore"] if options.selection else list(evaluation.RIVALS)
+    rivals = ["product", "dmlcore"] if options.selection else (options.rivals or ",".join(evaluation.RIVALS)).split(",")
     sizes = _numbers(options.sizes) if options.sizes and not options.selection else []
     repeats = 3 if options.quick else 1 if options.selection else 5
     measured = [evaluation.run_large(size) for size in sizes] or evaluation.run(cases, repeats, rivals)
@@ -323,6 +324,7 @@ ACTIONS: dict[str, Action] = {
     "situations": _situations,
     "decoding": _decoding,
     "products": _main_of("products"),
+    "whole_run": _main_of("whole_run"),
     "starts": _starts,
     "house": _house,
     "gradients": _gradients,

@@ -163,6 +163,22 @@ def machine(rows: list[Row]) -> str:
     return "\n".join(lines)
 
 
+def products(rows: list[Row]) -> str:
+    """Rates of products, and losses with our own products beside the vendor's."""
+    sizes = list(dict.fromkeys((row["n"], row["d"]) for row in rows))
+    rates = {(row["case"], row["n"], row["d"]): number(row, "gigaflops") for row in rows if row["gigaflops"]}
+    shares = {(row["case"], row["n"], row["d"]): number(row, "ratio") for row in rows if row["ratio"]}
+    names, losses = (list(dict.fromkeys(key[0] for key in part)) for part in (rates, shares))
+    lines = []
+    for n, d in sizes:
+        entries = [f"{rates[name, n, d]:.0f}" if (name, n, d) in rates else "" for name in names]
+        peak = rates.get(("peak", n, d), math.nan)
+        of_peak = [_figure(rates[name, n, d] / peak) if (name, n, d) in rates else "" for name in names[1:]]
+        lines.append([n, d, *entries, *of_peak, *(_figure(shares[x, n, d]) if (x, n, d) in shares else "" for x in losses)])
+    header = [*names, *(f"{name}, of the peak" for name in names[1:]), *(f"{name}, own / vendor" for name in losses)]
+    return table(["N", "d", *header], lines)
+
+
 BLOCKS = {f.__name__: f for f in (goals, ratios, memory, calls, threads, allocator, unfinished, evaluation, machine)}
 
 
@@ -199,5 +215,6 @@ def write(page: Path | None, results: Path) -> str:
     rows = [row for row in every if row["benchmark"] in ("losses", "evaluation")]
     blocks = {name: block(rows) for name, block in BLOCKS.items()} | {"gpu": gpu([r for r in every if r["benchmark"] == "gpu"])}
     blocks["situations"] = situations([row for row in every if row["benchmark"] == "situations"])
+    blocks["products"] = products([row for row in every if row["benchmark"] == "products"])
     blocks["starts"] = starts([row for row in every if row["benchmark"] == "starts"])
     return fill(page or PAGE, lambda name, _: blocks[name])
