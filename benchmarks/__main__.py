@@ -40,6 +40,7 @@ import sys
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
+from types import ModuleType
 
 from benchmarks.measuring import Row, environment, read, write
 
@@ -219,7 +220,11 @@ def _ensembles(options: argparse.Namespace) -> list[Row]:
 
 def _main_of(module: str) -> Action:
     """The command of a module that reads the options itself."""
-    return lambda options: importlib.import_module(f"benchmarks.{module}").main(options)
+    return lambda options: _module(module).main(options)
+
+
+def _module(name: str) -> ModuleType:
+    return importlib.import_module(f"benchmarks.{name}")
 
 
 def _fewshot(options: argparse.Namespace) -> list[Row]:
@@ -257,12 +262,6 @@ def _defaults(options: argparse.Namespace) -> None:
     print(f"drew {report.draw_tricks(rows, file.with_name(file.stem + '-tricks.svg'))}")
 
 
-def _features(options: argparse.Namespace) -> None:
-    from benchmarks import features
-
-    features.main(options.folder, options.processes, options.plot)
-
-
 def _pictures(options: argparse.Namespace) -> None:
     from benchmarks import pictures
 
@@ -283,12 +282,6 @@ def _distributed(options: argparse.Namespace) -> None:
         large_model.main(options.model)
     else:
         distributed.main(*sizes)
-
-
-def _scale(options: argparse.Namespace) -> None:
-    from benchmarks import scale
-
-    scale.main(options.plot, *([] if options.sizes is None else [int(options.sizes)]))
 
 
 def _gpu(options: argparse.Namespace) -> None:
@@ -336,10 +329,10 @@ ACTIONS: dict[str, Action] = {
     "arms": _main_of("arms.command"),
     "compression": _main_of("compression"),
     "outside": _main_of("outside.command"),
-    "features": _features,
+    "features": lambda options: _module("features").main(options.folder, options.processes, options.plot),
     "pictures": _pictures,
-    "serving": lambda options: importlib.import_module("benchmarks.serving").main(options.plot),
-    "scale": _scale,
+    "serving": lambda options: _module("serving").main(options.plot),
+    "scale": lambda options: _module("scale").main(options.plot, *map(int, [options.sizes] if options.sizes else [])),
     "distributed": _distributed,
     "gpu": _gpu,
     "report": _report,
