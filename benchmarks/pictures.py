@@ -84,7 +84,7 @@ def differences(cells: dict[str, Any], against: dict[str, Any], side: str, measu
 
 
 def page(results: dict[str, Any]) -> str:
-    """The table of the report, between its markers."""
+    """The table of precisions."""
     lines = ["| data | seeds | fp32 R@1 | fp32 MAP@R | R@1 - before | MAP@R - before | bf16 R@1 - fp32 | bf16 MAP@R - fp32 |"]
     lines.append("|---" * 8 + "|")
     for name, about in DATA.items():
@@ -108,9 +108,6 @@ def main(folder: Path | None, weights: Path | None, only_page: bool) -> None:
     if not only_page and folder and weights:
         retrieval.run(folder, weights, print)
     results = json.loads(RESULTS.read_text()) if only_page else run(folder, weights, print)
-    head, _, rest = PAGE.read_text().partition("<!-- results -->\n")
-    _, _, tail = rest.partition("<!-- end -->")
-    PAGE.write_text(f"{head}<!-- results -->\n{page(results)}\n<!-- end -->{tail}")
     retrieved = retrieval.read()
-    fill(PAGE, lambda name, _: retrieval.BLOCKS[name](retrieved))
+    fill(PAGE, lambda name, _: page(results) if name == "precisions" else retrieval.BLOCKS[name](retrieved))
     print(PAGE)
