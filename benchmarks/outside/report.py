@@ -23,8 +23,11 @@ def _with_half(values: Sequence[float], form: str = "+.1f") -> str:
     return "" if math.isnan(half) else f"{mean:{form}} ± {half:{form.lstrip('+')}}"
 
 
-def _point(point: rule.Point) -> str:
-    classes, samples, rate = point
+def _name(option: Any) -> str:
+    """Of losses, or of a point of the search."""
+    if isinstance(option, str):
+        return option
+    classes, samples, rate = option
     return f"{classes} x {samples}, {rate:g}"
 
 
@@ -44,7 +47,7 @@ def answer(rows: Rows, _: str) -> str:
     return (
         f"Without any flag, `dmlcore train` beside the better plain loop, whose rate was searched, is {', '.join(told)} of"
         f" {sum(map(len, names.values()))} sets of pictures. The search of rate and P x K would take"
-        f" {_point(rule.takes(means, means))}, where today's is {_point(now)}: on data sets left out"
+        f" {_name(rule.takes(means, means))}, where today's is {_name(now)}: on data sets left out"
         f" {_with_half(gains, '+.2f')} points, which {verdict}."
     )
 
@@ -86,25 +89,39 @@ def differences(rows: Rows, part: str) -> str:
     return table(["dmlcore - plain loop", *DATA, "mean of data sets"], lines)
 
 
+def explanations(rows: Rows, _: str) -> str:
+    """The default with one change, beside itself and beside the better plain loop; an interval where there are seeds enough."""
+    lines = []
+    for data in DATA:
+        for system in plan.EXPLAINING:
+            own, entries = rule.figures_of(rows, data, system), []
+            for other in ("default", rule.BEST):
+                mean, half = rule.verdicts(rows, system, other)[data].interval
+                entries.append(f"{mean:+.1f}" if math.isnan(half) else f"{mean:+.1f} ± {half:.1f}")
+            if own:
+                lines.append([data, system, f"{len(own)}", f"{statistics.fmean(own.values()):.1f}", *entries])
+    return table(["data set", "system", "seeds", "test MAP@R", "minus default", f"minus {rule.BEST}"], lines)
+
+
 def search(rows: Rows, part: str) -> str:
     """Of a size of a batch: regret on validation classes, and test MAP@R minus today's, means over data sets."""
     size = int(part)
-    return _options(rule.searched(rows, size), rule.today(size), _point, "P x K, rate")
+    return _options(rule.searched(rows, size), rule.today(size), "P x K, rate")
 
 
 def mending(rows: Rows, _: str) -> str:
     """The same of other losses in the place of the default's."""
-    return _options(rule.mended(rows), "default", str, "losses")
+    return _options(rule.mended(rows), "default", "losses")
 
 
-def _options(means: rule.Means, now: Any, name: Callable[[Any], str], what: str) -> str:
+def _options(means: rule.Means, now: Any, what: str) -> str:
     if not means:
         return "Not run."
     taken, lines = rule.takes(means, means), []
     for option in next(iter(means.values())):
         lacks = statistics.fmean(rule.regret(means, data, option) for data in means)
         gains = [rule.gain(means, data, option, now) for data in means]
-        words = [name(option), *(["today"] if option == now else []), *(["taken"] if option == taken else [])]
+        words = [_name(option), *(["today"] if option == now else []), *(["taken"] if option == taken else [])]
         lines.append([", ".join(words), f"{lacks:.2f}", *(f"{gain:+.1f}" for gain in gains), f"{statistics.fmean(gains):+.2f}"])
     return table([what, "lacks on validation", *(f"{data}, test" for data in means), "mean, test"], lines)
 
@@ -112,19 +129,19 @@ def _options(means: rule.Means, now: Any, name: Callable[[Any], str], what: str)
 def judged(rows: Rows, _: str) -> str:
     """What the rules take without each data set, and what that gains there."""
     lines = []
-    every = [(f"batch of {size}", rule.searched(rows, size), rule.today(size), plan.MOST_LOSS, _point) for size in SHAPES]
-    for what, means, now, most, name in (*every, ("losses", rule.mended(rows), "default", plan.MOST_LOSS_MENDED, str)):
+    every = [(f"batch of {size}", rule.searched(rows, size), rule.today(size), plan.MOST_LOSS) for size in SHAPES]
+    for what, means, now, most in (*every, ("losses", rule.mended(rows), "default", plan.MOST_LOSS_MENDED)):
         if out := rule.left_out(means, now):
             gains = [gain for _, gain in out.values()]
-            entries = [f"{name(out[data][0])}: {out[data][1]:+.1f}" if data in out else "" for data in DATA]
+            entries = [f"{_name(out[data][0])}: {out[data][1]:+.1f}" if data in out else "" for data in DATA]
             seeds = {f"{of[now]['seeds']}" for of in means.values()}
             verdict = "changes" if rule.changes(gains, most) else "stays"
-            lines.append([what, " to ".join(sorted(seeds)), name(now), *entries, _with_half(gains, "+.2f"), verdict])
+            lines.append([what, " to ".join(sorted(seeds)), _name(now), *entries, _with_half(gains, "+.2f"), verdict])
     return table(["", "seeds", "today", *DATA, "mean", "verdict"], lines)
 
 
 BLOCKS: dict[str, Callable[[Rows, str], str]] = {
-    f.__name__: f for f in (answer, data_sets, figures, differences, search, mending, judged)
+    f.__name__: f for f in (answer, data_sets, figures, differences, explanations, search, mending, judged)
 }
 
 

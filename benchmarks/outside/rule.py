@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks.outside import plan
-from benchmarks.outside.plan import DATA, PLAIN, PRODUCTS, SEARCH_SEEDS, SEARCHED_RATES, SEEDS, SHAPES, Cell
+from benchmarks.outside.plan import DATA, PLAIN, SEARCH_SEEDS, SEARCHED_RATES, SEEDS, SHAPES, Cell
 from benchmarks.outside.runs import Rows, rate_of
 from dmlcore.evaluation.resampling import holm
 from dmlcore.reports.intervals import mean_and_half
@@ -29,7 +29,7 @@ def figures_of(rows: Rows, data: str, system: str, name: str = "served", part: s
     Args:
         rows: results.
         data: name of the data set.
-        system: of dmlcore, a plain loop at the rate that validation chose, or `BEST`.
+        system: of dmlcore, as it is or explaining, a plain loop at the rate that validation chose, or `BEST`.
         name: `served` or `whole`.
         part: `validation` or `test`.
     """
@@ -39,7 +39,7 @@ def figures_of(rows: Rows, data: str, system: str, name: str = "served", part: s
             return {}
         best = max(there, key=lambda loss: statistics.fmean(figures_of(rows, data, loss, part="validation").values()))
         return figures_of(rows, data, best, name, part)
-    rate = None if system in PRODUCTS else rate_of(rows, data, system)
+    rate = rate_of(rows, data, system) if system in PLAIN else None
     if system in PLAIN and rate is None:
         return {}
     cells = {seed: Cell("compare", data, system, seed, rate) for seed in SEEDS}

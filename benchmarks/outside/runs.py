@@ -84,7 +84,8 @@ def stages(rows: Rows) -> list[Callable[[], Iterator[Cell]]]:
     first = partial(plan.searching, (plan.DEFAULT_SIZE,), plan.SEARCH_SEEDS[:1])
     every_size = partial(plan.searching, seeds=plan.SEARCH_SEEDS[:1])
     first_mends = partial(plan.mending, plan.MEND_SEEDS[:1])
-    return [plan.products, plan.rating, partial(rated, rows), first, first_mends, every_size, plan.mending, plan.searching]
+    rest = [first, first_mends, every_size, plan.mending, plan.searching]
+    return [plan.products, plan.rating, partial(rated, rows), plan.explaining, *rest]
 
 
 def run(file: Path, folder: Path | None, work: Path, minutes: float | None) -> Rows:
