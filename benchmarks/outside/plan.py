@@ -1,4 +1,5 @@
-"""What is compared, and how it is decided. This file was written before any of its test figures existed.
+"""What is compared, and how it is decided. This was written before any test figure was read, apart from
+what says that it was added later.
 
 **Question 1.** Is `dmlcore train` on pictures, as it is without flags, ever below a plain loop of the same network?
 
