@@ -78,15 +78,19 @@ def remove(path: Path) -> None:
 
 
 def move_folder(folder: Path, place: Path) -> None:
-    """Move a folder to where another one may be, which it replaces.
+    """Move a folder to where another one may be, which it replaces once the new one lies beside it.
 
     Raises:
         TrainingError: the disk is full or the place cannot be written.
     """
+    beside = place.with_name(f".{place.name}.new")
     try:
-        shutil.rmtree(place, ignore_errors=True)
         place.parent.mkdir(parents=True, exist_ok=True)
-        shutil.move(folder, place)
+        shutil.rmtree(beside, ignore_errors=True)
+        shutil.move(folder, beside)
+        if place.exists():
+            shutil.rmtree(place)
+        os.replace(beside, place)
     except OSError as error:
         raise write_error(place, error) from error
 

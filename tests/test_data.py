@@ -146,3 +146,23 @@ def test_source_of_a_plugin(monkeypatch):
     assert open_data("toy").train.batch([0]).shape == (1, 4)
     with pytest.raises(PluginError, match=r"data set 'toy': labels are int64"):
         open_data("toy", options={"wrong": True})
+
+
+def test_whole_classes_are_drawn_where_single_samples_say_nothing() -> None:
+    """Sorted data with more classes than samples wanted, few large classes, uneven ones, and little data."""
+    samples = np.zeros((1, 1), np.float32)
+
+    def drawn(labels: np.ndarray, most: int) -> np.ndarray:
+        names = [str(label) for label in range(labels.max() + 1)]
+        dataset = LabelledDataset(samples, np.arange(len(labels)), labels, names, (1,))
+        part = dataset.spread_classes(most, 16)
+        assert np.array_equal(part.labels, labels[part.rows]) and np.all(np.diff(part.rows) > 0)
+        return np.bincount(part.labels, minlength=len(names))
+
+    many = drawn(np.repeat(np.arange(2000), 10), 1024)
+    assert set(many) == {0, 10} and 900 <= many.sum() <= 1100 and np.flatnonzero(many)[-1] == 1999
+    mixed = drawn(np.random.default_rng(0).permutation(np.repeat(np.arange(300), 40)), 1024)
+    assert set(mixed) == {0, 16} and 900 <= mixed.sum() <= 1100
+    assert drawn(np.repeat(np.arange(4), 1000), 1024).tolist() == [256] * 4
+    assert drawn(np.repeat([0, 1, 2], [1, 2, 5]), 1024).tolist() == [1, 2, 5]
+    assert drawn(np.repeat([0, 3, 7], [500, 500, 24]), 600).sum() <= 700  # labels need not be dense

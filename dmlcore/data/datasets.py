@@ -128,6 +128,22 @@ class LabelledDataset(torch.utils.data.Dataset):
         positions = np.unique(np.linspace(0, max(len(self) - 1, 0), min(most, len(self))).round().astype(np.int64))
         return LabelledDataset(self.samples, self.rows[positions], self.labels[positions], self.table_names, self.sample_shape)
 
+    def spread_classes(self, most: int, of_a_class: int) -> LabelledDataset:
+        """About `most` samples, of classes that are evenly spread over all: of each the first `of_a_class`, or more where
+        there are few classes. Without augmentation."""
+        if len(self) <= most:
+            return self.spread(most)
+        order = np.argsort(self.labels, kind="stable")
+        sizes = np.unique(self.labels, return_counts=True)[1]  # of the classes in this order
+        place_in_class = np.arange(len(order)) - np.repeat(np.cumsum(sizes) - sizes, sizes)
+        of_a_class = max(of_a_class, -(-most // len(sizes)))
+        count = min(len(sizes), max(1, int(most / np.minimum(sizes, of_a_class).mean())))
+        is_chosen = np.zeros(len(sizes), bool)
+        is_chosen[np.linspace(0, len(sizes) - 1, count).round().astype(np.int64)] = True
+        is_drawn = np.repeat(is_chosen, sizes) & (place_in_class < of_a_class)
+        positions = np.sort(order[is_drawn])
+        return LabelledDataset(self.samples, self.rows[positions], self.labels[positions], self.table_names, self.sample_shape)
+
     @property
     def queries(self) -> np.ndarray:
         """Positions of the samples that are queries, int64 [q]."""

@@ -40,6 +40,8 @@ class Compressor(nn.Module, abc.ABC):
     Options: ClassVar[type] = NoOptions
     is_ordered: ClassVar[bool] = False
     """Whether the first d numbers of what it gives are what it would give if it compressed to d."""
+    uses_labels: ClassVar[bool] = False
+    """Whether `learn` compares samples of one class, so that whole classes are drawn for it and not single samples."""
     is_fitted: Tensor
 
     def __init__(self, width: int, out: int, options: Any = None, **options_by_name: Any) -> None:

@@ -43,7 +43,8 @@ def pair_draws(anchors: Tensor, references: Tensor, labels: Tensor, seed: int) -
 
     It depends on the seed, on the directions of both, and on the labels of all references. Directions are taken roughly, about
     four steps for each component. So rounding errors, as between one process and several, hardly ever draw anew. The labels of
-    a batch do. The two directions of a pair have numbers of their own.
+    a batch do. The two directions of a pair have numbers of their own. References of one rough direction have the same number,
+    and the first of them is drawn.
 
     Args:
         anchors: `[A, D]` floating point.

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 FITTED = 20_000  # samples that a head or a compressor is fitted to, at most, evenly spread over the training data
 PER_DIMENSION = 4  # samples of a compressor: axes of 2, 4 or 25 for each number of an embedding serve alike
 LEAST = 1_024
+OF_A_CLASS = 16  # samples, where a compressor compares those of one class
 
 
 class Extras:
@@ -143,9 +144,11 @@ class Compression:
             return compressor.refine(z, labels, score, seed=self.seed)
 
     def _embedded(self, dataset: LabelledDataset, workers: int | None, least: int, per_dimension: int) -> tuple[Tensor, Tensor]:
-        """Whole embeddings and labels of samples that are evenly spread over the data."""
-        assert self.served.compressor is not None
-        part = dataset.spread(min(max(least, per_dimension * self.served.compressor.width), FITTED))
+        """Whole embeddings and labels of samples, or of classes, that are evenly spread over the data."""
+        compressor = self.served.compressor
+        assert compressor is not None
+        most = min(max(least, per_dimension * compressor.width), FITTED)
+        part = dataset.spread_classes(most, OF_A_CLASS) if compressor.uses_labels else dataset.spread(most)
         whole = evaluating.embed_named(self.served, part, workers=workers, only="whole")["whole"]
         return self.served.compressible(whole), torch.from_numpy(part.labels).to(whole.device)
 

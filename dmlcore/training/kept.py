@@ -4,7 +4,6 @@ validation part. So nothing is embedded or fitted twice.
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -15,6 +14,7 @@ from torch import Tensor
 from dmlcore.evaluation import evaluating
 from dmlcore.ranks.dividing import DividedRows
 from dmlcore.training.beginning import is_raw_features
+from dmlcore.training.building import build_untrained_model
 
 if TYPE_CHECKING:
     from dmlcore.models import EmbeddingModel
@@ -29,13 +29,13 @@ class Kept:
     """Evaluations of this process.
 
     Attributes:
-        first: the model before its first step, its compressor fitted, where this process evaluated it.
+        first: the weights before the first step, those of the fitted compressor too, where this process evaluated them.
         first_rows: what it serves for the validation part.
         best_step: step of the evaluation that `best_rows` are of.
         best_rows: all that the best model could serve for the validation part, by name; empty where they are many.
     """
 
-    first: EmbeddingModel | None = None
+    first: dict[str, Tensor] | None = None
     first_rows: Rows | None = None
     best_step: int = -1
     best_rows: dict[str, Rows] | None = None
@@ -49,7 +49,18 @@ class Kept:
         if is_best:
             self.best_step, self.best_rows = run.step, rows
         if run.step == 0 and _is_baseline(run):
-            self.first, self.first_rows = copy.deepcopy(run.served), rows.get(run.served.served)
+            # Not a copy of the model: not every module can be copied, and hooks of a copy may write into the original.
+            self.first = {name: tensor.clone() for name, tensor in run.served.state_dict().items()}
+            self.first_rows = rows.get(run.served.served)
+
+    def first_model(self, run: Run) -> EmbeddingModel | None:
+        """The model before its first step, if its weights were kept."""
+        if self.first is None:
+            return None
+        splits = run.splits
+        model = build_untrained_model(run.config, run.folder, splits.sample_shape, splits.kind).to(run.device)
+        model.load_state_dict(self.first)
+        return model
 
 
 def embed_validation(run: Run) -> tuple[Rows, dict[str, Rows]]:

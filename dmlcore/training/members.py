@@ -99,6 +99,7 @@ def _alone(settings: Settings) -> Settings:
     """The settings of a trial, but for its loss: one loss on one embedding that is served as it is."""
     return settings.replace(
         ensemble="shared",
+        heads_see="all",
         weighting=None,
         weights=None,
         diversity=None,

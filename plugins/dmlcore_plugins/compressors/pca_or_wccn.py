@@ -23,6 +23,7 @@ class PcaOrWccn(Projection):
     """
 
     name = "pca_or_wccn"
+    uses_labels = True
 
     @dataclass(frozen=True, kw_only=True)
     class Options:
@@ -35,23 +36,27 @@ class PcaOrWccn(Projection):
             check_range("shrinkage", self.shrinkage, above=0, most=1)
 
     def learn(self, embeddings: Tensor, labels: Tensor, seed: int) -> None:
-        self._take(Pca(self.width, self.out), embeddings, labels)
+        self._take(self._fitted(Pca(self.width, self.out), embeddings, labels))
 
     def refine(self, embeddings: Tensor, labels: Tensor, score: Callable[[], float], *, seed: int = 0) -> dict[str, float]:
-        whitening, plain = Wccn(self.width, self.out, shrinkage=self.options.shrinkage), Pca(self.width, self.out)
+        whitening = self._fitted(Wccn(self.width, self.out, shrinkage=self.options.shrinkage), embeddings, labels)
+        plain = self._fitted(Pca(self.width, self.out), embeddings, labels)
         scores = {}
         for candidate in (whitening, plain):
-            self._take(candidate, embeddings, labels)
+            self._take(candidate)
             scores[candidate.name] = score()
         if scores["wccn"] > scores["pca"]:
-            self._take(whitening, embeddings, labels)
+            self._take(whitening)
             return scores
         return {"pca": scores["pca"], "wccn": scores["wccn"]}
 
-    def _take(self, other: Projection, embeddings: Tensor, labels: Tensor) -> None:
-        """Take over the map that another one learns."""
+    def _fitted(self, other: Projection, embeddings: Tensor, labels: Tensor) -> Projection:
+        other.to(self.mean.device).fit(embeddings, labels)
+        return other
+
+    def _take(self, other: Projection) -> None:
+        """Take over the map of another one."""
         with torch.inference_mode(False), torch.no_grad():
-            other.to(self.mean.device).fit(embeddings, labels)
             self.mean.copy_(other.mean)
             self.axes.copy_(other.axes)
             self.is_fitted.fill_(True)

@@ -27,6 +27,7 @@ class Wccn(Projection):
     """
 
     name = "wccn"
+    uses_labels = True
 
     @dataclass(frozen=True, kw_only=True)
     class Options:
