@@ -121,15 +121,21 @@ def unfinished(rows: list[Row]) -> str:
 
 
 def evaluation(rows: list[Row]) -> str:
-    """Ratios to one full product per size and rival."""
+    """Ratios to one full product per size and rival, of rivals that were measured with the same code as dmlcore."""
     rows = [row for row in rows if row["benchmark"] == "evaluation"]
     rivals = [rival for rival in dict.fromkeys(row["rival"] for row in rows) if rival != "product"]
     rows_by_key = {(row["case"], row["rival"]): row for row in rows}
-    lines = [
-        [case, *(_figure(number(rows_by_key.get((case, rival), {}), "ratio_to_product")) for rival in rivals)]
-        for case in dict.fromkeys(row["case"] for row in rows)
-    ]
+    lines = []
+    for case in dict.fromkeys(row["case"] for row in rows):
+        ours = _version(rows_by_key.get((case, "dmlcore"), {}))
+        own = [rows_by_key.get((case, rival), {}) for rival in rivals]
+        lines.append([case, *(_figure(number(row if _version(row) == ours else {}, "ratio_to_product")) for row in own)])
     return table(["case", *rivals], lines)
+
+
+def _version(row: Row) -> list[str]:
+    """With what a row was measured."""
+    return [str(row.get(name, "")) for name in ("commit", "torch", "blas", "level", "device")]
 
 
 def situations(rows: list[Row]) -> str:

@@ -138,6 +138,13 @@ def test_the_selection_measures_every_goal(tmp_path: Path) -> None:
     assert text.count("| five |") == 2  # d = 128 and d = 512
 
 
+def test_rivals_of_other_versions_are_not_beside_the_evaluator() -> None:
+    row = {"benchmark": "evaluation", "case": "N=8", "rival": "dmlcore", "ratio_to_product": "0.5", "commit": "b", "torch": "2"}
+    older = {**row, "rival": "faiss", "ratio_to_product": "1.5", "commit": "a"}
+    assert "| N=8 | 0.50 | - |" in report.evaluation([row, older])
+    assert "| N=8 | 0.50 | 1.50 |" in report.evaluation([row, {**older, "commit": "b"}])
+
+
 def test_a_part_of_an_ensemble_is_named() -> None:
     row = _measured(cases.Measurement("eight", "fused", 4096, 128), 1.5) | {"members": "6"}
     assert "eight (6 of 8 installed), N = 4096" in report.goals([row])
