@@ -198,8 +198,9 @@ def _trained(system: System, seed: int, file: Path, weights: Path) -> dict[str, 
     if system.loss != ENSEMBLE:
         settings["plugins"] = (system.loss,)
     # a run would also measure the network before training: the table has rows for that, and it takes a third of a short run
-    without = mock.patch("dmlcore.training.result.baseline_model", return_value=None)
-    with without, tempfile.TemporaryDirectory(prefix="retrieval-") as out:
+    unkept = mock.patch("dmlcore.training.kept._is_baseline", return_value=False)
+    unmade = mock.patch("dmlcore.training.result.baseline_model", return_value=None)
+    with unkept, unmade, tempfile.TemporaryDirectory(prefix="retrieval-") as out:
         result = train(out=Path(out) / "run", data=str(file), seed=seed, device="cpu", report=False, **settings)
     return {
         **{part: _points(result["metrics"][part]) for part in ("validation", "test")},

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,8 @@ from benchmarks import feature_starts, rows
 from benchmarks.arms import runs as arms_runs
 from benchmarks.defaults import runs as defaults_runs
 from benchmarks.ensembles import runs as ensembles_runs
+from benchmarks.outside import plan as outside_plan
+from benchmarks.outside import runs as outside_runs
 
 
 def test_rows_are_appended_after_a_line_that_a_crash_cut(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -43,8 +46,9 @@ def test_every_benchmark_reads_rows_behind_a_cut_line(tmp_path: Path) -> None:
     file = tmp_path / "rows.jsonl"
     file.write_text('{"data": "cut')
     row = {"data": "d", "arm": "a", "system": "s", "stage": "g", "candidate": "c", "seed": 0}
+    row |= {"cell": asdict(outside_plan.Cell("compare", "d", "s", 0))}
     with rows.appending(file) as append:
         append(row)
-    read = (arms_runs.read(file), defaults_runs.read(file), feature_starts.read(file))
+    read = (arms_runs.read(file), defaults_runs.read(file), feature_starts.read(file), outside_runs.read(file))
     kept = (*read, ensembles_runs.Runs(file, None, tmp_path, 1, None, None).rows)
-    assert [list(results.values()) for results in kept] == [[row]] * 4
+    assert [list(results.values()) for results in kept] == [[row]] * 5

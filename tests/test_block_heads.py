@@ -155,4 +155,4 @@ def test_the_command_line_says_so(pictures: str, tmp_path: Path, capsys: pytest.
     assert "error: heads_see is blocks, but the model 'conv'" in " ".join(capsys.readouterr().err.split())
     assert cli.main([*words, "--conv.pooled-blocks", "3"]) == 0
     captured = capsys.readouterr()
-    assert "3 heads of 4, each on another block" in captured.out + captured.err
+    assert "3 heads of 4, each on one block of the trunk" in captured.out + captured.err

@@ -128,7 +128,7 @@ def test_both_sides_are_run_once_and_go_on_after_a_cut(tmp_path: Path, monkeypat
     file.write_text(whole[:-30])  # as a crash leaves it
     assert list(runs.read(file)) == few[:2]
     again = runs.run(file, folder, tmp_path, None)
-    assert list(again) == few and len(file.read_text().splitlines()) == 3
+    assert list(again) == few and len(file.read_text().splitlines()) == 4  # with the one that was cut
     assert json.loads(file.read_text().splitlines()[0])["cell"] == asdict(few[0])
     assert runs.run(file, None, tmp_path, None) == again  # data that are not there are left out
     assert list(runs.run(file, folder, tmp_path, 1e-9)) == few and replace(few[0], seed=1) not in again

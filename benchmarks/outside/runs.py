@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import statistics
 import tempfile
 import time
@@ -12,24 +11,19 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from benchmarks import rows as kept_rows
 from benchmarks.arms.data import prepare
 from benchmarks.defaults.sets import SETS
 from benchmarks.outside import plan
 from benchmarks.outside.plan import DATA, PLAIN, RATED, RATES, SEEDS, Cell
 
 Rows = dict[Cell, dict[str, Any]]
+Append = Callable[[kept_rows.Row], None]
 
 
 def read(file: Path) -> Rows:
-    """The results so far; a line that a crash cut is left out."""
-    rows: Rows = {}
-    for line in file.read_text().splitlines() if file.exists() else []:
-        try:
-            row = json.loads(line)
-        except json.JSONDecodeError:
-            continue
-        rows[Cell(**row["cell"])] = row
-    return rows
+    """The results so far."""
+    return {Cell(**row["cell"]): row for row in kept_rows.read(file)}
 
 
 def train_cell(cell: Cell, file: str) -> dict[str, Any]:
@@ -93,25 +87,21 @@ def run(file: Path, folder: Path | None, work: Path, minutes: float | None) -> R
     rows = read(file)
     ends = time.monotonic() + 60 * minutes if minutes else float("inf")
     there = {name for name in DATA if not SETS[name].file or (folder and (folder / SETS[name].file).exists())}
-    file.parent.mkdir(parents=True, exist_ok=True)
-    if file.exists() and (text := file.read_text()) and not text.endswith("\n"):
-        file.write_text(text[: text.rfind("\n") + 1])  # what a crash cut
-    with file.open("a") as out:
+    with kept_rows.appending(file) as append:
         for cells in stages(rows):
-            _run_each((cell for cell in cells() if cell.data in there), rows, out, folder, work, ends)
+            _run_each((cell for cell in cells() if cell.data in there), rows, append, folder, work, ends)
     if time.monotonic() >= ends:
         print("the time is up; the same command goes on from here")
     return rows
 
 
-def _run_each(cells: Iterable[Cell], rows: Rows, out: Any, folder: Path | None, work: Path, ends: float) -> None:
+def _run_each(cells: Iterable[Cell], rows: Rows, append: Append, folder: Path | None, work: Path, ends: float) -> None:
     for cell in list(cells):
         if cell in rows or time.monotonic() >= ends:
             continue
         row = train_cell(cell, str(prepare(cell.data, cell.seed, folder, work)))
         rows[cell] = row
-        out.write(json.dumps(row) + "\n")
-        out.flush()
+        append(row)
         rate = "" if cell.rate is None else f"{cell.rate:g}"
         reached = row["figures"]["served"]["validation"]["MAP@R"]
         print(f"{cell.part:8} {cell.data:15} {cell.system:20} {cell.classes:3} x {cell.samples:2} {rate:6} seed {cell.seed}"

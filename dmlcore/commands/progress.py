@@ -86,7 +86,7 @@ def _first_lines(run: Run) -> list[tuple[str, str]]:
 def _embedding(run: Run) -> str:
     model, settings = run.model, run.config.settings.model
     text = f"embeddings of {model.head_dim}" if model.heads == 1 else f"{model.heads} heads of {model.head_dim}"
-    text += ", each on another block" if model.heads_see_blocks else ""
+    text += ", each on one block of the trunk" if model.heads_see_blocks else ""
     if model.compressor is not None:
         text += f", compressed to {settings.compress} by {settings.compressor}"
     if model.student is not None:
