@@ -2,20 +2,84 @@
 
 from __future__ import annotations
 
+import os
+import socket
+from concurrent.futures import ThreadPoolExecutor
+
 import pytest
 import torch
 from launched import outcomes_of_ranks
 
+from dmlcore.errors import TrainingError
 from dmlcore.kernels import extension
 from dmlcore.ranks import board
+from dmlcore.ranks.faults import naming_dead
 
 pytestmark = [
-    pytest.mark.slow,
     pytest.mark.skipif(not torch.distributed.is_available(), reason="this torch has no torch.distributed"),
     pytest.mark.skipif(extension.cpu() is None or not board.native.most, reason="the CPU extension or Linux is missing"),
 ]
 
 
+def two_boards(*seconds: float) -> list[board.Board]:
+    """Of two ranks that are in this process."""
+    memories = [torch.zeros(board.native.bytes, dtype=torch.uint8) for _ in range(2)]
+    lines = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    return [board.Board(rank, {1 - rank: lines[rank]}, memories, seconds[rank]) for rank in range(2)]
+
+
+def exchange(own: board.Board, count: int = 1) -> list[float]:
+    return own.gather([torch.ones(count)], [count, count])[0].tolist()
+
+
+def test_a_rank_that_left_an_exchange_takes_part_in_none_any_more() -> None:
+    hasty, patient = two_boards(0.1, 60)
+    with pytest.raises(RuntimeError, match="timed out"):
+        exchange(hasty)
+    with pytest.raises(RuntimeError, match="an earlier exchange was broken off"):
+        exchange(hasty)
+    assert exchange(patient) == [1, 1]  # what the other one gave before it left
+    for reason in ("another process has left an exchange", "an earlier exchange was broken off"):
+        with pytest.raises(RuntimeError, match=f"Connection closed: {reason}"):
+            exchange(patient)
+
+
+def test_other_lengths_are_told_as_what_they_are() -> None:
+    def outcome(own: board.Board, count: int) -> None:
+        with pytest.raises(TrainingError, match="^the 2 processes exchange different things, so they have come apart. No step"):
+            with naming_dead(2, lambda: "No step was taken"):
+                exchange(own, count)
+
+    with ThreadPoolExecutor(2) as pool:
+        list(pool.map(outcome, two_boards(60, 60), (1, 2)))
+
+
+def test_a_forked_process_keeps_no_line_open() -> None:
+    boards = two_boards(60, 60)
+    lines = boards[0].alive[0][1], boards[1].alive[0][0]
+    until, end = os.pipe()
+    child = os.fork()
+    if child == 0:
+        os.close(end)
+        os.read(until, 1)
+        os._exit(0)
+    try:
+        lines[0].close()
+        lines[1].settimeout(10)
+        assert lines[1].recv(1) == b""
+    finally:
+        os.close(end)
+        os.waitpid(child, 0)
+        os.close(until)
+
+
+def test_an_old_python_shares_no_memory(monkeypatch) -> None:
+    assert board._place() is not None
+    monkeypatch.delattr(os, "memfd_create")
+    assert board._place() is None
+
+
+@pytest.mark.slow
 def test_shared_memory_gives_what_sockets_give(tmp_path) -> None:
     outcomes = outcomes_of_ranks(3, tmp_path, "board_ranks.py")
     for rank, outcome in enumerate(outcomes):

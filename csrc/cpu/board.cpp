@@ -27,6 +27,7 @@ struct Half {
 };
 struct Head {
   std::atomic<uint32_t> round, waiting;  // rounds that are written; ranks that sleep until it changes
+  std::atomic<uint32_t> is_broken;       // whether this rank has left an exchange before its end, and writes no more rounds
   Half halves[2];
 };
 static_assert(sizeof(Head) <= 8192 && std::atomic<uint32_t>::is_always_lock_free);
@@ -76,6 +77,7 @@ Board::Board(int rank, const std::vector<void*>& memories, const std::vector<int
 }
 
 void Board::trade(const std::vector<Stream>& given, const std::vector<Stream>& taken, Adds adds) {
+  if (is_broken_) throw std::runtime_error("Connection closed: an earlier exchange was broken off");
   const bool is_one = given.size() == 1;
   if (!(is_one || int(given.size()) == ranks_) || int(taken.size()) != ranks_)
     throw std::invalid_argument("a stream for each rank");
@@ -84,6 +86,18 @@ void Board::trade(const std::vector<Stream>& given, const std::vector<Stream>& t
   over(taken[rank_], 0, length_of(own), [&](char* to, int64_t at, int64_t bytes) {
     over(own, at, bytes, [&](const char* from, int64_t part, int64_t count) { put(to + part, from, count, Adds::kNothing); });
   });
+  try {
+    run(given, taken, adds);
+  } catch (...) {  // ranks are at different rounds now, so a further exchange would take what belongs to another one
+    is_broken_ = true;
+    head_of(memories_[rank_]).is_broken.store(1);
+    wake(rank_);
+    throw;
+  }
+}
+
+void Board::run(const std::vector<Stream>& given, const std::vector<Stream>& taken, Adds adds) {
+  const bool is_one = given.size() == 1;
   const int64_t share = is_one ? kHalf : kHalf / ranks_ / 64 * 64;  // of a half, for a stream
   int64_t most = 0;
   for (const Stream& stream : given) most = std::max(most, length_of(stream));
@@ -97,8 +111,7 @@ void Board::trade(const std::vector<Stream>& given, const std::vector<Stream>& t
       wait_for(rank);
       const Half& half = head_of(memories_[rank]).halves[round_ % 2];
       const int64_t length = std::clamp(length_of(taken[rank]) - done, int64_t(0), share);
-      if (half.lengths[rank_] != length)
-        throw std::runtime_error("Connection closed: another process exchanges something else than this one");
+      if (half.lengths[rank_] != length) throw std::runtime_error("another process exchanges something else than this one");
       is_ready = is_ready && !half.has_more;
       const char* from = half_of(memories_[rank], round_) + (is_one ? 0 : rank_ * share);
       over(taken[rank], done, length, [&](char* to, int64_t at, int64_t bytes) { put(to, from + at, bytes, adds); });
@@ -120,12 +133,15 @@ void Board::post(const std::vector<Stream>& given, int64_t done, int64_t share, 
            [&](const char* from, int64_t at, int64_t bytes) { put(to + at, from, bytes, Adds::kNothing); });
   }
   head.round.store(round_);  // before it looks who sleeps: one that will sleep counts itself before it looks at the round
-#ifdef __linux__
-  if (head.waiting.load()) syscall(SYS_futex, &head.round, FUTEX_WAKE, INT_MAX, nullptr, nullptr, 0);
-#endif
+  wake(rank_);
 }
 
 #ifdef __linux__
+
+void Board::wake(int rank) const {
+  Head& head = head_of(memories_[rank]);
+  if (head.waiting.load()) syscall(SYS_futex, &head.round, FUTEX_WAKE, INT_MAX, nullptr, nullptr, 0);
+}
 
 bool Board::is_supported() { return true; }
 
@@ -134,6 +150,8 @@ void Board::wait_for(int rank) const {
   timespec began{}, now{};
   const timespec slice{0, 250000000};
   for (uint32_t at; int32_t((at = head.round.load()) - round_) < 0;) {
+    if (head.is_broken.load() && head.round.load() == at)
+      throw std::runtime_error("Connection closed: another process has left an exchange");
     if (!began.tv_sec) clock_gettime(CLOCK_MONOTONIC, &began);
     ++head.waiting;
     long outcome = 0;
@@ -159,6 +177,7 @@ void Board::wait_for(int rank) const {
 
 bool Board::is_supported() { return false; }
 void Board::wait_for(int) const {}
+void Board::wake(int) const {}
 
 #endif
 

@@ -22,7 +22,8 @@ class Board {
         std::function<void()> waits);
 
   // Give one stream of bytes to all ranks, or one to each, and fill `taken` by what the ranks give this one. All ranks call it, in
-  // the same way and with lengths that fit. Throws std::runtime_error where another rank has ended or does not answer.
+  // the same way and with lengths that fit. Throws std::runtime_error where another rank has ended, does not answer,
+  // or gives other lengths. A board that has thrown refuses further exchanges, and the other ranks learn that it has left.
   struct Piece {
     void* data;
     int64_t bytes;
@@ -30,15 +31,15 @@ class Board {
   using Stream = std::vector<Piece>;  // one piece behind the other
   void trade(const std::vector<Stream>& given, const std::vector<Stream>& taken, Adds adds);
 
-  int rank() const { return rank_; }
-  int ranks() const { return ranks_; }
-
  private:
+  void run(const std::vector<Stream>& given, const std::vector<Stream>& taken, Adds adds);
   void post(const std::vector<Stream>& given, int64_t done, int64_t share, bool has_more);
   void wait_for(int rank) const;
+  void wake(int rank) const;  // those that sleep until this rank has written
 
   int rank_, ranks_;
   uint32_t round_ = 0;
+  bool is_broken_ = false;
   std::vector<char*> memories_;
   std::vector<int> lines_;
   double seconds_;

@@ -40,6 +40,7 @@ class Board:
 
     def __init__(self, rank: int, lines: dict[int, socket.socket], memories: Sequence[Tensor], seconds: float) -> None:
         self.alive = lines, memories
+        _alive.add(self)
         numbers = [lines[other].fileno() if other in lines else -1 for other in range(len(memories))]
         self.native = native(rank, [memory.data_ptr() for memory in memories], numbers, seconds)
 
@@ -67,6 +68,18 @@ class Board:
 
 
 _boards: weakref.WeakKeyDictionary[Any, Board | None] = weakref.WeakKeyDictionary()
+_alive: weakref.WeakSet[Board] = weakref.WeakSet()
+
+
+def _close_lines() -> None:
+    """In a process that this one has forked, such as a worker that loads data: it would keep the lines of a dead rank open."""
+    for board in list(_alive):
+        for line in board.alive[0].values():
+            line.close()
+
+
+if hasattr(os, "register_at_fork"):  # not on Windows
+    os.register_at_fork(after_in_child=_close_lines)
 
 
 def board_of(process_group: Any) -> Board | None:
@@ -81,6 +94,8 @@ def board_of(process_group: Any) -> Board | None:
 def _place() -> tuple[Any, ...] | None:
     """What processes have in common that can share memory. None: this one cannot."""
     if os.environ.get("DML_SHARED_MEMORY", "1") == "0" or native is None or not native.most:
+        return None
+    if not hasattr(os, "memfd_create"):  # Python was built with an old C library
         return None
     try:
         machine = Path("/proc/sys/kernel/random/boot_id").read_text()
@@ -106,7 +121,7 @@ def _met(group: Any) -> Board | None:
         if listener is None or size > native.most or any(other is None or other[0] != place for other in told):
             return None
         board = None
-        with contextlib.suppress(OSError, struct.error):
+        with contextlib.suppress(OSError, ValueError, IndexError, struct.error):
             board = _joined(rank, listener, [other[1] for other in told], _seconds(group))
         have: list[Any] = [None] * size
         distributed.all_gather_object(have, board is not None, group=group)
@@ -124,7 +139,7 @@ def _joined(rank: int, listener: socket.socket, names: Sequence[str], seconds: f
     listener.settimeout(_START)
     while len(lines) < len(names) - 1:
         line, _ = listener.accept()
-        user = struct.unpack("iii", line.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))[1]
+        user = struct.unpack("iII", line.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))[1]
         if user != os.getuid():  # names of lines are no secret on a machine
             line.close()
             continue
@@ -132,15 +147,18 @@ def _joined(rank: int, listener: socket.socket, names: Sequence[str], seconds: f
         (other,) = _HELLO.unpack(line.recv(_HELLO.size))
         lines[other] = line
     handle = os.memfd_create("dmlcore")
-    os.ftruncate(handle, native.bytes)
-    memories = {rank: _mapped(handle)}
-    for line in lines.values():
-        socket.send_fds(line, [b"m"], [handle])
-    os.close(handle)
-    for other, line in lines.items():
-        _, handles, _, _ = socket.recv_fds(line, 1, 1)
-        memories[other] = _mapped(handles[0])
-        os.close(handles[0])
+    try:
+        os.ftruncate(handle, native.bytes)
+        memories = {rank: _mapped(handle)}
+        for other in sorted(lines):  # in pairs, as the system lets a user have few descriptors under way
+            socket.send_fds(lines[other], [b"m"], [handle])
+            _, handles, _, _ = socket.recv_fds(lines[other], 1, 1)
+            try:
+                memories[other] = _mapped(handles[0])
+            finally:
+                os.close(handles[0])
+    finally:
+        os.close(handle)
     return Board(rank, lines, [memories[other] for other in range(len(names))], seconds)
 
 

@@ -171,7 +171,7 @@ class Group:
     def add_up(self, values: torch.Tensor) -> torch.Tensor:
         """The sum of a few numbers over all ranks, the same bits on each. May change and return `values`."""
         if (board := self.board_for(values)) is not None:
-            return board.gather([values[None].contiguous()], [1] * self.size)[0].sum(0)
+            return board.gather([values[None].contiguous()], [1] * self.size)[0].sum(0, dtype=values.dtype)
         torch.distributed.all_reduce(values, group=self.process_group)
         return values
 
