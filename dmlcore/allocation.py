@@ -33,8 +33,8 @@ def keep_freed_memory() -> None:
 
 def give_back_large_arrays() -> None:
     """Let this process give arrays of a megabyte or more back to the system when they are freed, where less memory is worth
-    more than less time. What the environment said before `keep_freed_memory` stays. Nothing happens where the C library is not
-    glibc."""
+    more than less time. It holds for the whole process from then on, for arrays of the caller too. What the environment said
+    before `keep_freed_memory` stays. Nothing happens where the C library is not glibc."""
     name, size = _OPTIONS[-3]
     mallopt = _of_library("mallopt")
     if mallopt is not None and os.environ.get(name, str(size)) == str(size):

@@ -13,7 +13,7 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
-from dmlcore.errors import ConfigError
+from dmlcore.errors import ConfigError, TrainingError, first_line
 from dmlcore.interruption import unhandled
 from dmlcore.meeting import met
 
@@ -115,7 +115,7 @@ def join(device: str) -> None:
 
     Raises:
         ConfigError: this PyTorch has no torch.distributed.
-        TrainingError: some of the processes have not started.
+        TrainingError: some of the processes have not started, or cannot reach the others.
     """
     from torch import distributed
 
@@ -127,12 +127,15 @@ def join(device: str) -> None:
         _meet_by_slurm()
     names: Any = distributed  # which its stubs leave out
     backend = "nccl" if device == "cuda" else "gloo"
-    with unhandled():
-        store, rank, size = next(names.rendezvous("env://", timeout=START))
-        # a launcher may give processes that it starts again the store of those that died, with their addresses
-        name = met(names.PrefixStore("dmlcore", store), rank, size, START)
-        store = names.PrefixStore(f"dmlcore/{name}", store)
-        distributed.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=START)
+    try:
+        with unhandled():
+            store, rank, size = next(names.rendezvous("env://", timeout=START))
+            # a launcher may give processes that it starts again the store of those that died, with their addresses
+            name = met(names.PrefixStore("dmlcore", store), rank, size, START)
+            store = names.PrefixStore(f"dmlcore/{name}", store)
+            distributed.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=START)
+    except RuntimeError as error:  # such as those of a store or a connection
+        raise TrainingError(f"the processes cannot meet ({first_line(error)})") from None
 
 
 def words_of_a_process(words: Sequence[str]) -> list[str]:

@@ -11,11 +11,11 @@ import datetime
 import hashlib
 import time
 import uuid
-from typing import Protocol
+from typing import Any, Protocol
 
 from dmlcore.errors import TrainingError
 
-PAUSE = 0.02  # seconds
+PAUSE = 0.02  # seconds, for a few processes: the more there are, the more rarely each asks the store
 
 
 class Store(Protocol):
@@ -43,37 +43,51 @@ def met(store: Store, rank: int, size: int, patience: datetime.timedelta) -> str
     """
     own, ends = uuid.uuid4().hex, time.monotonic() + patience.total_seconds()
     store.set(f"here/{rank}", own)
+    answered = ""
     while time.monotonic() < ends:
-        call = _called(store, own, size) if rank == 0 else _heard(store, own, rank)
-        if call:
-            return hashlib.sha256(call.encode()).hexdigest()[:32]
-        time.sleep(PAUSE)
+        if rank == 0:
+            begun = _called(store, own, size)
+        else:
+            begun, answered = _heard(store, own, rank, answered)
+        if begun:
+            return hashlib.sha256(begun.encode()).hexdigest()[:32]
+        time.sleep(PAUSE * (1 + size / 64))
     raise TrainingError(f"the {size} processes have not all started within {patience.total_seconds() / 60:.0f} minutes")
 
 
 def _called(store: Store, own: str, size: int) -> str:
     """By the first process: call those that are here. All names, once all have heard this very call; else an empty text."""
-    names = [_value(store, f"here/{rank}") for rank in range(size)]
-    if not all(names) or names[0] != own:  # a later process has this one's place, so the launcher will end this one
+    names = _values(store, [f"here/{rank}" for rank in range(size)])
+    if not names or names[0] != own:  # a later process has this one's place, so the launcher will end this one
         return ""
     call = ",".join(names)
     store.set("call", call)
-    if any(_value(store, f"heard/{rank}") != call for rank in range(1, size)):
+    answers = _values(store, [f"heard/{rank}" for rank in range(1, size)]) if size > 1 else []
+    if answers != [call] * (size - 1):
         return ""
     store.set("begun", call)
     return call
 
 
-def _heard(store: Store, own: str, rank: int) -> str:
-    """By another one: answer a call that has its name. All names, once the first one has heard from all; else an empty text."""
-    begun = _value(store, "begun")
-    if own in begun.split(","):
-        return begun
-    call = _value(store, "call")
-    if own in call.split(","):
+def _heard(store: Store, own: str, rank: int, answered: str) -> tuple[str, str]:
+    """By another one: answer a call that has its name. All names, once the first one has heard from all, else an empty text;
+    and the call that it has answered."""
+    if answered:  # before that nobody can have begun with it
+        (begun,) = _values(store, ["begun"]) or [""]
+        if own in begun.split(","):
+            return begun, answered
+    (call,) = _values(store, ["call"]) or [""]
+    if own in call.split(",") and call != answered:
         store.set(f"heard/{rank}", call)
-    return ""
+        answered = call
+    return "", answered
 
 
-def _value(store: Store, key: str) -> str:
-    return store.get(key).decode() if store.check([key]) else ""
+def _values(store: Any, keys: list[str]) -> list[str]:
+    """Of all keys, or none where one is missing. The first process asks for one of each process, so it asks for all at once."""
+    if not store.check(keys):
+        return []
+    has_more = getattr(store, "has_extended_api", None)  # not every store of PyTorch has
+    if has_more is not None and has_more():
+        return [value.decode() for value in store.multi_get(keys)]
+    return [store.get(key).decode() for key in keys]

@@ -26,7 +26,7 @@ def _restore():
     torch.set_num_threads(threads)
     if module:
         module.use_level(level)
-        extension.use_blas("vendor")
+        extension.use_default_blas()
 
 
 def naive(x, y, references=None, reference_labels=None, ks=KS, metric="cosine") -> dict[str, float]:

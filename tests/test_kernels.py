@@ -71,7 +71,7 @@ def _restore_level_and_blas():
     level = module.level()
     yield
     module.use_level(level)
-    extension.use_blas("vendor")
+    extension.use_default_blas()
 
 
 def test_own_products_where_the_vendor_leaves_half_of_the_registers() -> None:

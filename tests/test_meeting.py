@@ -13,6 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 import torch
 
+from dmlcore import launch
 from dmlcore.errors import TrainingError
 from dmlcore.meeting import met
 
@@ -62,6 +63,34 @@ def test_a_process_that_is_started_again_takes_its_place() -> None:
         assert len(name) == 32
         with pytest.raises(TrainingError):
             lost.result()
+
+
+def test_nobody_answers_a_call_twice() -> None:
+    class Counting(Store):
+        answers = 0
+
+        def set(self, key: str, value: str) -> None:
+            self.answers += key == "heard/1"
+            super().set(key, value)
+
+    store = Counting()
+    with ThreadPoolExecutor(2) as pool:
+        first = pool.submit(met, store, 0, 3, PATIENCE)
+        second = pool.submit(met, store, 1, 3, PATIENCE)
+        store.set("here/2", "late")
+        time.sleep(0.2)
+        assert store.answers == 1
+        store.set("heard/2", store.values["call"].decode())
+        assert first.result() == second.result()
+
+
+def test_a_store_that_fails_is_told_in_a_line(monkeypatch) -> None:
+    def refused(*_: object, **options: object) -> None:
+        raise torch.distributed.DistStoreError("Timed out after 9 seconds waiting for clients.\n at C++ CapturedTraceback")
+
+    monkeypatch.setattr(torch.distributed, "rendezvous", refused)
+    with pytest.raises(TrainingError, match=r"^the processes cannot meet \(Timed out .* waiting for clients\)$"):
+        launch.join("cpu")
 
 
 def test_a_first_process_whose_place_is_taken_calls_nobody() -> None:

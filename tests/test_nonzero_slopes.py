@@ -26,7 +26,7 @@ def _restored() -> Iterator[None]:
     level = module.level()
     yield
     module.use_level(level)
-    extension.use_blas("vendor")
+    extension.use_default_blas()
 
 
 def batch(samples: int, width: int, dtype: torch.dtype, seed: int = 0) -> tuple[Tensor, Tensor]:

@@ -167,7 +167,7 @@ def test_one_matrix_of_slopes_at_every_level(level: str, blas: str) -> None:
                 assert_close(gradient, leaf.grad)
     finally:
         extension.use_level(before)
-        extension.use_blas("vendor")
+        extension.use_default_blas()
 
 
 def test_an_anchor_that_is_not_finite_spoils_what_it_did() -> None:

@@ -75,6 +75,13 @@ def use_blas(kind: str) -> None:
         CPU.use_blas(*(_vendor_products() if kind == "vendor" else (0, 0, 0)))
 
 
+def use_default_blas() -> None:
+    """Choose who multiplies as a new process does: by `DML_BLAS`, else the `preferred_blas` of the instruction set in use."""
+    if CPU is not None:
+        preferred = preferred_blas(_vendor_products()[2] != 0, CPU.level(), _maker_of_processor())
+        use_blas(os.environ.get("DML_BLAS") or preferred)
+
+
 def preferred_blas(is_mkl: bool, level: str, maker: str) -> str:
     """Who multiplies unless the user says so: `own` where there is AVX-512 but MKL takes its kernel for AVX2, as it does on an
     AMD. There that reaches about 0.4 of the peak, and the own product 0.8. Else `vendor`.
@@ -90,7 +97,7 @@ def preferred_blas(is_mkl: bool, level: str, maker: str) -> str:
 def _maker_of_processor() -> str:
     """As the first lines of Linux's `/proc/cpuinfo` say; empty elsewhere."""
     try:
-        with Path("/proc/cpuinfo").open() as lines:
+        with Path("/proc/cpuinfo").open(errors="replace") as lines:
             maker = next((line for line in itertools.islice(lines, 8) if line.startswith("vendor_id")), "")
     except OSError:
         return ""
@@ -140,7 +147,7 @@ if CPU is not None:
     refresh()
     if os.environ.get("DML_CPU_LEVEL"):
         use_level(os.environ["DML_CPU_LEVEL"])
-    use_blas(os.environ.get("DML_BLAS") or preferred_blas(_vendor_products()[2] != 0, CPU.level(), _maker_of_processor()))
+    use_default_blas()
 elif os.environ.get(SWITCH, "1") != "0":
     warnings.warn(f"losses run in plain PyTorch, many times slower: {_WHY_NO_CPU}", stacklevel=2)
 
