@@ -6,7 +6,9 @@ that Slurm's `srun` gives each task of a step. The script of `sbatch` has none o
 
 from __future__ import annotations
 
+import atexit
 import datetime
+import gc
 import os
 import re
 import sys
@@ -136,6 +138,9 @@ def join(device: str) -> None:
             distributed.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=START)
     except RuntimeError as error:  # such as those of a store or a connection
         raise TrainingError(f"the processes cannot meet ({first_line(error)})") from None
+    # What holds a group is often part of a cycle. gloo's threads end with the group, and must while they may still take the
+    # interpreter's lock: one that asks for it later ends the process by abort().
+    atexit.register(gc.collect)
 
 
 def words_of_a_process(words: Sequence[str]) -> list[str]:
