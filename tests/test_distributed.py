@@ -14,9 +14,10 @@ import torch
 from launched import check_refusals, outcomes_of_ranks
 from rank_cases import CASES, FAULTS, Numbers, Part
 
-TOLERANCE = {"float32": 2e-6, "weighting": 1e-11}
-"""Elsewhere 1e-12. Weightings are compared after eight steps, in which rounding grows. Float32 reaches 1.4e-6 on processors
-whose library multiplies matrices of other shapes in another order."""
+TOLERANCE = {"float32": 2e-6, "weighting": 1e-11, "weighting held_out": 1e-6}
+"""Elsewhere 1e-12. Weightings are compared after eight steps, in which rounding grows. With `held_out` that of another library
+for products grows to 2e-8, and such a library may round by where its matrices lie in memory. Float32 reaches 1.4e-6 on
+processors whose library multiplies matrices of other shapes in another order."""
 
 pytestmark = pytest.mark.skipif(not torch.distributed.is_available(), reason="this torch has no torch.distributed")
 
@@ -55,7 +56,7 @@ def check_results(ranks: list[dict[str, Any]], expected: Callable[[str], Numbers
 
 
 def check(ranks: list[dict[str, Any]]) -> None:
-    check_results(ranks, in_one_process, lambda case: TOLERANCE.get(case.partition(" ")[0], 1e-12))
+    check_results(ranks, in_one_process, lambda case: TOLERANCE.get(case, TOLERANCE.get(case.partition(" ")[0], 1e-12)))
     assert len(ranks[0]["results"]) > 180
     for outcome in ranks[1:]:  # numbers that steer are the same to the last bit
         for key, numbers in outcome["results"].items():
