@@ -48,6 +48,8 @@ def settings_of(name: str, folder: Path | None, work: Path, seed: int) -> dict[s
 
 def measure(name: str, folder: Path | None, work: Path, seed: int) -> Row:
     """Train, and measure both maps of the same network on the test classes."""
+    import torch
+
     from dmlcore.evaluation import evaluating
     from dmlcore.plugins import registry
     from dmlcore.serving import TrainedRun
@@ -66,17 +68,11 @@ def measure(name: str, folder: Path | None, work: Path, seed: int) -> Row:
             own = registry("compressor")[compressor].component(model.whole_dim, 64, **options)
             model.compressor = None
             z = evaluating.embed_named(model, part, only="whole")["whole"]
-            own.fit(model.compressible(z), _tensor(part.labels))
+            own.fit(model.compressible(z), torch.from_numpy(part.labels))
             model.compressor, model.served = own, "compressed"
             test[compressor] = _points(evaluating.evaluate_model(model, splits.test)["map@r"])
     validation = {compressor: _points(value) for compressor, value in result["compression"].items()}
     return {"data": name, "seed": seed, "chosen": next(iter(validation)), "validation": validation, "test": test}
-
-
-def _tensor(labels: Any) -> Any:
-    import torch
-
-    return torch.from_numpy(labels)
 
 
 def _points(share: float) -> float:

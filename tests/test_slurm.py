@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import getpass
-import json
 import os
 import re
 import shutil
@@ -17,6 +16,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from test_two_hosts import totals
 
 PROGRAMS = ("munged", "slurmctld", "slurmd", "sbatch", "scancel")
 PATH = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", ""), "/usr/sbin", "/sbin"])
@@ -134,11 +134,6 @@ def table(tmp_path_factory: pytest.TempPathFactory) -> Path:
     labels = np.repeat(np.arange(24), 8)
     np.savez(file, x=(draws.normal(size=(24, 8))[labels] + draws.normal(size=(192, 8))).astype("f"), y=labels)
     return file
-
-
-def totals(run: Path) -> list[float]:
-    records = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    return [record["total"] for record in records if record["kind"] == "step"]
 
 
 def script_of_the_guide() -> str:

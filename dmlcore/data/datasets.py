@@ -117,7 +117,7 @@ class LabelledDataset(torch.utils.data.Dataset):
 
     def between(self, start: int, end: int) -> LabelledDataset:
         """The samples at some positions, without augmentation."""
-        return LabelledDataset(self.samples, self.rows[start:end], self.labels[start:end], self.table_names, self.sample_shape)
+        return self._at(slice(start, end))
 
     def augmented(self, augmentation: Augmentation | None) -> LabelledDataset:
         """The same samples with an augmentation."""
@@ -125,8 +125,7 @@ class LabelledDataset(torch.utils.data.Dataset):
 
     def spread(self, most: int) -> LabelledDataset:
         """At most `most` of the samples, evenly spread over the data set, without augmentation."""
-        positions = np.unique(np.linspace(0, max(len(self) - 1, 0), min(most, len(self))).round().astype(np.int64))
-        return LabelledDataset(self.samples, self.rows[positions], self.labels[positions], self.table_names, self.sample_shape)
+        return self._at(np.unique(np.linspace(0, max(len(self) - 1, 0), min(most, len(self))).round().astype(np.int64)))
 
     def spread_classes(self, most: int, of_a_class: int) -> LabelledDataset:
         """About `most` samples, of classes that are evenly spread over all: of each the first `of_a_class`, or more where
@@ -141,7 +140,10 @@ class LabelledDataset(torch.utils.data.Dataset):
         is_chosen = np.zeros(len(sizes), bool)
         is_chosen[np.linspace(0, len(sizes) - 1, count).round().astype(np.int64)] = True
         is_drawn = np.repeat(is_chosen, sizes) & (place_in_class < of_a_class)
-        positions = np.sort(order[is_drawn])
+        return self._at(np.sort(order[is_drawn]))
+
+    def _at(self, positions: np.ndarray | slice) -> LabelledDataset:
+        """The samples at some positions, without augmentation."""
         return LabelledDataset(self.samples, self.rows[positions], self.labels[positions], self.table_names, self.sample_shape)
 
     @property

@@ -9,7 +9,6 @@ import torch
 from torch import Tensor
 
 import dmlcore
-from dmlcore.config import check_range
 from dmlcore.ensemble import Projection
 from dmlcore_plugins.compressors.pca import Pca
 from dmlcore_plugins.compressors.wccn import Wccn
@@ -26,14 +25,11 @@ class PcaOrWccn(Projection):
     uses_labels = True
 
     @dataclass(frozen=True, kw_only=True)
-    class Options:
+    class Options(Wccn.Options):
         """Options of `pca_or_wccn`."""
 
         shrinkage: float = 0.3
         """That of `wccn`, in (0, 1]."""
-
-        def __post_init__(self) -> None:
-            check_range("shrinkage", self.shrinkage, above=0, most=1)
 
     def learn(self, embeddings: Tensor, labels: Tensor, seed: int) -> None:
         self._take(self._fitted(Pca(self.width, self.out), embeddings, labels))
