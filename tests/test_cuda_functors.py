@@ -9,7 +9,9 @@ import re
 import subprocess
 import sys
 import warnings
+from collections.abc import Callable
 from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
@@ -21,10 +23,10 @@ from cases import BATCHES
 from cuda_emulation import CSRC, missing
 from test_runtime_functors import header, loss_class, value_and_gradient
 
-from dmlcore.errors import ConfigError, DmlcoreError
-from dmlcore.kernels import FunctorCall, Pass, extension, info, kept_functors
+from dmlcore.errors import ConfigError, DmlcoreError, PluginError
+from dmlcore.kernels import FunctorCall, Pass, Relations, cuda, extension, info, kept_functors, plan_options
 from dmlcore.kernels.cuda import CudaPass, NotTaken
-from dmlcore.kernels.jit import cubins, cuda_functors, dispatch, headers, nvrtc
+from dmlcore.kernels.jit import cubins, cuda_functors, dispatch, headers, nvrtc, sets
 from dmlcore.kernels.jit import driver as driving
 from dmlcore.kernels.jit.driver import Driver
 
@@ -53,7 +55,8 @@ class Kernel:
 
     def __init__(self, cupy: StandIn, symbol: str) -> None:
         self.cupy = cupy
-        self.ptr = {"forward": 1, "close": 7, "backward": 2, "fits": 3}[re.sub(r".*rows_(\w+?)I.*", r"\1", symbol)]
+        handles = {"forward": 1, "close": 7, "backward": 2, "fits": 3, "forward_set": 11, "backward_set": 12}
+        self.ptr = handles[re.sub(r".*rows_([a-z_]+)[IJ].*", r"\1", symbol)]
 
     def __call__(
         self, grid: tuple[int], block: tuple[int], args: tuple[Any, ...], shared_mem: int = 0, stream: Any = None
@@ -337,3 +340,117 @@ def test_it_joins_a_pass_on_the_emulator(
         other = header(tmp_path / "other", "toy_other", ('"toy_other"', '"toy_joined"'))
         assert str(path) in dispatch.why_not_loaded("toy_other", other, "cuda")
     assert str(path) in dispatch.why_not_loaded("toy_joined", other, "cuda")
+
+
+MS, SUP_CON = FunctorCall("ms", (2.0, 50.0, 0.5, 0.1)), FunctorCall("sup_con", (0.1,))
+OTHERS = (FunctorCall("triplet_all", (0.1,)), FunctorCall("histogram", (9.0,), cells=18))
+
+
+@pytest.fixture
+def external(driver: Emulated, emulated: ModuleType, built: Path, monkeypatch: pytest.MonkeyPatch) -> ctypes.CDLL:
+    """The emulator in the driver's place, with the kernels of one set."""
+    monkeypatch.setattr(extension, "_CUDA", emulated)
+    monkeypatch.setattr(sets, "_kernels", {})
+    library = ctypes.CDLL(str(built / "plain" / "external.so"))
+    driver.launcher = driver.cupy.launcher = ctypes.cast(library.external_launch, ctypes.c_void_p).value or 0
+    return library
+
+
+def state_of(calls: Any, module: ModuleType, against: Any, **plan: int) -> tuple[Any, ...]:
+    x, y, references, labels, relations = against
+    with plan_options(**plan):
+        state = CudaPass(Pass(x, y, references, labels, tuple(calls), (True, True), relations), module=module)
+        values, counts, tables = state.forward()
+        generator = torch.Generator().manual_seed(1)
+        of_values, of_tables = (torch.randn(numbers.shape, generator=generator) for numbers in (values, tables))
+        return values, counts, tables, *(grad for grad in state.backward(of_values, of_tables) if grad is not None)
+
+
+def situations() -> dict[str, Any]:
+    generator = torch.Generator().manual_seed(0)
+    x, y = torch.randn(67, 17, generator=generator), torch.randint(9, (67,), generator=generator)
+    r, ry = torch.randn(83, 17, generator=generator), torch.randint(9, (83,), generator=generator)
+    starts, lists = torch.arange(68) * 3, torch.randint(83, (201,), generator=generator)
+    long = torch.cat([torch.zeros(258, dtype=torch.int64), torch.arange(3)])  # more positives than shared memory holds
+    return {
+        "batch": (x, y, None, None, Relations()),
+        "references": (x, y, r, ry, Relations()),
+        "lists": (x, y, r, ry, Relations(torch.full((67,), -1), starts, lists)),
+        "long": (x[:5], long[:5], torch.randn(261, 17, generator=generator), long, Relations(torch.arange(5))),
+    }
+
+
+@pytest.mark.skipif(bool(missing()), reason=missing())
+@pytest.mark.parametrize("situation", situations())
+@pytest.mark.parametrize("plan", [{}, {"tile_rows": 7, "tile_columns": 10}, {"tile_rows": 16}])
+def test_losses_share_a_launch(
+    external: ctypes.CDLL, emulated: ModuleType, tmp_path: Path, situation: str, plan: dict[str, int]
+) -> None:
+    assert dispatch.why_not_loaded("toy_shared", header(tmp_path, "toy_shared", TWO_FORMS), "cuda") == ""
+    against = situations()[situation]
+    slots = () if "tile_columns" in plan else OTHERS  # triplets need whole rows
+    calls = (MS, *slots[:1], FunctorCall("toy_shared", (0.2,)), SUP_CON, *slots[1:])
+    alone = state_of(calls, emulated, against, **plan)
+    before = external.external_set_launches()
+    together = state_of(calls, emulated, against, one_launch=1, **plan)
+    for right, result in zip(alone, together, strict=True):
+        torch.testing.assert_close(result, right, rtol=1e-4, atol=1e-5)
+    rows = 1 if "tile_rows" not in plan else -(-len(against[0]) // plan["tile_rows"])
+    columns = 1 if "tile_columns" not in plan else -(-len(against[0] if against[2] is None else against[2]) // 10)
+    assert external.external_set_launches() - before == 2 * rows * columns  # forward and backward of every chunk
+
+
+@pytest.mark.skipif(bool(missing()), reason=missing())
+def test_which_losses_share_a_launch(external: ctypes.CDLL, emulated: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
+    x, *_ = against = situations()["batch"]
+    cpu, windows = x.device, torch.tensor([[-0.5], [0.9], [-0.9], [0.8]]).repeat(1, len(x))
+
+    def shared(*calls: FunctorCall) -> Any:
+        found = sets.shared_launch(calls, [call.functor for call in calls], cpu, emulated)
+        return None if found is None else found[0]
+
+    assert shared(MS, *OTHERS, SUP_CON) == [True, False, False, True]
+    assert shared(MS, *OTHERS) is shared(MS) is shared(MS, replace(SUP_CON, windows=windows)) is None
+    assert shared(*[MS] * 20) == [True] * 16 + [False] * 4
+    (entry,) = [entry for entry in kept_functors()["kernels"] if entry["functors"] == ["MultiSimilarity", "SupCon"]]
+    assert (entry["level"], entry["state"]) == ("sm_90", "current")
+    sets._kernels.clear()
+    monkeypatch.setattr(nvrtc, "compiler", lambda: "there is no libnvrtc")
+    with pytest.warns(UserWarning, match="keep a launch each: there is no libnvrtc"):
+        alone = state_of((MS, SUP_CON), emulated, against, one_launch=1)
+    torch.testing.assert_close(alone, state_of((MS, SUP_CON), emulated, against))
+
+
+@pytest.mark.skipif(bool(missing()), reason=missing())
+@pytest.mark.parametrize("is_faster", [False, True])
+def test_the_faster_way_is_taken(
+    external: ctypes.CDLL, emulated: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, is_faster: bool
+) -> None:
+    assert dispatch.why_not_loaded("toy_timed", header(tmp_path, "toy_timed", TWO_FORMS), "cuda") == ""
+    calls, against, measured = (MS, FunctorCall("toy_timed", (0.2,)), SUP_CON), situations()["references"], []
+
+    def seconds(run: Callable[[], None], device: torch.device) -> float:
+        launches = external.external_set_launches()
+        run()
+        measured.append(external.external_set_launches() - launches)
+        return 1.0 if bool(measured[-1]) != is_faster else 0.5
+
+    monkeypatch.setattr(cuda, "_shared_is_faster", {})
+    monkeypatch.setattr(sets, "seconds_of", seconds)
+    alone = state_of(calls, emulated, against)
+    for _ in range(2):
+        before = external.external_set_launches()
+        torch.testing.assert_close(state_of(calls, emulated, against, one_launch=2), alone, rtol=1e-4, atol=1e-5)
+    assert measured == [0, 2]  # once, each way
+    assert external.external_set_launches() - before == 2 * is_faster
+
+
+def test_every_loss_that_can_joins_one_kernel() -> None:
+    """Compiled for a processor, without a device: all built-in losses that share a launch, in both forms."""
+    names = ("ms", "contrastive", "sup_con", "circle", "binomial_deviance", "nt_xent", "margin", "fast_ap")
+    for wide in (False, True):
+        members = [sets.Member(*sets._built_in()[name], wide) for name in names]
+        file, symbols = sets.set_cubin(members, 90)
+        assert all(symbol.encode() in file.read_bytes() for symbol in symbols)
+    with pytest.raises(PluginError, match=r"do not compile together: .*TripletPairs.* has no member"):
+        sets.set_cubin([sets.Member(*sets._built_in()[name], False) for name in ("ms", "triplet_all")], 90)

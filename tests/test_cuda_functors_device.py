@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ from test_cuda_functors import TWO_FORMS, again
 from test_runtime_functors import header, loss_class, value_and_gradient
 
 import dmlcore
-from dmlcore.kernels import FunctorCall, Pass, extension, fused, fused_rows
+from dmlcore.kernels import FunctorCall, Pass, extension, fused, fused_rows, plan_options
 from dmlcore.kernels.jit import cuda_functors, dispatch, nvrtc
 from dmlcore.kernels.jit.driver import why_not_there
 
@@ -75,6 +76,17 @@ def test_a_copy_of_a_built_in_functor(name: str, options: tuple[float, ...], tmp
         values.sum().backward()
         results.append((values.detach(), counts, leaf.grad))
     torch.testing.assert_close(results[0], results[1], rtol=1e-5, atol=1e-6)  # two compilers may order a sum differently
+
+
+@pytest.mark.parametrize("count", [96, 512, 3000])
+def test_losses_share_a_launch(count: int) -> None:
+    x, y = batch(count)
+    ensemble = dmlcore.LossEnsemble(["ms", "sup_con", "circle", "triplet", "contrastive"], weights=[1.0, 0.5, 2.0, 1.0, 1.0])
+    alone = value_and_gradient(ensemble, x, y)
+    for one_launch in (1, 2):
+        with plan_options(one_launch=one_launch), warnings.catch_warnings():
+            warnings.simplefilter("error")
+            torch.testing.assert_close(value_and_gradient(ensemble, x, y), alone, rtol=1e-4, atol=1e-6)
 
 
 def test_streams_and_graphs(toy: Any) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -16,11 +17,15 @@ from benchmarks.child import data, definition
 from benchmarks.gpu.devices import Device, Run
 from benchmarks.gpu.turns import Budget, Build, Missing, failure, measure
 from benchmarks.measuring import Row
+from dmlcore.kernels import plan_options
+from dmlcore.kernels.jit.driver import why_not_there
 
 SINGLES = ("ms", "contrastive", "sup_con", "circle", "triplet hard")
 CASES = (*SINGLES, "five")
 PRODUCT_CELLS = 1 << 28  # similarities of the bare products at a time: 1 GiB of float32
 TEMPERATURE = 0.07
+TOGETHER = "one launch"
+"""The rival that is the fused form with one kernel for all losses that can share it."""
 
 
 @dataclass(frozen=True)
@@ -45,6 +50,8 @@ def groups(sizes: tuple[int, ...], widths: tuple[int, ...]) -> Iterator[Group]:
     middle = sizes[-2:][0]
     yield Group("five", middle, widths[0], (), "highest")
     yield Group("five", middle, widths[0], (), dtype=torch.bfloat16)
+    for n in sizes:
+        yield Group("five", n, widths[0], (TOGETHER,))
     for rival in ("pml", "compiled"):
         for d in widths:
             for case in ("five", *SINGLES):
@@ -162,6 +169,8 @@ def arm(device: Device, group: Group, rival: str, keep_gradient: bool = False) -
         compute = device.compiled(definition(module))
     elif rival == "pml":
         compute = _peer(group)
+    elif rival == TOGETHER:
+        compute = _together(module)
     if keep_gradient:
         leaf.grad = torch.zeros_like(leaf)
 
@@ -173,6 +182,18 @@ def arm(device: Device, group: Group, rival: str, keep_gradient: bool = False) -
         return value.detach()
 
     return run
+
+
+def _together(module: Any) -> Callable[[Tensor, Tensor], Tensor]:
+    if reason := why_not_there():
+        raise Missing(reason)
+
+    def compute(x: Tensor, y: Tensor) -> Tensor:
+        with plan_options(one_launch=1), warnings.catch_warnings():
+            warnings.simplefilter("error")  # that each loss has kept its own
+            return module(x, y)
+
+    return compute
 
 
 def build(case: str) -> Any:

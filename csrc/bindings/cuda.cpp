@@ -76,10 +76,21 @@ dml::CudaLoss loss(const External& external, const std::vector<double>& options)
   return found;
 }
 
+// The form of a functor that takes options, counted from the narrowest, and whether it can share a kernel with others.
+std::pair<int, bool> form(const std::string& name, const std::vector<double>& options) {
+  const dml::CudaLoss found = loss(name, options);
+  int index = 0;
+  for (int k = 0; k < found.functor; ++k) index += name == dml::cuda_functor(k).name;
+  return {index, dml::cuda_joins(found)};
+}
+
+using Set = std::tuple<std::vector<bool>, uintptr_t, uintptr_t, uintptr_t>;  // which losses, forward, backward, launcher
+
 class Pass {
  public:
   Pass(int64_t anchors, std::optional<int64_t> references, int64_t width, const Requests& requests, bool own,
-       std::optional<int64_t> list_length, int64_t most_positives, int64_t workspace, int64_t rows, int64_t columns)
+       std::optional<int64_t> list_length, int64_t most_positives, int64_t workspace, int64_t rows, int64_t columns,
+       const std::optional<Set>& set)
       : requests_(requests) {  // losses point into the requests
     problem_.shape = {anchors, references.value_or(anchors), width,          !references, list_length.has_value(),
                       own,     list_length.value_or(0),      most_positives, workspace,   rows,
@@ -91,6 +102,12 @@ class Pass {
       losses_.back().has_windows = windows != 0;
       const dml::CudaLoss& last = losses_.back();
       value_count_ += last.external ? last.external->values : dml::cuda_functor(last.functor).values;
+    }
+    if (set) {
+      const auto& [joins, forward, backward, launcher] = *set;
+      if (joins.size() != losses_.size()) throw std::invalid_argument("a set says of each loss whether it belongs to it");
+      for (size_t k = 0; k < joins.size(); ++k) losses_[k].in_set = joins[k];
+      problem_.set = {at<void>(forward), at<void>(backward), reinterpret_cast<dml::CudaLauncher>(launcher)};
     }
     if (const char* error = dml::cuda_plan(problem_.shape, losses_.data(), count(), &problem_.plan))
       throw std::invalid_argument(error);
@@ -160,12 +177,14 @@ PYBIND11_MODULE(_cuda, m) {
                              reinterpret_cast<dml::CudaLauncher>(launcher)};
            }),
            "name"_a, "layout"_a, "forward"_a, "close"_a, "backward"_a, "launcher"_a)
-      .def_property_readonly("values", [](const External& self) { return self.functor.values; });
+      .def_property_readonly("values", [](const External& self) { return self.functor.values; })
+      .def_property_readonly(
+          "joins", [](const External& self) { return !self.functor.slots && !self.functor.partners && !self.functor.centres; });
   py::class_<Pass>(m, "Pass", py::module_local())
       .def(py::init<int64_t, std::optional<int64_t>, int64_t, const Requests&, bool, std::optional<int64_t>, int64_t, int64_t,
-                    int64_t, int64_t>(),
+                    int64_t, int64_t, const std::optional<Set>&>(),
            "anchors"_a, "references"_a, "width"_a, "losses"_a, py::kw_only(), "own"_a = false, "list_length"_a = py::none(),
-           "most_positives"_a = 0, "workspace"_a, "rows"_a = 0, "columns"_a = 0)
+           "most_positives"_a = 0, "workspace"_a, "rows"_a = 0, "columns"_a = 0, "set"_a = py::none())
       .def_property_readonly("value_count", &Pass::value_count)
       .def_property_readonly("table_cells", &Pass::table_cells)
       .def_property_readonly("plan", &Pass::plan)
@@ -177,6 +196,7 @@ PYBIND11_MODULE(_cuda, m) {
       .def("backward", &Pass::backward, "products"_a, "slopes"_a, "row0"_a, "rows"_a, "column0"_a, "columns"_a, "fresh"_a,
            "scratch"_a, "cotangents"_a, "table_cotangents"_a, "stream"_a, py::call_guard<py::gil_scoped_release>())
       .def("scatter", &Pass::scatter, "references"_a, "grad"_a, "to"_a, "stream"_a);
+  m.def("form", &form, "functor"_a, "options"_a);
   m.def("has_slots", &Pass::has_slots, "functor"_a);
   m.def("functors", [] {
     py::dict out;

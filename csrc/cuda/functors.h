@@ -1,9 +1,10 @@
 // What a host that compiled a functor at run time must know of it, beside its kernels (row_kernels.h):
 //   #include "cuda/functors.h"
 //   #include "my_loss.h"
-// and the kernels of `Functor<float, false>` and `Functor<float, true>` are asked for by name.
+// and the kernels of `Functor<float, false>` and `Functor<float, true>` are asked for by name, or those of a set of functors.
 #pragma once
 #include "cuda/row_kernels.h"
+#include "cuda/set_kernels.h"
 
 DML_BEGIN
 

@@ -66,7 +66,7 @@ struct CudaTable {
     static_assert(L::memory() * kShortList * int(sizeof(float)) <= kSharedBytes / 2, "short lists fit beside what is merged");
     CudaEntry& e = entries[count++];
     e = {{name, F::kOptions, F::kValues, int(sizeof(F)), GivenCount<F>::value, F::kSlots, HasPartners<F>::value,
-          HasCentres<F>::value},
+          HasCentres<F>::value, HasTable<F>::value},
          field_count<typename P::Limits, float>(),
          P::sums,
          field_count<typename P::Slopes, float>(),

@@ -2,8 +2,10 @@
 #include "cuda/pass.h"
 
 #include <cstdio>
+#include <cstring>
 
 #include "cuda/pass_kernels.h"
+#include "cuda/set_kernels.h"
 
 DML_BEGIN
 
@@ -38,14 +40,19 @@ static void bind_context() {
   int device;
   if (cudaGetDevice(&device) == cudaSuccess) cudaSetDevice(device);
 }
+static void launch_by_driver(CudaLauncher launcher, void* kernel, int blocks, int threads, size_t shared, cudaStream_t stream,
+                             const void* options, const RowsView& v, const RowsChunk& c, const void* losses) {
+  void* arguments[] = {const_cast<void*>(options), const_cast<RowsView*>(&v), const_cast<RowsChunk*>(&c),
+                       const_cast<void*>(losses)};
+  bind_context();
+  const int error =
+      launcher(kernel, unsigned(blocks), 1, 1, unsigned(threads), 1, 1, unsigned(shared), stream, arguments, nullptr);
+  if (error && !external_error) external_error = error;
+}
 static void launch_external(void* kernel, const CudaLoss& loss, int blocks, int threads, const RowsView& v, const RowsChunk& c,
                             const RowsLoss& m, cudaStream_t stream) {
-  void* arguments[] = {const_cast<unsigned char*>(loss.options), const_cast<RowsView*>(&v), const_cast<RowsChunk*>(&c),
-                       const_cast<RowsLoss*>(&m)};
-  bind_context();
-  const int error = loss.launcher(kernel, unsigned(blocks), 1, 1, unsigned(threads), 1, 1,
-                                  unsigned(shared_for(loss.external->memory, m)), stream, arguments, nullptr);
-  if (error && !external_error) external_error = error;
+  launch_by_driver(loss.launcher, kernel, blocks, threads, shared_for(loss.external->memory, m), stream, loss.options, v, c,
+                   &m);
 }
 static const char* launch_problem() {
   static thread_local char text[64];
@@ -60,7 +67,7 @@ static CudaEntry entry_of(const CudaLoss& loss) {
   if (!loss.external) return cuda_entry(loss.functor);
   const CudaExternal& x = *loss.external;
   CudaEntry e{};
-  e.functor = {"", "", x.values, x.bytes, x.given, x.slots, x.partners, x.centres};
+  e.functor = {"", "", x.values, x.bytes, x.given, x.slots, x.partners, x.centres, false};
   e.limits = x.limits, e.sums = x.sums, e.slopes = x.slopes, e.memory = x.memory, e.cells = no_cells;
   e.forward = [](const CudaLoss& l, const RowsView& v, const RowsChunk& c, const RowsLoss& m, cudaStream_t stream) {
     launch_external(l.external->forward, l, c.rows, threads_for(c.columns), v, c, m, stream);
@@ -74,6 +81,25 @@ static CudaEntry entry_of(const CudaLoss& loss) {
   };
   return e;
 }
+
+// The losses of a pass that share a kernel, and its launch.
+struct Together {
+  alignas(16) unsigned char options[kMostOfSet * sizeof(CudaLoss::options)];
+  size_t bytes = 0;
+  LossSet losses{};
+  int count = 0, memory = 0;
+
+  void add(const CudaEntry& e, const CudaLoss& loss, const RowsLoss& m) {
+    std::memcpy(options + bytes, loss.options, size_t(e.functor.bytes));
+    bytes += size_t(e.functor.bytes);
+    losses.of[count++] = m, memory = e.memory;
+  }
+  void launch(const CudaSet& set, void* kernel, const RowsView& v, const RowsChunk& c, cudaStream_t stream) const {
+    if (count)
+      launch_by_driver(set.launcher, kernel, c.rows, threads_for(c.columns), shared_for(memory, losses.of[0]), stream, options,
+                       v, c, &losses);
+  }
+};
 
 struct Kept {
   int *first, *last, *own, *places, *broken;
@@ -156,6 +182,10 @@ namespace dml {
 int cuda_functors() { return cuda_entries(); }
 CudaFunctor cuda_functor(int index) { return cuda_entry(index).functor; }
 bool cuda_fits(int functor, const double* options, unsigned char* into) { return cuda_entry(functor).fits(options, into); }
+bool cuda_joins(const CudaLoss& loss) {
+  const CudaFunctor f = entry_of(loss).functor;
+  return !f.slots && !f.partners && !f.centres && !f.table && !loss.has_windows;
+}
 int cuda_runtime_version() { return CUDART_VERSION; }
 
 const char* cuda_plan(const CudaShape& s, const CudaLoss* losses, int count, CudaPlan* plan) {
@@ -163,6 +193,7 @@ const char* cuda_plan(const CudaShape& s, const CudaLoss* losses, int count, Cud
   if (s.A > limit || s.N > limit || s.D > limit) return "more than 2^30 rows, or as wide vectors";
   *plan = {};
   bool slots = false;
+  int together = 0;
   int64_t step = 1, sums = 0, slopes = 0, highest_slopes = 0;
   for (int l = 0; l < count; ++l) {
     const CudaEntry e = entry_of(losses[l]);
@@ -183,6 +214,7 @@ const char* cuda_plan(const CudaShape& s, const CudaLoss* losses, int count, Cud
       }
       step *= int64_t(centres) / a;  // a chunk holds whole classes
     }
+    if (losses[l].in_set && (++together > kMostOfSet || !cuda_joins(losses[l]))) return "these losses do not share a kernel";
     slots = slots || e.functor.slots;
     plan->table_cells += 2 * e.cells(losses[l].options);
     sums += e.limits + e.sums, slopes += e.slopes, highest_slopes = most(highest_slopes, e.slopes);
@@ -207,8 +239,11 @@ const char* cuda_plan(const CudaShape& s, const CudaLoss* losses, int count, Cud
   for (int l = 0; l < count; ++l) layout.loss(entry_of(losses[l]), kept);
   RowsLoss m{};
   layout.lists(m, forward, int(memory)), layout.lists(m, backward, int(memory));
-  for (int l = 0; l < count && !plan->whole; ++l) backward.take(entry_of(losses[l]).slopes * s.A);
-  if (plan->whole) backward.take(highest_slopes * s.A);
+  Cursor alone = backward;
+  if (plan->whole) alone.take(highest_slopes * s.A);
+  for (int l = 0; l < count; ++l)
+    if (!plan->whole || losses[l].in_set) backward.take(entry_of(losses[l]).slopes * s.A);
+  backward.used = most(backward.used, alone.used);
   const int64_t size = sizeof(float);
   plan->kept = kept.used * size, plan->forward = forward.used * size, plan->backward = backward.used * size;
   return nullptr;
@@ -249,12 +284,15 @@ const char* cuda_forward(const CudaProblem& p, const CudaLoss* losses, int count
   const RowsView v = view_of(p, k);
   const RowsChunk c = chunk_of(p, chunk);
   if (p.shape.lists && chunk.fresh) CU_LAUNCH(mark_kernel, c.rows, kWarp, 0, stream, v, c, chunk.products);
+  Together together;
   for_losses(p, losses, count, at, k, [&](const CudaEntry& e, const CudaLoss& loss, RowsLoss m, int64_t row, int64_t) {
     Cursor temporary{static_cast<float*>(scratch)};
     layout.lists(m, temporary, highest_memory(losses, count));
     m.values = values + row * p.shape.A, m.counts = counts + row * p.shape.A;
-    e.forward(loss, v, c, m, stream);
+    if (loss.in_set) together.add(e, loss, m);
+    else e.forward(loss, v, c, m, stream);
   });
+  together.launch(p.set, p.set.forward, v, c, stream);
   return launch_problem();
 }
 
@@ -292,16 +330,20 @@ const char* cuda_backward(const CudaProblem& p, const CudaLoss* losses, int coun
   if (p.shape.lists && chunk.fresh) CU_LAUNCH(mark_kernel, c.rows, kWarp, 0, stream, v, c, chunk.products);
   RowsLoss lists{};
   layout.lists(lists, temporary, highest_memory(losses, count));
-  float* slopes = temporary.take(0);
+  float* slopes = temporary.take(0);  // of whole rows: a launch reads what the one before has left; a set is the last launch
+  Together together;
   bool adds = false;
   for_losses(p, losses, count, at, k, [&](const CudaEntry& e, const CudaLoss& loss, RowsLoss m, int64_t row, int64_t cell) {
     m.memory = lists.memory, m.width = lists.width, m.short_width = lists.short_width, m.long_blocks = lists.long_blocks;
-    m.slopes = p.plan.whole ? slopes : temporary.take(e.slopes * p.shape.A);
+    m.slopes = p.plan.whole && !loss.in_set ? slopes : temporary.take(e.slopes * p.shape.A);
     m.cotangents = cotangents + row * p.shape.A, m.table_cotangents = table_cotangents + cell;
+    if (loss.in_set) return together.add(e, loss, m);
     m.adds = adds;
     e.backward(loss, v, c, m, stream);
     adds = true;
   });
+  together.losses.of[0].adds = adds;
+  together.launch(p.set, p.set.backward, v, c, stream);
   return launch_problem();
 }
 

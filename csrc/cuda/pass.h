@@ -35,11 +35,17 @@ struct CudaExternal {
 using CudaLauncher = int (*)(void*, unsigned, unsigned, unsigned, unsigned, unsigned, unsigned, unsigned, void*, void**,
                              void**);
 
+// One kernel for several losses of a pass (set_kernels.h), compiled at run time.
+struct CudaSet {
+  void *forward, *backward;
+  CudaLauncher launcher;
+};
+
 struct CudaLoss {
   int functor;  // not read with `external`
   alignas(16) unsigned char options[64];
   const float *given, *windows;  // [K, A], [4, A] in the caller's order, or nullptr
-  bool has_windows;
+  bool has_windows, in_set;
   const CudaExternal* external;  // nullptr: built in
   CudaLauncher launcher;
 };
@@ -47,7 +53,7 @@ struct CudaLoss {
 struct CudaFunctor {
   const char *name, *options;
   int values, bytes, given;
-  bool slots, partners, centres;
+  bool slots, partners, centres, table;
 };
 
 struct CudaPlan {
@@ -71,6 +77,7 @@ struct CudaProblem {
   CudaSide anchors, references;  // references of a batch with itself are not read
   const int64_t *own, *starts, *lists;  // in the caller's order
   void* kept;
+  CudaSet set;  // of the losses that say `in_set`
 };
 
 struct CudaChunk {
@@ -83,6 +90,7 @@ struct CudaChunk {
 int cuda_functors();
 CudaFunctor cuda_functor(int index);
 bool cuda_fits(int functor, const double* options, unsigned char* into);  // false: the next functor of that name is wider
+bool cuda_joins(const CudaLoss&);  // whether a loss can share its kernel with others
 
 // An error: the kernels do not take this problem.
 const char* cuda_plan(const CudaShape&, const CudaLoss*, int losses, CudaPlan*);

@@ -12,9 +12,9 @@ from torch import Tensor
 
 from dmlcore.errors import ConfigError
 from dmlcore.kernels import extension
-from dmlcore.kernels.jit import cuda_functors
+from dmlcore.kernels.jit import cuda_functors, sets
 from dmlcore.kernels.passes import FunctorCall, Pass
-from dmlcore.kernels.planning import plan
+from dmlcore.kernels.planning import plan, plan_options
 
 WORKSPACE = 16 << 20
 """Bytes of the similarities of a chunk, and in backward as many for its slopes: together they stay in the second-level cache of
@@ -23,7 +23,12 @@ MANY_REFERENCES = 1 << 16
 """References beyond which losses with slots wait for the host to read the size of the largest class, which memory for one
 anchor with as many positives as references would dwarf. Not in a capture."""
 
+ONE_LAUNCH = 0
+"""Whether losses share a kernel where they can: 1 yes, 2 where it was measured to be faster for the losses and sizes at hand. 0
+until a device has shown that it ever is. `plan_options(one_launch=...)` overrides it."""
+
 Range = tuple[int, int]
+_shared_is_faster: dict[Any, bool] = {}  # by device, losses and sizes
 
 
 class NotTaken(ConfigError):
@@ -35,7 +40,7 @@ class CudaPass:
 
     Everything runs in the current stream of the anchors' device, memory comes from torch's allocator, and the host never waits
     (but see `MANY_REFERENCES`), so it can be captured in a CUDA graph. `plan_options` may set `workspace` (bytes of a
-    chunk), `tile_rows` and `tile_columns` (its shape).
+    chunk), `tile_rows` and `tile_columns` (its shape), and `one_launch` (losses share a kernel).
 
     Args:
         one: the pass. Vectors are float32, float16 or bfloat16, computed in float32. Relations are not checked: that would need
@@ -80,6 +85,7 @@ class CudaPass:
             functors = [self._functor(call, module) for call in self.calls]
             options = getattr(plan, "options", {})
             self.workspace = options.get("workspace", WORKSPACE)
+            shares = self._shares(pass_, module, options.get("one_launch", ONE_LAUNCH))
             try:
                 self.native: Any = module.Pass(
                     anchors.shape[0],
@@ -95,6 +101,7 @@ class CudaPass:
                     workspace=max(self.workspace, 4),
                     rows=options.get("tile_rows", 0),
                     columns=options.get("tile_columns", 0),
+                    set=sets.shared_launch(self.calls, functors, self.device, module) if shares else None,
                 )
             except ValueError as error:
                 if any(call.functor not in (*module.functors(), *cuda_functors.joined) for call in calls):
@@ -238,6 +245,28 @@ class CudaPass:
         """As the binding wants it: a name, or an `External` where it was compiled at run time."""
         compiled = cuda_functors.joined.get(call.functor)
         return call.functor if compiled is None else compiled.on(self.device, call.options, module)
+
+    def _shares(self, pass_: Pass, module: ModuleType, wish: int) -> bool:
+        """Whether losses share a kernel. Measured once for losses and sizes, but not in a capture."""
+        if wish < 2:
+            return wish == 1
+        columns = 0 if pass_.references is None else pass_.references.shape[0]
+        key = (self.device, tuple((call.functor, call.windows is None) for call in self.calls), pass_.anchors.shape, columns)
+        if key not in _shared_is_faster:
+            if self.device.type == "cuda" and torch.cuda.is_current_stream_capturing():
+                return False
+            seconds = []
+            for one_launch in range(2):
+                with plan_options(one_launch=one_launch):
+                    state = CudaPass(pass_, module=module)
+                    seconds.append(sets.seconds_of(state.run, self.device))
+            _shared_is_faster[key] = seconds[1] < seconds[0]
+        return _shared_is_faster[key]
+
+    def run(self) -> None:
+        """Forward and backward, for a measurement."""
+        values, _, histograms = self.forward()
+        self.backward(torch.ones_like(values), torch.ones_like(histograms))
 
     def _on_device(self) -> Any:
         return torch.cuda.device(self.device) if self.device.type == "cuda" else nullcontext()

@@ -31,7 +31,10 @@ def plan_options(**options: int) -> Iterator[None]:
             - `stream`: 0 copies both anchors and references, instead of reading the larger side where it is.
 
             Passes on CUDA use three of them: `workspace` for the bytes of the products of one chunk, and `tile_rows` and
-            `tile_columns` for its shape.
+            `tile_columns` for its shape. And one is theirs alone:
+
+            - `one_launch`: 1 lets losses share a kernel that is compiled at run time for their set, and 2 where that was
+              measured to be faster. 0, the default, gives each loss its own.
     """
     before = getattr(plan, "options", {})
     plan.options = {**before, **options}

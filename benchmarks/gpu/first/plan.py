@@ -31,6 +31,7 @@ TESTS = (
         "test_cuda_functors_device.py",
         ("test_equals_its_plain_form", "test_in_an_ensemble", "test_a_thread_without_a_context"),
     ),
+    ("one launch", "test_cuda_functors_device.py", ("test_losses_share_a_launch",)),
     ("torch.compile", "test_cuda_device.py", ("test_compiled",)),
     ("indexes of faiss", "test_index_gpu.py", ("test_on_a_device",)),
 )
@@ -38,6 +39,7 @@ TESTS = (
 TOOLS = (("memcheck", "losses"), ("memcheck", "evaluation"), ("racecheck", "losses"), ("synccheck", "losses"))
 TIMED = (
     *(f"five/{n}/128/{rival}" for rival in ("fused", "plain", "pml") for n in (512, 2048, 8192)),
+    *(f"five/{n}/128/one launch" for n in (512, 2048, 8192)),
     "ms/2048/128/plain",
     "five/2048/128/compiled",
     "infonce/32768/512/memeff",

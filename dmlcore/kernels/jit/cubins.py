@@ -108,14 +108,19 @@ def nearest(compiler: nvrtc.Compiler, capability: int) -> int:
     return max(fitting)
 
 
+def listed(header: Path) -> dict[str, str]:
+    """The templates of a header's functors, by the names that it lists them under."""
+    return {name: functor for functor, name in _LISTED.findall(_COMMENT.sub("", header.read_text(errors="replace")))}
+
+
 def _compile(header: Path, arch: int, compiler: nvrtc.Compiler, place: Path, who: str) -> Path:
     root, began = headers.folder(), time.perf_counter()
     while True:
         key = source_key(header, arch)
-        listed = {name: functor for functor, name in _LISTED.findall(_COMMENT.sub("", header.read_text(errors="replace")))}
-        if not listed:
+        functors = listed(header)
+        if not functors:
             raise PluginError(f'{header.name}: list() must say `add<Functor>("name")` as it stands, for CUDA to find it')
-        names = [_names(functor, wide) for functor in listed.values() for wide in ("false", "true")]
+        names = [_names(functor, wide) for functor in functors.values() for wide in ("false", "true")]
         source = f'#include "cuda/functors.h"\n#include "{header}"\n'
         try:
             code, symbols = compiler.compile(source, arch, root, [name for form in names for name in form.values()])
@@ -126,10 +131,12 @@ def _compile(header: Path, arch: int, compiler: nvrtc.Compiler, place: Path, who
         count = len(names[0])
         forms = [_form(dict(zip(names[0], symbols[k : k + count], strict=True))) for k in range(0, len(symbols), count)]
         pairs = zip(forms[::2], forms[1::2], strict=True)  # equal where the functor has one form
-        kernels = {name: [first] if first == wide else [first, wide] for name, (first, wide) in zip(listed, pairs, strict=True)}
+        kernels = {
+            name: [first] if first == wide else [first, wide] for name, (first, wide) in zip(functors, pairs, strict=True)
+        }
         facts = {
             "header": str(header),
-            "functors": list(listed),
+            "functors": list(functors),
             "level": f"sm_{arch}",
             "compiler": f"NVRTC {compiler.version}",
             "seconds": round(time.perf_counter() - began, 3),

@@ -44,7 +44,8 @@ class Functor:
         which may not wait, the widest is taken.
         """
         key = (module, device, options)
-        if (external := self._ready.get(key)) is None:
+        external, _ = self._ready.get(key, (None, 0))
+        if external is None:
             with _lock:
                 cubin = compiled_for(self.header, device)
             forms, cuda = cubin.forms[self.name], driver()
@@ -56,8 +57,12 @@ class Functor:
             if index is not None:
                 if len(self._ready) >= _MOST_READY:
                     self._ready.clear()
-                self._ready[key] = external
+                self._ready[key] = external, index
         return external
+
+    def form(self, device: torch.device, options: tuple[float, ...], module: ModuleType) -> int | None:
+        """The form that `on` found to take the options, counted from the narrowest; None: it has not been asked."""
+        return self._ready.get((module, device, options), (None, None))[1]
 
     def _fitting(self, forms: tuple[Form, ...], file: Path, device: torch.device, options: Sequence[float]) -> int | None:
         """The number of the form, or None in a capture."""

@@ -8,7 +8,7 @@ from typing import Any
 
 from dmlcore import plugins
 from dmlcore.errors import ConfigError, DmlcoreError, suggestion
-from dmlcore.kernels.jit import cache, cpu_functors, cubins
+from dmlcore.kernels.jit import cache, cpu_functors, cubins, sets
 
 
 def kept_functors() -> dict[str, Any]:
@@ -32,7 +32,10 @@ def _state(file: Path, facts: dict[str, Any]) -> str:
         return "header is gone"
     try:
         level = facts["level"]
-        if level.startswith("sm_"):
+        if "members" in facts:
+            members = [sets.Member(*member) for member in facts["members"]]
+            key = sets.source_key(members, int(level.removeprefix("sm_")))
+        elif level.startswith("sm_"):
             key = cubins.source_key(header, int(level.removeprefix("sm_")))
         else:
             key = cpu_functors.source_key(header, level)
