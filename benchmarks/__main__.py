@@ -150,7 +150,7 @@ def _situations(options: argparse.Namespace) -> list[Row]:
     measured = situations.run(options.against, options.only, *((0.05, 1) if options.quick else ()))
     print("\n".join(situations.text(row) for row in measured))
     rows = [{"benchmark": "situations", **row, **environment()} for row in measured]
-    file = options.csv or RESULTS / "situations-cpu.csv"
+    file = options.csv or RESULTS / ("situations-cpu.csv" if options.against else "situations-now.csv")
     new = {row["case"] for row in rows}
     write([row for row in read(file) if row["case"] not in new] + rows, file)
     return rows

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
 from benchmarks.cases import PROXIES, RIVALS
-from benchmarks.goals import GOALS, number
+from benchmarks.goals import GOALS, SITUATIONS, number
 from benchmarks.gpu.report import gpu
 from benchmarks.markdown import fill, table
 from benchmarks.measuring import Row, read
 
+EARLIER = "°"
+"""Behind a figure of another machine or version than most of the newest."""
 PAGE = Path(__file__).parents[1] / "docs" / "reports" / "performance.md"
 
 
@@ -39,9 +42,9 @@ def goals(rows: list[Row]) -> str:
         if worst is None:
             lines.append([goal.what, bound, aim, "not measured", ""])
             continue
-        verdict = "missed"
-        if goal.holds(worst[0], goal.must):
-            verdict = "aim reached" if not math.isnan(goal.aim) and goal.holds(worst[0], goal.aim) else "reached"
+        verdict = _verdict(goal.holds(worst[0], goal.must))
+        if not math.isnan(goal.aim) and goal.holds(worst[0], goal.aim):
+            verdict = "aim reached"
         lines.append([goal.what, bound, aim, f"{_figure(worst[0])}{goal.unit} ({worst[1]})", verdict])
     return table(["what", "must reach", "aim", "worst measured", ""], lines)
 
@@ -50,6 +53,11 @@ def _grid(rows: list[Row], entry: Callable[[Row], str], malloc: str = "default")
     """Tables per dimension: a line per case, a column per N; `entry` of the fused, plain, compiled and peer rows."""
     finished = [row for row in _losses(rows) if row["malloc"] == malloc and row["rival"] in RIVALS]
     rows_by_key = {(row["case"], row["classes"], row["d"], row["n"], row["rival"]): row for row in finished}
+    newest = Counter(_machine(row) for row in finished if row["rival"] == "fused" and row["n"] == "2048").most_common(1)
+
+    def text(row: Row) -> str:
+        return entry(row) + ("" if newest and _machine(row) == newest[0][0] else EARLIER)
+
     parts = []
     for d in sorted({row["d"] for row in finished}, key=int):
         sizes = sorted({row["n"] for row in finished if row["d"] == d}, key=int)
@@ -58,7 +66,7 @@ def _grid(rows: list[Row], entry: Callable[[Row], str], malloc: str = "default")
             entries = []
             for n in sizes:
                 rivals = [rows_by_key.get((case, classes, d, n, rival)) for rival in RIVALS]
-                texts = ["-" if row is None else entry(row) for row in rivals]
+                texts = ["-" if row is None else text(row) for row in rivals]
                 entries.append(" / ".join(texts) if set(texts) != {"-"} else "")
             if any(entries):
                 lines.append([case + (f", C = {classes}" if case in PROXIES else ""), *entries])
@@ -135,21 +143,44 @@ def evaluation(rows: list[Row]) -> str:
 
 def _version(row: Row) -> list[str]:
     """With what a row was measured."""
-    return [str(row.get(name, "")) for name in ("commit", "torch", "blas", "level", "device")]
+    return [str(row.get("commit", "")), *_machine(row)]
+
+
+def _machine(row: Row) -> tuple[str, ...]:
+    return tuple(str(row.get(name, "")) for name in ("torch", "blas", "level", "device"))
 
 
 def situations(rows: list[Row]) -> str:
     """Ratios to the bare products before and after, and CPU seconds of starts."""
 
-    def figure(row: Row, arm: str) -> str:
-        ratio = number(row, f"{arm}ratio_to_products")
-        return f"{number(row, f'{arm}seconds'):.2f} s" if math.isnan(ratio) else f"{_figure(ratio)}x"
-
-    lines = [
-        [row["case"], *(str(row.get(name, "")) for name in ("n", "d")), figure(row, "against_"), figure(row, "")]
-        for row in rows
-    ]
+    lines = [[*_case(row), _situation(row, "against_"), _situation(row, "")] for row in rows if row.get("against_seconds")]
     return table(["case", "N", "d", "before", "now"], lines)
+
+
+def situations_now(rows: list[Row]) -> str:
+    """The same of one installation, beside what must be reached."""
+    lines = []
+    for row in rows:
+        if row.get("against_seconds"):
+            continue
+        must, ratio = SITUATIONS.get(str(row["case"])), number(row, "ratio_to_products")
+        figure = number(row, "seconds") if math.isnan(ratio) else ratio
+        verdict = ["", ""] if must is None else [f"{must:g}{' s' if math.isnan(ratio) else 'x'}", _verdict(figure <= must)]
+        lines.append([*_case(row), _situation(row, ""), *verdict])
+    return table(["case", "N", "d", "now", "must reach", ""], lines)
+
+
+def _verdict(holds: bool) -> str:
+    return "reached" if holds else "missed"
+
+
+def _case(row: Row) -> list[str]:
+    return [str(row.get(name, "")) for name in ("case", "n", "d")]
+
+
+def _situation(row: Row, arm: str) -> str:
+    ratio = number(row, f"{arm}ratio_to_products")
+    return f"{number(row, f'{arm}seconds'):.2f} s" if math.isnan(ratio) else f"{_figure(ratio)}x"
 
 
 def machine(rows: list[Row]) -> str:
@@ -220,7 +251,8 @@ def write(page: Path | None, results: Path) -> str:
     every = [row for file in files for row in read(file)]
     rows = [row for row in every if row["benchmark"] in ("losses", "evaluation")]
     blocks = {name: block(rows) for name, block in BLOCKS.items()} | {"gpu": gpu([r for r in every if r["benchmark"] == "gpu"])}
-    blocks["situations"] = situations([row for row in every if row["benchmark"] == "situations"])
+    met = [row for row in every if row["benchmark"] == "situations"]
+    blocks |= {"situations": situations(met), "situations_now": situations_now(met)}
     blocks["products"] = products([row for row in every if row["benchmark"] == "products"])
     blocks["starts"] = starts([row for row in every if row["benchmark"] == "starts"])
     return fill(page or PAGE, lambda name, _: blocks[name])
