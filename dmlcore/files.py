@@ -80,17 +80,21 @@ def remove(path: Path) -> None:
 def move_folder(folder: Path, place: Path) -> None:
     """Move a folder to where another one may be, which it replaces once the new one lies beside it.
 
+    A process that is killed between two renamings leaves the old one as `.NAME.old` and the new one as `.NAME.new`.
+
     Raises:
         TrainingError: the disk is full or the place cannot be written.
     """
-    beside = place.with_name(f".{place.name}.new")
+    beside, old = (place.with_name(f".{place.name}.{age}") for age in ("new", "old"))
     try:
         place.parent.mkdir(parents=True, exist_ok=True)
-        shutil.rmtree(beside, ignore_errors=True)
+        for left in (beside, old):
+            shutil.rmtree(left, ignore_errors=True)
         shutil.move(folder, beside)
         if place.exists():
-            shutil.rmtree(place)
+            os.replace(place, old)
         os.replace(beside, place)
+        shutil.rmtree(old, ignore_errors=True)
     except OSError as error:
         raise write_error(place, error) from error
 

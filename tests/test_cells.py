@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 
 from dmlcore.errors import ConfigError, TrainingError
+from dmlcore.protocols import cells as cells_module
 from dmlcore.protocols.cells import Cell, finished, path_of, run_cells
 from dmlcore.reports.intervals import mean_and_error, mean_and_half
 
@@ -92,6 +93,18 @@ def test_an_interrupt_says_how_to_go_on(tmp_path: Path) -> None:
     with pytest.raises(KeyboardInterrupt, match=r"after 2 of 4 cells.*Go on by dmlcore again"):
         run_cells(tmp_path, CELLS, interrupted_at_two, again="dmlcore again")
     assert set(finished(tmp_path, CELLS)) == {"one/0", "one/1"}
+
+
+def test_an_interrupt_counts_what_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write = cells_module._write_result
+
+    def write_and_stop(folder: Path, cell: Cell, result: dict[str, Any]) -> dict[str, Any]:
+        write(folder, cell, result)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(cells_module, "_write_result", write_and_stop)
+    with pytest.raises(KeyboardInterrupt, match=r"after 1 of 4 cells"):
+        run_cells(tmp_path, CELLS, compute)
 
 
 def test_results_of_other_settings_and_damaged_ones_are_refused(tmp_path: Path) -> None:

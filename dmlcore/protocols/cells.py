@@ -150,8 +150,9 @@ def run_cells(
                 results[cell.key] = _write_result(folder, cell, result)
                 tell(f"{len(results)} of {len(cells)}: {cell.key}{_headline(result)}")
     except KeyboardInterrupt as interrupt:
+        kept = sum(path_of(folder, cell.key).is_file() for cell in cells)  # the last may be written, but not among the results
         raise Interrupted(
-            f"interrupted after {len(results)} of {len(cells)} cells, which are kept in {folder}. Go on by {again}",
+            f"interrupted after {kept} of {len(cells)} cells, which are kept in {folder}. Go on by {again}",
             status_of(interrupt),
         ) from None
     _remove_empty(folder / WORK)

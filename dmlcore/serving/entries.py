@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from dmlcore.data import pyarrow
-from dmlcore.errors import ConfigError, DataError
+from dmlcore.errors import ConfigError, DataError, first_line
 from dmlcore.files import expanded
 from dmlcore.seals import SealError, check_archive_file
 
@@ -192,7 +192,7 @@ def read_embeddings(path: str | Path) -> Entries:
     except DataError:
         raise
     except Exception as error:  # numpy, zipfile and pyarrow have many of their own for a damaged file
-        reason = "it holds Python objects" if "allow_pickle" in str(error) else str(error).partition("\n")[0]
+        reason = "it holds Python objects" if "allow_pickle" in str(error) else first_line(error)
         raise DataError(f"'{path}' cannot be read: {reason}") from error
 
 
