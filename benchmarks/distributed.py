@@ -25,6 +25,7 @@ from benchmarks.starting import told_by_ranks
 from dmlcore.allocation import keep_freed_memory
 from dmlcore.ensemble.division import Division
 from dmlcore.kernels.divided import DividedPasses
+from dmlcore.kernels.prepared import PreparedPasses
 from dmlcore.ranks import Group, inside
 
 RESULTS = Path(__file__).parent / "results" / "distributed.csv"
@@ -63,6 +64,26 @@ class _Counted:
             self._count(Group, name, lambda group, sent, result: max(_size(sent), _size(result)))
         for name in ("_tell_all", "_merge_sums"):  # through shared memory they are no call of the group
             self._count(DividedPasses, name, self._told)
+        self._count(Group, "meet", lambda group, words, _: 8 * len(words) * group.size)
+        self._count_rows()
+
+    def _count_rows(self) -> None:
+        """What comes with a meeting, and what ranks then tell one another in one call of the extension."""
+        met, divide = Group.met, PreparedPasses.divide
+
+        def meeting(group: Group, tensors: Any, sizes: Any) -> Any:
+            rows = met(group, tensors, sizes)
+            if group.board_for(tensors[0].device) is not None:  # elsewhere they are gathered
+                self.bytes += _size(rows)
+            return rows
+
+        def dividing(prepared: Any, board: Any, rank: int, counts: Any, width: int, dtype: torch.dtype) -> Any:
+            passes = divide(prepared, board, rank, counts, width, dtype)
+            numbers = sum(sum(passes.sizes(what)) for what in ("limits", "sums", "slopes"))
+            self.bytes += (numbers + 2 * sum(counts) * width) * dtype.itemsize + 8 * sum(counts)  # vectors, gradients, labels
+            return passes
+
+        Group.met, PreparedPasses.divide = meeting, dividing  # type: ignore[method-assign]
 
     @staticmethod
     def _told(passes: DividedPasses, what: Any, _: Any) -> int:

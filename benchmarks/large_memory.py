@@ -34,10 +34,18 @@ class _Sent:
         self.bytes = 0
         for name in ("all_gather", "gather", "reduce_scatter", "all_to_all"):
             setattr(Group, name, self._counting(getattr(Group, name), name))
+        meet = Group.meet
+
+        def meeting(group: Any, words: Any, tensors: Any, device: Any) -> Any:
+            if group.board_for(device) is not None:  # elsewhere it ends as an all-gather
+                self.bytes += (8 * len(words) + sum(part.nbytes for part in tensors)) * (group.size - 1)
+            return meet(group, words, tensors, device)
+
+        Group.meet = meeting  # type: ignore[method-assign]
 
     def _counting(self, call: Any, name: str) -> Any:
         def counting(group: Any, tensors: Any, *more: Any) -> Any:
-            if name == "gather" and group.board_for(tensors[0]) is None:  # it ends as the next one
+            if name == "gather" and group.board_for(tensors[0].device) is None:  # it ends as the next one
                 return call(group, tensors, *more)
             if name in ("all_gather", "gather"):  # all of it, to each other process
                 rows = tensors if name == "gather" else [tensors]

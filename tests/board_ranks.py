@@ -53,10 +53,10 @@ def main(rank: int, size: int, folder: Path) -> None:
         os.environ["DML_SHARED_MEMORY"] = "0"
         sockets = Group(distributed.new_group())
         outcome["sockets"] = exchanged(sockets)
-        assert sockets.board_for(torch.zeros(1)) is None
+        assert sockets.board_for(torch.device("cpu")) is None
         del os.environ["DML_SHARED_MEMORY"]
         outcome["shared"] = exchanged(shared)
-        assert shared.board_for(torch.zeros(1)) is not None and patient.board_for(torch.zeros(1)) is not None
+        assert shared.board_for(torch.device("cpu")) is not None and patient.board_for(torch.device("cpu")) is not None
         if rank == 0:
             time.sleep(1.6)
         outcome["late"] = seconds_until_refused(lambda: patient.all_gather(torch.zeros(1)))

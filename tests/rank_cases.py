@@ -19,6 +19,7 @@ from launched import as_rank
 from torch import Tensor, distributed, nn
 
 import dmlcore
+from dmlcore.ensemble.divided_again import DividedAgain
 from dmlcore.kernels import plan_options
 from dmlcore.losses import CrossBatchMemory, Loss, create
 from dmlcore.ranks import Group, operators
@@ -189,6 +190,28 @@ def of_tiles(dtype: torch.dtype) -> Callable[[Part], Numbers]:
     return run
 
 
+def of_steps_again(part: Part) -> Numbers:
+    """Steps of losses whose pairs are divided, of which all but the first go the short way, with other batches each time."""
+    raw = create("nca")
+    raw.normalise = (False, False)  # a pass of its own
+    losses = ["ms", create("circle", reduction="sum"), create("contrastive", reduction="mean"), "lifted_structure", raw]
+    loss, numbers = part.joined(dmlcore.LossEnsemble(losses, "uncertainty").double()), {}
+    with mock.patch.object(DividedAgain, "terms", autospec=True, side_effect=DividedAgain.terms) as terms:
+        for step, samples in enumerate((40, SAMPLES, 150)):
+            again = one_step(part, loss, *batch(step, samples))
+            numbers |= {f"{step}.{name}": tensor for name, tensor in again.items()}
+        x, y = batch(8)
+        rows = part.rows(y)
+        own = x[rows].requires_grad_()
+        value = loss(own, y[rows])
+        gradients = [torch.autograd.grad(value, own, retain_graph=True)[0] / part.size for _ in range(2)]
+    assert torch.equal(*gradients) and terms.call_count == (3 if part.size > 1 and part.work == "divided" else 0)
+    numbers |= {f"active {name}": share for name, share in loss.active.items()}
+    with torch.no_grad():
+        numbers["after"] = loss.eval()(x[rows], y[rows])
+    return numbers | {"rows": gathered_rows(part, gradients[0]), "terms": torch.stack(list(loss.terms.values()))}
+
+
 def of_matrices(part: Part) -> Numbers:
     x, y = batch(3)
     matrix = torch.stack([y, y % 2, y % 3 == 0], 1).clamp_max(1)
@@ -337,6 +360,7 @@ CASES: dict[str, Callable[[Part], Numbers]] = {
     **{f"miner {name}": of_a_miner(name) for name in MINERS},
     "memory of a loss": of_a_memory(lambda: create("contrastive")),
     "memory of an ensemble": of_a_memory(ensemble),
+    "loss again": of_steps_again,
     "heads": of_heads,
     "tiles": of_tiles(torch.float64),
     "float32 tiles": of_tiles(torch.float32),
@@ -395,7 +419,7 @@ def traffic(rank: int) -> dict[str, list[str]]:
         loss = dmlcore.distributed(ensemble(), work=work)  # type: ignore[arg-type]
         part = Part(rank, distributed.get_world_size(), "empty")
         one_step(part, loss, x, y)  # the first call also compares the losses
-        names = ("all_gather", "gather", "reduce_scatter", "add_up")
+        names = ("meet", "all_gather", "gather", "reduce_scatter", "add_up")
         with contextlib.ExitStack() as stack:
             for name in names:
                 stack.enter_context(mock.patch.object(Group, name, noting(name, getattr(Group, name))))

@@ -54,6 +54,24 @@ def test_other_lengths_are_told_as_what_they_are() -> None:
         list(pool.map(outcome, two_boards(60, 60), (1, 2)))
 
 
+def test_ranks_meet_with_as_many_rows_as_they_have() -> None:
+    rows = [torch.arange(6.0).view(3, 2), torch.arange(14.0).view(7, 2)]
+    large = [torch.ones(1, dtype=torch.float64), torch.ones(board.native.half // 8 + 1, dtype=torch.float64)]
+
+    def meet(pair: tuple[board.Board, int]) -> None:
+        own, rank = pair
+        words = own.meet((rank, len(rows[rank])), (rows[rank],))
+        assert [told[:3] for told in words] == [[0, 3, 0], [1, 7, 0]] and own.has_met(rows, (3, 7))
+        assert torch.equal(own.met((rows[rank],), (3, 7))[0], torch.cat(rows))
+        assert [told[0] for told in own.meet((5 + rank,), (large[rank],))] == [5, 6]
+        assert not own.has_met((large[rank],), [len(part) for part in large])
+        with pytest.raises(RuntimeError, match="another process exchanges something else"):
+            own.meet((1,), ()) if rank else exchange(own)
+
+    with ThreadPoolExecutor(2) as pool:
+        list(pool.map(meet, zip(two_boards(60, 60), (0, 1), strict=True)))
+
+
 def test_a_forked_process_keeps_no_line_open() -> None:
     boards = two_boards(60, 60)
     lines = boards[0].alive[0][1], boards[1].alive[0][0]

@@ -99,10 +99,10 @@ def test_what_cannot_be_right_is_refused_on_every_rank(two) -> None:
 
 
 def test_what_crosses_in_a_step_is_the_same_on_every_rank(two) -> None:
-    """Counts and data are gathered, and the terms; where work is divided there is a sum, and the sum of gradients."""
+    """Counts and data are told, and the terms; where work is divided there is a sum, and the sum of gradients."""
     for outcome in two:
-        assert outcome["traffic"]["whole"] == ["all_gather", "gather", "all_gather"]
-        assert outcome["traffic"]["divided"] == ["all_gather", "gather", "add_up", "all_gather", "reduce_scatter"]
+        assert outcome["traffic"]["whole"] == ["meet", "all_gather"]
+        assert outcome["traffic"]["divided"] == ["meet", "add_up", "all_gather", "reduce_scatter"]
 
 
 @pytest.mark.slow

@@ -96,7 +96,7 @@ def check(size: int, labels: Tensor, calls: tuple[FunctorCall, ...], **options: 
             here = vectors.clone().requires_grad_()
             pass_ = Pass(here, labels, None, None, calls)
             own, own_counts = DividedPasses([pass_._replace(anchors=vectors)], group).forward()
-            terms, shares = divided_passes([pass_], rows, reductions, group)
+            terms, shares = divided_passes([pass_], reductions, group)
         (terms * cotangents).sum().backward()
         assert here.grad is not None
         return own.view_as(values), own_counts.view_as(counts), here.grad, terms.detach(), shares

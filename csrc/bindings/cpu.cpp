@@ -48,6 +48,14 @@ dml::PassRequest request(const Pass& pass) {
   return out;
 }
 
+using Streams = std::vector<std::vector<std::pair<uintptr_t, int64_t>>>;  // addresses and bytes
+std::vector<dml::Board::Stream> streams(const Streams& from) {
+  std::vector<dml::Board::Stream> out(from.size());
+  for (size_t k = 0; k < from.size(); ++k)
+    for (const auto& [data, bytes] : from[k]) out[k].push_back({reinterpret_cast<void*>(data), bytes});
+  return out;
+}
+
 // Passes of a batch with itself, told beforehand but for the batch: on a small one the telling takes as long as the kernels.
 struct Prepared {
   std::vector<dml::PassRequest> passes;
@@ -62,6 +70,16 @@ struct Prepared {
     dml::PlanRequest plan;
     plan.threads = threads;
     return std::make_unique<dml::Passes>(is_double, requests, terms, plan);
+  }
+
+  // The same where ranks divide the passes, of a batch that they have told.
+  std::unique_ptr<dml::DividedPasses> divide(const dml::Board& board, int rank, const std::vector<int64_t>& counts,
+                                             int64_t width, int threads) const {
+    std::vector<dml::PassRequest> requests(passes);
+    for (dml::PassRequest& pass : requests) pass.width = width;
+    dml::PlanRequest plan;
+    plan.threads = threads, plan.rank = rank, plan.ranks = int(counts.size());
+    return std::make_unique<dml::DividedPasses>(is_double, std::move(requests), plan, board, counts);
   }
 };
 
@@ -83,6 +101,12 @@ dml::PlanRequest plan_request(const py::kwargs& named) {
                       set("stream", plan.stream) + set("rank", plan.rank) + set("ranks", plan.ranks);
   if (read != named.size()) throw py::type_error("a plan was asked for with an unknown argument");
   return plan;
+}
+
+std::vector<dml::Reduction> reductions_of(const std::vector<int>& numbers) {
+  std::vector<dml::Reduction> out;
+  for (int number : numbers) out.push_back(dml::Reduction(number));
+  return out;
 }
 
 // What goes between ranks, by its name in Python.
@@ -141,8 +165,9 @@ PYBIND11_MODULE(_cpu, m) {
                }),
            "is_double"_a, "passes"_a, "terms"_a)
       .def("begin", &Prepared::begin, py::call_guard<py::gil_scoped_release>(), "data"_a, "labels"_a, "rows"_a, "stride"_a,
-           "width"_a, "threads"_a);
-  using Streams = std::vector<std::vector<std::pair<uintptr_t, int64_t>>>;  // addresses and bytes
+           "width"_a, "threads"_a)
+      .def("divide", &Prepared::divide, py::call_guard<py::gil_scoped_release>(), "board"_a, "rank"_a, "counts"_a, "width"_a,
+           "threads"_a);
   py::class_<dml::Board>(m, "Board", py::module_local())
       .def(py::init([](int rank, const std::vector<uintptr_t>& memories, const std::vector<int>& lines, double seconds) {
              std::vector<void*> at;
@@ -155,18 +180,24 @@ PYBIND11_MODULE(_cpu, m) {
            "rank"_a, "memories"_a, "lines"_a, "seconds"_a)
       .def("trade",
            [](dml::Board& board, const Streams& given, const Streams& taken, int adds) {
-             const auto streams = [](const Streams& from) {
-               std::vector<dml::Board::Stream> out(from.size());
-               for (size_t k = 0; k < from.size(); ++k)
-                 for (const auto& [data, bytes] : from[k]) out[k].push_back({reinterpret_cast<void*>(data), bytes});
-               return out;
-             };
              py::gil_scoped_release unlocked;
              board.trade(streams(given), streams(taken),
                          adds == 8   ? dml::Adds::kDoubles
                          : adds == 4 ? dml::Adds::kFloats
                                      : dml::Adds::kNothing);
            })
+      .def("meet",
+           [](dml::Board& board, const std::vector<int64_t>& words, const Streams::value_type& rows) {
+             py::gil_scoped_release unlocked;
+             return board.meet(words, streams({rows}).front());
+           })
+      .def("copy_met",
+           [](const dml::Board& board, const Streams& taken) {
+             py::gil_scoped_release unlocked;
+             board.copy_met(streams(taken));
+           })
+      .def_property_readonly_static("words", [](const py::object&) { return dml::Board::kWords; })
+      .def_property_readonly_static("half", [](const py::object&) { return dml::Board::kHalf; })
       .def_property_readonly_static("bytes", [](const py::object&) { return dml::Board::kBytes; })
       .def_property_readonly_static("most",
                                     [](const py::object&) { return dml::Board::is_supported() ? dml::Board::kMost : 0; });
@@ -202,13 +233,31 @@ PYBIND11_MODULE(_cpu, m) {
              s.tell_all(shared(what), board);
            })
       .def("merge_all", &dml::DividedPasses::merge_all, py::call_guard<py::gil_scoped_release>())
-      .def("weigh", &dml::DividedPasses::weigh, py::call_guard<py::gil_scoped_release>())
+      .def("reduce",
+           [](dml::DividedPasses& s, const std::vector<double>& totals, const std::vector<int>& reductions, uintptr_t terms) {
+             return s.reduce(totals, reductions_of(reductions), reinterpret_cast<void*>(terms));
+           })
+      .def("weigh",
+           [](dml::DividedPasses& s, uintptr_t cotangents, double factor) {
+             py::gil_scoped_release unlocked;
+             s.weigh(reinterpret_cast<const void*>(cotangents), factor);
+           })
       .def("slope",
            [](dml::DividedPasses& s, const std::vector<uintptr_t>& gradients) {
              std::vector<void*> to;
              for (uintptr_t gradient : gradients) to.push_back(reinterpret_cast<void*>(gradient));
              py::gil_scoped_release unlocked;
              s.slope(to);
+           })
+      .def("forward",
+           [](dml::DividedPasses& s, dml::Board& board, const std::vector<int>& reductions, uintptr_t terms) {
+             py::gil_scoped_release unlocked;
+             return s.reduce(s.forward(board), reductions_of(reductions), reinterpret_cast<void*>(terms));
+           })
+      .def("backward",
+           [](dml::DividedPasses& s, dml::Board& board, uintptr_t cotangents, double factor, uintptr_t gradient) {
+             py::gil_scoped_release unlocked;
+             s.backward(reinterpret_cast<const void*>(cotangents), factor, reinterpret_cast<void*>(gradient), board);
            })
       .def("plan", [](const dml::DividedPasses& s, int pass) { return numbers(s.plan(pass)); })
       .def_property_readonly("numbers", &dml::DividedPasses::numbers);

@@ -21,9 +21,11 @@ namespace dml {
 
 namespace {
 
+enum Round : int64_t { kLast, kOneOfSeveral, kMeeting };
 struct Half {
-  int64_t has_more;             // whether this rank needs another round
+  int64_t kind;                 // whether this rank needs another round
   int64_t lengths[Board::kMost];  // bytes for each rank in this round
+  int64_t words[Board::kWords];   // of a meeting
 };
 struct Head {
   std::atomic<uint32_t> round, waiting;  // rounds that are written; ranks that sleep until it changes
@@ -76,8 +78,56 @@ Board::Board(int rank, const std::vector<void*>& memories, const std::vector<int
   for (void* memory : memories) memories_.push_back(static_cast<char*>(memory));
 }
 
-void Board::trade(const std::vector<Stream>& given, const std::vector<Stream>& taken, Adds adds) {
+// Runs an exchange to its end, or tells the others that this rank has left it.
+template <class Work> void Board::whole(Work work) {
   if (is_broken_) throw std::runtime_error("Connection closed: an earlier exchange was broken off");
+  try {
+    work();
+  } catch (...) {  // ranks are at different rounds now, so a further exchange would take what belongs to another one
+    is_broken_ = true;
+    head_of(memories_[rank_]).is_broken.store(1);
+    wake(rank_);
+    throw;
+  }
+}
+
+std::vector<int64_t> Board::meet(const std::vector<int64_t>& words, const Stream& rows) {
+  if (words.size() > size_t(kWords)) throw std::invalid_argument("a rank tells at most 8 words");
+  std::vector<int64_t> told;
+  whole([&] {
+    ++round_;
+    Head& head = head_of(memories_[rank_]);
+    Half& half = head.halves[round_ % 2];
+    half.kind = kMeeting;
+    std::fill(std::copy(words.begin(), words.end(), half.words), half.words + kWords, 0);
+    if (length_of(rows) <= kHalf)
+      over(rows, 0, kHalf, [to = half_of(memories_[rank_], round_)](const char* from, int64_t at, int64_t bytes) {
+        put(to + at, from, bytes, Adds::kNothing);
+      });
+    head.round.store(round_);
+    wake(rank_);
+    for (int rank = 0; rank < ranks_; ++rank) {
+      if (rank != rank_) wait_for(rank);
+      const Half& theirs = head_of(memories_[rank]).halves[round_ % 2];
+      if (theirs.kind != kMeeting) throw std::runtime_error("another process exchanges something else than this one");
+      told.insert(told.end(), theirs.words, theirs.words + kWords);
+    }
+  });
+  return told;
+}
+
+const char* Board::met(int rank) const { return half_of(memories_[rank], round_); }
+
+void Board::copy_met(const std::vector<Stream>& taken) const {
+  if (int(taken.size()) != ranks_) throw std::invalid_argument("a stream for each rank");
+  for (int rank = 0; rank < ranks_; ++rank) {
+    if (length_of(taken[rank]) > kHalf) throw std::invalid_argument("so many rows were not told");
+    over(taken[rank], 0, kHalf,
+         [from = met(rank)](char* to, int64_t at, int64_t bytes) { put(to, from + at, bytes, Adds::kNothing); });
+  }
+}
+
+void Board::trade(const std::vector<Stream>& given, const std::vector<Stream>& taken, Adds adds) {
   const bool is_one = given.size() == 1;
   if (!(is_one || int(given.size()) == ranks_) || int(taken.size()) != ranks_)
     throw std::invalid_argument("a stream for each rank");
@@ -86,14 +136,7 @@ void Board::trade(const std::vector<Stream>& given, const std::vector<Stream>& t
   over(taken[rank_], 0, length_of(own), [&](char* to, int64_t at, int64_t bytes) {
     over(own, at, bytes, [&](const char* from, int64_t part, int64_t count) { put(to + part, from, count, Adds::kNothing); });
   });
-  try {
-    run(given, taken, adds);
-  } catch (...) {  // ranks are at different rounds now, so a further exchange would take what belongs to another one
-    is_broken_ = true;
-    head_of(memories_[rank_]).is_broken.store(1);
-    wake(rank_);
-    throw;
-  }
+  whole([&] { run(given, taken, adds); });
 }
 
 void Board::run(const std::vector<Stream>& given, const std::vector<Stream>& taken, Adds adds) {
@@ -111,8 +154,9 @@ void Board::run(const std::vector<Stream>& given, const std::vector<Stream>& tak
       wait_for(rank);
       const Half& half = head_of(memories_[rank]).halves[round_ % 2];
       const int64_t length = std::clamp(length_of(taken[rank]) - done, int64_t(0), share);
-      if (half.lengths[rank_] != length) throw std::runtime_error("another process exchanges something else than this one");
-      is_ready = is_ready && !half.has_more;
+      if (half.kind == kMeeting || half.lengths[rank_] != length)
+        throw std::runtime_error("another process exchanges something else than this one");
+      is_ready = is_ready && half.kind == kLast;
       const char* from = half_of(memories_[rank], round_) + (is_one ? 0 : rank_ * share);
       over(taken[rank], done, length, [&](char* to, int64_t at, int64_t bytes) { put(to, from + at, bytes, adds); });
     }
@@ -123,7 +167,7 @@ void Board::post(const std::vector<Stream>& given, int64_t done, int64_t share, 
   Head& head = head_of(memories_[rank_]);
   Half& half = head.halves[round_ % 2];
   const bool is_one = given.size() == 1;
-  half.has_more = has_more;
+  half.kind = has_more ? kOneOfSeveral : kLast;
   for (int rank = 0; rank < ranks_; ++rank) {
     const Stream& stream = given[is_one ? 0 : rank];
     const int64_t length = half.lengths[rank] = std::clamp(length_of(stream) - done, int64_t(0), share);

@@ -14,6 +14,7 @@ class Board {
   static constexpr int64_t kHalf = 4 << 20;  // bytes a rank gives in a round; two halves, as some may still read the last round
   static constexpr int64_t kBytes = 2 * kHalf + 8192;  // of the memory of a rank, which begins as zeros
   static constexpr int kMost = 256;  // ranks
+  static constexpr int kWords = 8;  // of a meeting
   static bool is_supported();
 
   // Args: this rank; the memory of every rank; sockets to the other ranks, which tell when one has ended; how long one waits; what
@@ -31,7 +32,14 @@ class Board {
   using Stream = std::vector<Piece>;  // one piece behind the other
   void trade(const std::vector<Stream>& given, const std::vector<Stream>& taken, Adds adds);
 
+  // The same where nobody knows yet how much the others give: at most kWords words of every rank, which it returns as kWords each.
+  // Rows that are no more than kHalf bytes come with them: those of each rank stay at `met` until the next exchange.
+  std::vector<int64_t> meet(const std::vector<int64_t>& words, const Stream& rows);
+  const char* met(int rank) const;
+  void copy_met(const std::vector<Stream>& taken) const;  // the rows of every rank, of which the caller knows the lengths
+
  private:
+  template <class Work> void whole(Work work);
   void run(const std::vector<Stream>& given, const std::vector<Stream>& taken, Adds adds);
   void post(const std::vector<Stream>& given, int64_t done, int64_t share, bool has_more);
   void wait_for(int rank) const;

@@ -1,5 +1,7 @@
 #include "cpu/divided.h"
 
+#include <algorithm>
+#include <numeric>
 #include <stdexcept>
 
 namespace dml {
@@ -25,11 +27,49 @@ void add_rows(const Outline& outline, const T* values, const T* counts, double* 
 
 DividedPasses::DividedPasses(bool is_double, const std::vector<PassRequest>& passes, const PlanRequest& request)
     : bytes_(is_double ? sizeof(double) : sizeof(float)), rank_(request.rank), ranks_(request.ranks) {
+  add_passes(passes, request);
+}
+
+DividedPasses::DividedPasses(bool is_double, std::vector<PassRequest> passes, const PlanRequest& request, const Board& board,
+                             const std::vector<int64_t>& counts)
+    : bytes_(is_double ? sizeof(double) : sizeof(float)), rank_(request.rank), ranks_(request.ranks), runs_(counts.size()) {
+  if (int(counts.size()) != ranks_ || passes.empty()) throw std::invalid_argument("ranks tell one another a batch of all");
+  const int64_t width = passes.front().width;
+  std::vector<int64_t> labels, places, firsts(1, 0);
+  const char* base = board.met(0);
+  const int64_t samples = std::accumulate(counts.begin(), counts.end(), int64_t(0));
+  labels.reserve(samples), places.reserve(samples), rows_.reserve(samples);
+  for (int rank = 0; rank < ranks_; ++rank) {
+    const int64_t count = counts[rank];
+    const char* at = board.met(rank);
+    labels.insert(labels.end(), reinterpret_cast<const int64_t*>(at), reinterpret_cast<const int64_t*>(at) + count);
+    const int64_t first = (intptr_t(at) - intptr_t(base)) / bytes_ + count * int64_t(sizeof(int64_t)) / bytes_;
+    for (int64_t row = 0; row < count; ++row) places.push_back(first + row * width);
+    firsts.push_back(firsts.back() + count);
+  }
+  for (PassRequest& pass : passes) {
+    pass.anchors = {base, labels.data(), int64_t(labels.size()), width, pass.anchors.normalise, places.data()};
+    pass.width = width;
+  }
+  add_passes(passes, request);
+  const std::vector<int64_t>& order = passes_.front()->outline().anchors->order;  // the same for all: labels are
+  int rank = 0;
+  for (int64_t i = 0, last = -1; i < int64_t(order.size()); ++i) {
+    if (order[i] < firsts[rank]) rank = 0;
+    while (order[i] >= firsts[rank + 1]) ++rank;
+    rows_.push_back(order[i] - firsts[rank]);
+    if (rank == last) ++runs_[rank].back().count;
+    else runs_[rank].push_back({i, 1});
+    last = rank;
+  }
+}
+
+void DividedPasses::add_passes(const std::vector<PassRequest>& passes, const PlanRequest& request) {
   if (ranks_ < 2 || rank_ < 0 || rank_ >= ranks_) throw std::invalid_argument("a pass is divided among two ranks or more");
   Orders orders;
   for (const PassRequest& asked : passes) {
-    passes_.push_back(make_pass(is_double, asked.anchors, asked.has_references ? &asked.references : nullptr, asked.width,
-                                asked.calls, asked.relations, request, orders));
+    passes_.push_back(make_pass(bytes_ == sizeof(double), asked.anchors, asked.has_references ? &asked.references : nullptr,
+                                asked.width, asked.calls, asked.relations, request, orders));
     numbers_ += passes_.back()->outline().value_count * passes_.back()->outline().A;
   }
 }
@@ -68,6 +108,7 @@ void DividedPasses::merge(const void* parts) {
 
 void DividedPasses::tell_all(Shared what, Board& board) {
   const std::vector<int64_t> numbers = sizes(what);
+  if (*std::max_element(numbers.begin(), numbers.end()) == 0) return;
   std::vector<std::vector<char>> parts;
   std::vector<Board::Stream> taken;
   for (int64_t count : numbers) parts.emplace_back(count * bytes_);
@@ -80,6 +121,7 @@ void DividedPasses::tell_all(Shared what, Board& board) {
 
 void DividedPasses::merge_all(Board& board) {
   const std::vector<int64_t> numbers = sizes(Shared::kSums);
+  if (*std::max_element(numbers.begin(), numbers.end()) == 0) return;
   const int64_t bytes = numbers[rank_] * bytes_;
   std::vector<std::vector<char>> blocks;
   std::vector<char> parts(bytes * ranks_);
@@ -129,7 +171,43 @@ std::vector<double> DividedPasses::sums(const void* values, const void* counts) 
   return all;
 }
 
-void DividedPasses::weigh(const std::vector<double>& slopes) {
+std::vector<double> DividedPasses::reduce(const std::vector<double>& totals, const std::vector<Reduction>& reductions,
+                                          void* terms) {
+  const size_t rows = (totals.size() - reductions.size()) / 2;
+  const double samples = double(std::max<int64_t>(passes_.front()->outline().A, 1));
+  size_t index = 0;
+  factors_.clear();
+  for (const auto& pass : passes_)
+    for (const FunctorState& f : pass->outline().functors) {
+      const Reduction reduction = reductions.at(index);
+      double term = 0;
+      for (int value = 0; value < f.values; ++value) {
+        const size_t row = factors_.size();
+        const double by = reduction == Reduction::kDefault ? std::max(totals.at(rows + row), 1.0)
+                          : reduction == Reduction::kMean  ? samples
+                                                           : 1.0;
+        factors_.push_back(1 / by);
+        term += totals[row] * factors_.back();
+      }
+      if (bytes_ == sizeof(double)) static_cast<double*>(terms)[index] = term;
+      else static_cast<float*>(terms)[index] = float(term);
+      ++index;
+    }
+  std::vector<double> shares(totals.begin() + 2 * rows, totals.end());
+  for (double& share : shares) share /= samples;
+  return shares;
+}
+
+void DividedPasses::weigh(const void* cotangents, double factor) {
+  std::vector<double> slopes;
+  int64_t term = 0;
+  for (const auto& pass : passes_)
+    for (const FunctorState& f : pass->outline().functors) {
+      const double cotangent = bytes_ == sizeof(double) ? static_cast<const double*>(cotangents)[term]
+                                                        : double(static_cast<const float*>(cotangents)[term]);
+      for (int value = 0; value < f.values; ++value) slopes.push_back(cotangent * factor * factors_.at(slopes.size()));
+      ++term;
+    }
   const double* at = slopes.data();
   for (const auto& pass : passes_) {
     pass->weigh(at);
@@ -141,6 +219,45 @@ void DividedPasses::slope(const std::vector<void*>& gradients) {
   for (size_t k = 0; k < passes_.size(); ++k) {
     passes_[k]->slope();
     passes_[k]->deliver({gradients.at(k), passes_[k]->outline().D, false}, {});
+  }
+}
+
+std::vector<double> DividedPasses::forward(Board& board) {
+  open();
+  tell_all(Shared::kLimits, board);
+  collect();
+  merge_all(board);
+  std::vector<char> values(2 * numbers_ * bytes_);
+  char* counts = values.data() + numbers_ * bytes_;
+  close(values.data(), counts);
+  std::vector<double> own = sums(values.data(), counts), all(own.size() * ranks_), total(own.size(), 0.0);
+  const int64_t length = int64_t(own.size() * sizeof(double));
+  std::vector<Board::Stream> taken;
+  for (int rank = 0; rank < ranks_; ++rank) taken.push_back({{all.data() + rank * own.size(), length}});
+  board.trade({{{own.data(), length}}}, taken, Adds::kNothing);
+  for (size_t k = 0; k < all.size(); ++k) total[k % own.size()] += all[k];  // in the order of the ranks: the same bits on each
+  return total;
+}
+
+void DividedPasses::backward(const void* cotangents, double factor, void* gradient, Board& board) {
+  weigh(cotangents, factor);
+  tell_all(Shared::kSlopes, board);
+  std::vector<Board::Stream> given(ranks_), taken(ranks_);
+  for (const auto& pass : passes_) {
+    pass->slope();
+    const int64_t row = pass->outline().D * bytes_;
+    char* at = static_cast<char*>(pass->gradient());
+    for (int rank = 0; rank < ranks_; ++rank) {
+      if (rank == rank_) continue;
+      for (const Run& run : runs_[rank]) given[rank].push_back({at + run.from * row, run.count * row});
+      for (const Run& run : runs_[rank_]) taken[rank].push_back({at + run.from * row, run.count * row});
+    }
+  }
+  board.trade(given, taken, bytes_ == sizeof(double) ? Adds::kDoubles : Adds::kFloats);
+  for (const auto& pass : passes_) {
+    for (const Run& run : runs_[rank_])
+      pass->deliver_run(run.from, run.count, rows_.data() + run.from, {gradient, pass->outline().D, pass != passes_.front()});
+    pass->deliver({}, {});
   }
 }
 

@@ -15,10 +15,16 @@
 
 namespace dml {
 
+enum class Reduction { kDefault, kSum, kMean };  // of values: sum(values) / sum(counts), their sum, or their mean over anchors
+
 class DividedPasses {
  public:
   // Throws std::invalid_argument as make_pass does, and for passes that cannot be divided. `request` says the rank.
   DividedPasses(bool is_double, const std::vector<PassRequest>& passes, const PlanRequest& request);
+  // Of one batch that the ranks have told one another by Board::meet: each its labels, and behind them its vectors. `counts` are
+  // the samples of each rank. The passes say the width, and how vectors are compared.
+  DividedPasses(bool is_double, std::vector<PassRequest> passes, const PlanRequest& request, const Board& board,
+                const std::vector<int64_t>& counts);
 
   // How many numbers there are of each rank's anchors. `take` writes them, pass after pass, and `put` sets them.
   std::vector<int64_t> sizes(Shared what) const;
@@ -33,17 +39,33 @@ class DividedPasses {
   void close(void* values, void* counts);  // [V, A] of pass after pass
   // What the anchors of this rank add to: values [V] of pass after pass, counts [V], and anchors with a value above 0 [L].
   std::vector<double> sums(const void* values, const void* counts) const;
-  void weigh(const std::vector<double>& slopes);  // [V] of pass after pass, the same for all anchors
+  // Makes of these, added up over all ranks, the term of each functor, T [L], by how its values are reduced. Returns the shares
+  // of anchors with a value above 0.
+  std::vector<double> reduce(const std::vector<double>& totals, const std::vector<Reduction>& reductions, void* terms);
+  void weigh(const void* cotangents, double factor);  // T [L] of the terms, times a factor
   void slope(const std::vector<void*>& gradients);  // [A, D] of each pass, nullptr: nobody wants it
+
+  // All stages forward, with what ranks tell one another, of a batch that they have told: `sums` over the anchors of all ranks.
+  std::vector<double> forward(Board& board);
+  // And backward: the gradient of the samples of this rank, [counts[rank], D] of T, over the pairs of all ranks.
+  void backward(const void* cotangents, double factor, void* gradient, Board& board);
 
   std::vector<std::pair<std::string, int64_t>> plan(int pass) const { return passes_.at(pass)->plan(); }
   int64_t numbers() const { return numbers_; }  // values of all passes and anchors
 
  private:
+  struct Run {  // anchors in class order that follow one another and are samples of one rank
+    int64_t from, count;
+  };
+  void add_passes(const std::vector<PassRequest>& passes, const PlanRequest& request);
+
   int64_t bytes_;  // of a number
   int rank_, ranks_;
   int64_t numbers_ = 0;
   std::vector<std::unique_ptr<PassBase>> passes_;
+  std::vector<double> factors_;  // d term / d value, of pass after pass, from reduce()
+  std::vector<std::vector<Run>> runs_;  // of each rank, where the ranks have told the batch
+  std::vector<int64_t> rows_;  // of the anchors in class order, among the samples of their rank
 };
 
 }  // namespace dml

@@ -4,35 +4,11 @@
 #include <cstring>
 
 #include "cpu/levels.h"
-#include "cpu/memory.h"
+#include "cpu/side.h"
 
 namespace dml {
 
 namespace {
-
-Rows rows_of(const Input& in) { return {in.labels, in.rows}; }
-
-template <class T> struct Side {                                       // anchors or references in class order
-  const int64_t* order = nullptr;
-  Buffer<T> unit, norms;
-  Buffer<bool> broken;
-
-  void fill(const Kernels<T>& kernels, const Input& in, const Order& by_label, int64_t width, int threads, bool streams) {
-    order = by_label.order.data();
-    norms.resize(in.rows);
-    broken.resize(in.rows);
-    if (streams) {  // the kernels take the vectors where they are
-      std::fill_n(broken.data(), in.rows, false);
-      return;
-    }
-    unit.resize(in.rows * width);
-    kernels.gather(static_cast<const T*>(in.data), in.stride, order, in.rows, width, in.normalise, unit.data(), norms.data(),
-                   broken.data(), threads);
-  }
-  bool has_broken(int64_t rows) const {
-    return std::any_of(broken.data(), broken.data() + rows, [](bool b) { return b; });
-  }
-};
 
 template <class T> class Pass final : public PassBase {
  public:
@@ -128,6 +104,11 @@ template <class T> class Pass final : public PassBase {
   void slope() override {
     run_backward(kSlope);
     end_backward();
+  }
+  void* gradient() override { return anchor_grads_.data(); }
+  void deliver_run(int64_t from, int64_t count, const int64_t* rows, const Gradient& to) override {
+    kernels_.scatter(anchor_grads_.data() + from * p_.D, anchors_.unit.data() + from * p_.D, anchors_.norms.data() + from, rows,
+                     count, p_.D, normalise_anchors_, static_cast<T*>(to.data), to.stride, to.adds, 1);
   }
 
   int64_t fields(Shared what) const override {

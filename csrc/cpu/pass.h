@@ -12,6 +12,7 @@ struct Input {  // rows of T (float or double), `stride` numbers apart, in any o
   const int64_t* labels = nullptr;
   int64_t rows = 0, stride = 0;
   bool normalise = false;
+  const int64_t* places = nullptr;  // where each row begins, in numbers from `data`; nullptr: `stride` after the one before
 };
 
 struct Gradient {  // where the gradient of an input goes: rows of T, `stride` numbers apart
@@ -41,6 +42,9 @@ class PassBase {
   virtual void close(void* values, void* counts) = 0;
   virtual void weigh(const double* slopes) = 0;  // [V]: of the values of all anchors
   virtual void slope() = 0;
+  virtual void* gradient() = 0;  // T [A, D] in class order, of unit vectors, until deliver()
+  // That of the raw vectors of some anchors in class order, each to a row of its own. deliver() still follows.
+  virtual void deliver_run(int64_t from, int64_t count, const int64_t* rows, const Gradient& anchors) = 0;
   virtual int64_t fields(Shared what) const = 0;
   virtual void take(Shared what, int64_t from, int64_t count, void* to) const = 0;  // T [fields, count] of these anchors
   virtual void put(Shared what, int64_t from, int64_t count, const void* numbers) = 0;

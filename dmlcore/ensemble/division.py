@@ -15,15 +15,13 @@ import torch
 from torch import Tensor
 
 from dmlcore.ensemble.columns import Columns, Heads
+from dmlcore.ensemble.divided_again import WORTH
 from dmlcore.losses import Comparison, Loss, ProxyLoss, RowLoss, Rows
 from dmlcore.losses.divided_memory import DividedEntries, looks_at_memory, rows_against
 from dmlcore.losses.path import Fusion, Outcome, compared, fusion_of
 from dmlcore.losses.shards import merged_values
 from dmlcore.losses.tiles import fusion_by_tiles, terms_by_tiles
 from dmlcore.ranks import Layout, summed_rows, total
-
-WORTH = 1e8
-"""Samples times references times dimensions from which on dividing is quicker, as measured with gloo on a CPU."""
 
 
 class Division:

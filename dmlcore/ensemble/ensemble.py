@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from dmlcore.config import build_options, unique_names
 from dmlcore.ensemble.columns import Heads, check_columns
+from dmlcore.ensemble.divided_again import DividedAgain
 from dmlcore.ensemble.division import Division
 from dmlcore.ensemble.lookahead import alignments
 from dmlcore.ensemble.weighting import Weighting, gradients_of_terms, initial_weights
@@ -18,7 +19,7 @@ from dmlcore.kernels import Passed, gram
 from dmlcore.losses import Comparison, Loss, RowLoss, Rows, compare, create
 from dmlcore.losses.base import Against
 from dmlcore.losses.divided_memory import DividedEntries
-from dmlcore.losses.gathering import check_group, whole_comparison
+from dmlcore.losses.gathering import Meeting, check_group, meeting
 from dmlcore.losses.parting import check_engine, shards_of
 from dmlcore.losses.path import Outcome, compared, evaluate
 from dmlcore.losses.relations import share_a_label
@@ -33,16 +34,18 @@ class _LastCall:
         terms: `[L]`.
         gradients: inner products of the terms' gradients, `[L, L]`, as last measured.
         outcome: of the members that are defined by rows.
-        active: shares of anchors of members that were divided among ranks, by index.
+        active: shares of anchors of members that were divided among ranks, by index, as tensors or as numbers.
         is_total: whether all terms are sums over the ranks, of which every rank has the same bits.
+        again: how the next one may go, where ranks have divided this one.
     """
 
     def __init__(self) -> None:
         self.terms: Tensor | None = None
         self.gradients: Tensor | None = None
         self.outcome: Outcome | None = None
-        self.active: dict[int, Tensor] = {}
+        self.active: dict[int, Any] = {}
         self.is_total = False
+        self.again: DividedAgain | None = None
 
 
 class LossEnsemble(nn.Module):
@@ -142,19 +145,40 @@ class LossEnsemble(nn.Module):
                 refuse_alone("an ensemble")
             return self.value_of(compare(embeddings, labels, **against))
         with inside():
-            return self.value_of(self.compared(embeddings, labels, **against))
+            if against or self.group.size == 1:
+                return self.value_of(self.compared(embeddings, labels, **against))
+            last, again = self._last, self._last.again
+            met = self._met(embeddings, labels, agrees=again is not None and again.is_of(self, embeddings))
+            parts = again.terms(met) if again is not None and met.agrees else None
+            if parts is None:
+                return self.value_of(self._whole(met))
+            terms, shares = parts
+            last.terms, last.outcome, last.active = terms.detach(), Outcome(), dict(enumerate(shares))
+            return self.weighting(terms)
 
     def compared(self, embeddings: Tensor, labels: Tensor, state: str = "", **against: Unpack[Against]) -> Comparison:
         """What is compared with what, of all ranks where there is a group. Arguments as `forward`, and `state` as
         `whole_comparison`."""
-        group = self.group
-        if group is None or group.size == 1:
+        if self.group is None or self.group.size == 1:
             return compare(embeddings, labels, **against)
+        return self._whole(self._met(embeddings, labels, state, **against))
+
+    def _met(
+        self, embeddings: Tensor, labels: Tensor, state: str = "", *, agrees: bool = False, **against: Unpack[Against]
+    ) -> Meeting:
+        """What the ranks have told one another. Arguments as `meeting`."""
+        assert self.group is not None
         state = f"{state}, {'training' if self.training else 'evaluation'} mode"
-        comparison, self.layout = whole_comparison(group, embeddings, labels, state, **against)
+        return meeting(self.group, embeddings, labels, state, agrees=agrees, **against)
+
+    def _whole(self, met: Meeting) -> Comparison:
+        """The comparison of all ranks' samples. The first one also compares the ensembles of the ranks."""
+        comparison, layout = met.whole()
+        self.layout = layout
         if not self._is_same_everywhere:
             check_engine(self)
-            same_everywhere(self, str(self.describe()), group, embeddings.device, except_for=shards_of(self))
+            form, device = str(self.describe()), comparison.anchors.device
+            same_everywhere(self, form, layout.group, device, except_for=shards_of(self))
             self._is_same_everywhere = True
         return comparison
 
@@ -222,6 +246,9 @@ class LossEnsemble(nn.Module):
             self._last.outcome = outcome
             self._last.active = {} if division is None else division.active
             self._last.is_total = len(self._last.active) == len(members)
+            self._last.again = None
+            if division is not None and division.all_terms is not None and heads is None:
+                self._last.again = DividedAgain.of(members, division.of_tiles)
         return terms, passed
 
     def _evaluate(
@@ -284,7 +311,7 @@ class LossEnsemble(nn.Module):
         shares = {}
         for index, name in enumerate(self.names):
             if index in self._last.active:
-                shares[name] = self._last.active[index]
+                shares[name] = torch.as_tensor(self._last.active[index], dtype=torch.float32, device=nothing.device)
                 continue
             rows = self._last.outcome.rows_of(index)
             if rows is None:

@@ -3,7 +3,7 @@ time."""
 
 from dmlcore.kernels import extension
 from dmlcore.kernels.cpu import gram
-from dmlcore.kernels.divided import divided_passes
+from dmlcore.kernels.divided import REDUCTIONS, DividedBatch, divided_batch, divided_passes
 from dmlcore.kernels.extension import constant_in_graphs, functors, merging_functors, partner_functors, why_not
 from dmlcore.kernels.facts import info
 from dmlcore.kernels.fused import Passed, fused_again, fused_pass, fused_passes, fused_rows
@@ -15,6 +15,8 @@ from dmlcore.kernels.planning import plan_options, recorded_passes
 from dmlcore.kernels.prepared import PreparedPass, PreparedPasses, plan_is_watched
 
 __all__ = [
+    "REDUCTIONS",
+    "DividedBatch",
     "FunctorCall",
     "Pass",
     "Passed",
@@ -24,6 +26,7 @@ __all__ = [
     "build_functors",
     "clear_functors",
     "constant_in_graphs",
+    "divided_batch",
     "divided_passes",
     "extension",
     "functors",

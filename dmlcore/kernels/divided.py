@@ -4,7 +4,7 @@ compared by one rank. Between the stages of `csrc/cpu/divided.h` the ranks excha
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -62,9 +62,10 @@ class DividedPasses:
         own = self.passes.sums(values.data_ptr(), counts.data_ptr())
         return self.group.add_up(torch.tensor(own, dtype=torch.float64)).tolist()
 
-    def backward(self, slopes: Sequence[float], gradients: Sequence[Tensor | None]) -> None:
-        """Fill contiguous `[A, D]` with this rank's part of the gradient of each pass, under `[sum V]` slopes of the sums."""
-        self.passes.weigh(slopes)
+    def backward(self, cotangents: Tensor, gradients: Sequence[Tensor | None]) -> None:
+        """Fill contiguous `[A, D]` with this rank's part of the gradient of each pass, under contiguous cotangents of the terms
+        that `reduce` of the extension has made."""
+        self.passes.weigh(cotangents.data_ptr(), 1.0)
         self._tell_all("slopes")
         self.passes.slope([0 if gradient is None else gradient.data_ptr() for gradient in gradients])
 
@@ -74,7 +75,7 @@ class DividedPasses:
         most = max(sizes)
         if most == 0:
             return
-        if (shared := self.group.board_for(self.like)) is not None:
+        if (shared := self.group.board_for(self.like.device)) is not None:
             self.passes.tell_all(what, shared.native)
             return
         own = self.like.new_zeros(most)
@@ -88,7 +89,7 @@ class DividedPasses:
         sizes = self.passes.sizes("sums")
         if sum(sizes) == 0:
             return
-        if (shared := self.group.board_for(self.like)) is not None:
+        if (shared := self.group.board_for(self.like.device)) is not None:
             self.passes.merge_all(shared.native)
             return
         blocks = [self.like.new_empty(size) for size in sizes]
@@ -98,53 +99,89 @@ class DividedPasses:
         self.passes.merge(parts.data_ptr())
 
 
+REDUCTIONS = {"default": 0, "sum": 1, "mean": 2}
+"""How values become a term, as the extension numbers what options of losses say."""
+
+
 class _Divided(torch.autograd.Function):
-    """One node with numbers of Python in it: what has many small tensors takes longer than the exchange of what is in them."""
+    """One node, whose terms the extension makes: many small tensors take longer than the exchange of what is in them."""
 
     @staticmethod
-    def forward(ctx: Any, passes: DividedPasses, rows: Sequence[int], reductions: Sequence[str], *anchors: Tensor) -> Any:
+    def forward(ctx: Any, passes: DividedPasses, reductions: Sequence[int], *anchors: Tensor) -> Any:
         ctx.passes, ctx.shapes = passes, [tensor.shape for tensor in anchors]
-        totals, first, count = passes.totals(), 0, sum(rows)
-        samples = max(len(anchors[0]), 1)
-        ctx.factors, terms = [], []
-        for length, reduction in zip(rows, reductions, strict=True):
-            factors = [1.0] * length
-            if reduction == "default":
-                factors = [1 / max(number, 1.0) for number in totals[count + first : count + first + length]]
-            elif reduction == "mean":
-                factors = [1 / samples] * length
-            terms.append(sum(factor * total for factor, total in zip(factors, totals[first : first + length], strict=True)))
-            ctx.factors.append(factors)
-            first += length
-        shares = anchors[0].new_tensor([number / samples for number in totals[2 * count :]], dtype=torch.float32)
-        ctx.mark_non_differentiable(shares)
-        return anchors[0].new_tensor(terms), shares
+        terms = passes.like.new_empty(len(reductions))
+        shares = passes.passes.reduce(passes.totals(), reductions, terms.data_ptr())
+        numbers = terms.new_tensor(shares, dtype=torch.float32)
+        ctx.mark_non_differentiable(numbers)
+        return terms, numbers
 
     @staticmethod
     def backward(ctx: Any, cotangents: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
         passes: DividedPasses = state_of(ctx.passes)
         gradients: list[Tensor | None] = []
-        for shape, is_needed in zip(ctx.shapes, ctx.needs_input_grad[3:], strict=True):
+        for shape, is_needed in zip(ctx.shapes, ctx.needs_input_grad[2:], strict=True):
             gradients.append(passes.like.new_empty(shape) if is_needed else None)
-        slopes = []
-        for cotangent, factors in zip(cotangents.tolist(), ctx.factors, strict=True):
-            slopes += [cotangent * factor for factor in factors]
-        passes.backward(slopes, gradients)
+        passes.backward(cotangents.contiguous(), gradients)
         if not keeps_graph():
             ctx.passes = None
-        return None, None, None, *gradients
+        return None, None, *gradients
 
 
-def divided_passes(
-    passes: Sequence[Pass], rows: Sequence[int], reductions: Sequence[str], group: Group
-) -> tuple[Tensor, Tensor]:
+class DividedBatch(NamedTuple):
+    """Prepared passes over a batch of which ranks have told one another, and what the ranks do with it.
+
+    Attributes:
+        passes: the extension's state of this rank's part.
+        board: of the extension, on which the ranks have met.
+        reductions: of each functor, by `REDUCTIONS`.
+        factor: what the gradient is multiplied by.
+        shares: of samples with a value above 0 of each functor, filled by the forward pass.
+    """
+
+    passes: Any
+    board: Any
+    reductions: Sequence[int]
+    factor: float
+    shares: list[float]
+
+
+class _DividedBatch(torch.autograd.Function):
+    """As `_Divided`, from the samples of this rank to their gradient over the pairs of all."""
+
+    @staticmethod
+    def forward(ctx: Any, batch: DividedBatch, own: Tensor) -> Tensor:
+        ctx.batch, ctx.shape = batch, own.shape
+        terms = own.new_empty(len(batch.reductions))
+        batch.shares.extend(batch.passes.forward(batch.board, batch.reductions, terms.data_ptr()))
+        return terms
+
+    @staticmethod
+    def backward(ctx: Any, cotangents: Tensor) -> tuple[None, Tensor]:  # type: ignore[override]
+        batch: DividedBatch = state_of(ctx.batch)
+        gradient, cotangents = cotangents.new_empty(ctx.shape), cotangents.contiguous()
+        batch.passes.backward(batch.board, cotangents.data_ptr(), batch.factor, gradient.data_ptr())
+        if not keeps_graph():
+            ctx.batch = None
+        return None, gradient
+
+
+def divided_batch(batch: DividedBatch, own: Tensor) -> Tensor:
+    """The reduced values of prepared passes, as `divided_passes` gives them.
+
+    Args:
+        batch: before its forward pass.
+        own: `[B, D]` the samples of this rank, for their gradient, which is complete: all ranks differentiate the terms.
+    """
+    return _DividedBatch.apply(batch, own)
+
+
+def divided_passes(passes: Sequence[Pass], reductions: Sequence[str], group: Group) -> tuple[Tensor, Tensor]:
     """The reduced values of passes whose tiles and classes the ranks of a group divide.
 
     Args:
         passes: at least one, of batches with themselves on the CPU, by functors of `merging_functors`, without windows. They
             are the same on every rank.
-        rows: how many values per anchor each of their functors has, pass after pass.
-        reductions: of each functor, `default`, `sum` or `mean`, as options of losses say.
+        reductions: of each functor, pass after pass: `default`, `sum` or `mean`, as options of losses say.
         group: of the ranks, which all call this, and all differentiate it.
 
     Returns:
@@ -159,4 +196,4 @@ def divided_passes(
     dtype = torch.float64 if is_double else torch.float32
     sources = [pass_.anchors.to(dtype).contiguous() for pass_ in passes]
     asked = [ready_pass(pass_, source, None, dtype) for pass_, source in zip(passes, sources, strict=True)]
-    return _Divided.apply(DividedPasses(asked, group), rows, reductions, *sources)
+    return _Divided.apply(DividedPasses(asked, group), [REDUCTIONS[reduction] for reduction in reductions], *sources)

@@ -53,7 +53,22 @@ class PreparedPasses:
             anchors: `[A, D]` float32 or float64, the numbers of a row one after the other.
             labels: `[A]` int64, contiguous. The kernels copy both.
         """
-        native = self._natives.get(anchors.dtype)
+        rows, width = anchors.shape
+        native = self._native(anchors.dtype)
+        return native.begin(anchors.data_ptr(), labels.data_ptr(), rows, anchors.stride(0), width, torch.get_num_threads())
+
+    def divide(self, board: Any, rank: int, counts: Sequence[int], width: int, dtype: torch.dtype) -> Any:
+        """One rank's state of the passes over a batch of which the ranks have told one another, before its forward pass.
+
+        Args:
+            board: of the extension. The ranks have met on it, each with its labels, int64, and its vectors behind them.
+            rank, counts: this rank, and the samples of each.
+            width, dtype: of the vectors, float32 or float64.
+        """
+        return self._native(dtype).divide(board, rank, counts, width, torch.get_num_threads())
+
+    def _native(self, dtype: torch.dtype) -> Any:
+        native = self._natives.get(dtype)
         if native is None:
             module = extension.CPU
             assert module is not None
@@ -61,9 +76,8 @@ class PreparedPasses:
                 ([(call.functor, call.options, 0, 0) for call in pass_.calls], pass_.normalise, pass_.owners)
                 for pass_ in self.passes
             ]
-            native = self._natives[anchors.dtype] = module.Prepared(anchors.dtype == torch.float64, told, self.terms)
-        rows, width = anchors.shape
-        return native.begin(anchors.data_ptr(), labels.data_ptr(), rows, anchors.stride(0), width, torch.get_num_threads())
+            native = self._natives[dtype] = module.Prepared(dtype == torch.float64, told, self.terms)
+        return native
 
     def sizes(self, anchors: Tensor) -> tuple[tuple[int, int, int], ...]:
         """Of each pass, as `Pass.size`."""

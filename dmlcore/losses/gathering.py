@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
-from typing import Unpack
+from typing import NamedTuple, Unpack
 
 import torch
 from torch import Tensor
@@ -11,7 +12,7 @@ from torch import Tensor
 from dmlcore.errors import ConfigError, DmlcoreError
 from dmlcore.losses.base import Against
 from dmlcore.losses.comparison import Comparison, compare
-from dmlcore.ranks import Group, Layout, exchange, gathered, gathered_embeddings, whole
+from dmlcore.ranks import Group, Layout, gathered, gathered_embeddings, meet, whole
 
 
 def whole_comparison(
@@ -34,17 +35,58 @@ def whole_comparison(
     Raises:
         ConfigError: a rank's arguments are refused by `compare`, or do not fit to those of the others.
     """
+    return meeting(group, embeddings, labels, state, **against).whole()
+
+
+class Meeting(NamedTuple):
+    """What ranks have told one another of a batch. Until their next exchange the samples of all are at hand.
+
+    Attributes:
+        comparison: of this rank's samples.
+        layout: whose the samples are.
+        of_references: whose the references are.
+        told: this rank's labels and embeddings, as the ranks were told of them.
+        agrees: whether all ranks agree to what they were asked.
+    """
+
+    comparison: Comparison
+    layout: Layout
+    of_references: Layout
+    told: tuple[Tensor, ...]
+    agrees: bool
+
+    def whole(self) -> tuple[Comparison, Layout]:
+        """What `whole_comparison` returns."""
+        return _whole_of(self)
+
+
+def meeting(
+    group: Group, embeddings: Tensor, labels: Tensor, state: str = "", *, agrees: bool = False, **against: Unpack[Against]
+) -> Meeting:
+    """Let the ranks tell one another of their batches. Arguments as `whole_comparison`.
+
+    Args:
+        agrees: whether this rank would go a way that all must go.
+    """
     error, comparison, form, counts = None, None, "", (0, 0)
+    told: tuple[Tensor, ...] = ()
     try:
         comparison = compare(embeddings, labels, **against)
         form, counts = f"{_form(comparison)}{state}", (len(comparison.anchors), len(comparison.other_vectors))
+        # labels first: eight bytes each, so that vectors of any width begin at whole numbers behind them
+        told = (comparison.labels.contiguous(), group.sent(comparison.anchors.detach()).contiguous())
     except DmlcoreError as caught:  # the others would wait
         error = caught
     device = embeddings.device if isinstance(embeddings, Tensor) else torch.device("cpu")
-    layout, of_references = exchange(group, counts, form, device, error)
+    (layout, of_references), all_agree = meet(group, told, counts, form, device, error, agrees=agrees)
     assert comparison is not None
-    anchors, anchor_labels = gathered_embeddings(comparison.anchors, layout, comparison.labels)
-    anchors = whole(comparison.anchors, anchors, layout)
+    return Meeting(comparison, layout, of_references, told, all_agree)
+
+
+def _whole_of(met: Meeting) -> tuple[Comparison, Layout]:
+    comparison, layout, of_references = met.comparison, met.layout, met.of_references
+    anchor_labels, anchors = layout.group.met(met.told, layout.sizes)
+    anchors = whole(comparison.anchors, anchors.to(comparison.anchors.dtype), layout)
     if comparison.keys is not None:
         comparison = comparison._replace(keys=gathered_embeddings(comparison.keys, layout)[0])
     if comparison.references is None or comparison.reference_labels is None:
@@ -67,11 +109,8 @@ def _form(comparison: Comparison) -> str:
     """What must be the same on all ranks."""
 
     def shape(vectors: Tensor, labels: Tensor) -> str:
-        learns = "with" if vectors.requires_grad and torch.is_grad_enabled() else "without"
-        return (
-            f"vectors of {vectors.shape[1]} numbers ({vectors.dtype}, {learns} gradient) and labels"
-            f" {list(labels.shape[1:])} ({labels.dtype})"
-        )
+        learns = vectors.requires_grad and torch.is_grad_enabled()
+        return _of_side(vectors.shape[1], vectors.dtype, learns, labels.shape[1:], labels.dtype)
 
     text = shape(comparison.anchors, comparison.labels)
     if comparison.references is not None and comparison.reference_labels is not None:
@@ -79,6 +118,12 @@ def _form(comparison: Comparison) -> str:
         text += ", own" if comparison.own is not None else ""
     text += ", keys" if comparison.keys is not None else ""
     return text + (f", the relation {_name(comparison.relation)}" if comparison.relation is not None else "")
+
+
+@functools.lru_cache(maxsize=64)
+def _of_side(width: int, dtype: torch.dtype, learns: bool, of_label: tuple[int, ...], label_dtype: torch.dtype) -> str:
+    learning = "with" if learns else "without"
+    return f"vectors of {width} numbers ({dtype}, {learning} gradient) and labels {list(of_label)} ({label_dtype})"
 
 
 def _name(relation: Callable[..., Tensor]) -> str:

@@ -65,7 +65,6 @@ def terms_by_tiles(
         first = group_[0]
         passes.append(pass_of(first.fused, [member.call for member in group_], first.fusion.normalise))
     parts = [member for group_ in sharing.groups for member in group_]
-    rows = [member.fusion.values for member in parts]
     reductions = [members[member.index].options.reduction for member in parts]
-    terms, shares = divided_passes(passes, rows, reductions, group)
+    terms, shares = divided_passes(passes, reductions, group)
     return [member.index for member in parts], terms, shares

@@ -4,7 +4,7 @@ losses and the training."""
 from __future__ import annotations
 
 from dmlcore.ranks.group import GradientRule, Group, Transport, Work, inside, is_one_of_several, refuse_alone
-from dmlcore.ranks.layout import Layout, exchange
+from dmlcore.ranks.layout import Layout, exchange, meet
 from dmlcore.ranks.merging import merged
 from dmlcore.ranks.operators import (
     agreed,
@@ -33,6 +33,7 @@ __all__ = [
     "gathered_embeddings",
     "inside",
     "is_one_of_several",
+    "meet",
     "merged",
     "refuse_alone",
     "same_everywhere",

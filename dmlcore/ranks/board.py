@@ -46,14 +46,25 @@ class Board:
 
     def gather(self, tensors: Sequence[Tensor], sizes: Sequence[int]) -> list[Tensor]:
         """The rows of all ranks, `[N, ...]` each, of contiguous `[B, ...]` each, where `sizes` are the B of every rank."""
-        everything = [tensor.new_empty(sum(sizes), *tensor.shape[1:]) for tensor in tensors]
-        widths = [tensor.element_size() * math.prod(tensor.shape[1:]) for tensor in tensors]  # bytes of a row
-        taken, first = [], 0
-        for size in sizes:
-            places = zip(everything, widths, strict=True)
-            taken.append([(whole.data_ptr() + first * width, size * width) for whole, width in places])
-            first += size
+        everything, taken = _room(tensors, sizes)
         self.native.trade([[(tensor.data_ptr(), tensor.nbytes) for tensor in tensors]], taken, 0)
+        return everything
+
+    def meet(self, words: Sequence[int], tensors: Sequence[Tensor]) -> list[list[int]]:
+        """A few words of every rank, and 0 behind them. Contiguous tensors come with them, of other lengths on each rank: until
+        the next exchange `met` gives them where `has_met` says so."""
+        told = self.native.meet(words, [(tensor.data_ptr(), tensor.nbytes) for tensor in tensors])
+        return [told[first : first + native.words] for first in range(0, len(told), native.words)]
+
+    @staticmethod
+    def has_met(tensors: Sequence[Tensor], sizes: Sequence[int]) -> bool:
+        """Whether all rows came with `meet`."""
+        return max(sizes) * sum(_widths(tensors)) <= native.half
+
+    def met(self, tensors: Sequence[Tensor], sizes: Sequence[int]) -> list[Tensor]:
+        """The rows of all ranks that came with `meet`, as `gather` gives them."""
+        everything, taken = _room(tensors, sizes)
+        self.native.copy_met(taken)
         return everything
 
     def reduce_scatter(self, rows: Tensor, own: Tensor) -> None:
@@ -65,6 +76,22 @@ class Board:
     def all_to_all(self, blocks: Sequence[Tensor], pieces: Sequence[Tensor]) -> None:
         """Fill a contiguous piece from each rank by the contiguous block that it has for this one."""
         self.native.trade(*([[(t.data_ptr(), t.nbytes)] for t in tensors] for tensors in (blocks, pieces)), 0)
+
+
+def _widths(tensors: Sequence[Tensor]) -> list[int]:
+    """Bytes of a row of each."""
+    return [tensor.element_size() * math.prod(tensor.shape[1:]) for tensor in tensors]
+
+
+def _room(tensors: Sequence[Tensor], sizes: Sequence[int]) -> tuple[list[Tensor], list[list[tuple[int, int]]]]:
+    """Tensors for the rows of all ranks, and where those of each rank go."""
+    everything = [tensor.new_empty(sum(sizes), *tensor.shape[1:]) for tensor in tensors]
+    taken, first = [], 0
+    for size in sizes:
+        places = zip(everything, _widths(tensors), strict=True)
+        taken.append([(whole.data_ptr() + first * width, size * width) for whole, width in places])
+        first += size
+    return everything, taken
 
 
 _boards: weakref.WeakKeyDictionary[Any, Board | None] = weakref.WeakKeyDictionary()

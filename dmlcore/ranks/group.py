@@ -5,7 +5,8 @@ from __future__ import annotations
 import contextlib
 import os
 import threading
-from collections.abc import Iterator, Sequence
+import weakref
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Literal
 
 import torch
@@ -64,6 +65,8 @@ class Group:
         self.work: Work = work
         self.transport: Transport = transport
         self.step: int | None = None
+        self._asked: Callable[[], Any] = _nothing
+        self._answer = (0, 0)
 
     @property
     def size(self) -> int:
@@ -74,6 +77,8 @@ class Group:
         """
         if self.is_local:
             return 1
+        if (size := self._known()[0]) > 0:
+            return size
         if not _is_initialized():
             if int(os.environ.get("WORLD_SIZE", "1") or 1) > 1:
                 raise ConfigError(
@@ -81,15 +86,24 @@ class Group:
                     " torch.distributed.init_process_group() before the loss"
                 )
             return 1
-        size = torch.distributed.get_world_size(self.process_group)
-        if size < 1:
-            raise ConfigError("this process is no rank of the group its loss was given")
-        return size
+        raise ConfigError("this process is no rank of the group its loss was given")
 
     @property
     def rank(self) -> int:
         """The number of this process among the ranks, from 0."""
-        return 0 if self.size == 1 else torch.distributed.get_rank(self.process_group)
+        return 0 if self.size == 1 else self._known()[1]
+
+    def _known(self) -> tuple[int, int]:
+        """Size and rank, 0 without a process group: PyTorch takes longer to say them than a step has for all its questions."""
+        if not torch.distributed.is_available():
+            return 0, 0
+        joined = torch.distributed.group.WORLD if self.process_group is None else self.process_group
+        if joined is None or not _is_initialized():
+            return 0, 0
+        if joined is not self._asked():
+            self._asked = weakref.ref(joined)  # it ends when PyTorch lets it go
+            self._answer = torch.distributed.get_world_size(joined), torch.distributed.get_rank(joined)
+        return self._answer
 
     def global_rank(self, rank: int) -> int:
         """The number among all processes of a rank of this group."""
@@ -105,9 +119,30 @@ class Group:
         half = _HALVES.get(self.transport)
         return embeddings if half is None or embeddings.element_size() <= 2 else embeddings.to(half)
 
+    def meet(self, words: Sequence[int], tensors: Sequence[torch.Tensor], device: torch.device) -> list[list[int]]:
+        """A few words of every rank, with which its tensors may come. All ranks call it at the start of what they do together,
+        before they know what the others bring.
+
+        Args:
+            words: of this rank, as many on each.
+            tensors: contiguous rows, which `met` then gives.
+            device: that the group's backend can send from.
+
+        Returns:
+            A list of each rank, with zeros behind the words where the ranks share memory.
+        """
+        if (board := self.board_for(device)) is not None:
+            return board.meet(words, tensors)
+        return self.all_gather(torch.tensor([words], dtype=torch.int64, device=device)).tolist()
+
+    def met(self, tensors: Sequence[torch.Tensor], sizes: Sequence[int]) -> list[torch.Tensor]:
+        """The rows of all ranks of the tensors that every rank has brought to `meet`, as `gather` gives them."""
+        board = self.board_for(tensors[0].device)
+        return self.gather(tensors, sizes) if board is None or not board.has_met(tensors, sizes) else board.met(tensors, sizes)
+
     def all_gather(self, own: torch.Tensor) -> torch.Tensor:
         """The tensors of all ranks, one behind the other: `[W B, ...]` of `[B, ...]`, which have one shape on all."""
-        if (board := self.board_for(own)) is not None:
+        if (board := self.board_for(own.device)) is not None:
             return board.gather([own.contiguous()], [len(own)] * self.size)[0]
         everything = own.new_empty(self.size * len(own), *own.shape[1:])
         # torch 2.14 has given the function another name
@@ -125,7 +160,7 @@ class Group:
         Returns:
             `[N, ...]` each.
         """
-        if (board := self.board_for(tensors[0])) is not None:
+        if (board := self.board_for(tensors[0].device)) is not None:
             return board.gather(tensors, sizes)
         flat = [tensor.flatten(1) if tensor.ndim > 1 else tensor[:, None] for tensor in tensors]
         parts = [tensor.view(torch.uint8) for tensor in flat]  # [B, bytes]
@@ -145,7 +180,7 @@ class Group:
     def reduce_scatter(self, rows: torch.Tensor) -> torch.Tensor:
         """The sum over ranks of this rank's part of `[W B, ...]`, which has one shape on all: `[B, ...]`."""
         own, rows = rows.new_empty(len(rows) // self.size, *rows.shape[1:]), rows.contiguous()
-        if rows.dtype in (torch.float32, torch.float64) and (board := self.board_for(rows)) is not None:
+        if rows.dtype in (torch.float32, torch.float64) and (board := self.board_for(rows.device)) is not None:
             board.reduce_scatter(rows, own)
             return own
         scatter = getattr(torch.distributed, "reduce_scatter_single", None) or torch.distributed.reduce_scatter_tensor
@@ -160,7 +195,7 @@ class Group:
             sizes: how many numbers each rank sends to this one.
         """
         everything = blocks[0].new_empty(sum(sizes))
-        if (board := self.board_for(everything)) is not None:
+        if (board := self.board_for(everything.device)) is not None:
             board.all_to_all([block.contiguous() for block in blocks], everything.split(list(sizes)))
             return everything
         own = torch.cat([block.flatten() for block in blocks])
@@ -170,14 +205,14 @@ class Group:
 
     def add_up(self, values: torch.Tensor) -> torch.Tensor:
         """The sum of a few numbers over all ranks, the same bits on each. May change and return `values`."""
-        if (board := self.board_for(values)) is not None:
+        if (board := self.board_for(values.device)) is not None:
             return board.gather([values[None].contiguous()], [1] * self.size)[0].sum(0, dtype=values.dtype)
         torch.distributed.all_reduce(values, group=self.process_group)
         return values
 
-    def board_for(self, sent: torch.Tensor) -> Board | None:
-        """The memory through which the ranks can exchange tensors such as this one, or None where there is none."""
-        return None if sent.device.type != "cpu" or self.size == 1 else board_of(self.process_group)
+    def board_for(self, device: torch.device) -> Board | None:
+        """The memory through which the ranks can exchange tensors of a device, or None where there is none."""
+        return None if device.type != "cpu" or self.size == 1 else board_of(self.process_group)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Group:
         return self  # processes are not copied
@@ -228,6 +263,10 @@ def refuse_alone(noun: str) -> None:
         f"{noun} trains in one of {size} ranks, but sees the batch of this rank alone, so gradients would be wrong; use"
         " dmlcore.distributed(loss), or dmlcore.distributed(loss, 'local') where that is meant"
     )
+
+
+def _nothing() -> None:
+    return None
 
 
 def _is_initialized() -> bool:

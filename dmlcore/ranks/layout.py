@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import functools
 import zlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-from torch import distributed
+from torch import Tensor, distributed
 
 from dmlcore.errors import ConfigError, DmlcoreError, TrainingError
 from dmlcore.ranks.group import Group
@@ -61,18 +63,47 @@ def exchange(
         ConfigError: a rank refuses its batch, or its form is another.
         TrainingError: the ranks are at different steps.
     """
+    return meet(group, (), counts, form, device, error)[0]
+
+
+def meet(
+    group: Group,
+    tensors: Sequence[Tensor],
+    counts: tuple[int, ...],
+    form: str,
+    device: torch.device,
+    error: DmlcoreError | None = None,
+    *,
+    agrees: bool = False,
+) -> tuple[list[Layout], bool]:
+    """As `exchange`, and rows may come with it.
+
+    Args:
+        group, counts, form, device, error: as `exchange` takes them.
+        tensors: contiguous `[B, ...]` each, for `Group.met`. The form says all of them but B.
+        agrees: whether this rank would go a way that all must go.
+
+    Returns:
+        A layout for each of `counts`, and whether all ranks agree.
+    """
     step = -1 if group.step is None else group.step
-    word = torch.tensor([[error is not None, step, zlib.crc32(form.encode()), *counts]], dtype=torch.int64, device=device)
-    failed, steps, forms, *sizes = group.all_gather(word).T.tolist()
+    words = (int(error is not None), step, _checksum(form), int(agrees), *counts)
+    failed, steps, forms, agreeing, *sizes = zip(*group.meet(words, tensors, device), strict=True)
     if any(failed):
         if error is not None:
             raise error
         raise ConfigError(f"rank {failed.index(1)} refused its batch; its own message says why")
     if len(set(steps)) > 1:
-        raise TrainingError(f"the ranks are at different steps: {steps}; rank {steps.index(min(steps))} left some out")
+        raise TrainingError(f"the ranks are at different steps: {list(steps)}; rank {steps.index(min(steps))} left some out")
     if len(set(forms)) > 1:
         texts: list[str] = [""] * group.size
         distributed.all_gather_object(texts, form, group=group.process_group)
         other = next(rank for rank, number in enumerate(forms) if number != forms[0])
         raise ConfigError(f"the ranks' batches do not fit together: rank 0 has {texts[0]}, but rank {other} has {texts[other]}")
-    return [Layout(group, group.rank, tuple(numbers)) for numbers in sizes]
+    rank = group.rank
+    return [Layout(group, rank, numbers) for numbers in sizes[: len(counts)]], all(agreeing)
+
+
+@functools.lru_cache(maxsize=64)
+def _checksum(form: str) -> int:
+    return zlib.crc32(form.encode())
