@@ -197,7 +197,9 @@ def of_steps_again(part: Part) -> Numbers:
     losses = ["ms", create("circle", reduction="sum"), create("contrastive", reduction="mean"), "lifted_structure", raw]
     loss, numbers = part.joined(dmlcore.LossEnsemble(losses, "uncertainty").double()), {}
     with mock.patch.object(DividedAgain, "terms", autospec=True, side_effect=DividedAgain.terms) as terms:
-        for step, samples in enumerate((40, SAMPLES, 150)):
+        for step, samples in enumerate((40, SAMPLES, 150, 33)):
+            if step == 3 and part.size > 1 and part.rank == 0:
+                loss._last.again = None  # then all go the long way
             again = one_step(part, loss, *batch(step, samples))
             numbers |= {f"{step}.{name}": tensor for name, tensor in again.items()}
         x, y = batch(8)
