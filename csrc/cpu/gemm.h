@@ -8,7 +8,7 @@ DML_BEGIN
 
 enum class Form { nt, nn, tn };   // C = A B^T, C = A B, C = A^T B
 
-constexpr int64_t kPanelDepth = 256, kPanelColumns = 512;
+constexpr int64_t kPanelDepth = 512, kPanelColumns = 256;  // twice as many columns where they are half as deep
 #if defined(__AVX512F__)
 constexpr int kRows = 12;
 #elif defined(__AVX__)
@@ -16,29 +16,38 @@ constexpr int kRows = 6;
 #else
 constexpr int kRows = 4;
 #endif
+template <class T> struct Lane;  // whole numbers as wide as T
+template <> struct Lane<float> { using type = int32_t; };
+template <> struct Lane<double> { using type = int64_t; };
 template <class T> constexpr int64_t kPanelWidth = 2 * Native<T>::lanes;
 template <class T> constexpr int64_t own_gemm_bytes() {
   return int64_t(sizeof(T)) * (kPanelDepth * (kPanelColumns + 2 * kPanelWidth<T> + kRows) + Native<T>::lanes) + 128;
 }
 
-// `lanes` registers, seen as a square matrix, transposed in place: halves are exchanged, then quarters, and so on.
-template <class V> static void transpose(V* rows) {
+// Which lanes of two registers, one after the other, become a register where two halves of length `Half` are exchanged. Tables that
+// the compiler knows: it does not find them out of loops over lanes, and would fill an index lane by lane.
+template <class Index, int Lanes, int Half> struct Exchanged {
+  Index low[Lanes] = {}, high[Lanes] = {};
+  constexpr Exchanged() {
+    for (int q = 0; q < Lanes; ++q) low[q] = q & Half ? Lanes + q - Half : q, high[q] = q & Half ? Lanes + q : q + Half;
+  }
+};
+template <int Half, class V> static inline __attribute__((always_inline)) void exchange(V* rows) {
   constexpr int lanes = Native<typename Scalar<V>::type>::lanes;
 #if defined(__GNUC__) && !defined(__clang__)
   using Index = decltype(V{} < V{});
-#pragma GCC unroll 8
-  for (int half = lanes / 2; half > 0; half /= 2) {
-    Index low, high;
+  alignas(64) static constexpr Exchanged<typename Lane<typename Scalar<V>::type>::type, lanes, Half> order;
+  Index low, high;
+  __builtin_memcpy(&low, order.low, sizeof low);
+  __builtin_memcpy(&high, order.high, sizeof high);
 #pragma GCC unroll 16
-    for (int q = 0; q < lanes; ++q) low[q] = q & half ? lanes + q - half : q, high[q] = q & half ? lanes + q : q + half;
-#pragma GCC unroll 16
-    for (int i = 0; i < lanes; ++i) {
-      if (i & half) continue;
-      const V a = rows[i], b = rows[i + half];
-      rows[i] = __builtin_shuffle(a, b, low);
-      rows[i + half] = __builtin_shuffle(a, b, high);
-    }
+  for (int i = 0; i < lanes; ++i) {
+    if (i & Half) continue;
+    const V a = rows[i], b = rows[i + Half];
+    rows[i] = __builtin_shuffle(a, b, low);
+    rows[i + Half] = __builtin_shuffle(a, b, high);
   }
+  if constexpr (Half > 1) exchange<Half / 2>(rows);
 #else
   for (int i = 0; i < lanes; ++i)
     for (int j = 0; j < i; ++j) {
@@ -46,6 +55,10 @@ template <class V> static void transpose(V* rows) {
       rows[i][j] = rows[j][i], rows[j][i] = swapped;
     }
 #endif
+}
+// `lanes` registers, seen as a square matrix, transposed in place: halves are exchanged, then quarters, and so on.
+template <class V> static inline __attribute__((always_inline)) void transpose(V* rows) {
+  exchange<Native<typename Scalar<V>::type>::lanes / 2>(rows);
 }
 
 // Below the diagonal of a square matrix, in rows [from, to), what is above it. Whole registers are written: there must be rows up
@@ -101,6 +114,47 @@ template <class T> static void pack_rows(const T* from, int64_t ld, int64_t coun
   }
 }
 
+// Sums over `depth` of kRows rows times a panel [depth][2 registers]. The rows are packed, [depth][kRows], or lie where they are.
+template <class T, class V> static inline __attribute__((always_inline)) void multiply_packed(const T* rows, const T* panel,
+                                                                                              int64_t depth, V* left,
+                                                                                              V* right) {
+  constexpr int64_t lanes = Native<T>::lanes;
+#pragma GCC unroll 16
+  for (int r = 0; r < kRows; ++r) left[r] = right[r] = V{};
+  for (int64_t p = 0; p < depth; ++p) {
+    V x, y;
+    __builtin_memcpy(&x, panel + 2 * p * lanes, sizeof x);
+    __builtin_memcpy(&y, panel + (2 * p + 1) * lanes, sizeof y);
+#pragma GCC unroll 16
+    for (int r = 0; r < kRows; ++r) {
+      const V s = splat<V>(rows[p * kRows + r]);
+      left[r] += s * x;
+      right[r] += s * y;
+    }
+  }
+}
+template <class T, class V> static inline __attribute__((always_inline)) void multiply_rows(const T* rows, int64_t ld,
+                                                                                            const T* panel, int64_t depth,
+                                                                                            V* left, V* right) {
+  constexpr int64_t lanes = Native<T>::lanes;
+#pragma GCC unroll 16
+  for (int r = 0; r < kRows; ++r) left[r] = right[r] = V{};
+  const T *a = rows, *b = a + 3 * ld, *c = b + 3 * ld, *d = c + 3 * ld;  // an address is a pointer and one or two times ld
+  for (int64_t p = 0; p < depth; ++p) {
+    V x, y;
+    __builtin_memcpy(&x, panel + 2 * p * lanes, sizeof x);
+    __builtin_memcpy(&y, panel + (2 * p + 1) * lanes, sizeof y);
+#pragma GCC unroll 16
+    for (int r = 0; r < kRows; ++r) {
+      const T* three = r < 3 ? a : r < 6 ? b : r < 9 ? c : d;
+      const V s = splat<V>(three[r % 3 * ld]);
+      left[r] += s * x;
+      right[r] += s * y;
+    }
+    ++a, ++b, ++c, ++d;
+  }
+}
+
 template <class T> static void own_gemm(Form form, int64_t m, int64_t n, int64_t k, const T* a, int64_t lda, const T* b,
                                         int64_t ldb, bool add, T* c, int64_t ldc, unsigned char* scratch) {
   using V = typename Native<T>::V;
@@ -110,8 +164,9 @@ template <class T> static void own_gemm(Form form, int64_t m, int64_t n, int64_t
   for (int64_t p0 = 0; p0 < k; p0 += kPanelDepth) {
     const int64_t depth = k - p0 < kPanelDepth ? k - p0 : kPanelDepth;
     const bool onto = add || p0 > 0;
-    for (int64_t j0 = 0; j0 < n; j0 += kPanelColumns) {
-      const int64_t columns = n - j0 < kPanelColumns ? n - j0 : kPanelColumns;
+    const int64_t most_columns = 2 * depth <= kPanelDepth ? 2 * kPanelColumns : kPanelColumns;
+    for (int64_t j0 = 0; j0 < n; j0 += most_columns) {
+      const int64_t columns = n - j0 < most_columns ? n - j0 : most_columns;
       for (int64_t j = 0; j < columns; j += width) {                   // panels [depth][width], zeros beyond the edge
         const int64_t left = columns - j < width ? columns - j : width;
         if (form == Form::nt) {
@@ -124,27 +179,17 @@ template <class T> static void own_gemm(Form form, int64_t m, int64_t n, int64_t
       }
       for (int64_t i0 = 0; i0 < m; i0 += kRows) {
         const int64_t rows = m - i0 < kRows ? m - i0 : kRows;
-        if (form == Form::tn) pack_rows<T>(a + p0 * lda + i0, lda, rows, depth, packed_a, kRows, kRows);
+        const bool is_direct = form != Form::tn && rows == kRows;
+        if (is_direct) {
+        } else if (form == Form::tn) pack_rows<T>(a + p0 * lda + i0, lda, rows, depth, packed_a, kRows, kRows);
         else if constexpr (kRows <= lanes) pack_transposed<T>(a + i0 * lda + p0, lda, rows, depth, packed_a, kRows, kRows);
         else                                                           // float64: a panel is wider than a register
           for (int64_t p = 0; p < depth; ++p)
             for (int r = 0; r < kRows; ++r) packed_a[p * kRows + r] = r < rows ? a[(i0 + r) * lda + p0 + p] : T(0);
         for (int64_t j = 0; j < columns; j += width) {
           V left[kRows], right[kRows];
-#pragma GCC unroll 16
-          for (int r = 0; r < kRows; ++r) left[r] = right[r] = V{};
-          const T* bp = packed_b + j * depth;
-          for (int64_t p = 0; p < depth; ++p) {
-            V x, y;
-            __builtin_memcpy(&x, bp + p * width, sizeof x);
-            __builtin_memcpy(&y, bp + p * width + lanes, sizeof y);
-#pragma GCC unroll 16
-            for (int r = 0; r < kRows; ++r) {
-              const V s = splat<V>(packed_a[p * kRows + r]);
-              left[r] += s * x;
-              right[r] += s * y;
-            }
-          }
+          if (is_direct) multiply_rows(a + i0 * lda + p0, lda, packed_b + j * depth, depth, left, right);
+          else multiply_packed(packed_a, packed_b + j * depth, depth, left, right);
           T* to = c + i0 * ldc + j0 + j;
           if (rows == kRows && columns - j >= width) {
 #pragma GCC unroll 16
