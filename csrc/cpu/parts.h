@@ -173,7 +173,10 @@ template <class F, class T> struct Parts {
         const Interval<T> range = interval_of(f, loss, p, i, k0 + q);
         from[q] = range.from, to[q] = range.to;
       }
-      const auto first = search.template find<true>(from), last = search.template find<true>(to), above = search.find(from);
+      typename Bits<T>::I first[lanes], last[lanes], above[lanes];
+      search.template places<true>(from, first);
+      search.template places<true>(to, last);
+      search.places(from, above);
       for (int64_t q = 0; q < some; ++q) {
         Bin inside = {};
         if (from[q] < to[q]) {

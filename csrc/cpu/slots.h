@@ -54,12 +54,16 @@ template <class F, class T, class V> static void collect_bins(const F& f, const 
     Bin* bins = reinterpret_cast<Bin*>(acc.row_slots) + (strip.local_row + r) * loss.search_cells;
     const Search<T> search(breaks, cells_above(ends));
     const V last = splat<V>(breaks[ends - 1]);
-    for (int64_t j = 0; j < strip.columns; j += lanes) {
-      V s;
-      __builtin_memcpy(&s, strip.s + r * strip.ld + j, sizeof(V));
-      const V m = f.measure(s);
-      if (!any(m < last)) continue;
-      add_to_bins<T>(bins, search.find(m), m);
+    for (int64_t j = 0; j < strip.columns;) {
+      Searched<T> some;
+      for (; j < strip.columns && some.registers < kSearchedTogether; j += lanes) {
+        V s;
+        __builtin_memcpy(&s, strip.s + r * strip.ld + j, sizeof(V));
+        const V m = f.measure(s);
+        if (any(m < last)) some.add(search, m, j);
+      }
+      some.find(search);
+      some.add_to_bins(bins);
     }
   }
 }
@@ -109,11 +113,7 @@ template <class F, class T, class V> static void slope_bins(const F& f, const Fu
     const Slopes row = broadcast<Slopes, V>(slopes + i, strip.anchors);
     const Search<T> search(breaks, cells_above(ends));
     const V last = splat<V>(ends ? breaks[ends - 1] : Limit<T>::lowest);
-    for (int64_t j = 0; j < strip.columns; j += lanes) {
-      V s, y = V{};
-      __builtin_memcpy(&s, strip.s + r * strip.ld + j, sizeof(V));
-      const V m = f.measure(s);
-      if (any(m < last)) y = f.finish(s, m, gather(tallies, search.find(m)), row);
+    auto put = [&](int64_t j, V y) {
       T* to = strip.g + r * strip.ld + j;
       if (!strip.first) {
         V old;
@@ -121,6 +121,26 @@ template <class F, class T, class V> static void slope_bins(const F& f, const Fu
         y += old;
       }
       __builtin_memcpy(to, &y, sizeof(V));
+    };
+    for (int64_t j = 0; j < strip.columns;) {
+      Searched<T> some;
+      for (; j < strip.columns && some.registers < kSearchedTogether; j += lanes) {
+        V s;
+        __builtin_memcpy(&s, strip.s + r * strip.ld + j, sizeof(V));
+        const V m = f.measure(s);
+        if (any(m < last)) some.add(search, m, j);
+        else put(j, V{});
+      }
+      some.find(search);
+      T tally[kSearchedTogether * lanes];
+      for (int64_t k = 0; k < some.registers * lanes; ++k) tally[k] = tallies[some.at[k]];
+      for (int n = 0; n < some.registers; ++n) {
+        V s, m, number;
+        __builtin_memcpy(&s, strip.s + r * strip.ld + some.column[n], sizeof(V));
+        __builtin_memcpy(&m, some.value + n * lanes, sizeof(V));
+        __builtin_memcpy(&number, tally + n * lanes, sizeof(V));
+        put(some.column[n], f.finish(s, m, number, row));
+      }
     }
   }
 }
