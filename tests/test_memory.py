@@ -280,7 +280,7 @@ def test_entries_are_copies_without_gradient() -> None:
 
 def test_a_call_before_backward_is_noticed() -> None:
     batches = list(stream())
-    for name, miner in (("ms", None), ("contrastive", "semihard")):
+    for name, miner in (("ms", None), ("contrastive", "angular")):  # streamed, and in plain PyTorch
         memory = CrossBatchMemory(create(name, miner=miner), 20, WIDTH, dtype=torch.float64)
         memory(*batches[0])
         leaf = batches[1][0].clone().requires_grad_()

@@ -16,7 +16,8 @@ using namespace pybind11::literals;
 namespace {
 
 using Rows = std::tuple<uintptr_t, uintptr_t, int64_t, int64_t, bool>;  // data, labels, rows, numbers between rows, normalise
-using Loss = std::tuple<std::string, std::vector<double>, uintptr_t, uintptr_t>;  // functor, options, given, windows
+// functor, options, given, windows, margin of semi-hard pairs or a number below 0
+using Loss = std::tuple<std::string, std::vector<double>, uintptr_t, uintptr_t, double>;
 using Target = std::pair<int, int64_t>;  // tensor of gradients, column
 // anchors, references, width, losses, relations, owners, targets of the anchors' and of the references' gradients
 using Pass = std::tuple<Rows, std::optional<Rows>, int64_t, std::vector<Loss>, std::array<uintptr_t, 3>, std::vector<int>,
@@ -29,8 +30,8 @@ dml::Input input(const Rows& rows) {
 
 std::vector<dml::FunctorCall> calls(const std::vector<Loss>& losses) {
   std::vector<dml::FunctorCall> out;
-  for (const auto& [name, options, given, windows] : losses)
-    out.push_back({name, options, reinterpret_cast<const void*>(given), reinterpret_cast<const void*>(windows)});
+  for (const auto& [name, options, given, windows, semihard] : losses)
+    out.push_back({name, options, reinterpret_cast<const void*>(given), reinterpret_cast<const void*>(windows), semihard});
   return out;
 }
 
@@ -303,6 +304,11 @@ PYBIND11_MODULE(_cpu, m) {
   m.def("gram", [](uintptr_t rows, int64_t count, int64_t size, uintptr_t products) {
     py::gil_scoped_release unlocked;
     dml::gram(reinterpret_cast<const float*>(rows), count, size, reinterpret_cast<double*>(products));
+  });
+  m.def("multiply", [](uintptr_t rows_of, int64_t rows, uintptr_t columns_of, int64_t columns, int64_t depth, uintptr_t to) {
+    py::gil_scoped_release unlocked;
+    dml::multiply(reinterpret_cast<const float*>(rows_of), rows, reinterpret_cast<const float*>(columns_of), columns, depth,
+                  reinterpret_cast<float*>(to));
   });
   m.def("has_blas", &dml::has_blas);
   m.def("release_workspaces", &dml::release_workspaces);

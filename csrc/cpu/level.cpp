@@ -68,6 +68,7 @@ template <class T> static void forward(const Problem<T>& problem, int stages, T*
   in_threads(problem, [&](const Problem<T>& p, int thread) {
     Scratch<T> s = scratch_of(p, entries, thread);
     if (stages & kCollect) start(p, entries, s, thread);
+    if (stages & kOpen) choose_semihard(p, s, thread);
     if (stages & kOpen) open_blocks(p, entries, s, thread);
     if (stages & kCollect) collect_tiles(p, entries, s, thread);
     if (stages & kClose) close_blocks(p, entries, s, thread, values, counts);
@@ -111,6 +112,11 @@ template <class T> static void scatter(T* grad, const T* unit, const T* norms, c
     put_gradient(grad + i * width, unit + i * width, norms[i], width, normalise, adds, to + order[i] * stride);
 }
 
+template <class T> static void multiply(const T* rows_of, int64_t rows, const T* columns_of, int64_t columns, int64_t depth,
+                                        T* to, unsigned char* scratch) {
+  own_gemm<T>(Form::nt, rows, columns, depth, rows_of, depth, columns_of, depth, false, to, columns, scratch);
+}
+
 template <class T> static int64_t scratch_bytes(const Problem<T>& p) { return scratch_bytes(p, table<T>().entries); }
 template <class T> static FunctorInfo describe(int functor) { return table<T>().entries[functor].info; }
 template <class T> static bool fits(int functor, const double* options, unsigned char* into) {
@@ -123,9 +129,9 @@ template <class T> static int step_cells(int functor, const unsigned char* optio
   return table<T>().entries[functor].step_cells(options);
 }
 template <class T> static Kernels<T> kernels(const char* name) {
-  return {name,      functors<T>, built_in,      append<T>,          Native<T>::lanes, describe<T>,
-          fits<T>,   cells<T>,    step_cells<T>, fraction_unit<T>(), cells_above,      scratch_bytes<T>,
-          gather<T>, scatter<T>,  forward<T>,    backward<T>,        merge_ranks<T>};
+  return {name,       functors<T>,   built_in,           append<T>,   Native<T>::lanes,   describe<T>, fits<T>,
+          cells<T>,   step_cells<T>, fraction_unit<T>(), cells_above, scratch_bytes<T>,   gather<T>,   scatter<T>,
+          forward<T>, backward<T>,   merge_ranks<T>,     multiply<T>, own_gemm_bytes<T>()};
 }
 
 DML_END

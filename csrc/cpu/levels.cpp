@@ -125,6 +125,11 @@ void use_blas(void* sgemm, void* dgemm, void* set_threads_local) {
   blas.dgemm = reinterpret_cast<BlasGemm<double>>(dgemm);
   blas.threads = reinterpret_cast<BlasThreads>(set_threads_local);
 }
+void multiply(const float* rows_of, int64_t rows, const float* columns_of, int64_t columns, int64_t depth, float* to) {
+  const Kernels<float>& kernels = current_kernels<float>();
+  std::vector<unsigned char> scratch(kernels.multiply_bytes);
+  kernels.multiply(rows_of, rows, columns_of, columns, depth, to, scratch.data());
+}
 bool has_blas() { return blas.sgemm && blas.dgemm; }
 
 }  // namespace dml

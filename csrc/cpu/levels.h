@@ -27,6 +27,9 @@ void use_level(const std::string& name);
 void use_blas(void* sgemm, void* dgemm, void* set_threads_local);   // nullptr: the levels' own product
 bool has_blas();
 
+// to [rows, columns] = the products of rows [rows, depth] and columns [columns, depth], by the level's own product, one thread.
+void multiply(const float* rows_of, int64_t rows, const float* columns_of, int64_t columns, int64_t depth, float* to);
+
 template <class T> const Kernels<T>& current_kernels();                // of the level in use; they stay where they are
 template <class T> BlasGemm<T> current_gemm();
 using BlasThreads = void (*)(int);

@@ -19,7 +19,8 @@ void check_centres(const FunctorCall& call, Outline& out) {
   const int64_t centres = int64_t(call.options[0]);
   if (centres < 1 || centres > kMostCentres) refuse(call, "takes 1 to 64 centres per class");
   if (out.centres > 1 && out.centres != centres) refuse(call, "cannot share a pass with another number of centres");
-  if (out.self || out.relations.lists || call.windows) refuse(call, "takes references with labels, all of which are compared");
+  if (out.self || out.relations.lists || call.windows || call.semihard >= 0)
+    refuse(call, "takes references with labels, all of which are compared");
   out.centres = centres;
   const std::vector<int64_t>& labels = out.references->labels;
   for (int64_t j = 0; j < out.N; ++j)
@@ -57,7 +58,8 @@ template <class T> FunctorState functor_of(const FunctorCall& call, Outline& out
     if (info.partners && !out.self) refuse(call, "is for a batch against itself");
     out.has_partners = out.has_partners || info.partners;
     if (info.centres) check_centres(call, out);
-    if (info.partners && call.windows) refuse(call, "couples anchors with all their positives and takes no windows");
+    if (info.partners && (call.windows || call.semihard >= 0))
+      refuse(call, "couples anchors with all their positives and takes no windows");
   }
   if (state.functor < 0) throw std::invalid_argument("there is no functor '" + call.functor + "' for these options");
   if (state.given_count > 0 && !call.given && out.A > 0) refuse(call, "needs numbers per anchor");
@@ -76,7 +78,12 @@ template <class T> void add_functors(const std::vector<FunctorCall>& calls, Outl
     out.value_count += state.values;
     out.slope_cells += state.slopes * out.stride;
     out.given_fields += state.given_count + (call.windows ? 4 : 0);
-    out.has_windows = out.has_windows || call.windows;
+    out.has_windows = out.has_windows || call.windows || call.semihard >= 0;
+    if (call.semihard >= 0) {
+      const auto same = std::find(out.margins.begin(), out.margins.end(), call.semihard);
+      state.semihard = int(same - out.margins.begin()) + 1;
+      if (same == out.margins.end()) out.margins.push_back(call.semihard);
+    }
     out.functors.push_back(state);
   }
 }
@@ -128,7 +135,9 @@ Outline outline_of(const Rows& anchors, const Rows* references, int64_t width, c
                         out.classes,
                         out.functors,
                         current_kernels<T>().search_cells};
-  out.plan = make_plan(input, request);
+  PlanRequest wanted = request;
+  if (!out.margins.empty()) wanted.stream = 0;                         // pairs are chosen before the stream
+  out.plan = make_plan(input, wanted);
   if (!by_label && out.plan.triangle)  // the tiles end at the diagonal
     std::iota(out.classes.row_last.begin(), out.classes.row_last.end(), int64_t(1));
   for (FunctorState& state : out.functors) {
@@ -164,6 +173,12 @@ template <class T> Problem<T> problem_of(const Outline& o) {
   return p;
 }
 
+int64_t most_spans_of(const Outline& o, double margin) {
+  const auto most = std::max_element(o.classes.positives.begin(), o.classes.positives.begin() + o.A);
+  const int64_t positives = o.A ? *most : 0;
+  return margin > 0 && 2.1 / margin < double(positives) ? int64_t(2.1 / margin) + 3 : positives;
+}
+
 template <class T> std::vector<std::pair<std::string, int64_t>> summary(const Outline& o) {
   const Plan& plan = o.plan;
   const int64_t number = sizeof(T), others = o.self ? 0 : o.N;
@@ -173,7 +188,12 @@ template <class T> std::vector<std::pair<std::string, int64_t>> summary(const Ou
   const int64_t vectors = (o.A + others) * (o.D + 1) - streamed * o.D;
   const int64_t numbers = vectors + (limits + sums) * o.stride + plan.stored_cells + o.classes.stored_positives +
                           plan.slot_cells + o.given_fields * o.stride;
-  const int64_t kept = numbers * number + int64_t(sizeof(int64_t)) * 7 * (o.A + others) +
+  int64_t positives = 0, spans = 0;
+  for (int64_t i = 0; i < o.A; ++i) positives += o.classes.positives[i];
+  for (double margin : o.margins) spans += most_spans_of(o, margin);
+  const int64_t chosen = int64_t(o.margins.size()) * (positives + 4 * o.A) + 2 * spans * o.A * number;
+  const int64_t choosing = int64_t(o.margins.size()) * (positives * (number + 4) + 4 * o.A);
+  const int64_t kept = chosen + numbers * number + int64_t(sizeof(int64_t)) * 7 * (o.A + others) +
                        int64_t(plan.tiles.size() * sizeof(Tile) + o.classes.blocks.size() * sizeof(Block));
   const int64_t scratch = current_kernels<T>().scratch_bytes(problem_of<T>(o)) * o.threads +
                           sums * (plan.triangle ? o.threads : 1) * o.stride * int64_t(sizeof(double)) +
@@ -195,7 +215,7 @@ template <class T> std::vector<std::pair<std::string, int64_t>> summary(const Ou
           {"stored_bytes", plan.stored_cells * number},
           {"slot_bytes", plan.slot_cells * number},
           {"kept_bytes", kept},
-          {"forward_bytes", scratch + 2 * values * number},
+          {"forward_bytes", scratch + choosing + 2 * values * number},
           {"backward_bytes", scratch + backward * number}};
 }
 

@@ -14,6 +14,7 @@ struct FunctorCall {
   std::vector<double> options;
   const void* given = nullptr;  // T [K, A] in the caller's order, copied by a pass
   const void* windows = nullptr;  // T [4, A], the same: lowest and highest positive, lowest and highest negative that count
+  double semihard = -1;  // margin of the semi-hard pairs, which alone count; below 0: all do
 };
 
 struct Rows {  // of one side, in any order
@@ -32,6 +33,7 @@ struct Outline {
   std::vector<int64_t> own;
   Classes classes;
   std::vector<FunctorState> functors;
+  std::vector<double> margins;  // of the choices of semi-hard pairs
   int value_count = 0;
   int64_t table_cells = 0, slope_cells = 0, given_fields = 0, centres = 1;
   Plan plan;
@@ -52,6 +54,10 @@ template <class T> std::vector<std::pair<std::string, int64_t>> summary(const Ou
 
 // Cells of an anchor's sorted ends, 0 where a functor does not search.
 template <class T> int64_t search_cells_of(const FunctorState& state, int64_t most_positives);
+
+// Spans of distance that the semi-hard negatives of an anchor lie in, at most: those of neighbouring positives are one where they
+// overlap, so the starts of two are farther apart than the margin.
+int64_t most_spans_of(const Outline& outline, double margin);
 
 // Whether threads own anchors in backward, else references; slots force them to own anchors.
 bool owns_rows_in_backward(const Outline& outline);

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cstring>
 
+#include "cpu/choices.h"
 #include "cpu/levels.h"
 #include "cpu/side.h"
 
@@ -317,6 +318,7 @@ template <class T> class Pass final : public PassBase {
     p_.stored = stored_.data(), p_.stored_positives = stored_positives_.data();
     T* stat = stats_.data();
     double* total = totals_.data();
+    choices_.allocate(outline_, p_);
     for (FunctorState& f : outline_.functors) {
       f.limits_at = stat, stat += f.limits * p_.stride;
       f.sums_at = stat, stat += f.sums * p_.stride;
@@ -347,6 +349,7 @@ template <class T> class Pass final : public PassBase {
     slopes_.reset();
     table_totals_.reset();
     table_slopes_.reset();
+    choices_.leave();
   }
 
   const Kernels<T>& kernels_;
@@ -361,6 +364,7 @@ template <class T> class Pass final : public PassBase {
   Buffer<T> given_, cotangents_, copies_, table_slopes_, stats_, slopes_, stored_, stored_positives_, slots_;
   Buffer<double> totals_;
   Buffer<unsigned char> scratch_;
+  Choices<T> choices_;
 };
 
 }  // namespace

@@ -33,12 +33,27 @@ struct FunctorState {
   int cells;  // of each of a table's two histograms, or 0
   int64_t table_first;  // where the table lies among the tables of all losses
   const void* windows_at;  // T [4][stride] or nullptr: pairs that count for this loss
+  int semihard;  // which of the problem's choices of pairs counts for this loss, from 1 on; 0: none
   int value_row;  // first row of this loss in values [V, A]
   const void* given_at;  // T, the caller's numbers per anchor
   void *limits_at, *sums_at, *slopes_at, *slot_limits_at, *slot_sums_at;  // T; slots are [field][positive][slot_stride]
   void* totals_at;  // double [threads][field][anchor]
   void* slot_totals_at;  // T [threads][field][positive][anchor]; the first are the sums
   void *breaks_at, *bins_at;  // T [anchor][search_cells]: sorted ends, the tally between them; or first and last cell
+};
+
+// The pairs of all triplets of an anchor with d_p < d_n <= d_p + margin, d the Euclidean distance: positives p that have such a
+// negative n, and negatives that have such a positive. Chosen inside the pass (semihard.h).
+struct Semihard {
+  double margin;
+  const int64_t* starts;  // [A + 1]: where an anchor's positives lie among those of all
+  unsigned char* kept;  // of all positives
+  int64_t most_spans;
+  int32_t* spans;  // [A]: how many spans of distance the negatives lie in
+  void* spans_at;  // T [A][most_spans][2]: above the first and up to the last distance of each
+  void* near;  // T, while choosing: the distances of all positives, of each anchor first those that have no negative yet
+  int32_t* which;  // the same order as places among the anchor's positives
+  int32_t* left;  // [A]: how many have no negative yet
 };
 
 enum class Streamed { neither, anchors, references };
@@ -91,6 +106,8 @@ template <class T> struct Problem {
   BlasGemm<T> gemm;  // nullptr: the level's own
   void (*blas_threads)(int);  // sets this thread's BLAS threads, or nullptr
   StreamedSide<T> streamed;
+  const Semihard* semihard;
+  int semihard_count;
   bool own_similarities;  // by the level's own product, whose bits do not depend on the shape of a tile
 };
 
@@ -137,6 +154,10 @@ template <class T> struct Kernels {  // what one instruction set offers for one 
   // Sums of the anchors [from, from + count) out of those that several ranks have of them, [rank][field][count]: of the functor's
   // first field in the first rank, and `step` numbers from rank to rank.
   void (*merge_ranks)(const Problem<T>&, int loss, const T* parts, int ranks, int64_t step, int64_t from, int64_t count);
+  // to [rows, columns] = the products of rows [rows, depth] and columns [columns, depth], by the level's own kernel.
+  void (*multiply)(const T* rows_of, int64_t rows, const T* columns_of, int64_t columns, int64_t depth, T* to,
+                   unsigned char* scratch);
+  int64_t multiply_bytes;  // of its scratch memory
 };
 
 }  // namespace dml

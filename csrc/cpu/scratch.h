@@ -50,7 +50,7 @@ template <class T> struct Scratch {
           if (p.positives[i] > widest) widest = p.positives[i];
     }
     bool windows = false;
-    for (int l = 0; l < p.loss_count; ++l) windows = windows || p.losses[l].windows_at;
+    for (int l = 0; l < p.loss_count; ++l) windows = windows || p.losses[l].windows_at || p.losses[l].semihard;
     const int64_t one_list = windows ? widest + 1 : 0;
     tile = reinterpret_cast<T*>(take(p.tile_rows * p.tile_columns * sizeof(T)));
     // one matrix for all threads, which is the first one's

@@ -4,6 +4,7 @@
 #include <cstring>
 
 #include "cpu/nonzero.h"
+#include "cpu/semihard.h"
 
 DML_BEGIN
 
@@ -24,12 +25,6 @@ class Subnormals {
   explicit Subnormals(bool) {}
 #endif
 };
-
-static void wait_for_all(int threads) {
-  if (threads > 1) {
-#pragma omp barrier
-  }
-}
 
 static bool is_searched(const FunctorState& loss) { return loss.search || loss.step_cells; }
 
@@ -52,7 +47,7 @@ template <class T> static void open_blocks(const Problem<T>& p, const Entry<T>* 
   for (int64_t k = 0; k < p.block_count; ++k) {
     const Block& b = p.blocks[k];
     if (b.owner % p.threads != thread) continue;
-    const T* cells = block_similarities(p, b, s, true);
+    const T* cells = block_similarities(p, b, s, p.semihard_count == 0);
     for (int64_t i = b.a0; i < b.a1; ++i) {
       const Positives<T> positives = positives_of(p, b, cells, i, s.list);
       for (int l = 0; l < p.loss_count; ++l) {
@@ -85,13 +80,13 @@ template <class T> static void collect_tiles(const Problem<T>& p, const Entry<T>
         if (other || !is_searched(p.losses[l])) entries[p.losses[l].functor].begin(p.losses[l], p, s.losses[l], false);
     }
     enter_panel(p, t, s, true);
-    const T* cells = tile_similarities(p, t, s);
+    const T* cells = p.semihard_count && t.stored >= 0 ? p.stored + t.stored : tile_similarities(p, t, s);
     if (p.triangle)
       for (int l = 0; l < p.loss_count; ++l) entries[p.losses[l].functor].begin(p.losses[l], p, s.losses[l], true);
     for_strips(p, t, cells, static_cast<T*>(nullptr), [&](Strip<T>& strip, int64_t, int64_t) {
       for (int l = 0; l < p.loss_count; ++l)
-        if (sees_any(p, p.losses[l], strip))
-          entries[p.losses[l].functor].collect[p.triangle](p.losses[l], seen(p, p.losses[l], strip, s), s.losses[l]);
+        see(p, p.losses[l], strip, s,
+            [&](const Strip<T>& mine) { entries[p.losses[l].functor].collect[p.triangle](p.losses[l], mine, s.losses[l]); });
     });
     if (p.triangle)
       for (int l = 0; l < p.loss_count; ++l)
@@ -202,7 +197,7 @@ template <class T> static void weigh_blocks(const Problem<T>& p, const Entry<T>*
         T cotangent[kMostValues];
         for (int v = 0; v < loss.values; ++v) cotangent[v] = cotangents[(loss.value_row + v) * p.A + i];
         const Positives<T> mine = within(p, loss, i, positives, s);
-        if (!loss.windows_at) {
+        if (!loss.windows_at && !loss.semihard) {
           entries[loss.functor].weigh(loss, p, s.losses[l], i, mine, cotangent, s.list_slopes);
         } else {
           memset(s.kept_slopes, 0, (mine.count + 1) * sizeof(T));
@@ -279,11 +274,11 @@ template <class T> static void slope_tiles(const Problem<T>& p, const Entry<T>* 
       for (int64_t q = 0; skip && q < strip.rows; ++q) memset(slopes + (r + q) * ld, 0, skip * sizeof(T));
       if (strip.columns == 0) return;
       strip.first = true;
-      for (int l = 0; l < p.loss_count; ++l) {
-        if (!sees_any(p, p.losses[l], strip)) continue;
-        entries[p.losses[l].functor].slope[p.triangle](p.losses[l], seen(p, p.losses[l], strip, s), s.losses[l]);
-        strip.first = false;
-      }
+      for (int l = 0; l < p.loss_count; ++l)
+        see(p, p.losses[l], strip, s, [&](const Strip<T>& mine) {
+          entries[p.losses[l].functor].slope[p.triangle](p.losses[l], mine, s.losses[l]);
+          strip.first = false;
+        });
       if (strip.first) {  // no loss wrote
         for (int64_t q = 0; q < strip.rows; ++q) memset(strip.g + q * ld, 0, strip.columns * sizeof(T));
         if (!streams) return;

@@ -9,6 +9,25 @@ template <class T> static void add_scaled(T factor, const T* from, int64_t n, T*
   for (int64_t k = 0; k < n; ++k) to[k] += factor * from[k];
 }
 
+// With the bits that the level's own product gives.
+template <class T> static T dot_in_order(const T* a, const T* b, int64_t n) {
+  T total = 0;
+  for (int64_t first = 0; first < n; first += kPanelDepth) {
+    const int64_t last = n < first + kPanelDepth ? n : first + kPanelDepth;
+    T sum = 0;
+    for (int64_t k = first; k < last; ++k) {
+#if defined(__FMA__) || defined(__ARM_FEATURE_FMA)  // said outright: in a register of products there would be none
+      if constexpr (sizeof(T) == 4) sum = __builtin_fmaf(a[k], b[k], sum);
+      else sum = __builtin_fma(a[k], b[k], sum);
+#else
+      sum += a[k] * b[k];
+#endif
+    }
+    total = first > 0 ? total + sum : sum;
+  }
+  return total;
+}
+
 constexpr int64_t kSmallBlock = 256;  // cells below which a product by BLAS costs more to call
 
 // Walks the pairs of a block's similarities in their order.
@@ -42,10 +61,11 @@ template <class T> static const T* block_similarities(const Problem<T>& p, const
     T* cell = at;
     for (int64_t i = b.a0; i < b.a1; ++i)
       for (int64_t k = p.starts[i]; k < p.starts[i + 1]; ++k)
-        *cell++ = dot(p.anchors + i * p.D, p.references + p.lists[k] * p.D, p.D);
+        *cell++ = (p.own_similarities ? dot_in_order<T> : dot<T>)(p.anchors + i * p.D, p.references + p.lists[k] * p.D, p.D);
     return at;
   }
-  if (rows * columns > kSmallBlock) gemm(p, Form::nt, rows, columns, p.D, x, p.D, y, p.D, false, at, columns, s.gemm);
+  if (rows * columns > kSmallBlock || p.own_similarities)
+    gemm(p, Form::nt, rows, columns, p.D, x, p.D, y, p.D, false, at, columns, s.gemm);
   else
     for (int64_t i = 0; i < rows; ++i)
       for (int64_t j = 0; j < columns; ++j) at[i * columns + j] = dot(x + i * p.D, y + j * p.D, p.D);
@@ -68,9 +88,16 @@ template <class T> static Positives<T> positives_of(const Problem<T>& p, const B
 template <class T> static Positives<T> within(const Problem<T>& p, const FunctorState& loss, int64_t i, Positives<T> all,
                                               Scratch<T>& s) {
   const T* windows = static_cast<const T*>(loss.windows_at);
+  int64_t count = 0;
+  if (loss.semihard) {
+    const Semihard& chosen = p.semihard[loss.semihard - 1];
+    const unsigned char* kept = chosen.kept + chosen.starts[i];
+    for (int64_t k = 0; k < all.count; ++k)
+      if (kept[k]) s.kept[count] = all[k], s.which[count++] = k;
+    return {s.kept, count};
+  }
   if (!windows) return all;
   const T lowest = windows[i], highest = windows[p.stride + i];
-  int64_t count = 0;
   for (int64_t k = 0; k < all.count; ++k)
     if (all[k] >= lowest && all[k] <= highest) s.kept[count] = all[k], s.which[count++] = k;
   return {s.kept, count};
@@ -171,6 +198,12 @@ template <class T, class Visit> static void for_strips(const Problem<T>& p, cons
     strip.most_positives = p.most_positives, strip.column_positives = column_positives;
     strip.both = p.triangle, strip.table_slopes = p.table_slopes;
     visit(strip, r, skip);
+  }
+}
+
+static void wait_for_all(int threads) {
+  if (threads > 1) {
+#pragma omp barrier
   }
 }
 

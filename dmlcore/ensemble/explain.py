@@ -97,7 +97,7 @@ def _loss_rate(call: FunctorCall, per_class: int, other_per_class: int, dtype: t
 
     `other_per_class` references have a label; 0: the batch is compared with itself.
     """
-    key = (call.functor, call.options, call.windows is None, per_class, other_per_class, dtype)
+    key = (call.functor, call.options, call.windows is None, call.semihard, per_class, other_per_class, dtype)
     if key not in _rates:
         (short, few), (long, many) = (_in_pass(count, per_class, other_per_class, call, dtype) for count in CALIBRATED)
         products = 6 * 8 / _product_rate(64, 512, 8, dtype)  # three products of 8 dimensions: tiles of this size are stored

@@ -166,7 +166,7 @@ def request_of(pass_: Pass, anchors_to: Target, references_to: Target) -> tuple[
         per_anchor, windows = call.given, call.windows
         assert not callable(per_anchor) or isinstance(per_anchor, Tensor)
         pointers = 0 if per_anchor is None else per_anchor.data_ptr(), 0 if windows is None else windows.data_ptr()
-        calls.append((call.functor, call.options, *pointers))
+        calls.append((call.functor, call.options, *pointers, -1.0 if call.semihard is None else call.semihard))
     return (
         (anchors.data_ptr(), labels.data_ptr(), anchors.shape[0], anchors.stride(0), pass_.normalise[0]),
         there,

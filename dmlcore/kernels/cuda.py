@@ -57,6 +57,8 @@ class CudaPass:
         if module is None:
             raise ConfigError(extension.why_not("cuda"))
         anchors, references, relations, calls = pass_.anchors, pass_.references, pass_.relations, pass_.calls
+        if any(call.semihard is not None for call in calls):
+            raise ConfigError("only the kernels of the CPU choose semi-hard pairs; give windows, or mine by masks")
         self.device = anchors.device
         tensors: dict[str, Any] = {
             "anchors": anchors,

@@ -38,7 +38,8 @@ def encoded(passes: Sequence[Pass], targets: Sequence[tuple[Target, Target]]) ->
             functors.append(call.functor)
             options += call.options
             assert call.given is None or isinstance(call.given, Tensor)
-            layout += [len(call.options), place(call.given), place(call.windows), call.cells]
+            options += () if call.semihard is None else (call.semihard,)
+            layout += [len(call.options), place(call.given), place(call.windows), int(call.semihard is not None), call.cells]
     return constants, ",".join(functors), options, layout
 
 
@@ -64,9 +65,10 @@ def decoded(
         owners = None if owned < 0 else tuple(take(owned))
         calls = []
         for _ in range(count):
-            number, per_anchor, windows, cells = take(4)
+            number, per_anchor, windows, has_margin, cells = take(5)
             call_options = tuple(next(values) for _ in range(number))
-            calls.append(FunctorCall(next(names), call_options, constant(per_anchor), constant(windows), cells))
+            margin = next(values) if has_margin else None
+            calls.append(FunctorCall(next(names), call_options, constant(per_anchor), constant(windows), cells, margin))
         passes.append(
             Pass(
                 columns(source, first, width),

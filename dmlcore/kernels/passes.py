@@ -26,6 +26,8 @@ class FunctorCall:
         windows: `[4, A]` similarities: the lowest and highest of the positives that count for this loss, then of the negatives,
             inclusive. None: all. Constants.
         cells: of the two histograms together, for functors that make some of the whole batch.
+        semihard: a margin. Only the pairs of triplets with `d_p < d_n <= d_p + semihard` count, `d` the Euclidean distance of
+            unit vectors: positives that have such a negative, negatives that have such a positive. None: all. CPU only.
     """
 
     functor: str
@@ -33,6 +35,12 @@ class FunctorCall:
     given: Tensor | Callable[[Any], Tensor] | None = field(default=None, compare=False)
     windows: Tensor | None = field(default=None, compare=False)
     cells: int = 0
+    semihard: float | None = None
+
+    @property
+    def is_mined(self) -> bool:
+        """Whether some pairs do not count."""
+        return self.windows is not None or self.semihard is not None
 
 
 class Relations(NamedTuple):

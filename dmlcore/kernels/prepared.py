@@ -73,7 +73,7 @@ class PreparedPasses:
             module = extension.CPU
             assert module is not None
             told = [
-                ([(call.functor, call.options, 0, 0) for call in pass_.calls], pass_.normalise, pass_.owners)
+                ([(call.functor, call.options, 0, 0, -1.0) for call in pass_.calls], pass_.normalise, pass_.owners)
                 for pass_ in self.passes
             ]
             native = self._natives[dtype] = module.Prepared(dtype == torch.float64, told, self.terms)

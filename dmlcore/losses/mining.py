@@ -133,6 +133,11 @@ class Miner(nn.Module, abc.ABC):
             Subsets of `positive` and `negative`.
         """
 
+    @property
+    def semihard_margin(self) -> float | None:
+        """A margin where the choice is that of `semihard` with it, which the kernels of the CPU make. None: another."""
+        return None
+
     def next_draw(self, *, advance: bool) -> Tensor:
         """The number of the draw for a batch, scalar int64; 0 for a miner without a seed.
 

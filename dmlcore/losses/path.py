@@ -154,7 +154,11 @@ def is_fusable(loss: ByRows, fusion: Fusion, comparison: Comparison) -> bool:
     if mining is None:
         return True
     # windows are intervals of cosines, so the loss must compare cosines, too
-    return isinstance(mining.miner, WindowMiner) and loss.normalise == (True, True) and loss.fuses_miners
+    if loss.normalise != (True, True) or not loss.fuses_miners:
+        return False
+    if mining.miner.semihard_margin is not None:  # in the pass of the loss itself
+        return fusion.normalise == (True, True) and comparison.anchors.device.type == "cpu"
+    return isinstance(mining.miner, WindowMiner)
 
 
 def reduced(rows: Rows, reduction: str) -> Tensor:
@@ -264,8 +268,8 @@ class Sharing:
             call = replace(call, given=context)
         if fused.mining is not None:
             miner = fused.mining.miner
-            assert isinstance(miner, WindowMiner)
-            call = replace(call, windows=miner.windows(self._measure(fused)))
+            windows = miner.windows(self._measure(fused)) if isinstance(miner, WindowMiner) else None
+            call = replace(call, windows=windows, semihard=miner.semihard_margin)
         member = Member(index, comparison, fused, call, context, fusion)
         for group in self.groups:
             first = group[0]
@@ -274,8 +278,8 @@ class Sharing:
                 fused.anchors is first.fused.anchors
                 and fused.references is first.fused.references
                 and fusion.normalise == first.fusion.normalise
-                # windows rule out the symmetry of a batch with itself, which halves the work of losses without a miner
-                and (call.windows is None) == (first.call.windows is None)
+                # miners rule out the symmetry of a batch with itself, which halves the work of losses without one
+                and call.is_mined == first.call.is_mined
             ):
                 group.append(member)
                 return True

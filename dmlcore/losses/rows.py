@@ -175,7 +175,7 @@ class RowLoss(Loss):
         miner = self.miner
         if miner is None:
             return ""
-        if not isinstance(miner, WindowMiner):
+        if not isinstance(miner, WindowMiner) and miner.semihard_margin is None:
             return f"the miner '{miner.name}' is no interval of similarity per anchor"
         if self.normalise != (True, True):
             return "miners choose by cosines, but this loss compares raw vectors"

@@ -19,8 +19,9 @@ class Semihard(Miner):
     """The pairs of all triplets with `d_ap < d_an <= d_ap + margin`, `d` the Euclidean distance of unit vectors: positives that
     have such a negative, and negatives that have such a positive.
 
-    Not one interval per anchor, so not fused; `triplet` with `mining = semihard` is. Work is O(P N) per anchor with few
-    positives P. With many it is O(N log N): for each pair a binary search among the sorted distances of the other side.
+    Fused on the CPU: a pass first finds the positives that count, then the negatives lie in few intervals of distance. In
+    plain PyTorch, as on CUDA, work is O(P N) per anchor with few positives P. With many it is O(N log N): for each pair a
+    binary search among the sorted distances of the other side.
 
     Source: Schroff, Kalenichenko, Philbin, "FaceNet", CVPR 2015, eq. 4, with every such negative instead of one.
     """
@@ -39,6 +40,11 @@ class Semihard(Miner):
 
         def __post_init__(self) -> None:
             check_range("margin", self.margin, least=0, most=2)
+
+    @property
+    def semihard_margin(self) -> float | None:
+        """The margin, but for a class that chooses otherwise."""
+        return self.options.margin if type(self).masks is Semihard.masks else None
 
     def masks(self, similarities: Tensor, positive: Tensor, negative: Tensor, compared: Compared) -> tuple[Tensor, Tensor]:
         if similarities.shape[1] == 0:
