@@ -115,7 +115,6 @@ def test_both_sides_are_run_once_and_go_on_after_a_cut(tmp_path: Path, monkeypat
     ]
     monkeypatch.setattr(plan, "STEPS", 2)
     monkeypatch.setattr(plan, "EVAL_EVERY", 1)
-    monkeypatch.setattr("benchmarks.outside.loop.EVAL_EVERY", 1)
     monkeypatch.setattr(plan, "SEEN", 128)
     monkeypatch.setattr(runs, "stages", lambda rows: [lambda: few[:2], lambda: few[1:]])
     rows = runs.run(file, folder, tmp_path, None)

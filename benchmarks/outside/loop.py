@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks.arms import after
-from benchmarks.outside.plan import EVAL_EVERY, WARMED, WIDTH, Cell
+from benchmarks.outside.plan import MOST_RISE, WARMED, WIDTH, Cell
 from dmlcore.data import create_sampler, open_data
 from dmlcore.evaluation import evaluating
 from dmlcore.models import build_trunk
@@ -47,7 +47,7 @@ def train_plainly(cell: Cell, file: str) -> tuple[Figures, int]:
         value.backward()
         optimizer.step()
         schedule.step()
-        if step % EVAL_EVERY == 0:
+        if step % cell.eval_every == 0:
             reached = evaluating.evaluate(_compressed(model, splits)["validation"], splits.validation)["map@r"]
             if reached > best[0]:
                 best = reached, step, copy.deepcopy(model.state_dict())
@@ -58,8 +58,9 @@ def train_plainly(cell: Cell, file: str) -> tuple[Figures, int]:
 
 
 def _factor(step: int, cell: Cell) -> float:
-    """The cosine on the learning rate, and a rise over the first fifth of the steps where the system says so."""
-    rise = min(1.0, (step + 1) / (cell.steps // 5)) if cell.system.endswith(WARMED) and cell.steps >= 5 else 1.0
+    """The cosine on the learning rate, and a rise over the first fifth of the steps, 50 at most, where the system says so."""
+    steps = min(MOST_RISE, cell.steps // 5)
+    rise = min(1.0, (step + 1) / steps) if cell.system.endswith(WARMED) and steps else 1.0
     return rise * (1 + math.cos(math.pi * step / cell.steps)) / 2
 
 
