@@ -7,7 +7,7 @@ import os
 import tempfile
 from pathlib import Path
 
-from benchmarks.outside import report, runs
+from benchmarks.outside import report, runs, stored
 
 RESULTS = Path(__file__).parents[1] / "results" / "outside.jsonl"
 
@@ -18,4 +18,4 @@ def main(options: argparse.Namespace) -> None:
     if not options.plot:
         work = Path(tempfile.gettempdir()) / f"dmlcore-outside-{os.getuid()}"
         runs.run(file, options.folder, work, options.minutes)
-    report.write(runs.read(file), options.page or report.PAGE)
+    report.write(stored.read(file), options.page or report.PAGE)

@@ -238,7 +238,6 @@ def explaining() -> Iterator[Cell]:
                 yield Cell("compare", data, system, seed)
 
 
-
 def rises() -> list[Rise]:
     """All options of question 4."""
     return [(losses, share, rate) for losses in RISE_LOSSES for share in RISES for rate in RISE_RATES]

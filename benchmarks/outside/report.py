@@ -10,9 +10,9 @@ from typing import Any
 
 from benchmarks.defaults.sets import SETS
 from benchmarks.markdown import fill, table
-from benchmarks.outside import plan, rule
-from benchmarks.outside.plan import DATA, PLAIN, PRODUCTS, SHAPES
-from benchmarks.outside.runs import Rows, rate_of
+from benchmarks.outside import plan, rises, rule
+from benchmarks.outside.plan import DATA, PLAIN, PRODUCTS, SHAPES, TODAY
+from benchmarks.outside.stored import Rows, rate_of
 from dmlcore.reports.intervals import mean_and_half
 
 PAGE = Path(__file__).parents[2] / "docs" / "reports" / "outside.md"
@@ -24,11 +24,19 @@ def _with_half(values: Sequence[float], form: str = "+.1f") -> str:
 
 
 def _name(option: Any) -> str:
-    """Of losses, or of a point of the search."""
+    """Of losses, of a point of the search, or of an option of question 4."""
     if isinstance(option, str):
         return option
-    classes, samples, rate = option
-    return f"{classes} x {samples}, {rate:g}"
+    first, second, rate = option
+    return f"{first}, {second:.0%}, {rate:g}" if isinstance(first, str) else f"{first} x {second}, {rate:g}"
+
+
+def _words(verdicts: dict[str, rule.Verdict]) -> str:
+    """On which data sets a verdict is which."""
+    names: dict[str, list[str]] = {
+        word: [data for data, verdict in verdicts.items() if verdict.word == word] for word in ("ahead", "level", "below")
+    }
+    return ", ".join(f"{word} on {len(sets)} ({', '.join(sets)})" for word, sets in names.items() if sets)
 
 
 def answer(rows: Rows, _: str) -> str:
@@ -37,16 +45,14 @@ def answer(rows: Rows, _: str) -> str:
     means, now = rule.searched(rows, size), rule.today(size)
     if not means:
         return "Not run."
-    beside = rule.verdicts(rows, "default", rule.BEST)
-    names: dict[str, list[str]] = {
-        word: [d for d, v in beside.items() if v.word == word] for word in ("ahead", "level", "below")
-    }
-    told = [f"{word} on {len(sets)} ({', '.join(sets)})" for word, sets in names.items() if sets]
+    told = _words(rule.verdicts(rows, "default", rule.BEST))
+    anew, longer = _words(rises.new_verdicts(rows, TODAY, None)), _words(rises.long_verdicts(rows, "default", rule.BEST))
     gains = [gain for _, gain in rule.left_out(means, now).values()]
     verdict = "changes the default" if rule.changes(gains) else "leaves the default as it is"
     return (
-        f"Without any flag, `dmlcore train` beside the better plain loop, whose rate was searched, is {', '.join(told)} of"
-        f" {sum(map(len, names.values()))} sets of pictures. The search of rate and P x K would take"
+        f"Without any flag, `dmlcore train` beside the better plain loop, whose rate was searched, is {told}, in runs of"
+        f" {plan.STEPS} steps.{f' With other seeds, which decided nothing, it is {anew}.' if anew else ''}"
+        f"{f' After {plan.LONG_STEPS} steps it is {longer}.' if longer else ''} The search of rate and P x K would take"
         f" {_name(rule.takes(means, means))}, where today's is {_name(now)}: on data sets left out"
         f" {_with_half(gains, '+.2f')} points, which {verdict}."
     )
@@ -76,17 +82,18 @@ def figures(rows: Rows, part: str) -> str:
 
 def differences(rows: Rows, part: str) -> str:
     """dmlcore minus plain loops, and the verdicts of rule 1."""
-    lines = []
-    for system, other in rule.COMPARED:
-        judged = rule.verdicts(rows, system, other, part)
-        entries, means = [], []
-        for data in DATA:
-            verdict = judged[data]
-            mean, half = verdict.interval
-            entries.append("" if math.isnan(half) else f"{mean:+.1f} ± {half:.1f} {verdict.word}")
-            means += [] if math.isnan(mean) else [mean]
-        lines.append([f"{system} - {other}", *entries, _with_half(means, "+.2f")])
+    lines = [_verdicts(f"{own} - {other}", rule.verdicts(rows, own, other, part)) for own, other in rule.COMPARED]
     return table(["dmlcore - plain loop", *DATA, "mean of data sets"], lines)
+
+
+def _verdicts(what: str, verdicts: dict[str, rule.Verdict]) -> list[str]:
+    """A line of differences."""
+    entries, means = [], []
+    for verdict in verdicts.values():
+        mean, half = verdict.interval
+        entries.append("" if math.isnan(half) else f"{mean:+.1f} ± {half:.1f} {verdict.word}")
+        means += [] if math.isnan(mean) else [mean]
+    return [what, *entries, _with_half(means, "+.2f")]
 
 
 def explanations(rows: Rows, _: str) -> str:
@@ -114,16 +121,22 @@ def mending(rows: Rows, _: str) -> str:
     return _options(rule.mended(rows), "default", "losses")
 
 
-def _options(means: rule.Means, now: Any, what: str) -> str:
+def rise(rows: Rows, _: str) -> str:
+    """The same of other rises of the rate; what they lack is in percent."""
+    return _options(rises.means_of(rows), TODAY, "losses, share of the steps, rate", rule.in_percent)
+
+
+def _options(means: rule.Means, now: Any, what: str, regret: rule.Regret = rule.regret) -> str:
     if not means:
         return "Not run."
-    taken, lines = rule.takes(means, means), []
+    taken, lines = rule.takes(means, means, regret), []
     for option in next(iter(means.values())):
-        lacks = statistics.fmean(rule.regret(means, data, option) for data in means)
+        lacks = statistics.fmean(regret(means, data, option) for data in means)
         gains = [rule.gain(means, data, option, now) for data in means]
         words = [_name(option), *(["today"] if option == now else []), *(["taken"] if option == taken else [])]
         lines.append([", ".join(words), f"{lacks:.2f}", *(f"{gain:+.1f}" for gain in gains), f"{statistics.fmean(gains):+.2f}"])
-    return table([what, "lacks on validation", *(f"{data}, test" for data in means), "mean, test"], lines)
+    lacking = "lacks on validation, %" if regret is rule.in_percent else "lacks on validation"
+    return table([what, lacking, *(f"{data}, test" for data in means), "mean, test"], lines)
 
 
 def judged(rows: Rows, _: str) -> str:
@@ -132,17 +145,64 @@ def judged(rows: Rows, _: str) -> str:
     every = [(f"batch of {size}", rule.searched(rows, size), rule.today(size), plan.MOST_LOSS) for size in SHAPES]
     for what, means, now, most in (*every, ("losses", rule.mended(rows), "default", plan.MOST_LOSS_MENDED)):
         if out := rule.left_out(means, now):
-            gains = [gain for _, gain in out.values()]
-            entries = [f"{_name(out[data][0])}: {out[data][1]:+.1f}" if data in out else "" for data in DATA]
-            seeds = {f"{of[now]['seeds']}" for of in means.values()}
-            verdict = "changes" if rule.changes(gains, most) else "stays"
-            lines.append([what, " to ".join(sorted(seeds)), _name(now), *entries, _with_half(gains, "+.2f"), verdict])
+            verdict = "changes" if rule.changes([gain for _, gain in out.values()], most) else "stays"
+            lines.append([*_left_out(what, means, now, out), verdict])
+    if out := rises.gains(rows):
+        met = rises.conditions(rows)
+        verdict = "changes" if met and all(met.values()) else "" if None in met.values() else "stays"
+        lines.append([*_left_out("rise of the rate", rises.means_of(rows), TODAY, out), verdict])
     return table(["", "seeds", "today", *DATA, "mean", "verdict"], lines)
 
 
-BLOCKS: dict[str, Callable[[Rows, str], str]] = {
-    f.__name__: f for f in (answer, data_sets, figures, differences, explanations, search, mending, judged)
-}
+def _left_out(what: str, means: rule.Means, now: Any, out: dict[str, tuple[Any, float]]) -> list[str]:
+    entries = [f"{_name(out[data][0])}: {out[data][1]:+.1f}" if data in out else "" for data in DATA]
+    seeds = {f"{of[now]['seeds']}" for of in means.values()}
+    return [what, " to ".join(sorted(seeds)), _name(now), *entries, _with_half([gain for _, gain in out.values()], "+.2f")]
+
+
+def conditions(rows: Rows, _: str) -> str:
+    """What the rule asks of another rise, and whether it is met."""
+    option, met = rises.candidate(rows), rises.conditions(rows)
+    if option is None:
+        return "Not run."
+    if not met:
+        return f"The candidate is {_name(option)}, which is today's default."
+    words = {True: "met", False: "not met", None: "not run"}
+    return f"The candidate is {_name(option)}.\n\n" + table(
+        ["condition", ""], [[what, words[is_met]] for what, is_met in met.items()]
+    )
+
+
+def renewed(rows: Rows, part: str) -> str:
+    """New seeds: today's default and the candidate beside the best plain loop."""
+    option = rises.candidate(rows)
+    lines = [_verdicts("today's default - best plain", rises.new_verdicts(rows, TODAY, None, part))]
+    if option is not None and option != TODAY:
+        name = _name(option)
+        lines.append(_verdicts(f"{name} - best plain", rises.new_verdicts(rows, option, None, part)))
+        lines.append(_verdicts(f"{name} - today's default", rises.new_verdicts(rows, option, TODAY, part)))
+    plain = [rises.best_plain(rows, data) for data in DATA]
+    lines.append(["best plain", *(f"{best[0]}, {best[1]:g}" if best else "" for best in plain), ""])
+    return table(["", *DATA, "mean of data sets"], lines)
+
+
+def longer(rows: Rows, part: str) -> str:
+    """Longer runs: figures, then differences."""
+    candidate = rises.candidate(rows)
+    own: list[Any] = [*plan.LONG_PRODUCTS, *([candidate] if candidate and candidate != TODAY else [])]
+    lines = []
+    for option in (*own, rule.BEST):
+        of = [rises.long_figures(rows, data, option, part) for data in DATA]
+        lines.append([_name(option), *(f"{statistics.fmean(values.values()):.1f}" if values else "" for values in of), ""])
+    pairs = [(option, rule.BEST) for option in own] + [(option, "default") for option in own if option != "default"]
+    lines += [_verdicts(f"{_name(a)} - {_name(b)}", rises.long_verdicts(rows, a, b, part)) for a, b in pairs]
+    plain = [rises.long_plain(rows, data) for data in DATA]
+    lines.append(["which plain loop, its rate", *(f"{best[0]}, {best[1]:g}" if best else "" for best in plain), ""])
+    return table([f"after {plan.LONG_STEPS} steps", *DATA, "mean of data sets"], lines)
+
+
+_FILLED = (answer, data_sets, figures, differences, explanations, search, mending, rise, judged, conditions, renewed, longer)
+BLOCKS: dict[str, Callable[[Rows, str], str]] = {block.__name__: block for block in _FILLED}
 
 
 def write(rows: Rows, page: Path = PAGE) -> str:

@@ -12,7 +12,7 @@ import numpy as np
 
 from benchmarks.outside import plan
 from benchmarks.outside.plan import DATA, PLAIN, SEARCH_SEEDS, SEARCHED_RATES, SEEDS, SHAPES, Cell
-from benchmarks.outside.runs import Rows, rate_of
+from benchmarks.outside.stored import Rows, figure, rate_of
 from dmlcore.evaluation.resampling import holm
 from dmlcore.reports.intervals import mean_and_half
 
@@ -20,10 +20,13 @@ BEST = "best plain"
 FEWEST = 3  # seeds of an interval
 COMPARED = (("default", BEST), *(("default", loss) for loss in PLAIN), *plan.COUNTERPARTS)
 Point = tuple[int, int, float]  # classes, samples, rate
+BySeed = dict[int, float]
 Means = dict[str, dict[Any, dict[str, float]]]  # data set, option, part: MAP@R
+CellOf = Callable[[str, int, Any], Cell]  # of a data set, a seed, an option
+Regret = Callable[[Means, str, Any], float]  # of an option on a data set
 
 
-def figures_of(rows: Rows, data: str, system: str, name: str = "served", part: str = "test") -> dict[int, float]:
+def figures_of(rows: Rows, data: str, system: str, name: str = "served", part: str = "test") -> BySeed:
     """MAP@R of a system by seed, of those that are there.
 
     Args:
@@ -43,7 +46,7 @@ def figures_of(rows: Rows, data: str, system: str, name: str = "served", part: s
     if system in PLAIN and rate is None:
         return {}
     cells = {seed: Cell("compare", data, system, seed, rate) for seed in SEEDS}
-    return {seed: rows[cell]["figures"][name][part]["MAP@R"] for seed, cell in cells.items() if cell in rows}
+    return {seed: figure(rows, cell, name, part) for seed, cell in cells.items() if cell in rows}
 
 
 @dataclass(frozen=True)
@@ -77,13 +80,15 @@ class Verdict:
 
 def verdicts(rows: Rows, system: str, other: str, name: str = "served") -> dict[str, Verdict]:
     """By data set."""
-    values = {}
-    for data in DATA:
-        own, rival = figures_of(rows, data, system, name), figures_of(rows, data, other, name)
-        values[data] = [own[seed] - rival[seed] for seed in sorted(own.keys() & rival.keys())]
-    tested = [data for data in DATA if len(values[data]) >= FEWEST]
+    return judge({data: (figures_of(rows, data, system, name), figures_of(rows, data, other, name)) for data in DATA})
+
+
+def judge(pairs: dict[str, tuple[BySeed, BySeed]]) -> dict[str, Verdict]:
+    """By data set, from the figures of both sides."""
+    values = {data: [own[seed] - rival[seed] for seed in sorted(own.keys() & rival)] for data, (own, rival) in pairs.items()}
+    tested = [data for data in pairs if len(values[data]) >= FEWEST]
     corrected = dict(zip(tested, holm(np.array([_p(values[data]) for data in tested])), strict=True)) if tested else {}
-    return {data: Verdict(values[data], float(corrected.get(data, math.nan))) for data in DATA}
+    return {data: Verdict(values[data], float(corrected.get(data, math.nan))) for data in pairs}
 
 
 def _p(values: Sequence[float]) -> float:
@@ -94,8 +99,14 @@ def _p(values: Sequence[float]) -> float:
 
 
 def points_of(size: int) -> list[Point]:
-    """All that is searched at a size of a batch."""
+    """All that is searched at a size of a batch, but for a rate beyond the grid."""
     return [(*shape, rate) for shape in SHAPES[size] for rate in SEARCHED_RATES]
+
+
+def search_cell(data: str, seed: int, point: Point) -> Cell:
+    """The run of a point of the search."""
+    classes, samples, rate = point
+    return Cell("search", data, "default", seed, rate, classes, samples)
 
 
 def today(size: int) -> Point:
@@ -105,12 +116,7 @@ def today(size: int) -> Point:
 
 def searched(rows: Rows, size: int) -> Means:
     """The search at a size of a batch: means over the seeds of which every point has a run, of data sets that have one."""
-
-    def cell(data: str, seed: int, point: Point) -> Cell:
-        classes, samples, rate = point
-        return Cell("search", data, "default", seed, rate, classes, samples)
-
-    return _means(rows, points_of(size), SEARCH_SEEDS, cell)
+    return widened(rows, points_of(size), SEARCH_SEEDS, search_cell, regret)
 
 
 def mended(rows: Rows) -> Means:
@@ -119,13 +125,39 @@ def mended(rows: Rows) -> Means:
     return _means(rows, options, plan.MEND_SEEDS, lambda data, seed, system: Cell("compare", data, system, seed))
 
 
-def _means(rows: Rows, options: Sequence[Any], seeds: Sequence[int], cell: Callable[[str, int, Any], Cell]) -> Means:
+def beyond(option: Any, highest: float) -> Any:
+    """The option with twice the highest rate of its grid, if it has that rate; otherwise None. The rate is its last entry."""
+    return (*option[:-1], 2 * highest) if option[-1] == highest else None
+
+
+def widened(rows: Rows, options: Sequence[Any], seeds: Sequence[int], cell: CellOf, regret: Regret) -> Means:
+    """Means as below, with the option beyond the grid, if the rule takes the highest rate and all runs beyond are there.
+
+    Args:
+        rows: results.
+        options: of the grid, whose last entry is the rate.
+        seeds: of the search.
+        cell: the run of a data set, a seed and an option.
+        regret: by which the rule takes an option.
+    """
+    means = _means(rows, options, seeds, cell)
+    further = beyond(takes(means, means, regret), max(option[-1] for option in options)) if means else None
+    if further is None:
+        return means
+    wider = _means(rows, [*options, further], seeds, cell)
+    is_whole = means.keys() == wider.keys() and all(
+        of[further]["seeds"] == means[data][options[0]]["seeds"] for data, of in wider.items()
+    )
+    return wider if is_whole else means
+
+
+def _means(rows: Rows, options: Sequence[Any], seeds: Sequence[int], cell: CellOf) -> Means:
     means: Means = {}
     for data in DATA:
         there = [seed for seed in seeds if all(cell(data, seed, option) in rows for option in options)]
         for option in options if there else ():
-            figures = [rows[cell(data, seed, option)]["figures"]["served"] for seed in there]
-            parts = {part: statistics.fmean(of[part]["MAP@R"] for of in figures) for part in ("validation", "test")}
+            cells = [cell(data, seed, option) for seed in there]
+            parts = {part: statistics.fmean(figure(rows, own, part=part) for own in cells) for part in ("validation", "test")}
             means.setdefault(data, {})[option] = {**parts, "seeds": len(there)}
     return means
 
@@ -135,7 +167,12 @@ def regret(means: Means, data: str, option: Any) -> float:
     return max(of["validation"] for of in means[data].values()) - means[data][option]["validation"]
 
 
-def takes(means: Means, sets: Iterable[str]) -> Any:
+def in_percent(means: Means, data: str, option: Any) -> float:
+    """The same in percent of what the best one reaches."""
+    return 100 * regret(means, data, option) / max(of["validation"] for of in means[data].values())
+
+
+def takes(means: Means, sets: Iterable[str], regret: Regret = regret) -> Any:
     """The option of least mean regret on data sets."""
     sets = list(sets)
     options = means[sets[0]]
@@ -147,9 +184,9 @@ def gain(means: Means, data: str, option: Any, now: Any) -> float:
     return means[data][option]["test"] - means[data][now]["test"]
 
 
-def left_out(means: Means, now: Any) -> dict[str, tuple[Any, float]]:
+def left_out(means: Means, now: Any, regret: Regret = regret) -> dict[str, tuple[Any, float]]:
     """For each data set what the rule takes from the others, and its test MAP@R there minus today's."""
-    options = {data: takes(means, [other for other in means if other != data]) for data in means if len(means) > 1}
+    options = {data: takes(means, [other for other in means if other != data], regret) for data in means if len(means) > 1}
     return {data: (option, gain(means, data, option, now)) for data, option in options.items()}
 
 

@@ -2,28 +2,21 @@
 
 from __future__ import annotations
 
-import statistics
 import tempfile
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from dataclasses import asdict
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 from benchmarks import rows as kept_rows
 from benchmarks.arms.data import prepare
 from benchmarks.defaults.sets import SETS
-from benchmarks.outside import plan
-from benchmarks.outside.plan import DATA, PLAIN, RATED, RATES, SEEDS, Cell
+from benchmarks.outside.order import stages
+from benchmarks.outside.plan import DATA, PLAIN, Cell
+from benchmarks.outside.stored import Rows, read
 
-Rows = dict[Cell, dict[str, Any]]
 Append = Callable[[kept_rows.Row], None]
-
-
-def read(file: Path) -> Rows:
-    """The results so far."""
-    return {Cell(**row["cell"]): row for row in kept_rows.read(file)}
 
 
 def train_cell(cell: Cell, file: str) -> dict[str, Any]:
@@ -53,35 +46,6 @@ def train_cell(cell: Cell, file: str) -> dict[str, Any]:
     }
 
 
-def rate_of(rows: Rows, data: str, loss: str) -> float | None:
-    """The rate of a plain loop with the best mean validation MAP@R; None: not all of its runs are there."""
-    means = {}
-    for rate in RATES[loss]:
-        own = [Cell("compare", data, loss, seed, rate) for seed in RATED]
-        if any(cell not in rows for cell in own):
-            return None
-        means[rate] = statistics.fmean(rows[cell]["figures"]["served"]["validation"]["MAP@R"] for cell in own)
-    return max(means, key=lambda rate: means[rate])
-
-
-def rated(rows: Rows) -> Iterator[Cell]:
-    """The other seeds of the plain loops, at the rates that validation chose."""
-    for seed in SEEDS:
-        for data in DATA:
-            for loss in PLAIN:
-                if seed not in RATED and (rate := rate_of(rows, data, loss)) is not None:
-                    yield Cell("compare", data, loss, seed, rate)
-
-
-def stages(rows: Rows) -> list[Callable[[], Iterator[Cell]]]:
-    """What is run one after the other, the most needed first; each goes by the rows before it."""
-    first = partial(plan.searching, (plan.DEFAULT_SIZE,), plan.SEARCH_SEEDS[:1])
-    every_size = partial(plan.searching, seeds=plan.SEARCH_SEEDS[:1])
-    first_mends = partial(plan.mending, plan.MEND_SEEDS[:1])
-    rest = [first, first_mends, every_size, plan.mending, plan.searching]
-    return [plan.products, plan.rating, partial(rated, rows), plan.explaining, *rest]
-
-
 def run(file: Path, folder: Path | None, work: Path, minutes: float | None) -> Rows:
     """Run what the file lacks, of the data sets that are there."""
     rows = read(file)
@@ -102,7 +66,7 @@ def _run_each(cells: Iterable[Cell], rows: Rows, append: Append, folder: Path | 
         row = train_cell(cell, str(prepare(cell.data, cell.seed, folder, work)))
         rows[cell] = row
         append(row)
-        rate = "" if cell.rate is None else f"{cell.rate:g}"
+        rate = " ".join(f"{value:g}" for value in (cell.rate, cell.share) if value is not None)
         reached = row["figures"]["served"]["validation"]["MAP@R"]
         print(f"{cell.part:8} {cell.data:15} {cell.system:20} {cell.classes:3} x {cell.samples:2} {rate:6} seed {cell.seed}"
               f"  validation {reached:5.1f}  {row['cpu_seconds']:5.1f} s", flush=True)  # fmt: skip
