@@ -103,9 +103,7 @@ def test_another_rise_must_hold_on_new_seeds_and_in_longer_runs(rows: stored.Row
     best = ("default", 0.05, 4e-3)
     rows = _risen(rows, best)
     assert rises.candidate(rows) == best and not list(order.beyond_rises(rows))
-    assert {data: round(gain) for data, (_, gain) in rises.gains(rows).items()} == {
-        d: 1 if d == "fonts" else 2 for d in DATA
-    }
+    assert {data: round(gain) for data, (_, gain) in rises.gains(rows).items()} == {d: 1 if d == "fonts" else 2 for d in DATA}
     new = set(order.new_seeds(rows)) - rows.keys()
     assert {cell.seed for cell in new} == set(plan.NEW_SEEDS) and {cell.system for cell in new} <= set(PLAIN)
     assert rises.conditions(rows) == {"data sets left out": True, "new seeds": None, "longer runs": True}
