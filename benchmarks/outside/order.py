@@ -33,8 +33,8 @@ def beyond_rises(rows: Rows) -> Iterator[Cell]:
 
 
 def new_seeds(rows: Rows) -> Iterator[Cell]:
-    """The candidate, today's default and the best plain loop."""
-    options = dict.fromkeys((rises.candidate(rows) or TODAY, TODAY, None))
+    """Today's default, the best plain loop, and what may take the default's place."""
+    options = (TODAY, None, *rises.confirmed(rows))
     for seed in plan.NEW_SEEDS:
         for data in DATA:
             yield from (cell for option in options if (cell := rises.new_cell(rows, data, seed, option)))
@@ -48,8 +48,8 @@ def long_rating(rows: Rows) -> Iterator[Cell]:
 
 
 def long_compared(rows: Rows) -> Iterator[Cell]:
-    """Longer runs of the default, the best plain loop, the candidate, and what else of dmlcore is compared."""
-    options = dict.fromkeys(("default", rule.BEST, rises.candidate(rows) or "default", *plan.LONG_PRODUCTS))
+    """Longer runs of the default, the best plain loop, what may take the default's place, and what else is compared."""
+    options = dict.fromkeys(("default", rule.BEST, *rises.confirmed(rows), *plan.LONG_PRODUCTS))
     for option in options:
         for seed in plan.LONG_SEEDS:
             yield from (cell for data in DATA if (cell := rises.long_cell(rows, data, seed, option)))
@@ -66,14 +66,15 @@ def stages(rows: Rows) -> list[Callable[[], Iterator[Cell]]]:
         partial(plan.searching, default_size, first),
         partial(plan.mending, plan.MEND_SEEDS[:1]),
         partial(plan.searching, seeds=first),
-        plan.rising,
-        partial(beyond_rises, rows),
-        partial(new_seeds, rows),
-        plan.mending,
+        partial(plan.rising, plan.RISE_SEEDS[:2]),
         partial(plan.searching, default_size),
         partial(beyond_search, rows, plan.DEFAULT_SIZE),
+        partial(new_seeds, rows),
         partial(long_rating, rows),
         partial(long_compared, rows),
+        plan.mending,
+        plan.rising,
+        partial(beyond_rises, rows),
         plan.searching,
         *(partial(beyond_search, rows, size) for size in plan.SHAPES),
     ]

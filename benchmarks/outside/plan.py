@@ -73,6 +73,10 @@ highest rate, twice that is added for its losses and share. The candidate replac
 On new seeds the best plain loop of a data set and its rate are those with the best mean validation MAP@R over `SEEDS`. Test
 figures of new seeds are compared as rule 1 says.
 
+**Changed** when two seeds of question 4 were there: its rule fails on data sets left out, so that its candidate is not run with
+new seeds nor in longer runs. The search of question 2 comes before the third seed of question 4. If rule 2 takes another rate,
+this is run with `NEW_SEEDS` and in runs of `LONG_STEPS` too. That informs, and decides nothing.
+
 **Question 5**, registered with question 4: is the default ever below a plain loop in longer runs? `default`, `ms` and plain
 loops train for `LONG_STEPS`, with a checkpoint every `LONG_EVERY` and `LONG_SEEDS`. Each plain loop, with and without a rise
 of the rate, has the two rates that were best on validation classes in short runs, seed 0. The best plain loop of a data set is

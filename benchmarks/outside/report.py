@@ -174,10 +174,9 @@ def conditions(rows: Rows, _: str) -> str:
 
 
 def renewed(rows: Rows, part: str) -> str:
-    """New seeds: today's default and the candidate beside the best plain loop."""
-    option = rises.candidate(rows)
+    """New seeds: today's default, and what may take its place, beside the best plain loop."""
     lines = [_verdicts("today's default - best plain", rises.new_verdicts(rows, TODAY, None, part))]
-    if option is not None and option != TODAY:
+    for option in rises.confirmed(rows):
         name = _name(option)
         lines.append(_verdicts(f"{name} - best plain", rises.new_verdicts(rows, option, None, part)))
         lines.append(_verdicts(f"{name} - today's default", rises.new_verdicts(rows, option, TODAY, part)))
@@ -188,8 +187,7 @@ def renewed(rows: Rows, part: str) -> str:
 
 def longer(rows: Rows, part: str) -> str:
     """Longer runs: figures, then differences."""
-    candidate = rises.candidate(rows)
-    own: list[Any] = [*plan.LONG_PRODUCTS, *([candidate] if candidate and candidate != TODAY else [])]
+    own: list[Any] = [*plan.LONG_PRODUCTS, *rises.confirmed(rows)]
     lines = []
     for option in (*own, rule.BEST):
         of = [rises.long_figures(rows, data, option, part) for data in DATA]

@@ -98,6 +98,19 @@ def long_verdicts(rows: Rows, option: str | Rise, other: str | Rise, name: str =
     return rule.judge({data: (long_figures(rows, data, option, name), long_figures(rows, data, other, name)) for data in DATA})
 
 
+def confirmed(rows: Rows) -> list[Rise]:
+    """What new seeds and longer runs compare with today's default: another rate by rule 2, and the candidate of rule 4 unless
+    data sets left out have refuted it."""
+    options = []
+    means, now = rule.searched(rows, plan.DEFAULT_SIZE), rule.today(plan.DEFAULT_SIZE)
+    if means and rule.changes([gain for _, gain in rule.left_out(means, now).values()]):
+        point = rule.takes(means, means)
+        options += [(*TODAY[:2], point[-1])] if point[:-1] == now[:-1] else []
+    if (option := candidate(rows)) and option != TODAY and conditions(rows)["data sets left out"] is not False:
+        options.append(option)
+    return list(dict.fromkeys(options))
+
+
 def conditions(rows: Rows) -> dict[str, bool | None]:
     """What rule 4 asks of its candidate; None: not run, or not in all data sets."""
     option = candidate(rows)
