@@ -149,7 +149,7 @@ def judged(rows: Rows, _: str) -> str:
             lines.append([*_left_out(what, means, now, out), verdict])
     if out := rises.gains(rows):
         met = rises.conditions(rows)
-        verdict = "changes" if met and all(met.values()) else "" if None in met.values() else "stays"
+        verdict = "changes" if met and all(met.values()) else "stays" if not met or False in met.values() else ""
         lines.append([*_left_out("rise of the rate", rises.means_of(rows), TODAY, out), verdict])
     return table(["", "seeds", "today", *DATA, "mean", "verdict"], lines)
 
