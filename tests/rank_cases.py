@@ -404,16 +404,18 @@ WHOLE = ("heads", "tiles", "label matrices", "relation", "memory of an ensemble"
 FAULTS = ("no factor", "local batch", "wrong rows")
 
 
-def traffic(rank: int) -> dict[str, list[str]]:
-    """What crosses in a step, in its order, by how the work is done; the third rank and those after it have no samples."""
-    sent: dict[str, list[str]] = {}
+def traffic(rank: int) -> dict[str, list[tuple[str, int]]]:
+    """What crosses in a step and the bytes that this rank gives, in its order, by how the work is done; the last rank
+    has no samples."""
+    sent: dict[str, list[tuple[str, int]]] = {}
     x, y = batch(1)
     for work in ("whole", "divided"):
         calls = sent.setdefault(work, [])
 
-        def noting(name: str, call: Any, calls: list[str] = calls) -> Any:
+        def noting(name: str, call: Any, calls: list[tuple[str, int]] = calls) -> Any:
             def note(*arguments: Any, **named: Any) -> Any:
-                calls.append(name)
+                given = [part for sent in arguments[1:] for part in (sent if isinstance(sent, list | tuple) else [sent])]
+                calls.append((name, sum(part.nbytes for part in given if isinstance(part, Tensor))))
                 return call(*arguments, **named)
 
             return note

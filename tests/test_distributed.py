@@ -12,7 +12,7 @@ import pytest
 import rank_cases
 import torch
 from launched import check_refusals, outcomes_of_ranks
-from rank_cases import CASES, FAULTS, Numbers, Part
+from rank_cases import CASES, FAULTS, SAMPLES, WIDTH, Numbers, Part
 
 TOLERANCE = {"float32": 2e-6, "weighting": 1e-11, "weighting held_out": 1e-6}
 """Elsewhere 1e-12. Weightings are compared after eight steps, in which rounding grows. With `held_out` that of another library
@@ -99,10 +99,13 @@ def test_what_cannot_be_right_is_refused_on_every_rank(two) -> None:
 
 
 def test_what_crosses_in_a_step_is_the_same_on_every_rank(two) -> None:
-    """Counts and data are told, and the terms; where work is divided there is a sum, and the sum of gradients."""
-    for outcome in two:
-        assert outcome["traffic"]["whole"] == ["meet", "all_gather"]
-        assert outcome["traffic"]["divided"] == ["meet", "add_up", "all_gather", "reduce_scatter"]
+    """Counts and data are told, and the terms; where work is divided there is a sum, and the sum of gradients. The second rank
+    has no samples. Beside them there are three numbers of each loss that is divided, and its sum."""
+    for outcome, samples in zip(two, (SAMPLES, 0), strict=True):
+        met, terms = ("meet", samples * (8 + 8 * WIDTH)), ("all_gather", 8 * len(rank_cases.MEMBERS))
+        assert outcome["traffic"]["whole"] == [met, terms]
+        gradients = ("reduce_scatter", 8 * 2 * SAMPLES * WIDTH)  # as many rows for each rank
+        assert outcome["traffic"]["divided"] == [met, ("add_up", 2 * 8 * 4), terms, gradients]
 
 
 @pytest.mark.slow

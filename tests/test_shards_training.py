@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import pickle
 import shutil
 from pathlib import Path
 from typing import Any
@@ -28,6 +30,16 @@ def table(tmp_path_factory) -> Path:
     path = tmp_path_factory.mktemp("data") / "table.npz"
     np.savez(path, x=x.astype(np.float32), y=labels)
     return path
+
+
+class Planted:
+    """Makes a folder where it is unpickled."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return os.mkdir, (str(self.path),)
 
 
 def settings(table: Path) -> dict[str, Any]:
@@ -81,8 +93,11 @@ def test_two_processes_begin_and_one_goes_on(begun, alone, tmp_path) -> None:
     assert last["shards"]["tables"] and not any("proxies" in name for name in (*last["ensemble"], *best["ensemble"]))
     assert len(list((folder / "checkpoints").glob("shards-*"))) == 2  # of `last`, and of the one before
     assert dmlcore.load(str(folder)).step == best["step"]  # which needs none of them
+    for shards in (folder / "checkpoints").glob("shards-*"):  # where PyTorch's own reader would open it, and run what it says
+        (shards / ".metadata").write_bytes(pickle.dumps(Planted(tmp_path / "planted")))
     train(resume=folder, steps=MORE)
     check_same(folder, alone)
+    assert not (tmp_path / "planted").exists()
     assert not checkpoints.load(folder / "checkpoints", "last").get("shards")
 
 
