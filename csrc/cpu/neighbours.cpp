@@ -8,6 +8,7 @@
 #include <omp.h>
 #include <cstring>
 
+#include "cpu/gemm.h"
 #include "cpu/intervals.h"
 #include "dml/vector.h"
 
@@ -129,14 +130,20 @@ template <class T> static Workspace<T> workspace_of(const Ranking<T>& p, int64_t
   return Workspace<T>(p, widest, reinterpret_cast<unsigned char*>((reinterpret_cast<uintptr_t>(base) + 63) & ~uintptr_t(63)));
 }
 
-// Queries [i0, i1) from panels into groups [depth][kTileRows], zeros beyond the edge.
+// Queries [i0, i1) from panels into groups [depth][kTileRows], zeros beyond the edge. A group lies in one panel or two.
 template <class T> static void pack_rows(const Ranking<T>& p, int64_t i0, int64_t i1, T* to) {
-  for (int64_t g0 = i0; g0 < i1; g0 += kTileRows, to += p.D * kTileRows)
-    for (int64_t r = 0; r < kTileRows; ++r) {
-      const int64_t i = g0 + r;
-      const T* from = i < i1 ? p.queries + i / kWidth<T> * kWidth<T> * p.D + i % kWidth<T> : nullptr;
-      for (int64_t d = 0; d < p.D; ++d) to[d * kTileRows + r] = from ? from[d * kWidth<T>] : T(0);
+  for (int64_t g0 = i0; g0 < i1; g0 += kTileRows, to += p.D * kTileRows) {
+    const int64_t count = least(kTileRows, i1 - g0), place = g0 % kWidth<T>, first = least(count, kWidth<T> - place);
+    const T* from = p.queries + (g0 - place) * p.D + place;
+    if (first == kTileRows) {
+      for (int64_t d = 0; d < p.D; ++d) __builtin_memcpy(to + d * kTileRows, from + d * kWidth<T>, kTileRows * sizeof(T));
+      continue;
     }
+    const T* next = p.queries + (g0 - place + kWidth<T>)*p.D;
+    for (int64_t d = 0; d < p.D; ++d)
+      for (int64_t r = 0; r < kTileRows; ++r)
+        to[d * kTileRows + r] = r < first ? from[d * kWidth<T> + r] : r < count ? next[d * kWidth<T> + r - first] : T(0);
+  }
 }
 
 // Similarities of one group of rows from g0 on to the panel of references from j0 on.
@@ -310,27 +317,55 @@ template <class T> static void count(const Ranking<T>& p) {
   });
 }
 
+template <class T> struct Scaling {  // of a row: x / scale * factor
+  T scale, factor;
+};
+
+// Also half of the row's square, if it is asked for.
+template <class T> static Scaling<T> scaling_of(const T* x, int64_t depth, bool normalise, T* half) {
+  using V = typename Native<T>::V;
+  constexpr int64_t lanes = Native<T>::lanes;
+  V several = V{};
+  int64_t d = 0;
+  for (; d + lanes <= depth; d += lanes) {
+    const V v = load<V>(x + d);
+    several = max(several, max(v, -v));
+  }
+  T largest = 0;
+  for (int64_t q = 0; q < lanes; ++q) largest = max(largest, several[q]);
+  for (; d < depth; ++d) largest = max(largest, x[d] < 0 ? -x[d] : x[d]);
+  const T scale = normalise && largest > 0 ? largest : T(1);  // so that no square overflows or vanishes
+  double square = 0;
+#pragma omp simd reduction(+ : square)
+  for (int64_t k = 0; k < depth; ++k) square += double(x[k] / scale) * double(x[k] / scale);
+  if (half) *half = T(square / 2);
+  return {scale, normalise && square > 0 ? T(1 / __builtin_sqrt(square)) : T(1)};  // a zero vector stays zero
+}
+
 template <class T> static void pack(const T* from, const int64_t* order, int64_t rows, int64_t depth, bool normalise, T* panels,
                                     T* halves, int threads) {
+  using V = typename Native<T>::V;
+  constexpr int64_t lanes = Native<T>::lanes;
 #pragma omp parallel for num_threads(threads) schedule(static) if (threads > 1)
-  for (int64_t j0 = 0; j0 < rows; j0 += kWidth<T>)
-    for (int64_t q = 0; q < kWidth<T>; ++q) {
-      T* to = panels + j0 * depth + q;
-      if (j0 + q >= rows) {
-        for (int64_t d = 0; d < depth; ++d) to[d * kWidth<T>] = 0;
-        continue;
-      }
-      const T* x = from + order[j0 + q] * depth;
-      T largest = 0;
-      for (int64_t d = 0; d < depth; ++d) largest = max(largest, x[d] < 0 ? -x[d] : x[d]);
-      const T scale = normalise && largest > 0 ? largest : T(1);  // so that no square overflows or vanishes
-      double square = 0;
-#pragma omp simd reduction(+ : square)
-      for (int64_t d = 0; d < depth; ++d) square += double(x[d] / scale) * double(x[d] / scale);
-      if (halves) halves[j0 + q] = T(square / 2);
-      const T factor = normalise && square > 0 ? T(1 / __builtin_sqrt(square)) : T(1);  // a zero vector stays zero
-      for (int64_t d = 0; d < depth; ++d) to[d * kWidth<T>] = x[d] / scale * factor;
+  for (int64_t j0 = 0; j0 < (rows + kWidth<T> - 1) / kWidth<T> * kWidth<T>; j0 += lanes) {
+    T* to = panels + j0 / kWidth<T> * kWidth<T> * depth + j0 % kWidth<T>;
+    const int64_t count = most_of(0, least(lanes, rows - j0));  // zeros beyond the edge
+    const T* x[lanes];
+    Scaling<T> of[lanes];
+    for (int64_t q = 0; q < count; ++q) {
+      x[q] = from + order[j0 + q] * depth;
+      of[q] = scaling_of(x[q], depth, normalise, halves ? halves + j0 + q : nullptr);
     }
+    int64_t d = 0;
+    for (; d + lanes <= depth; d += lanes) {
+      V square[lanes];
+      for (int64_t q = 0; q < lanes; ++q) square[q] = q < count ? load<V>(x[q] + d) / of[q].scale * of[q].factor : V{};
+      transpose(square);
+      for (int64_t q = 0; q < lanes; ++q) __builtin_memcpy(to + (d + q) * kWidth<T>, &square[q], sizeof(V));
+    }
+    for (; d < depth; ++d)
+      for (int64_t q = 0; q < lanes; ++q) to[d * kWidth<T> + q] = q < count ? x[q][d] / of[q].scale * of[q].factor : T(0);
+  }
 }
 
 template <class T> static RankingKernels<T> kernels(const char* name) {
