@@ -187,7 +187,8 @@ def renewed(rows: Rows, part: str) -> str:
 
 def longer(rows: Rows, part: str) -> str:
     """Longer runs: figures, then differences."""
-    own: list[Any] = [*plan.LONG_PRODUCTS, *rises.confirmed(rows)]
+    every = (*plan.LONG_PRODUCTS, *rises.confirmed(rows))
+    own: list[Any] = [option for option in every if any(rises.long_figures(rows, data, option) for data in DATA)]
     lines = []
     for option in (*own, rule.BEST):
         of = [rises.long_figures(rows, data, option, part) for data in DATA]
