@@ -401,7 +401,9 @@ def test_unknown_functor_and_wrong_options() -> None:
 
 def test_every_functor_belongs_to_a_case() -> None:
     loaded = {name for entry in cpu_functors.loaded() for name in entry.functors}  # by other tests of this process
-    assert set(functors()) - loaded - {"row_extremes"} == {case.create().functor_call().functor for case in FUSED}
+    losses = [case.create() for case in FUSED]
+    of_batch = {call.functor for call in (loss.functor_call_of_batch() for loss in losses) if call is not None}
+    assert set(functors()) - loaded - {"row_extremes"} == {loss.functor_call().functor for loss in losses} | of_batch
 
 
 def test_large_batches_stay_small_in_memory() -> None:

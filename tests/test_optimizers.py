@@ -16,7 +16,7 @@ from dmlcore import plugins
 from dmlcore.cli import main
 from dmlcore.errors import ConfigError, PluginError
 from dmlcore.testing import check
-from dmlcore.training import Optimizer, RunConfig, train
+from dmlcore.training import Optimizer, RunConfig, train, uncompiled
 from dmlcore.training.climbing import Climb
 from dmlcore.training.folder import RunFolder
 from dmlcore.training.passage import Passage
@@ -47,6 +47,26 @@ def new_run(data: str, folder: Path, **values: Any) -> Run:
 def test_the_contract(name: str) -> None:
     assert {"adamw", "adam", "sgd", "rmsprop", "sam"} <= set(NAMES)
     check(plugins.find("optimizer", name).component)
+
+
+@pytest.mark.parametrize("kind", [torch.optim.AdamW, torch.optim.Adam, torch.optim.SGD, torch.optim.RMSprop])
+def test_optimisers_without_the_graph_compiler(kind: type[torch.optim.Optimizer]) -> None:
+    results = []
+    for made in (kind, uncompiled(kind)):
+        weights = [nn.Parameter(torch.linspace(-1, 1, 6))]
+        optimiser = made(weights, lr=0.1)
+        calls: list[Any] = []
+        optimiser.register_step_post_hook(lambda *arguments, calls=calls: calls.append(arguments))
+        for _ in range(3):
+            optimiser.zero_grad()
+            weights[0].square().sum().backward()
+            optimiser.step()
+        optimiser.load_state_dict(copy.deepcopy(optimiser.state_dict()))
+        assert isinstance(optimiser, kind) and len(calls) == 3 and weights[0].requires_grad
+        results.append((weights[0].detach(), repr(optimiser)))
+    assert torch.equal(results[0][0], results[1][0]) and results[0][1] == results[1][1]
+    for name in ("add_param_group", "zero_grad", "state_dict", "load_state_dict"):  # this PyTorch is one of those known
+        assert getattr(uncompiled(kind), name).__globals__["__name__"] == "torch.optim.optimizer"
 
 
 def test_options_are_checked() -> None:

@@ -13,7 +13,7 @@ from torch import Tensor
 
 import dmlcore
 from dmlcore.errors import ConfigError
-from dmlcore.kernels import recorded_passes
+from dmlcore.kernels import plan_options, recorded_passes
 from dmlcore.losses import Comparison, create
 
 X, Y = BATCHES["odd"]
@@ -213,6 +213,31 @@ def test_means_of_pairs_from_sums_per_class(references: bool) -> None:
     s = torch.tensor(cosines(X, vectors), dtype=torch.float64)
     for mean, mask in zip(mean_similarities(comparison), comparison.masks(), strict=True):
         torch.testing.assert_close(mean, s[mask].mean())
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+def test_intra_pair_variance_of_a_batch(threads: int) -> None:
+    loss = create("intra_pair_variance", pos_eps=0.3, neg_eps=0.2)
+    together = dmlcore.LossEnsemble([create("ms"), create("intra_pair_variance", pos_eps=0.3, neg_eps=0.2)], weights=[0.0, 1.0])
+    expected = value_and_gradients(loss, X, Y, loss.reference)
+    with plan_options(threads=threads, thread_work=1, tile_rows=16, tile_columns=16, workspace=0):
+        assert_close(value_and_gradients(loss, X, Y, loss), expected, 1e-9)
+    results = [
+        value_and_gradients(loss, X, Y, compute) for compute in (loss, loss, together)
+    ]  # anew, as before, beside another
+    for result in results:
+        assert_close(result, expected, 1e-9)
+    assert results[0][0] == results[1][0] and torch.equal(results[0][1][0], results[1][1][0])
+    cotangents = torch.rand(2, len(X), dtype=X.dtype, generator=torch.Generator().manual_seed(0))
+    gradients = []
+    for plain in (False, True):
+        leaf = X.clone().requires_grad_()
+        (loss.rows(leaf, Y, plain=plain).values * cotangents).sum().backward()
+        gradients.append(leaf.grad)
+    torch.testing.assert_close(gradients[0], gradients[1], rtol=1e-9, atol=1e-12)
+    broken = X.clone()
+    broken[3, 1] = torch.nan
+    assert loss.rows(broken, Y).values.isnan().all() and loss(broken, Y).isnan()
 
 
 @pytest.mark.parametrize(

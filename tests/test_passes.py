@@ -14,7 +14,7 @@ from torch import Tensor
 from dmlcore import LossEnsemble
 from dmlcore.errors import ConfigError, PluginError
 from dmlcore.kernels import FunctorCall, Pass, extension, fused_passes, fused_rows, gram, plan_options, recorded_passes
-from dmlcore.kernels.cpu import CpuPasses
+from dmlcore.kernels.cpu import CpuPasses, weighted_sum
 from dmlcore.losses import create
 
 pytestmark = pytest.mark.skipif(extension.cpu() is None, reason="the CPU extension is not built")
@@ -130,6 +130,18 @@ def test_inner_products_are_the_same_bits_on_every_instruction_set(size: int, dt
         products.append(gram(rows))
     assert all(torch.equal(product, products[0]) for product in products)
     torch.testing.assert_close(products[0], rows.double() @ rows.double().T, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("size", [1, 31, 1000])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_weighted_sums(size: int, dtype: torch.dtype) -> None:
+    rows = torch.randn(4, size, dtype=dtype, generator=torch.Generator().manual_seed(0))
+    rows[1] = torch.nan
+    for level in extension.CPU.levels():
+        extension.CPU.use_level(level)
+        total = weighted_sum(rows, [0.5, 0.0, -2.0, 1 / 3])
+        torch.testing.assert_close(total, 0.5 * rows[0] - 2 * rows[2] + rows[3] / 3)
+        assert weighted_sum(rows, [0.0] * 4).count_nonzero() == 0
 
 
 @pytest.mark.parametrize("relation", ["references", "own", "matrix", "function"])

@@ -181,6 +181,20 @@ class TestEqualGradientNorms:
         expected = (prior * norms).sum() * (prior / norms) @ gradients
         torch.testing.assert_close(weighting.weights @ gradients, expected)
 
+    @pytest.mark.parametrize("count", [1, 3, 7])
+    @pytest.mark.parametrize("spread", [1.0, 2.5])
+    def test_numpy_gives_the_bits_of_pytorch(self, count: int, spread: float, monkeypatch: pytest.MonkeyPatch) -> None:
+        weightings = [make("equal_gradient_norms", [1.0 + k for k in range(count)], spread=spread) for _ in range(2)]
+        for step in range(40):
+            gradients = draw(step, count, 6).double()
+            gradients[0] *= {3: 0.0, 5: math.nan, 7: math.inf}.get(step, 1.0)
+            gram = torch.zeros_like(gradients @ gradients.T) if step == 9 else gradients @ gradients.T
+            for weighting, is_compiling in zip(weightings, (False, True), strict=True):  # graphs have no NumPy
+                monkeypatch.setattr(torch.compiler, "is_compiling", lambda answer=is_compiling: answer)
+                weighting.observe(gram, torch.ones(count))
+        states = [weighting.state_dict() for weighting in weightings]
+        assert all(torch.equal(value, states[1][name]) for name, value in states[0].items())
+
     def test_gradients_within_the_spread_keep_their_length(self) -> None:
         gradients = torch.diag(torch.tensor([1.0, 2.0, 30.0, 0.1], dtype=torch.float64))
         weighting = make("equal_gradient_norms", [1.0, 1.0, 1.0, 1.0], spread=5.0).double()

@@ -148,6 +148,14 @@ PYBIND11_MODULE(_cpu, m) {
              s.backward(reinterpret_cast<const void*>(terms), reinterpret_cast<const void*>(values),
                         reinterpret_cast<const void*>(tables), tensors);
            })
+      .def("backward_by_term",
+           [](dml::Passes& s, const std::vector<std::tuple<uintptr_t, int64_t, int64_t, std::vector<int>>>& to) {
+             std::vector<dml::TermGradients> tensors;
+             for (const auto& [data, rows, width, terms] : to)
+               tensors.push_back({reinterpret_cast<void*>(data), rows, width, terms});
+             py::gil_scoped_release unlocked;
+             s.backward_by_term(tensors);
+           })
       .def("plan", [](const dml::Passes& s, int pass) { return numbers(s.plan(pass)); })
       .def_property_readonly("sizes", &dml::Passes::sizes)
       .def_property_readonly("team", &dml::Passes::team)
@@ -309,6 +317,11 @@ PYBIND11_MODULE(_cpu, m) {
     py::gil_scoped_release unlocked;
     dml::multiply(reinterpret_cast<const float*>(rows_of), rows, reinterpret_cast<const float*>(columns_of), columns, depth,
                   reinterpret_cast<float*>(to));
+  });
+  m.def("weighted_sum", [](uintptr_t rows, int64_t count, int64_t size, const std::vector<double>& factors, uintptr_t sum) {
+    if (int64_t(factors.size()) != count) throw py::value_error("there must be a factor for each row");
+    py::gil_scoped_release unlocked;
+    dml::weighted_sum(reinterpret_cast<const float*>(rows), count, size, factors.data(), reinterpret_cast<float*>(sum));
   });
   m.def("has_blas", &dml::has_blas);
   m.def("release_workspaces", &dml::release_workspaces);

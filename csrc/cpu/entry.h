@@ -81,6 +81,7 @@ template <class T> struct Table {
     using V = typename Native<T>::V;
     static_assert(sizeof(F) <= sizeof(FunctorState::options) && sizeof(F) % sizeof(T) == 0, "options are numbers of type T");
     static_assert(words_in(F::kOptions) * sizeof(T) == sizeof(F), "kOptions names every option, in the order of the members");
+    static_assert(!HasMeans<F>::value || (GivenCount<F>::value == 2 && IsCpuOnly<F>::value), "means are two, of the CPU");
     static_assert(F::kValues >= 0 && F::kValues <= kMostValues, "a functor has at most 8 values per anchor");
     static_assert(
         is_fields_of<typename P::Limits, T>() && is_fields_of<typename P::Sums, T>() && is_fields_of<typename P::Slopes, T>(),
@@ -101,6 +102,7 @@ template <class T> struct Table {
               HasPartners<F>::value,
               HasTable<F>::value,
               HasCentres<F>::value,
+              HasMeans<F>::value,
               SearchedEnds<F>::value};
     e.fits = P::fits;
     if constexpr (!HasTable<F>::value) {

@@ -3,6 +3,7 @@
 #include <omp.h>
 #include <cstring>
 
+#include "cpu/pair_means.h"
 #include "cpu/stages.h"
 #include "dml_losses.h"                                                // DML_LOSSES(use): the headers of csrc/losses
 
@@ -129,9 +130,9 @@ template <class T> static int step_cells(int functor, const unsigned char* optio
   return table<T>().entries[functor].step_cells(options);
 }
 template <class T> static Kernels<T> kernels(const char* name) {
-  return {name,       functors<T>,   built_in,           append<T>,   Native<T>::lanes,   describe<T>, fits<T>,
-          cells<T>,   step_cells<T>, fraction_unit<T>(), cells_above, scratch_bytes<T>,   gather<T>,   scatter<T>,
-          forward<T>, backward<T>,   merge_ranks<T>,     multiply<T>, own_gemm_bytes<T>()};
+  return {name,       functors<T>,   built_in,           append<T>,         Native<T>::lanes, describe<T>, fits<T>,
+          cells<T>,   step_cells<T>, fraction_unit<T>(), cells_above,       scratch_bytes<T>, gather<T>,   scatter<T>,
+          forward<T>, backward<T>,   pair_means<T>,      add_pair_means<T>, merge_ranks<T>,   multiply<T>, own_gemm_bytes<T>()};
 }
 
 DML_END

@@ -12,7 +12,7 @@
 
 namespace dml {
 
-bool merges(const FunctorInfo& info) { return !(info.has_slots || info.table || info.centres); }
+bool merges(const FunctorInfo& info) { return !(info.has_slots || info.table || info.centres || info.means); }
 
 Kernels<float> kernels_f32_base();
 Kernels<double> kernels_f64_base();

@@ -54,15 +54,17 @@ template <class T> FunctorState functor_of(const FunctorCall& call, Outline& out
     state.functor = f;
     state.values = info.values, state.limits = info.limits, state.sums = info.sums, state.slopes = info.slopes;
     state.slot_limits = info.slot_limits, state.slot_sums = info.slot_sums, state.given_count = info.given_count;
-    state.has_slots = info.has_slots, state.search = info.search;
+    state.has_slots = info.has_slots, state.has_means = info.means, state.search = info.search;
     if (info.partners && !out.self) refuse(call, "is for a batch against itself");
     out.has_partners = out.has_partners || info.partners;
     if (info.centres) check_centres(call, out);
     if (info.partners && (call.windows || call.semihard >= 0))
       refuse(call, "couples anchors with all their positives and takes no windows");
+    if (info.means && (!out.self || out.relations.lists || call.windows || call.semihard >= 0))
+      refuse(call, "is for all pairs of a batch with itself");
   }
   if (state.functor < 0) throw std::invalid_argument("there is no functor '" + call.functor + "' for these options");
-  if (state.given_count > 0 && !call.given && out.A > 0) refuse(call, "needs numbers per anchor");
+  if (state.given_count > 0 && !state.has_means && !call.given && out.A > 0) refuse(call, "needs numbers per anchor");
   state.cells = kernels.cells(state.functor, state.options);
   state.step_cells = kernels.step_cells(state.functor, state.options);
   return state;

@@ -210,4 +210,26 @@ void Passes::backward(const void* terms, const void* values, const void* tables,
   is_double_ ? run(0.0) : run(0.0f);
 }
 
+void Passes::backward_by_term(const std::vector<TermGradients>& to) {
+  std::lock_guard<std::mutex> alone(lock_);
+  const auto run = [&](auto zero) {
+    using T = decltype(zero);
+    for (int term = 0; term < terms_; ++term) {
+      std::vector<GradientTensor> of_term;
+      bool is_wanted = false;
+      for (const TermGradients& source : to) {
+        const auto place = std::find(source.terms.begin(), source.terms.end(), term);
+        const bool has = source.data && place != source.terms.end();
+        const int64_t before = (place - source.terms.begin()) * source.rows * source.width;
+        of_term.push_back({has ? static_cast<T*>(source.data) + before : nullptr, source.rows, source.width});
+        is_wanted = is_wanted || has;
+      }
+      std::vector<T> cotangents(terms_, zero);
+      cotangents[term] = 1;
+      if (is_wanted) backward_of(cotangents.data(), static_cast<const T*>(nullptr), static_cast<const T*>(nullptr), of_term);
+    }
+  };
+  is_double_ ? run(0.0) : run(0.0f);
+}
+
 }  // namespace dml

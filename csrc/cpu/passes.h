@@ -29,6 +29,13 @@ struct GradientTensor {  // [rows, width] of T, contiguous; nullptr: nobody want
   int64_t rows, width;
 };
 
+struct
+    TermGradients {  // [terms.size(), rows, width] of T, contiguous: of each of these terms by itself; nullptr: nobody wants it
+  void* data;
+  int64_t rows, width;
+  std::vector<int> terms;
+};
+
 class Passes {
  public:
   // Throws std::invalid_argument as make_pass does, and for owners that are not one per value.
@@ -41,6 +48,9 @@ class Passes {
   // Gradients of the tensors under T cotangents of the terms, values and tables, nullptr where they are 0. A pass that none of
   // them reaches takes no time and adds nothing, where there are several.
   void backward(const void* terms, const void* values, const void* tables, const std::vector<GradientTensor>& to);
+
+  // The gradients of every term by itself, as backward() gives them under a cotangent of 1 for it alone.
+  void backward_by_term(const std::vector<TermGradients>& to);
 
   std::vector<std::pair<std::string, int64_t>> plan(int pass) const { return parts_.at(pass).pass->plan(); }
   std::pair<int64_t, int64_t> sizes() const {

@@ -26,7 +26,7 @@ struct FunctorState {
   int functor;
   alignas(16) unsigned char options[128];
   int values, limits, sums, slopes, slot_limits, slot_sums, given_count;   // numbers of fields
-  bool has_slots;
+  bool has_slots, has_means;
   int search;  // finite ends of a slot's interval; 0: slots are compared
   int64_t search_cells;  // a power of two above the number of ends of any anchor
   int step_cells;  // of the line on which soft ranks are taken by power series (series.h); 0: slots are compared
@@ -35,7 +35,7 @@ struct FunctorState {
   const void* windows_at;  // T [4][stride] or nullptr: pairs that count for this loss
   int semihard;  // which of the problem's choices of pairs counts for this loss, from 1 on; 0: none
   int value_row;  // first row of this loss in values [V, A]
-  const void* given_at;  // T, the caller's numbers per anchor
+  void* given_at;  // T, the caller's numbers per anchor
   void *limits_at, *sums_at, *slopes_at, *slot_limits_at, *slot_sums_at;  // T; slots are [field][positive][slot_stride]
   void* totals_at;  // double [threads][field][anchor]
   void* slot_totals_at;  // T [threads][field][positive][anchor]; the first are the sums
@@ -120,8 +120,12 @@ constexpr int kMostCentres = 64;  // of a class, for losses that fold them
 struct FunctorInfo {
   const char *name, *options;
   int values, limits, sums, slopes, slot_limits, slot_sums, bytes, given_count;
-  bool has_slots, partners, table, centres;
+  bool has_slots, partners, table, centres, means;
   int search;
+};
+
+struct PairMeans {  // of a batch with itself: mean similarities, and how many pairs they are of
+  double positive, negative, positive_pairs, negative_pairs;
 };
 
 struct FunctorModule {  // what a loss's header becomes (functors.h)
@@ -151,6 +155,9 @@ template <class T> struct Kernels {  // what one instruction set offers for one 
   void (*forward)(const Problem<T>&, int stages, T* values, T* counts);  // [V, A] in class order
   void (*backward)(const Problem<T>&, int stages, const T* cotangents, T* grad_anchors, T* grad_references,
                    T* private_grads);  // adds
+  // The means of a functor that takes them, and their gradient. `total`, [D], is kept between both, `of_class` is as long.
+  PairMeans (*pair_means)(const Problem<T>&, double* total, double* of_class);
+  void (*add_pair_means)(const Problem<T>&, double positive, double negative, const double* total, double* of_class, T* grads);
   // Sums of the anchors [from, from + count) out of those that several ranks have of them, [rank][field][count]: of the functor's
   // first field in the first rank, and `step` numbers from rank to rank.
   void (*merge_ranks)(const Problem<T>&, int loss, const T* parts, int ranks, int64_t step, int64_t from, int64_t count);

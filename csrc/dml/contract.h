@@ -60,7 +60,10 @@
 //                         and takes part through one similarity: fold(s, count) -> Fold<V>, given the registers s[0..count) of
 //                         neighbouring classes; its member `similarity` is what collect and slope_negative get, and
 //                         share(s, fold) is d similarity / d s. The positives stay a list, of the anchor's class's centres.
-//   kCpuOnly = true       not in the CUDA table (no built-in loss needs that)
+//   kMeans = true         the numbers given are the mean similarities of all positive and of all negative pairs, the same for every
+//                         anchor (kGiven = 2). The driver computes them itself, for a batch against itself by label. The last two
+//                         members of Slopes are cotangent * d value / d each mean, whose gradient the driver adds. kCpuOnly too.
+//   kCpuOnly = true       not in the CUDA table
 //
 // The second template argument is false for the narrow form of a loss (one fixed shift of all exponents, so that rows and
 // columns share each exponential) and true for the wide one (running maxima); fits() says whether the options allow the form.

@@ -52,6 +52,10 @@ template <class F, class = void> struct HasCentres { static constexpr bool value
 template <class F> struct HasCentres<F, typename MakeVoid<decltype(F::kCentres)>::type> {
   static constexpr bool value = F::kCentres;
 };
+template <class F, class = void> struct HasMeans { static constexpr bool value = false; };
+template <class F> struct HasMeans<F, typename MakeVoid<decltype(F::kMeans)>::type> {
+  static constexpr bool value = F::kMeans;
+};
 template <class F, class = void> struct IsCpuOnly { static constexpr bool value = false; };
 template <class F> struct IsCpuOnly<F, typename MakeVoid<decltype(F::kCpuOnly)>::type> {
   static constexpr bool value = F::kCpuOnly;

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from dmlcore.config import build_options
+from dmlcore.ensemble.few_numbers import arithmetic
 from dmlcore.errors import ConfigError
 from dmlcore.kernels import Passed
 
@@ -129,11 +130,11 @@ class RunningMeans(nn.Module):
     @torch.no_grad()
     def update(self, values: Tensor) -> None:
         """Take in `[L]` values of one step. A step with a value that is not finite counts as none."""
-        values = values.to(self.mean)
-        finite = torch.isfinite(values).all()  # no host asks: it would wait for the device
-        self.steps += finite
-        steps = self.steps if self.horizon is None else self.steps.clamp_max(self.horizon)
-        self.mean.copy_(torch.where(finite, self.mean + (values - self.mean) / steps.clamp_min(1), self.mean))
+        by, (mean, counted, values) = arithmetic(self.mean, self.steps, values.to(self.mean))
+        finite = by.isfinite(values).all()  # no host asks: it would wait for the device
+        counted += finite
+        steps = by.at_least(counted if self.horizon is None else by.at_most(counted, self.horizon), 1)
+        mean[...] = by.where(finite, mean + (values - mean) / by.number(steps), mean)
 
 
 def gradients_at(embeddings: Tensor, terms: Tensor, indices: Sequence[int] | None = None) -> list[Tensor]:

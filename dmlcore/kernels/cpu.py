@@ -96,17 +96,12 @@ class CpuPasses:
             sources: whose columns the passes compare. Those without `requires_grad` get no gradient.
         """
         gradients: list[Tensor | None] = []
+        to = []
         for source, terms in zip(sources, self.reaching, strict=True):
-            gradients.append(self.like.new_empty((len(terms), *source.shape)) if source.requires_grad else None)
-        for term in range(self.terms):
-            to = [
-                rows[terms.index(term)] if rows is not None and term in terms else None
-                for rows, terms in zip(gradients, self.reaching, strict=True)
-            ]
-            if any(gradient is not None for gradient in to):
-                cotangents = self.like.new_zeros(self.terms)
-                cotangents[term] = 1
-                self.backward(cotangents, None, None, to)
+            rows = self.like.new_empty((len(terms), *source.shape)) if source.requires_grad else None
+            gradients.append(rows)
+            to.append((0 if rows is None else rows.data_ptr(), *source.shape, terms))
+        self.passes.backward_by_term(to)
         self.by_term = gradients
 
     def combined(self, cotangents: Tensor) -> list[Tensor | None]:
@@ -114,11 +109,7 @@ class CpuPasses:
         factors = cotangents.tolist()
         sums: list[Tensor | None] = []
         for rows, terms in zip(self.by_term, self.reaching, strict=True):
-            total = None
-            for term, row in zip(terms, () if rows is None else rows.unbind(), strict=rows is not None):
-                if factors[term] != 0:  # whatever that term's gradient holds
-                    total = row * factors[term] if total is None else total.add_(row, alpha=factors[term])
-            sums.append(rows.new_zeros(rows.shape[1:]) if rows is not None and total is None else total)
+            sums.append(None if rows is None else weighted_sum(rows, [factors[term] for term in terms]))
         return sums
 
     def plan(self, index: int = 0) -> dict[str, int]:
@@ -135,6 +126,20 @@ def gram(rows: Tensor) -> Tensor:
     products = torch.empty(len(flat), len(flat), dtype=torch.float64)
     extension.CPU.gram(flat.data_ptr(), *flat.shape, products.data_ptr())
     return products
+
+
+def weighted_sum(rows: Tensor, factors: list[float]) -> Tensor:
+    """The sum of contiguous rows `[L, ...]` on the CPU, each times its factor, in their order. A row with a factor of 0 is left
+    out, whatever it holds."""
+    total = rows.new_empty(rows.shape[1:])
+    if extension.CPU is not None and rows.dtype == torch.float32:
+        extension.CPU.weighted_sum(rows.data_ptr(), len(factors), total.numel(), factors, total.data_ptr())
+        return total
+    total.zero_()
+    for row, factor in zip(rows.unbind(), factors, strict=True):
+        if factor != 0:
+            total.add_(row, alpha=factor)
+    return total
 
 
 def _reaching(passes: Sequence[Pass], targets: Sequence[tuple[Target, Target]]) -> list[list[int]]:

@@ -53,6 +53,11 @@ class Comparison(NamedTuple):
         return self.labels if self.reference_labels is None else self.reference_labels
 
     @property
+    def is_batch(self) -> bool:
+        """Whether it is a batch with itself, of which all pairs count and labels say which are positives."""
+        return self.references is None and self.relation is None and self.mining is None
+
+    @property
     def own_index(self) -> Tensor | None:
         """`[A]` int64 as `own`, also for a batch that is compared with itself."""
         return torch.arange(len(self.anchors), device=self.anchors.device) if self.references is None else self.own

@@ -6,20 +6,18 @@ Members that compare the same tensors share a pass over the similarities, and al
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any, ClassVar, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
 
-from dmlcore.kernels import FunctorCall, Pass, Passed, Relations, extension, fused_passes
+from dmlcore.kernels import FunctorCall, Passed, extension, fused_passes
 from dmlcore.losses.comparison import Comparison
-from dmlcore.losses.mining import Extremes, Measure, Mining, WindowMiner, Windows
+from dmlcore.losses.measuring import RowMeasure, Wholes, pass_of
+from dmlcore.losses.mining import Measure, Mining, WindowMiner
 from dmlcore.losses.relations import share_a_label
-
-Wholes = Callable[[Tensor | None], tuple[Tensor, int] | None]
-"""From what a member sees to the tensor it is columns of, and the first of them. None: it is no part of another."""
 
 
 class Rows(NamedTuple):
@@ -45,6 +43,7 @@ class ByRows(Protocol):
     fuses_relations: ClassVar[bool]
 
     def functor_call(self) -> FunctorCall | str: ...
+    def functor_call_of_batch(self) -> FunctorCall | None: ...
     def why_no_kernel(self, call: FunctorCall, device: str) -> str: ...
     def reshaped(self, comparison: Comparison) -> Comparison: ...
     def rearranged(self, comparison: Comparison) -> tuple[Comparison, Any] | None: ...
@@ -64,6 +63,7 @@ class Fusion(NamedTuple):
         normalise: whether the kernels scale anchors and references to unit norm.
         is_averaged: whether the kernels' averages are all that is left of the rows.
         couples: whether the functor couples an anchor with its positives, so that each must be among the other's.
+        of_batch: another fused form, for a batch that is compared with itself as it is. It is averaged.
     """
 
     owner: Any
@@ -74,6 +74,7 @@ class Fusion(NamedTuple):
     normalise: tuple[bool, bool]
     is_averaged: bool
     couples: bool
+    of_batch: Fusion | None = None
 
     def is_of(self, loss: Any) -> bool:
         """Whether it still says what is fixed about this loss."""
@@ -136,6 +137,10 @@ def fusion_of(loss: ByRows, device: str) -> Fusion | None:
     couples = call.functor in extension.partner_functors()
     normalise = loss.kernel_normalise or loss.normalise
     fusion = Fusion(loss, loss.options, extension.generation, call, values, normalise, is_averaged, couples)
+    of_batch = loss.functor_call_of_batch() if device == "cpu" and not torch.compiler.is_compiling() else None
+    if of_batch is not None and loss.options.reduction == "default":
+        values = extension.functors(device)[of_batch.functor][1]
+        fusion = fusion._replace(of_batch=fusion._replace(call=of_batch, values=values, is_averaged=True))
     if not torch.compiler.is_compiling():  # a compiled graph must not depend on what is kept
         loss.fusions[device] = fusion
     return fusion
@@ -329,6 +334,8 @@ def evaluate(
             fusion = loss.fusions.get(device) if may_remember else None
             if fusion is None or not fusion.is_of(loss):
                 fusion = fusion_of(loss, device)
+            if fusion is not None and fusion.of_batch is not None and comparison.is_batch:
+                fusion = fusion.of_batch
             if fusion is not None and fusion.is_averaged and index in unaveraged:
                 fusion = fusion._replace(is_averaged=False)
             if fusion is None or not is_fusable(loss, fusion, comparison) or not sharing.add(index, fusion, comparison):
@@ -355,46 +362,3 @@ def evaluate(
     for index in plain:
         outcome.completed[index] = members[index].plain_rows(comparisons[index])
     return outcome
-
-
-def pass_of(
-    comparison: Comparison,
-    calls: Sequence[FunctorCall],
-    normalise: tuple[bool, bool],
-    owners: Sequence[int] | None = None,
-    wholes: Wholes | None = None,
-) -> Pass:
-    """Several functors on one comparison as a pass of the kernels."""
-    labels, reference_labels, positives = comparison.labels, comparison.reference_labels, comparison.positives
-    relations = Relations(comparison.own)
-    if positives is not None:
-        relations = Relations(comparison.own, positives.start, positives.index)
-        labels = positives.start[:-1]  # nobody looks at them
-        reference_labels = None if comparison.references is None else positives.start.new_zeros(len(comparison.references))
-    anchors_in = references_in = None
-    if wholes is not None:
-        anchors_in, references_in = wholes(comparison.anchors), wholes(comparison.references)
-    sides = (comparison.anchors, labels, comparison.references, reference_labels)
-    terms = None if owners is None else tuple(owners)
-    return Pass(*sides, tuple(calls), normalise, relations, anchors_in, references_in, terms)
-
-
-class RowMeasure:
-    """The extremes of all rows of a comparison by the kernels. Those of all pairs are computed once."""
-
-    def __init__(self, comparison: Comparison) -> None:
-        self.comparison = comparison
-        self.of_all: Extremes | None = None
-
-    @torch.no_grad()
-    def __call__(self, windows: Windows | None) -> Extremes:
-        if windows is None and self.of_all is not None:
-            return self.of_all
-        call = FunctorCall("row_extremes", (0.0,), windows=windows)
-        values, counts, _ = fused_passes([pass_of(self.comparison.with_positives(), [call], (True, True))]).of(0)
-        signs = values.new_full((4, 1), torch.inf)  # no copy of numbers of the host: a CUDA graph takes none
-        signs[1::2].neg_()
-        extremes = Extremes(*torch.where(counts == 0, signs, values).unbind())
-        if windows is None:
-            self.of_all = extremes
-        return extremes

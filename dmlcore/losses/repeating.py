@@ -76,24 +76,27 @@ def evaluate_again(members: Sequence[Any], comparisons: Sequence[Comparison | No
 def _repetition(members: Sequence[Any], comparisons: Sequence[Comparison | None]) -> Repetition | None:
     """What stays the same from now on, where every member was evaluated before and the kernels' averages are its terms."""
     fusions: list[Fusion | None] = []
+    called: dict[int, Fusion] = {}
     groups: dict[tuple[bool, bool], list[int]] = {}  # members that share a pass, in the order of `path.evaluate`
     for index, (loss, comparison) in enumerate(zip(members, comparisons, strict=True)):
         fusions.append(None)
         if comparison is None:
             continue
         fusion: Fusion | None = loss.fusions.get("cpu")
-        if fusion is None or not fusion.is_of(loss) or not fusion.is_averaged or loss.rearranges:
+        if fusion is None or not fusion.is_of(loss) or loss.rearranges:
+            return None
+        fusions[-1], fusion = fusion, fusion.of_batch or fusion
+        if not fusion.is_averaged:
             return None
         if fusion.call.given is not None or fusion.call.windows is not None or fusion.call.cells:
             return None
-        fusions[-1] = fusion
+        called[index] = fusion
         groups.setdefault(fusion.normalise, []).append(index)
     passes, places = [], {}
     for number, (normalise, indices) in enumerate(groups.items()):
         calls, owners = [], []
         for index in indices:
-            fusion = fusions[index]
-            assert fusion is not None
+            fusion = called[index]
             places[index] = Place(number, len(owners), fusion.values, 0)
             owners += [index] * fusion.values
             calls.append(fusion.call)

@@ -131,6 +131,11 @@ class RowLoss(Loss):
         """
         return f"'{self.name}' has no fused form"
 
+    def functor_call_of_batch(self) -> FunctorCall | None:
+        """Another functor for a batch on the CPU that is compared with itself, all pairs of it, by labels. It takes no numbers
+        per anchor, and its averages are the term where `options.reduction` is the default. None: there is none."""
+        return None
+
     def complete(self, rows: Rows, comparison: Comparison, context: Any) -> Rows:
         """What remains after the kernel: terms that are cheap outside it, gradients with respect to the numbers per anchor.
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from dmlcore.training.configuration import RunConfig
+    from dmlcore.training.graphless import uncompiled
     from dmlcore.training.loggers import Logger, SeriesLogger, SeriesOptions, flat_numbers
     from dmlcore.training.optimiser import Optimizer
     from dmlcore.training.run import Run
@@ -28,6 +29,7 @@ _HOMES = {
     "Settings": "settings",
     "flat_numbers": "loggers",
     "train": "start",
+    "uncompiled": "graphless",
 }
 
 __all__ = [
@@ -41,6 +43,7 @@ __all__ = [
     "Settings",
     "flat_numbers",
     "train",
+    "uncompiled",
 ]
 
 

@@ -22,6 +22,7 @@ class IntraPairVariance(PairLoss):
     Meant beside a loss that separates the classes, usually `tuplet_margin`: alone it is 0 where everything collapses.
 
     Fused; the means come from sums of vectors per class, without similarities, and the pass over the pairs is the only one.
+    The kernels find them too where a batch is compared with itself on the CPU.
     With a custom relation or a miner it runs in plain PyTorch.
 
     Source: Yu and Tao, "Deep Metric Learning with Tuplet Margin Loss", ICCV 2019: its second term.
@@ -61,11 +62,16 @@ class IntraPairVariance(PairLoss):
     def functor_call(self) -> FunctorCall:
         return FunctorCall("intra_pair_variance", (self.options.pos_eps, self.options.neg_eps), given=self.means)
 
+    def functor_call_of_batch(self) -> FunctorCall:
+        return FunctorCall("intra_pair_variance_of_batch", (self.options.pos_eps, self.options.neg_eps))
+
     def means(self, comparison: Comparison) -> Tensor:
         """`[2, A]`, the same for every anchor: the mean cosines of all positive and of all negative pairs."""
         return torch.stack(mean_similarities(comparison))[:, None].expand(2, len(comparison.anchors))
 
     def complete(self, rows: Rows, comparison: Comparison, context: Any) -> Rows:
+        if context is None:  # the kernels found the means, and what follows from them
+            return rows
         values, slopes = rows.values.split(2)
         means = context.to(values.dtype)
         return Rows(values + slopes.detach() * (means - means.detach()), rows.counts[:2])

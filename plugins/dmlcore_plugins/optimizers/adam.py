@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 import dmlcore
-from dmlcore.training import Optimizer
+from dmlcore.training import Optimizer, uncompiled
 from dmlcore_plugins.optimizers.adamw import AdamW, is_on_cpu
 
 
@@ -26,7 +26,7 @@ class Adam(Optimizer):
 
     def build(self, groups: list[dict[str, Any]]) -> torch.optim.Optimizer:
         o = self.options
-        return torch.optim.Adam(groups, betas=o.betas, eps=o.eps, fused=is_on_cpu(groups))
+        return uncompiled(torch.optim.Adam)(groups, betas=o.betas, eps=o.eps, fused=is_on_cpu(groups))
 
 
 @dmlcore.hookimpl

@@ -9,7 +9,7 @@ import torch
 
 import dmlcore
 from dmlcore.config import check_range
-from dmlcore.training import Optimizer
+from dmlcore.training import Optimizer, uncompiled
 
 
 class AdamW(Optimizer):
@@ -35,7 +35,7 @@ class AdamW(Optimizer):
 
     def build(self, groups: list[dict[str, Any]]) -> torch.optim.Optimizer:
         o = self.options
-        return torch.optim.AdamW(groups, betas=o.betas, eps=o.eps, fused=is_on_cpu(groups))
+        return uncompiled(torch.optim.AdamW)(groups, betas=o.betas, eps=o.eps, fused=is_on_cpu(groups))
 
 
 def is_on_cpu(groups: list[dict[str, Any]]) -> bool | None:

@@ -9,7 +9,7 @@ import torch
 
 import dmlcore
 from dmlcore.config import check_range
-from dmlcore.training import Optimizer
+from dmlcore.training import Optimizer, uncompiled
 
 
 class RMSprop(Optimizer):
@@ -38,7 +38,7 @@ class RMSprop(Optimizer):
 
     def build(self, groups: list[dict[str, Any]]) -> torch.optim.Optimizer:
         options = self.options
-        return torch.optim.RMSprop(groups, alpha=options.alpha, momentum=options.momentum, eps=options.eps)
+        return uncompiled(torch.optim.RMSprop)(groups, alpha=options.alpha, momentum=options.momentum, eps=options.eps)
 
 
 @dmlcore.hookimpl

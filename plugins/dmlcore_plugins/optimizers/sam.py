@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 import dmlcore
 from dmlcore.config import check_range
-from dmlcore.training import Optimizer
+from dmlcore.training import Optimizer, uncompiled
 from dmlcore_plugins.optimizers.adamw import AdamW
 
 
@@ -53,8 +53,8 @@ class SAM(Optimizer):
     def build(self, groups: list[dict[str, Any]]) -> torch.optim.Optimizer:
         options = self.options
         if options.base == "sgd":
-            return torch.optim.SGD(groups, momentum=options.momentum)
-        return torch.optim.AdamW(groups, betas=options.betas, eps=options.eps)
+            return uncompiled(torch.optim.SGD)(groups, momentum=options.momentum)
+        return uncompiled(torch.optim.AdamW)(groups, betas=options.betas, eps=options.eps)
 
     def perturbation(self, parameters: Sequence[nn.Parameter]) -> list[Tensor]:
         gradients = [p.grad for p in parameters if p.grad is not None]

@@ -10,7 +10,7 @@ import torch
 import dmlcore
 from dmlcore.config import check_range
 from dmlcore.errors import ConfigError
-from dmlcore.training import Optimizer
+from dmlcore.training import Optimizer, uncompiled
 
 
 class SGD(Optimizer):
@@ -36,7 +36,7 @@ class SGD(Optimizer):
                 raise ConfigError("nesterov needs a momentum above 0")
 
     def build(self, groups: list[dict[str, Any]]) -> torch.optim.Optimizer:
-        return torch.optim.SGD(groups, momentum=self.options.momentum, nesterov=self.options.nesterov)
+        return uncompiled(torch.optim.SGD)(groups, momentum=self.options.momentum, nesterov=self.options.nesterov)
 
 
 @dmlcore.hookimpl

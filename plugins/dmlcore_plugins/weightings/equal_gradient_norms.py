@@ -5,12 +5,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 import dmlcore
 from dmlcore.config import check_range
 from dmlcore.ensemble import Weighting
+from dmlcore.ensemble.few_numbers import arithmetic
 from dmlcore.ensemble.weighting import RunningMeans
 
 
@@ -69,13 +71,16 @@ class EqualGradientNorms(Weighting):
             return
         norms = gram.diagonal().clamp_min(0).sqrt().to(self.factors)  # [L]
         self.norms.update(norms)
-        norms = torch.maximum(norms, self.options.floor * self.norms.mean)
-        prior = self.prior
-        pulling = (norms > 0) & (prior > 0)
-        length = (prior * norms).sum() / (prior * pulling).sum()
-        spread = self.options.spread
-        factors = prior * torch.where(pulling, norms.clamp(length / spread, length * spread) / norms, 1)
-        self.factors.copy_(torch.where(torch.isfinite(factors).all(), factors, self.factors))
+        by, (norms, mean, initial, factors) = arithmetic(norms, self.norms.mean, self.initial, self.factors)
+        with np.errstate(all="ignore"):
+            norms = by.at_least(norms, by.number(self.options.floor) * mean)
+            prior = initial / by.total(initial)
+            pulling = (norms > 0) & (prior > 0)
+            length = by.total(prior * norms) / by.total(prior * pulling)
+            spread = by.number(self.options.spread)
+            wanted = by.at_most(by.at_least(norms, length / spread), length * spread)
+            changed = prior * by.where(pulling, wanted / norms, by.number(1))
+            factors[...] = by.where(by.isfinite(changed).all(), changed, factors)
 
     def forward(self, terms: Tensor) -> Tensor:
         return (self.weights.to(terms) * terms).sum()
