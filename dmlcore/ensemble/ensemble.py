@@ -308,17 +308,18 @@ class LossEnsemble(nn.Module):
         if self._last.terms is None or self._last.outcome is None:
             return {}
         nothing = self._last.terms.new_full((), torch.nan)
+        outcome = self._last.outcome
+        of_rows = outcome.active_rows()
         shares = {}
         for index, name in enumerate(self.names):
             if index in self._last.active:
                 shares[name] = torch.as_tensor(self._last.active[index], dtype=torch.float32, device=nothing.device)
                 continue
-            rows = self._last.outcome.rows_of(index)
-            if rows is None:
-                shares[name] = nothing
+            if index in of_rows:
+                shares[name] = of_rows[index]
                 continue
-            is_active = rows.values > 0  # [V, A]
-            shares[name] = (is_active if len(is_active) == 1 else is_active.any(0)).float().mean()
+            rows = outcome.rows_of(index)
+            shares[name] = nothing if rows is None else (rows.values > 0).any(0).float().mean()
         return shares
 
     def parameter_roles(self) -> dict[str, list[nn.Parameter]]:

@@ -202,6 +202,15 @@ class Outcome:
             return self.completed[index]
         return self._placed(self.places[index]) if index in self.places else None
 
+    def active_rows(self) -> dict[int, Tensor]:
+        """The share of values above 0 of the members that have one row of values, in one operation for all where there was one
+        pass. The others are missing."""
+        if self.passed is None or len(self.passed.sizes) != 1 or self.passed.parts[0][0].ndim == 2:
+            return {}
+        rows = (self.passed.of(0)[0] > 0).float().mean(1).unbind()
+        single = {index: rows[place.row] for index, place in self.places.items() if place.count == 1}
+        return {index: share for index, share in single.items() if index not in self.completed}
+
     def _placed(self, place: Place) -> Rows:
         assert self.passed is not None
         values, counts, _ = self.passed.of(place.number)
