@@ -1,10 +1,9 @@
 #include "cpu/pass.h"
 
 #include <algorithm>
-#include <cmath>
 #include <cstring>
-#include <numeric>
 
+#include "cpu/batch_means.h"
 #include "cpu/choices.h"
 #include "cpu/levels.h"
 #include "cpu/side.h"
@@ -55,7 +54,7 @@ template <class T> class Pass final : public PassBase {
     const int64_t numbers = int64_t(p_.value_count) * p_.A;
     T *v = sorted.resize(2 * numbers), *c = v + numbers;
     allocate();
-    find_means();
+    means_.find(kernels_, p_, outline_.functors, anchors_.broken.data());
     std::memset(p_.table_totals, 0, size_t(2 * p_.table_cells * p_.threads) * sizeof(int64_t));
     for (const Chunk& chunk : outline_.plan.chunks) {
       enter(chunk);
@@ -72,7 +71,7 @@ template <class T> class Pass final : public PassBase {
                      const Gradient& references) override {
     begin_backward(static_cast<const T*>(cotangents), shift, static_cast<const T*>(table_cotangents), anchors, references);
     run_backward(kBackward);
-    add_means();
+    means_.add(kernels_, p_, outline_.functors, anchor_grads_.data());
     end_backward();
   }
 
@@ -264,33 +263,10 @@ template <class T> class Pass final : public PassBase {
     for (size_t l = 0; l < calls.size(); ++l) {
       FunctorState& f = outline_.functors[l];
       f.given_at = at;
-      if (f.has_means) at += f.given_count * p_.stride;                // find_means() writes them
+      if (f.has_means) at += f.given_count * p_.stride;                // means_ writes them
       else copy(calls[l].given, f.given_count);
       f.windows_at = calls[l].windows ? at : nullptr;
       copy(calls[l].windows, 4);
-    }
-  }
-
-  // The means of all pairs, for functors that take them. One that is not finite leaves no anchor a value.
-  void find_means() {
-    for (const FunctorState& f : outline_.functors) {
-      if (!f.has_means || p_.A == 0) continue;
-      double* total = sums_of_vectors_.resize(2 * p_.D);
-      means_ = kernels_.pair_means(p_, total, total + p_.D);
-      std::fill_n(static_cast<T*>(f.given_at), p_.stride, T(means_.positive));
-      std::fill_n(static_cast<T*>(f.given_at) + p_.stride, p_.stride, T(means_.negative));
-      if (!std::isfinite(means_.positive + means_.negative)) std::fill_n(anchors_.broken.data(), p_.A, true);
-    }
-  }
-  // Their part of the gradient, from the last two slopes of all anchors.
-  void add_means() {
-    double* total = sums_of_vectors_.data();
-    for (const FunctorState& f : outline_.functors) {
-      if (!f.has_means || p_.A == 0) continue;
-      const T *positive = static_cast<T*>(f.slopes_at) + (f.slopes - 2) * p_.stride, *negative = positive + p_.stride;
-      const double by_positive = 2 * std::accumulate(positive, positive + p_.A, 0.0) / std::max(means_.positive_pairs, 1.0),
-                   by_negative = 2 * std::accumulate(negative, negative + p_.A, 0.0) / std::max(means_.negative_pairs, 1.0);
-      kernels_.add_pair_means(p_, by_positive, by_negative, total, total + p_.D, anchor_grads_.data());
     }
   }
 
@@ -390,8 +366,8 @@ template <class T> class Pass final : public PassBase {
   Buffer<T> anchor_grads_, reference_grads_;                          // from differentiate() to deliver()
   std::vector<char> reached_;                                         // functors, by the running backward pass
   Buffer<T> given_, cotangents_, copies_, table_slopes_, stats_, slopes_, stored_, stored_positives_, slots_;
-  Buffer<double> totals_, sums_of_vectors_;
-  PairMeans means_{};
+  Buffer<double> totals_;
+  BatchMeans<T> means_;
   Buffer<unsigned char> scratch_;
   Choices<T> choices_;
 };
