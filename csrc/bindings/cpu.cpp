@@ -99,7 +99,8 @@ dml::PlanRequest plan_request(const py::kwargs& named) {
   const size_t read = set("threads", plan.threads) + set("thread_work", plan.thread_work) + set("workspace", plan.workspace) +
                       set("tile_rows", plan.tile_rows) + set("tile_columns", plan.tile_columns) +
                       set("slot_bytes", plan.slot_bytes) + set("search", plan.search) + set("triangle", plan.triangle) +
-                      set("stream", plan.stream) + set("rank", plan.rank) + set("ranks", plan.ranks);
+                      set("stream", plan.stream) + set("rank", plan.rank) + set("ranks", plan.ranks) +
+                      size_t(named.contains("one_launch"));  // which is for CUDA
   if (read != named.size()) throw py::type_error("a plan was asked for with an unknown argument");
   return plan;
 }
@@ -200,6 +201,7 @@ PYBIND11_MODULE(_cpu, m) {
              py::gil_scoped_release unlocked;
              return board.meet(words, streams({rows}).front());
            })
+      .def("leave", &dml::Board::leave)
       .def("copy_met",
            [](const dml::Board& board, const Streams& taken) {
              py::gil_scoped_release unlocked;

@@ -84,11 +84,15 @@ template <class Work> void Board::whole(Work work) {
   try {
     work();
   } catch (...) {  // ranks are at different rounds now, so a further exchange would take what belongs to another one
-    is_broken_ = true;
-    head_of(memories_[rank_]).is_broken.store(1);
-    wake(rank_);
+    leave();
     throw;
   }
+}
+
+void Board::leave() {
+  is_broken_ = true;
+  head_of(memories_[rank_]).is_broken.store(1);
+  wake(rank_);
 }
 
 std::vector<int64_t> Board::meet(const std::vector<int64_t>& words, const Stream& rows) {
@@ -100,6 +104,7 @@ std::vector<int64_t> Board::meet(const std::vector<int64_t>& words, const Stream
     Half& half = head.halves[round_ % 2];
     half.kind = kMeeting;
     std::fill(std::copy(words.begin(), words.end(), half.words), half.words + kWords, 0);
+    half.lengths[0] = length_of(rows);
     if (length_of(rows) <= kHalf)
       over(rows, 0, kHalf, [to = half_of(memories_[rank_], round_)](const char* from, int64_t at, int64_t bytes) {
         put(to + at, from, bytes, Adds::kNothing);
@@ -116,14 +121,19 @@ std::vector<int64_t> Board::meet(const std::vector<int64_t>& words, const Stream
   return told;
 }
 
-const char* Board::met(int rank) const { return half_of(memories_[rank], round_); }
+const char* Board::met(int rank, int64_t bytes) const {
+  if (bytes > kHalf) throw std::invalid_argument("so many rows were not told");
+  if (head_of(memories_[rank]).halves[round_ % 2].lengths[0] != bytes)
+    throw std::runtime_error("another process exchanges something else than this one");
+  return half_of(memories_[rank], round_);
+}
 
 void Board::copy_met(const std::vector<Stream>& taken) const {
   if (int(taken.size()) != ranks_) throw std::invalid_argument("a stream for each rank");
   for (int rank = 0; rank < ranks_; ++rank) {
-    if (length_of(taken[rank]) > kHalf) throw std::invalid_argument("so many rows were not told");
-    over(taken[rank], 0, kHalf,
-         [from = met(rank)](char* to, int64_t at, int64_t bytes) { put(to, from + at, bytes, Adds::kNothing); });
+    over(taken[rank], 0, kHalf, [from = met(rank, length_of(taken[rank]))](char* to, int64_t at, int64_t bytes) {
+      put(to, from + at, bytes, Adds::kNothing);
+    });
   }
 }
 

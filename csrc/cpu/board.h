@@ -22,6 +22,9 @@ class Board {
   Board(int rank, const std::vector<void*>& memories, const std::vector<int>& lines, double seconds,
         std::function<void()> waits);
 
+  // Tell the other ranks that this one has left what they do together, where it failed between two exchanges.
+  void leave();
+
   // Give one stream of bytes to all ranks, or one to each, and fill `taken` by what the ranks give this one. All ranks call it, in
   // the same way and with lengths that fit. Throws std::runtime_error where another rank has ended, does not answer,
   // or gives other lengths. A board that has thrown refuses further exchanges, and the other ranks learn that it has left.
@@ -35,7 +38,7 @@ class Board {
   // The same where nobody knows yet how much the others give: at most kWords words of every rank, which it returns as kWords each.
   // Rows that are no more than kHalf bytes come with them: those of each rank stay at `met` until the next exchange.
   std::vector<int64_t> meet(const std::vector<int64_t>& words, const Stream& rows);
-  const char* met(int rank) const;
+  const char* met(int rank, int64_t bytes) const;  // which throws where another rank has brought another number of bytes
   void copy_met(const std::vector<Stream>& taken) const;  // the rows of every rank, of which the caller knows the lengths
 
  private:

@@ -36,12 +36,13 @@ DividedPasses::DividedPasses(bool is_double, std::vector<PassRequest> passes, co
   if (int(counts.size()) != ranks_ || passes.empty()) throw std::invalid_argument("ranks tell one another a batch of all");
   const int64_t width = passes.front().width;
   std::vector<int64_t> labels, places, firsts(1, 0);
-  const char* base = board.met(0);
+  const auto told = [&](int rank) { return board.met(rank, counts[rank] * (int64_t(sizeof(int64_t)) + width * bytes_)); };
+  const char* base = told(0);
   const int64_t samples = std::accumulate(counts.begin(), counts.end(), int64_t(0));
   labels.reserve(samples), places.reserve(samples), rows_.reserve(samples);
   for (int rank = 0; rank < ranks_; ++rank) {
     const int64_t count = counts[rank];
-    const char* at = board.met(rank);
+    const char* at = told(rank);
     labels.insert(labels.end(), reinterpret_cast<const int64_t*>(at), reinterpret_cast<const int64_t*>(at) + count);
     const int64_t first = (intptr_t(at) - intptr_t(base)) / bytes_ + count * int64_t(sizeof(int64_t)) / bytes_;
     for (int64_t row = 0; row < count; ++row) places.push_back(first + row * width);
@@ -222,7 +223,7 @@ void DividedPasses::slope(const std::vector<void*>& gradients) {
   }
 }
 
-std::vector<double> DividedPasses::forward(Board& board) {
+std::vector<double> DividedPasses::forward(Board& board) try {
   open();
   tell_all(Shared::kLimits, board);
   collect();
@@ -237,9 +238,12 @@ std::vector<double> DividedPasses::forward(Board& board) {
   board.trade({{{own.data(), length}}}, taken, Adds::kNothing);
   for (size_t k = 0; k < all.size(); ++k) total[k % own.size()] += all[k];  // in the order of the ranks: the same bits on each
   return total;
+} catch (...) {  // the others would wait
+  board.leave();
+  throw;
 }
 
-void DividedPasses::backward(const void* cotangents, double factor, void* gradient, Board& board) {
+void DividedPasses::backward(const void* cotangents, double factor, void* gradient, Board& board) try {
   weigh(cotangents, factor);
   tell_all(Shared::kSlopes, board);
   std::vector<Board::Stream> given(ranks_), taken(ranks_);
@@ -259,6 +263,9 @@ void DividedPasses::backward(const void* cotangents, double factor, void* gradie
       pass->deliver_run(run.from, run.count, rows_.data() + run.from, {gradient, pass->outline().D, pass != passes_.front()});
     pass->deliver({}, {});
   }
+} catch (...) {
+  board.leave();
+  throw;
 }
 
 }  // namespace dml

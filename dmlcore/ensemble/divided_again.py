@@ -82,8 +82,12 @@ class DividedAgain:
         samples = sum(counts)
         if (group.work == "auto" and samples * samples * width < WORTH) or not board.has_met(met.told, counts):
             return None
-        passes = self.passes.divide(board.native, met.layout.rank, counts, width, comparison.anchors.dtype)
-        batch = DividedBatch(passes, board.native, self.reductions, group.factor, [])
+        try:
+            passes = self.passes.divide(board.native, met.layout.rank, counts, width, comparison.anchors.dtype)
+        except BaseException:  # the others go on, and would wait
+            board.native.leave()
+            raise
+        batch = DividedBatch(passes, board, self.reductions, group.factor, [])
         return divided_batch(batch, comparison.anchors), batch.shares
 
     def __reduce__(self) -> tuple[Any, ...]:

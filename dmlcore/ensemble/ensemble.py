@@ -153,6 +153,7 @@ class LossEnsemble(nn.Module):
             if parts is None:
                 return self.value_of(self._whole(met))
             terms, shares = parts
+            self.layout = met.layout
             last.terms, last.outcome, last.active = terms.detach(), Outcome(), dict(enumerate(shares))
             return self.weighting(terms)
 

@@ -87,7 +87,7 @@ class CudaPass:
             functors = [self._functor(call, module) for call in self.calls]
             options = getattr(plan, "options", {})
             self.workspace = options.get("workspace", WORKSPACE)
-            shares = self._shares(pass_, module, options.get("one_launch", ONE_LAUNCH))
+            shares = self._shares(pass_, functors, module, options.get("one_launch", ONE_LAUNCH))
             try:
                 self.native: Any = module.Pass(
                     anchors.shape[0],
@@ -248,20 +248,25 @@ class CudaPass:
         compiled = cuda_functors.joined.get(call.functor)
         return call.functor if compiled is None else compiled.on(self.device, call.options, module)
 
-    def _shares(self, pass_: Pass, module: ModuleType, wish: int) -> bool:
-        """Whether losses share a kernel. Measured once for losses and sizes, but not in a capture."""
+    def _shares(self, pass_: Pass, functors: list[Any], module: ModuleType, wish: int) -> bool:
+        """Whether losses share a kernel. Measured once for losses and powers of two of sizes, but not in a capture."""
         if wish < 2:
             return wish == 1
-        columns = 0 if pass_.references is None else pass_.references.shape[0]
-        key = (self.device, tuple((call.functor, call.windows is None) for call in self.calls), pass_.anchors.shape, columns)
+        members = sets.joining(self.calls, functors, self.device, module)
+        if sum(member is not None for member in members) < 2:
+            return False
+        rows = [side.shape[0].bit_length() for side in self.raw if side is not None]
+        key = (self.device, *members, self.lists, self.raw[0].shape[1], *rows)
         if key not in _shared_is_faster:
             if self.device.type == "cuda" and torch.cuda.is_current_stream_capturing():
                 return False
             seconds = []
-            for one_launch in range(2):
-                with plan_options(one_launch=one_launch):
-                    state = CudaPass(pass_, module=module)
-                    seconds.append(sets.seconds_of(state.run, self.device))
+            try:
+                for one_launch in range(2):
+                    with plan_options(one_launch=one_launch):
+                        seconds.append(sets.seconds_of(CudaPass(pass_, module=module).run, self.device))
+            except torch.OutOfMemoryError:
+                return False
             _shared_is_faster[key] = seconds[1] < seconds[0]
         return _shared_is_faster[key]
 

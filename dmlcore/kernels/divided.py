@@ -16,6 +16,7 @@ from dmlcore.kernels.fused import keeps_graph, ready_pass, state_of
 from dmlcore.kernels.passes import Pass
 from dmlcore.kernels.planning import plan
 from dmlcore.ranks import Group, board
+from dmlcore.ranks.board import Board
 
 board.native = getattr(extension.CPU, "Board", None)
 
@@ -132,14 +133,14 @@ class DividedBatch(NamedTuple):
 
     Attributes:
         passes: the extension's state of this rank's part.
-        board: of the extension, on which the ranks have met.
+        board: on which the ranks have met. Its memory stays for the backward pass, even where the process group ends before.
         reductions: of each functor, by `REDUCTIONS`.
         factor: what the gradient is multiplied by.
         shares: of samples with a value above 0 of each functor, filled by the forward pass.
     """
 
     passes: Any
-    board: Any
+    board: Board
     reductions: Sequence[int]
     factor: float
     shares: list[float]
@@ -152,14 +153,14 @@ class _DividedBatch(torch.autograd.Function):
     def forward(ctx: Any, batch: DividedBatch, own: Tensor) -> Tensor:
         ctx.batch, ctx.shape = batch, own.shape
         terms = own.new_empty(len(batch.reductions))
-        batch.shares.extend(batch.passes.forward(batch.board, batch.reductions, terms.data_ptr()))
+        batch.shares.extend(batch.passes.forward(batch.board.native, batch.reductions, terms.data_ptr()))
         return terms
 
     @staticmethod
     def backward(ctx: Any, cotangents: Tensor) -> tuple[None, Tensor]:  # type: ignore[override]
         batch: DividedBatch = state_of(ctx.batch)
         gradient, cotangents = cotangents.new_empty(ctx.shape), cotangents.contiguous()
-        batch.passes.backward(batch.board, cotangents.data_ptr(), batch.factor, gradient.data_ptr())
+        batch.passes.backward(batch.board.native, cotangents.data_ptr(), batch.factor, gradient.data_ptr())
         if not keeps_graph():
             ctx.batch = None
         return None, gradient

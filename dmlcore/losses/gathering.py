@@ -72,7 +72,7 @@ def meeting(
     told: tuple[Tensor, ...] = ()
     try:
         comparison = compare(embeddings, labels, **against)
-        form, counts = f"{_form(comparison)}{state}", (len(comparison.anchors), len(comparison.other_vectors))
+        form, counts = f"{_form(comparison)}{state}{group.manner}", (len(comparison.anchors), len(comparison.other_vectors))
         # labels first: eight bytes each, so that vectors of any width begin at whole numbers behind them
         told = (comparison.labels.contiguous(), group.sent(comparison.anchors.detach()).contiguous())
     except DmlcoreError as caught:  # the others would wait

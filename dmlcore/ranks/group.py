@@ -65,8 +65,7 @@ class Group:
         self.work: Work = work
         self.transport: Transport = transport
         self.step: int | None = None
-        self._asked: Callable[[], Any] = _nothing
-        self._answer = (0, 0)
+        self._answer: tuple[Callable[[], Any], int, int] = (_nothing, 0, 0)
 
     @property
     def size(self) -> int:
@@ -100,14 +99,21 @@ class Group:
         joined = torch.distributed.group.WORLD if self.process_group is None else self.process_group
         if joined is None or not _is_initialized():
             return 0, 0
-        if joined is not self._asked():
-            self._asked = weakref.ref(joined)  # it ends when PyTorch lets it go
-            self._answer = torch.distributed.get_world_size(joined), torch.distributed.get_rank(joined)
-        return self._answer
+        asked, size, rank = self._answer
+        if joined is not asked():
+            size, rank = torch.distributed.get_world_size(joined), torch.distributed.get_rank(joined)
+            self._answer = weakref.ref(joined), size, rank  # it ends when PyTorch lets it go
+        return size, rank
 
     def global_rank(self, rank: int) -> int:
         """The number among all processes of a rank of this group."""
         return rank if self.process_group is None else torch.distributed.get_global_rank(self.process_group, rank)
+
+    @property
+    def manner(self) -> str:
+        """What all ranks must do alike, in words; nothing where they do as ever."""
+        is_usual = (self.gradients, self.work, self.transport) == ("mean", "auto", "full")
+        return "" if is_usual else f", the {self.gradients} of gradients, work {self.work}, transport {self.transport}"
 
     @property
     def factor(self) -> float:

@@ -42,11 +42,18 @@ class Member:
         header: the file that lists it.
         struct: its template there.
         wide: the form that its options need.
+        numbers: its layout, where it was compiled at run time: its header may have changed since.
     """
 
     header: str
     struct: str
     wide: bool
+    numbers: tuple[int, ...] = ()
+
+    @property
+    def type(self) -> str:
+        """Its name in C++."""
+        return f"dml::{self.struct}<float, {'true' if self.wide else 'false'}>"
 
 
 _lock = threading.RLock()
@@ -64,9 +71,7 @@ def shared_launch(
         device: where the pass runs.
         module: the binding.
     """
-    members = [_member(call, functor, device, module) for call, functor in zip(calls, functors, strict=True)]
-    while sum(member is not None for member in members) > MOST:
-        members[max(k for k, member in enumerate(members) if member is not None)] = None
+    members = joining(calls, functors, device, module)
     together = tuple(member for member in members if member is not None)
     if len(together) < 2:
         return None
@@ -79,6 +84,20 @@ def shared_launch(
     if handles is None:
         return None
     return [member is not None for member in members], *handles, cuda_functors.driver().launcher
+
+
+def joining(
+    calls: Sequence[FunctorCall], functors: Sequence[Any], device: torch.device, module: ModuleType
+) -> list[Member | None]:
+    """Which losses of a pass could share a kernel; None for the others. Arguments as `shared_launch`."""
+    members: list[Member | None] = []
+    headers_of: dict[str, str] = {}  # two headers may name their structs alike
+    for call, functor in zip(calls, functors, strict=True):
+        member = _member(call, functor, device, module)
+        if member is not None and headers_of.setdefault(member.struct, member.header) != member.header:
+            member = None
+        members.append(member if sum(other is not None for other in members) < MOST else None)
+    return members
 
 
 def seconds_of(run: Callable[[], object], device: torch.device) -> float:
@@ -104,7 +123,7 @@ def source_key(members: Sequence[Member], arch: int) -> str:
     root = headers.folder()
     ours = headers.shared(root, "cuda")
     facts = [FORMAT, f"sm_{arch}", *nvrtc.FLAGS, headers.fingerprint(root, "cuda")]
-    parts = [hashed([*facts, member.struct, str(member.wide)], Path(member.header), ours) for member in members]
+    parts = [hashed([*facts, member.type, *map(str, member.numbers)], Path(member.header), ours) for member in members]
     return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:16]
 
 
@@ -132,11 +151,13 @@ def _member(call: FunctorCall, functor: Any, device: torch.device, module: Modul
     if isinstance(functor, str):
         form, joins = module.form(functor, list(call.options))
         header, struct = _built_in().get(functor, ("", ""))
-    else:
-        compiled = cuda_functors.joined[call.functor]
-        form, joins = compiled.form(device, call.options, module), functor.joins
-        header, struct = str(compiled.header), cubins.listed(compiled.header).get(call.functor, "")
-    return Member(header, struct, bool(form)) if joins and struct and form is not None else None
+        return Member(header, struct, bool(form)) if joins and struct else None
+    compiled = cuda_functors.joined[call.functor]
+    form, struct = compiled.form(device, call.options, module), cubins.listed(compiled.header).get(call.functor, "")
+    if not functor.joins or not struct or form is None:
+        return None
+    numbers = cuda_functors.compiled_for(compiled.header, device).forms[call.functor][form].numbers
+    return Member(str(compiled.header), struct, bool(form), numbers)
 
 
 @functools.cache
@@ -159,9 +180,14 @@ def _made(members: tuple[Member, ...], device: torch.device) -> tuple[int, int] 
 
 def _compile(members: Sequence[Member], arch: int, compiler: nvrtc.Compiler, place: Path, name: str) -> Path:
     began = time.perf_counter()
-    types = ", ".join(f"dml::{member.struct}<float, {'true' if member.wide else 'false'}>" for member in members)
+    types = ", ".join(member.type for member in members)
     includes = dict.fromkeys(member.header for member in members)
     source = '#include "cuda/functors.h"\n' + "".join(f'#include "{header}"\n' for header in includes)
+    for member in members:
+        for k, number in enumerate(member.numbers):
+            source += (
+                f'static_assert(dml::RowsLayout<{member.type}>::numbers[{k}] == {number}, "changed since it was loaded");\n'
+            )
     try:
         code, symbols = compiler.compile(source, arch, headers.folder(), [f"dml::{kernel}<{types}>" for kernel in _KERNELS])
     except ValueError as error:
@@ -170,7 +196,7 @@ def _compile(members: Sequence[Member], arch: int, compiler: nvrtc.Compiler, pla
     facts = {
         "header": members[0].header,
         "functors": [member.struct for member in members],
-        "members": [[member.header, member.struct, member.wide] for member in members],
+        "members": [[member.header, member.struct, member.wide, member.numbers] for member in members],
         "level": f"sm_{arch}",
         "compiler": f"NVRTC {compiler.version}",
         "seconds": round(time.perf_counter() - began, 3),

@@ -33,7 +33,7 @@ def _state(file: Path, facts: dict[str, Any]) -> str:
     try:
         level = facts["level"]
         if "members" in facts:
-            members = [sets.Member(*member) for member in facts["members"]]
+            members = [sets.Member(header, struct, wide, tuple(numbers)) for header, struct, wide, numbers in facts["members"]]
             key = sets.source_key(members, int(level.removeprefix("sm_")))
         elif level.startswith("sm_"):
             key = cubins.source_key(header, int(level.removeprefix("sm_")))
