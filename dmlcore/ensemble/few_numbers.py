@@ -16,14 +16,15 @@ class Arithmetic(NamedTuple):
     """What NumPy and PyTorch name differently. Operators serve both.
 
     Attributes:
-        number: a constant in the precision of the numbers.
+        number: a constant or one number, in the precision of the numbers. PyTorch's is as it was given: it takes the precision
+            of what it meets, and nothing asks the device for its value.
         at_least, at_most: the larger or the smaller of each number and a bound. NaN stays.
         where: as `torch.where`.
         isfinite: as `torch.isfinite`.
         total: the sum of all, in the order in which PyTorch adds.
     """
 
-    number: Callable[[float], Any]
+    number: Callable[[Any], Any]
     at_least: Callable[[Any, Any], Any]
     at_most: Callable[[Any, Any], Any]
     where: Callable[[Any, Any, Any], Any]
@@ -37,7 +38,7 @@ def _total(numbers: np.ndarray) -> Any:
 
 
 _BY_NUMPY = Arithmetic(np.float32, np.maximum, np.minimum, np.where, np.isfinite, _total)
-_BY_TORCH = Arithmetic(float, torch.clamp_min, torch.clamp_max, torch.where, torch.isfinite, torch.sum)
+_BY_TORCH = Arithmetic(lambda number: number, torch.clamp_min, torch.clamp_max, torch.where, torch.isfinite, torch.sum)
 
 
 def arithmetic(*tensors: Tensor) -> tuple[Arithmetic, list[Any]]:
