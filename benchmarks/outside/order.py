@@ -55,6 +55,17 @@ def long_compared(rows: Rows) -> Iterator[Cell]:
             yield from (cell for data in DATA if (cell := rises.long_cell(rows, data, seed, option)))
 
 
+def raced(rows: Rows) -> Iterator[Cell]:
+    """The racers of question 6, with new seeds and in longer runs."""
+    for racer in plan.RACERS:
+        yield from (plan.rise_cell(data, seed, racer) for seed in plan.NEW_SEEDS for data in DATA)
+    for racer in plan.RACERS:
+        for seed in plan.LONG_SEEDS:
+            yield from (
+                cell for data in DATA if (cell := rises.long_cell(rows, data, seed, "default" if racer == TODAY else racer))
+            )
+
+
 def stages(rows: Rows) -> list[Callable[[], Iterator[Cell]]]:
     """The most needed first. What was asked first comes first, as far as it decided what was asked later."""
     default_size, first = (plan.DEFAULT_SIZE,), plan.SEARCH_SEEDS[:1]
@@ -72,6 +83,7 @@ def stages(rows: Rows) -> list[Callable[[], Iterator[Cell]]]:
         partial(new_seeds, rows),
         partial(long_rating, rows),
         partial(long_compared, rows),
+        partial(raced, rows),
         plan.mending,
         plan.rising,
         partial(beyond_rises, rows),
