@@ -14,7 +14,7 @@ import pytest
 
 sys.path.append(str(Path(__file__).parents[1]))  # last: an installed package stays what is compared
 
-from benchmarks.outside import order, plan, report, rises, rule, runs, stored
+from benchmarks.outside import order, plan, racing, report, rises, rule, runs, stored
 from benchmarks.outside.plan import DATA, PLAIN, PRODUCTS, RATES, SEARCH_SEEDS, SEEDS, SHAPES, TODAY, Cell
 
 
@@ -127,6 +127,31 @@ def test_the_best_plain_loop_of_longer_runs_is_chosen_on_validation_classes(rows
     assert rises.long_plain(rows, "glyphs") == ("SupConLoss", 4e-3)
     rest = {(cell.system, cell.rate) for cell in order.long_compared(rows)}
     assert rest == {("default", None), ("default", 8e-3), ("ms", None), ("SupConLoss", 4e-3)}  # with what rule 2 takes
+
+
+def test_the_race_keeps_the_best_on_validation_classes(rows: stored.Rows) -> None:
+    assert set(racing.conditions(rows).values()) == {None} and racing.places(rows, "fonts", "compare") == []
+    for data in DATA:
+        for part, seeds in (("compare", plan.NEW_SEEDS), ("long", plan.LONG_SEEDS)):
+            for seed in seeds:
+                for place, cell in enumerate(racing.cells(rows, data, seed, part)):
+                    rows[cell] = _row(
+                        cell, 60 + place + seed / 10 + 0.01 * (seed % 3) * place, 50 - abs(place - (data == "fonts"))
+                    )  # the first, on fonts the second
+                best = (
+                    Cell("long", data, "SupConLoss", seed, 4e-3) if part == "long" else rises.new_cell(rows, data, seed, None)
+                )
+                assert best is not None
+                rows[best] = _row(best, 60.5 + seed / 10 + 0.01 * (seed % 2))
+    rows |= {cell: _row(cell, 1.0, 1.0) for cell in order.long_rating(rows) if cell not in rows}
+    assert racing.places(rows, "fonts", "long") == [1, 1, 1] and racing.places(rows, "glyphs", "compare") == [0] * 5
+    beside, over = racing.verdicts(rows, "compare", rule.BEST), racing.verdicts(rows, "compare", "default")
+    assert {data: verdict.word for data, verdict in beside.items()} == {d: "ahead" if d == "fonts" else "below" for d in DATA}
+    assert over["fonts"].values == pytest.approx([1 + 0.01 * (seed % 3) for seed in plan.NEW_SEEDS]) and over[
+        "glyphs"
+    ].values == pytest.approx([0.0] * 5)
+    assert set(racing.conditions(rows).values()) == {False}
+    assert {cell for cell in order.raced(rows)} <= set(rows)
 
 
 def test_steps_of_the_rise() -> None:

@@ -1,4 +1,5 @@
-"""`start = race`: two models of features train, and the better one on the validation part is the run."""
+"""`start = race`: two models of features, or three settings of pictures, train, and the best one on the validation part is the
+run."""
 
 from __future__ import annotations
 
@@ -142,7 +143,6 @@ def test_two_processes_race_as_one(data: str, tmp_path: Path) -> None:
     "values, told",
     [
         ({"model": "mlp"}, "start is race, which chooses the model, but model is mlp"),
-        ({"init": "x"}, "start is race, which chooses the model, but init is x"),
         ({"plugins": "auto"}, "start is race, but plugins is auto"),
         ({"validation": "none"}, "start is race, but validation is none"),
         ({"epochs": 2, "steps": None}, "start is race, but epochs is given"),
@@ -157,10 +157,65 @@ def test_what_cannot_race_is_refused(values: dict[str, Any], told: str, data: st
     assert not (tmp_path / "run" / "config.toml").exists()
 
 
-def test_pictures_do_not_race(tmp_path: Path) -> None:
-    x, y = np.random.default_rng(0).integers(0, 255, (48, 8, 8), dtype=np.uint8), np.repeat(np.arange(12), 4)
-    with pytest.raises(ConfigError, match="the data are images: only models of features race"):
-        train(out=tmp_path / "run", data=(x, y), start="race", **QUICK)
+def test_features_do_not_race_from_an_earlier_run(data: str, tmp_path: Path) -> None:
+    train(out=tmp_path / "first", data=data, start="preset", **QUICK)
+    with pytest.raises(ConfigError, match="start is race, which chooses the model, but init is"):
+        train(out=tmp_path / "run", data=data, start="race", init=str(tmp_path / "first"), **QUICK)
+    with pytest.raises(ConfigError, match="start is race, which chooses the model, but model is python_model"):
+        train(out=tmp_path / "run", data=data, start="race", model=torch.nn.Linear(12, 6), **QUICK)
+
+
+def pictures() -> tuple[np.ndarray, np.ndarray]:
+    generator, labels = np.random.default_rng(0), np.repeat(np.arange(24), 6)
+    centres = generator.integers(0, 255, (24, 8, 8))
+    return np.clip(centres[labels] + generator.normal(0, 120, (144, 8, 8)), 0, 255).astype(np.uint8), labels
+
+
+QUICK_PICTURES: dict[str, Any] = {**QUICK, "model": "conv", "conv": {"channels": [4, 8]}, "plugins": None}
+
+
+def test_pictures_race_for_all_of_the_steps(tmp_path: Path) -> None:
+    values = {key: value for key, value in QUICK_PICTURES.items() if value is not None}
+    racers: dict[str, dict[str, Any]] = {
+        "unchanged": {},
+        "ms+sup_con": {"plugins": "ms,sup_con"},
+        "rate 0.008": {"learning_rate": 8e-3},
+    }
+    listener = Listener()
+    result = train(out=tmp_path / "raced", data=pictures(), start="race", loggers=[listener], **values)
+    told = [text for text in listener.texts if text.startswith("start ")]
+    assert told == [f"start {place} of 3: {name}, 8 steps" for place, name in enumerate(racers, 1)]
+    alone = {name: train(out=tmp_path / name, data=pictures(), **{**values, **more}) for name, more in racers.items()}
+    best = max(alone, key=lambda name: alone[name]["metrics"]["validation"]["map@r"])
+    assert listener.texts.count(f"taken: {best}") == 1
+    for key in ("metrics", "baselines", "chosen_step", "steps_done"):
+        assert result[key] == alone[best][key]
+    assert not (tmp_path / "raced" / "search").exists()
+    assert RunConfig.read(tmp_path / "raced" / "config.toml").settings.model.start == "preset"
+
+
+def test_pictures_race_by_what_is_open(tmp_path: Path) -> None:
+    values = {key: value for key, value in QUICK_PICTURES.items() if value is not None}
+
+    def told(**more: Any) -> list[str]:
+        listener = Listener()
+        name = "-".join(more)
+        train(out=tmp_path / name, data=pictures(), start="race", loggers=[listener], **{**values, "steps": 2, **more})
+        return [text.split(": ")[1].split(",")[0] for text in listener.texts if text.startswith("start ")]
+
+    assert told(plugins="ms") == ["unchanged", "rate 0.008"]
+    assert told(learning_rate=1e-3) == ["unchanged", "ms+sup_con"]
+    assert told(weights=[1, 1, 2]) == told(circle={"gamma": 64}) == ["unchanged", "rate 0.008"]
+    with pytest.raises(ConfigError, match="losses and learning rate are given: nothing is left to choose"):
+        told(plugins="ms", learning_rate=1e-3)
+    assert not (tmp_path / "plugins-learning_rate").exists()
+
+
+def test_texts_do_not_race(tmp_path: Path) -> None:
+    lines = [f"sample {number} of {number // 4},{number // 4}" for number in range(48)]
+    (tmp_path / "texts.csv").write_text("\n".join(["text,label", *lines]))
+    with pytest.raises(ConfigError, match="the data are texts: only features and pictures race"):
+        train(out=tmp_path / "run", data=str(tmp_path / "texts.csv"), start="race", **QUICK)
 
 
 def test_a_default_run_on_features_races(data: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -176,6 +231,6 @@ def test_a_default_run_on_features_races(data: str, tmp_path: Path, monkeypatch:
 
     assert raced("open")
     assert not raced("preset", start="preset")
-    assert RunConfig.create(data=data, shard_model=True).settings.races_features
+    assert RunConfig.create(data=data, shard_model=True).settings.may_race
     for more in ({"steps": 4}, {"learning_rate": 1e-3}, {"model": "mlp"}, {"embedding_dim": 3}, {"validation": "none"}):
         assert not raced(f"given-{next(iter(more))}", **more)

@@ -10,7 +10,7 @@ from typing import Any
 
 from benchmarks.defaults.sets import SETS
 from benchmarks.markdown import fill, table
-from benchmarks.outside import plan, rises, rule
+from benchmarks.outside import plan, racing, rises, rule
 from benchmarks.outside.plan import DATA, PLAIN, PRODUCTS, SHAPES, TODAY
 from benchmarks.outside.stored import Rows, rate_of
 from dmlcore.reports.intervals import mean_and_half
@@ -47,12 +47,14 @@ def answer(rows: Rows, _: str) -> str:
         return "Not run."
     told = _words(rule.verdicts(rows, "default", rule.BEST))
     anew, longer = _words(rises.new_verdicts(rows, TODAY, None)), _words(rises.long_verdicts(rows, "default", rule.BEST))
+    short, long = (_words(racing.verdicts(rows, part, rule.BEST)) for part in racing.PARTS)
+    race = f" With `--start race`, three times the work, it is {short}; after {plan.LONG_STEPS} steps {long}." if short else ""
     gains = [gain for _, gain in rule.left_out(means, now).values()]
     verdict = "changes the default" if rule.changes(gains) else "leaves the default as it is"
     return (
         f"Without any flag, `dmlcore train` beside the better plain loop, whose rate was searched, is {told}, in runs of"
         f" {plan.STEPS} steps.{f' With other seeds, which decided nothing, it is {anew}.' if anew else ''}"
-        f"{f' After {plan.LONG_STEPS} steps it is {longer}.' if longer else ''} The search of rate and P x K would take"
+        f"{f' After {plan.LONG_STEPS} steps it is {longer}.' if longer else ''}{race} The search of rate and P x K would take"
         f" {_name(rule.takes(means, means))}, where today's is {_name(now)}: on data sets left out"
         f" {_with_half(gains, '+.2f')} points, which {verdict}."
     )
@@ -200,7 +202,46 @@ def longer(rows: Rows, part: str) -> str:
     return table([f"after {plan.LONG_STEPS} steps", *DATA, "mean of data sets"], lines)
 
 
-_FILLED = (answer, data_sets, figures, differences, explanations, search, mending, rise, judged, conditions, renewed, longer)
+def raced(rows: Rows, part: str) -> str:
+    """The race beside the best plain loop and the default, with new seeds and in longer runs."""
+    lines = []
+    for length, what in zip(racing.PARTS, ("new seeds", f"{plan.LONG_STEPS} steps"), strict=True):
+        lines += [
+            _verdicts(f"{what}: race - {other}", racing.verdicts(rows, length, other, part)) for other in (rule.BEST, "default")
+        ]
+        won = [_names_of(racing.places(rows, data, length)) for data in DATA]
+        lines.append([f"{what}: winners", *won, ""])
+    return table(["", *DATA, "mean of data sets"], lines)
+
+
+def _names_of(places: Sequence[int]) -> str:
+    """The racers that won, and how often."""
+    counts = {_name(racer): list(places).count(place) for place, racer in enumerate(plan.RACERS)}
+    return "; ".join(f"{name}: {count}" for name, count in counts.items() if count)
+
+
+def race_conditions(rows: Rows, _: str) -> str:
+    """What rule 6 asks of the race, and whether it is met."""
+    words = {True: "met", False: "not met", None: "not run"}
+    return table(["condition", ""], [[what, words[is_met]] for what, is_met in racing.conditions(rows).items()])
+
+
+_FILLED = (
+    answer,
+    data_sets,
+    figures,
+    differences,
+    explanations,
+    search,
+    mending,
+    rise,
+    judged,
+    conditions,
+    renewed,
+    longer,
+    raced,
+    race_conditions,
+)
 BLOCKS: dict[str, Callable[[Rows, str], str]] = {block.__name__: block for block in _FILLED}
 
 

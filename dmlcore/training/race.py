@@ -1,6 +1,6 @@
-"""`start = race`: the model of features chosen on the validation part, by training each of a few for its share of the steps.
-The best one is what the run has trained, so the race has no more steps than a run. An interrupted race goes on by the same
-command: each start from its last checkpoint.
+"""`start = race`: a few settings train, and the best one on the validation part is what the run has trained. Models of features
+share the steps of a run, so that a race has no more of them. Settings of pictures have all of the steps each, since networks of
+pictures go on gaining up to the last one. An interrupted race goes on by the same command: each from its last checkpoint.
 """
 
 from __future__ import annotations
@@ -35,19 +35,60 @@ def races(run: Run, config: RunConfig) -> bool:
     Args:
         run: as it would be without a race.
         config: as it was given.
+    """
+    if config.settings.model.start is not None:
+        return True
+    return config.objects.model is None and run.splits.kind == "features" and run.steps == DEFAULT_STEPS
+
+
+def racers_of(run: Run, config: RunConfig) -> dict[str, RunConfig]:
+    """The configurations that race, by name.
+
+    Args:
+        run: as it would be without a race.
+        config: as it was given.
 
     Raises:
-        ConfigError: a race is asked for, but the data are no features, or there are too few steps.
+        ConfigError: the data are of another kind, the model of features is given, there are too few steps, or nothing is left
+            open that could race.
     """
-    if config.settings.model.start is None:
-        is_open = config.objects.model is None
-        return is_open and run.splits.kind == "features" and run.steps == DEFAULT_STEPS
-    if run.splits.kind != "features":
-        raise ConfigError(f"start is race, but the data are {run.splits.kind}: only models of features race. Leave it out")
-    starts = len(plugins.defaults().STARTS)
-    if run.steps < starts:
-        raise ConfigError(f"start is race, and {starts} models need a step each, but steps is {run.steps}")
-    return True
+    of_kind = {"features": _models_of_features, "images": _settings_of_images}.get(run.splits.kind)
+    if of_kind is None:
+        raise ConfigError(f"start is race, but the data are {run.splits.kind}: only features and pictures race. Leave it out")
+    given = {key: value for key, value in config.as_dict().items() if key != "start"}
+    return {
+        name: RunConfig.create(**{**given, "start": "preset", **values}).with_objects(config.objects)
+        for name, values in of_kind(run, config, given).items()
+    }
+
+
+def _models_of_features(run: Run, config: RunConfig, given: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """What is different in each racer."""
+    model, starts = config.settings.model, plugins.defaults().STARTS
+    named = {"model": model.trunk, "init": model.init}
+    if taken := next((f"{key} is {value}" for key, value in named.items() if value is not None), None):
+        raise ConfigError(f"start is race, which chooses the model, but {taken}. Leave one of them out")
+    if run.steps < len(starts):
+        raise ConfigError(f"start is race, and {len(starts)} models need a step each, but steps is {run.steps}")
+    steps = {"steps": run.steps // len(starts)}
+    return {values["model"]: {key: given.get(key, values[key]) for key in values} | steps for values in starts}
+
+
+def _settings_of_images(run: Run, config: RunConfig, given: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """What is different in each racer. Losses and a rate that are given stay as they are."""
+    settings, defaults = config.settings, plugins.defaults()
+    takes_others = settings.losses.names == defaults.LOSSES and settings.ensemble.weights is None
+    takes_others &= not set(defaults.LOSSES) & given.keys()  # options of losses
+    racers: dict[str, dict[str, Any]] = {"unchanged": {}}
+    if takes_others:
+        racers["+".join(defaults.RACED_LOSSES)] = {"plugins": defaults.RACED_LOSSES}
+    if settings.optimiser.learning_rate is None:
+        rate = run.config.settings.optimiser.learning_rate
+        assert rate is not None
+        racers[f"rate {defaults.RACED_RATE * rate:g}"] = {"learning_rate": defaults.RACED_RATE * rate}
+    if len(racers) == 1:
+        raise ConfigError("start is race, but losses and learning rate are given: nothing is left to choose. Leave one out")
+    return racers
 
 
 def check_is_no_race(folder: RunFolder) -> None:
@@ -63,13 +104,17 @@ def check_is_no_race(folder: RunFolder) -> None:
 
 
 def race(
-    config: RunConfig, run: Run, score: Callable[..., float], note: Callable[[str], None], recorded: RecordedSplit | None
+    racers: dict[str, RunConfig],
+    run: Run,
+    score: Callable[..., float],
+    note: Callable[[str], None],
+    recorded: RecordedSplit | None,
 ) -> tuple[dict[str, Any], RecordedSplit | None]:
-    """Train each model for its share of the steps. The folder of the run becomes that of the best one, as if it had trained
+    """Train each racer. The folder of the run becomes that of the best one, as if it had trained
     there. Several processes all call this.
 
     Args:
-        config: as it was given.
+        racers: of `racers_of`.
         run: as it would be without a race; its folder is locked.
         score: trains a configuration in a folder and returns the best MAP@R of the validation part. It takes the split, the
             loggers of the training, and the state of a checkpoint to go on from.
@@ -82,29 +127,27 @@ def race(
     Raises:
         Interrupted: the same command goes on.
     """
-    starts, folder = plugins.defaults().STARTS, run.folder
-    given = {key: value for key, value in config.as_dict().items() if key != "start"}
+    folder = run.folder
     digest = None if recorded is None else hashlib.sha256(recorded.to_json()).hexdigest()
-    about = {"settings": plain(given), "starts": plain(starts), "split": digest}
+    about = {"racers": {name: plain(racer.as_dict()) for name, racer in racers.items()}, "split": digest}
     goes_on = _of_first(run, lambda: _is_begun(folder.path / PLACE, about, note))
     scores: dict[str, float] = {}
     try:
-        for values in starts:
-            values = {**values, **given, "steps": run.steps // len(starts)}
-            place = type(folder)(folder.path / PLACE / values["model"])  # which this process writes or not, as that of the run
+        for name, racer in racers.items():
+            place = type(folder)(folder.path / PLACE / name)  # which this process writes or not, as that of the run
             state = checkpoints.load_newest(place.checkpoints, note) if goes_on and place.is_begun else None
             if state is not None and recorded is None:  # that of all, as the data may have grown since
                 recorded = RecordedSplit.read(place.split)
             done = "" if state is None else f", {state['step']} done already"
-            note(f"start {len(scores) + 1} of {len(starts)}: {values['model']}, {values['steps']} steps{done}")
-            candidate = RunConfig.create(**values).with_objects(run.config.objects)
+            steps = racer.settings.run.steps or run.steps
+            note(f"start {len(scores) + 1} of {len(racers)}: {name}, {steps} steps{done}")
             listeners = [_Progress(note)] if run.writes else []
-            scores[values["model"]] = score(candidate, place, recorded=recorded, loggers=listeners, state=state)
-            note(f"  best MAP@R of the validation part: {scores[values['model']]:.3f}")
+            scores[name] = score(racer, place, recorded=recorded, loggers=listeners, state=state)
+            note(f"  best MAP@R of the validation part: {scores[name]:.3f}")
     except KeyboardInterrupt as interrupt:
-        text = f"interrupted while {len(starts)} starts raced. Go on by the same command with --out {folder.path}"
+        text = f"interrupted while {len(racers)} starts raced. Go on by the same command with --out {folder.path}"
         raise Interrupted(text, status_of(interrupt)) from None
-    best = max(scores, key=lambda name: scores[name])  # of equals the first, which is the simpler one
+    best = max(scores, key=lambda name: scores[name])  # of equals the first, which is the simpler one, or what was given
     note(f"taken: {best}")
     _of_first(run, lambda: _take(folder, RunFolder(folder.path / PLACE / best)))
     state = checkpoints.load_newest(folder.checkpoints, note)

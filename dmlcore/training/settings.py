@@ -41,9 +41,7 @@ class Settings:
         if self.data.views is not None and self.losses.is_automatic:
             raise ConfigError("plugins is auto, which tries losses with classes, but views learns without: name losses")
         if self.model.start == "race" and (reason := self._why_no_race()):
-            raise ConfigError(
-                f"start is race, but {reason}: it compares one embedding of features by steps. Leave one of them out"
-            )
+            raise ConfigError(f"start is race, but {reason}: it compares one embedding by steps. Leave one of them out")
         if self.ensemble.heads_see == "blocks" and self.model.head_start == "principal":
             raise ConfigError("head_start is principal, but heads_see is blocks: only heads that see all features begin so")
         names, weights = self.losses.names, self.ensemble.weights
@@ -55,8 +53,8 @@ class Settings:
             raise ConfigError(f"weights has {len(weights)} numbers for {len(names)} losses ({', '.join(names)})")
 
     @property
-    def races_features(self) -> bool:
-        """Whether a run on features begins with a race: it says so, or it leaves open all that a race decides."""
+    def may_race(self) -> bool:
+        """Whether a run may begin with a race: it says so, or it leaves open all that a race on features decides."""
         if self.model.start is not None:
             return self.model.start == "race"
         fields = [f for f in dataclasses.fields(self.model) if f.name != "shard_model"]  # which says only where weights lie
@@ -65,7 +63,7 @@ class Settings:
         return is_open and self._why_no_race() is None
 
     def _why_no_race(self) -> str | None:
-        """Why one embedding of features cannot be compared by steps."""
+        """Why one embedding cannot be compared by steps."""
         beside = {
             "plugins is auto": self.losses.is_automatic,
             "validation is none": self.run.validation == "none",

@@ -26,7 +26,7 @@ from dmlcore.training.members import SEARCH, choose_members
 from dmlcore.training.memory_needed import bytes_needed
 from dmlcore.training.objects import Objects, check_objects, parted
 from dmlcore.training.processes import Processes, folder_for, together
-from dmlcore.training.race import check_is_no_race, race, races
+from dmlcore.training.race import check_is_no_race, race, racers_of, races
 from dmlcore.training.run import Run
 from dmlcore.training.sources import Source
 
@@ -217,10 +217,11 @@ def _train(
     run = _built(config, folder, recorded, state, processes)
     if state is not None and run.steps < state["step"]:
         raise ConfigError(f"the run in {folder.path} has done {state['step']} steps already, more than {run.steps}")
-    if state is None and config.settings.races_features and races(run, config):
+    if state is None and config.settings.may_race and races(run, config):
+        racers = racers_of(run, config)
         folder.lock(note)
         score = functools.partial(validation_score, processes=processes)
-        state, recorded = race(config, run, score, note, recorded)
+        state, recorded = race(racers, run, score, note, recorded)
         run = _built(RunConfig.read(folder.config).with_objects(config.objects), folder, recorded, state, processes)
     _divide(run)
     plugins.plugin_files.remember(run.config.toml())

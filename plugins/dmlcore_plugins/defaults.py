@@ -10,6 +10,8 @@ STARTS = (  # settings of the trunks that a race on features begins with
     {"model": "identity", "learning_rate": 2e-3, "eval_every": 25},
     {"model": "mlp", "learning_rate": 2e-3, "eval_every": 25},
 )
+RACED_LOSSES = ("ms", "sup_con")  # of a race on pictures, beside the default losses: docs/reports/outside.md has both
+RACED_RATE = 2  # times the default rate, in a race on pictures
 SAMPLER = "class_balanced"
 SAMPLER_OF_VIEWS = "views"  # without labels
 PUBLISHED_ENSEMBLE = {  # WEL and WEDL: the prior weight of each loss, and its options

@@ -36,9 +36,11 @@ class ModelSettings:
     """How the embedding head begins: at `random`, or as the `principal` axes of the trunk's features, which keeps what a
     trained trunk, or features, know already (default: `principal` for these, else `random`)."""
     start: Literal["preset", "race"] | None = None
-    """How the model of features is chosen where none is named: the `preset` of one trunk, or a `race` of two. Each of these
-    trains for half of the steps, and the better one on the validation part is kept: a linear map that begins as the features,
-    and one with hidden units beside them (default: `race` where model, length, rate and steps are left open; else `preset`)."""
+    """How a run on features or pictures begins: by the `preset` of its trunk, or with a `race` of a few settings, of which the
+    best one on the validation part is the run. On features two models race, each for half of the steps: a linear map that
+    begins as the features, and one with hidden units beside them. On pictures the losses and the rate race, each setting for
+    all of the steps: three times the work (default: `race` on features, where model, length, rate and steps are left open;
+    else `preset`)."""
     init: str | None = None
     """Folder of a run whose best weights the model begins with. A head of another length begins anew."""
     compile: bool = False
@@ -80,9 +82,6 @@ class ModelSettings:
         if self.head_start == "principal" and not self.can_start_principal:
             what = f"head is {self.head}" if self.head != "linear" else f"head_norm is {self.head_norm}"
             raise ConfigError(f"head_start is principal, but {what}: only a linear head on the features themselves begins so")
-        if self.start == "race" and (self.trunk is not None or self.init is not None):
-            named = f"model is {self.trunk}" if self.trunk is not None else f"init is {self.init}"
-            raise ConfigError(f"start is race, which chooses the model, but {named}. Leave one of them out")
         if self.head == "none" and self.head_norm != "none":
             raise ConfigError(f"head_norm is {self.head_norm}, but head is none: there is no head that it could stand before")
         if self.head != "mlp" and self.head_hidden is not None:
