@@ -97,11 +97,13 @@ def _measurements(options: argparse.Namespace) -> list:
         rivals = options.rivals.split(",") if options.rivals else cases.RIVALS
         without = {"compiled"} if options.no_compile or options.quick else set()
         measurements = cases.grid(sizes, widths, tuple(rival for rival in rivals if rival not in without))
-    cases = options.case.split(",") if options.case else None
+    cases, rivals = (text.split(",") if text else None for text in (options.case, options.rivals))
     return [
         measurement
         for measurement in measurements
-        if (options.only is None or options.only in measurement.case) and (cases is None or measurement.case in cases)
+        if (options.only is None or options.only in measurement.case)
+        and (cases is None or measurement.case in cases)
+        and (rivals is None or measurement.rival in rivals)
     ]
 
 

@@ -160,7 +160,7 @@ def grid(
             for d in widths:
                 for n in sizes or [128, 512, 2048, 4096, 8192]:
                     for rival in rivals:
-                        if rival != "compiled" or n in (512, 2048):
+                        if rival != "threads" and (rival != "compiled" or n in (512, 2048)):  # threads are two, below
                             yield measurement(case, rival, n, d)
                     if case in ("five", "ms") and n >= 2048:
                         yield measurement(case, "threads", n, d, threads=2)

@@ -152,7 +152,15 @@ def measure(measurement: Measurement, seconds: float) -> Row:
     slow = first > seconds
     if first > 4 * seconds:  # the step that is measured already has to do
         del arms[measurement.rival]
-    times = interleaved(arms, budget=seconds, least=1 if slow else 3, most=1 if slow else 400, clock=clock)
+
+    def prepare(name: str) -> None:
+        # a new number of threads starts or ends some, and a core that rested wakes slowly: no user pays that at each step
+        if measurement.rival == "threads":
+            torch.set_num_threads(measurement.threads if name == "threads" else 1)
+            for _ in range(3):
+                run()
+
+    times = interleaved(arms, budget=seconds, least=1 if slow else 3, most=1 if slow else 400, clock=clock, prepare=prepare)
     times.setdefault(measurement.rival, [first])
     return row | _figures(measurement, times)
 
@@ -160,10 +168,10 @@ def measure(measurement: Measurement, seconds: float) -> Row:
 def _arms(
     measurement: Measurement, module: Any, run: Callable[[], object], x: Tensor, y: Tensor
 ) -> dict[str, Callable[[], object]]:
-    """What takes turns, each run once: the rival's step, the fused one and the bare products."""
+    """What takes turns: the rival's step, the fused one and the bare products."""
     arms = {measurement.rival: run}
     if measurement.rival == "threads":
-        arms = {"threads": _with_threads(measurement.threads, run), "one": _with_threads(1, run)}
+        arms = {"threads": run, "one": run}
     elif measurement.rival != "fused":
         arms["fused"] = step(module, module, x, y)
     arms["products"] = products(measurement, module, x)
@@ -190,14 +198,6 @@ def _figures(measurement: Measurement, times: dict[str, list[float]]) -> Row:
         "microseconds": 1e6 * median,
         "members": len(members(measurement.case)),
     }
-
-
-def _with_threads(count: int, run: Callable[[], object]) -> Callable[[], object]:
-    def both() -> None:
-        torch.set_num_threads(count)
-        run()
-
-    return both
 
 
 def main() -> None:

@@ -28,6 +28,7 @@ def interleaved(
     least: int = 3,
     most: int = 40,
     clock: Callable[[], float] = time.process_time,
+    prepare: Callable[[str], object] = lambda name: None,
 ) -> dict[str, list[float]]:
     """Seconds of every arm, measured in turn.
 
@@ -36,6 +37,7 @@ def interleaved(
         budget: seconds for all arms and repeats together, beyond `least` repeats.
         least, most: repeats.
         clock: process CPU time, or a wall clock where several threads work.
+        prepare: what is done before an arm runs, and is not measured.
 
     Returns:
         Seconds per repeat.
@@ -46,6 +48,7 @@ def interleaved(
         if repeat >= least and clock() - start > budget:
             break
         for name, run in arms.items():
+            prepare(name)
             before = clock()
             run()
             times[name].append(clock() - before)
