@@ -144,7 +144,7 @@ SITUATIONS: dict[str, float] = {
     "arcface, 100,000 proxies": 1.15,
     "proxy_anchor, 100,000 proxies": 1.15,
     "mined by windows": 1.3,
-    "mined semihard": 2.0,
+    "mined semihard, separated classes": 2.0,
     "smooth_ap, separated classes of 64": 4.0,
     "smooth_ap, separated classes of 256": 8.0,
     "smooth_ap, separated classes of 512": 15.0,

@@ -55,7 +55,7 @@ CASES: dict[str, tuple[str, int, int, Any]] = {  # kind, N, d, what else
     "snr_contrastive": ("mixed", 2048, 128, ("snr_contrastive", {})),
     "intra_pair_variance, N = 128": ("mixed", 128, 128, ("intra_pair_variance", {})),
     "training step on features, default losses": ("training", 128, 384, None),
-    "mined semihard": ("separated", 2048, 128, ("contrastive", {"miner": "semihard"})),
+    "mined semihard, separated classes": ("separated", 2048, 128, ("contrastive", {"miner": "semihard"})),
 }
 STARTS: dict[str, list[str]] = {
     "import torch": ["-c", "import torch"],

@@ -10,8 +10,8 @@ namespace dml {
 
 template <class T> class Choices {
  public:
-  // For a run of the kernels. What was chosen is kept for the next one.
-  void allocate(const Outline& outline, Problem<T>& p) {
+  // For a run of the kernels. What was chosen is kept for the next one; chooses: this one chooses, which takes more.
+  void allocate(const Outline& outline, Problem<T>& p, bool chooses) {
     const int64_t count = int64_t(outline.margins.size());
     if (count == 0) return;
     int64_t spans = 0;
@@ -24,13 +24,17 @@ template <class T> class Choices {
       spans_.resize(2 * spans * p.A + 1);
     }
     const int64_t positives = starts_[p.A];
-    T *span = spans_.data(), *near = near_.resize(count * positives + 1);
-    int32_t *which = which_.resize(count * positives + 1), *left = left_.resize(count * p.A + 1);
+    if (chooses) near_.resize(count * positives + 1), which_.resize(count * positives + 1), left_.resize(count * p.A + 1);
+    T* span = spans_.data();
     list_.clear();
     for (int64_t k = 0; k < count; ++k) {
       const int64_t most = most_spans_of(outline, outline.margins[k]);
       list_.push_back({outline.margins[k], starts_.data(), kept_.data() + k * positives, most, span_counts_.data() + k * p.A,
-                       span, near + k * positives, which + k * positives, left + k * p.A});
+                       span, nullptr, nullptr, nullptr});
+      Semihard& last = list_.back();
+      if (chooses)
+        last.near = near_.data() + k * positives, last.which = which_.data() + k * positives,
+        last.left = left_.data() + k * p.A;
       span += 2 * most * p.A;
     }
     p.semihard = list_.data(), p.semihard_count = int(count);

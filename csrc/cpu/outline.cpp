@@ -218,7 +218,7 @@ template <class T> std::vector<std::pair<std::string, int64_t>> summary(const Ou
           {"slot_bytes", plan.slot_cells * number},
           {"kept_bytes", kept},
           {"forward_bytes", scratch + choosing + 2 * values * number},
-          {"backward_bytes", scratch + backward * number}};
+          {"backward_bytes", scratch + (plan.chunks.size() > 1 ? choosing : 0) + backward * number}};
 }
 
 template Outline outline_of<float>(const Rows&, const Rows*, int64_t, const std::vector<FunctorCall>&, const Relations&,

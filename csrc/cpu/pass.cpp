@@ -53,7 +53,7 @@ template <class T> class Pass final : public PassBase {
     Buffer<T> sorted;
     const int64_t numbers = int64_t(p_.value_count) * p_.A;
     T *v = sorted.resize(2 * numbers), *c = v + numbers;
-    allocate();
+    allocate(true);
     means_.find(kernels_, p_, outline_.functors, anchors_.broken.data());
     std::memset(p_.table_totals, 0, size_t(2 * p_.table_cells * p_.threads) * sizeof(int64_t));
     for (const Chunk& chunk : outline_.plan.chunks) {
@@ -89,7 +89,7 @@ template <class T> class Pass final : public PassBase {
   }
 
   void open() override {
-    allocate();
+    allocate(true);
     enter(outline_.plan.chunks.front());                               // without slots there are no others
     kernels_.forward(p_, kOpen, nullptr, nullptr);
   }
@@ -173,7 +173,7 @@ template <class T> class Pass final : public PassBase {
     else if (!is_written_) anchor_grads_.resize(p_.A * p_.D);
     if (!p_.self && references.data && !(streams && !streams_anchors)) zeros(reference_grads_, p_.N * p_.D);
     else if (!p_.self && references.data && !is_written_) reference_grads_.resize(p_.N * p_.D);
-    allocate();
+    allocate(outline_.plan.chunks.size() > 1);                         // each chunk is then opened again
     p_.cotangents = w;
     p_.table_slopes = slopes_of_tables(table_cotangents);
     T* slope = zeros(slopes_, outline_.slope_cells);
@@ -302,7 +302,7 @@ template <class T> class Pass final : public PassBase {
   }
 
   // Memory that lives from forward to backward is kept; what one phase needs alone is given back by leave().
-  void allocate() {
+  void allocate(bool opens) {
     const Plan& plan = outline_.plan;
     p_.most_positives = plan.most_positives;                           // scratch memory for the largest chunk
     for (FunctorState& f : outline_.functors) f.search_cells = search_cells_of<T>(f, plan.most_positives);
@@ -322,7 +322,7 @@ template <class T> class Pass final : public PassBase {
     p_.stored = stored_.data(), p_.stored_positives = stored_positives_.data();
     T* stat = stats_.data();
     double* total = totals_.data();
-    choices_.allocate(outline_, p_);
+    choices_.allocate(outline_, p_, opens);
     for (FunctorState& f : outline_.functors) {
       f.limits_at = stat, stat += f.limits * p_.stride;
       f.sums_at = stat, stat += f.sums * p_.stride;
