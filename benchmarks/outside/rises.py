@@ -99,13 +99,12 @@ def long_verdicts(rows: Rows, option: str | Rise, other: str | Rise, name: str =
 
 
 def confirmed(rows: Rows) -> list[Rise]:
-    """What new seeds and longer runs compare with today's default: another rate by rule 2, and the candidate of rule 4 unless
-    data sets left out have refuted it."""
+    """What new seeds and longer runs compare with today's default: another rate that rule 2 takes, which decides nothing, and
+    the candidate of rule 4 unless data sets left out have refuted it."""
     options = []
     means, now = rule.searched(rows, plan.DEFAULT_SIZE), rule.today(plan.DEFAULT_SIZE)
-    if means and rule.changes([gain for _, gain in rule.left_out(means, now).values()]):
-        point = rule.takes(means, means)
-        options += [(*TODAY[:2], point[-1])] if point[:-1] == now[:-1] else []
+    if means and (point := rule.takes(means, means)) != now and point[:-1] == now[:-1]:
+        options.append((*TODAY[:2], point[-1]))
     if (option := candidate(rows)) and option != TODAY and conditions(rows)["data sets left out"] is not False:
         options.append(option)
     return list(dict.fromkeys(options))
