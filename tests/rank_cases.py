@@ -454,6 +454,9 @@ def refusals(rank: int) -> dict[str, str]:
         group.step = rank
         stepped(x, y)
 
+    def in_manner(**manner: Any) -> None:
+        dmlcore.LossEnsemble(["ms"], group=Group(**manner))(x, y)
+
     class Drawing(Sideways):
         name = "drawing"
 
@@ -471,6 +474,9 @@ def refusals(rank: int) -> dict[str, str]:
         "other widths": refused(lambda: joined(x[:, : WIDTH - rank], y)),
         "other losses": refused(lambda: dmlcore.distributed(create("ms", alpha=2.0 + rank))(x, y)),
         "other steps": refused(at_another_step),
+        "other work": refused(lambda: in_manner(work="divided" if rank else "auto")),
+        "other transport": refused(lambda: in_manner(transport="bf16" if rank else "full")),
+        "other gradients": refused(lambda: in_manner(gradients="sum" if rank else "mean")),
         "draws": refused(lambda: dmlcore.distributed(Drawing())(x, y)),
         "no reduction": refused(lambda: dmlcore.distributed(create("ms", reduction="none"))),
     }

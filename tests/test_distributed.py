@@ -92,6 +92,9 @@ def test_what_cannot_be_right_is_refused_on_every_rank(two) -> None:
         "other widths": ("rank 0 has vectors of 11 numbers",) * 2,
         "other losses": ("rank 1 has another loss than rank 0",) * 2,
         "other steps": ("the ranks are at different steps: [0, 1]; rank 0 left some out",) * 2,
+        "other work": ("the ranks' batches do not fit together",) * 2,
+        "other transport": ("transport bf16",) * 2,
+        "other gradients": ("the sum of gradients",) * 2,
         "draws": ("'drawing' is",) * 2,
         "no reduction": ("reduction 'none'",) * 2,
     }
