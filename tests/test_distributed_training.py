@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import shutil
@@ -20,6 +21,8 @@ import numpy as np
 import pytest
 import torch
 from launched import processes_of
+from PIL import Image
+from test_webdataset import write_shard
 
 from dmlcore import cli
 from dmlcore.data import open_data
@@ -157,6 +160,28 @@ def test_two_processes_make_the_keys_of_one(pictures, tmp_path) -> None:
     done = run("--out", str(tmp_path / "run"), "--processes", "2", *words(values))
     assert done.returncode == 0, done.stderr
     check_same(tmp_path / "run", tmp_path / "alone", 1e-4)  # rounding grows to 2e-5 in ten steps
+
+
+@pytest.mark.slow
+def test_shards_of_webdataset_and_workers_change_nothing(tmp_path) -> None:
+    """Encoded pictures in tar files, which each process reads for its own samples, by other numbers of workers."""
+    draws = np.random.default_rng(0)
+    for shard in range(3):
+        files = []
+        for number in range(8 * 8):
+            key, label = f"{number:03d}", 8 * shard + number % 8
+            pixels = (draws.uniform(size=(12, 12, 3)) * 255).astype(np.uint8) // 2 + 10 * (label % 12)
+            buffer = io.BytesIO()
+            Image.fromarray(pixels).save(buffer, "PNG")
+            files += [(f"{key}.png", buffer.getvalue()), (f"{key}.cls", str(label).encode())]
+        write_shard(tmp_path / "shards" / f"s-{shard}.tar", files)
+    values = settings(tmp_path / "shards", steps=8)
+    train(out=tmp_path / "alone", **values)
+    for workers in (0, 1):
+        folder = tmp_path / f"two-{workers}"
+        done = run("--out", str(folder), "--processes", "2", *words({**values, "workers": workers}))
+        assert done.returncode == 0, done.stderr
+        check_same(folder, tmp_path / "alone", least=7)
 
 
 @pytest.mark.slow

@@ -584,3 +584,13 @@ def test_lists_of_positives_are_checked() -> None:
         fused_rows(
             x, starts[1:], None, None, (FunctorCall("ms", (2.0, 50.0, 0.5, 0.1)),), relations=Relations(None, starts, wrong)
         )
+
+
+def test_an_option_of_cuda_says_nothing_here() -> None:
+    x, y = BATCHES["odd"]
+    calls = (FunctorCall("ms", (2.0, 50.0, 0.5, 0.1)), FunctorCall("triplet_all", (0.1,)))
+    alone = fused_rows(x, y, None, None, calls)
+    with plan_options(one_launch=1):
+        together = fused_rows(x, y, None, None, calls)
+    for expected, rows in zip(alone, together, strict=True):
+        torch.testing.assert_close(rows, expected, rtol=0, atol=0)

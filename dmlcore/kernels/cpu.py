@@ -12,7 +12,7 @@ from torch import Tensor
 from dmlcore.errors import ConfigError
 from dmlcore.kernels import extension
 from dmlcore.kernels.passes import Pass, Target
-from dmlcore.kernels.planning import plan
+from dmlcore.kernels.planning import cpu_options, plan
 from dmlcore.kernels.prepared import PreparedPasses
 
 
@@ -43,7 +43,7 @@ class CpuPasses:
         self.terms = terms
         self.reaching = _reaching(passes, targets) if targets is not None else []
         self.by_term: list[Tensor | None] = []
-        options = getattr(plan, "options", None)  # of tests and measurements: an overridden `threads` wins over PyTorch's
+        options = cpu_options()  # of tests and measurements: an overridden `threads` wins over PyTorch's
         is_double = self.like.dtype == torch.float64
         if options:
             self.passes = module.Passes(is_double, requests, terms, **{"threads": torch.get_num_threads(), **options})

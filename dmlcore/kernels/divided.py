@@ -14,7 +14,7 @@ from dmlcore.kernels import extension
 from dmlcore.kernels.cpu import request_of
 from dmlcore.kernels.fused import keeps_graph, ready_pass, state_of
 from dmlcore.kernels.passes import Pass
-from dmlcore.kernels.planning import plan
+from dmlcore.kernels.planning import cpu_options
 from dmlcore.ranks import Group, board
 from dmlcore.ranks.board import Board
 
@@ -40,7 +40,7 @@ class DividedPasses:
         self.group, self.rank = group, group.rank
         self.like = passes[0].anchors.new_empty(0)
         self.alive = [pass_.relations for pass_ in passes]  # the kernels copy everything else
-        options = {"threads": torch.get_num_threads(), **getattr(plan, "options", {})}
+        options = {"threads": torch.get_num_threads(), **cpu_options()}
         requests = [request_of(pass_, (0, 0), (-1, 0)) for pass_ in passes]
         is_double = self.like.dtype == torch.float64
         self.passes = module.DividedPasses(is_double, requests, rank=self.rank, ranks=group.size, **options)

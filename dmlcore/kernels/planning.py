@@ -44,6 +44,11 @@ def plan_options(**options: int) -> Iterator[None]:
         plan.options = before
 
 
+def cpu_options() -> dict[str, int]:
+    """What this thread overrides of the planner of the CPU's passes."""
+    return {name: value for name, value in getattr(plan, "options", {}).items() if name != "one_launch"}
+
+
 @contextmanager
 def recorded_passes() -> Iterator[list[Pass]]:
     """Collect the passes that this thread begins on the CPU inside a `with` block."""
