@@ -104,6 +104,16 @@ def test_what_changes_between_calls_is_seen(monkeypatch: pytest.MonkeyPatch) -> 
     assert_close(plain(x, y), plain.reference(x, y))
 
 
+def test_vectors_that_are_no_longer_scaled_are_seen() -> None:
+    loss, (x, y) = create("contrastive"), batch(20, 5)
+    for normalise in ((True, True), (False, False), (True, True)):
+        loss.normalise = normalise
+        expected = value_and_gradient(loss.reference, x, y)
+        for _ in range(2):
+            for actual, of_reference in zip(value_and_gradient(loss, x, y), expected, strict=True):
+                assert_close(actual, of_reference)
+
+
 def test_a_copy_finds_out_for_itself() -> None:
     loss = create("ms")
     x, y = batch(24, 6)

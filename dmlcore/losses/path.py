@@ -78,7 +78,13 @@ class Fusion(NamedTuple):
 
     def is_of(self, loss: Any) -> bool:
         """Whether it still says what is fixed about this loss."""
-        return self.owner is loss and self.options is loss.options and self.generation == extension.generation
+        normalise = loss.kernel_normalise or loss.normalise
+        return (
+            self.owner is loss
+            and self.options is loss.options
+            and self.normalise == normalise
+            and self.generation == extension.generation
+        )
 
 
 class Member(NamedTuple):
