@@ -363,3 +363,14 @@ def test_both_ways_of_semihard_mining_choose_the_same(per_class: int, monkeypatc
     for by_sorting, by_comparing in zip(*both, strict=True):
         assert torch.equal(by_sorting, by_comparing)
     assert per_class == 1 or (both[0][0].any() and both[0][1].any())
+
+
+@pytest.mark.parametrize("miner", sorted(plugins.registry("miner")))
+def test_no_anchors_choose_nothing(miner: str) -> None:
+    """As a rank without samples has it: there are references, and nobody compares them."""
+    references, labels = torch.randn(6, 8, dtype=torch.float64), torch.tensor([0, 0, 1, 1, 2, 2])
+    loss = create("contrastive", miner=miner)
+    for function in (loss, loss.reference):
+        x = torch.zeros(0, 8, dtype=torch.float64, requires_grad=True)
+        value = function(x, labels[:0], references=references, reference_labels=labels)
+        assert value == 0

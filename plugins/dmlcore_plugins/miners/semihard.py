@@ -47,7 +47,7 @@ class Semihard(Miner):
         return self.options.margin if type(self).masks is Semihard.masks else None
 
     def masks(self, similarities: Tensor, positive: Tensor, negative: Tensor, compared: Compared) -> tuple[Tensor, Tensor]:
-        if similarities.shape[1] == 0:
+        if 0 in similarities.shape:
             return positive, negative
         d, margin = distances(similarities), self.options.margin
         counts = positive.sum(1)
