@@ -52,6 +52,14 @@ def test_repeating_gives_the_bits_of_the_first_call(case: Case, dtype: torch.dty
             assert before.dtype == after.dtype and torch.equal(before, after)
 
 
+@pytest.mark.parametrize("case", FUSED, ids=lambda case: case.id)
+def test_a_batch_of_none_has_a_gradient(case: Case) -> None:
+    loss, (x, y) = case.create(), (X[:0], Y[:0])
+    for function in (loss, loss.reference):
+        value, gradient = value_and_gradient(function, x, y)
+        assert torch.isfinite(value) and gradient.shape == x.shape
+
+
 def test_an_ensemble_repeats_with_all_it_tells() -> None:
     names = (*FIVE, "n_pair")  # which does not normalise: a pass of its own
     repeating = LossEnsemble([create(name) for name in names], weights=[1.0, 2.0, 0.5, 1.0, 3.0, 0.1])

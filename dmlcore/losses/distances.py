@@ -142,7 +142,7 @@ def masked_logsumexp(exponents: Tensor, mask: Tensor, *, plus_one: bool = False)
         masked = torch.cat([masked, masked.new_zeros(masked.shape[0], 1)], dim=1)  # [A, N + 1]
         return torch.logsumexp(masked, dim=1)
     if masked.shape[1] == 0:
-        return masked.new_full((masked.shape[0],), lowest)
+        return masked.sum(dim=1) + lowest  # with a history, as where there are some
     some = mask.any(dim=1)
     safe = torch.where(some[:, None], masked, torch.zeros_like(masked))
     return torch.where(some, torch.logsumexp(safe, dim=1), torch.full_like(safe[:, 0], lowest))
