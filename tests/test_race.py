@@ -171,21 +171,21 @@ def pictures() -> tuple[np.ndarray, np.ndarray]:
     return np.clip(centres[labels] + generator.normal(0, 120, (144, 8, 8)), 0, 255).astype(np.uint8), labels
 
 
-QUICK_PICTURES: dict[str, Any] = {**QUICK, "model": "conv", "conv": {"channels": [4, 8]}, "plugins": None}
+QUICK_PICTURES: dict[str, Any] = {key: value for key, value in QUICK.items() if key != "plugins"}
+QUICK_PICTURES |= {"model": "conv", "conv": {"channels": [4, 8]}}
 
 
 def test_pictures_race_for_all_of_the_steps(tmp_path: Path) -> None:
-    values = {key: value for key, value in QUICK_PICTURES.items() if value is not None}
     racers: dict[str, dict[str, Any]] = {
         "unchanged": {},
         "ms+sup_con": {"plugins": "ms,sup_con"},
         "rate 0.008": {"learning_rate": 8e-3},
     }
     listener = Listener()
-    result = train(out=tmp_path / "raced", data=pictures(), start="race", loggers=[listener], **values)
+    result = train(out=tmp_path / "raced", data=pictures(), start="race", loggers=[listener], **QUICK_PICTURES)
     told = [text for text in listener.texts if text.startswith("start ")]
     assert told == [f"start {place} of 3: {name}, 8 steps" for place, name in enumerate(racers, 1)]
-    alone = {name: train(out=tmp_path / name, data=pictures(), **{**values, **more}) for name, more in racers.items()}
+    alone = {name: train(out=tmp_path / name, data=pictures(), **{**QUICK_PICTURES, **more}) for name, more in racers.items()}
     best = max(alone, key=lambda name: alone[name]["metrics"]["validation"]["map@r"])
     assert listener.texts.count(f"taken: {best}") == 1
     for key in ("metrics", "baselines", "chosen_step", "steps_done"):
@@ -195,12 +195,11 @@ def test_pictures_race_for_all_of_the_steps(tmp_path: Path) -> None:
 
 
 def test_pictures_race_by_what_is_open(tmp_path: Path) -> None:
-    values = {key: value for key, value in QUICK_PICTURES.items() if value is not None}
 
     def told(**more: Any) -> list[str]:
         listener = Listener()
         name = "-".join(more)
-        train(out=tmp_path / name, data=pictures(), start="race", loggers=[listener], **{**values, "steps": 2, **more})
+        train(out=tmp_path / name, data=pictures(), start="race", loggers=[listener], **{**QUICK_PICTURES, "steps": 2, **more})
         return [text.split(": ")[1].split(",")[0] for text in listener.texts if text.startswith("start ")]
 
     assert told(plugins="ms") == ["unchanged", "rate 0.008"]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from functools import partial
 
-from benchmarks.outside import plan, rises, rule
+from benchmarks.outside import plan, racing, rises, rule
 from benchmarks.outside.plan import DATA, PLAIN, RATED, SEEDS, TODAY, Cell
 from benchmarks.outside.stored import Rows, rate_of
 
@@ -57,13 +57,10 @@ def long_compared(rows: Rows) -> Iterator[Cell]:
 
 def raced(rows: Rows) -> Iterator[Cell]:
     """The racers of question 6, with new seeds and in longer runs."""
-    for racer in plan.RACERS:
-        yield from (plan.rise_cell(data, seed, racer) for seed in plan.NEW_SEEDS for data in DATA)
-    for racer in plan.RACERS:
-        for seed in plan.LONG_SEEDS:
-            yield from (
-                cell for data in DATA if (cell := rises.long_cell(rows, data, seed, "default" if racer == TODAY else racer))
-            )
+    for part in racing.PARTS:
+        for seed in racing.seeds_of(part):
+            for data in DATA:
+                yield from racing.cells(rows, data, seed, part)
 
 
 def stages(rows: Rows) -> list[Callable[[], Iterator[Cell]]]:

@@ -30,20 +30,21 @@ def winner(rows: Rows, raced: Sequence[Cell]) -> int | None:
     return scores.index(max(scores))
 
 
-def _seeds(part: str) -> Sequence[int]:
+def seeds_of(part: str) -> Sequence[int]:
+    """The seeds that the race is judged with."""
     return plan.NEW_SEEDS if part == "compare" else plan.LONG_SEEDS
 
 
 def places(rows: Rows, data: str, part: str) -> list[int]:
     """Which racer won with each seed."""
-    every = [winner(rows, cells(rows, data, seed, part)) for seed in _seeds(part)]
+    every = [winner(rows, cells(rows, data, seed, part)) for seed in seeds_of(part)]
     return [place for place in every if place is not None]
 
 
 def figures(rows: Rows, data: str, part: str, name: str = "served") -> BySeed:
     """Test MAP@R of the race by seed."""
     own: BySeed = {}
-    for seed in _seeds(part):
+    for seed in seeds_of(part):
         raced = cells(rows, data, seed, part)
         if (place := winner(rows, raced)) is not None:
             own[seed] = figure(rows, raced[place], name)

@@ -71,7 +71,7 @@ def _models_of_features(run: Run, config: RunConfig, given: dict[str, Any]) -> d
     if run.steps < len(starts):
         raise ConfigError(f"start is race, and {len(starts)} models need a step each, but steps is {run.steps}")
     steps = {"steps": run.steps // len(starts)}
-    return {values["model"]: {key: given.get(key, values[key]) for key in values} | steps for values in starts}
+    return {values["model"]: {**values, **given, **steps} for values in starts}
 
 
 def _settings_of_images(run: Run, config: RunConfig, given: dict[str, Any]) -> dict[str, dict[str, Any]]:
